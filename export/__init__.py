@@ -1,0 +1,1 @@
+"""Turns checkpoints into engine directories. The runtime never imports this package."""

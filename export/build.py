@@ -1,0 +1,169 @@
+"""From a checkpoint to an engine directory: graphs, tokenizer, check, and the manifest last."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from runtime.errors import EngineDirError
+from runtime.manifest import FILE_NAME, SCHEMA, File, Graph, Limits, Manifest, Model, Source, Tensor, Tokens, load_manifest, sha256_of
+
+from .check import check_target
+from .checkpoint import Checkpoint
+from .errors import ExportError
+from .gguf import GgufCheckpoint
+from .plan import Plan
+from .sample import build_sample
+from .target import PRECISIONS, TargetWriter
+from .tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, TokenizerFiles, tokenizer_of_directory, tokenizer_of_gguf
+from .weights import WeightFile
+
+SPAN_STEP = 64
+Progress = Callable[[str, int, int], None]
+"""(stage, done, total)"""
+
+
+def is_current(plan: Plan, source: Source) -> bool:
+    """Whether the directory already holds exactly this export, unharmed."""
+    try:
+        return load_manifest(plan.directory).source == source
+    except EngineDirError:
+        return False
+
+
+def source_of(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Source:
+    """What decides whether an existing directory is up to date."""
+    files = tuple((name, size, modified) for name, size, modified in checkpoint.fingerprint())
+    return Source(str(checkpoint.path.name), files, {**options, "resps": version("resps")})
+
+
+def export(plan: Plan, checkpoint: Checkpoint, source: Source, chat_template: str | None, progress: Progress) -> Manifest:
+    """Write the whole directory beside its place and move it there when it is complete and checked.
+
+    Raises ExportError; whatever happens, nothing unfinished is left at ``plan.directory``, and what was there stays until then.
+    """
+    _expect_replaceable(plan.directory)
+    parent = plan.directory.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(parent).free
+    if free < plan.disk_bytes:
+        raise ExportError(
+            f"{parent} has {free >> 20} MiB free, the export needs {plan.disk_bytes >> 20} — free some space or use another --out"
+        )
+    with _scratch_directory(plan.directory) as scratch:
+        manifest = _write(scratch, plan, checkpoint, source, chat_template, progress)
+        _move_into_place(scratch, plan.directory)
+    return manifest
+
+
+def _write(scratch: Path, plan: Plan, checkpoint: Checkpoint, source: Source, chat_template: str | None, progress: Progress) -> Manifest:
+    arch, precision = checkpoint.arch, PRECISIONS[plan.precision]
+    tokenizer = _tokenizer_files(checkpoint, chat_template)
+    with WeightFile(scratch / "target.data") as weights:
+        writer = TargetWriter(checkpoint, precision, plan.capacity, weights)
+        for done in writer.build():
+            progress("target", done, arch.layers)
+    known = {"target.data": File(weights.sha256, weights.size)}
+    models = {"target": writer.model(), "sample": build_sample(arch.vocab)}
+    for name, model in models.items():
+        onnx.save(model, scratch / f"{name}.onnx")
+        onnx.checker.check_model(str(scratch / f"{name}.onnx"))
+    (scratch / TOKENIZER_FILE).write_text(tokenizer.tokenizer_json, encoding="utf-8")
+    if tokenizer.chat_template:
+        (scratch / TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
+    progress("check", 0, 1)
+    check = check_target(scratch / "target.onnx", checkpoint, precision, plan.capacity)
+    progress("check", 1, 1)
+    files = {file.name: known.get(file.name) or File(sha256_of(file), file.stat().st_size) for file in sorted(scratch.iterdir())}
+    manifest = Manifest(
+        schema=SCHEMA,
+        model=plan.model,
+        precision=plan.precision,
+        backend="onnxruntime",
+        shape=Model(arch.layers, arch.kv_heads, arch.head_dim, arch.hidden, arch.vocab, arch.captured),
+        limits=Limits(plan.context, plan.capacity, max(plan.tree_sizes), plan.prefill_rows, SPAN_STEP),
+        tree_sizes=plan.tree_sizes,
+        tokens=Tokens(TOKENIZER_FILE, TEMPLATE_FILE if tokenizer.chat_template else None, tokenizer.stop, tokenizer.bos),
+        graphs={name: _described(f"{name}.onnx", model) for name, model in models.items()},
+        files=files,
+        check=check,
+        built_with={name: version(name) for name in ("resps", "onnx", "onnxruntime")},
+        source=source,
+    )
+    (scratch / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _tokenizer_files(checkpoint: Checkpoint, chat_template: str | None) -> TokenizerFiles:
+    if isinstance(checkpoint, GgufCheckpoint):
+        return tokenizer_of_gguf(checkpoint)
+    return tokenizer_of_directory(checkpoint.path, chat_template)
+
+
+def _described(file: str, model: onnx.ModelProto) -> Graph:
+    """The graph's tensors as the manifest states them."""
+
+    def tensors(values: Any) -> dict[str, Tensor]:
+        return {
+            value.name: Tensor(
+                onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+                tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
+            )
+            for value in values
+        }
+
+    return Graph(file, tensors(model.graph.input), tensors(model.graph.output))
+
+
+def _expect_replaceable(directory: Path) -> None:
+    """Never overwrite what the exporter did not make."""
+    if directory.exists() and not (directory / FILE_NAME).is_file() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ExportError(f"{directory} exists and is no engine directory — move it away, or choose another --out or --name")
+
+
+@contextlib.contextmanager
+def _scratch_directory(directory: Path) -> Iterator[Path]:
+    """A hidden sibling, removed on the way out; those of runs that were killed are removed too."""
+    prefix = f".{directory.name}.partial-"
+    for stale in directory.parent.glob(f"{prefix}*"):
+        owner = stale.name.removeprefix(prefix).split("-")[0]
+        if owner.isdecimal() and not _alive(int(owner)):
+            shutil.rmtree(stale, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=directory.parent))
+    scratch.chmod(0o755)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _move_into_place(scratch: Path, directory: Path) -> None:
+    """Two renames on one file system: a reader sees the old directory, for an instant none, or the new one."""
+    for file in scratch.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    if directory.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.partial-{os.getpid()}-", dir=directory.parent))
+        directory.rename(old / "old")
+        scratch.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        scratch.rename(directory)

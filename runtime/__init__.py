@@ -1,0 +1,57 @@
+"""Lossless speculative decoding over an engine directory. ``Decoder`` is the way in.
+
+Importing this package is free: it loads no inference engine, no numpy, nothing that prints or sets anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .decoder import Decoder
+    from .errors import DecoderBusy, DecoderClosed, EngineDirError, EngineFailure, PromptError, RespsError
+    from .request import Chunk
+    from .sampling import Sampling
+    from .stats import Stats
+    from .stream import Result, Stream
+
+_HOMES = {
+    "Chunk": "request",
+    "Decoder": "decoder",
+    "DecoderBusy": "errors",
+    "DecoderClosed": "errors",
+    "EngineDirError": "errors",
+    "EngineFailure": "errors",
+    "PromptError": "errors",
+    "RespsError": "errors",
+    "Result": "stream",
+    "Sampling": "sampling",
+    "Stats": "stats",
+    "Stream": "stream",
+}
+
+__all__ = [
+    "Chunk",
+    "Decoder",
+    "DecoderBusy",
+    "DecoderClosed",
+    "EngineDirError",
+    "EngineFailure",
+    "PromptError",
+    "RespsError",
+    "Result",
+    "Sampling",
+    "Stats",
+    "Stream",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,62 @@
+"""How both commands end: exit codes, one-line errors, closed pipes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from .errors import RespsError
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a click command and return its exit code: 0 ok, 1 failed, 2 usage, 3 engine directory, 130 interrupted.
+
+    An expected failure prints one line on stderr, ``name: what happened — what to do``; a traceback only with ``-vv``.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        result = command.main(arguments, prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else OK
+    except click.UsageError as error:
+        _complain(name, error.format_message(), f"see {name} --help")
+        return USAGE
+    except (click.Abort, KeyboardInterrupt):
+        _complain(name, "interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except RespsError as error:
+        _trace_if_asked()
+        _complain(name, str(error))
+        return error.exit_code
+    except (OSError, MemoryError) as error:
+        _trace_if_asked()
+        _complain(name, f"{type(error).__name__}: {error}", "free some space or memory, check permissions, and try again")
+        return FAILED
+    except Exception as error:  # a defect of ours: still one line, and how to see more
+        _trace_if_asked()
+        _complain(name, f"internal error, {type(error).__name__}: {error}", "run again with -vv and report the traceback")
+        return FAILED
+
+
+def set_verbosity(level: int) -> None:
+    """-v: what is done; -vv: tracebacks too."""
+    logging.basicConfig(level=[logging.WARNING, logging.INFO, logging.DEBUG][min(level, 2)], format="%(name)s: %(message)s")
+
+
+def _trace_if_asked() -> None:
+    if logging.getLogger().isEnabledFor(logging.DEBUG):
+        logging.getLogger("resps").debug("traceback", exc_info=True)
+
+
+def _complain(name: str, *parts: str) -> None:
+    line = " — ".join(" ".join(part.split()) for part in parts)
+    click.echo(f"{name}: {line}", err=True)

@@ -1,0 +1,181 @@
+"""``Decoder``: the object a service embeds. Loads whole or fails whole, streams one request at a time, can be cancelled from any thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import cast
+
+import numpy as np
+
+from policy import FixedPolicy, Policy, TreeSpec
+
+from .cpu import physical_cores
+from .drafter import Drafter, NoDrafter
+from .engine_ort import OrtEngine
+from .errors import DecoderBusy, DecoderClosed, EngineDirError, PromptError
+from .kv import KVCache
+from .manifest import Manifest, find_engine_dir, load_manifest, rebuild_command
+from .ngram import NgramDrafter
+from .request import Request
+from .sampling import InverseCdf, Pick, Sampling, greedy
+from .stream import Result, Run, Stream
+from .target import Target
+from .text import Message, StopStrings, Text
+
+DRAFTERS: Mapping[str, type[Drafter]] = {"ngram": NgramDrafter, "none": NoDrafter}
+DEFAULT_TREE = TreeSpec(6, 5, 2)
+Prompt = str | Sequence[int] | Sequence[Message]
+
+
+class Decoder:
+    """The draft-verify loop over one engine directory.
+
+    ``policy`` chooses the trees (default: a fixed small one), ``draft`` names the drafter, ``threads`` defaults to the physical cores this
+    process may use, ``verify`` checks every file's hash. One request at a time: a second ``stream`` raises DecoderBusy.
+    Raises EngineDirError when the directory is missing, unfinished, changed or made for something else.
+    """
+
+    def __init__(
+        self,
+        engine_dir: str | Path,
+        *,
+        policy: Policy | None = None,
+        draft: str = "ngram",
+        threads: int | None = None,
+        verify: bool = True,
+    ) -> None:
+        if draft not in DRAFTERS:
+            raise ValueError(f"unknown drafter {draft!r} — choose from {', '.join(DRAFTERS)}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be 1 or more, not {threads}")
+        directory = find_engine_dir(Path(engine_dir))
+        self.manifest: Manifest = load_manifest(directory, verify=verify)
+        if self.manifest.backend != "onnxruntime":
+            raise EngineDirError(
+                f"{directory} is for backend {self.manifest.backend!r}, which this version cannot run — "
+                f"export again: {rebuild_command(self.manifest.model)}"
+            )
+        self._policy: Policy = policy or FixedPolicy(DEFAULT_TREE)
+        self._drafter = DRAFTERS[draft]()
+        self._text = Text(directory, self.manifest.tokens)
+        self._lock = threading.Lock()
+        self._run: Run | None = None
+        self._closed = False
+        with ExitStack() as cleanup:
+            self._load(directory, threads or physical_cores(), cleanup)
+            self._resources = cleanup.pop_all()
+
+    def _load(self, directory: Path, threads: int, cleanup: ExitStack) -> None:
+        manifest, limits = self.manifest, self.manifest.limits
+        shape, graph = manifest.shape, manifest.graphs["target"]
+        kind = np.dtype(graph.inputs["past.0.key"].dtype)
+        cache = KVCache(shape.layers, shape.kv_heads, limits.capacity, shape.head_dim, kind)
+        sizes = {"n": max(limits.tree_nodes, limits.prefill_rows), "span": limits.capacity, "r": limits.tree_nodes}
+        engine = OrtEngine(directory, graph, sizes, cache.tensors(), threads)
+        cleanup.callback(engine.close)
+        self._sampler = OrtEngine(directory, manifest.graphs["sample"], {"n": 1}, {}, 1)
+        cleanup.callback(self._sampler.close)
+        self._target = Target(engine, cache, limits)
+        self._target.warm_up()
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 512,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        policy: Policy | None = None,
+    ) -> Stream:
+        """Start a request; iterate over the returned Stream for its Chunks.
+
+        ``prompt``: text as it stands, chat messages (rendered by the model's template), or token ids. Raises PromptError, ValueError,
+        DecoderBusy or DecoderClosed here, not at the first chunk.
+        """
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
+        if isinstance(stop, str) or not all(isinstance(each, str) and each for each in stop):
+            raise ValueError("stop must be a sequence of non-empty strings")
+        ids = self._encode(prompt)
+        with self._lock:
+            if self._closed:
+                raise DecoderClosed("this Decoder was closed — make a new one")
+            if self._run is not None and not self._run.over:
+                raise DecoderBusy("a Stream of this Decoder is still open — finish it, close() it, or use a second Decoder")
+            request = Request(
+                prompt=ids,
+                max_new_tokens=max_new_tokens,
+                pick=self._pick(sampling or Sampling()),
+                policy=policy or self._policy,
+                stops=StopStrings(tuple(stop)),
+                stop_tokens=frozenset(self.manifest.tokens.stop),
+            )
+            self._run = Run(request)
+            return Stream(self._run, request.run(self._target, self._drafter, self._text))
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 512,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        policy: Policy | None = None,
+    ) -> Result:
+        """The whole answer at once: ``stream`` with the same arguments, joined."""
+        with self.stream(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, policy=policy) as stream:
+            return stream.result()
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of any form of prompt, checked against vocabulary and context."""
+        if isinstance(prompt, str):
+            ids = self._text.encode(prompt)
+        else:
+            items = list(prompt)
+            if items and isinstance(items[0], Mapping):
+                ids = self._text.encode(cast(Sequence[Message], items))
+            else:
+                ids = _checked_ids(cast(Iterable[int], items), self.manifest.shape.vocab)
+        if not ids:
+            raise PromptError("the prompt is empty — give at least one token")
+        if len(ids) >= self.manifest.limits.context:
+            raise PromptError(
+                f"the prompt has {len(ids)} tokens, the context holds {self.manifest.limits.context} — shorten it, or export with a "
+                "larger --max-context"
+            )
+        return ids
+
+    def _pick(self, sampling: Sampling) -> Pick:
+        if sampling.temperature == 0:
+            return greedy
+        return InverseCdf(self._sampler, sampling, self.manifest.limits.capacity)
+
+    def close(self) -> None:
+        """Cancel what runs, wait for its round to end, free everything. May be repeated, from any thread."""
+        with self._lock:
+            self._closed = True
+            run, self._run = self._run, None
+        if run is not None:
+            run.request.cancelled = True
+            with run.working:
+                run.over = True
+        self._resources.close()
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _checked_ids(items: Iterable[int], vocab: int) -> list[int]:
+    ids = []
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, (int, np.integer)) or not 0 <= item < vocab:
+            raise PromptError(f"{item!r} is no token id — ids are whole numbers from 0 to {vocab - 1}")
+        ids.append(int(item))
+    return ids

@@ -1,0 +1,37 @@
+"""What the loop asks of a drafter; n-gram look-up and EAGLE-3 stand behind the same three verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from policy import TreeSpec
+
+from .sampling import Scores
+from .tree import Tree
+
+
+class Drafter(Protocol):
+    """Proposes trees. Must be deterministic given the committed tokens: that is what makes `accept` lossless."""
+
+    def begin(self) -> None:
+        """Forget the last request."""
+
+    def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
+        """Tokens were committed; ``scores.features[rows]`` are their features. ``scores`` is valid during this call only."""
+
+    def draft(self, root: int, spec: TreeSpec) -> Tree:
+        """A tree of at most ``spec`` whose root is ``root``, the token after the committed ones."""
+
+
+class NoDrafter:
+    """Plain decoding: the tree is its root."""
+
+    def begin(self) -> None:
+        """Nothing is kept."""
+
+    def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
+        """Nothing is kept."""
+
+    def draft(self, root: int, spec: TreeSpec) -> Tree:
+        return Tree.chain([root])

@@ -1,0 +1,41 @@
+"""Errors of the runtime. str(error) is one line: what happened — what to do.
+
+RespsError                    base of everything raised on purpose
+├── EngineDirError            engine directory missing, incomplete, changed or incompatible   (exit 3)
+├── PromptError               a prompt that cannot be decoded: empty, too long, not text      (exit 2; also a ValueError)
+├── DecoderBusy               a Stream is open: finish it or close it
+├── DecoderClosed             used after close()
+└── EngineFailure             a pass of an engine failed; says which stage                    (exit 1)
+"""
+
+from __future__ import annotations
+
+
+class RespsError(Exception):
+    """Base of everything this project raises on purpose."""
+
+    exit_code = 1
+
+
+class EngineDirError(RespsError):
+    """The engine directory is missing, incomplete, changed or made for something else."""
+
+    exit_code = 3
+
+
+class PromptError(RespsError, ValueError):
+    """The prompt cannot be decoded: empty, longer than the context, or not text."""
+
+    exit_code = 2
+
+
+class DecoderBusy(RespsError):
+    """A Stream of this Decoder is still open."""
+
+
+class DecoderClosed(RespsError):
+    """The Decoder was closed."""
+
+
+class EngineFailure(RespsError):
+    """A pass failed inside the inference engine."""

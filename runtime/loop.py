@@ -1,0 +1,71 @@
+"""The draft-verify loop: choose, draft, verify, accept, commit, observe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+
+import numpy as np
+
+from policy import Observation, Outcome, Policy, TreeSpec
+
+from .accept import accept
+from .drafter import Drafter
+from .sampling import Pick, Scores
+from .target import Target
+from .tree import Tree
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round. ``tokens`` in order over all rounds are the answer; ``nodes`` rows were verified; the rest are seconds."""
+
+    tokens: tuple[int, ...]
+    spec: TreeSpec
+    nodes: int
+    draft_seconds: float
+    verify_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Root:
+    """Where the next tree hangs: the last token chosen, not yet committed, and the captured features [3H] it was chosen from (a view)."""
+
+    token: int
+    features: np.ndarray
+
+
+def prefill(target: Target, drafter: Drafter, pick: Pick, prompt: Sequence[int]) -> Iterator[Root | None]:
+    """Commit the prompt; yields None after each chunk but the last, then the root that holds the answer's first token."""
+    drafter.begin()
+    for chunk, scores in target.prefill(prompt):
+        drafter.extend(chunk, scores, range(len(chunk)))
+        done = target.length == len(prompt)
+        yield Root(pick(scores, 0, target.length), scores.features[-1]) if done else None
+
+
+def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: Root, budget: int) -> Iterator[Round]:
+    """Decode after ``prefill`` until ``budget`` tokens came or the context is full."""
+    while (room := min(budget, target.room)) > 0:
+        started, past = perf_counter(), target.length
+        spec = policy.choose(Observation(past, room, root.features)).within(target.limits.tree_nodes, room - 1)
+        tree = drafter.draft(root.token, spec)
+        drafted = perf_counter()
+        scores = target.verify(tree)
+        verified = perf_counter()
+        verdict = accept(tree, partial(_choose, pick, scores, tree, past))
+        target.commit(verdict.path)
+        drafter.extend((root.token, *verdict.tokens[:-1]), scores, verdict.path)
+        root = Root(verdict.tokens[-1], scores.features[verdict.path[-1]])
+        budget -= len(verdict.tokens)
+        seconds = perf_counter() - started
+        policy.observe(Outcome(spec, len(tree), len(verdict.tokens), seconds))
+        yield Round(verdict.tokens, spec, len(tree), drafted - started, verified - drafted, seconds)
+
+
+def _choose(pick: Pick, scores: Scores, tree: Tree, past: int, row: int) -> int:
+    """The target's token after ``row``, for the position that follows the row's own."""
+    return pick(scores, row, past + int(tree.depth[row]) + 1)

@@ -1,0 +1,219 @@
+"""manifest.json: the contract between export and runtime, and the only thing the runtime believes.
+
+The dataclasses below *are* the file, key for key. A directory that has a manifest is a checked engine: the exporter writes it last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import EngineDirError
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """dtype is numpy's name; a string in ``shape`` is a size chosen per call."""
+
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX graph and its tensors."""
+
+    file: str
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the directory, its size in bytes and its hash."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of the target. ``captured_layers``: whose incoming residual stream ``features`` holds."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    vocab: int
+    captured_layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``context``: most tokens of prompt and answer. ``capacity``: cache slots, context plus one pass. ``tree_nodes``: largest tree.
+    ``prefill_rows``: prompt tokens per pass. ``span_step``: the cache is read up to a multiple of this many slots."""
+
+    context: int
+    capacity: int
+    tree_nodes: int
+    prefill_rows: int
+    span_step: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """``stop``: token ids that end an answer."""
+
+    tokenizer: str
+    chat_template: str | None
+    stop: tuple[int, ...]
+    bos: int | None
+
+
+@dataclass(frozen=True)
+class Check:
+    """The exported graph against a reference computation on the unquantized weights, on ``rows`` tree rows."""
+
+    rows: int
+    max_abs_logit_diff: float
+    mean_kl: float
+    same_argmax: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was exported with which options: equal means up to date."""
+
+    weights: str
+    files: tuple[tuple[str, int, int], ...]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An engine directory."""
+
+    schema: int
+    model: str
+    precision: str
+    backend: str
+    shape: Model
+    limits: Limits
+    tree_sizes: tuple[int, ...]
+    tokens: Tokens
+    graphs: Mapping[str, Graph]
+    files: Mapping[str, File]
+    check: Check
+    built_with: Mapping[str, str]
+    source: Source
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+
+def rebuild_command(model: str) -> str:
+    """The command that makes a fresh directory."""
+    return f"resps-export --model {model} --force"
+
+
+def find_engine_dir(path: Path) -> Path:
+    """``path`` itself, or the one engine directory right below it. Raises EngineDirError."""
+    if not path.is_dir():
+        raise EngineDirError(f"there is no engine directory {path} — make one: resps-export --model smollm2-135m")
+    if (path / FILE_NAME).is_file():
+        return path
+    found = sorted(child for child in path.iterdir() if not child.name.startswith(".") and (child / FILE_NAME).is_file())
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise EngineDirError(f"{path} holds several engine directories — choose one: {', '.join(map(str, found))}")
+    raise EngineDirError(f"{path} has no {FILE_NAME}: it is not a finished engine directory — make one: resps-export --model NAME")
+
+
+def load_manifest(directory: Path, *, verify: bool = True) -> Manifest:
+    """Read and check an engine directory: schema, every key and, with ``verify``, every file's hash. Raises EngineDirError."""
+    file = directory / FILE_NAME
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EngineDirError(f"cannot read {file}: {error} — export again: resps-export --model NAME --force") from None
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        raise EngineDirError(f"{file} has schema {schema!r}, this version reads {SCHEMA} — export again: resps-export --model NAME --force")
+    try:
+        manifest: Manifest = _decode(Manifest, data, "manifest")
+    except _Malformed as problem:
+        raise EngineDirError(f"{file} is malformed: {problem} — export again: resps-export --model NAME --force") from None
+    _check_files(directory, manifest, verify)
+    return manifest
+
+
+def _check_files(directory: Path, manifest: Manifest, verify: bool) -> None:
+    remedy = rebuild_command(manifest.model)
+    used = [graph.file for graph in manifest.graphs.values()] + [manifest.tokens.tokenizer]
+    used += [manifest.tokens.chat_template] if manifest.tokens.chat_template else []
+    for name in used:
+        if name not in manifest.files:
+            raise EngineDirError(f"{directory / FILE_NAME} names {name!r} without its hash — export again: {remedy}")
+    for name, expected in manifest.files.items():
+        if name != Path(name).name or name in (".", ".."):
+            raise EngineDirError(f"{directory / FILE_NAME} names a file outside the directory: {name!r} — export again: {remedy}")
+        path = directory / name
+        if not path.is_file():
+            raise EngineDirError(f"{directory} lacks {name} — export again: {remedy}")
+        if path.stat().st_size != expected.bytes or (verify and sha256_of(path) != expected.sha256):
+            raise EngineDirError(f"{path} was changed after the export — export again: {remedy}")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in small pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+class _Malformed(Exception):
+    pass
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """JSON -> the annotated type, exactly: unknown, missing or wrongly typed keys are errors."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        if not isinstance(value, dict) or value.keys() != hints.keys():
+            keys = set(value) ^ set(hints) if isinstance(value, dict) else set(hints)
+            raise _Malformed(f"{where} has wrong keys: {', '.join(sorted(map(str, keys)))}")
+        return kind(**{key: _decode(hint, value[key], f"{where}.{key}") for key, hint in hints.items()})  # type: ignore[operator]
+    if origin is tuple and isinstance(value, list):
+        if arguments[-1] is not Ellipsis and len(arguments) != len(value):
+            raise _Malformed(f"{where} needs {len(arguments)} entries")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(_decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict) if isinstance(origin, type) else False:
+        return {key: _decode(arguments[1], v, f"{where}.{key}") for key, v in value.items()}
+    if isinstance(kind, types.UnionType):
+        matching = [k for k in arguments if k is not Any and type(value) is k]
+        if not matching:
+            raise _Malformed(f"{where} is {value!r}")
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is not Any and type(value) is not kind:
+        raise _Malformed(f"{where} is {value!r}, not {getattr(kind, '__name__', kind)}")
+    if type(value) is int and value < 0:
+        raise _Malformed(f"{where} is negative")
+    return value

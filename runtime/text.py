@@ -1,0 +1,137 @@
+"""Between text and tokens: tokenizer, chat template, incremental detokenizer, stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from .errors import EngineDirError, PromptError
+from .manifest import Tokens
+
+Message = Mapping[str, str]
+"""One chat turn: {"role": "system" | "user" | "assistant", "content": text}."""
+
+
+class Text:
+    """The tokenizer and chat template of an engine directory."""
+
+    def __init__(self, directory: Path, tokens: Tokens) -> None:
+        from tokenizers import Tokenizer
+
+        try:
+            self._tokenizer: Any = Tokenizer.from_file(str(directory / tokens.tokenizer))
+        except Exception as error:  # the Rust side raises plain Exception
+            raise EngineDirError(f"cannot read {directory / tokens.tokenizer}: {error} — export again with --force") from None
+        self._template = _compiled(directory / tokens.chat_template) if tokens.chat_template else None
+        self._special = {"bos_token": self._token(tokens.bos), "eos_token": self._token(tokens.stop[0] if tokens.stop else None)}
+
+    def _token(self, token: int | None) -> str:
+        return "" if token is None else self._tokenizer.id_to_token(token) or ""
+
+    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Plain text as it stands, or chat messages through the template. Raises PromptError."""
+        text, special = (prompt, True) if isinstance(prompt, str) else (self._chat(prompt), False)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise PromptError("the prompt holds lone surrogates, which are not text — decode the input as UTF-8") from None
+        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def _chat(self, messages: Sequence[Message]) -> str:
+        from jinja2 import TemplateError
+
+        if self._template is None:
+            raise PromptError("this model has no chat template — give the prompt as plain text")
+        for message in messages:
+            if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+                raise PromptError(f'a chat message needs "role" and "content", this one is {message!r}')
+        try:
+            return str(self._template.render(messages=list(messages), add_generation_prompt=True, **self._special))
+        except (TemplateError, TypeError, KeyError) as error:
+            raise PromptError(f"the chat template refuses these messages: {error}") from None
+
+
+def _compiled(file: Path) -> Any:
+    """The template as Hugging Face renders it: sandboxed, trimmed blocks, raise_exception and strftime_now."""
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TemplateError) as error:
+        raise EngineDirError(f"cannot read {file}: {error} — export again with --force") from None
+
+
+class Detokenizer:
+    """Turns tokens into text as they come, holding back characters that are not complete yet.
+
+    Joined pieces plus ``flush()`` equal decoding all tokens at once. Only a short window is decoded again for each token.
+    """
+
+    def __init__(self, text: Text) -> None:
+        self._text = text
+        self._tokens: list[int] = []
+        self._start = 0  # first token of the window
+        self._shown = 0  # tokens whose text was given out
+
+    def push(self, token: int) -> str:
+        """The text that ``token`` completes, perhaps empty."""
+        self._tokens.append(token)
+        before = self._text.decode(self._tokens[self._start : self._shown])
+        now = self._text.decode(self._tokens[self._start :])
+        if now.endswith("\ufffd") or len(now) <= len(before):
+            return ""
+        self._start, self._shown = self._shown, len(self._tokens)
+        return now[len(before) :]
+
+    def flush(self) -> str:
+        """What was held back: bytes that never became a character."""
+        before = self._text.decode(self._tokens[self._start : self._shown])
+        now = self._text.decode(self._tokens[self._start :])
+        self._start = self._shown = len(self._tokens)
+        return now[len(before) :]
+
+
+@dataclass
+class StopStrings:
+    """Cuts text before the first stop string, holding back what may still become one."""
+
+    stops: tuple[str, ...]
+    held: str = ""
+    found: bool = False
+
+    def push(self, piece: str) -> str:
+        """Text that is safe to show; sets ``found`` when a stop string is complete."""
+        if not self.stops:
+            return piece
+        self.held += piece
+        places = [place for stop in self.stops if (place := self.held.find(stop)) >= 0]
+        if places:
+            shown, self.held, self.found = self.held[: min(places)], "", True
+            return shown
+        keep = max(_overlap(self.held, stop) for stop in self.stops)
+        shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        return shown
+
+    def flush(self) -> str:
+        """What was held back and turned out to be no stop string."""
+        shown, self.held = self.held, ""
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that begins ``stop``."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)
