@@ -53,10 +53,16 @@ def _yarn(inverse: np.ndarray, scaling: Mapping[str, Any], theta: float, head_di
     def dimension(rotations: float) -> float:
         return head_dim * math.log(trained / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = max(math.floor(dimension(float(scaling.get("beta_fast") or 32))), 0)
-    high = min(math.ceil(dimension(float(scaling.get("beta_slow") or 1))), head_dim - 1)
+    def magnitude(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    low, high = dimension(float(scaling.get("beta_fast") or 32)), dimension(float(scaling.get("beta_slow") or 1))
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
     ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
-    attention = scaling.get("attention_factor") or (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)
+    weight, over = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    attention = scaling.get("attention_factor") or (magnitude(weight) / magnitude(over) if weight and over else magnitude(1.0))
     return inverse / factor * ramp + inverse * (1 - ramp), float(attention)
 
 
@@ -107,11 +113,10 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
         raise UnsupportedModel("only SwiGLU without bias is supported — this config asks for another feed-forward")
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-        theta = float(rope.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
+        rope = _rope(config)
         bias = bool(config.get("attention_bias", False))
         windowed = kind == "mistral" or bool(config.get("use_sliding_window"))
-        return Arch(
+        arch = Arch(
             model_type=kind,
             hidden=hidden,
             layers=int(config["num_hidden_layers"]),
@@ -121,7 +126,7 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
             intermediate=int(config["intermediate_size"]),
             vocab=int(config["vocab_size"]),
             rms_eps=float(config.get("rms_norm_eps", 1e-6)),
-            rope=Rope(theta, rope if rope.get("rope_type", rope.get("type", "default")) != "default" else None),
+            rope=rope,
             max_position=int(config.get("max_position_embeddings", 2048)),
             tied_head=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=bias or kind == "qwen2",
@@ -129,5 +134,22 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
             qk_norm=kind == "qwen3",
             window=int(config["sliding_window"]) if windowed and config.get("sliding_window") else None,
         )
+        arch.rope.tables(arch.head_dim, 1)  # a scaling that is unknown or lacks a number is refused here, before anything is written
     except KeyError as missing:
         raise UnsupportedModel(f"config.json lacks {missing} — is this a complete {kind} checkpoint?") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UnsupportedModel(f"config.json holds a value that cannot be used: {error} — download it again") from None
+    return arch
+
+
+def _rope(config: Mapping[str, Any]) -> Rope:
+    """Rotary settings, from ``rope_parameters`` (transformers 5) or from ``rope_theta`` and ``rope_scaling``."""
+    scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    theta = float(scaling.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
+    if (scaling.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise UnsupportedModel("partial rotary embedding is not supported — this config rotates only some dimensions of a head")
+    if scaling.get("rope_type", scaling.get("type", "default")) == "default":
+        return Rope(theta)
+    if not scaling.get("original_max_position_embeddings"):
+        scaling["original_max_position_embeddings"] = config.get("max_position_embeddings", 2048)
+    return Rope(theta, scaling)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 
 from runtime.errors import EngineDirError
 from runtime.manifest import FILE_NAME, SCHEMA, File, Graph, Limits, Manifest, Model, Source, Tensor, Tokens, load_manifest, sha256_of
@@ -42,7 +45,15 @@ def is_current(plan: Plan, source: Source) -> bool:
 def source_of(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Source:
     """What decides whether an existing directory is up to date."""
     files = tuple((name, size, modified) for name, size, modified in checkpoint.fingerprint())
-    return Source(str(checkpoint.path.name), files, {**options, "resps": version("resps")})
+    return Source(str(checkpoint.path.name), files, {**options, "exporter": _exporter_hash()})
+
+
+def _exporter_hash() -> str:
+    """Hash of this package's own source: an engine made by other code is not up to date, whatever the version says."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def export(plan: Plan, checkpoint: Checkpoint, source: Source, chat_template: str | None, progress: Progress) -> Manifest:
@@ -95,7 +106,8 @@ def _write(scratch: Path, plan: Plan, checkpoint: Checkpoint, source: Source, ch
         graphs={name: _described(f"{name}.onnx", model) for name, model in models.items()},
         files=files,
         check=check,
-        built_with={name: version(name) for name in ("resps", "onnx", "onnxruntime")},
+        # Not the version of a package "onnxruntime": its GPU build is installed under another name.
+        built_with={"resps": version("resps"), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
         source=source,
     )
     (scratch / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
@@ -125,8 +137,19 @@ def _described(file: str, model: onnx.ModelProto) -> Graph:
 
 def _expect_replaceable(directory: Path) -> None:
     """Never overwrite what the exporter did not make."""
-    if directory.exists() and not (directory / FILE_NAME).is_file() and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and not _is_engine(directory) and (not directory.is_dir() or any(directory.iterdir())):
         raise ExportError(f"{directory} exists and is no engine directory — move it away, or choose another --out or --name")
+
+
+def _is_engine(directory: Path) -> bool:
+    """Whether its manifest is ours, be it damaged: other software calls files manifest.json too."""
+    try:
+        manifest = json.loads((directory / FILE_NAME).read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return True
+    return isinstance(manifest, dict) and "schema" in manifest
 
 
 @contextlib.contextmanager
@@ -160,10 +183,14 @@ def _move_into_place(scratch: Path, directory: Path) -> None:
     for file in scratch.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
-    if directory.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.partial-{os.getpid()}-", dir=directory.parent))
-        directory.rename(old / "old")
+    if not directory.exists():
         scratch.rename(directory)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
+        return
+    old = scratch.with_name(f"{scratch.name}.old")
+    directory.rename(old)
+    try:
         scratch.rename(directory)
+    except BaseException:
+        old.rename(directory)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,7 +33,9 @@ def shards(directory: Path, index_name: str, pattern: str) -> list[Path]:
     """The weight files of an HF directory, by its index if it has one; raises CheckpointError when one is missing."""
     index = directory / index_name
     if index.exists():
-        weight_map: Mapping[str, str] = read_json(index).get("weight_map", {})
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+            raise CheckpointError(f"{index} does not say which file holds which tensor — download it again")
         names = sorted({Path(name).name for name in weight_map.values()})
         missing = [name for name in names if not (directory / name).is_file()]
         if missing:
@@ -45,6 +47,11 @@ def shards(directory: Path, index_name: str, pattern: str) -> list[Path]:
     if not files:
         raise CheckpointError(f"{directory} holds no weights ({pattern}) — give an HF directory, a .gguf file or a hub id")
     return files
+
+
+def settings(directory: Path) -> list[Path]:
+    """The files of an HF directory that configure model, tokenizer and chat template: an engine is stale when one changes."""
+    return [file for file in directory.iterdir() if file.is_file() and (file.suffix in (".json", ".jinja") or file.stem == "tokenizer")]
 
 
 def files_fingerprint(files: list[Path]) -> list[list[Any]]:
@@ -81,7 +88,7 @@ class SafetensorsCheckpoint:
             return np.asarray(weights.get_slice(name)[start:stop]).astype(np.float32)
 
     def fingerprint(self) -> list[list[Any]]:
-        return files_fingerprint([*self._files, self.path / "config.json"])
+        return files_fingerprint([*self._files, *settings(self.path)])
 
 
 class TorchCheckpoint:
@@ -99,10 +106,11 @@ class TorchCheckpoint:
         for file in self._files:
             try:
                 self._tensors.update(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
+            except UnpicklingError:  # its own text advises to load the file without protection
+                raise CheckpointError(f"cannot read {file}: it is damaged or holds more than tensors — get its safetensors") from None
             except Exception as error:  # torch raises whatever the damage leads it to
-                raise CheckpointError(
-                    f"cannot read {file}: {error} — it is damaged or holds more than tensors, download it again"
-                ) from None
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise CheckpointError(f"cannot read {file}: {reason} — the file is truncated or damaged, download it again") from None
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name not in self._tensors:
@@ -114,7 +122,7 @@ class TorchCheckpoint:
         return np.asarray(self._tensors[name][start:stop].float().numpy())
 
     def fingerprint(self) -> list[list[Any]]:
-        return files_fingerprint([*self._files, self.path / "config.json"])
+        return files_fingerprint([*self._files, *settings(self.path)])
 
 
 def _opened(file: Path) -> Any:

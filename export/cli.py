@@ -67,7 +67,8 @@ def command(
         return
     source = source_of(checkpoint, {"precision": precision, "max_context": max_context, "prefill_rows": prefill_rows})
     if not force and is_current(plan, source):
-        click.echo(f"{plan.directory} is up to date")
+        stored = plan.directory / "manifest.json"
+        click.echo(stored.read_text(encoding="utf-8").rstrip() if as_json else f"{plan.directory} is up to date")
         return
     manifest = export(plan, checkpoint, source, entry.chat_template, _progress)
     click.echo(

@@ -17,6 +17,7 @@ from .gguf import GgufCheckpoint
 from .models import ModelEntry, PackagedGguf
 
 HUB_FILES = ["*.json", "*.jinja", "tokenizer*", "*.safetensors"]
+PICKLES = "pytorch_model*.bin"
 
 
 def cache_directory() -> Path:
@@ -43,7 +44,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if path.suffix != ".gguf":
             raise CheckpointError(f"{path} is no .gguf file — give an HF directory or a GGUF")
         return GgufCheckpoint(path)
-    if not list(path.glob("*.safetensors*")) and list(path.glob("pytorch_model*.bin")):
+    if not list(path.glob("*.safetensors*")) and list(path.glob(PICKLES)):
         return TorchCheckpoint(path)
     return SafetensorsCheckpoint(path)
 
@@ -87,7 +88,10 @@ def hub_snapshot(repository: str) -> Path:
     except ImportError:
         raise CheckpointError("huggingface_hub is not installed — pip install 'resps[cpu]', or give --weights DIR") from None
     try:
-        return Path(snapshot_download(repository, allow_patterns=HUB_FILES))
+        directory = Path(snapshot_download(repository, allow_patterns=HUB_FILES))
+        if list(directory.glob("*.safetensors")):
+            return directory
+        return Path(snapshot_download(repository, allow_patterns=[*HUB_FILES, PICKLES]))  # an older model
     except Exception as error:  # the hub's client raises dozens of kinds, its transport's own among them
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(

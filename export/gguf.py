@@ -62,19 +62,23 @@ class GgufCheckpoint:
 
         if "rope_freqs.weight" in self._tensors:
             raise CheckpointError(f"{self.path} bakes rescaled rotary frequencies in — export from the HF checkpoint instead")
-        heads = value("attention.head_count")
-        scaling = self.field(f"{kind}.rope.scaling.type", "none")
+        heads, width = value("attention.head_count"), value("embedding_length")
+        head_dim = self.field(f"{kind}.attention.key_length", width // heads)
+        rope_type, trained = self.field(f"{kind}.rope.scaling.type", "none"), self.field(f"{kind}.rope.scaling.original_context_length")
+        scaling = {"rope_type": rope_type, "factor": value("rope.scaling.factor", 1.0), "original_max_position_embeddings": trained}
         return {
             "model_type": kind,
-            "hidden_size": value("embedding_length"),
+            "hidden_size": width,
             "intermediate_size": value("feed_forward_length"),
             "num_hidden_layers": value("block_count"),
             "num_attention_heads": heads,
             "num_key_value_heads": value("attention.head_count_kv", heads),
-            "head_dim": self.field(f"{kind}.attention.key_length"),
+            "head_dim": head_dim,
             "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
             "rope_theta": value("rope.freq_base", 10000.0),
-            "rope_scaling": None if scaling == "none" else {"rope_type": scaling, "factor": value("rope.scaling.factor")},
+            "rope_scaling": None if rope_type == "none" else scaling,
+            "partial_rotary_factor": value("rope.dimension_count", head_dim) / head_dim,
+            "attention_bias": kind != "qwen2" and "blk.0.attn_q.bias" in self._tensors,
             "max_position_embeddings": value("context_length"),
             "vocab_size": int(self._tensors["token_embd.weight"].shape[1]) if "token_embd.weight" in self._tensors else 0,
             "tie_word_embeddings": "output.weight" not in self._tensors,

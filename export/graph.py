@@ -66,6 +66,6 @@ class GraphBuilder:
         )
 
 
-FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
+FLOAT, FLOAT16, BFLOAT16, DOUBLE = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE
 INT8, INT4, INT32, INT64 = TensorProto.INT8, TensorProto.INT4, TensorProto.INT32, TensorProto.INT64
 BOOL = TensorProto.BOOL

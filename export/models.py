@@ -28,7 +28,7 @@ class PackagedGguf:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """``target`` and ``draft`` are hub ids; the demo model's target is in a package. ``chat_template`` only where the repository has none."""
+    """``target`` and ``draft`` are hub ids; the demo target is in a package. ``chat_template`` only where the repository has none."""
 
     target: str | PackagedGguf
     draft: str | None

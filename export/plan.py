@@ -82,8 +82,9 @@ def weight_bytes(arch: Arch, precision: Precision, capacity: int) -> int:
         return outputs * inputs * stored
 
     layer = sum(matrix(outputs, inputs, precision.matrix_bits) for _, outputs, inputs in arch.linears.values())
-    layer += (2 * arch.hidden + 2 * arch.head_dim * arch.qk_norm) * stored
+    biases = arch.qkv_bias * arch.linears["qkv"][1] + arch.output_bias * arch.linears["o"][1]
+    layer += (2 * arch.hidden + 2 * arch.head_dim * arch.qk_norm + biases) * stored
     embedding = arch.vocab * arch.hidden * stored
     own_head = not arch.tied_head or precision.head_bits is not None
     head = matrix(arch.vocab, arch.hidden, precision.head_bits) if own_head else 0
-    return embedding + head + arch.layers * layer + arch.hidden * stored + capacity * arch.head_dim * compute
+    return embedding + head + arch.layers * layer + arch.hidden * stored + capacity * arch.head_dim * compute * (2 if precision.matrix_bits else 1)

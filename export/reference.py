@@ -11,6 +11,7 @@ from .checkpoint import Checkpoint
 from .weights import row_chunks
 
 
+@np.errstate(over="ignore")  # exp of a very negative gate: the quotient is then 0, as it should be
 def reference_logits(checkpoint: Checkpoint, tokens: np.ndarray, depth: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Logits float32 [n, V] of a tree given as tokens [n], depth [n] and ancestor mask [n, n], starting at position 0."""
     arch = checkpoint.arch

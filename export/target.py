@@ -22,7 +22,7 @@ from ml_dtypes import bfloat16
 from .arch import Arch
 from .checkpoint import Checkpoint
 from .errors import CheckpointError
-from .graph import BFLOAT16, BOOL, FLOAT, FLOAT16, INT4, INT8, INT64, GraphBuilder
+from .graph import BFLOAT16, BOOL, DOUBLE, FLOAT, FLOAT16, INT4, INT8, INT64, GraphBuilder
 from .weights import BLOCK, WeightFile, pack_int4, quantize_blocks, row_chunks
 
 
@@ -60,6 +60,7 @@ class TargetWriter:
     def __init__(self, checkpoint: Checkpoint, precision: Precision, capacity: int, weights: WeightFile) -> None:
         self.checkpoint, self.precision, self.capacity, self.weights = checkpoint, precision, capacity, weights
         self.arch: Arch = checkpoint.arch
+        self.ordered = precision.matrix_bits is not None
         self.g = GraphBuilder("target")
 
     def build(self) -> Iterator[int]:
@@ -75,7 +76,12 @@ class TargetWriter:
         self.span = g.op("Shape", slots)
         self.mask = self._attention_mask(tree_mask, slots)
         cos, sin = arch.rope.tables(arch.head_dim, self.capacity)
-        self.cos, self.sin = self._array("rope.cos", cos), self._array("rope.sin", sin)
+        self.key_rope = [self._array("rope.cos", cos), self._array("rope.sin", sin)]
+        self.query_rope = self.key_rope
+        if self.ordered:  # its scores are not scaled by an operator of their own
+            scale = arch.head_dim**-0.5
+            self.query_rope = [self._array("rope.scaled_cos", cos * scale), self._array("rope.scaled_sin", sin * scale)]
+            self.mask = g.op("Concat", *[self.mask] * (arch.heads // arch.kv_heads), axis=2)
 
         embedding = self._stored("model.embed_tokens.weight", (arch.vocab, arch.hidden), ["model.embed_tokens.weight"])
         rows_of_tokens = self._computable(g.op("Gather", embedding, tokens))
@@ -132,12 +138,34 @@ class TargetWriter:
         if arch.qk_norm:
             query = self._norm(query, f"model.layers.{layer}.self_attn.q_norm.weight")
             key = self._norm(key, f"model.layers.{layer}.self_attn.k_norm.weight")
-        query = g.op("RotaryEmbedding", query, self.cos, self.sin, self.positions)
-        key = g.op("RotaryEmbedding", key, self.cos, self.sin, self.positions)
+        query = g.op("RotaryEmbedding", query, *self.query_rope, self.positions)
+        key = g.op("RotaryEmbedding", key, *self.key_rope, self.positions)
         keys, values = self._cached(layer, "key", key), self._cached(layer, "value", value)
-        context = g.op("Attention", query, keys, values, self.mask, scale=arch.head_dim**-0.5)
+        attend = self._ordered_attention if self.ordered else self._fused_attention
+        context = attend(query, keys, values)
         flat = g.op("Transpose", context, perm=[0, 2, 1, 3])
         return self._linear(layer, "o", g.op("Reshape", flat, g.const([-1, arch.heads * arch.head_dim])))
+
+    def _fused_attention(self, query: str, keys: str, values: str) -> str:
+        return self.g.op("Attention", query, keys, values, self.mask, scale=self.arch.head_dim**-0.5)
+
+    def _ordered_attention(self, query: str, keys: str, values: str) -> str:
+        """Attention whose result does not depend on where in the cache the attended slots lie, nor on how many rows a pass has.
+
+        A draft tree leaves gaps between a node's ancestors, so float32 sums over slots run in another order than in plain decoding and
+        differ by 1e-7. Products with int8 activations (MatMulNBits) round that up to 1e-2 and more, which changes tokens: measured in
+        docs/design.md. Sums in float64, rounded once, come out the same. All heads that share a key form one matrix of at least two
+        rows, because single rows take another kernel. Costs 10 to 20 % of a pass, hence only where weights are quantized.
+        """
+        g, arch = self.g, self.arch
+        grouped = g.op("Reshape", query, g.const([1, arch.kv_heads, -1, arch.head_dim]))
+        scores = g.op("MatMul", grouped, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
+        masked = g.op("Where", self.mask, scores, g.const(-np.inf, np.float32))
+        weights = g.op("Exp", g.op("Sub", masked, g.op("ReduceMax", masked, g.const([-1]))))
+        exact = g.op("Cast", weights, to=DOUBLE)
+        summed = g.op("MatMul", exact, g.op("Cast", values, to=DOUBLE))
+        context = g.op("Cast", g.op("Div", summed, g.op("ReduceSum", exact, g.const([-1]))), to=FLOAT)
+        return g.op("Reshape", context, g.const([1, arch.heads, -1, arch.head_dim]))
 
     def _cached(self, layer: int, kind: str, update: str) -> str:
         """Write the new rows into the cache in place and return its first `span` slots.
@@ -154,7 +182,7 @@ class TargetWriter:
         normed = self._norm(hidden, "model.norm.weight")
         name = "model.embed_tokens.weight" if arch.tied_head else "lm_head.weight"
         if precision.head_bits and arch.hidden % BLOCK == 0:
-            logits = g.op("MatMul", normed, self._quantized("head", (name,), arch.hidden, precision.head_bits))
+            logits = g.op("MatMul", normed, self._quantized("head", (arch.vocab, arch.hidden), [name], precision.head_bits))
         else:
             weight = embedding if arch.tied_head else self._stored(name, (arch.vocab, arch.hidden), [name])
             logits = g.op("Gemm", normed, self._computable(weight), transB=1)
@@ -181,34 +209,39 @@ class TargetWriter:
         weights = [f"{name}.weight" for name in names]
         bits = self.precision.matrix_bits
         if bits and inputs % BLOCK == 0:
-            product = self.g.op("MatMul", x, self._quantized(stem, tuple(weights), inputs, bits))
+            product = self.g.op("MatMul", x, self._quantized(stem, (outputs, inputs), weights, bits))
             return self.g.op("Add", product, *bias) if bias else product
         weight = self._computable(self._stored(f"{stem}.weight", (outputs, inputs), weights))
         return self.g.op("Gemm", x, weight, *bias, transB=1)
 
-    def _quantized(self, stem: str, names: tuple[str, ...], inputs: int, bits: int) -> str:
+    def _quantized(self, stem: str, shape: tuple[int, int], parts: list[str], bits: int) -> str:
         """Blocked int8 or int4 weights behind a DequantizeLinear; only the small integer form of the matrix is in memory."""
+        self._expect_shape(shape, parts)
         values, scales = [], []
-        for name in names:
-            for chunk in row_chunks(self.checkpoint, name):
+        for part in parts:
+            for chunk in row_chunks(self.checkpoint, part):
                 value, scale = quantize_blocks(chunk, bits)
                 values.append(value.T)
                 scales.append(scale.T)
         value, scale = np.concatenate(values, axis=1), np.concatenate(scales, axis=1)
-        shape = (inputs, value.shape[1])
         data, dtype = (pack_int4(np.ascontiguousarray(value)), INT4) if bits == 4 else (value, INT8)
-        quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", dtype, shape, [data]))
+        quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", dtype, value.shape, [data]))
         scale_name = self._array(f"{stem}.scale", scale)
         return self.g.op("DequantizeLinear", quantized, scale_name, axis=0, block_size=BLOCK)
 
+    @np.errstate(over="ignore")  # a weight beyond fp16 becomes infinite, which the check finds and reports
     def _stored(self, name: str, shape: tuple[int, ...], parts: list[str]) -> str:
-        """Checkpoint tensors, joined along the first axis, in the stored type. Raises CheckpointError when they do not fit ``shape``."""
-        found = [self.checkpoint.shape(part) for part in parts]
-        if any(each[1:] != shape[1:] for each in found) or sum(each[0] for each in found) != shape[0]:
-            raise CheckpointError(f"{', '.join(parts)} have shapes {found}, the config asks for {shape} — config and weights differ")
+        """Checkpoint tensors, joined along the first axis, in the stored type."""
+        self._expect_shape(shape, parts)
         kind = NUMPY_TYPES[self.precision.stored]
         chunks = (chunk.astype(kind) for part in parts for chunk in row_chunks(self.checkpoint, part))
         return self.g.initializer(self.weights.add(name, self.precision.stored, shape, chunks))
+
+    def _expect_shape(self, shape: tuple[int, ...], parts: list[str]) -> None:
+        """Raises CheckpointError unless ``parts``, joined along the first axis, have ``shape``."""
+        found = [self.checkpoint.shape(part) for part in parts]
+        if any(each[1:] != shape[1:] for each in found) or sum(each[0] for each in found) != shape[0]:
+            raise CheckpointError(f"{', '.join(parts)} have shapes {found}, the config asks for {shape} — config and weights differ")
 
     def _computable(self, stored: str) -> str:
         same = self.precision.stored == self.precision.compute
