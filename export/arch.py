@@ -116,6 +116,7 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
         rope = _rope(config)
         bias = bool(config.get("attention_bias", False))
         windowed = kind == "mistral" or bool(config.get("use_sliding_window"))
+        window = config.get("sliding_window", 4096) if windowed else None  # transformers' own default where the key is absent
         arch = Arch(
             model_type=kind,
             hidden=hidden,
@@ -132,7 +133,7 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
             qkv_bias=bias or kind == "qwen2",
             output_bias=bias,
             qk_norm=kind == "qwen3",
-            window=int(config["sliding_window"]) if windowed and config.get("sliding_window") else None,
+            window=None if window is None else int(window),
         )
         arch.rope.tables(arch.head_dim, 1)  # a scaling that is unknown or lacks a number is refused here, before anything is written
     except KeyError as missing:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import glob
 import hashlib
 import json
 import os
@@ -56,10 +58,11 @@ def _exporter_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def export(plan: Plan, checkpoint: Checkpoint, source: Source, chat_template: str | None, progress: Progress) -> Manifest:
+def export(plan: Plan, checkpoint: Checkpoint, source: Source, rebuild: str, chat_template: str | None, progress: Progress) -> Manifest:
     """Write the whole directory beside its place and move it there when it is complete and checked.
 
-    Raises ExportError; whatever happens, nothing unfinished is left at ``plan.directory``, and what was there stays until then.
+    ``rebuild`` is the command that makes it again, for error messages. Raises ExportError; whatever happens, nothing unfinished is left at
+    ``plan.directory``, and what was there stays until then.
     """
     _expect_replaceable(plan.directory)
     parent = plan.directory.parent
@@ -70,12 +73,14 @@ def export(plan: Plan, checkpoint: Checkpoint, source: Source, chat_template: st
             f"{parent} has {free >> 20} MiB free, the export needs {plan.disk_bytes >> 20} — free some space or use another --out"
         )
     with _scratch_directory(plan.directory) as scratch:
-        manifest = _write(scratch, plan, checkpoint, source, chat_template, progress)
+        manifest = _write(scratch, plan, checkpoint, source, rebuild, chat_template, progress)
         _move_into_place(scratch, plan.directory)
     return manifest
 
 
-def _write(scratch: Path, plan: Plan, checkpoint: Checkpoint, source: Source, chat_template: str | None, progress: Progress) -> Manifest:
+def _write(
+    scratch: Path, plan: Plan, checkpoint: Checkpoint, source: Source, rebuild: str, chat_template: str | None, progress: Progress
+) -> Manifest:
     arch, precision = checkpoint.arch, PRECISIONS[plan.precision]
     tokenizer = _tokenizer_files(checkpoint, chat_template)
     with WeightFile(scratch / "target.data") as weights:
@@ -109,6 +114,7 @@ def _write(scratch: Path, plan: Plan, checkpoint: Checkpoint, source: Source, ch
         # Not the version of a package "onnxruntime": its GPU build is installed under another name.
         built_with={"resps": version("resps"), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
         source=source,
+        rebuild=rebuild,
     )
     (scratch / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
@@ -156,9 +162,9 @@ def _is_engine(directory: Path) -> bool:
 def _scratch_directory(directory: Path) -> Iterator[Path]:
     """A hidden sibling, removed on the way out; those of runs that were killed are removed too."""
     prefix = f".{directory.name}.partial-"
-    for stale in directory.parent.glob(f"{prefix}*"):
+    for stale in directory.parent.glob(f"{glob.escape(prefix)}*"):
         owner = stale.name.removeprefix(prefix).split("-")[0]
-        if owner.isdecimal() and not _alive(int(owner)):
+        if owner.isdecimal() and len(owner) < 10 and not _alive(int(owner)):
             shutil.rmtree(stale, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=directory.parent))
     scratch.chmod(0o755)
@@ -179,18 +185,25 @@ def _alive(process: int) -> bool:
 
 
 def _move_into_place(scratch: Path, directory: Path) -> None:
-    """Two renames on one file system: a reader sees the old directory, for an instant none, or the new one."""
+    """By rename on one file system. An engine that is replaced changes places with the new one in a single step where the system can."""
     for file in scratch.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     if not directory.exists():
         scratch.rename(directory)
-        return
-    old = scratch.with_name(f"{scratch.name}.old")
-    directory.rename(old)
-    try:
-        scratch.rename(directory)
-    except BaseException:
-        old.rename(directory)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    elif not _exchange(scratch, directory):
+        old = scratch.with_name(f"{scratch.name}.old")
+        directory.rename(old)
+        try:
+            scratch.rename(directory)
+        except BaseException:
+            old.rename(directory)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two directories atomically with Linux's renameat2; False where the system or file system has no such call."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    at_cwd, exchange = -100, 2
+    return renameat2 is not None and renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,19 +12,24 @@ import click
 
 from runtime.console import run_command, set_verbosity
 
+DEFAULT_OUT, DEFAULT_CONTEXT, DEFAULT_PREFILL_ROWS = Path("engines"), 4096, 128
 PRECISION_NAMES = ("fp32", "fp16", "bf16", "int8", "int4")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--model", help="A known name: smollm2-135m, llama3-8b, ... (an unknown one lists them all).")
 @click.option("--weights", metavar="DIR|FILE.gguf|HUB-ID", help="Take the weights from here instead.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("engines"), show_default=True, help="Where engine directories lie.")
+@click.option("--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Where engine directories lie.")
 @click.option("--name", help="Directory below --out [default: the model, with the precision unless fp32].")
 @click.option(
     "--precision", type=click.Choice(PRECISION_NAMES), default="fp32", show_default=True, help="int8 and int4 quantize weights only."
 )
-@click.option("--max-context", type=click.IntRange(16, 1 << 20), default=4096, show_default=True, help="Most tokens of prompt and answer.")
-@click.option("--prefill-rows", type=click.IntRange(1, 4096), default=128, show_default=True, help="Prompt tokens per pass.")
+@click.option(
+    "--max-context", type=click.IntRange(16, 1 << 20), default=DEFAULT_CONTEXT, show_default=True, help="Most tokens of prompt and answer."
+)
+@click.option(
+    "--prefill-rows", type=click.IntRange(1, 4096), default=DEFAULT_PREFILL_ROWS, show_default=True, help="Prompt tokens per pass."
+)
 @click.option("--force", is_flag=True, help="Export even if the directory is up to date.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan (with --dry-run) or the manifest as JSON.")
@@ -55,31 +61,34 @@ def command(
         raise click.UsageError(f"--name must be a plain directory name, not {folder!r}")
 
     from .build import export, is_current, source_of
-    from .fetch import locate, open_checkpoint
+    from .fetch import locate, open_checkpoint, planned_arch
     from .plan import make_plan
     from .target import PRECISIONS
 
-    _say("weights: locating")
-    checkpoint = open_checkpoint(locate(entry, weights))
-    plan = make_plan(out / folder, label, checkpoint.arch, PRECISIONS[precision], max_context, prefill_rows)
-    if dry_run:
+    click.echo("weights: locating", err=True)
+    checkpoint = None if dry_run else open_checkpoint(locate(entry, weights))
+    arch = checkpoint.arch if checkpoint else planned_arch(entry, weights)
+    plan = make_plan(out / folder, label, arch, PRECISIONS[precision], max_context, prefill_rows)
+    if checkpoint is None:
         click.echo(json.dumps(asdict(plan), default=str) if as_json else "\n".join(plan.lines()))
         return
-    source = source_of(checkpoint, {"precision": precision, "max_context": max_context, "prefill_rows": prefill_rows})
+    source = source_of(checkpoint, {"model": label, "precision": precision, "max_context": max_context, "prefill_rows": prefill_rows})
     if not force and is_current(plan, source):
         stored = plan.directory / "manifest.json"
         click.echo(stored.read_text(encoding="utf-8").rstrip() if as_json else f"{plan.directory} is up to date")
         return
-    manifest = export(plan, checkpoint, source, entry.chat_template, _progress)
-    click.echo(
-        manifest.to_json().rstrip()
-        if as_json
-        else f"{plan.directory} is ready: max |logit difference| {manifest.check.max_abs_logit_diff:.1e}"
-    )
+    rebuild = shlex.join(["resps-export", *_given(model, weights, name, precision, max_context, prefill_rows, out), "--force"])
+    manifest = export(plan, checkpoint, source, rebuild, entry.chat_template, _progress)
+    ready = f"{plan.directory} is ready: max |logit difference| {manifest.check.max_abs_logit_diff:.1e}"
+    click.echo(manifest.to_json().rstrip() if as_json else ready)
 
 
-def _say(text: str) -> None:
-    click.echo(text, err=True)
+def _given(*values: object) -> list[str]:
+    """The options of this call that are not their defaults, as they would be typed."""
+    names = ("--model", "--weights", "--name", "--precision", "--max-context", "--prefill-rows", "--out")
+    defaults = (None, None, None, "fp32", DEFAULT_CONTEXT, DEFAULT_PREFILL_ROWS, DEFAULT_OUT)
+    given = [(name, value) for name, value, default in zip(names, values, defaults, strict=True) if value != default]
+    return [text for name, value in given for text in (name, str(value))]
 
 
 def _progress(stage: str, done: int, total: int) -> None:

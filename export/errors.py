@@ -2,6 +2,7 @@
 
 RespsError
 └── ExportError              the export failed                                             (exit 1)
+    ├── UnknownModel         no such name in the table                                      (exit 2)
     ├── UnsupportedModel     an architecture or option the graphs cannot express exactly
     ├── CheckpointError      weights missing, truncated, unreadable or with the wrong hash
     └── ParityError          the exported graph does not compute what the checkpoint does
@@ -18,6 +19,12 @@ class ExportError(RespsError):
 
 class UnsupportedModel(ExportError):
     """The model cannot be expressed exactly by our graphs."""
+
+
+class UnknownModel(ExportError):
+    """No such name in the table."""
+
+    exit_code = 2
 
 
 class CheckpointError(ExportError):

@@ -7,16 +7,18 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.manifest import sha256_of
 
-from .checkpoint import Checkpoint, SafetensorsCheckpoint, TorchCheckpoint
+from .arch import Arch, arch_from_config
+from .checkpoint import Checkpoint, SafetensorsCheckpoint, TorchCheckpoint, read_json
 from .errors import CheckpointError
 from .gguf import GgufCheckpoint
 from .models import ModelEntry, PackagedGguf
 
-HUB_FILES = ["*.json", "*.jinja", "tokenizer*", "*.safetensors"]
+HUB_FILES = ("*.json", "*.jinja", "tokenizer*", "*.safetensors")
 PICKLES = "pytorch_model*.bin"
 
 
@@ -28,13 +30,31 @@ def cache_directory() -> Path:
 
 def locate(entry: ModelEntry, weights: str | None) -> Path:
     """Path of the checkpoint, downloaded if need be. ``weights`` (directory, .gguf file or hub id) overrides the entry's own source."""
+    repository = _hub_repository(entry, weights)
+    if repository is not None:
+        return hub_snapshot(repository)
+    if weights is not None:
+        return Path(weights)
+    assert isinstance(entry.target, PackagedGguf)  # all that is neither a path nor on the hub
+    return packaged_gguf(entry.target)
+
+
+def planned_arch(entry: ModelEntry, weights: str | None) -> Arch:
+    """What a dry run needs to know. Of a hub repository only the config is fetched."""
+    repository = _hub_repository(entry, weights)
+    if repository is not None:
+        return arch_from_config(read_json(hub_snapshot(repository, ["config.json"]) / "config.json"))
+    return open_checkpoint(locate(entry, weights)).arch
+
+
+def _hub_repository(entry: ModelEntry, weights: str | None) -> str | None:
+    """The repository to fetch, if the weights are on the hub; raises CheckpointError when they can be nowhere."""
     if weights is None:
-        return packaged_gguf(entry.target) if isinstance(entry.target, PackagedGguf) else hub_snapshot(entry.target)
-    path = Path(weights)
-    if path.exists():
-        return path
+        return None if isinstance(entry.target, PackagedGguf) else entry.target
+    if Path(weights).exists():
+        return None
     if weights.count("/") == 1 and not weights.startswith((".", "/", "~")) and not weights.endswith(".gguf"):
-        return hub_snapshot(weights)
+        return weights
     raise CheckpointError(f"there are no weights at {weights} — give an HF directory, a .gguf file or a hub id such as Qwen/Qwen3-8B")
 
 
@@ -81,15 +101,15 @@ def _expect_hash(file: Path, expected: str) -> None:
         raise CheckpointError(f"{file.name} does not have the expected hash {expected[:16]}… — do not use it; download it again")
 
 
-def hub_snapshot(repository: str) -> Path:
-    """A repository of the Hugging Face hub, from the local cache or the network."""
+def hub_snapshot(repository: str, files: Sequence[str] = HUB_FILES) -> Path:
+    """A repository of the Hugging Face hub, or some ``files`` of it, from the local cache or the network."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise CheckpointError("huggingface_hub is not installed — pip install 'resps[cpu]', or give --weights DIR") from None
     try:
-        directory = Path(snapshot_download(repository, allow_patterns=HUB_FILES))
-        if list(directory.glob("*.safetensors")):
+        directory = Path(snapshot_download(repository, allow_patterns=list(files)))
+        if files != HUB_FILES or list(directory.glob("*.safetensors")):
             return directory
         return Path(snapshot_download(repository, allow_patterns=[*HUB_FILES, PICKLES]))  # an older model
     except Exception as error:  # the hub's client raises dozens of kinds, its transport's own among them

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import UnsupportedModel
+from .errors import UnknownModel
 
 VICUNA_CHAT = (
     "{%- if messages[0]['role'] == 'system' -%}{{- messages[0]['content'] -}}{%- set rest = messages[1:] -%}{%- else -%}"
@@ -56,7 +56,7 @@ MODELS: dict[str, ModelEntry] = {
 
 
 def model_entry(name: str) -> ModelEntry:
-    """The entry of a name; raises UnsupportedModel, which lists the names."""
+    """The entry of a name; raises UnknownModel, which lists the names."""
     if name not in MODELS:
-        raise UnsupportedModel(f"unknown model {name!r} — choose from {', '.join(MODELS)}, or give --weights DIR, FILE.gguf or a hub id")
+        raise UnknownModel(f"unknown model {name!r} — choose from {', '.join(MODELS)}, or give --weights DIR, FILE.gguf or a hub id")
     return MODELS[name]

@@ -87,4 +87,10 @@ def weight_bytes(arch: Arch, precision: Precision, capacity: int) -> int:
     embedding = arch.vocab * arch.hidden * stored
     own_head = not arch.tied_head or precision.head_bits is not None
     head = matrix(arch.vocab, arch.hidden, precision.head_bits) if own_head else 0
-    return embedding + head + arch.layers * layer + arch.hidden * stored + capacity * arch.head_dim * compute * (2 if precision.matrix_bits else 1)
+    return (
+        embedding
+        + head
+        + arch.layers * layer
+        + arch.hidden * stored
+        + capacity * arch.head_dim * compute * (2 if precision.matrix_bits else 1)
+    )

@@ -136,8 +136,8 @@ class TargetWriter:
         sizes = g.const([arch.heads, arch.kv_heads, arch.kv_heads])
         query, key, value = g.ops("Split", by_head, sizes, outs=(None, None, None), axis=1)
         if arch.qk_norm:
-            query = self._norm(query, f"model.layers.{layer}.self_attn.q_norm.weight")
-            key = self._norm(key, f"model.layers.{layer}.self_attn.k_norm.weight")
+            query = self._norm(query, f"model.layers.{layer}.self_attn.q_norm.weight", arch.head_dim)
+            key = self._norm(key, f"model.layers.{layer}.self_attn.k_norm.weight", arch.head_dim)
         query = g.op("RotaryEmbedding", query, *self.query_rope, self.positions)
         key = g.op("RotaryEmbedding", key, *self.key_rope, self.positions)
         keys, values = self._cached(layer, "key", key), self._cached(layer, "value", value)
@@ -191,8 +191,8 @@ class TargetWriter:
         g.op("Unsqueeze", logits, g.const([0]), out="logits")
         g.op("ArgMax", "logits", out="next_token", axis=-1, keepdims=0)
 
-    def _norm(self, x: str, name: str) -> str:
-        weight = self._computable(self._stored(name, self.checkpoint.shape(name), [name]))
+    def _norm(self, x: str, name: str, width: int | None = None) -> str:
+        weight = self._computable(self._stored(name, (width or self.arch.hidden,), [name]))
         return self.g.op("RMSNormalization", x, weight, axis=-1, epsilon=self.arch.rms_eps)
 
     def _linear(self, layer: int, matrix: str, x: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +47,14 @@ def tokenizer_of_directory(directory: Path, chat_template: str | None) -> Tokeni
 
 
 def _tokenizer_json(directory: Path) -> str:
+    from tokenizers import Tokenizer
+
     file = directory / TOKENIZER_FILE
     if file.is_file():
-        text = file.read_text(encoding="utf-8")
         try:
-            json.loads(text)
-        except ValueError as error:
+            text = file.read_text(encoding="utf-8")
+            Tokenizer.from_str(text)
+        except Exception as error:  # the Rust side raises plain Exception
             raise CheckpointError(f"cannot read {file}: {error} — download it again") from None
         return text
     try:

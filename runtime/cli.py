@@ -44,6 +44,8 @@ def command(prompt: str | None, **options: Any) -> None:
     set_verbosity(options["verbose"])
     if options["system"] and not options["chat"]:
         raise click.UsageError("--system needs --chat")
+    if "" in options["stop"]:
+        raise click.UsageError("--stop needs some text")
     sampling, policy = _parsed(options)
     text = _read_stdin() if prompt in (None, "-") else str(prompt)
     if not text.strip():

@@ -21,9 +21,13 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = command.main(arguments, prog_name=name, standalone_mode=False)
+        # Not command.main(): it would turn a closed pipe into exit 1 before this function sees it.
+        with command.make_context(name, arguments) as context:
+            command.invoke(context)
         sys.stdout.flush()
-        return result if isinstance(result, int) else OK
+        return OK
+    except click.exceptions.Exit as done:  # --help, --version
+        return done.exit_code
     except click.UsageError as error:
         _complain(name, error.format_message(), f"see {name} --help")
         return USAGE

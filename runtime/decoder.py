@@ -18,7 +18,7 @@ from .drafter import Drafter, NoDrafter
 from .engine_ort import OrtEngine
 from .errors import DecoderBusy, DecoderClosed, EngineDirError, PromptError
 from .kv import KVCache
-from .manifest import Manifest, find_engine_dir, load_manifest, rebuild_command
+from .manifest import Manifest, find_engine_dir, load_manifest
 from .ngram import NgramDrafter
 from .request import Request
 from .sampling import InverseCdf, Pick, Sampling, greedy
@@ -57,7 +57,7 @@ class Decoder:
         if self.manifest.backend != "onnxruntime":
             raise EngineDirError(
                 f"{directory} is for backend {self.manifest.backend!r}, which this version cannot run — "
-                f"export again: {rebuild_command(self.manifest.model)}"
+                f"export again: {self.manifest.rebuild}"
             )
         self._policy: Policy = policy or FixedPolicy(DEFAULT_TREE)
         self._drafter = DRAFTERS[draft]()

@@ -102,7 +102,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """An engine directory."""
+    """An engine directory. ``rebuild`` is the command that makes it anew."""
 
     schema: int
     model: str
@@ -117,14 +117,10 @@ class Manifest:
     check: Check
     built_with: Mapping[str, str]
     source: Source
+    rebuild: str
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
-
-
-def rebuild_command(model: str) -> str:
-    """The command that makes a fresh directory."""
-    return f"resps-export --model {model} --force"
 
 
 def find_engine_dir(path: Path) -> Path:
@@ -160,7 +156,7 @@ def load_manifest(directory: Path, *, verify: bool = True) -> Manifest:
 
 
 def _check_files(directory: Path, manifest: Manifest, verify: bool) -> None:
-    remedy = rebuild_command(manifest.model)
+    remedy = manifest.rebuild
     used = [graph.file for graph in manifest.graphs.values()] + [manifest.tokens.tokenizer]
     used += [manifest.tokens.chat_template] if manifest.tokens.chat_template else []
     for name in used:

@@ -49,8 +49,8 @@ class Text:
         if self._template is None:
             raise PromptError("this model has no chat template — give the prompt as plain text")
         for message in messages:
-            if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-                raise PromptError(f'a chat message needs "role" and "content", this one is {message!r}')
+            if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+                raise PromptError(f'a chat message needs "role" and "content", both text; this one is {message!r}')
         try:
             return str(self._template.render(messages=list(messages), add_generation_prompt=True, **self._special))
         except (TemplateError, TypeError, KeyError) as error:

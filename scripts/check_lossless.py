@@ -67,7 +67,9 @@ def main(engine_dir: Path, prompts: int, new_tokens: int, allowed: float, thread
                 at = int(np.argmax([a != b for a, b in zip(result.tokens, answer, strict=False)]))
                 gap = margin(decoder, prompt, answer, at, result.tokens[at])
                 worst = max(worst, gap)
-                click.echo(f"  tree {shape}, prompt {seed}: token {at} is {result.tokens[at]}, plain has {answer[at]}; logit margin {gap:.2e}")
+                click.echo(
+                    f"  tree {shape}, prompt {seed}: token {at} is {result.tokens[at]}, plain has {answer[at]}; logit margin {gap:.2e}"
+                )
         click.echo(f"tree {shape}: {compared} tokens in {cycles} cycles, {differing} of {len(ids)} answers differ")
     sys.exit(1 if worst > allowed else 0)
 

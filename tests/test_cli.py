@@ -1,0 +1,201 @@
+"""resps-run as its users see it: stdout, stderr, exit codes, hostile input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.cli import command
+from runtime.console import run_command
+
+PROMPT = "the cat sat on the"
+
+
+def run(tiny: Path, *arguments: str, stdin: bytes | None = b"") -> subprocess.CompletedProcess[bytes]:
+    """The installed command in a process of its own."""
+    code = "from runtime.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "--engine-dir", str(tiny), *arguments], input=stdin, capture_output=True, check=False, timeout=120
+    )
+
+
+def complaint(done: subprocess.CompletedProcess[bytes], code: int) -> str:
+    """The one line on stderr of a refused call, which wrote nothing to stdout."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == b""
+    text = done.stderr.decode()
+    assert text.startswith("resps-run: ")
+    assert text.count("\n") == 1
+    assert "Traceback" not in text
+    return text
+
+
+def test_answer_goes_to_stdout_and_statistics_to_stderr(tiny_engine: Path) -> None:
+    done = run(tiny_engine, "--max-new-tokens", "20", "--stats", PROMPT)
+    assert done.returncode == 0
+    assert done.stdout.decode().endswith("\n")
+    assert len(done.stderr.decode().splitlines()) == 4
+    assert b"tokens per cycle" in done.stderr
+    whole = run(tiny_engine, "--max-new-tokens", "20", "--no-stream", PROMPT)
+    assert (whole.stdout, whole.stderr) == (done.stdout, b"")
+
+
+def test_json_is_exactly_one_object(tiny_engine: Path) -> None:
+    done = run(tiny_engine, "--json", "--max-new-tokens", "20", PROMPT)
+    assert done.stderr == b""
+    result = json.loads(done.stdout)
+    assert done.stdout.count(b"\n") == 1
+    assert list(result) == ["schema", "text", "tokens", "stop", "stats"]
+    named = {"new_tokens", "cycles", "tokens_per_cycle", "tokens_per_second", "prefill_seconds", "decode_seconds"}
+    assert named <= result["stats"].keys()
+    plain = run(tiny_engine, "--max-new-tokens", "20", PROMPT)
+    assert plain.stdout.decode() == result["text"] + "\n"
+
+
+def test_prompt_from_argument_dash_and_pipe_are_the_same(tiny_engine: Path) -> None:
+    answers = {
+        run(tiny_engine, "--max-new-tokens", "9", PROMPT).stdout,
+        run(tiny_engine, "--max-new-tokens", "9", "-", stdin=PROMPT.encode()).stdout,
+        run(tiny_engine, "--max-new-tokens", "9", stdin=PROMPT.encode() + b"\n").stdout,
+    }
+    assert len(answers) == 1
+
+
+def test_chat_and_seed_and_tree_flags(tiny_engine: Path) -> None:
+    chat = json.loads(run(tiny_engine, "--json", "--chat", "--system", "be brief", "--max-new-tokens", "5", PROMPT).stdout)
+    text = json.loads(run(tiny_engine, "--json", "--max-new-tokens", "5", PROMPT).stdout)
+    assert chat["stats"]["prompt_tokens"] > text["stats"]["prompt_tokens"]
+    sampled = ["--json", "--temperature", "1.2", "--seed", "4", "--max-new-tokens", "30", PROMPT]
+    answers = [json.loads(run(tiny_engine, *sampled, *more).stdout) for more in ([], ["--tree", "16,4,4"], ["--draft", "none"])]
+    assert len({tuple(each["tokens"]) for each in answers}) == 1
+    assert answers[2]["stats"]["drafted"] == 0
+
+
+def test_stop_string(tiny_engine: Path) -> None:
+    text = json.loads(run(tiny_engine, "--json", "--max-new-tokens", "30", PROMPT).stdout)["text"]
+    stop = text[8:11]
+    result = json.loads(run(tiny_engine, "--json", "--max-new-tokens", "30", "--stop", stop, PROMPT).stdout)
+    assert result["stop"] == "stop_string"
+    assert result["text"] == text[: text.index(stop)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--max-new-tokens", "0", PROMPT], "max-new-tokens"),
+        (["--max-new-tokens", "-3", PROMPT], "max-new-tokens"),
+        (["--max-new-tokens", "many", PROMPT], "max-new-tokens"),
+        (["--temperature", "-1", PROMPT], "temperature"),
+        (["--temperature", "nan", PROMPT], "temperature"),
+        (["--temperature", "1e300", PROMPT], "temperature"),
+        (["--top-p", "0", PROMPT], "top_p"),
+        (["--top-k", "-1", PROMPT], "top-k"),
+        (["--seed", "-1", PROMPT], "seed"),
+        (["--seed", str(2**64), PROMPT], "seed"),
+        (["--threads", "0", PROMPT], "threads"),
+        (["--threads", "1000000", PROMPT], "threads"),
+        (["--tree", "5,1,1", PROMPT], "tree"),
+        (["--tree", "big", PROMPT], "tree"),
+        (["--tree", "1,0", PROMPT], "tree"),
+        (["--draft", "oracle", PROMPT], "draft"),
+        (["--system", "x", PROMPT], "--chat"),
+        (["--stop", "", PROMPT], "stop"),
+        (["--nonsense", PROMPT], "nonsense"),
+        ([PROMPT, "and more"], "more"),
+        ([""], "empty"),
+        ([" \n "], "empty"),
+        (["-"], "empty"),
+        (["the cat " * 400], "max-context"),
+    ],
+    ids=str,
+)
+def test_bad_usage_is_one_line_and_exit_2(tiny_engine: Path, arguments: list[str], says: str) -> None:
+    assert says in complaint(run(tiny_engine, *arguments), 2)
+
+
+def test_invalid_utf8(tiny_engine: Path) -> None:
+    assert "byte 3" in complaint(run(tiny_engine, "-", stdin=b"abc\xff\xfe"), 2)
+    code = "from runtime.cli import main; main()"
+    arguments = [sys.executable.encode(), b"-c", code.encode(), b"--engine-dir", bytes(tiny_engine), b"caf\xe9"]
+    assert "UTF-8" in complaint(subprocess.run(arguments, capture_output=True, check=False), 2)
+
+
+def test_bad_engine_directories_exit_3(tiny_engine: Path, tmp_path: Path) -> None:
+    assert "resps-export" in complaint(run(tmp_path / "nowhere", PROMPT), 3)
+    assert "resps-export" in complaint(run(tmp_path, PROMPT), 3)
+    shutil.copytree(tiny_engine, tmp_path / "engine")
+    with (tmp_path / "engine" / "target.data").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"?")
+    assert "changed" in complaint(run(tmp_path / "engine", PROMPT), 3)
+
+
+def test_closed_pipe_is_quiet(tiny_engine: Path) -> None:
+    code = "from runtime.cli import main; main()"
+    arguments = [sys.executable, "-c", code, "--engine-dir", str(tiny_engine), "--max-new-tokens", "100", PROMPT]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(arguments, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_interrupt_exits_130(tiny_engine: Path) -> None:
+    code = "from runtime.cli import main; main()"
+    arguments = [sys.executable, "-c", code, "--engine-dir", str(tiny_engine), "-"]
+    process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while "S (sleeping)" not in Path(f"/proc/{process.pid}/status").read_text():  # until it waits for its prompt
+        pass
+    while True:
+        wait = Path(f"/proc/{process.pid}/syscall").read_text().split()
+        if wait[0] == "0" and wait[1] == "0x0":  # read(0, ...)
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == b"resps-run: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (MemoryError("no room"), 1, "no room"),
+        (OSError(28, "No space left on device"), 1, "No space left"),
+        (RuntimeError("boom"), 1, "-vv"),
+    ],
+    ids=repr,
+)
+def test_unexpected_failures_are_one_line_too(
+    tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception, code: int, says: str
+) -> None:
+    import runtime.decoder
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(runtime.decoder, "Decoder", fail)
+    assert run_command(command, "resps-run", ["--engine-dir", str(tiny_engine), PROMPT]) == code
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert says in err
+
+
+def test_double_verbose_shows_the_traceback(tmp_path: Path) -> None:
+    done = run(tmp_path, "-vv", PROMPT)
+    assert done.returncode == 3
+    assert b"Traceback" in done.stderr
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(command, "resps-run", ["--help"]) == 0
+    assert "--engine-dir" in capsys.readouterr().out
+    assert run_command(command, "resps-run", ["--version"]) == 0
+    assert "0.1.0" in capsys.readouterr().out

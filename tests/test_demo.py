@@ -1,0 +1,157 @@
+"""The real model: parity with transformers, losslessness in fp32 and int8, the cache, the sampled distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from policy import PLAIN, FixedPolicy, TreeSpec
+from runtime import Decoder, Sampling
+from runtime.tree import Tree
+from tests.planted import DummyRowDrafter, PlantedDrafter
+from tests.prompts import PROMPTS
+
+SHAPES = (TreeSpec(4, 3, 1), TreeSpec(8, 7, 1), TreeSpec(11, 1, 10), TreeSpec(16, 4, 4), TreeSpec(32, 6, 4), TreeSpec(64, 8, 8))
+Engine = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def decoder(demo_engine: Engine, request: pytest.FixtureRequest) -> Iterator[Decoder]:
+    with Decoder(demo_engine(request.param), draft="none", threads=2) as decoder:
+        yield decoder
+
+
+@pytest.fixture(scope="module")
+def fp32(demo_engine: Engine) -> Iterator[Decoder]:
+    with Decoder(demo_engine("fp32"), draft="none", threads=2) as decoder:
+        yield decoder
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """transformers on the same dequantized weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from scripts.hf_copy import write_hf_directory
+
+    directory = write_hf_directory(tmp_path_factory.mktemp("hf"))
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def logits_of(decoder: Decoder, ids: list[int]) -> np.ndarray:
+    """All rows of a prompt, [n, V], through verify passes of up to 64 rows."""
+    target, rows = decoder._target, []
+    target.cache.truncate(0)
+    for start in range(0, len(ids), 64):
+        chunk = ids[start : start + 64]
+        rows.append(target.verify(Tree.chain(chunk)).logits.copy())
+        target.commit(range(len(chunk)))
+    return np.concatenate(rows)
+
+
+def test_logits_equal_transformers(fp32: Decoder, reference: Any) -> None:
+    import torch
+
+    for prompt in PROMPTS[:: len(PROMPTS) // 8][:8]:
+        ids = fp32._text.encode(prompt)
+        with torch.no_grad():
+            expected = reference(torch.tensor([ids])).logits[0].numpy()
+        assert np.abs(logits_of(fp32, ids) - expected).max() <= 1e-3
+
+
+def test_greedy_tokens_equal_transformers(fp32: Decoder, reference: Any) -> None:
+    import torch
+
+    for prompt in PROMPTS[::2]:
+        ids = fp32._text.encode(prompt)
+        with torch.no_grad():
+            out = reference.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=64, do_sample=False)
+        assert list(fp32.generate(ids, max_new_tokens=64).tokens) == out[0, len(ids) :].tolist()
+
+
+def plant(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, drafter: Any) -> None:
+    monkeypatch.setattr(decoder, "_drafter", drafter)
+
+
+def test_every_tree_gives_the_plain_answer(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of what scripts/check_lossless.py runs in full: adversarial trees against plain decoding with a dummy row."""
+    vocab = decoder.manifest.shape.vocab
+    for number, prompt in enumerate(PROMPTS[::4]):
+        ids = decoder._text.encode(prompt)
+        plant(decoder, monkeypatch, DummyRowDrafter(vocab))
+        answer = decoder.generate(ids, max_new_tokens=40).tokens
+        for seed, shape in enumerate(SHAPES):
+            plant(decoder, monkeypatch, PlantedDrafter(len(ids), answer, vocab, 10 * number + seed))
+            assert decoder.generate(ids, max_new_tokens=40, policy=FixedPolicy(shape)).tokens == answer, (prompt, shape)
+
+
+def test_int8_logits_are_the_same_bits_for_any_rows_and_any_tree(demo_engine: Engine) -> None:
+    """Without float64 sums in attention they differ by 1, and so do answers: see docs/design.md, losslessness."""
+    random = np.random.default_rng(0)
+    with Decoder(demo_engine("int8"), draft="none", threads=2) as decoder:
+        target, ids = decoder._target, decoder._text.encode(PROMPTS[1])
+        expected = logits_of(decoder, ids)
+        target.cache.truncate(0)
+        position = 0
+        while position < len(ids):
+            count = min(int(random.integers(1, 7)), len(ids) - position)
+            drafter = PlantedDrafter(0, ids, decoder.manifest.shape.vocab, int(random.integers(1 << 30)))
+            drafter.extend(ids[:position], None, [])  # type: ignore[arg-type]
+            tree = drafter.draft(ids[position], TreeSpec(4 * count, count, 4)) if count > 1 else Tree.chain([ids[position]])
+            scores, path = target.verify(tree), [0]
+            while position + len(path) < len(ids) and (node := tree.child(path[-1], ids[position + len(path)])) is not None:
+                path.append(node)
+            np.testing.assert_array_equal(scores.logits[path], expected[position : position + len(path)])
+            target.commit(path)
+            position += len(path)
+
+
+def test_committed_cache_equals_a_fresh_prefill(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    vocab, ids = decoder.manifest.shape.vocab, decoder._text.encode(PROMPTS[0])
+    plant(decoder, monkeypatch, DummyRowDrafter(vocab))
+    answer = list(decoder.generate(PROMPTS[3], max_new_tokens=40).tokens)
+    ids = decoder._text.encode(PROMPTS[3])
+    plant(decoder, monkeypatch, PlantedDrafter(len(ids), answer, vocab, 3))
+    decoder.generate(ids, max_new_tokens=40, policy=FixedPolicy(TreeSpec(16, 4, 4)))
+    length, committed = decoder._target.length, decoder._target.cache.rows().copy()
+    assert length > len(ids)
+    decoder._target.cache.truncate(0)
+    list(decoder._target.prefill([*ids, *answer][:length]))
+    fresh = decoder._target.cache.rows()
+    exact = decoder.manifest.precision == "int8"
+    np.testing.assert_allclose(committed, fresh, rtol=0, atol=0 if exact else 1e-3)
+
+
+def test_sampled_tokens_have_the_models_own_distribution(fp32: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First sampled token after one prompt over many seeds, drawn through the loop, against softmax of the logits."""
+    from scipy.stats import chisquare
+
+    ids = fp32._text.encode("The best thing about")
+    logits = logits_of(fp32, ids)[-1].astype(np.float64)
+    wanted = np.exp((logits - logits.max()) / 0.8)
+    order = np.argsort(-wanted)[:50]
+    probability = np.zeros_like(wanted)
+    probability[order] = wanted[order] / wanted[order].sum()
+    count = 600
+    first = np.array([
+        fp32.generate(ids, max_new_tokens=1, sampling=Sampling(0.8, top_k=50, seed=seed)).tokens[0] for seed in range(count)
+    ])  # fmt: skip
+    often = probability * count >= 5
+    seen = np.bincount(first, minlength=len(probability))
+    assert not seen[probability == 0].any()
+    observed, expected = [*seen[often], seen[~often].sum()], [*(probability[often] * count), probability[~often].sum() * count]
+    assert chisquare(observed, expected).pvalue > 1e-3
+
+
+def test_same_seed_same_text_whatever_the_tree(fp32: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling, vocab = Sampling(0.9, top_p=0.95, seed=11), fp32.manifest.shape.vocab
+    ids = fp32._text.encode(PROMPTS[2])
+    answer = fp32.generate(ids, max_new_tokens=32, sampling=sampling, policy=FixedPolicy(PLAIN)).tokens
+    for seed, shape in enumerate(SHAPES[:4]):
+        plant(fp32, monkeypatch, PlantedDrafter(len(ids), answer, vocab, seed))
+        assert fp32.generate(ids, max_new_tokens=32, sampling=sampling, policy=FixedPolicy(shape)).tokens == answer

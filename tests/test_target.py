@@ -1,0 +1,262 @@
+"""The target graph against transformers: every architecture, every precision, chains and trees."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+
+from export.checkpoint import SafetensorsCheckpoint
+from export.errors import CheckpointError
+from export.plan import weight_bytes
+from export.target import NUMPY_TYPES, PRECISIONS, TargetWriter
+from export.weights import ALIGNMENT, BLOCK, WeightFile
+from runtime.tree import Tree
+from tests.tiny import ARCHITECTURES, VOCAB, reference, tiny_model, weights_of
+
+CAPACITY = 128
+PROMPT = [int(token) for token in np.random.default_rng(1).integers(0, VOCAB, 11)]
+TREE = Tree.from_parents([17, 4, 90, 31, 8, 4, 17, 55, 120], [-1, 0, 0, 1, 1, 2, 3, 5, 0])
+MATRICES = ("qkv", "o", "gate_up", "down")
+
+
+class Graph:
+    """An exported target on disk, its session, and a cache that is handed from pass to pass."""
+
+    def __init__(self, directory: Path, model: Any, precision: str = "fp32", level: str = "4", optimized: bool = True) -> None:
+        model.save_pretrained(directory)
+        self.checkpoint = SafetensorsCheckpoint(directory)
+        self.arch, self.precision = self.checkpoint.arch, PRECISIONS[precision]
+        with WeightFile(directory / "target.data") as weights:
+            writer = TargetWriter(self.checkpoint, self.precision, CAPACITY, weights)
+            assert list(writer.build()) == list(range(1, self.arch.layers + 1))
+        self.file = directory / "target.onnx"
+        onnx.save(writer.model(), self.file)
+        self.session = self.open(level, optimized)
+        self.clear()
+
+    def open(self, level: str, optimized: bool) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4  # it warns that the cache is not shared between input and output, which is intended here
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
+        if not optimized:  # the graph exactly as written, nothing fused
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return onnxruntime.InferenceSession(str(self.file), options, providers=["CPUExecutionProvider"])
+
+    def clear(self) -> None:
+        shape = (1, self.arch.kv_heads, CAPACITY, self.arch.head_dim)
+        names = [each.name for each in self.session.get_inputs() if each.name.startswith("past.")]
+        self.cache = {name: np.zeros(shape, NUMPY_TYPES[self.precision.compute]) for name in names}
+
+    def run(self, tree: Tree, past: int, span: int = 64, rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        feeds = {
+            "tokens": tree.tokens[None],
+            "depth": tree.depth[None],
+            "tree_mask": tree.mask,
+            "past": np.array([past]),
+            "slots": np.arange(span),
+            "rows": np.array(range(len(tree)) if rows is None else rows),
+        }
+        names = [each.name for each in self.session.get_outputs()]
+        result = dict(zip(names, self.session.run(names, {**feeds, **self.cache}), strict=True))
+        self.cache = {name: result.pop(name.replace("past.", "present.")) for name in self.cache}
+        return result
+
+    def prefill(self, tokens: Sequence[int], step: int) -> dict[str, np.ndarray]:
+        """All rows of all chunks, joined."""
+        passes = [self.run(Tree.chain(tokens[start : start + step]), start) for start in range(0, len(tokens), step)]
+        return {name: np.concatenate([each[name] for each in passes], axis=1) for name in passes[0]}
+
+
+def path_to(tree: Tree, node: int) -> list[int]:
+    """Nodes from the root to ``node``."""
+    return ([] if tree.parent[node] < 0 else path_to(tree, int(tree.parent[node]))) + [node]
+
+
+def expect_rows(graph: Graph, model: Any, result: dict[str, np.ndarray], tokens: Sequence[int], rows: Sequence[int]) -> None:
+    """The last len(rows) positions of ``tokens`` in transformers equal ``rows`` of ``result``: logits, argmax and features."""
+    logits, streams = reference(model, tokens)
+    features = np.concatenate([streams[layer] for layer in graph.arch.captured], axis=-1)
+    count, rows = len(rows), list(rows)
+    np.testing.assert_allclose(result["logits"][0, rows], logits[-count:], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(result["features"][0, rows], features[-count:], rtol=0, atol=1e-4)
+    assert result["next_token"][0, rows].tolist() == logits[-count:].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_chains_and_trees_equal_transformers(tmp_path: Path, name: str, tied: bool) -> None:
+    model = tiny_model(name, tied=tied)
+    graph = Graph(tmp_path, model)
+    assert graph.arch.tied_head == tied
+    prefilled = graph.prefill(PROMPT, 4)
+    expect_rows(graph, model, prefilled, PROMPT, range(len(PROMPT)))
+
+    # A first tree at the same place leaves its rows behind in the cache: the second must not see them.
+    graph.run(Tree.from_parents([3, 5, 7, 9, 11, 13, 15, 19, 21, 23], [-1, 0, 0, 0, 2, 2, 4, 4, 6, 8]), len(PROMPT))
+    verified = graph.run(TREE, len(PROMPT))
+    leaves = set(range(len(TREE))) - set(TREE.parent.tolist())
+    for leaf in leaves:
+        path = path_to(TREE, leaf)
+        expect_rows(graph, model, verified, [*PROMPT, *TREE.tokens[path].tolist()], path)
+
+
+def test_rows_and_span_change_the_cost_and_not_the_result(tmp_path: Path) -> None:
+    graph = Graph(tmp_path, tiny_model("llama-llama3"))
+    graph.prefill(PROMPT, len(PROMPT))
+    every = graph.run(TREE, len(PROMPT))
+    some = graph.run(TREE, len(PROMPT), span=CAPACITY, rows=[7, 2])
+    assert some["logits"].shape == (1, 2, VOCAB)
+    assert some["features"].shape == (1, len(TREE), 3 * graph.arch.hidden)
+    np.testing.assert_allclose(some["logits"][0], every["logits"][0, [7, 2]], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(some["features"], every["features"], rtol=0, atol=1e-5)
+
+
+def test_captured_layers_of_six_layers_are_the_streams_eagle_reads(tmp_path: Path) -> None:
+    model = tiny_model("llama", num_hidden_layers=8)
+    graph = Graph(tmp_path, model)
+    assert graph.arch.captured == (2, 4, 5)
+    expect_rows(graph, model, graph.prefill(PROMPT, len(PROMPT)), PROMPT, range(len(PROMPT)))
+
+
+def test_sixteen_bit_weights_are_rounded_once(tmp_path: Path) -> None:
+    """bf16 computes in float32, so it must equal the model whose weights were rounded; fp16 rounds activations too."""
+    model = tiny_model("qwen2", tied=False)
+    bf16 = Graph(tmp_path / "bf16", model, "bf16")
+    fp16 = Graph(tmp_path / "fp16", model, "fp16")
+    exact, _ = reference(model, PROMPT)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.copy_(tensor.bfloat16().float())
+    expect_rows(bf16, model, bf16.prefill(PROMPT, 4), PROMPT, range(len(PROMPT)))
+    result = fp16.prefill(PROMPT, 4)
+    assert (result["logits"].dtype, result["features"].dtype) == (np.float32, np.float16)
+    np.testing.assert_allclose(result["logits"][0], exact, rtol=0, atol=0.03)
+
+
+def dequantized(file: Path, precision: str) -> dict[str, np.ndarray]:
+    """Matrices behind a DequantizeLinear, [inputs, outputs], computed from the stored integers and scales."""
+    model = onnx.load(file)
+    arrays = {each.name: each for each in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear":
+            values, scales = (numpy_helper.to_array(arrays[name]).astype(np.float32) for name in node.input)
+            found[node.input[0].removesuffix(".quantized")] = values * np.repeat(scales, BLOCK, axis=0)
+    bits = {onnx.TensorProto.INT4: 4, onnx.TensorProto.INT8: 8}
+    widths = {name.removesuffix(".quantized"): bits[each.data_type] for name, each in arrays.items() if name.endswith(".quantized")}
+    assert widths == {name: 8 if name == "head" or precision == "int8" else 4 for name in found}
+    return found
+
+
+def with_matrices(model: Any, matrices: dict[str, np.ndarray]) -> Any:
+    """``model`` with its matrices replaced, the joined ones taken apart again."""
+    parts = {"qkv": ("self_attn", "qkv"), "o": ("self_attn", "o"), "gate_up": ("mlp", ("gate", "up")), "down": ("mlp", ("down",))}
+    with torch.no_grad():
+        model.lm_head.weight.copy_(torch.from_numpy(matrices["head"].T.copy()))
+        for index, layer in enumerate(model.model.layers):
+            for matrix, (block, names) in parts.items():
+                linears = [getattr(getattr(layer, block), f"{name}_proj") for name in names]
+                pieces = np.split(matrices[f"layers.{index}.{matrix}"].T, np.cumsum([each.out_features for each in linears])[:-1])
+                for linear, piece in zip(linears, pieces, strict=True):
+                    linear.weight.copy_(torch.from_numpy(piece.copy()))
+    return model
+
+
+@pytest.mark.parametrize(("precision", "step"), [("int8", 1 / 127), ("int4", 1 / 8)])
+def test_quantized_weights_are_the_model_dequantized(tmp_path: Path, precision: str, step: float) -> None:
+    """The graph as the standard defines it equals transformers with the dequantized weights; those are one step from the true ones."""
+    model = tiny_model("llama-bias", tied=False)
+    graph = Graph(tmp_path, model, precision, optimized=False)
+    exact, _ = reference(model, PROMPT)
+    original = weights_of(model)
+    matrices = dequantized(graph.file, precision)
+    assert matrices.keys() == {"head", *(f"layers.{layer}.{matrix}" for layer in range(6) for matrix in MATRICES)}
+    error = np.abs(matrices["layers.3.down"].T - original["model.layers.3.mlp.down_proj.weight"])
+    assert 0 < error.max() <= 1.001 * step * np.abs(original["model.layers.3.mlp.down_proj.weight"]).max()
+
+    result = graph.prefill(PROMPT, 4)
+    expect_rows(graph, with_matrices(model, matrices), result, PROMPT, range(len(PROMPT)))
+    # The runtime's session fuses the products and rounds activations to eight bits inside them.
+    graph.session = graph.open("4", optimized=True)
+    graph.clear()
+    fused = graph.prefill(PROMPT, 4)["logits"]
+    assert np.abs(fused - result["logits"]).mean() < 0.05 * exact.std()
+    assert np.abs(fused[0] - exact).mean() < (0.05 if precision == "int8" else 0.4) * exact.std()
+
+
+def test_matrix_that_does_not_divide_into_blocks_stays_in_floating_point(tmp_path: Path) -> None:
+    graph = Graph(tmp_path, tiny_model("llama", intermediate_size=80), "int4", optimized=False)
+    assert "layers.0.down" not in dequantized(graph.file, "int4")
+    assert {node.op_type for node in onnx.load(graph.file).graph.node} >= {"Gemm", "MatMul"}
+    assert np.isfinite(graph.prefill(PROMPT, 4)["logits"]).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_graph_is_standard_and_lean(tmp_path: Path, name: str, precision: str) -> None:
+    graph = Graph(tmp_path, tiny_model(name), precision)
+    onnx.checker.check_model(str(graph.file))
+    model = onnx.load(graph.file, load_external_data=False)
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", 24)]
+    nodes = list(model.graph.node)
+    assert {node.domain for node in nodes} == {""}
+
+    layers, arch = graph.arch.layers, graph.arch
+    stored = {each.name: tuple(each.dims) for each in model.graph.initializer}
+    stored |= {
+        node.output[0]: stored[node.input[0]] for node in nodes if node.op_type in ("Cast", "DequantizeLinear") if node.input[0] in stored
+    }
+    products = [sorted(stored[node.input[1]]) for node in nodes if node.op_type in ("MatMul", "Gemm") if node.input[1] in stored]
+    joined = [(outputs, inputs) for _, outputs, inputs in arch.linears.values()]  # qkv, o, gate and up, down: one product each
+    assert products == [sorted(shape) for shape in joined] * layers + [sorted((arch.vocab, arch.hidden))]
+    kinds = [node.op_type for node in nodes]
+    assert (kinds.count("TensorScatter"), kinds.count("RotaryEmbedding")) == (2 * layers, 2 * layers)
+    inputs, outputs = {each.name for each in model.graph.input}, {each.name for each in model.graph.output}
+    for node in nodes:
+        if node.op_type == "TensorScatter":  # anything in between would make the backends copy the cache
+            assert node.input[0] in inputs
+            assert node.output[0] in outputs
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ["llama-bias", "qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_planned_weight_bytes_are_exact_but_for_alignment(tmp_path: Path, name: str, precision: str, tied: bool) -> None:
+    graph = Graph(tmp_path, tiny_model(name, tied=tied, num_hidden_layers=3), precision)
+    initializers = onnx.load(graph.file, load_external_data=False).graph.initializer
+    lengths = [int(entry.value) for each in initializers for entry in each.external_data if entry.key == "length"]
+    planned = weight_bytes(graph.arch, graph.precision, CAPACITY)
+    assert planned == sum(lengths)
+    assert 0 <= (tmp_path / "target.data").stat().st_size - planned < ALIGNMENT * len(lengths)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize(
+    ("key", "value", "tensor"),
+    [
+        ("vocab_size", VOCAB - 32, "embed_tokens"),
+        ("intermediate_size", 128, "gate_proj"),
+        ("num_key_value_heads", 4, "k_proj"),
+        ("num_attention_heads", 8, "q_proj"),
+    ],
+)
+def test_config_that_does_not_fit_the_weights_is_refused(tmp_path: Path, precision: str, key: str, value: int, tensor: str) -> None:
+    tiny_model("qwen3", num_hidden_layers=2).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, key: value}))
+    with (
+        WeightFile(tmp_path / "target.data") as weights,
+        pytest.raises(CheckpointError, match=rf"{tensor}.* have shapes .* — config and weights differ"),
+    ):
+        list(TargetWriter(SafetensorsCheckpoint(tmp_path), PRECISIONS[precision], CAPACITY, weights).build())
