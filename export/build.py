@@ -96,7 +96,7 @@ def _write(
     if tokenizer.chat_template:
         (scratch / TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
     progress("check", 0, 1)
-    check = check_target(scratch / "target.onnx", checkpoint, precision, plan.capacity)
+    check = check_target(scratch / "target.onnx", checkpoint, precision)
     progress("check", 1, 1)
     files = {file.name: known.get(file.name) or File(sha256_of(file), file.stat().st_size) for file in sorted(scratch.iterdir())}
     manifest = Manifest(

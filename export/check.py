@@ -22,15 +22,16 @@ from .target import NUMPY_TYPES, Precision, stream
 MAX_KL = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 1e-2, "int8": 0.1, "int4": 1.0}
 MAX_FP32_DIFF = 1e-3
 PIECE_BYTES = 192 << 20
+SLOTS = 64
 PARENTS = (-1, 0, 1, 2, 2, 1, 5, 0)  # a chain with branches: checks mask and positions, not only causality
 
 
-def check_target(file: Path, checkpoint: Checkpoint, precision: Precision, capacity: int) -> Check:
+def check_target(file: Path, checkpoint: Checkpoint, precision: Precision) -> Check:
     """Compare on a small tree at the start of an empty cache. Raises ParityError when the difference is more than rounding."""
     tokens = np.random.default_rng(0).choice(checkpoint.arch.vocab, len(PARENTS), replace=False)
     tree = Tree.from_parents(tokens.tolist(), PARENTS)
     expected = reference_logits(checkpoint, tree.tokens, tree.depth, tree.mask).astype(np.float64)
-    actual = _exported_logits(file, checkpoint, precision, capacity, tree).astype(np.float64)
+    actual = _exported_logits(file, checkpoint, precision, tree).astype(np.float64)
     if not np.isfinite(actual).all():
         raise ParityError(f"the exported graph gives logits that are not finite in {precision.name} — choose another --precision")
     log_p, log_q = _log_softmax(expected), _log_softmax(actual)
@@ -53,17 +54,17 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
-def _exported_logits(file: Path, checkpoint: Checkpoint, precision: Precision, capacity: int, tree: Tree) -> np.ndarray:
+def _exported_logits(file: Path, checkpoint: Checkpoint, precision: Precision, tree: Tree) -> np.ndarray:
     """Logits [n, V] of the exported graph, a few layers in memory at a time."""
     arch = checkpoint.arch
     model = onnx.load(file, load_external_data=False)
-    empty = np.zeros((1, arch.kv_heads, capacity, arch.head_dim), NUMPY_TYPES[precision.compute])
+    empty = np.zeros((1, arch.kv_heads, SLOTS, arch.head_dim), NUMPY_TYPES[precision.compute])
     feeds: dict[str, Any] = {
         "tokens": tree.tokens[None],
         "depth": tree.depth[None],
         "tree_mask": tree.mask,
         "past": np.zeros(1, np.int64),
-        "slots": np.arange(min(64, capacity)),
+        "slots": np.arange(SLOTS),
         "rows": np.arange(len(tree)),
     }
     for source, result in _pieces(model, arch.layers):

@@ -1,12 +1,12 @@
 """The target graph, written node by node (design.md section 4).
 
 inputs   tokens[1,n] depth[1,n] int64 · tree_mask[n,n] bool · past[1] int64 · slots[span] int64 · rows[r] int64
-         past.i.key / past.i.value [1,Hkv,CAP,D]
-outputs  next_token[1,r] int64 · logits[1,r,V] float32 · features[1,n,3H] · present.i.key / present.i.value [1,Hkv,CAP,D]
+         past.i.key / past.i.value [1,Hkv,span,D]
+outputs  next_token[1,r] int64 · logits[1,r,V] float32 · features[1,n,3H] · present.i.key / present.i.value [1,Hkv,span,D]
 
 Row j of a pass writes its key and value to slot past+j and stands at position past+depth[j]. It attends to every committed
-slot (< past) and, among the rows of this pass, to those tree_mask[j] names. `span` (the length of `slots`) bounds the slots that
-are read: cost follows the used length, not the capacity.
+slot (< past) and, among the rows of this pass, to those tree_mask[j] names. `slots` is 0, 1, ..., span - 1; the caller lays the cache out
+for the slots in use, so that cost follows them and nothing is sliced.
 """
 
 from __future__ import annotations
@@ -73,7 +73,6 @@ class TargetWriter:
         slots = g.input("slots", INT64, ["span"])
         rows = g.input("rows", INT64, ["r"])
         self.positions = g.op("Add", depth, self.past)
-        self.span = g.op("Shape", slots)
         self.mask = self._attention_mask(tree_mask, slots)
         cos, sin = arch.rope.tables(arch.head_dim, self.capacity)
         self.key_rope = [self._array("rope.cos", cos), self._array("rope.sin", sin)]
@@ -105,7 +104,7 @@ class TargetWriter:
         return self.g.model("resps-export")
 
     def _cache_shape(self) -> list[int | str]:
-        return [1, self.arch.kv_heads, self.capacity, self.arch.head_dim]
+        return [1, self.arch.kv_heads, "span", self.arch.head_dim]
 
     def _attention_mask(self, tree_mask: str, slots: str) -> str:
         """[1,1,n,span] bool, once per pass: committed slots, and among this pass's own rows what the tree allows."""
@@ -168,14 +167,13 @@ class TargetWriter:
         return g.op("Reshape", context, g.const([1, arch.heads, -1, arch.head_dim]))
 
     def _cached(self, layer: int, kind: str, update: str) -> str:
-        """Write the new rows into the cache in place and return its first `span` slots.
+        """Write the new rows into the cache in place; all of its `span` slots are returned.
 
-        TensorScatter must sit directly between a graph input and a graph output, or neither backend runs it in place.
+        TensorScatter must sit directly between a graph input and a graph output, or it copies the cache.
         """
         g = self.g
         past = g.input(f"past.{layer}.{kind}", self.precision.compute, self._cache_shape())
-        present = g.op("TensorScatter", past, update, self.past, out=f"present.{layer}.{kind}", axis=-2, mode="linear")
-        return g.op("Slice", present, g.const([0]), self.span, g.const([2]))
+        return g.op("TensorScatter", past, update, self.past, out=f"present.{layer}.{kind}", axis=-2, mode="linear")
 
     def _head(self, hidden: str, embedding: str) -> None:
         g, arch, precision = self.g, self.arch, self.precision

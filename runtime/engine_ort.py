@@ -36,15 +36,14 @@ class OrtCall:
 class OrtEngine:
     """One graph in one session on the CPU.
 
-    ``shared`` tensors (the KV cache, another graph's output) are bound as they are; of every other tensor the engine keeps one buffer,
-    sized by ``limits`` for the largest call, of which smaller calls use the front.
+    Every tensor has one flat buffer, of which a call uses the front. ``shared`` buffers (the KV cache) are the caller's; the others
+    are made here, sized by ``limits`` for the largest call.
     """
 
     def __init__(self, directory: Path, graph: Graph, limits: Mapping[str, int], shared: Mapping[str, np.ndarray], threads: int) -> None:
-        self._graph, self._limits, self._shared = graph, limits, shared
+        self._graph, self._limits = graph, limits
         self._session: Any = _session(directory / graph.file, threads)
-        self._buffers: dict[str, np.ndarray] = {}
-        self._bound = {name: _ort_value(array) for name, array in shared.items()}
+        self._buffers: dict[str, np.ndarray] = dict(shared)
         self._calls: dict[tuple[tuple[str, int], ...], Call] = {}
 
     def prepare(self, **sizes: int) -> Call:
@@ -66,9 +65,6 @@ class OrtEngine:
         )
         for tensors, views, bind in sides:
             for name, tensor in tensors.items():
-                if name in self._bound:
-                    bind(name, self._bound[name])
-                    continue
                 shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape)
                 views[name] = self._buffer(name, tensor.dtype, tensor.shape)[: int(np.prod(shape))].reshape(shape)
                 bind(name, _ort_value(views[name]))
@@ -82,7 +78,6 @@ class OrtEngine:
 
     def close(self) -> None:
         self._calls.clear()
-        self._bound.clear()
         self._buffers.clear()
         self._session = None
 

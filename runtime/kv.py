@@ -8,23 +8,47 @@ import numpy as np
 
 
 class KVCache:
-    """Keys and values, [layers, 2, 1, Hkv, capacity, D]; slots below ``length`` are committed."""
+    """Keys and values of ``layers`` layers; slots below ``length`` are committed.
+
+    Every tensor owns room for ``capacity`` slots and uses the front of it as [1, Hkv, span, D], laid out for the ``span`` slots that a pass
+    may touch. So attention reads the used part as a whole, without a Slice and its copy, which took 5 % of a pass (docs/design.md).
+    """
 
     def __init__(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: np.dtype) -> None:
         # np.zeros takes pages only when they are written: unused capacity costs no memory.
-        self._buffer = np.zeros((layers, 2, 1, kv_heads, capacity, head_dim), dtype)
+        self._buffer = np.zeros((layers, 2, kv_heads * capacity * head_dim), dtype)
+        self._heads, self._head_dim = kv_heads, head_dim
         self.capacity = capacity
-        self._length = 0
+        self._length = self._span = 0
 
     @property
     def length(self) -> int:
         """Committed slots."""
         return self._length
 
+    @property
+    def span(self) -> int:
+        """Slots the tensors are laid out for."""
+        return self._span
+
     def tensors(self) -> dict[str, np.ndarray]:
-        """Graph input and output names -> the same buffer, [1, Hkv, capacity, D]: engines update it in place."""
+        """Graph input and output names -> the same flat room, of which a call uses the front: engines update it in place."""
         kinds = ((layer, index, kind) for layer in range(len(self._buffer)) for index, kind in enumerate(("key", "value")))
         return {f"{side}.{layer}.{kind}": self._buffer[layer, index] for layer, index, kind in kinds for side in ("past", "present")}
+
+    def reserve(self, span: int) -> None:
+        """Lay the tensors out for ``span`` slots, at least as many as before; committed rows keep their values."""
+        if not self._span <= span <= self.capacity:
+            raise ValueError(f"cannot lay {self._span} slots out for {span} of {self.capacity}")
+        before, after, kept = self._laid_out(self._span), self._laid_out(span), self._length
+        self._span = span
+        for head in reversed(range(1, self._heads)):  # upwards, the last first: nothing is overwritten before it moved
+            after[..., head, :kept, :] = before[..., head, :kept, :]
+
+    def _laid_out(self, span: int) -> np.ndarray:
+        """[layers, 2, 1, Hkv, span, D]; a view."""
+        used = self._buffer[..., : self._heads * span * self._head_dim]
+        return used.reshape(*used.shape[:2], 1, self._heads, span, self._head_dim)
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the rows ``path`` of the last pass (ascending, starting at row 0), moved down to follow the committed slots."""
@@ -32,16 +56,18 @@ class KVCache:
         while moved < len(path) and path[moved] == moved:
             moved += 1
         if moved < len(path):
-            source = [start + row for row in path[moved:]]
-            self._buffer[..., start + moved : start + len(path), :] = self._buffer[..., source, :]
+            rows = self._laid_out(self._span)
+            rows[..., start + moved : start + len(path), :] = rows[..., [start + row for row in path[moved:]], :]
         self._length = start + len(path)
 
     def truncate(self, length: int) -> None:
-        """Forget everything from slot ``length`` on. Absolute, hence safe to repeat."""
+        """Forget everything from slot ``length`` on. Absolute, hence safe to repeat. An empty cache may be laid out anew."""
         if not 0 <= length <= self._length:
             raise ValueError(f"cannot truncate {self._length} committed slots to {length}")
         self._length = length
+        if length == 0:
+            self._span = 0
 
     def rows(self) -> np.ndarray:
         """The committed part, [layers, 2, 1, Hkv, length, D]; a view."""
-        return self._buffer[..., : self._length, :]
+        return self._laid_out(self._span)[..., : self._length, :]

@@ -53,13 +53,14 @@ class Target:
         """Run one pass of each kind, so that the first request finds every buffer and thread in place."""
         for count in (1, 2, self.limits.prefill_rows):
             self._run(Tree.chain([0] * count), head_rows=1)
+        self.cache.truncate(0)
 
     def _run(self, tree: Tree, head_rows: int) -> Scores:
         """One pass over the tree's rows; the head runs for the last ``head_rows`` of them."""
         count, past = len(tree), self.length
-        step = self.limits.span_step
-        span = min(-(-(past + count) // step) * step, self.limits.capacity)
-        call = self._engine.prepare(n=count, span=span, r=head_rows)
+        if past + count > self.cache.span:
+            self.cache.reserve(self._span_for(past + count))
+        call = self._engine.prepare(n=count, span=self.cache.span, r=head_rows)
         inputs = call.inputs
         inputs["tokens"][0] = tree.tokens
         inputs["depth"][0] = tree.depth
@@ -69,3 +70,8 @@ class Target:
         call.run()
         outputs = call.outputs
         return Scores(outputs["next_token"][0], outputs["logits"][0], outputs["features"][0])
+
+    def _span_for(self, slots: int) -> int:
+        """Steps grow with the length, so that laying the cache out anew stays a small share of the work."""
+        step = self.limits.span_step * max(1, slots // (8 * self.limits.span_step))
+        return min(-(-slots // step) * step, self.limits.capacity)

@@ -1,9 +1,10 @@
 """Plain decoding side by side with transformers and onnxruntime-genai on the same fp32 weights, and the cost of a pass by rows.
 
     pip install onnxruntime-genai onnx-ir transformers torch==2.13.0
-    python scripts/bench_plain.py --engine-dir engines/smollm2-135m --work /tmp/bench [--json]
+    python scripts/bench_plain.py --engine-dir engines/smollm2-135m --work /tmp/bench [--arms resps]
 
-Arms take turns (A B C A B C ...) in one process with the same thread count; figures are medians. Greedy, no stop token.
+Arms take turns (A B C A B C ...), each turn in a process of its own with the same thread count, so that none of them has the others' thread
+pools and memory beside it; figures are medians over all turns. Greedy, no stop token. Texts are compared.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -126,42 +128,64 @@ def peak_memory_mib(engine_dir: Path) -> float:
     return int(done.stderr) / 1024
 
 
+def prompt_ids(engine_dir: Path) -> list[list[int]]:
+    from runtime.manifest import find_engine_dir, load_manifest
+    from runtime.text import Text
+
+    directory = find_engine_dir(engine_dir)
+    text = Text(directory, load_manifest(directory, verify=False).tokens)
+    return [text.encode(prompt) for prompt in PROMPTS]
+
+
+def turn(name: str, engine_dir: Path, work: Path, new_tokens: int, threads: int, rounds: int) -> dict[str, Any]:
+    """One turn of an arm: a warm-up, then every prompt once; for ours the passes by rows too."""
+    prompts, extra = prompt_ids(engine_dir), {}
+    if name == "resps":
+        decoder = Decoder(engine_dir, policy=FixedPolicy(PLAIN), draft="none", threads=threads)
+        object.__setattr__(decoder.manifest.tokens, "stop", ())  # the other arms cannot stop early either
+        arm = ours(decoder)
+        extra = {"pass_ms": pass_milliseconds(decoder, rounds)}
+    elif name == "onnxruntime-genai":
+        arm = with_genai(work / "hf", work / "genai-fp32", threads)
+    else:
+        arm = with_transformers(work / "hf", threads)
+    arm(prompts[0], 16)
+    results = [arm(prompt, new_tokens) for prompt in prompts]
+    return {"tokens": [tokens for tokens, _ in results], "rates": [rate for _, rate in results], **extra}
+
+
 @click.command()
 @click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Where the other engines' files are put and kept.")
-@click.option("--new-tokens", default=128)
-@click.option("--rounds", default=5)
-@click.option("--threads", default=2)
-@click.option("--json", "as_json", is_flag=True)
-def main(engine_dir: Path, work: Path, new_tokens: int, rounds: int, threads: int, as_json: bool) -> None:
-    """Print the comparison."""
-    hf = write_hf_directory(work / "hf")
-    decoder = Decoder(engine_dir, policy=FixedPolicy(PLAIN), draft="none", threads=threads)
-    arms = {
-        "resps": ours(decoder),
-        "onnxruntime-genai": with_genai(hf, work / "genai-fp32", threads),
-        "transformers": with_transformers(hf, threads),
-    }
-    prompts = [decoder._text.encode(prompt) for prompt in PROMPTS]
-    decoder.manifest.tokens.__dict__["stop"] = ()  # the other arms cannot stop early either
-    rates: dict[str, list[float]] = {name: [] for name in arms}
-    texts: dict[str, list[list[int]]] = {name: [] for name in arms}
-    for step in range(-1, rounds):
-        for prompt in prompts:
-            for name, arm in arms.items():
-                tokens, rate = arm(prompt, new_tokens)
-                if step >= 0:
-                    rates[name].append(rate)
-                    texts[name].append(tokens)
+@click.option("--arms", default="resps,onnxruntime-genai,transformers", show_default=True)
+@click.option("--new-tokens", default=128, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--only-turn", hidden=True)
+def main(engine_dir: Path, work: Path, arms: str, new_tokens: int, rounds: int, threads: int, only_turn: str | None) -> None:
+    """Print the comparison as one JSON object a line."""
+    if only_turn:
+        click.echo(json.dumps(turn(only_turn, engine_dir, work, new_tokens, threads, rounds)))
+        return
+    write_hf_directory(work / "hf")
+    names = arms.split(",")
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            done = subprocess.run([sys.executable, *sys.argv, "--only-turn", name], capture_output=True, text=True, check=True)
+            turns[name].append(json.loads(done.stdout.splitlines()[-1]))
+    rates = {name: [rate for each in turns[name] for rate in each["rates"]] for name in names}
+    medians = {name: statistics.median(each) for name, each in rates.items()}
     report = {
-        "tokens_per_second": {name: round(statistics.median(each), 1) for name, each in rates.items()},
+        "tokens_per_second": {name: round(each, 1) for name, each in medians.items()},
         "spread": {name: [round(min(each), 1), round(max(each), 1)] for name, each in rates.items()},
-        "ratio_of_medians": {name: round(statistics.median(rates["resps"]) / statistics.median(each), 3) for name, each in rates.items()},
-        "same_text": {name: texts[name] == texts["resps"] for name in arms},
-        "pass_ms": {rows: round(ms, 1) for rows, ms in pass_milliseconds(decoder, rounds).items()},
+        "resps_relative_to": {name: round(medians["resps"] / each, 3) for name, each in medians.items()},
+        "same_text": {name: all(each["tokens"] == turns["resps"][0]["tokens"] for each in turns[name]) for name in names},
+        "pass_ms": {rows: round(statistics.median(each["pass_ms"][str(rows)] for each in turns["resps"]), 1) for rows in ROWS},
         "peak_memory_mib": round(peak_memory_mib(engine_dir)),
     }
-    click.echo(json.dumps(report) if as_json else "\n".join(f"{key}: {value}" for key, value in report.items()))
+    for key, value in report.items():
+        click.echo(json.dumps({key: value}))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ class ToyCall:
     def run(self) -> None:
         inputs, outputs = self.inputs, self.outputs
         past = int(inputs["past"][0])
-        key = self.cache.tensors()["past.0.key"][0, 0]
+        assert len(inputs["slots"]) == self.cache.span
+        key = self.cache.tensors()["past.0.key"][: 2 * self.cache.span].reshape(-1, 2)
         count = inputs["tokens"].shape[1]
         positions = past + inputs["depth"][0]
         key[past : past + count, 0] = inputs["tokens"][0]

@@ -8,21 +8,48 @@ import pytest
 from runtime.kv import KVCache
 
 
-def filled() -> KVCache:
-    """Slot s of every head holds the value s."""
+def laid_out(cache: KVCache, name: str = "past.0.key") -> np.ndarray:
+    """A tensor as a call binds it."""
+    return cache.tensors()[name][: 2 * cache.span * 4].reshape(1, 2, cache.span, 4)
+
+
+def filled(span: int = 40) -> KVCache:
+    """Slot s of head h of every tensor holds the value 100 h + s."""
     cache = KVCache(layers=3, kv_heads=2, capacity=40, head_dim=4, dtype=np.dtype(np.float32))
-    for array in cache.tensors().values():
-        array[:] = np.arange(40, dtype=np.float32)[:, None]
+    cache.reserve(span)
+    for name in cache.tensors():
+        laid_out(cache, name)[:] = (100 * np.arange(2)[:, None] + np.arange(span))[..., None]
     return cache
+
+
+def expect_rows(cache: KVCache, slots: list[int]) -> None:
+    """The committed rows are those that stood at ``slots``, in both heads of all tensors."""
+    assert cache.rows().shape == (3, 2, 1, 2, len(slots), 4)
+    assert (cache.rows() == (100 * np.arange(2)[:, None] + np.array(slots))[..., None]).all()
 
 
 def test_tensors_are_views_of_one_allocation_past_and_present_alike() -> None:
     cache = filled()
     tensors = cache.tensors()
     assert set(tensors) == {f"{side}.{layer}.{kind}" for side in ("past", "present") for layer in range(3) for kind in ("key", "value")}
-    tensors["past.1.key"][0, 1, 7, 2] = 99
-    assert tensors["present.1.key"][0, 1, 7, 2] == 99
-    assert all(array.shape == (1, 2, 40, 4) and array.flags.c_contiguous for array in tensors.values())
+    laid_out(cache, "past.1.key")[0, 1, 7, 2] = 99
+    assert laid_out(cache, "present.1.key")[0, 1, 7, 2] == 99
+    assert all(array.shape == (2 * 40 * 4,) and array.flags.c_contiguous for array in tensors.values())
+
+
+def test_reserve_keeps_what_is_committed() -> None:
+    cache = filled(8)
+    cache.commit(range(6))
+    for span in (8, 9, 16, 40):
+        cache.reserve(span)
+        assert cache.span == span
+        expect_rows(cache, [0, 1, 2, 3, 4, 5])
+        assert laid_out(cache)[0, 1, 5, 0] == 105
+    for bad in (39, 41):
+        with pytest.raises(ValueError, match="lay"):
+            cache.reserve(bad)
+    cache.truncate(0)
+    cache.reserve(8)
 
 
 @pytest.mark.parametrize("path", [[0], [0, 1, 2], [0, 2], [0, 1, 4, 5, 9], [0, 5, 6, 7]])
@@ -31,9 +58,7 @@ def test_commit_moves_the_path_down(path: list[int]) -> None:
     cache.commit(range(10))
     cache.commit(path)
     assert cache.length == 10 + len(path)
-    wanted = [*range(10), *(10 + row for row in path)]
-    assert (cache.rows() == np.array(wanted, np.float32)[:, None]).all()
-    assert cache.rows().shape == (3, 2, 1, 2, len(wanted), 4)
+    expect_rows(cache, [*range(10), *(10 + row for row in path)])
 
 
 def test_truncate_is_absolute_and_bounded() -> None:

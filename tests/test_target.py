@@ -67,8 +67,10 @@ class Graph:
             "rows": np.array(range(len(tree)) if rows is None else rows),
         }
         names = [each.name for each in self.session.get_outputs()]
-        result = dict(zip(names, self.session.run(names, {**feeds, **self.cache}), strict=True))
-        self.cache = {name: result.pop(name.replace("past.", "present.")) for name in self.cache}
+        used = {name: np.ascontiguousarray(array[:, :, :span]) for name, array in self.cache.items()}
+        result = dict(zip(names, self.session.run(names, {**feeds, **used}), strict=True))
+        for name, array in self.cache.items():
+            array[:, :, :span] = result.pop(name.replace("past.", "present."))
         return result
 
     def prefill(self, tokens: Sequence[int], step: int) -> dict[str, np.ndarray]:
