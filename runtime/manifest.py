@@ -149,10 +149,30 @@ def load_manifest(directory: Path, *, verify: bool = True) -> Manifest:
         raise EngineDirError(f"{file} has schema {schema!r}, this version reads {SCHEMA} — export again: resps-export --model NAME --force")
     try:
         manifest: Manifest = _decode(Manifest, data, "manifest")
+        _check_contract(manifest)
     except _Malformed as problem:
         raise EngineDirError(f"{file} is malformed: {problem} — export again: resps-export --model NAME --force") from None
     _check_files(directory, manifest, verify)
     return manifest
+
+
+_TENSORS = {
+    "target": ({"tokens", "depth", "tree_mask", "past", "slots", "rows", "past.0.key"}, {"next_token", "logits", "features"}),
+    "sample": ({"logits", "temperature", "top_k", "top_p", "uniform"}, {"token"}),
+}
+
+
+def _check_contract(manifest: Manifest) -> None:
+    """What the runtime relies on without looking again: graphs, their tensors, limits that fit together."""
+    for name, (inputs, outputs) in _TENSORS.items():
+        graph = manifest.graphs.get(name)
+        if graph is None or not inputs <= graph.inputs.keys() or not outputs <= graph.outputs.keys():
+            raise _Malformed(f"manifest.graphs.{name} lacks tensors")
+    limits = manifest.limits
+    if min(limits.context, limits.tree_nodes, limits.prefill_rows, limits.span_step, manifest.shape.layers) < 1:
+        raise _Malformed("manifest.limits holds a zero")
+    if limits.context + limits.tree_nodes > limits.capacity:
+        raise _Malformed("manifest.limits.capacity is less than context and one tree")
 
 
 def _check_files(directory: Path, manifest: Manifest, verify: bool) -> None:

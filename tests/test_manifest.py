@@ -111,6 +111,10 @@ def test_used_file_without_a_hash(copy: Path) -> None:
         lambda data: data["graphs"]["target"]["inputs"]["tokens"].update(shape=[None]),
         lambda data: data["source"].update(files=[["a", 1]]),
         lambda data: data["check"].update(mean_kl="small"),
+        lambda data: data["graphs"].pop("sample"),
+        lambda data: data["graphs"]["target"]["outputs"].pop("features"),
+        lambda data: data["limits"].update(span_step=0),
+        lambda data: data["limits"].update(context=data["limits"]["capacity"]),
     ],
 )
 def test_malformed_entries(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
