@@ -144,7 +144,7 @@ def test_directory_is_complete_and_describes_itself(run: Run, source: Path, engi
         assert all(node.domain == "" for node in every_node(model.graph))
     target = manifest.graphs["target"]
     assert (target.inputs["tree_mask"].dtype, target.inputs["tree_mask"].shape) == ("bool", ("n", "n"))
-    assert (target.inputs["past.5.key"].dtype, target.inputs["past.5.key"].shape) == ("float32", (1, 2, 128, 16))
+    assert (target.inputs["past.5.key"].dtype, target.inputs["past.5.key"].shape) == ("float32", (1, 2, "span", 16))
     assert (target.outputs["logits"].dtype, target.outputs["logits"].shape) == ("float32", (1, "r", VOCAB))
 
 
