@@ -124,7 +124,7 @@ def test_committed_cache_equals_a_fresh_prefill(decoder: Decoder, monkeypatch: p
     list(decoder._target.prefill([*ids, *answer][:length]))
     fresh = decoder._target.cache.rows()
     exact = decoder.manifest.precision == "int8"
-    np.testing.assert_allclose(committed, fresh, rtol=0, atol=0 if exact else 1e-3)
+    np.testing.assert_allclose(committed, fresh, rtol=0, atol=0 if exact else 2e-4)
 
 
 def test_sampled_tokens_have_the_models_own_distribution(fp32: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
