@@ -12,8 +12,8 @@ from export.cli import command
 from runtime import Decoder
 from runtime.console import run_command
 
-# The references run in torch on one thread. With two, the second thread's first cosines were 1e-4 off in one run of several: half the rows of
-# transformers' rotary table, on a machine where the same call is exact before and after.
+# The references run in torch on one thread: with two, the second thread's half of a rotary table was once 1e-4 off, in one run of several,
+# by a call that is exact otherwise.
 torch.set_num_threads(1)
 
 
