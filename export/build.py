@@ -23,11 +23,14 @@ from runtime.manifest import FILE_NAME, SCHEMA, File, Graph, Limits, Manifest, M
 
 from .check import check_target
 from .checkpoint import Checkpoint
+from .draft_build import write_draft
+from .draft_checkpoint import DraftCheckpoint
 from .errors import ExportError
 from .gguf import GgufCheckpoint
+from .layers import PRECISIONS
 from .plan import Plan
 from .sample import build_sample
-from .target import PRECISIONS, TargetWriter
+from .target import EMBEDDING, TargetWriter
 from .tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, TokenizerFiles, tokenizer_of_directory, tokenizer_of_gguf
 from .weights import WeightFile
 
@@ -44,9 +47,10 @@ def is_current(plan: Plan, source: Source) -> bool:
         return False
 
 
-def source_of(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Source:
+def source_of(checkpoint: Checkpoint, draft: DraftCheckpoint | None, options: Mapping[str, Any]) -> Source:
     """What decides whether an existing directory is up to date."""
-    files = tuple((name, size, modified) for name, size, modified in checkpoint.fingerprint())
+    found = [*checkpoint.fingerprint(), *(draft.fingerprint() if draft else [])]
+    files = tuple((name, size, modified) for name, size, modified in found)
     return Source(str(checkpoint.path.name), files, {**options, "exporter": _exporter_hash()})
 
 
@@ -58,7 +62,15 @@ def _exporter_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def export(plan: Plan, checkpoint: Checkpoint, source: Source, rebuild: str, chat_template: str | None, progress: Progress) -> Manifest:
+def export(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    draft: DraftCheckpoint | None,
+    source: Source,
+    rebuild: str,
+    chat_template: str | None,
+    progress: Progress,
+) -> Manifest:
     """Write the whole directory beside its place and move it there when it is complete and checked.
 
     ``rebuild`` is the command that makes it again, for error messages. Raises ExportError; whatever happens, nothing unfinished is left at
@@ -73,18 +85,26 @@ def export(plan: Plan, checkpoint: Checkpoint, source: Source, rebuild: str, cha
             f"{parent} has {free >> 20} MiB free, the export needs {plan.disk_bytes >> 20} — free some space or use another --out"
         )
     with _scratch_directory(plan.directory) as scratch:
-        manifest = _write(scratch, plan, checkpoint, source, rebuild, chat_template, progress)
+        manifest = _write(scratch, plan, checkpoint, draft, source, rebuild, chat_template, progress)
         _move_into_place(scratch, plan.directory)
     return manifest
 
 
 def _write(
-    scratch: Path, plan: Plan, checkpoint: Checkpoint, source: Source, rebuild: str, chat_template: str | None, progress: Progress
+    scratch: Path,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    draft: DraftCheckpoint | None,
+    source: Source,
+    rebuild: str,
+    chat_template: str | None,
+    progress: Progress,
 ) -> Manifest:
     arch, precision = checkpoint.arch, PRECISIONS[plan.precision]
     tokenizer = _tokenizer_files(checkpoint, chat_template)
     with WeightFile(scratch / "target.data") as weights:
-        writer = TargetWriter(checkpoint, precision, plan.capacity, weights)
+        captured = draft.arch.captured if draft else arch.captured
+        writer = TargetWriter(checkpoint, precision, plan.capacity, weights, captured)
         for done in writer.build():
             progress("target", done, arch.layers)
     known = {"target.data": File(weights.sha256, weights.size)}
@@ -98,16 +118,24 @@ def _write(
     progress("check", 0, 1)
     check = check_target(scratch / "target.onnx", checkpoint, precision)
     progress("check", 1, 1)
+    described = None
+    if draft and plan.draft_precision:
+        progress("draft", 0, 1)
+        embedding = writer.g.tensor(EMBEDDING)
+        drafts, known["draft.data"], described = write_draft(scratch, draft, plan.draft_precision, precision, plan.context, embedding)
+        models |= drafts
+        progress("draft", 1, 1)
     files = {file.name: known.get(file.name) or File(sha256_of(file), file.stat().st_size) for file in sorted(scratch.iterdir())}
     manifest = Manifest(
         schema=SCHEMA,
         model=plan.model,
         precision=plan.precision,
         backend="onnxruntime",
-        shape=Model(arch.layers, arch.kv_heads, arch.head_dim, arch.hidden, arch.vocab, arch.captured),
+        shape=Model(arch.layers, arch.kv_heads, arch.head_dim, arch.hidden, arch.vocab, captured),
         limits=Limits(plan.context, plan.capacity, max(plan.tree_sizes), plan.prefill_rows, SPAN_STEP),
         tree_sizes=plan.tree_sizes,
         tokens=Tokens(TOKENIZER_FILE, TEMPLATE_FILE if tokenizer.chat_template else None, tokenizer.stop, tokenizer.bos),
+        draft=described,
         graphs={name: _described(f"{name}.onnx", model) for name, model in models.items()},
         files=files,
         check=check,

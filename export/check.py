@@ -15,8 +15,9 @@ from runtime.tree import Tree
 from .checkpoint import Checkpoint
 from .errors import ParityError
 from .graph import FLOAT
+from .layers import NUMPY_TYPES, Precision
 from .reference import reference_logits
-from .target import NUMPY_TYPES, Precision, stream
+from .target import stream
 
 # Mean KL divergence to the float32 logits that still is rounding and not a wrong graph (a wrong one has 2 and more).
 MAX_KL = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 1e-2, "int8": 0.1, "int4": 1.0}
@@ -32,18 +33,30 @@ def check_target(file: Path, checkpoint: Checkpoint, precision: Precision) -> Ch
     tree = Tree.from_parents(tokens.tolist(), PARENTS)
     expected = reference_logits(checkpoint, tree.tokens, tree.depth, tree.mask).astype(np.float64)
     actual = _exported_logits(file, checkpoint, precision, tree).astype(np.float64)
+    return compared(
+        _log_softmax(expected),
+        _log_softmax(actual) if np.isfinite(actual).all() else actual,
+        precision,
+        "target",
+        np.abs(expected - actual).max(),
+    )
+
+
+def compared(expected: np.ndarray, actual: np.ndarray, precision: Precision, what: str, difference: float | None = None) -> Check:
+    """Log-probabilities [n, V] of reference and export. ``difference``: the largest between their logits [default: between these].
+    Raises ParityError when it is more than rounding."""
     if not np.isfinite(actual).all():
-        raise ParityError(f"the exported graph gives logits that are not finite in {precision.name} — choose another --precision")
-    log_p, log_q = _log_softmax(expected), _log_softmax(actual)
+        option = "--draft-precision" if what == "draft" else "--precision"
+        raise ParityError(f"the exported {what} gives logits that are not finite in {precision.name} — choose another {option}")
     check = Check(
-        rows=len(tree),
-        max_abs_logit_diff=float(np.abs(expected - actual).max()),
-        mean_kl=float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean()),
+        rows=len(expected),
+        max_abs_logit_diff=float(np.abs(expected - actual).max() if difference is None else difference),
+        mean_kl=float((np.exp(expected) * (expected - actual)).sum(-1).mean()),
         same_argmax=float((expected.argmax(-1) == actual.argmax(-1)).mean()),
     )
     if check.mean_kl > MAX_KL[precision.name] or (precision.name == "fp32" and check.max_abs_logit_diff > MAX_FP32_DIFF):
         raise ParityError(
-            f"the exported graph differs from the checkpoint: max |logit difference| {check.max_abs_logit_diff:.2g}, "
+            f"the exported {what} differs from the checkpoint: max |logit difference| {check.max_abs_logit_diff:.2g}, "
             f"mean KL {check.mean_kl:.2g} — please report the model and the precision"
         )
     return check

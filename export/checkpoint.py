@@ -12,12 +12,15 @@ import numpy as np
 from .arch import Arch, arch_from_config
 from .errors import CheckpointError
 
+PICKLES = "pytorch_model*.bin"
 
-class Checkpoint(Protocol):
-    """A set of named weights of one target model."""
 
-    arch: Arch
-    path: Path
+class Weights(Protocol):
+    """Named tensors, read a slice at a time."""
+
+    @property
+    def path(self) -> Path:
+        """Where they lie."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor; raises CheckpointError when it is not there."""
@@ -27,6 +30,21 @@ class Checkpoint(Protocol):
 
     def fingerprint(self) -> list[list[Any]]:
         """[file name, size, mtime_ns] of every file: what makes an existing engine directory stale."""
+
+
+class Checkpoint(Weights, Protocol):
+    """The weights of one target model."""
+
+    @property
+    def arch(self) -> Arch:
+        """What the config says."""
+
+
+class Files(Weights, Protocol):
+    """The weight files of a directory."""
+
+    def names(self) -> list[str]:
+        """Every tensor."""
 
 
 def shards(directory: Path, index_name: str, pattern: str) -> list[Path]:
@@ -58,8 +76,8 @@ def files_fingerprint(files: list[Path]) -> list[list[Any]]:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
 
 
-class SafetensorsCheckpoint:
-    """An HF directory: config.json and one or several safetensors files.
+class SafetensorsFiles:
+    """One or several safetensors files of a directory.
 
     A file is opened anew for every read, so that the pages it mapped are given back: memory stays at one slice
     however large the checkpoint is.
@@ -67,7 +85,6 @@ class SafetensorsCheckpoint:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory
-        self.arch = arch_from_config(read_json(directory / "config.json"))
         self._files = shards(directory, "model.safetensors.index.json", "*.safetensors")
         self._where: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -76,6 +93,9 @@ class SafetensorsCheckpoint:
                 for name in weights.keys():  # noqa: SIM118 - not a dict
                     self._where[name] = file
                     self._shapes[name] = tuple(weights.get_slice(name).get_shape())
+
+    def names(self) -> list[str]:
+        return list(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name not in self._shapes:
@@ -91,13 +111,12 @@ class SafetensorsCheckpoint:
         return files_fingerprint([*self._files, *settings(self.path)])
 
 
-class TorchCheckpoint:
-    """An HF directory whose weights are pickles (pytorch_model*.bin), as some older models are. Needs torch; loads tensors only, mapped."""
+class TorchFiles:
+    """Pickled weights (pytorch_model*.bin), as some older models have. Needs torch; loads tensors only, mapped."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory
-        self.arch = arch_from_config(read_json(directory / "config.json"))
-        self._files = shards(directory, "pytorch_model.bin.index.json", "pytorch_model*.bin")
+        self._files = shards(directory, "pytorch_model.bin.index.json", PICKLES)
         try:
             import torch
         except ImportError:
@@ -112,6 +131,9 @@ class TorchCheckpoint:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise CheckpointError(f"cannot read {file}: {reason} — the file is truncated or damaged, download it again") from None
 
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
     def shape(self, name: str) -> tuple[int, ...]:
         if name not in self._tensors:
             raise CheckpointError(f"{self.path} has no tensor {name!r} — the checkpoint is incomplete or of another model")
@@ -123,6 +145,31 @@ class TorchCheckpoint:
 
     def fingerprint(self) -> list[list[Any]]:
         return files_fingerprint([*self._files, *settings(self.path)])
+
+
+class SafetensorsCheckpoint(SafetensorsFiles):
+    """An HF directory: config.json and safetensors."""
+
+    def __init__(self, directory: Path) -> None:
+        self.arch = arch_from_config(read_json(directory / "config.json"))
+        super().__init__(directory)
+
+
+class TorchCheckpoint(TorchFiles):
+    """An HF directory: config.json and pickles."""
+
+    def __init__(self, directory: Path) -> None:
+        self.arch = arch_from_config(read_json(directory / "config.json"))
+        super().__init__(directory)
+
+
+def files_of(directory: Path) -> Files:
+    """The weight files of an HF directory, safetensors where there are both kinds."""
+    return TorchFiles(directory) if has_only_pickles(directory) else SafetensorsFiles(directory)
+
+
+def has_only_pickles(directory: Path) -> bool:
+    return not list(directory.glob("*.safetensors*")) and bool(list(directory.glob(PICKLES)))
 
 
 def _opened(file: Path) -> Any:

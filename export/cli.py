@@ -19,6 +19,11 @@ PRECISION_NAMES = ("fp32", "fp16", "bf16", "int8", "int4")
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--model", help="A known name: smollm2-135m, llama3-8b, ... (an unknown one lists them all).")
 @click.option("--weights", metavar="DIR|FILE.gguf|HUB-ID", help="Take the weights from here instead.")
+@click.option("--draft-weights", metavar="DIR|HUB-ID", help="EAGLE-3 draft of the target, where the model's own is not wanted.")
+@click.option("--no-draft", is_flag=True, help="Export the target alone.")
+@click.option(
+    "--draft-precision", type=click.Choice(PRECISION_NAMES), help="Precision of the draft [default: int8 beside fp32, int8 and int4]."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Where engine directories lie.")
 @click.option("--name", help="Directory below --out [default: the model, with the precision unless fp32].")
 @click.option(
@@ -38,6 +43,9 @@ PRECISION_NAMES = ("fp32", "fp16", "bf16", "int8", "int4")
 def command(
     model: str | None,
     weights: str | None,
+    draft_weights: str | None,
+    no_draft: bool,
+    draft_precision: str | None,
     out: Path,
     name: str | None,
     precision: str,
@@ -48,10 +56,12 @@ def command(
     as_json: bool,
     verbose: int,
 ) -> None:
-    """Turn a target model into an engine directory that resps-run and runtime.Decoder load."""
+    """Turn a target model and its draft into an engine directory that resps-run and runtime.Decoder load."""
     set_verbosity(verbose)
     if model is None and weights is None:
         raise click.UsageError("give --model NAME or --weights DIR, FILE.gguf or a hub id")
+    if no_draft and (draft_weights or draft_precision):
+        raise click.UsageError("--no-draft goes with neither --draft-weights nor --draft-precision")
     from .models import ModelEntry, model_entry
 
     entry = model_entry(model) if model is not None else ModelEntry(weights or "", None)
@@ -61,32 +71,53 @@ def command(
         raise click.UsageError(f"--name must be a plain directory name, not {folder!r}")
 
     from .build import export, is_current, source_of
-    from .fetch import locate, open_checkpoint, planned_arch
-    from .plan import make_plan
-    from .target import PRECISIONS
+    from .draft_checkpoint import open_draft
+    from .fetch import locate, locate_draft, open_checkpoint, planned_arch, planned_draft
+    from .layers import PRECISIONS
+    from .plan import PlannedDraft, default_draft_precision, make_plan
 
     click.echo("weights: locating", err=True)
     checkpoint = None if dry_run else open_checkpoint(locate(entry, weights))
     arch = checkpoint.arch if checkpoint else planned_arch(entry, weights)
-    plan = make_plan(out / folder, label, arch, PRECISIONS[precision], max_context, prefill_rows)
+    draft_directory = None if no_draft or checkpoint is None else locate_draft(entry, draft_weights)
+    draft = open_draft(draft_directory, checkpoint) if draft_directory and checkpoint else None
+    found = (draft.path.name, draft.arch) if draft else None if no_draft or checkpoint else planned_draft(entry, draft_weights, arch)
+    if found is None and draft_precision:
+        raise click.UsageError("--draft-precision needs a draft: give --draft-weights, or a --model that has one")
+    chosen = draft_precision or default_draft_precision(precision)
+    planned = PlannedDraft(*found, chosen) if found else None
+    plan = make_plan(out / folder, label, arch, PRECISIONS[precision], max_context, prefill_rows, planned)
     if checkpoint is None:
         click.echo(json.dumps(asdict(plan), default=str) if as_json else "\n".join(plan.lines()))
         return
-    source = source_of(checkpoint, {"model": label, "precision": precision, "max_context": max_context, "prefill_rows": prefill_rows})
+    sizes = {"max_context": max_context, "prefill_rows": prefill_rows}
+    options = {"model": label, "precision": precision, "draft_precision": plan.draft_precision, **sizes}
+    source = source_of(checkpoint, draft, options)
     if not force and is_current(plan, source):
         stored = plan.directory / "manifest.json"
         click.echo(stored.read_text(encoding="utf-8").rstrip() if as_json else f"{plan.directory} is up to date")
         return
-    rebuild = shlex.join(["resps-export", *_given(model, weights, name, precision, max_context, prefill_rows, out), "--force"])
-    manifest = export(plan, checkpoint, source, rebuild, entry.chat_template, _progress)
+    given = _given(model, weights, draft_weights, draft_precision, name, precision, max_context, prefill_rows, out)
+    rebuild = shlex.join(["resps-export", *given, *(["--no-draft"] if no_draft else []), "--force"])
+    manifest = export(plan, checkpoint, draft, source, rebuild, entry.chat_template, _progress)
     ready = f"{plan.directory} is ready: max |logit difference| {manifest.check.max_abs_logit_diff:.1e}"
     click.echo(manifest.to_json().rstrip() if as_json else ready)
 
 
 def _given(*values: object) -> list[str]:
     """The options of this call that are not their defaults, as they would be typed."""
-    names = ("--model", "--weights", "--name", "--precision", "--max-context", "--prefill-rows", "--out")
-    defaults = (None, None, None, "fp32", DEFAULT_CONTEXT, DEFAULT_PREFILL_ROWS, DEFAULT_OUT)
+    names = (
+        "--model",
+        "--weights",
+        "--draft-weights",
+        "--draft-precision",
+        "--name",
+        "--precision",
+        "--max-context",
+        "--prefill-rows",
+        "--out",
+    )
+    defaults = (None, None, None, None, None, "fp32", DEFAULT_CONTEXT, DEFAULT_PREFILL_ROWS, DEFAULT_OUT)
     given = [(name, value) for name, value, default in zip(names, values, defaults, strict=True) if value != default]
     return [text for name, value in given for text in (name, str(value))]
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from runtime.manifest import sha256_of
 
 from .arch import Arch, arch_from_config
-from .checkpoint import Checkpoint, SafetensorsCheckpoint, TorchCheckpoint, read_json
+from .checkpoint import PICKLES, Checkpoint, SafetensorsCheckpoint, TorchCheckpoint, has_only_pickles, read_json
+from .draft_arch import DraftArch, draft_arch
 from .errors import CheckpointError
 from .gguf import GgufCheckpoint
 from .models import ModelEntry, PackagedGguf
 
 HUB_FILES = ("*.json", "*.jinja", "tokenizer*", "*.safetensors")
-PICKLES = "pytorch_model*.bin"
 
 
 def cache_directory() -> Path:
@@ -39,6 +39,18 @@ def locate(entry: ModelEntry, weights: str | None) -> Path:
     return packaged_gguf(entry.target)
 
 
+def locate_draft(entry: ModelEntry, weights: str | None) -> Path | None:
+    """Directory of the draft, downloaded if need be; None for a model without one. ``weights`` overrides the entry's own."""
+    source = weights if weights is not None else entry.draft
+    if source is None or isinstance(source, Path):
+        return source
+    if Path(source).exists():
+        return Path(source)
+    if not _is_hub_id(source):
+        raise CheckpointError(f"there is no draft at {source} — give a directory with config.json and its weights, or a hub id")
+    return hub_snapshot(source, option="--draft-weights DIR, or --no-draft")
+
+
 def planned_arch(entry: ModelEntry, weights: str | None) -> Arch:
     """What a dry run needs to know. Of a hub repository only the config is fetched."""
     repository = _hub_repository(entry, weights)
@@ -53,9 +65,24 @@ def _hub_repository(entry: ModelEntry, weights: str | None) -> str | None:
         return None if isinstance(entry.target, PackagedGguf) else entry.target
     if Path(weights).exists():
         return None
-    if weights.count("/") == 1 and not weights.startswith((".", "/", "~")) and not weights.endswith(".gguf"):
+    if _is_hub_id(weights):
         return weights
     raise CheckpointError(f"there are no weights at {weights} — give an HF directory, a .gguf file or a hub id such as Qwen/Qwen3-8B")
+
+
+def planned_draft(entry: ModelEntry, weights: str | None, target: Arch) -> tuple[str, DraftArch] | None:
+    """Name and shape of the draft for a dry run. Of a hub repository only the config is fetched."""
+    source = weights if weights is not None else entry.draft
+    if isinstance(source, str) and not Path(source).exists() and _is_hub_id(source):
+        return source.split("/")[1], draft_arch(
+            read_json(hub_snapshot(source, ["config.json"], "--draft-weights DIR, or --no-draft") / "config.json"), target
+        )
+    directory = locate_draft(entry, weights)
+    return None if directory is None else (directory.name, draft_arch(read_json(directory / "config.json"), target))
+
+
+def _is_hub_id(text: str) -> bool:
+    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not text.endswith(".gguf")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -64,9 +91,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if path.suffix != ".gguf":
             raise CheckpointError(f"{path} is no .gguf file — give an HF directory or a GGUF")
         return GgufCheckpoint(path)
-    if not list(path.glob("*.safetensors*")) and list(path.glob(PICKLES)):
-        return TorchCheckpoint(path)
-    return SafetensorsCheckpoint(path)
+    return TorchCheckpoint(path) if has_only_pickles(path) else SafetensorsCheckpoint(path)
 
 
 def packaged_gguf(source: PackagedGguf) -> Path:
@@ -101,12 +126,12 @@ def _expect_hash(file: Path, expected: str) -> None:
         raise CheckpointError(f"{file.name} does not have the expected hash {expected[:16]}… — do not use it; download it again")
 
 
-def hub_snapshot(repository: str, files: Sequence[str] = HUB_FILES) -> Path:
-    """A repository of the Hugging Face hub, or some ``files`` of it, from the local cache or the network."""
+def hub_snapshot(repository: str, files: Sequence[str] = HUB_FILES, option: str = "--weights DIR") -> Path:
+    """A repository of the Hugging Face hub, or some ``files`` of it, from the local cache or the network. ``option``: what else to give."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise CheckpointError("huggingface_hub is not installed — pip install 'resps[cpu]', or give --weights DIR") from None
+        raise CheckpointError(f"huggingface_hub is not installed — pip install 'resps[cpu]', or give {option}") from None
     try:
         directory = Path(snapshot_download(repository, allow_patterns=list(files)))
         if files != HUB_FILES or list(directory.glob("*.safetensors")):
@@ -116,5 +141,5 @@ def hub_snapshot(repository: str, files: Sequence[str] = HUB_FILES) -> Path:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"cannot fetch {repository} from the hub: {reason} — check the connection and your access (hf auth login), "
-            "or download it elsewhere and give --weights DIR"
+            f"or download it elsewhere and give {option}"
         ) from None

@@ -35,6 +35,10 @@ class GraphBuilder:
         self._initializers[tensor.name] = tensor
         return str(tensor.name)
 
+    def tensor(self, name: str) -> onnx.TensorProto:
+        """A registered initializer."""
+        return self._initializers[name]
+
     def const(self, value: Any, dtype: Any = np.int64) -> str:
         """A small embedded constant; equal constants share one initializer."""
         array = np.asarray(value, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from .errors import UnknownModel
 
@@ -28,10 +29,11 @@ class PackagedGguf:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """``target`` and ``draft`` are hub ids; the demo target is in a package. ``chat_template`` only where the repository has none."""
+    """``target`` and ``draft`` are hub ids; the demo target is in a package, its draft here. ``chat_template`` where the repository lacks
+    one."""
 
     target: str | PackagedGguf
-    draft: str | None
+    draft: str | Path | None
     chat_template: str | None = None
 
 
@@ -43,7 +45,7 @@ MODELS: dict[str, ModelEntry] = {
             "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         ),
-        None,
+        Path(__file__).parent / "drafts" / "smollm2-135m",
     ),
     "llama3-8b": ModelEntry("meta-llama/Llama-3.1-8B-Instruct", "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B"),
     "llama3-70b": ModelEntry("meta-llama/Llama-3.3-70B-Instruct", "yuhuili/EAGLE3-LLaMA3.3-Instruct-70B"),

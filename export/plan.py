@@ -7,7 +7,9 @@ from pathlib import Path
 
 from .arch import Arch
 from .check import PIECE_BYTES
-from .target import NUMPY_TYPES, Precision
+from .draft_arch import DraftArch
+from .draft_build import MAX_WIDTH, draft_capacity
+from .layers import NUMPY_TYPES, PRECISIONS, Precision
 from .weights import BLOCK
 
 TREE_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -26,7 +28,10 @@ class Plan:
     capacity: int
     tree_sizes: tuple[int, ...]
     prefill_rows: int
+    draft: str | None
+    draft_precision: str | None
     weight_bytes: int
+    draft_bytes: int
     disk_bytes: int
     memory: int
     run_memory: int
@@ -36,7 +41,8 @@ class Plan:
         return [
             f"{self.directory}: {self.model} in {self.precision}, context {self.context} tokens",
             f"  target.onnx, target.data   {_mib(self.weight_bytes)} of weights",
-            "  sample.onnx, tokenizer.json, manifest.json",
+            *([f"  draft.onnx, draft.data     {_mib(self.draft_bytes)} of {self.draft} in {self.draft_precision}"] if self.draft else []),
+            "  sample.onnx, tokenizer.json, manifest.json" + (", fuse.onnx, expand.onnx, tree.onnx" if self.draft else ""),
             f"  tree sizes {', '.join(map(str, self.tree_sizes))} rows; prefill in chunks of {self.prefill_rows}",
             f"  disk {_mib(self.disk_bytes)}; peak memory about {_mib(self.memory)} to export, {_mib(self.run_memory)} to decode",
         ]
@@ -46,8 +52,16 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
 
 
-def make_plan(directory: Path, model: str, arch: Arch, precision: Precision, max_context: int, prefill_rows: int) -> Plan:
-    """Sizes follow from the architecture alone. A sliding window caps the context: within it, full attention is exact."""
+def make_plan(
+    directory: Path,
+    model: str,
+    arch: Arch,
+    precision: Precision,
+    max_context: int,
+    prefill_rows: int,
+    draft: PlannedDraft | None = None,
+) -> Plan:
+    """Sizes follow from the architectures alone. A sliding window caps the context: within it, full attention is exact."""
     context = min(max_context, arch.max_position, arch.window or arch.max_position)
     capacity = -(-(context + max(TREE_SIZES)) // 64) * 64
     compute = NUMPY_TYPES[precision.compute].itemsize
@@ -57,6 +71,9 @@ def make_plan(directory: Path, model: str, arch: Arch, precision: Precision, max
     widest = max(outputs * inputs for _, outputs, inputs in arch.linears.values())
     layer = weights // (arch.layers + 1)
     memory = _BASE_MEMORY + 2 * max(PIECE_BYTES, head, widest if precision.matrix_bits else 0, layer)
+    draft_weights = draft_bytes(draft.arch, PRECISIONS[draft.precision], draft_capacity(context, MAX_WIDTH)) if draft else 0
+    if draft:  # its check loads it whole
+        memory = max(memory, _BASE_MEMORY + 3 * draft_weights)
     return Plan(
         directory=directory,
         model=model,
@@ -65,11 +82,50 @@ def make_plan(directory: Path, model: str, arch: Arch, precision: Precision, max
         capacity=capacity,
         tree_sizes=TREE_SIZES,
         prefill_rows=prefill_rows,
+        draft=draft.name if draft else None,
+        draft_precision=draft.precision if draft else None,
         weight_bytes=weights,
-        disk_bytes=weights + _SMALL_FILES,
+        draft_bytes=draft_weights,
+        disk_bytes=weights + draft_weights + _SMALL_FILES,
         memory=memory,
-        run_memory=_BASE_MEMORY + weights * compute // NUMPY_TYPES[precision.stored].itemsize + cache,
+        run_memory=_BASE_MEMORY + weights * compute // NUMPY_TYPES[precision.stored].itemsize + cache + draft_weights,
     )
+
+
+@dataclass(frozen=True)
+class PlannedDraft:
+    """``precision``: of its own; it decides how often the draft is right, never what the answer is."""
+
+    name: str
+    arch: DraftArch
+    precision: str
+
+
+def default_draft_precision(precision: str) -> str:
+    """Weight-only int8 beside targets that compute in float32 (docs/benchmarks.md), else the target's own."""
+    return precision if precision in ("fp16", "bf16") else "int8"
+
+
+def draft_bytes(draft: DraftArch, precision: Precision, capacity: int) -> int:
+    """Size of draft.data without alignment and norms."""
+    layer = draft.layer
+
+    def matrix(outputs: int, inputs: int, bits: int | None) -> int:
+        return _matrix_bytes(precision, outputs, inputs, bits)
+
+    layers = layer.layers * sum(matrix(outputs, inputs, precision.matrix_bits) for _, outputs, inputs in layer.linears.values())
+    first = matrix(layer.linears["qkv"][1], layer.hidden, precision.matrix_bits)  # its other half
+    fc = matrix(layer.hidden, len(draft.captured) * draft.target_hidden, precision.matrix_bits)
+    embedding = layer.vocab * layer.hidden * NUMPY_TYPES[precision.stored].itemsize if draft.own_embedding else 0
+    tables = capacity * layer.head_dim * NUMPY_TYPES[precision.compute].itemsize + draft.vocab * 8
+    return layers + first + fc + embedding + matrix(draft.vocab, layer.hidden, precision.head_bits) + tables
+
+
+def _matrix_bytes(precision: Precision, outputs: int, inputs: int, bits: int | None) -> int:
+    """Of one matrix, quantized with its scales where ``bits`` says so and blocks fit."""
+    if bits and inputs % BLOCK == 0:
+        return outputs * inputs * bits // 8 + outputs * inputs // BLOCK * NUMPY_TYPES[precision.compute].itemsize
+    return outputs * inputs * NUMPY_TYPES[precision.stored].itemsize
 
 
 def weight_bytes(arch: Arch, precision: Precision, capacity: int) -> int:
@@ -77,9 +133,7 @@ def weight_bytes(arch: Arch, precision: Precision, capacity: int) -> int:
     stored, compute = NUMPY_TYPES[precision.stored].itemsize, NUMPY_TYPES[precision.compute].itemsize
 
     def matrix(outputs: int, inputs: int, bits: int | None) -> int:
-        if bits and inputs % BLOCK == 0:
-            return outputs * inputs * bits // 8 + outputs * inputs // BLOCK * compute
-        return outputs * inputs * stored
+        return _matrix_bytes(precision, outputs, inputs, bits)
 
     layer = sum(matrix(outputs, inputs, precision.matrix_bits) for _, outputs, inputs in arch.linears.values())
     biases = arch.qkv_bias * arch.linears["qkv"][1] + arch.output_bias * arch.linears["o"][1]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .checkpoint import Checkpoint
+from .arch import Arch
+from .checkpoint import Checkpoint, Weights
 from .weights import row_chunks
 
 
-@np.errstate(over="ignore")  # exp of a very negative gate: the quotient is then 0, as it should be
 def reference_logits(checkpoint: Checkpoint, tokens: np.ndarray, depth: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Logits float32 [n, V] of a tree given as tokens [n], depth [n] and ancestor mask [n, n], starting at position 0."""
     arch = checkpoint.arch
@@ -19,22 +19,37 @@ def reference_logits(checkpoint: Checkpoint, tokens: np.ndarray, depth: np.ndarr
     hidden = np.stack([checkpoint.read("model.embed_tokens.weight", int(t), int(t) + 1)[0] for t in tokens])
     for layer in range(arch.layers):
         prefix = f"model.layers.{layer}."
-        hidden = hidden + _attention(checkpoint, prefix, _norm(checkpoint, prefix + "input_layernorm", hidden), cos, sin, mask)
-        normed = _norm(checkpoint, prefix + "post_attention_layernorm", hidden)
-        gate = _linear(checkpoint, prefix + "mlp.gate_proj", normed)
-        hidden = hidden + _linear(
-            checkpoint, prefix + "mlp.down_proj", gate / (1 + np.exp(-gate)) * _linear(checkpoint, prefix + "mlp.up_proj", normed)
-        )
+        hidden = decoder_layer(checkpoint, arch, prefix, norm(checkpoint, arch, prefix + "input_layernorm", hidden), hidden, cos, sin, mask)
     head = "model.embed_tokens" if arch.tied_head else "lm_head"
-    return _linear(checkpoint, head, _norm(checkpoint, "model.norm", hidden))
+    return linear(checkpoint, head, norm(checkpoint, arch, "model.norm", hidden))
 
 
-def _attention(checkpoint: Checkpoint, prefix: str, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    arch = checkpoint.arch
+@np.errstate(over="ignore")  # exp of a very negative gate: the quotient is then 0, as it should be
+def decoder_layer(
+    weights: Weights,
+    arch: Arch,
+    prefix: str,
+    normed: np.ndarray,
+    residual: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    mask: np.ndarray,
+) -> np.ndarray:
+    """One layer over all rows at once: ``normed`` is what attention reads, ``residual`` [n, H] what its result is added to."""
+    hidden = residual + _attention(weights, arch, prefix, normed, cos, sin, mask)
+    normed = norm(weights, arch, prefix + "post_attention_layernorm", hidden)
+    gate = linear(weights, prefix + "mlp.gate_proj", normed)
+    up = linear(weights, prefix + "mlp.up_proj", normed)
+    return np.asarray(hidden + linear(weights, prefix + "mlp.down_proj", gate / (1 + np.exp(-gate)) * up))
+
+
+def _attention(
+    checkpoint: Weights, arch: Arch, prefix: str, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, mask: np.ndarray
+) -> np.ndarray:
     name = prefix + "self_attn."
-    q, k, v = (_linear(checkpoint, f"{name}{part}_proj", x, arch.qkv_bias).reshape(len(x), -1, arch.head_dim) for part in "qkv")
+    q, k, v = (linear(checkpoint, f"{name}{part}_proj", x, arch.qkv_bias).reshape(len(x), -1, arch.head_dim) for part in "qkv")
     if arch.qk_norm:
-        q, k = _norm(checkpoint, name + "q_norm", q), _norm(checkpoint, name + "k_norm", k)
+        q, k = norm(checkpoint, arch, name + "q_norm", q), norm(checkpoint, arch, name + "k_norm", k)
     q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
     shared = arch.heads // arch.kv_heads
     scores = np.einsum("ihd,jhd->hij", q, k.repeat(shared, axis=1)) / np.sqrt(arch.head_dim)
@@ -42,7 +57,7 @@ def _attention(checkpoint: Checkpoint, prefix: str, x: np.ndarray, cos: np.ndarr
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     context = np.einsum("hij,jhd->ihd", weights, v.repeat(shared, axis=1)).reshape(len(x), -1)
-    return _linear(checkpoint, name + "o_proj", context.astype(np.float32), arch.output_bias)
+    return linear(checkpoint, name + "o_proj", context.astype(np.float32), arch.output_bias)
 
 
 def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
@@ -50,11 +65,13 @@ def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def _norm(checkpoint: Checkpoint, name: str, x: np.ndarray) -> np.ndarray:
-    scale = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + checkpoint.arch.rms_eps)
+def norm(checkpoint: Weights, arch: Arch, name: str, x: np.ndarray) -> np.ndarray:
+    """RMSNorm over the last axis."""
+    scale = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + arch.rms_eps)
     return np.asarray(x * scale * checkpoint.read(f"{name}.weight"))
 
 
-def _linear(checkpoint: Checkpoint, name: str, x: np.ndarray, bias: bool = False) -> np.ndarray:
+def linear(checkpoint: Weights, name: str, x: np.ndarray, bias: bool = False) -> np.ndarray:
+    """x times a stored matrix [outputs, inputs]."""
     product = np.concatenate([x @ chunk.T for chunk in row_chunks(checkpoint, f"{name}.weight")], axis=-1)
     return product + checkpoint.read(f"{name}.bias") if bias else product

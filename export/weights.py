@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 from onnx import StringStringEntryProto, TensorProto
 
-from .checkpoint import Checkpoint
+from .checkpoint import Weights
 
 ALIGNMENT = 4096  # both backends map the file into memory
 BLOCK = 32  # inputs that share one scale in int8 and int4
@@ -53,7 +53,7 @@ class WeightFile:
         return tensor
 
 
-def row_chunks(checkpoint: Checkpoint, name: str) -> Iterator[np.ndarray]:
+def row_chunks(checkpoint: Weights, name: str) -> Iterator[np.ndarray]:
     """A tensor as float32 row blocks of at most CHUNK_BYTES."""
     shape = checkpoint.shape(name)
     row_bytes = 4 * int(np.prod(shape[1:], dtype=np.int64))

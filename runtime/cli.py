@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="Draw among the k likeliest tokens; 0 is off.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from this much probability; 1 is off.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Same seed, same text, whatever the tree.")
-@click.option("--draft", type=click.Choice(["ngram", "none"]), default="ngram", show_default=True, help="What proposes the tree.")
+@click.option(
+    "--draft",
+    type=click.Choice(["eagle", "ngram", "none"]),
+    help="What proposes the tree [default: eagle if the directory has a draft, else ngram].",
+)
 @click.option("--tree", metavar="NODES,DEPTH,WIDTH", help="Fixed tree; 1,0,0 is plain decoding.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a pass [default: physical cores].")
 @click.option("--stats", is_flag=True, help="Print a summary to stderr.")

@@ -11,10 +11,11 @@ from typing import cast
 
 import numpy as np
 
-from policy import FixedPolicy, Policy, TreeSpec
+from policy import PLAIN, FixedPolicy, Policy, TreeSpec
 
 from .cpu import physical_cores
 from .drafter import Drafter, NoDrafter
+from .eagle import DraftEngines, EagleDrafter, shared_buffers
 from .engine_ort import OrtEngine
 from .errors import DecoderBusy, DecoderClosed, EngineDirError, PromptError
 from .kv import KVCache
@@ -26,15 +27,16 @@ from .stream import Result, Run, Stream
 from .target import Target
 from .text import Message, StopStrings, Text
 
-DRAFTERS: Mapping[str, type[Drafter]] = {"ngram": NgramDrafter, "none": NoDrafter}
-DEFAULT_TREE = TreeSpec(6, 5, 2)
+DRAFTERS = ("eagle", "ngram", "none")
+DEFAULT_TREES = {"eagle": TreeSpec(6, 3, 3), "ngram": TreeSpec(6, 5, 2), "none": PLAIN}
 Prompt = str | Sequence[int] | Sequence[Message]
 
 
 class Decoder:
     """The draft-verify loop over one engine directory.
 
-    ``policy`` chooses the trees (default: a fixed small one), ``draft`` names the drafter, ``threads`` defaults to the physical cores this
+    ``policy`` chooses the trees (default: a fixed small one), ``draft`` names the drafter (default: "eagle" where the directory has a
+    draft, else "ngram"), ``threads`` defaults to the physical cores this
     process may use, ``verify`` checks every file's hash. One request at a time: a second ``stream`` raises DecoderBusy.
     Raises EngineDirError when the directory is missing, unfinished, changed or made for something else.
     """
@@ -44,11 +46,11 @@ class Decoder:
         engine_dir: str | Path,
         *,
         policy: Policy | None = None,
-        draft: str = "ngram",
+        draft: str | None = None,
         threads: int | None = None,
         verify: bool = True,
     ) -> None:
-        if draft not in DRAFTERS:
+        if draft is not None and draft not in DRAFTERS:
             raise ValueError(f"unknown drafter {draft!r} — choose from {', '.join(DRAFTERS)}")
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be 1 or more, not {threads}")
@@ -59,8 +61,10 @@ class Decoder:
                 f"{directory} is for backend {self.manifest.backend!r}, which this version cannot run — "
                 f"export again: {self.manifest.rebuild}"
             )
-        self._policy: Policy = policy or FixedPolicy(DEFAULT_TREE)
-        self._drafter = DRAFTERS[draft]()
+        self.draft = draft or ("eagle" if self.manifest.draft else "ngram")
+        if self.draft == "eagle" and self.manifest.draft is None:
+            raise EngineDirError(f"{directory} holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram")
+        self._policy: Policy = policy or FixedPolicy(DEFAULT_TREES[self.draft])
         self._text = Text(directory, self.manifest.tokens)
         self._lock = threading.Lock()
         self._run: Run | None = None
@@ -81,6 +85,36 @@ class Decoder:
         cleanup.callback(self._sampler.close)
         self._target = Target(engine, cache, limits)
         self._target.warm_up()
+        self._drafter = self._load_drafter(directory, threads, cleanup)
+
+    def _load_drafter(self, directory: Path, threads: int, cleanup: ExitStack) -> Drafter:
+        manifest, draft = self.manifest, self.manifest.draft
+        if self.draft != "eagle" or draft is None:
+            return NgramDrafter() if self.draft == "ngram" else NoDrafter()
+        graphs, rows = manifest.graphs, max(manifest.limits.prefill_rows, draft.max_width)
+        cache = KVCache(draft.layers, draft.kv_heads, draft.capacity, draft.head_dim, np.dtype(graphs["draft"].inputs["past.0.key"].dtype))
+        buffers = shared_buffers(manifest, draft, cache)
+        pool = len(buffers["pool_scores.0"])
+        sizes = {
+            "m": rows,
+            "w": max(rows, draft.max_width * draft.max_depth),
+            "span": draft.capacity,
+            "r": draft.max_width,
+            "k": draft.max_width,
+        }
+
+        def engine(name: str, shared: Mapping[str, np.ndarray], threads: int, **sizes: int) -> OrtEngine:
+            loaded = OrtEngine(directory, graphs[name], sizes, shared, threads)
+            cleanup.callback(loaded.close)
+            return loaded
+
+        engines = DraftEngines(
+            fuse=engine("fuse", {}, threads, **sizes),
+            draft=engine("draft", buffers, threads, **sizes),
+            expand=engine("expand", buffers, 1),
+            tree=engine("tree", {name: buffers[name] for name in buffers if name.startswith("pool_")}, 1, n=pool),
+        )
+        return EagleDrafter(engines, cache, draft, manifest.limits)
 
     def stream(
         self,

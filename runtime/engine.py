@@ -26,8 +26,11 @@ class Call(Protocol):
 class Engine(Protocol):
     """A loaded graph."""
 
-    def prepare(self, **sizes: int) -> Call:
-        """The call for these values of the graph's symbolic dimensions; made once, then reused."""
+    def prepare(self, names: Mapping[str, str] | None = None, /, **sizes: int) -> Call:
+        """The call for these values of the graph's symbolic dimensions; made once, then reused.
+
+        A tensor lies in the buffer of its own name, unless ``names`` says in which.
+        """
 
     def close(self) -> None:
         """Free everything. May be repeated."""

@@ -44,18 +44,19 @@ class OrtEngine:
         self._graph, self._limits = graph, limits
         self._session: Any = _session(directory / graph.file, threads)
         self._buffers: dict[str, np.ndarray] = dict(shared)
-        self._calls: dict[tuple[tuple[str, int], ...], Call] = {}
+        self._calls: dict[tuple[tuple[tuple[str, int], ...], tuple[tuple[str, str], ...]], Call] = {}
 
-    def prepare(self, **sizes: int) -> Call:
-        key = tuple(sizes.items())
+    def prepare(self, names: Mapping[str, str] | None = None, /, **sizes: int) -> Call:
+        names = names or {}
+        key = (tuple(sizes.items()), tuple(names.items()))
         call = self._calls.get(key)
         if call is None:
             if len(self._calls) >= MAX_CALLS:
                 self._calls.clear()
-            call = self._calls[key] = self._bind(sizes)
+            call = self._calls[key] = self._bind(names, sizes)
         return call
 
-    def _bind(self, sizes: Mapping[str, int]) -> OrtCall:
+    def _bind(self, names: Mapping[str, str], sizes: Mapping[str, int]) -> OrtCall:
         binding = self._session.io_binding()
         inputs: dict[str, np.ndarray] = {}
         outputs: dict[str, np.ndarray] = {}
@@ -66,7 +67,7 @@ class OrtEngine:
         for tensors, views, bind in sides:
             for name, tensor in tensors.items():
                 shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape)
-                views[name] = self._buffer(name, tensor.dtype, tensor.shape)[: int(np.prod(shape))].reshape(shape)
+                views[name] = self._buffer(names.get(name, name), tensor.dtype, tensor.shape)[: int(np.prod(shape))].reshape(shape)
                 bind(name, _ort_value(views[name]))
         return OrtCall(inputs, outputs, self._session, binding)
 

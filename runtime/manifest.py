@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import EngineDirError
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = "manifest.json"
 _READ_BYTES = 1 << 20
 
@@ -92,6 +92,26 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """The EAGLE-3 draft. ``vocab``: its own, whose target ids hash to ``tokens_sha256``; ``trained_length``: positions it was trained for;
+    ``capacity``: cache slots, the target's context and the largest tree; ``check``: against the reference, as the target's."""
+
+    name: str
+    precision: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    vocab: int
+    tokens_sha256: str
+    trained_length: int
+    capacity: int
+    max_depth: int
+    max_width: int
+    check: Check
+
+
+@dataclass(frozen=True)
 class Source:
     """What was exported with which options: equal means up to date."""
 
@@ -112,6 +132,7 @@ class Manifest:
     limits: Limits
     tree_sizes: tuple[int, ...]
     tokens: Tokens
+    draft: Draft | None
     graphs: Mapping[str, Graph]
     files: Mapping[str, File]
     check: Check
@@ -160,11 +181,24 @@ _TENSORS = {
     "target": ({"tokens", "depth", "tree_mask", "past", "slots", "rows", "past.0.key"}, {"next_token", "logits", "features"}),
     "sample": ({"logits", "temperature", "top_k", "top_p", "uniform"}, {"token"}),
 }
+_DRAFT_TENSORS = {
+    "fuse": ({"features"}, {"hidden"}),
+    "draft": (
+        {"tokens", "hidden", "depth", "tree_mask", "past", "write", "slots", "rows", "beam", "past.0.key"},
+        {"next_hidden", "log_probs", "candidates"},
+    ),
+    "expand": (
+        {"log_probs", "candidates", "next_hidden", "rows", "beam", "scores", "ids", "mask", "pool_scores", "pool_tokens", "pool_parents"},
+        {"tokens", "hidden", "next_scores", "next_ids", "next_mask", "next_pool_scores", "next_pool_tokens", "next_pool_parents"},
+    ),
+    "tree": ({"pool_scores", "pool_tokens", "pool_parents", "nodes"}, {"tokens", "parent", "depth", "tree_mask"}),
+}
 
 
 def _check_contract(manifest: Manifest) -> None:
     """What the runtime relies on without looking again: graphs, their tensors, limits that fit together."""
-    for name, (inputs, outputs) in _TENSORS.items():
+    needed = _TENSORS | (_DRAFT_TENSORS if manifest.draft else {})
+    for name, (inputs, outputs) in needed.items():
         graph = manifest.graphs.get(name)
         if graph is None or not inputs <= graph.inputs.keys() or not outputs <= graph.outputs.keys():
             raise _Malformed(f"manifest.graphs.{name} lacks tensors")
@@ -173,6 +207,11 @@ def _check_contract(manifest: Manifest) -> None:
         raise _Malformed("manifest.limits holds a zero")
     if limits.context + limits.tree_nodes > limits.capacity:
         raise _Malformed("manifest.limits.capacity is less than context and one tree")
+    draft = manifest.draft
+    if draft and (min(draft.layers, draft.max_depth, draft.max_width) < 1 or draft.max_width > draft.vocab):
+        raise _Malformed("manifest.draft holds a size that cannot be")
+    if draft and limits.context + draft.max_width * (draft.max_depth - 1) > draft.capacity:
+        raise _Malformed("manifest.draft.capacity is less than context and one tree")
 
 
 def _check_files(directory: Path, manifest: Manifest, verify: bool) -> None:
@@ -222,6 +261,9 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict) if isinstance(origin, type) else False:
         return {key: _decode(arguments[1], v, f"{where}.{key}") for key, v in value.items()}
     if isinstance(kind, types.UnionType):
+        parts = [k for k in arguments if dataclasses.is_dataclass(k)]
+        if parts and value is not None:
+            return _decode(parts[0], value, where)
         matching = [k for k in arguments if k is not Any and type(value) is k]
         if not matching:
             raise _Malformed(f"{where} is {value!r}")

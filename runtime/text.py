@@ -33,17 +33,22 @@ class Text:
 
     def encode(self, prompt: str | Sequence[Message]) -> list[int]:
         """Plain text as it stands, or chat messages through the template. Raises PromptError."""
-        text, special = (prompt, True) if isinstance(prompt, str) else (self._chat(prompt), False)
+        text, special = (prompt, True) if isinstance(prompt, str) else (self.render(prompt), False)
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise PromptError("the prompt holds lone surrogates, which are not text — decode the input as UTF-8") from None
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
+    def encode_raw(self, text: str) -> list[int]:
+        """Token ids of ``text`` as it stands: special tokens in it are read as such, none is added."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def _chat(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message]) -> str:
+        """Chat messages as the model is to read them, up to the point where its answer begins. Raises PromptError."""
         from jinja2 import TemplateError
 
         if self._template is None:

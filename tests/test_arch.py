@@ -15,8 +15,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from export.arch import Arch, Rope, arch_from_config
 from export.errors import UnsupportedModel
+from export.layers import PRECISIONS
 from export.plan import make_plan
-from export.target import PRECISIONS
 from tests.tiny import ARCHITECTURES, tiny_model
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

@@ -168,7 +168,7 @@ def test_every_precision_has_its_own_directory(run: Run, engines: Path, precisio
 def test_name_and_model_of_the_directory(run: Run, engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A known model's own chat template stands in where the checkpoint has none."""
     (engines.parent / "tiny" / "tokenizer_config.json").unlink()
-    assert run("--model", "vicuna-13b", "--name", "mine").code == 0
+    assert run("--model", "vicuna-13b", "--no-draft", "--name", "mine").code == 0
     manifest = expect_engine(engines / "mine")
     assert manifest.model == "vicuna-13b"
     assert (engines / "mine" / "chat_template.jinja").read_text() == VICUNA_CHAT
@@ -669,7 +669,7 @@ def test_export_that_differs_from_its_checkpoint_is_thrown_away(
     monkeypatch.setattr(export.check, "reference_logits", disturbed)
     ended = run("--precision", precision)
     assert ended.code == 1
-    assert "the exported graph differs from the checkpoint: max |logit difference|" in ended.complaint
+    assert "the exported target differs from the checkpoint: max |logit difference|" in ended.complaint
     assert names_in(engines) == set()
 
 

@@ -16,8 +16,9 @@ from onnx import numpy_helper
 
 from export.checkpoint import SafetensorsCheckpoint
 from export.errors import CheckpointError
+from export.layers import NUMPY_TYPES, PRECISIONS
 from export.plan import weight_bytes
-from export.target import NUMPY_TYPES, PRECISIONS, TargetWriter
+from export.target import TargetWriter
 from export.weights import ALIGNMENT, BLOCK, WeightFile
 from runtime.tree import Tree
 from tests.tiny import ARCHITECTURES, VOCAB, reference, tiny_model, weights_of

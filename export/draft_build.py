@@ -1,0 +1,59 @@
+"""Writes the draft's four graphs and its weights into an engine directory, and checks them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import onnx
+
+from runtime.manifest import Draft, File
+
+from .draft import DraftWriter, FuseWriter
+from .draft_check import check_draft
+from .draft_checkpoint import DraftCheckpoint
+from .growth import MAX_DEPTH, build_expand, build_tree
+from .layers import PRECISIONS, Precision
+from .weights import WeightFile
+
+MAX_WIDTH = 16  # beams a level; the papers use 10
+
+
+def draft_capacity(context: int, width: int) -> int:
+    """Cache slots: every committed token and the rows of the largest tree, in steps of 64."""
+    return -(-(context + width * (MAX_DEPTH - 1)) // 64) * 64
+
+
+def write_draft(
+    scratch: Path, draft: DraftCheckpoint, precision_name: str, target: Precision, context: int, embedding: onnx.TensorProto
+) -> tuple[dict[str, onnx.ModelProto], File, Draft]:
+    """``embedding``: the target's tensor, which draft.onnx points to as well. Returns the graphs, draft.data's entry and the manifest's.
+    Raises ParityError."""
+    precision, layer = PRECISIONS[precision_name], draft.arch.layer
+    width = min(MAX_WIDTH, len(draft.tokens))
+    capacity = draft_capacity(context, width)
+    with WeightFile(scratch / "draft.data") as weights:
+        fuse = FuseWriter(draft, precision, target.compute, weights)
+        fuse.build()
+        writer = DraftWriter(draft, precision, capacity, weights, embedding)
+        writer.build()
+    models = {"fuse": fuse.model(), "draft": writer.model(), "expand": build_expand(layer.hidden, precision.compute), "tree": build_tree()}
+    for name, model in models.items():
+        onnx.save(model, scratch / f"{name}.onnx")
+        onnx.checker.check_model(str(scratch / f"{name}.onnx"))
+    described = Draft(
+        name=draft.path.name,
+        precision=precision_name,
+        layers=layer.layers,
+        kv_heads=layer.kv_heads,
+        head_dim=layer.head_dim,
+        hidden=layer.hidden,
+        vocab=len(draft.tokens),
+        tokens_sha256=hashlib.sha256(draft.tokens.tobytes()).hexdigest(),
+        trained_length=layer.max_position,
+        capacity=capacity,
+        max_depth=MAX_DEPTH,
+        max_width=width,
+        check=check_draft(scratch, draft, precision, target.compute),
+    )
+    return models, File(weights.sha256, weights.size), described

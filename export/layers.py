@@ -1,0 +1,193 @@
+"""What the target's graph and the draft's have in common: attention over the cache, feed-forward, norms, and how weights are stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from ml_dtypes import bfloat16
+
+from .arch import Arch
+from .checkpoint import Weights
+from .errors import CheckpointError
+from .graph import BFLOAT16, FLOAT, FLOAT16, INT4, INT8, GraphBuilder
+from .weights import BLOCK, WeightFile, pack_int4, quantize_blocks, row_chunks
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How weights are stored and what the graph computes in (ONNX types)."""
+
+    name: str
+    compute: int  # activations and KV
+    stored: int  # weights that are not quantized
+    matrix_bits: int | None = None  # weight-only quantization of the layers' matrices
+    head_bits: int | None = None
+
+
+NUMPY_TYPES: dict[int, np.dtype[Any]] = {FLOAT: np.dtype(np.float32), FLOAT16: np.dtype(np.float16), BFLOAT16: np.dtype(bfloat16)}
+
+
+# The head keeps eight bits in int4: it is where four bits cost most quality, and llama.cpp and OpenVINO do the same.
+PRECISIONS = {
+    p.name: p
+    for p in (
+        Precision("fp32", FLOAT, FLOAT),
+        Precision("fp16", FLOAT16, FLOAT16),
+        # ONNX Runtime has no bfloat16 kernels on a CPU: half the file, float32 once loaded.
+        Precision("bf16", FLOAT, BFLOAT16),
+        Precision("int8", FLOAT, FLOAT, 8, 8),
+        Precision("int4", FLOAT, FLOAT, 4, 8),
+    )
+}
+
+
+class LayerWriter:
+    """Appends decoder layers to a graph while streaming their weights to the external file. ``name`` begins the weights' names there."""
+
+    past: str  # committed slots: all of them are attended to
+    write: str  # slot of the pass's first row
+    positions: str
+    mask: str
+    key_rope: list[str]
+    query_rope: list[str]
+
+    def __init__(self, name: str, arch: Arch, source: Weights, precision: Precision, capacity: int, weights: WeightFile) -> None:
+        self.name, self.arch, self.source, self.precision, self.capacity, self.weights = name, arch, source, precision, capacity, weights
+        self.g = GraphBuilder(name)
+        self._presents: list[tuple[str, list[int | str]]] = []
+
+    def _declare_presents(self) -> None:
+        """The cache tensors are the graph's last outputs."""
+        for name, shape in self._presents:
+            self.g.output(name, self.precision.compute, shape)
+
+    def model(self) -> onnx.ModelProto:
+        """The finished graph."""
+        return self.g.model("resps-export")
+
+    def _rotary(self, scale: float = 1.0) -> list[str]:
+        """cos and sin tables, perhaps with a factor."""
+        cos, sin = self.arch.rope.tables(self.arch.head_dim, self.capacity)
+        stem = "rope" if scale == 1.0 else "rope.scaled"
+        return [self._array(f"{stem}.cos", cos * scale), self._array(f"{stem}.sin", sin * scale)]
+
+    def _attention_mask(self, tree_mask: str, slots: str) -> str:
+        """[1,1,n,span] bool, once per pass: all slots before ``past``, and after them what tree_mask [n, columns] allows."""
+        g = self.g
+        relative = g.op("Sub", slots, self.past)
+        columns = g.op("Shape", tree_mask, start=1, end=2)
+        inside = g.op("And", g.op("GreaterOrEqual", relative, g.const([0])), g.op("Less", relative, columns))
+        column = g.op("Min", g.op("Max", relative, g.const([0])), g.op("Sub", columns, g.const([1])))
+        of_tree = g.op("And", g.op("Gather", tree_mask, column, axis=1), inside)
+        attend = g.op("Or", of_tree, g.op("Less", relative, g.const([0])))
+        return g.op("Unsqueeze", attend, g.const([0, 1]))
+
+    def _layer(self, layer: int, normed: str, residual: str, out: str | None = None) -> str:
+        """One decoder layer: ``normed`` is what attention reads, ``residual`` [n, H] what its result is added to."""
+        g = self.g
+        hidden = g.op("Add", residual, self._attention(layer, normed))
+        normed = self._norm(hidden, f"model.layers.{layer}.post_attention_layernorm.weight")
+        gate_up = self._linear(layer, "gate_up", normed)
+        gate, up = g.ops("Split", gate_up, outs=(None, None), axis=1, num_outputs=2)
+        swish = g.op("Mul", gate, g.op("Sigmoid", gate))
+        return g.op("Add", hidden, self._linear(layer, "down", g.op("Mul", swish, up)), out=out)
+
+    def _attention(self, layer: int, normed: str) -> str:
+        g, arch = self.g, self.arch
+        heads = arch.heads + 2 * arch.kv_heads
+        joined = g.op("Reshape", self._linear(layer, "qkv", normed), g.const([1, -1, heads, arch.head_dim]))
+        by_head = g.op("Transpose", joined, perm=[0, 2, 1, 3])
+        sizes = g.const([arch.heads, arch.kv_heads, arch.kv_heads])
+        query, key, value = g.ops("Split", by_head, sizes, outs=(None, None, None), axis=1)
+        if arch.qk_norm:
+            query = self._norm(query, f"model.layers.{layer}.self_attn.q_norm.weight", arch.head_dim)
+            key = self._norm(key, f"model.layers.{layer}.self_attn.k_norm.weight", arch.head_dim)
+        query = g.op("RotaryEmbedding", query, *self.query_rope, self.positions)
+        key = g.op("RotaryEmbedding", key, *self.key_rope, self.positions)
+        keys, values = self._cached(layer, "key", key), self._cached(layer, "value", value)
+        flat = g.op("Transpose", self._attend(query, keys, values), perm=[0, 2, 1, 3])
+        return self._linear(layer, "o", g.op("Reshape", flat, g.const([-1, arch.heads * arch.head_dim])))
+
+    def _attend(self, query: str, keys: str, values: str) -> str:
+        return self.g.op("Attention", query, keys, values, self.mask, scale=self.arch.head_dim**-0.5)
+
+    def _cached(self, layer: int, kind: str, update: str) -> str:
+        """Write the new rows into the cache in place; all of its `span` slots are returned.
+
+        TensorScatter must sit directly between a graph input and a graph output, or it copies the cache.
+        """
+        g = self.g
+        shape: list[int | str] = [1, self.arch.kv_heads, "span", self.arch.head_dim]
+        past = g.input(f"past.{layer}.{kind}", self.precision.compute, shape)
+        self._presents.append((f"present.{layer}.{kind}", shape))
+        return g.op("TensorScatter", past, update, self.write, out=f"present.{layer}.{kind}", axis=-2, mode="linear")
+
+    def _norm(self, x: str, name: str, width: int | None = None) -> str:
+        weight = self._computable(self._stored(name, (width or self.arch.hidden,), [name]))
+        return self.g.op("RMSNormalization", x, weight, axis=-1, epsilon=self.arch.rms_eps)
+
+    def _linear(self, layer: int, matrix: str, x: str) -> str:
+        """One matrix product for all parts of ``matrix``.
+
+        Weights in floating point keep the checkpoint's [outputs, inputs] layout (Gemm, transB): parts are joined by appending, nothing
+        is transposed in memory. Quantized ones are [inputs, outputs], blocks along axis 0, the form that ONNX Runtime fuses.
+        """
+        parts, outputs, inputs = self._matrix(layer, matrix)
+        names = [f"model.layers.{layer}.{part}" for part in parts]
+        stem = f"layers.{layer}.{matrix}"
+        biased = self.arch.output_bias if matrix == "o" else matrix == "qkv" and self.arch.qkv_bias
+        bias = [self._computable(self._stored(f"{stem}.bias", (outputs,), [f"{name}.bias" for name in names]))] if biased else []
+        weights = [f"{name}.weight" for name in names]
+        return self._product(x, stem, (outputs, inputs), weights, self.precision.matrix_bits, *bias)
+
+    def _matrix(self, layer: int, matrix: str) -> tuple[tuple[str, ...], int, int]:
+        """Checkpoint parts, outputs and inputs of a matrix."""
+        return self.arch.linears[matrix]
+
+    def _product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], bits: int | None, *bias: str) -> str:
+        """x times the transposed weight [outputs, inputs], quantized where ``bits`` says so and blocks fit."""
+        if bits and shape[1] % BLOCK == 0:
+            product = self.g.op("MatMul", x, self._quantized(stem, shape, parts, bits))
+            return self.g.op("Add", product, *bias) if bias else product
+        weight = self._computable(self._stored(f"{stem}.weight", shape, parts))
+        return self.g.op("Gemm", x, weight, *bias, transB=1)
+
+    def _quantized(self, stem: str, shape: tuple[int, int], parts: list[str], bits: int) -> str:
+        """Blocked int8 or int4 weights behind a DequantizeLinear; only the small integer form of the matrix is in memory."""
+        self._expect_shape(shape, parts)
+        values, scales = [], []
+        for part in parts:
+            for chunk in row_chunks(self.source, part):
+                value, scale = quantize_blocks(chunk, bits)
+                values.append(value.T)
+                scales.append(scale.T)
+        value, scale = np.concatenate(values, axis=1), np.concatenate(scales, axis=1)
+        data, dtype = (pack_int4(np.ascontiguousarray(value)), INT4) if bits == 4 else (value, INT8)
+        quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", dtype, value.shape, [data]))
+        scale_name = self._array(f"{stem}.scale", scale)
+        return self.g.op("DequantizeLinear", quantized, scale_name, axis=0, block_size=BLOCK)
+
+    @np.errstate(over="ignore")  # a weight beyond fp16 becomes infinite, which the check finds and reports
+    def _stored(self, name: str, shape: tuple[int, ...], parts: list[str]) -> str:
+        """Checkpoint tensors, joined along the first axis, in the stored type."""
+        self._expect_shape(shape, parts)
+        kind = NUMPY_TYPES[self.precision.stored]
+        chunks = (chunk.astype(kind) for part in parts for chunk in row_chunks(self.source, part))
+        return self.g.initializer(self.weights.add(name, self.precision.stored, shape, chunks))
+
+    def _expect_shape(self, shape: tuple[int, ...], parts: list[str]) -> None:
+        """Raises CheckpointError unless ``parts``, joined along the first axis, have ``shape``."""
+        found = [self.source.shape(part) for part in parts]
+        if any(each[1:] != shape[1:] for each in found) or sum(each[0] for each in found) != shape[0]:
+            raise CheckpointError(f"{', '.join(parts)} have shapes {found}, the config asks for {shape} — config and weights differ")
+
+    def _computable(self, stored: str) -> str:
+        same = self.precision.stored == self.precision.compute
+        return stored if same else self.g.op("Cast", stored, to=self.precision.compute)
+
+    def _array(self, name: str, value: np.ndarray) -> str:
+        array = value.astype(NUMPY_TYPES[self.precision.compute])
+        return self.g.initializer(self.weights.add(name, self.precision.compute, array.shape, [array]))

@@ -1,0 +1,1 @@
+"""What scripts/train_draft.py is made of: the target in torch, its own words as training data, the draft and its training."""
