@@ -6,8 +6,9 @@ draft    inputs   tokens[1,m] depth[1,m] int64 · hidden[1,m,H] · tree_mask[m,w
          outputs  next_hidden[1,m,H] · log_probs[r,k] float32 · candidates[r,k] int64 (the target's ids) · present.i.key / .value
 
 Row j pairs the feature of a position with the token *after* it. It stands at position past + depth[j], writes its key and value to slot
-write + j, and attends to all slots before past and, from there on, to those that tree_mask[j] names. A committed row is computed once, from
-the target's own features: drafted rows lie behind the committed ones and are overwritten.
+write + j, and attends to the slots before past (the last ones only, as many as the draft was trained for) and, from there on, to those that
+tree_mask[j] names. A committed row is computed once, from the target's own features: drafted rows lie behind the committed ones and are
+overwritten.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class DraftWriter(LayerWriter):
     ) -> None:
         super().__init__("draft", draft.arch.layer, draft, precision, capacity, weights)
         self.draft, self.checkpoint, self.embedding = draft.arch, draft, embedding
+        if draft.arch.layer.max_position < capacity:
+            self.window = draft.arch.layer.max_position  # no distance that it was not trained for
 
     def build(self) -> None:
         """Write the whole graph."""

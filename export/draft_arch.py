@@ -35,6 +35,13 @@ class DraftArch:
 
 def draft_arch(config: Mapping[str, Any], target: Arch) -> DraftArch:
     """Read the config.json of any of the four families. Raises UnsupportedModel when it is no EAGLE-3 draft of ``target``."""
+    try:
+        return _draft_arch(config, target)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UnsupportedModel(f"the draft's config.json holds a value that cannot be used: {error} — download it again") from None
+
+
+def _draft_arch(config: Mapping[str, Any], target: Arch) -> DraftArch:
     nested = "transformer_layer_config" in config
     kind = config.get("speculators_model_type", "eagle3")
     if kind != "eagle3":
@@ -47,6 +54,8 @@ def draft_arch(config: Mapping[str, Any], target: Arch) -> DraftArch:
             )
     flat = dict(config["transformer_layer_config"] if nested else config)
     flat.setdefault("model_type", "llama")
+    if not nested and not any("eagle" in name.lower() for name in config.get("architectures") or ()):
+        flat["num_hidden_layers"] = 1  # EAGLE's own code has one, whatever its config says: 40 for Vicuna-13B, as the target has
     layer = arch_from_config(flat)
     if layer.vocab != target.vocab:
         raise UnsupportedModel(

@@ -54,6 +54,6 @@ def write_draft(
         capacity=capacity,
         max_depth=MAX_DEPTH,
         max_width=width,
-        check=check_draft(scratch, draft, precision, target.compute),
+        check=check_draft(scratch, draft, precision, target),
     )
     return models, File(weights.sha256, weights.size), described

@@ -29,13 +29,18 @@ def reference_fuse(draft: DraftCheckpoint, features: np.ndarray) -> np.ndarray:
 
 
 def reference_pass(
-    draft: DraftCheckpoint, tokens: np.ndarray, hidden: np.ndarray, positions: np.ndarray, mask: np.ndarray
+    draft: DraftCheckpoint, tokens: np.ndarray, hidden: np.ndarray, positions: np.ndarray, mask: np.ndarray, shared_type: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All rows at once, without a cache: (next_hidden [n, H], log-probabilities over the draft's vocabulary [n, Vd])."""
+    """All rows at once, without a cache: (next_hidden [n, H], log-probabilities over the draft's vocabulary [n, Vd]).
+
+    ``shared_type``: what the target's embedding is stored in, which is no rounding of the draft's.
+    """
     arch, layer = draft.arch, draft.arch.layer
     cos, sin = (table[positions][:, None, :] for table in layer.rope.tables(layer.head_dim, int(positions.max()) + 1))
     source = draft if arch.own_embedding else draft.target
     embedded = np.stack([source.read(EMBEDDING, int(token), int(token) + 1)[0] for token in tokens])
+    if source is draft.target:
+        embedded = embedded.astype(NUMPY_TYPES[shared_type]).astype(np.float32)
     feature = norm(draft, layer, "model.layers.0.hidden_norm", hidden)
     both = np.concatenate([norm(draft, layer, "model.layers.0.input_layernorm", embedded), feature], axis=-1)
     residual = feature if arch.norm_before_residual else hidden
@@ -49,16 +54,16 @@ def reference_pass(
     return normed if arch.norm_output else hidden, shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def check_draft(directory: Path, draft: DraftCheckpoint, precision: Precision, features_type: int) -> Check:
+def check_draft(directory: Path, draft: DraftCheckpoint, precision: Precision, target: Precision) -> Check:
     """Compare `fuse` and `draft` in ``directory`` with the reference. Raises ParityError when the difference is more than rounding."""
     random = np.random.default_rng(0)
     width = len(draft.arch.captured) * draft.arch.target_hidden
-    features = random.standard_normal((COMMITTED, width), np.float32).astype(NUMPY_TYPES[features_type])
+    features = random.standard_normal((COMMITTED, width), np.float32).astype(NUMPY_TYPES[target.compute])
     tokens = random.choice(draft.arch.layer.vocab, COMMITTED, replace=False)
     chain = np.tri(COMMITTED, dtype=bool)
 
     hidden = reference_fuse(draft, features.astype(np.float32))
-    following, expected = reference_pass(draft, tokens, hidden, np.arange(COMMITTED), chain)
+    following, expected = reference_pass(draft, tokens, hidden, np.arange(COMMITTED), chain, target.stored)
     beams = draft.tokens[np.argsort(-expected[-1], kind="stable")[:BEAMS]]
     level = np.block([[chain, np.zeros((COMMITTED, BEAMS), bool)], [np.ones((BEAMS, COMMITTED), bool), np.eye(BEAMS, dtype=bool)]])
     _, drafted = reference_pass(
@@ -67,6 +72,7 @@ def check_draft(directory: Path, draft: DraftCheckpoint, precision: Precision, f
         np.concatenate([hidden, np.repeat(following[-1:], BEAMS, 0)]),
         np.concatenate([np.arange(COMMITTED), np.full(BEAMS, COMMITTED)]),
         level,
+        target.stored,
     )
     exported = _Exported(directory, draft, precision)
     actual = exported.run(features, tokens, beams)

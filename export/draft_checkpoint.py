@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import Checkpoint, Files, files_fingerprint, files_of, read_json, settings
+from .checkpoint import Checkpoint, Files, files_of, read_json
 from .draft_arch import DraftArch, draft_arch
 from .errors import CheckpointError, UnsupportedModel
 
@@ -54,7 +54,7 @@ class DraftCheckpoint:
         return self._files.read(self._names[name], start, stop)
 
     def fingerprint(self) -> list[list[Any]]:
-        return [*self._files.fingerprint(), *files_fingerprint(settings(self.path))]
+        return self._files.fingerprint()
 
 
 def open_draft(directory: Path, target: Checkpoint) -> DraftCheckpoint:

@@ -9,6 +9,7 @@ tree     inputs   pool_scores[p] · pool_tokens[p] · pool_parents[p] · nodes[n
 
 The pool lists every candidate of every level after the root, which is entry 0 with score 0 and parent -1. ``ids`` are the beams' own pool
 entries, ``scores`` their summed log-probabilities. A candidate scores its parent's score plus its own log-probability, less LEVEL_PENALTY.
+What is no number scores LEAST: the root would not come first among NaNs, and a tree without its root changes answers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .graph import BOOL, FLOAT, INT64, GraphBuilder
 # A child never ties with its parent, even where its probability rounds to one, so the best entries of the pool form a tree. (EAGLE relies
 # on TopK's order for that; SGLang issue 7477 is what happens where it fails.)
 LEVEL_PENALTY = 1e-5
+LEAST = -1e4
 MAX_DEPTH = 16
 _SQUARINGS = 4  # 2**4 = MAX_DEPTH levels of ancestors
 
@@ -36,6 +38,8 @@ def build_expand(hidden: int, kind: int) -> onnx.ModelProto:
     last, flat = g.const([1]), g.const([-1])
 
     own = g.op("Sub", log_probs, g.const(LEVEL_PENALTY, np.float32))
+    least = g.const(LEAST, np.float32)
+    own = g.op("Where", g.op("Greater", own, least), own, least)  # NaN is not greater
     summed = g.op("Reshape", g.op("Add", g.op("Unsqueeze", scores, last), own), flat)
     tokens = g.op("Reshape", candidates, flat)
     parents = g.op("Reshape", g.op("Expand", g.op("Unsqueeze", ids, last), g.op("Shape", log_probs)), flat)

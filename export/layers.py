@@ -53,6 +53,7 @@ class LayerWriter:
     mask: str
     key_rope: list[str]
     query_rope: list[str]
+    window: int | None = None  # slots before ``past`` that are seen; None is all
 
     def __init__(self, name: str, arch: Arch, source: Weights, precision: Precision, capacity: int, weights: WeightFile) -> None:
         self.name, self.arch, self.source, self.precision, self.capacity, self.weights = name, arch, source, precision, capacity, weights
@@ -75,14 +76,17 @@ class LayerWriter:
         return [self._array(f"{stem}.cos", cos * scale), self._array(f"{stem}.sin", sin * scale)]
 
     def _attention_mask(self, tree_mask: str, slots: str) -> str:
-        """[1,1,n,span] bool, once per pass: all slots before ``past``, and after them what tree_mask [n, columns] allows."""
+        """[1,1,n,span] bool, once per pass: the slots before ``past``, and after them what tree_mask [n, columns] allows."""
         g = self.g
         relative = g.op("Sub", slots, self.past)
         columns = g.op("Shape", tree_mask, start=1, end=2)
         inside = g.op("And", g.op("GreaterOrEqual", relative, g.const([0])), g.op("Less", relative, columns))
         column = g.op("Min", g.op("Max", relative, g.const([0])), g.op("Sub", columns, g.const([1])))
         of_tree = g.op("And", g.op("Gather", tree_mask, column, axis=1), inside)
-        attend = g.op("Or", of_tree, g.op("Less", relative, g.const([0])))
+        before = g.op("Less", relative, g.const([0]))
+        if self.window is not None:
+            before = g.op("And", before, g.op("GreaterOrEqual", relative, g.const([-self.window])))
+        attend = g.op("Or", of_tree, before)
         return g.op("Unsqueeze", attend, g.const([0, 1]))
 
     def _layer(self, layer: int, normed: str, residual: str, out: str | None = None) -> str:

@@ -15,7 +15,7 @@ from policy import PLAIN, FixedPolicy, Policy, TreeSpec
 
 from .cpu import physical_cores
 from .drafter import Drafter, NoDrafter
-from .eagle import DraftEngines, EagleDrafter, shared_buffers
+from .eagle import DraftEngines, EagleDrafter, most_rows, shared_buffers
 from .engine_ort import OrtEngine
 from .errors import DecoderBusy, DecoderClosed, EngineDirError, PromptError
 from .kv import KVCache
@@ -91,7 +91,7 @@ class Decoder:
         manifest, draft = self.manifest, self.manifest.draft
         if self.draft != "eagle" or draft is None:
             return NgramDrafter() if self.draft == "ngram" else NoDrafter()
-        graphs, rows = manifest.graphs, max(manifest.limits.prefill_rows, draft.max_width)
+        graphs, rows = manifest.graphs, most_rows(manifest.limits, draft)
         cache = KVCache(draft.layers, draft.kv_heads, draft.capacity, draft.head_dim, np.dtype(graphs["draft"].inputs["past.0.key"].dtype))
         buffers = shared_buffers(manifest, draft, cache)
         pool = len(buffers["pool_scores.0"])

@@ -32,9 +32,14 @@ class DraftEngines:
     tree: Engine
 
 
+def most_rows(limits: Limits, draft: Draft) -> int:
+    """Rows of the largest draft pass: a chunk of the prompt, a level of a tree, or a path through one with its root."""
+    return max(limits.prefill_rows, draft.max_width, draft.max_depth + 1)
+
+
 def shared_buffers(manifest: Manifest, draft: Draft, cache: KVCache) -> dict[str, np.ndarray]:
     """Flat buffers that several graphs use. Those that `expand` reads and writes come in pairs, used in turn: name.0 and name.1."""
-    rows = max(manifest.limits.prefill_rows, draft.max_width)
+    rows = most_rows(manifest.limits, draft)
     width, depth = draft.max_width, draft.max_depth
     pool = 1 + width + (depth - 1) * width**2
     kind = manifest.graphs["draft"].inputs["hidden"].dtype
@@ -67,7 +72,7 @@ class EagleDrafter:
     def __init__(self, engines: DraftEngines, cache: KVCache, draft: Draft, limits: Limits) -> None:
         self._engines, self._cache, self._draft, self._limits = engines, cache, draft, limits
         self._order = np.arange(draft.capacity)
-        fused = engines.fuse.prepare(m=limits.prefill_rows).outputs["hidden"]
+        fused = engines.fuse.prepare(m=most_rows(limits, draft)).outputs["hidden"]
         self._waiting = np.zeros(fused.shape[1:], fused.dtype)  # fused features of committed tokens that wait for the token after them
         first = engines.draft.prepare(self._names(0), m=1, w=1, span=draft.capacity, r=1, k=1)
         first.inputs["slots"][:] = self._order
@@ -89,8 +94,10 @@ class EagleDrafter:
 
     def draft(self, root: int, spec: TreeSpec) -> Tree:
         spec = self._fitting(spec)
-        if spec.depth == 0:
+        if spec.nodes == 1:  # so is a tree without depth or width
             return Tree.chain([root])
+        # Once for the whole tree: laying the cache out anew keeps committed rows, not those of the levels above.
+        self._reserve(self._cache.length + len(self._tokens) + spec.width * (spec.depth - 1))
         last_row = self._catch_up(root, spec.width)
         pool = self._expand_root(root, last_row, spec.width)
         for level in range(1, spec.depth):
@@ -134,7 +141,6 @@ class EagleDrafter:
     def _step(self, level: int, width: int) -> None:
         """One draft pass over the beams of ``level``, which stand one position after the level above."""
         past, columns = self._cache.length, width * level
-        self._reserve(past + columns)
         call = self._call({"tree_mask": f"mask.{level % 2}"}, m=width, w=columns, r=width, k=width)
         inputs = call.inputs
         inputs["depth"][0] = level - 1

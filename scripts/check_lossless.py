@@ -1,9 +1,9 @@
 """Count the tokens in which tree decoding differs from plain decoding, over prompts and tree shapes, with the margin of every difference.
 
-    python scripts/check_lossless.py --engine-dir engines/smollm2-135m [--prompts N] [--new-tokens N]
+    python scripts/check_lossless.py --engine-dir engines/smollm2-135m [--drafter eagle] [--temperature T] [--prompts N] [--new-tokens N]
 
-The baseline is plain decoding with a second dummy row (docs/design.md, losslessness). Trees are adversarial: random nodes around a hidden
-true path. A difference whose logit margin is above --margin is a bug, below it rounding; the exit code is 1 when one is above.
+The baseline is plain decoding with a second dummy row (docs/design.md, losslessness). Trees are adversarial, random nodes around a hidden
+true path, or with --drafter eagle the engine's own draft's. With a temperature both sides draw with the same seeds. A difference whose logit margin is above --margin is a bug, below it rounding; the exit code is 1 when one is above.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from policy import FixedPolicy, TreeSpec
-from runtime import Decoder
+from runtime import Decoder, Sampling
 from tests.planted import DummyRowDrafter, PlantedDrafter
 from tests.prompts import PROMPTS
 
@@ -43,23 +43,27 @@ def margin(decoder: Decoder, prompt: list[int], answer: list[int], at: int, othe
 
 @click.command()
 @click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--drafter", type=click.Choice(["planted", "eagle"]), default="planted", show_default=True)
+@click.option("--temperature", default=0.0, show_default=True)
 @click.option("--prompts", default=len(PROMPTS), help="How many of the project's test prompts.")
 @click.option("--new-tokens", default=64)
 @click.option("--margin", "allowed", default=1e-4, help="Largest logit margin that counts as rounding.")
 @click.option("--threads", default=2)
-def main(engine_dir: Path, prompts: int, new_tokens: int, allowed: float, threads: int) -> None:
+def main(engine_dir: Path, drafter: str, temperature: float, prompts: int, new_tokens: int, allowed: float, threads: int) -> None:
     """Print one line per shape and one per difference."""
-    decoder = Decoder(engine_dir, threads=threads)
+    decoder = Decoder(engine_dir, draft="eagle" if drafter == "eagle" else "none", threads=threads)
+    eagle = decoder._drafter
     vocab = decoder.manifest.shape.vocab
     ids = [decoder._text.encode(prompt) for prompt in PROMPTS[:prompts]]
     decoder._drafter = DummyRowDrafter(vocab)
-    plain = [list(decoder.generate(each, max_new_tokens=new_tokens).tokens) for each in ids]
+    draws = [Sampling(temperature, seed=seed) for seed in range(len(ids))]
+    plain = [list(decoder.generate(each, max_new_tokens=new_tokens, sampling=draw).tokens) for each, draw in zip(ids, draws, strict=True)]
     worst = 0.0
     for shape in SHAPES:
         cycles = compared = differing = 0
         for seed, (prompt, answer) in enumerate(zip(ids, plain, strict=True)):
-            decoder._drafter = PlantedDrafter(len(prompt), answer, vocab, seed)
-            result = decoder.generate(prompt, max_new_tokens=new_tokens, policy=FixedPolicy(shape))
+            decoder._drafter = eagle if drafter == "eagle" else PlantedDrafter(len(prompt), answer, vocab, seed)
+            result = decoder.generate(prompt, max_new_tokens=new_tokens, policy=FixedPolicy(shape), sampling=draws[seed])
             cycles += result.stats.cycles
             compared += len(answer)
             if list(result.tokens) != answer:

@@ -1,15 +1,18 @@
 """Train an EAGLE-3 draft for a target on the target's own words.
 
-python -m scripts.train_draft words --out data --tokens 1000000      # the target writes conversations
-python -m scripts.train_draft answers --out data FILE.jsonl          # or reads some that it wrote earlier
-python -m scripts.train_draft train --data data --out run --minutes 120
-python -m scripts.train_draft pack --run run --out engines/drafts/NAME
+    python scripts/train_draft.py words --out data --tokens 1000000      # the target writes conversations
+    python scripts/train_draft.py answers --out data FILE.jsonl          # or reads some that it wrote earlier
+    python scripts/train_draft.py train --data data --out run --minutes 120
+    python scripts/train_draft.py pack --run run --out DIR
+
+Needs the extra `train`. Everything may be stopped and started again: shards that are there stay, a run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +21,8 @@ from pathlib import Path
 
 import click
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no installed package
 
 from export.checkpoint import Checkpoint
 from export.fetch import locate, open_checkpoint
@@ -167,9 +172,13 @@ def train(
 @main.command()
 @click.option("--run", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory for config.json and model.safetensors (bfloat16).")
-def pack(run: Path, out: Path) -> None:
-    """Write the draft of a run in the form that resps-export, SpecForge's users and other engines read."""
-    pack_run(run, out)
+@click.option("--form", type=click.Choice(["specforge", "speculators"]), default="specforge", show_default=True)
+@click.option(
+    "--verifier", default="HuggingFaceTB/SmolLM2-135M-Instruct", show_default=True, help="The target's name for --form speculators."
+)
+def pack(run: Path, out: Path, form: str, verifier: str) -> None:
+    """Write the draft of a run in a form that resps-export and other engines read."""
+    pack_run(run, out, form, verifier)
     click.echo(f"{out} is written; {finished(run)}")
 
 

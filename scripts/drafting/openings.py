@@ -42,7 +42,7 @@ OF_TEXT = (
 
 
 def openings(seed: int, longest: int) -> Iterator[Opening]:
-    """An endless, repeatable stream; texts of the library are cut at ``longest`` characters."""
+    """An endless, repeatable stream; texts of the library have at most ``longest`` characters."""
     choice = random.Random(seed)
     seeds, code, text = open_turns(), library_functions(longest), library_passages(longest)
     kinds, shares = list(SHARES), list(SHARES.values())
@@ -86,7 +86,7 @@ def library_passages(longest: int) -> list[str]:
         for paragraph in topic.split("\n\n"):
             if len(text) + len(paragraph) > longest:
                 if len(text) > 200:
-                    found.append(text.strip())
+                    found.append(text.strip()[:longest])  # a single paragraph may be longer
                 text = ""
             text += paragraph + "\n\n"
     return found

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,9 +25,11 @@ from .train import StepScore, Unroller, chain_length, collate, total
 from .words import ANSWER
 
 HELD_OUT = 50  # every so many conversations one is never trained on
-CHECKPOINT_SECONDS = 120
+CHECKPOINT_SECONDS, REPORT_SECONDS = 120, 300
+REPORTED = 60  # held-out conversations that a report measures
 WARM_UP = 0.02  # share of the run over which the rate rises
 LAST_RATE = 0.03  # of the peak
+TRAINED_LENGTH = 2048  # what the config of a packed draft says; conversations are shorter, see docs/benchmarks.md for what lies beyond
 
 
 @dataclass(frozen=True)
@@ -72,18 +75,24 @@ class Training:
     def go(self) -> Iterator[str]:
         """Train until the minutes are used up; yields lines for the user."""
         choice = random.Random(self.settings.seed + self.updates)
-        saved_at = began = time.monotonic()
+        saved_at = reported_at = began = time.monotonic()
         before = self.elapsed
         while self.elapsed < 60 * self.settings.minutes:
             training, held_out = split(entries(self.data))  # again for every epoch: more may have been written
-            for group in batches(training, self.settings.batch_tokens, self.settings.steps + 8, choice):
+            groups = list(batches(training, self.settings.batch_tokens, self.settings.steps + 8, choice))
+            if not groups:
+                raise ValueError(f"{self.data} has no conversation to train on that is long enough — write more words")
+            for group in groups:
                 self._update(group)
                 self.elapsed = before + time.monotonic() - began
-                if time.monotonic() - saved_at > CHECKPOINT_SECONDS or self.elapsed >= 60 * self.settings.minutes:
-                    saved_at = time.monotonic()
-                    yield self._report(held_out)
+                over = self.elapsed >= 60 * self.settings.minutes
+                if over or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                     self._save()
-                if self.elapsed >= 60 * self.settings.minutes:
+                    saved_at = time.monotonic()
+                if over or time.monotonic() - reported_at > REPORT_SECONDS:
+                    yield self._report(held_out if over else held_out[:REPORTED])
+                    reported_at = time.monotonic()
+                if over:
                     break
 
     def _update(self, group: Sequence[Entry]) -> None:
@@ -94,7 +103,7 @@ class Training:
         if not scores[0].rows:
             return
         self.optimizer.zero_grad()
-        total(scores).backward()  # type: ignore[no-untyped-call]
+        total(scores).backward()
         torch.nn.utils.clip_grad_norm_(self.draft.parameters(), 0.5)
         self.optimizer.step()
         self.updates += 1
@@ -125,7 +134,7 @@ class Training:
         sums = torch.zeros(self.settings.steps, 3)
         for group in batches(conversations, self.settings.batch_tokens, self.settings.steps + 8, random.Random(0)):
             sums += torch.tensor([(score.top1, score.top3, score.rows) for score in self._scores(group)])
-        return [(float(first / count), float(third / count)) for first, third, count in sums.clamp(min=1e-9)]
+        return [(float(first / max(1, count)), float(third / max(1, count))) for first, third, count in sums]
 
     def _save(self) -> None:
         state = {
@@ -150,9 +159,14 @@ def schedule(done: float) -> float:
 
 
 def split(conversations: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
-    """(training, held out)"""
-    held_out = [entry for index, entry in enumerate(conversations) if index % HELD_OUT == 0]
-    return [entry for index, entry in enumerate(conversations) if index % HELD_OUT], held_out
+    """(training, held out). Counted anew for every writer's shards, so that shards of another one that come later move nothing."""
+    counts: Counter[str] = Counter()
+    training, held_out = [], []
+    for entry in conversations:
+        writer = entry.file.stem.rpartition("-")[0]
+        (training if counts[writer] % HELD_OUT else held_out).append(entry)
+        counts[writer] += 1
+    return training, held_out
 
 
 def frequent_tokens(data: Path, count: int, vocab: int) -> Tensor:
@@ -181,24 +195,57 @@ def recipe_fields(recipe: Recipe) -> dict[str, Any]:
         "hidden_act": "silu",
         "rope_theta": recipe.rope.theta,
         "rope_scaling": scaling,
+        "max_position_embeddings": TRAINED_LENGTH,
         "vocab_size": recipe.vocab,
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
     }
 
 
-def pack_run(run: Path, out: Path) -> None:
-    """config.json and model.safetensors under the names of released checkpoints: d2t as offsets, t2d as membership, no embedding."""
+def pack_run(run: Path, out: Path, form: str, verifier: str) -> None:
+    """config.json and model.safetensors in bfloat16 as other engines read them: d2t as offsets, t2d as membership, no embedding.
+
+    ``form``: "specforge" (flat config, midlayer.*; SGLang, TensorRT-LLM, vLLM) or "speculators" (nested config, layers.0.*; vLLM), which
+    names the target, ``verifier``.
+    """
     state, facts = torch.load(run / "state.pt", weights_only=True), json.loads((run / "facts.json").read_text(encoding="utf-8"))
     tokens: Tensor = state["tokens"]
     member = torch.zeros(facts["recipe"]["vocab_size"], dtype=torch.bool)
     member[tokens] = True
     tensors = {name: value.to(torch.bfloat16).contiguous() for name, value in state["draft"].items()}
     tensors |= {"d2t": tokens - torch.arange(len(tokens)), "t2d": member}
+    config = {**facts["recipe"], "draft_vocab_size": len(tokens)}
+    if form == "speculators":
+        tensors = {name.replace("midlayer.", "layers.0."): value for name, value in tensors.items()}
+        config = speculators_config(config, verifier)
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    config = {**facts["recipe"], "draft_vocab_size": len(tokens)}
+    (out / "model.safetensors").chmod(0o644)
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def speculators_config(flat: dict[str, Any], verifier: str) -> dict[str, Any]:
+    """The same draft in the words of the speculators library."""
+    layer = {key: value for key, value in flat.items() if key not in ("architectures", "draft_vocab_size")}
+    greedy = {"proposal_type": "greedy", "speculative_tokens": 5, "verifier_accept_k": 1, "accept_tolerance": 0.0}
+    return {
+        "architectures": ["Eagle3Speculator"],
+        "speculators_model_type": "eagle3",
+        "draft_vocab_size": flat["draft_vocab_size"],
+        "norm_before_residual": False,
+        "norm_before_fc": False,
+        "fc_norm": False,
+        "norm_output": False,
+        "embed_requires_grad": False,
+        "transformer_layer_config": layer,
+        "speculators_config": {
+            "algorithm": "eagle3",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [greedy],
+            "verifier": {"name_or_path": verifier, "architectures": ["LlamaForCausalLM"]},
+        },
+        "torch_dtype": "bfloat16",
+    }
 
 
 def finished(run: Path) -> str:

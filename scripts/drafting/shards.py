@@ -95,9 +95,9 @@ def read(entry: Entry) -> Conversation:
 def batches(conversations: Sequence[Entry], tokens: int, shortest: int, choice: random.Random) -> Iterator[list[Entry]]:
     """One epoch of groups of at most ``tokens`` padded tokens, alike in length, in random order."""
     ordered = sorted((entry for entry in conversations if len(entry) >= shortest), key=lambda entry: (len(entry), choice.random()))
-    groups: list[list[Entry]] = [[]]
+    groups: list[list[Entry]] = []
     for entry in ordered:
-        if len(entry) * (len(groups[-1]) + 1) > tokens and groups[-1]:
+        if not groups or len(entry) * (len(groups[-1]) + 1) > tokens:
             groups.append([])
         groups[-1].append(entry)
     choice.shuffle(groups)

@@ -84,14 +84,13 @@ class TorchTarget:
         cos, sin = self.cos[lengths, None], self.sin[lengths, None]
         mask = (self._slots[:span] <= lengths[:, None])[:, None, None, :]
         hidden = self.embedding[tokens]
-        captures = []
+        entering = []
         for index, layer in enumerate(self.layers):
-            if index in arch.captured:
-                captures.append(hidden)
+            entering.append(hidden)
             hidden = hidden + self._attention(index, layer, hidden, cos, sin, mask, lengths, span)
             gate, up = F.linear(self._norm(hidden, layer.post_norm), layer.gate_up).chunk(2, -1)
             hidden = hidden + F.linear(F.silu(gate) * up, layer.down)
-        return Step(self._norm(hidden, self.norm), torch.cat(captures, -1))
+        return Step(self._norm(hidden, self.norm), torch.cat([entering[index] for index in arch.captured], -1))
 
     def _attention(
         self, index: int, layer: Layer, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, lengths: Tensor, span: int

@@ -64,14 +64,14 @@ class Unroller:
     def __call__(self, batch: Batch) -> list[StepScore]:
         """Row t pairs the feature of position t with token t + 1 and guesses token t + 2; step i does so i positions later.
 
-        A row counts where the guessed token belongs to an answer and the target's own favourite is in the draft's vocabulary. Rows whose
-        steps all count for nothing are not unrolled.
+        A row counts where the guessed token belongs to an answer and the target's own favourite is in the draft's vocabulary. Only rows
+        whose first guess belongs to an answer are unrolled.
         """
         draft, layer, steps = self.draft, self.draft.midlayer, self.steps
         length = batch.tokens.shape[1]
         counted = torch.nn.functional.pad(batch.counted, (0, steps + 2))
         tokens = torch.nn.functional.pad(batch.tokens, (0, steps + 2))
-        rows = self._rows(counted[:, 2 : 2 + length])
+        rows, real = self._rows(counted[:, 2 : 2 + length])
         base = draft.fc(batch.captures)
         everywhere = torch.arange(length, device=base.device)[None]
         memory = Memory(*layer.keys_values(layer.joined(self.embedding[tokens[:, 1 : 1 + length]], base), self._angles(everywhere)), rows)
@@ -82,21 +82,21 @@ class Unroller:
         for step in range(steps):
             feature = layer(self.embedding[tokens.gather(1, rows + step + 1)], feature, memory, self._angles(rows + step))
             label = where.gather(1, rows + step + 1)
-            counts = (label >= 0) & (rows < length)
+            counts = (label >= 0) & real
             label = label[counts]
             normed = draft.norm(feature)[counts]
-            loss, ranks = SoftCrossEntropy.apply(normed, draft.lm_head.weight, wanted, label, best)  # type: ignore[no-untyped-call]
+            loss, ranks = SoftCrossEntropy.apply(normed, draft.lm_head.weight, wanted, label, best)
             scores.append(StepScore(loss, len(label), int((ranks < 1).sum()), int((ranks < 3).sum())))
         return scores
 
     def _angles(self, positions: Tensor) -> Angles:
         return self.cos[positions][:, :, None], self.sin[positions][:, :, None]
 
-    def _rows(self, counted: Tensor) -> Tensor:
-        """Positions [B, R] that count in step 0, each row of the batch padded with its last ones; R is the most of any conversation."""
+    def _rows(self, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions [B, R] that count in step 0, filled up with others where a conversation has less than the most, and which are real."""
         most = int(counted.sum(-1).max())
-        order = (~counted).to(torch.int8).argsort(dim=-1, stable=True)
-        return order[:, :most]
+        rows = (~counted).to(torch.int8).argsort(dim=-1, stable=True)[:, :most]
+        return rows, counted.gather(1, rows)
 
     @torch.no_grad()
     def _labels(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
