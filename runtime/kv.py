@@ -66,6 +66,8 @@ class KVCache:
             raise ValueError(f"cannot truncate {self._length} committed slots to {length}")
         self._length = length
         if length == 0:
+            # Hidden slots count with weight zero, and zero times NaN is NaN: what a failed pass left behind must not stay.
+            self._laid_out(self._span)[:] = 0
             self._span = 0
 
     def rows(self) -> np.ndarray:

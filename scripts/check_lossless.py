@@ -1,9 +1,10 @@
 """Count the tokens in which tree decoding differs from plain decoding, over prompts and tree shapes, with the margin of every difference.
 
-    python scripts/check_lossless.py --engine-dir engines/smollm2-135m [--drafter eagle] [--temperature T] [--prompts N] [--new-tokens N]
+    python scripts/check_lossless.py --engine-dir DIR [--drafter eagle] [--temperature T] [--prompts N] [--new-tokens N]
 
 The baseline is plain decoding with a second dummy row (docs/design.md, losslessness). Trees are adversarial, random nodes around a hidden
-true path, or with --drafter eagle the engine's own draft's. With a temperature both sides draw with the same seeds. A difference whose logit margin is above --margin is a bug, below it rounding; the exit code is 1 when one is above.
+true path, or with --drafter eagle the engine's own draft's. With a temperature both sides draw with the same seeds. A difference whose
+logit margin is above --margin is a bug, below it rounding; the exit code is 1 when one is above.
 """
 
 from __future__ import annotations

@@ -70,3 +70,14 @@ def test_truncate_is_absolute_and_bounded() -> None:
     for bad in (5, -1):
         with pytest.raises(ValueError, match="truncate"):
             cache.truncate(bad)
+
+
+def test_an_emptied_cache_keeps_no_nan() -> None:
+    """Hidden slots count with weight zero, and zero times NaN is NaN: one failed request would spoil all later ones."""
+    cache = filled()
+    cache.commit(range(5))
+    for name in cache.tensors():
+        laid_out(cache, name)[:] = np.nan
+    cache.truncate(0)
+    cache.reserve(40)
+    assert not any(np.isnan(laid_out(cache, name)).any() for name in cache.tensors())
