@@ -85,11 +85,11 @@ def main() -> None:
 @click.option("--capacity", default=448, show_default=True, help="Longest conversation.")
 def words(model: str, weights: str | None, device: str, seed: int, out: Path, tokens: int, batch: int, capacity: int) -> None:
     """Let the target write conversations, and keep what it computed on the way."""
-    source = open_source(model, weights)
+    writer, source = _writer(out, f"words-{seed:03d}"), open_source(model, weights)
     choice = random.Random(seed)
     scripts = (script(opening, source.text, source.frame, choice) for opening in openings(seed, longest=600))
     target = TorchTarget(source.checkpoint, batch, capacity, torch.device(device), torch.bfloat16)
-    _write(target, scripts, batch, source.frame, seed, ShardWriter(out, f"words-{seed:03d}"), tokens)
+    _write(target, scripts, batch, source.frame, seed, writer, tokens)
 
 
 @main.command()
@@ -102,7 +102,7 @@ def words(model: str, weights: str | None, device: str, seed: int, out: Path, to
 @click.argument("file", type=click.Path(path_type=Path, exists=True))
 def answers(model: str, weights: str | None, device: str, out: Path, batch: int, capacity: int, file: Path) -> None:
     """Read conversations that the target wrote earlier: JSON lines with `prompt` and `answer`."""
-    source = open_source(model, weights)
+    writer, source = _writer(out, f"answers-{file.stem}"), open_source(model, weights)
     frame, raw = source.frame, source.text.encode_raw
     ending = [min(frame.stop)]
     scripts = [
@@ -122,7 +122,14 @@ def answers(model: str, weights: str | None, device: str, out: Path, batch: int,
         yield from filler
 
     target = TorchTarget(source.checkpoint, batch, capacity, torch.device(device), torch.bfloat16)
-    _write(target, all_of_them(), batch, frame, 0, ShardWriter(out, f"answers-{file.stem}"), tokens)
+    _write(target, all_of_them(), batch, frame, 0, writer, tokens)
+
+
+def _writer(out: Path, stem: str) -> ShardWriter:
+    try:
+        return ShardWriter(out, stem)
+    except FileExistsError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _write(

@@ -33,10 +33,15 @@ FIELDS = ("tokens", "kinds", "captures", "final")
 
 
 class ShardWriter:
-    """Collects conversations and writes a file for every SHARD_TOKENS tokens; a file that is there is complete."""
+    """Collects conversations and writes a file for every SHARD_TOKENS tokens; a file that is there is complete.
+
+    Raises FileExistsError where ``stem`` was used before: the same seed or file would give the same conversations once more.
+    """
 
     def __init__(self, directory: Path, stem: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.glob(f"{stem}-*.safetensors")):
+            raise FileExistsError(f"{directory} has shards {stem}-* already — choose another --seed, or remove them first")
         self.directory, self.stem = directory, stem
         self.written = 0
         self._held: list[Conversation] = []
