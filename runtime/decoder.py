@@ -114,7 +114,9 @@ class Decoder:
             expand=engine("expand", buffers, 1),
             tree=engine("tree", {name: buffers[name] for name in buffers if name.startswith("pool_")}, 1, n=pool),
         )
-        return EagleDrafter(engines, cache, draft, manifest.limits)
+        drafter = EagleDrafter(engines, cache, draft, manifest.limits)
+        drafter.warm_up(DEFAULT_TREES["eagle"])
+        return drafter
 
     def stream(
         self,

@@ -78,6 +78,14 @@ class EagleDrafter:
         first.inputs["slots"][:] = self._order
         self.begin()
 
+    def warm_up(self, spec: TreeSpec) -> None:
+        """Grow one tree from nothing, so that the first request finds every buffer and thread in place."""
+        features = self._engines.fuse.prepare(m=1).inputs["features"]
+        empty = np.zeros(features.shape[1:], features.dtype)
+        self.extend([0], Scores(empty, empty, empty), [0])
+        self.draft(0, spec)
+        self.begin()
+
     def begin(self) -> None:
         self._tokens: list[int] = []
         self._cache.truncate(0)

@@ -155,3 +155,24 @@ def test_same_seed_same_text_whatever_the_tree(fp32: Decoder, monkeypatch: pytes
     for seed, shape in enumerate(SHAPES[:4]):
         plant(fp32, monkeypatch, PlantedDrafter(len(ids), answer, vocab, seed))
         assert fp32.generate(ids, max_new_tokens=32, sampling=sampling, policy=FixedPolicy(shape)).tokens == answer
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_shipped_draft_changes_no_token_and_is_often_right(
+    demo_engine: Engine, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Greedy and sampled, against plain decoding with a dummy row; scripts/check_lossless.py --drafter eagle runs more of it."""
+    with Decoder(demo_engine(precision), threads=2) as decoder:
+        assert decoder.draft == "eagle"
+        eagle, tokens, cycles = decoder._drafter, 0, 0
+        for number, prompt in enumerate(PROMPTS[1:16:4]):
+            for sampling in (Sampling(), Sampling(temperature=1.0, seed=number)):
+                plant(decoder, monkeypatch, DummyRowDrafter(decoder.manifest.shape.vocab))
+                answer = decoder.generate(prompt, max_new_tokens=40, sampling=sampling).tokens
+                plant(decoder, monkeypatch, eagle)
+                for shape in (TreeSpec(2, 1, 1), TreeSpec(6, 3, 3), TreeSpec(16, 5, 4), TreeSpec(64, 8, 8)):
+                    result = decoder.generate(prompt, max_new_tokens=40, sampling=sampling, policy=FixedPolicy(shape))
+                    assert result.tokens == answer, (prompt, shape, sampling)
+                    if shape.nodes == 16 and sampling.temperature == 0:
+                        tokens, cycles = tokens + result.stats.new_tokens - 1, cycles + result.stats.cycles
+        assert tokens > 1.5 * cycles
