@@ -90,9 +90,8 @@ class Talk:
             if ends and (len(self.stretches) > 1 or proposed not in stop):
                 self._forward()
                 continue
-            token = (
-                now.forced[self.written] if now.forced else proposed
-            )  # the stop token of a last answer is fed: it, too, is to be guessed
+            # The stop token of a last answer is fed: it, too, is to be guessed.
+            token = now.forced[self.written] if now.forced else proposed
             self.written += 1
             self.tokens.append(token)
             self.kinds.append(now.kind)
