@@ -28,7 +28,7 @@ from .target import Target
 from .text import Message, StopStrings, Text
 
 DRAFTERS = ("eagle", "ngram", "none")
-DEFAULT_TREES = {"eagle": TreeSpec(6, 3, 3), "ngram": TreeSpec(6, 5, 2), "none": PLAIN}
+DEFAULT_TREES = {"eagle": TreeSpec(5, 3, 2), "ngram": TreeSpec(6, 5, 2), "none": PLAIN}
 Prompt = str | Sequence[int] | Sequence[Message]
 
 

@@ -1,6 +1,6 @@
 """Tokens per second and per cycle of several fixed trees against plain decoding, taking turns prompt by prompt in one process.
 
-    python scripts/bench_trees.py --engine-dir ENGINE_DIR [--prompts FILE.jsonl]... [--tree 6,5,2]... [--new-tokens 128]
+    python scripts/bench_trees.py --engine-dir ENGINE_DIR [--prompts FILE.jsonl]... [--tree 6,5,2]... [--draft ngram]
 
 Without --prompts the project's own test prompts are asked. A prompts file has one object a line with ``turns``, a list of user messages, of
 which the first is asked. Ratios are of total tokens over total decode seconds.
@@ -36,11 +36,14 @@ def asked(files: tuple[Path, ...], most: int) -> list[Any]:
 @click.option("--most", default=32, show_default=True, help="Prompts per file.")
 @click.option("--new-tokens", default=128, show_default=True)
 @click.option("--threads", default=2, show_default=True)
-def main(engine_dir: Path, prompts: tuple[Path, ...], trees: tuple[str, ...], most: int, new_tokens: int, threads: int) -> None:
+@click.option("--draft", help="Drafter [default: the directory's].")
+def main(
+    engine_dir: Path, prompts: tuple[Path, ...], trees: tuple[str, ...], most: int, new_tokens: int, threads: int, draft: str | None
+) -> None:
     """Print one line per tree: tokens/s, relative to plain decoding, tokens per cycle, share of drafted tokens accepted."""
     specs = [PLAIN, *(TreeSpec.parse(tree) for tree in trees)]
     sums = {spec: {"tokens": 0.0, "seconds": 0.0, "cycles": 0.0, "drafted": 0.0, "accepted": 0.0} for spec in specs}
-    with Decoder(engine_dir, threads=threads) as decoder:
+    with Decoder(engine_dir, draft=draft, threads=threads) as decoder:
         for prompt in asked(prompts, most):
             for spec in specs:
                 stats = decoder.generate(prompt, max_new_tokens=new_tokens, policy=FixedPolicy(spec)).stats
