@@ -29,7 +29,8 @@ CHECKPOINT_SECONDS, REPORT_SECONDS = 120, 300
 REPORTED = 60  # held-out conversations that a report measures
 WARM_UP = 0.02  # share of the run over which the rate rises
 LAST_RATE = 0.03  # of the peak
-TRAINED_LENGTH = 2048  # what the config of a packed draft says; conversations are shorter, see docs/benchmarks.md for what lies beyond
+# What the config of a packed draft says. Conversations are shorter, but other engines read it as a limit (docs/benchmarks.md).
+TRAINED_LENGTH = 2048
 
 
 @dataclass(frozen=True)
