@@ -29,6 +29,7 @@ from .text import Message, StopStrings, Text
 
 DRAFTERS = ("eagle", "ngram", "none")
 DEFAULT_TREES = {"eagle": TreeSpec(5, 3, 2), "ngram": TreeSpec(6, 5, 2), "none": PLAIN}
+QUANTIZED_TREE = TreeSpec(3, 2, 2)  # for "eagle" beside int8 and int4, where a row more costs more (docs/benchmarks.md)
 Prompt = str | Sequence[int] | Sequence[Message]
 
 
@@ -64,7 +65,8 @@ class Decoder:
         self.draft = draft or ("eagle" if self.manifest.draft else "ngram")
         if self.draft == "eagle" and self.manifest.draft is None:
             raise EngineDirError(f"{directory} holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram")
-        self._policy: Policy = policy or FixedPolicy(DEFAULT_TREES[self.draft])
+        quantized = self.draft == "eagle" and self.manifest.precision in ("int8", "int4")
+        self._policy: Policy = policy or FixedPolicy(QUANTIZED_TREE if quantized else DEFAULT_TREES[self.draft])
         self._text = Text(directory, self.manifest.tokens)
         self._lock = threading.Lock()
         self._run: Run | None = None

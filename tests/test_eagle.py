@@ -322,3 +322,11 @@ def test_manifest_with_just_enough_room_or_without_its_draft_is_accepted(engines
     assert load_manifest(directory).draft is None
     with Decoder(directory, threads=1) as decoder:
         assert decoder.draft == "ngram"
+
+
+def test_the_default_tree_is_smaller_beside_quantized_targets(decoders: Mapping[str, Decoder]) -> None:
+    """A row more costs more there: what gains in fp32 would gain nothing."""
+    for decoder in decoders.values():
+        chunks = list(decoder.stream(prompt_of(20, 1), max_new_tokens=12))
+        nodes = {chunk.spec.nodes for chunk in chunks if chunk.spec is not None}
+        assert max(nodes) == (3 if decoder.manifest.precision == "int8" else 5)
