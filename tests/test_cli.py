@@ -149,7 +149,8 @@ def test_closed_pipe_is_quiet(tiny_engine: Path) -> None:
 
 
 def test_interrupt_exits_130(tiny_engine: Path) -> None:
-    code = "from runtime.cli import main; main()"
+    # A job that a shell started in the background inherits an ignored SIGINT, and Python leaves it so.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from runtime.cli import main; main()"
     arguments = [sys.executable, "-c", code, "--engine-dir", str(tiny_engine), "-"]
     process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while "S (sleeping)" not in Path(f"/proc/{process.pid}/status").read_text():  # until it waits for its prompt
