@@ -136,6 +136,8 @@ def _write(
         tree_sizes=plan.tree_sizes,
         tokens=Tokens(TOKENIZER_FILE, TEMPLATE_FILE if tokenizer.chat_template else None, tokenizer.stop, tokenizer.bos),
         draft=described,
+        policy=None,
+        tensorrt=None,
         graphs={name: _described(f"{name}.onnx", model) for name, model in models.items()},
         files=files,
         check=check,
@@ -166,7 +168,7 @@ def _described(file: str, model: onnx.ModelProto) -> Graph:
             for value in values
         }
 
-    return Graph(file, tensors(model.graph.input), tensors(model.graph.output))
+    return Graph(file, None, (), tensors(model.graph.input), tensors(model.graph.output))
 
 
 def _expect_replaceable(directory: Path) -> None:

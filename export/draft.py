@@ -1,6 +1,6 @@
 """The draft's two graphs (design.md section 4): `fuse` for what comes from the target, `draft` for every pass of its layer.
 
-fuse     features[1,m,F] -> hidden[1,m,H]
+fuse     features[1,n,F] · rows[m] int64 -> hidden[1,m,H] (of those rows)
 draft    inputs   tokens[1,m] depth[1,m] int64 · hidden[1,m,H] · tree_mask[m,w] bool · past[1] write[1] int64 · slots[span] int64
                   rows[r] int64 · beam[k] (only its length counts) · past.i.key / past.i.value [1,Hkv,span,D]
          outputs  next_hidden[1,m,H] · log_probs[r,k] float32 · candidates[r,k] int64 (the target's ids) · present.i.key / .value
@@ -33,7 +33,8 @@ class FuseWriter(LayerWriter):
         """Write the whole graph."""
         g, draft = self.g, self.draft
         width = len(draft.captured) * draft.target_hidden
-        features = g.op("Reshape", g.input("features", self.features, [1, "m", width]), g.const([-1, width]))
+        features = g.op("Reshape", g.input("features", self.features, [1, "n", width]), g.const([-1, width]))
+        features = g.op("Gather", features, g.input("rows", INT64, ["m"]))
         if self.features != self.precision.compute:
             features = g.op("Cast", features, to=self.precision.compute)
         if draft.norm_before_fc:
@@ -43,7 +44,7 @@ class FuseWriter(LayerWriter):
             parts = g.ops("Split", features, outs=[None] * count, axis=1, num_outputs=count)
             normed = [self._norm(part, f"model.fc_norm.{index}.weight", draft.target_hidden) for index, part in enumerate(parts)]
             features = g.op("Concat", *normed, axis=1)
-        hidden = self._product(features, "fc", (draft.layer.hidden, width), ["model.fc.weight"], self.precision.matrix_bits)
+        hidden = self._product(features, "fc", (draft.layer.hidden, width), ["model.fc.weight"], self.precision.matrix)
         g.op("Unsqueeze", hidden, g.const([0]), out="hidden")
         g.output("hidden", self.precision.compute, [1, "m", draft.layer.hidden])
 
@@ -52,9 +53,15 @@ class DraftWriter(LayerWriter):
     """``embedding``: the target's, as its graph has it, for drafts that share it."""
 
     def __init__(
-        self, draft: DraftCheckpoint, precision: Precision, capacity: int, weights: WeightFile, embedding: onnx.TensorProto
+        self,
+        draft: DraftCheckpoint,
+        precision: Precision,
+        capacity: int,
+        weights: WeightFile,
+        embedding: onnx.TensorProto,
+        static: bool = False,
     ) -> None:
-        super().__init__("draft", draft.arch.layer, draft, precision, capacity, weights)
+        super().__init__("draft", draft.arch.layer, draft, precision, capacity, weights, static)
         self.draft, self.checkpoint, self.embedding = draft.arch, draft, embedding
         if draft.arch.layer.max_position < capacity:
             self.window = draft.arch.layer.max_position  # no distance that it was not trained for
@@ -104,7 +111,7 @@ class DraftWriter(LayerWriter):
     def _candidates(self, normed: str, beam: str) -> None:
         """The ``k`` most probable tokens of each row, in float32 whatever the weights are; ties go to the lower draft id."""
         g, tokens = self.g, self.checkpoint.tokens
-        logits = self._product(normed, "head", (len(tokens), self.arch.hidden), [HEAD], self.precision.head_bits)
+        logits = self._product(normed, "head", (len(tokens), self.arch.hidden), [HEAD], self.precision.head)
         if self.precision.compute != FLOAT:
             logits = g.op("Cast", logits, to=FLOAT)
         _, indices = g.ops("TopK", g.op("LogSoftmax", logits, axis=-1), g.op("Shape", beam), outs=("log_probs", None), axis=-1)

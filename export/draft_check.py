@@ -90,7 +90,7 @@ class _Exported:
     def run(self, features: np.ndarray, tokens: np.ndarray, beams: np.ndarray) -> np.ndarray:
         """Log-probabilities of the committed rows and of the beams below the last, [COMMITTED + BEAMS, Vd]."""
         layer = self.draft.arch.layer
-        (hidden,) = _session(self.directory / "fuse.onnx").run(None, {"features": features[None]})
+        (hidden,) = _session(self.directory / "fuse.onnx").run(None, {"features": features[None], "rows": np.arange(COMMITTED)})
         session = _session(self.directory / "draft.onnx")
         empty = np.zeros((1, layer.kv_heads, SLOTS, layer.head_dim), self.kind)
         caches = {f"past.{index}.{part}": empty for index in range(layer.layers) for part in ("key", "value")}

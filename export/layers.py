@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,8 @@ from ml_dtypes import bfloat16
 from .arch import Arch
 from .checkpoint import Weights
 from .errors import CheckpointError
-from .graph import BFLOAT16, FLOAT, FLOAT16, INT4, INT8, GraphBuilder
-from .weights import BLOCK, WeightFile, pack_int4, quantize_blocks, row_chunks
+from .graph import BFLOAT16, FLOAT, FLOAT8, FLOAT16, INT4, INT8, GraphBuilder
+from .weights import BLOCK, WeightFile, pack_int4, quantize_blocks, quantize_rows, row_chunks
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,15 @@ class Precision:
     name: str
     compute: int  # activations and KV
     stored: int  # weights that are not quantized
-    matrix_bits: int | None = None  # weight-only quantization of the layers' matrices
-    head_bits: int | None = None
+    matrix: int | None = None  # weight-only quantization of the layers' matrices
+    head: int | None = None
 
 
 NUMPY_TYPES: dict[int, np.dtype[Any]] = {FLOAT: np.dtype(np.float32), FLOAT16: np.dtype(np.float16), BFLOAT16: np.dtype(bfloat16)}
 
 
 # The head keeps eight bits in int4: it is where four bits cost most quality, and llama.cpp and OpenVINO do the same.
+# On ONNX Runtime's CPU:
 PRECISIONS = {
     p.name: p
     for p in (
@@ -38,25 +40,50 @@ PRECISIONS = {
         Precision("fp16", FLOAT16, FLOAT16),
         # ONNX Runtime has no bfloat16 kernels on a CPU: half the file, float32 once loaded.
         Precision("bf16", FLOAT, BFLOAT16),
-        Precision("int8", FLOAT, FLOAT, 8, 8),
-        Precision("int4", FLOAT, FLOAT, 4, 8),
+        Precision("int8", FLOAT, FLOAT, INT8, INT8),
+        Precision("int4", FLOAT, FLOAT, INT4, INT8),
     )
 }
+# On a GPU everything but fp32 and bf16 is computed in float16.
+TENSORRT_PRECISIONS = {
+    p.name: p
+    for p in (
+        Precision("fp32", FLOAT, FLOAT),
+        Precision("fp16", FLOAT16, FLOAT16),
+        Precision("bf16", BFLOAT16, BFLOAT16),
+        Precision("fp8", FLOAT16, FLOAT16, FLOAT8, FLOAT8),
+        Precision("int8", FLOAT16, FLOAT16, INT8, INT8),
+        Precision("int4", FLOAT16, FLOAT16, INT4, INT8),
+    )
+}
+BACKENDS = {"onnxruntime": PRECISIONS, "tensorrt": TENSORRT_PRECISIONS}
+
+
+def is_quantized(kind: int | None, inputs: int) -> bool:
+    """Whether a matrix of this many inputs that ought to be stored in ``kind`` is: blocks must fit. ``None``: stored as it is."""
+    return kind == FLOAT8 or (kind is not None and inputs % BLOCK == 0)
 
 
 class LayerWriter:
-    """Appends decoder layers to a graph while streaming their weights to the external file. ``name`` begins the weights' names there."""
+    """Appends decoder layers to a graph while streaming their weights to the external file. ``name`` is the graph's.
+
+    ``static``: the form that TensorRT builds, where the cache tensors have all ``capacity`` slots and attention reads the first `span`.
+    """
 
     past: str  # committed slots: all of them are attended to
     write: str  # slot of the pass's first row
     positions: str
     mask: str
+    span: str  # how many slots attention reads, [1]; in the static form
     key_rope: list[str]
     query_rope: list[str]
     window: int | None = None  # slots before ``past`` that are seen; None is all
 
-    def __init__(self, name: str, arch: Arch, source: Weights, precision: Precision, capacity: int, weights: WeightFile) -> None:
+    def __init__(
+        self, name: str, arch: Arch, source: Weights, precision: Precision, capacity: int, weights: WeightFile, static: bool = False
+    ) -> None:
         self.name, self.arch, self.source, self.precision, self.capacity, self.weights = name, arch, source, precision, capacity, weights
+        self.static = static
         self.g = GraphBuilder(name)
         self._presents: list[tuple[str, list[int | str]]] = []
 
@@ -78,6 +105,8 @@ class LayerWriter:
     def _attention_mask(self, tree_mask: str, slots: str) -> str:
         """[1,1,n,span] bool, once per pass: the slots before ``past``, and after them what tree_mask [n, columns] allows."""
         g = self.g
+        if self.static:
+            self.span = g.op("Shape", slots)
         relative = g.op("Sub", slots, self.past)
         columns = g.op("Shape", tree_mask, start=1, end=2)
         inside = g.op("And", g.op("GreaterOrEqual", relative, g.const([0])), g.op("Less", relative, columns))
@@ -124,10 +153,11 @@ class LayerWriter:
         TensorScatter must sit directly between a graph input and a graph output, or it copies the cache.
         """
         g = self.g
-        shape: list[int | str] = [1, self.arch.kv_heads, "span", self.arch.head_dim]
+        shape: list[int | str] = [1, self.arch.kv_heads, self.capacity if self.static else "span", self.arch.head_dim]
         past = g.input(f"past.{layer}.{kind}", self.precision.compute, shape)
         self._presents.append((f"present.{layer}.{kind}", shape))
-        return g.op("TensorScatter", past, update, self.write, out=f"present.{layer}.{kind}", axis=-2, mode="linear")
+        present = g.op("TensorScatter", past, update, self.write, out=f"present.{layer}.{kind}", axis=-2, mode="linear")
+        return g.op("Slice", present, g.const([0]), self.span, g.const([2])) if self.static else present
 
     def _norm(self, x: str, name: str, width: int | None = None) -> str:
         weight = self._computable(self._stored(name, (width or self.arch.hidden,), [name]))
@@ -137,7 +167,7 @@ class LayerWriter:
         """One matrix product for all parts of ``matrix``.
 
         Weights in floating point keep the checkpoint's [outputs, inputs] layout (Gemm, transB): parts are joined by appending, nothing
-        is transposed in memory. Quantized ones are [inputs, outputs], blocks along axis 0, the form that ONNX Runtime fuses.
+        is transposed in memory. So do float8 ones. Integers are [inputs, outputs], blocks along axis 0, the form that ONNX Runtime fuses.
         """
         parts, outputs, inputs = self._matrix(layer, matrix)
         names = [f"model.layers.{layer}.{part}" for part in parts]
@@ -145,21 +175,24 @@ class LayerWriter:
         biased = self.arch.output_bias if matrix == "o" else matrix == "qkv" and self.arch.qkv_bias
         bias = [self._computable(self._stored(f"{stem}.bias", (outputs,), [f"{name}.bias" for name in names]))] if biased else []
         weights = [f"{name}.weight" for name in names]
-        return self._product(x, stem, (outputs, inputs), weights, self.precision.matrix_bits, *bias)
+        return self._product(x, stem, (outputs, inputs), weights, self.precision.matrix, *bias)
 
     def _matrix(self, layer: int, matrix: str) -> tuple[tuple[str, ...], int, int]:
         """Checkpoint parts, outputs and inputs of a matrix."""
         return self.arch.linears[matrix]
 
-    def _product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], bits: int | None, *bias: str) -> str:
-        """x times the transposed weight [outputs, inputs], quantized where ``bits`` says so and blocks fit."""
-        if bits and shape[1] % BLOCK == 0:
-            product = self.g.op("MatMul", x, self._quantized(stem, shape, parts, bits))
+    def _product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int | None, *bias: str) -> str:
+        """x times the transposed weight [outputs, inputs], quantized to ``kind`` where blocks fit."""
+        if kind in (INT8, INT4) and is_quantized(kind, shape[1]):
+            product = self.g.op("MatMul", x, self._blocked(stem, shape, parts, 4 if kind == INT4 else 8))
             return self.g.op("Add", product, *bias) if bias else product
+        if kind == FLOAT8:
+            return self.g.op("Gemm", x, self._scaled(stem, shape, parts), *bias, transB=1)
         weight = self._computable(self._stored(f"{stem}.weight", shape, parts))
         return self.g.op("Gemm", x, weight, *bias, transB=1)
 
-    def _quantized(self, stem: str, shape: tuple[int, int], parts: list[str], bits: int) -> str:
+    @np.errstate(over="ignore")  # as for _stored
+    def _blocked(self, stem: str, shape: tuple[int, int], parts: list[str], bits: int) -> str:
         """Blocked int8 or int4 weights behind a DequantizeLinear; only the small integer form of the matrix is in memory."""
         self._expect_shape(shape, parts)
         values, scales = [], []
@@ -173,6 +206,22 @@ class LayerWriter:
         quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", dtype, value.shape, [data]))
         scale_name = self._array(f"{stem}.scale", scale)
         return self.g.op("DequantizeLinear", quantized, scale_name, axis=0, block_size=BLOCK)
+
+    @np.errstate(over="ignore", invalid="ignore")  # as for _stored
+    def _scaled(self, stem: str, shape: tuple[int, int], parts: list[str]) -> str:
+        """float8 weights with one scale an output behind a DequantizeLinear."""
+        self._expect_shape(shape, parts)
+        scales: list[np.ndarray] = []
+
+        def values() -> Iterator[np.ndarray]:
+            for part in parts:
+                for chunk in row_chunks(self.source, part):
+                    value, scale = quantize_rows(chunk)
+                    scales.append(scale)
+                    yield value
+
+        quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", FLOAT8, shape, values()))
+        return self.g.op("DequantizeLinear", quantized, self._array(f"{stem}.scale", np.concatenate(scales)), axis=0)
 
     @np.errstate(over="ignore")  # a weight beyond fp16 becomes infinite, which the check finds and reports
     def _stored(self, name: str, shape: tuple[int, ...], parts: list[str]) -> str:

@@ -9,7 +9,8 @@ from .arch import Arch
 from .check import PIECE_BYTES
 from .draft_arch import DraftArch
 from .draft_build import MAX_WIDTH, draft_capacity
-from .layers import NUMPY_TYPES, PRECISIONS, Precision
+from .graph import FLOAT8, INT4
+from .layers import NUMPY_TYPES, PRECISIONS, Precision, is_quantized
 from .weights import BLOCK
 
 TREE_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -70,7 +71,7 @@ def make_plan(
     head = arch.vocab * arch.hidden * 4
     widest = max(outputs * inputs for _, outputs, inputs in arch.linears.values())
     layer = weights // (arch.layers + 1)
-    memory = _BASE_MEMORY + 2 * max(PIECE_BYTES, head, widest if precision.matrix_bits else 0, layer)
+    memory = _BASE_MEMORY + 2 * max(PIECE_BYTES, head, widest if precision.matrix else 0, layer)
     draft_weights = draft_bytes(draft.arch, PRECISIONS[draft.precision], draft_capacity(context, MAX_WIDTH)) if draft else 0
     if draft:  # its check loads it whole
         memory = max(memory, _BASE_MEMORY + 3 * draft_weights)
@@ -110,21 +111,22 @@ def draft_bytes(draft: DraftArch, precision: Precision, capacity: int) -> int:
     """Size of draft.data without alignment and norms."""
     layer = draft.layer
 
-    def matrix(outputs: int, inputs: int, bits: int | None) -> int:
-        return _matrix_bytes(precision, outputs, inputs, bits)
+    def matrix(outputs: int, inputs: int, kind: int | None) -> int:
+        return _matrix_bytes(precision, outputs, inputs, kind)
 
-    layers = layer.layers * sum(matrix(outputs, inputs, precision.matrix_bits) for _, outputs, inputs in layer.linears.values())
-    first = matrix(layer.linears["qkv"][1], layer.hidden, precision.matrix_bits)  # its other half
-    fc = matrix(layer.hidden, len(draft.captured) * draft.target_hidden, precision.matrix_bits)
+    layers = layer.layers * sum(matrix(outputs, inputs, precision.matrix) for _, outputs, inputs in layer.linears.values())
+    first = matrix(layer.linears["qkv"][1], layer.hidden, precision.matrix)  # its other half
+    fc = matrix(layer.hidden, len(draft.captured) * draft.target_hidden, precision.matrix)
     embedding = layer.vocab * layer.hidden * NUMPY_TYPES[precision.stored].itemsize if draft.own_embedding else 0
     tables = capacity * layer.head_dim * NUMPY_TYPES[precision.compute].itemsize + draft.vocab * 8
-    return layers + first + fc + embedding + matrix(draft.vocab, layer.hidden, precision.head_bits) + tables
+    return layers + first + fc + embedding + matrix(draft.vocab, layer.hidden, precision.head) + tables
 
 
-def _matrix_bytes(precision: Precision, outputs: int, inputs: int, bits: int | None) -> int:
-    """Of one matrix, quantized with its scales where ``bits`` says so and blocks fit."""
-    if bits and inputs % BLOCK == 0:
-        return outputs * inputs * bits // 8 + outputs * inputs // BLOCK * NUMPY_TYPES[precision.compute].itemsize
+def _matrix_bytes(precision: Precision, outputs: int, inputs: int, kind: int | None) -> int:
+    """Of one matrix, quantized to ``kind`` with its scales where blocks fit."""
+    if is_quantized(kind, inputs):
+        scales = outputs if kind == FLOAT8 else outputs * inputs // BLOCK
+        return outputs * inputs // (2 if kind == INT4 else 1) + scales * NUMPY_TYPES[precision.compute].itemsize
     return outputs * inputs * NUMPY_TYPES[precision.stored].itemsize
 
 
@@ -132,19 +134,19 @@ def weight_bytes(arch: Arch, precision: Precision, capacity: int) -> int:
     """Size of the external weight file without alignment."""
     stored, compute = NUMPY_TYPES[precision.stored].itemsize, NUMPY_TYPES[precision.compute].itemsize
 
-    def matrix(outputs: int, inputs: int, bits: int | None) -> int:
-        return _matrix_bytes(precision, outputs, inputs, bits)
+    def matrix(outputs: int, inputs: int, kind: int | None) -> int:
+        return _matrix_bytes(precision, outputs, inputs, kind)
 
-    layer = sum(matrix(outputs, inputs, precision.matrix_bits) for _, outputs, inputs in arch.linears.values())
+    layer = sum(matrix(outputs, inputs, precision.matrix) for _, outputs, inputs in arch.linears.values())
     biases = arch.qkv_bias * arch.linears["qkv"][1] + arch.output_bias * arch.linears["o"][1]
     layer += (2 * arch.hidden + 2 * arch.head_dim * arch.qk_norm + biases) * stored
     embedding = arch.vocab * arch.hidden * stored
-    own_head = not arch.tied_head or precision.head_bits is not None
-    head = matrix(arch.vocab, arch.hidden, precision.head_bits) if own_head else 0
+    own_head = not arch.tied_head or precision.head is not None
+    head = matrix(arch.vocab, arch.hidden, precision.head) if own_head else 0
     return (
         embedding
         + head
         + arch.layers * layer
         + arch.hidden * stored
-        + capacity * arch.head_dim * compute * (2 if precision.matrix_bits else 1)
+        + capacity * arch.head_dim * compute * (2 if precision.matrix else 1)
     )

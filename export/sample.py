@@ -1,9 +1,10 @@
 """The sampling graph: temperature, top-k, top-p and inverse CDF in standard ops.
 
-inputs   logits[1,n,V] float32 · temperature[1] float32 > 0 · top_k[1] int64 (0 = off) · top_p[1] float32 (1 = off) · uniform[n] float32
+inputs   logits[1,n,V] float32 · temperature[1] float32 > 0 · top_k[1] int64 (0 = off) · top_p[1] float32 (1 = off)
+         uniforms[p] float32, one per position of the sequence · depth[1,n] past[1] int64: row j draws for position past + depth[j] + 1
 output   token[1,n] int64
 
-One uniform a row decides its token, so the same seed gives the same text on every backend and for every tree. Top-k and top-p
+One uniform a position decides its token, so the same seed gives the same text on every backend and for every tree. Top-k and top-p
 cut at a threshold found by bisection instead of a sort: a sort of a whole vocabulary costs milliseconds a row, and TensorRT's
 TopK stops at 3840. Entries within BISECTION_RANGE / 2**BISECTIONS (in log-probability) of the cut are kept: ties stay together.
 """
@@ -27,7 +28,8 @@ def build_sample(vocab: int) -> onnx.ModelProto:
     temperature = g.input("temperature", FLOAT, [1])
     top_k = g.input("top_k", INT64, [1])
     top_p = g.input("top_p", FLOAT, [1])
-    uniform = g.input("uniform", FLOAT, ["n"])
+    uniforms = g.input("uniforms", FLOAT, ["p"])
+    depth, past = g.input("depth", INT64, [1, "n"]), g.input("past", INT64, [1])
     last = g.const([-1])
 
     scaled = g.op("Div", logits, temperature)
@@ -45,7 +47,8 @@ def build_sample(vocab: int) -> onnx.ModelProto:
 
     cumulative = g.op("CumSum", kept, g.const(2))
     total = g.op("Slice", cumulative, last, g.const([np.iinfo(np.int64).max]), g.const([2]))
-    goal = g.op("Mul", total, g.op("Unsqueeze", uniform, g.const([0, 2])))
+    following = g.op("Add", g.op("Add", depth, past), g.const([1]))
+    goal = g.op("Mul", total, g.op("Unsqueeze", g.op("Gather", uniforms, following), g.const([2])))
     reached = g.op("Cast", g.op("Greater", cumulative, goal), to=INT32)
     g.op("ArgMax", reached, out="token", axis=-1, keepdims=0)  # the first that exceeds the goal
     g.output("token", INT64, [1, "n"])

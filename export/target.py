@@ -6,7 +6,8 @@ outputs  next_token[1,r] int64 · logits[1,r,V] float32 · features[1,n,3H] · p
 
 Row j of a pass writes its key and value to slot past+j and stands at position past+depth[j]. It attends to every committed
 slot (< past) and, among the rows of this pass, to those tree_mask[j] names. `slots` is 0, 1, ..., span - 1; the caller lays the cache out
-for the slots in use, so that cost follows them and nothing is sliced.
+for the slots in use, so that cost follows them and nothing is sliced. In the static form, TensorRT's, the cache tensors have all `capacity`
+slots instead, and attention reads a slice of them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import numpy as np
 
 from .checkpoint import Checkpoint
 from .graph import BOOL, DOUBLE, FLOAT, INT64
-from .layers import LayerWriter, Precision
-from .weights import BLOCK, WeightFile
+from .layers import LayerWriter, Precision, is_quantized
+from .weights import WeightFile
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -28,11 +29,17 @@ class TargetWriter(LayerWriter):
     stands for what leaves the last."""
 
     def __init__(
-        self, checkpoint: Checkpoint, precision: Precision, capacity: int, weights: WeightFile, captured: tuple[int, ...] | None = None
+        self,
+        checkpoint: Checkpoint,
+        precision: Precision,
+        capacity: int,
+        weights: WeightFile,
+        captured: tuple[int, ...] | None = None,
+        static: bool = False,
     ) -> None:
-        super().__init__("target", checkpoint.arch, checkpoint, precision, capacity, weights)
+        super().__init__("target", checkpoint.arch, checkpoint, precision, capacity, weights, static)
         self.captured = captured or checkpoint.arch.captured
-        self.ordered = precision.matrix_bits is not None
+        self.ordered = precision.matrix is not None and not static
 
     def build(self) -> Iterator[int]:
         """Write the whole graph; yields the number of finished layers, for progress."""
@@ -93,10 +100,10 @@ class TargetWriter(LayerWriter):
         g, arch, precision = self.g, self.arch, self.precision
         normed = self._norm(hidden, "model.norm.weight")
         name = EMBEDDING if arch.tied_head else "lm_head.weight"
-        if arch.tied_head and not (precision.head_bits and arch.hidden % BLOCK == 0):
+        if arch.tied_head and not is_quantized(precision.head, arch.hidden):
             logits = g.op("Gemm", normed, self._computable(embedding), transB=1)
         else:
-            logits = self._product(normed, "head", (arch.vocab, arch.hidden), [name], precision.head_bits)
+            logits = self._product(normed, "head", (arch.vocab, arch.hidden), [name], precision.head)
         if precision.compute != FLOAT:
             logits = g.op("Cast", logits, to=FLOAT)
         g.op("Unsqueeze", logits, g.const([0]), out="logits")

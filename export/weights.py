@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+from ml_dtypes import float8_e4m3fn
 from onnx import StringStringEntryProto, TensorProto
 
 from .checkpoint import Weights
@@ -76,6 +77,14 @@ def quantize_blocks(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarr
     low, high = (-8, 7) if bits == 4 else (-127, 127)
     values = np.clip(np.rint(blocks / scale), low, high).astype(np.int8)
     return values.reshape(weight.shape), scale[..., 0]
+
+
+def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float8 (e4m3fn) values of float32 [outputs, inputs], and one float16 scale an output; value * scale approximates the weight."""
+    largest, smallest = 448.0, np.float16(2.0**-24)
+    scale = np.maximum((np.abs(weight).max(-1) / largest).astype(np.float16), smallest)
+    values = np.clip(weight / scale.astype(np.float32)[:, None], -largest, largest)  # a scale that was rounded down
+    return values.astype(float8_e4m3fn), scale
 
 
 def pack_int4(values: np.ndarray) -> np.ndarray:

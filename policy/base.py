@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,14 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy may look at before a round.
-
-    ``features``: the three captured target vectors of the last accepted position, [3H] (Re-SpS's state); a view, valid until the next pass.
-    """
+    """What a policy may look at before a round: ``length`` committed tokens, ``room`` for this many more, and ``features``."""
 
     length: int
     room: int
-    features: np.ndarray
+    look: Callable[[], np.ndarray]
+
+    @property
+    def features(self) -> np.ndarray:
+        """The three captured target vectors of the last accepted position, [3H] (Re-SpS's state); a view, valid until the next pass.
+        Looking costs a copy when they are on a device."""
+        return self.look()
 
 
 @dataclass(frozen=True)

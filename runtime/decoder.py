@@ -13,16 +13,12 @@ import numpy as np
 
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec
 
+from .backend import expect_tree_size, load_models, open_backend
 from .cpu import physical_cores
-from .drafter import Drafter, NoDrafter
-from .eagle import DraftEngines, EagleDrafter, most_rows, shared_buffers
-from .engine_ort import OrtEngine
 from .errors import DecoderBusy, DecoderClosed, EngineDirError, PromptError
-from .kv import KVCache
 from .manifest import Manifest, find_engine_dir, load_manifest
-from .ngram import NgramDrafter
 from .request import Request
-from .sampling import InverseCdf, Pick, Sampling, greedy
+from .sampling import Sampling
 from .stream import Result, Run, Stream
 from .target import Target
 from .text import Message, StopStrings, Text
@@ -30,6 +26,8 @@ from .text import Message, StopStrings, Text
 DRAFTERS = ("eagle", "ngram", "none")
 DEFAULT_TREES = {"eagle": TreeSpec(5, 3, 2), "ngram": TreeSpec(6, 5, 2), "none": PLAIN}
 QUANTIZED_TREE = TreeSpec(3, 2, 2)  # for "eagle" beside int8 and int4, where a row more costs more (docs/benchmarks.md)
+GPU_TREE = (7, 8)  # depth and width of "eagle" with TensorRT: near EAGLE-3's own, a row costs little there
+DEVICES = ("cpu", "cuda")
 Prompt = str | Sequence[int] | Sequence[Message]
 
 
@@ -37,8 +35,8 @@ class Decoder:
     """The draft-verify loop over one engine directory.
 
     ``policy`` chooses the trees (default: a fixed small one), ``draft`` names the drafter (default: "eagle" where the directory has a
-    draft, else "ngram"), ``threads`` defaults to the physical cores this
-    process may use, ``verify`` checks every file's hash. One request at a time: a second ``stream`` raises DecoderBusy.
+    draft, else "ngram"), ``device`` is cpu or cuda (default: what the directory was made for), ``threads`` defaults to the physical
+    cores this process may use, ``verify`` checks every file's hash. One request at a time: a second ``stream`` raises DecoderBusy.
     Raises EngineDirError when the directory is missing, unfinished, changed or made for something else.
     """
 
@@ -48,77 +46,40 @@ class Decoder:
         *,
         policy: Policy | None = None,
         draft: str | None = None,
+        device: str | None = None,
         threads: int | None = None,
         verify: bool = True,
     ) -> None:
         if draft is not None and draft not in DRAFTERS:
             raise ValueError(f"unknown drafter {draft!r} — choose from {', '.join(DRAFTERS)}")
+        if device not in (None, *DEVICES):
+            raise ValueError(f"unknown device {device!r} — choose from {', '.join(DEVICES)}")
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be 1 or more, not {threads}")
         directory = find_engine_dir(Path(engine_dir))
         self.manifest: Manifest = load_manifest(directory, verify=verify)
-        if self.manifest.backend != "onnxruntime":
-            raise EngineDirError(
-                f"{directory} is for backend {self.manifest.backend!r}, which this version cannot run — "
-                f"export again: {self.manifest.rebuild}"
-            )
+        self.device = device or ("cpu" if self.manifest.tensorrt is None else "cuda")
         self.draft = draft or ("eagle" if self.manifest.draft else "ngram")
         if self.draft == "eagle" and self.manifest.draft is None:
             raise EngineDirError(f"{directory} holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram")
-        quantized = self.draft == "eagle" and self.manifest.precision in ("int8", "int4")
-        self._policy: Policy = policy or FixedPolicy(QUANTIZED_TREE if quantized else DEFAULT_TREES[self.draft])
+        self._policy: Policy = policy or FixedPolicy(default_tree(self.draft, self.manifest))
+        self._check_policy(self._policy)
         self._text = Text(directory, self.manifest.tokens)
         self._lock = threading.Lock()
         self._run: Run | None = None
         self._closed = False
         with ExitStack() as cleanup:
-            self._load(directory, threads or physical_cores(), cleanup)
+            backend = open_backend(directory, self.manifest, self.device, threads or physical_cores())
+            cleanup.callback(backend.close)
+            fixed = self._policy.spec if isinstance(self._policy, FixedPolicy) else default_tree(self.draft, self.manifest)
+            models = load_models(backend, self.manifest, self.draft, [fixed])
+            self._target, self._drafter, self._pick = models.target, models.drafter, models.picker
             self._resources = cleanup.pop_all()
 
-    def _load(self, directory: Path, threads: int, cleanup: ExitStack) -> None:
-        manifest, limits = self.manifest, self.manifest.limits
-        shape, graph = manifest.shape, manifest.graphs["target"]
-        kind = np.dtype(graph.inputs["past.0.key"].dtype)
-        cache = KVCache(shape.layers, shape.kv_heads, limits.capacity, shape.head_dim, kind)
-        sizes = {"n": max(limits.tree_nodes, limits.prefill_rows), "span": limits.capacity, "r": limits.tree_nodes}
-        engine = OrtEngine(directory, graph, sizes, cache.tensors(), threads)
-        cleanup.callback(engine.close)
-        self._sampler = OrtEngine(directory, manifest.graphs["sample"], {"n": 1}, {}, 1)
-        cleanup.callback(self._sampler.close)
-        self._target = Target(engine, cache, limits)
-        self._target.warm_up()
-        self._drafter = self._load_drafter(directory, threads, cleanup)
-
-    def _load_drafter(self, directory: Path, threads: int, cleanup: ExitStack) -> Drafter:
-        manifest, draft = self.manifest, self.manifest.draft
-        if self.draft != "eagle" or draft is None:
-            return NgramDrafter() if self.draft == "ngram" else NoDrafter()
-        graphs, rows = manifest.graphs, most_rows(manifest.limits, draft)
-        cache = KVCache(draft.layers, draft.kv_heads, draft.capacity, draft.head_dim, np.dtype(graphs["draft"].inputs["past.0.key"].dtype))
-        buffers = shared_buffers(manifest, draft, cache)
-        pool = len(buffers["pool_scores.0"])
-        sizes = {
-            "m": rows,
-            "w": max(rows, draft.max_width * draft.max_depth),
-            "span": draft.capacity,
-            "r": draft.max_width,
-            "k": draft.max_width,
-        }
-
-        def engine(name: str, shared: Mapping[str, np.ndarray], threads: int, **sizes: int) -> OrtEngine:
-            loaded = OrtEngine(directory, graphs[name], sizes, shared, threads)
-            cleanup.callback(loaded.close)
-            return loaded
-
-        engines = DraftEngines(
-            fuse=engine("fuse", {}, threads, **sizes),
-            draft=engine("draft", buffers, threads, **sizes),
-            expand=engine("expand", buffers, 1),
-            tree=engine("tree", {name: buffers[name] for name in buffers if name.startswith("pool_")}, 1, n=pool),
-        )
-        drafter = EagleDrafter(engines, cache, draft, manifest.limits)
-        drafter.warm_up(DEFAULT_TREES["eagle"])
-        return drafter
+    def _check_policy(self, policy: Policy) -> None:
+        """Raises EngineDirError when a fixed tree has a size that the engines were not built for."""
+        if isinstance(policy, FixedPolicy):
+            expect_tree_size(self.manifest, policy.spec)
 
     def stream(
         self,
@@ -144,6 +105,8 @@ class Decoder:
                 raise DecoderClosed("this Decoder was closed — make a new one")
             if self._run is not None and not self._run.over:
                 raise DecoderBusy("a Stream of this Decoder is still open — finish it, close() it, or use a second Decoder")
+            if policy is not None:
+                self._check_policy(policy)
             request = Request(
                 prompt=ids,
                 max_new_tokens=max_new_tokens,
@@ -187,11 +150,6 @@ class Decoder:
             )
         return ids
 
-    def _pick(self, sampling: Sampling) -> Pick:
-        if sampling.temperature == 0:
-            return greedy
-        return InverseCdf(self._sampler, sampling, self.manifest.limits.capacity)
-
     def close(self) -> None:
         """Cancel what runs, wait for its round to end, free everything. May be repeated, from any thread."""
         with self._lock:
@@ -208,6 +166,14 @@ class Decoder:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def default_tree(draft: str, manifest: Manifest) -> TreeSpec:
+    """What is grown when nothing else is asked for."""
+    if manifest.tensorrt is not None and draft != "none":
+        nodes = max((size for size in manifest.tree_sizes if size <= 32), default=min(manifest.tree_sizes))
+        return TreeSpec(nodes, *(GPU_TREE if draft == "eagle" else (5, 2))) if nodes > 1 else PLAIN
+    return QUANTIZED_TREE if draft == "eagle" and manifest.precision in ("int8", "int4") else DEFAULT_TREES[draft]
 
 
 def _checked_ids(items: Iterable[int], vocab: int) -> list[int]:

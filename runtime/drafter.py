@@ -8,7 +8,7 @@ from typing import Protocol
 from policy import TreeSpec
 
 from .sampling import Scores
-from .tree import Tree
+from .tree import GrownTree, Tree
 
 
 class Drafter(Protocol):
@@ -20,7 +20,7 @@ class Drafter(Protocol):
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         """Tokens were committed; ``scores.features[rows]`` are their features. ``scores`` is valid during this call only."""
 
-    def draft(self, root: int, spec: TreeSpec) -> Tree:
+    def draft(self, root: int, spec: TreeSpec) -> Tree | GrownTree:
         """A tree of at most ``spec`` whose root is ``root``, the token after the committed ones."""
 
 

@@ -6,20 +6,36 @@ Committed tokens enter the draft's cache exactly once, paired with the target's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from policy import TreeSpec
 
-from .engine import Call, Engine
-from .kv import KVCache
+from .engine import Buffer, Engine, Memory
+from .kv import Cache
 from .manifest import Draft, Limits, Manifest
 from .sampling import Scores
-from .tree import Tree
+from .target import GROWN, ORDER
+from .tree import GrownTree, Tree
 
-POOL = ("scores", "tokens", "parents")
+POOL = ("pool_scores", "pool_tokens", "pool_parents")
+_CARRIED = ("scores", "ids", "mask", *POOL)  # what `expand` hands from level to level
+
+
+def _turn(level: int) -> dict[str, str]:
+    """Which of each pair `expand` reads and which it writes when it grows the level below ``level``; the root has buffers of its own."""
+    read, written = str(level % 2) if level else "root", str((level + 1) % 2)
+    names = {name: f"{name}.{read}" for name in _CARRIED} | {f"next_{name}": f"{name}.{written}" for name in _CARRIED}
+    return {**names, "beam": ORDER, "rows": "last" if level == 0 else ORDER}
+
+
+_TURNS = [_turn(level) for level in range(3)]
+_FUSE = {"hidden": "fused"}
+_CATCH_UP = {"tokens": "waiting.tokens", "hidden": "waiting", "tree_mask": "waiting.mask", "rows": "last", "slots": ORDER, "beam": ORDER}
+_STEPS = [{"tree_mask": f"mask.{turn}", "rows": ORDER, "slots": ORDER, "beam": ORDER} for turn in (0, 1)]
+_FINISH = [{name: f"{name}.{turn}" for name in POOL} | {name: f"tree.{name}" for name in GROWN} | {"nodes": ORDER} for turn in (0, 1)]
 
 
 @dataclass(frozen=True)
@@ -37,53 +53,64 @@ def most_rows(limits: Limits, draft: Draft) -> int:
     return max(limits.prefill_rows, draft.max_width, draft.max_depth + 1)
 
 
-def shared_buffers(manifest: Manifest, draft: Draft, cache: KVCache) -> dict[str, np.ndarray]:
-    """Flat buffers that several graphs use. Those that `expand` reads and writes come in pairs, used in turn: name.0 and name.1."""
-    rows = most_rows(manifest.limits, draft)
-    width, depth = draft.max_width, draft.max_depth
-    pool = 1 + width + (depth - 1) * width**2
+def largest_pool(draft: Draft) -> int:
+    """Entries of the pool of the widest and deepest tree, its root included."""
+    return 1 + draft.max_width + (draft.max_depth - 1) * draft.max_width**2
+
+
+def shared_buffers(manifest: Manifest, draft: Draft, memory: Memory) -> dict[str, Buffer]:
+    """Buffers that several graphs use. Those that `expand` reads and writes come in pairs, used in turn: name.0 and name.1."""
+    rows, width, pool = most_rows(manifest.limits, draft), draft.max_width, largest_pool(draft)
     kind = manifest.graphs["draft"].inputs["hidden"].dtype
-    single: dict[str, tuple[int, str]] = {
+    sizes: dict[str, tuple[int, str]] = {
         "tokens": (rows, "int64"),
         "hidden": (rows * draft.hidden, kind),
+        "fused": (rows * draft.hidden, kind),
+        "waiting": (rows * draft.hidden, kind),
         "next_hidden": (rows * draft.hidden, kind),
         "log_probs": (width**2, "float32"),
         "candidates": (width**2, "int64"),
-        "rows": (width, "int64"),
-        "beam": (width, "int64"),
     }
-    double: dict[str, tuple[int, str]] = {
+    carried: dict[str, tuple[int, str]] = {
         "scores": (width, "float32"),
         "ids": (width, "int64"),
-        "mask": (width * width * depth, "bool"),
+        "mask": (width * (1 + width * draft.max_depth), "bool"),
         "pool_scores": (pool, "float32"),
         "pool_tokens": (pool, "int64"),
         "pool_parents": (pool, "int64"),
     }
-    buffers = {name: np.zeros(size, dtype) for name, (size, dtype) in single.items()}
-    buffers |= {f"{name}.{turn}": np.zeros(size, dtype) for name, (size, dtype) in double.items() for turn in (0, 1)}
-    buffers["beam"][:] = np.arange(width)
-    return buffers | cache.tensors()
+    sizes |= {f"{name}.{turn}": carried[name] for name in carried for turn in (0, 1)}
+    sizes |= {f"{name}.root": (1, dtype) for name, (_, dtype) in carried.items() if name != "pool_tokens"}
+    buffers = {name: memory.zeros(size, dtype) for name, (size, dtype) in sizes.items()}
+    memory.write(buffers["pool_parents.root"], np.array([-1]))
+    memory.write(buffers["mask.root"], np.array([True]))
+    return buffers
 
 
 class EagleDrafter:
-    """Drafts with an EAGLE-3 model. Trees wider or deeper than the engine allows are cut to what it allows."""
+    """Drafts with an EAGLE-3 model. Trees wider or deeper than the engine allows are cut to what it allows.
 
-    def __init__(self, engines: DraftEngines, cache: KVCache, draft: Draft, limits: Limits) -> None:
-        self._engines, self._cache, self._draft, self._limits = engines, cache, draft, limits
-        self._order = np.arange(draft.capacity)
-        fused = engines.fuse.prepare(m=most_rows(limits, draft)).outputs["hidden"]
-        self._waiting = np.zeros(fused.shape[1:], fused.dtype)  # fused features of committed tokens that wait for the token after them
-        first = engines.draft.prepare(self._names(0), m=1, w=1, span=draft.capacity, r=1, k=1)
-        first.inputs["slots"][:] = self._order
+    ``buffers``: those of `shared_buffers`, with the finished tree's under tree.NAME.
+    """
+
+    def __init__(
+        self, engines: DraftEngines, cache: Cache, draft: Draft, limits: Limits, memory: Memory, buffers: Mapping[str, Buffer]
+    ) -> None:
+        self._engines, self._cache, self._draft, self._memory, self._buffers = engines, cache, draft, memory, buffers
+        self._limits = limits
+        self._most = most_rows(limits, draft)
         self.begin()
 
-    def warm_up(self, spec: TreeSpec) -> None:
-        """Grow one tree from nothing, so that the first request finds every buffer and thread in place."""
-        features = self._engines.fuse.prepare(m=1).inputs["features"]
-        empty = np.zeros(features.shape[1:], features.dtype)
-        self.extend([0], Scores(empty, empty, empty), [0])
-        self.draft(0, spec)
+    def warm_up(self, specs: Sequence[TreeSpec], spans: Sequence[int]) -> None:
+        """Grow trees from nothing and from every number of committed rows, so that the first request finds every buffer and thread in
+        place. For each of ``spans`` twice: a device records the second run, to repeat it at once."""
+        for span in spans:
+            self._cache.reserve(span)
+            for _ in range(1 if self._memory.on_host else 2):
+                for spec in specs:
+                    for count in range(1, 2 if self._memory.on_host else spec.depth + 2):
+                        self._fuse([0] * count, count, range(count))
+                        self.draft(0, spec)
         self.begin()
 
     def begin(self) -> None:
@@ -91,16 +118,20 @@ class EagleDrafter:
         self._cache.truncate(0)
 
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
-        if len(self._tokens) + len(tokens) > len(self._waiting):
+        """The features themselves are where the target left them."""
+        self._fuse(tokens, len(scores.tree), rows)
+
+    def _fuse(self, tokens: Sequence[int], scored: int, rows: Sequence[int]) -> None:
+        """Fused features of committed tokens wait for the token after them. ``scored``: rows of the target's pass."""
+        if len(self._tokens) + len(tokens) > self._most:
             self._catch_up(tokens[0], width=1)
-        call = self._engines.fuse.prepare(m=len(tokens))
-        call.inputs["features"][0] = scores.features[list(rows)]
+        call, size = self._engines.fuse.prepare(_FUSE, n=scored, m=len(tokens)), self._draft.hidden
+        call.inputs["rows"][:] = rows
         call.run()
-        start = len(self._tokens)
-        self._waiting[start : start + len(tokens)] = call.outputs["hidden"][0]
+        self._memory.copy(self._buffers["fused"], self._buffers["waiting"], len(self._tokens) * size, len(tokens) * size)
         self._tokens.extend(tokens)
 
-    def draft(self, root: int, spec: TreeSpec) -> Tree:
+    def draft(self, root: int, spec: TreeSpec) -> Tree | GrownTree:
         spec = self._fitting(spec)
         if spec.nodes == 1:  # so is a tree without depth or width
             return Tree.chain([root])
@@ -114,21 +145,20 @@ class EagleDrafter:
         return self._finish(pool, spec)
 
     def _fitting(self, spec: TreeSpec) -> TreeSpec:
-        """``spec`` cut to the engine's width and depth."""
+        """``spec`` cut to the engine's width, depth and nodes."""
         width = min(spec.width, self._draft.max_width)
         if width < spec.width:
             spec = TreeSpec(min(spec.nodes, TreeSpec(1, spec.depth, width).capacity), spec.depth, width)
-        return spec.within(spec.nodes, self._draft.max_depth)
+        return spec.within(self._limits.tree_nodes, self._draft.max_depth)
 
     def _catch_up(self, following: int, width: int) -> int:
-        """Commit the rows that wait, now that the token after the last one is known. Returns the last one's row."""
+        """Commit the rows that wait, now that the token after the last one is known. Returns how many they were."""
         count, past = len(self._tokens), self._cache.length
         self._reserve(past + count)
-        call = self._call({"tree_mask": "mask.chain"}, m=count, w=count, r=1, k=width)
+        call = self._engines.draft.prepare(_CATCH_UP, m=count, w=count, span=self._cache.span, r=1, k=width)
         inputs = call.inputs
         inputs["tokens"][0] = [*self._tokens[1:], following]
-        inputs["hidden"][0] = self._waiting[:count]
-        inputs["depth"][0] = self._order[:count]
+        inputs["depth"][0] = np.arange(count)
         inputs["tree_mask"][:] = np.tri(count, dtype=bool)
         inputs["past"][0] = inputs["write"][0] = past
         inputs["rows"][0] = count - 1
@@ -137,49 +167,41 @@ class EagleDrafter:
         self._tokens.clear()
         return count
 
-    def _expand_root(self, root: int, rows: int, width: int) -> int:
-        """The first level, from the last committed row. Returns the size of the pool."""
-        call = self._engines.expand.prepare(self._names(0), b=1, k=width, m=rows, w=0, p=1, v=width, q=1 + width)
-        inputs = call.inputs
-        inputs["scores"][0], inputs["ids"][0] = 0.0, 0
-        inputs["pool_scores"][0], inputs["pool_tokens"][0], inputs["pool_parents"][0] = 0.0, root, -1
+    def _expand_root(self, root: int, count: int, width: int) -> int:
+        """The first level, from the last of ``count`` committed rows. Returns the size of the pool."""
+        call = self._engines.expand.prepare(_TURNS[0], b=1, k=width, m=count, w=1, p=1, v=1 + width, q=1 + width)
+        call.inputs["pool_tokens"][0] = root
+        call.inputs["rows"][0] = count - 1
         call.run()
         return 1 + width
 
     def _step(self, level: int, width: int) -> None:
-        """One draft pass over the beams of ``level``, which stand one position after the level above."""
-        past, columns = self._cache.length, width * level
-        call = self._call({"tree_mask": f"mask.{level % 2}"}, m=width, w=columns, r=width, k=width)
+        """One draft pass over the beams of ``level``, which stand one position after the level above.
+
+        The first column of their mask is the last committed row, which all of them see.
+        """
+        last, columns = self._cache.length - 1, 1 + width * level
+        call = self._engines.draft.prepare(_STEPS[level % 2], m=width, w=columns, span=self._cache.span, r=width, k=width)
         inputs = call.inputs
-        inputs["depth"][0] = level - 1
-        inputs["past"][0], inputs["write"][0] = past, past + columns - width
-        inputs["rows"][:] = self._order[:width]
+        inputs["depth"][0] = level
+        inputs["past"][0], inputs["write"][0] = last, last + columns - width
         call.run()
 
     def _expand(self, level: int, pool: int, width: int) -> int:
         """Candidates below the beams of ``level``. Returns the size of the pool."""
-        columns, grown = width * level, pool + width**2
-        self._engines.expand.prepare(self._names(level), b=width, k=width, m=width, w=columns, p=pool, v=columns + width, q=grown).run()
+        columns, grown = 1 + width * level, pool + width**2
+        sizes = {"b": width, "k": width, "m": width, "w": columns, "p": pool, "v": columns + width, "q": grown}
+        self._engines.expand.prepare(_TURNS[2 - level % 2], **sizes).run()
         return grown
 
-    def _finish(self, pool: int, spec: TreeSpec) -> Tree:
-        """The best ``spec.nodes`` of the pool, copied: the buffers are used again."""
-        turn = spec.depth % 2
-        call = self._engines.tree.prepare({f"pool_{name}": f"pool_{name}.{turn}" for name in POOL}, p=pool, n=spec.nodes)
+    def _finish(self, pool: int, spec: TreeSpec) -> Tree | GrownTree:
+        """The best ``spec.nodes`` of the pool; on the host copied, because the buffers are used again."""
+        call = self._engines.tree.prepare(_FINISH[spec.depth % 2], p=pool, n=spec.nodes)
         call.run()
-        found = call.outputs
-        return Tree(found["tokens"].copy(), found["parent"].copy(), found["depth"].copy(), found["tree_mask"].copy())
-
-    def _call(self, names: dict[str, str], **sizes: int) -> Call:
-        return self._engines.draft.prepare(names, span=self._cache.span, **sizes)
-
-    def _names(self, level: int) -> dict[str, str]:
-        """Which of each pair `expand` reads and which it writes when it grows the level below ``level``."""
-        read, written = level % 2, (level + 1) % 2
-        carried = ("scores", "ids", "mask", *(f"pool_{name}" for name in POOL))
-        return {**{name: f"{name}.{read}" for name in carried}, **{f"next_{name}": f"{name}.{written}" for name in carried}}
+        if not self._memory.on_host:
+            return GrownTree(spec.nodes)
+        return Tree(*(call.outputs[name].copy() for name in GROWN))
 
     def _reserve(self, slots: int) -> None:
         if slots > self._cache.span:
-            step = self._limits.span_step
-            self._cache.reserve(min(-(-slots // step) * step, self._draft.capacity))
+            self._cache.reserve(self._cache.fitting(slots))

@@ -1,11 +1,37 @@
-"""What the runtime asks of an inference backend."""
+"""What the runtime asks of an inference backend: memory, and graphs that run in it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+
+Buffer = Any
+"""A flat piece of a Memory: a numpy array on the host, an address range on a device."""
+
+
+class Memory(Protocol):
+    """Where tensors lie. Sizes and offsets count elements."""
+
+    @property
+    def on_host(self) -> bool:
+        """Whether buffers are numpy arrays, so that what an engine wrote is there to be read."""
+
+    def zeros(self, size: int, dtype: str) -> Buffer:
+        """A new buffer."""
+
+    def mailbox(self, sizes: Mapping[str, tuple[int, str]]) -> dict[str, Buffer]:
+        """Buffers that the host reads every cycle: reading the first of them after a run brings all of them, in one copy."""
+
+    def write(self, buffer: Buffer, values: np.ndarray) -> None:
+        """Put ``values`` at the buffer's beginning."""
+
+    def read(self, buffer: Buffer, shape: tuple[int, ...]) -> np.ndarray:
+        """The buffer's beginning, when everything that runs is done. Valid until the next run."""
+
+    def copy(self, source: Buffer, target: Buffer, start: int, size: int) -> None:
+        """target[start : start + size] = source[:size]."""
 
 
 class Call(Protocol):
@@ -13,14 +39,14 @@ class Call(Protocol):
 
     @property
     def inputs(self) -> Mapping[str, np.ndarray]:
-        """To be filled before a run."""
+        """To be filled before a run. On a device, tensors that other graphs write are not among them."""
 
     @property
     def outputs(self) -> Mapping[str, np.ndarray]:
-        """To be read after a run."""
+        """To be read after a run. On a device, reading waits for the run and copies."""
 
     def run(self) -> None:
-        """Execute; raises EngineFailure."""
+        """Execute, or on a device begin to; raises EngineFailure."""
 
 
 class Engine(Protocol):

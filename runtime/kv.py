@@ -2,9 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
+
+from .engine import Buffer
+
+
+class Cache(Protocol):
+    """Keys and values of one model; slots below ``length`` are committed, the engines see ``span`` of ``capacity``."""
+
+    @property
+    def length(self) -> int:
+        """Committed slots."""
+
+    @property
+    def span(self) -> int:
+        """Slots that a pass may touch now."""
+
+    @property
+    def capacity(self) -> int:
+        """Most slots."""
+
+    def tensors(self) -> Mapping[str, Buffer]:
+        """Graph input and output names -> where they lie: engines update them in place."""
+
+    def fitting(self, slots: int) -> int:
+        """The span to reserve when ``slots`` are needed."""
+
+    def reserve(self, span: int) -> None:
+        """Make room for ``span`` slots, at least as many as before; committed rows keep their values."""
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep the rows ``path`` of the last pass (ascending, starting at row 0), moved down to follow the committed slots."""
+
+    def truncate(self, length: int) -> None:
+        """Forget everything from slot ``length`` on. Absolute, hence safe to repeat."""
+
+    def rows(self) -> np.ndarray:
+        """The committed part, [layers, 2, 1, Hkv, length, D]; a view or a copy."""
 
 
 class KVCache:
@@ -14,11 +51,11 @@ class KVCache:
     may touch. So attention reads the used part as a whole, without a Slice and its copy, which took 5 % of a pass (docs/design.md).
     """
 
-    def __init__(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: np.dtype) -> None:
+    def __init__(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: np.dtype, span_step: int = 64) -> None:
         # np.zeros takes pages only when they are written: unused capacity costs no memory.
         self._buffer = np.zeros((layers, 2, kv_heads * capacity * head_dim), dtype)
         self._heads, self._head_dim = kv_heads, head_dim
-        self.capacity = capacity
+        self.capacity, self._step = capacity, span_step
         self._length = self._span = 0
 
     @property
@@ -35,6 +72,11 @@ class KVCache:
         """Graph input and output names -> the same flat room, of which a call uses the front: engines update it in place."""
         kinds = ((layer, index, kind) for layer in range(len(self._buffer)) for index, kind in enumerate(("key", "value")))
         return {f"{side}.{layer}.{kind}": self._buffer[layer, index] for layer, index, kind in kinds for side in ("past", "present")}
+
+    def fitting(self, slots: int) -> int:
+        """Steps grow with the length, so that laying the cache out anew stays a small share of the work."""
+        step = self._step * max(1, slots // (8 * self._step))
+        return min(-(-slots // step) * step, self.capacity)
 
     def reserve(self, span: int) -> None:
         """Lay the tensors out for ``span`` slots, at least as many as before; committed rows keep their values."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -15,7 +15,6 @@ from .accept import accept
 from .drafter import Drafter
 from .sampling import Pick, Scores
 from .target import Target
-from .tree import Tree
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,10 @@ class Round:
 
 @dataclass(frozen=True)
 class Root:
-    """Where the next tree hangs: the last token chosen, not yet committed, and the captured features [3H] it was chosen from (a view)."""
+    """Where the next tree hangs: the last token chosen, not yet committed; ``features()`` gives the captured ones [3H] it was chosen from."""
 
     token: int
-    features: np.ndarray
+    features: Callable[[], np.ndarray]
 
 
 def prefill(target: Target, drafter: Drafter, pick: Pick, prompt: Sequence[int]) -> Iterator[Root | None]:
@@ -44,7 +43,7 @@ def prefill(target: Target, drafter: Drafter, pick: Pick, prompt: Sequence[int])
     for chunk, scores in target.prefill(prompt):
         drafter.extend(chunk, scores, range(len(chunk)))
         done = target.length == len(prompt)
-        yield Root(pick(scores, 0, target.length), scores.features[-1]) if done else None
+        yield Root(pick(scores, 0, target.length), partial(_features, scores, -1)) if done else None
 
 
 def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: Root, budget: int) -> Iterator[Round]:
@@ -52,20 +51,24 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: R
     while (room := min(budget, target.room)) > 0:
         started, past = perf_counter(), target.length
         spec = policy.choose(Observation(past, room, root.features)).within(target.limits.tree_nodes, room - 1)
-        tree = drafter.draft(root.token, spec)
+        draft = drafter.draft(root.token, spec)
         drafted = perf_counter()
-        scores = target.verify(tree)
+        scores = target.verify(draft)
         verified = perf_counter()
-        verdict = accept(tree, partial(_choose, pick, scores, tree, past))
+        verdict = accept(scores.tree, partial(_choose, pick, scores))
         target.commit(verdict.path)
         drafter.extend((root.token, *verdict.tokens[:-1]), scores, verdict.path)
-        root = Root(verdict.tokens[-1], scores.features[verdict.path[-1]])
+        root = Root(verdict.tokens[-1], partial(_features, scores, verdict.path[-1]))
         budget -= len(verdict.tokens)
         seconds = perf_counter() - started
-        policy.observe(Outcome(spec, len(tree), len(verdict.tokens), seconds))
-        yield Round(verdict.tokens, spec, len(tree), drafted - started, verified - drafted, seconds)
+        policy.observe(Outcome(spec, len(scores.tree), len(verdict.tokens), seconds))
+        yield Round(verdict.tokens, spec, len(scores.tree), drafted - started, verified - drafted, seconds)
 
 
-def _choose(pick: Pick, scores: Scores, tree: Tree, past: int, row: int) -> int:
+def _choose(pick: Pick, scores: Scores, row: int) -> int:
     """The target's token after ``row``, for the position that follows the row's own."""
-    return pick(scores, row, past + int(tree.depth[row]) + 1)
+    return pick(scores, row, scores.past + int(scores.tree.depth[row]) + 1)
+
+
+def _features(scores: Scores, row: int) -> np.ndarray:
+    return np.asarray(scores.features[row])

@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import EngineDirError
 
-SCHEMA = 2
+SCHEMA = 3
 FILE_NAME = "manifest.json"
 _READ_BYTES = 1 << 20
 
@@ -32,9 +32,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Graph:
-    """One ONNX graph and its tensors."""
+    """One ONNX graph and its tensors. ``plan``: the TensorRT engine built from it; ``profiles``: for each of its optimization profiles,
+    the least, best and largest value of every size that is chosen per call."""
 
     file: str
+    plan: str | None
+    profiles: tuple[Mapping[str, tuple[int, int, int]], ...]
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
 
@@ -112,6 +115,27 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class Controller:
+    """The policy network. ``actions``: (nodes, depth, width) of each of its outputs, in order. ``trained`` is false for random weights,
+    which only show that everything around them works."""
+
+    name: str
+    trained: bool
+    actions: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """What the plans were built with and for. ``flavour``: the Python module, tensorrt or tensorrt_rtx. ``compute_capabilities``: GPUs they
+    run on, as "8.9"; ``gpu``: name of the GPU they were tuned on, if there was one."""
+
+    flavour: str
+    version: str
+    compute_capabilities: tuple[str, ...]
+    gpu: str | None
+
+
+@dataclass(frozen=True)
 class Source:
     """What was exported with which options: equal means up to date."""
 
@@ -133,6 +157,8 @@ class Manifest:
     tree_sizes: tuple[int, ...]
     tokens: Tokens
     draft: Draft | None
+    policy: Controller | None
+    tensorrt: TensorRT | None
     graphs: Mapping[str, Graph]
     files: Mapping[str, File]
     check: Check
@@ -179,10 +205,10 @@ def load_manifest(directory: Path, *, verify: bool = True) -> Manifest:
 
 _TENSORS = {
     "target": ({"tokens", "depth", "tree_mask", "past", "slots", "rows", "past.0.key"}, {"next_token", "logits", "features"}),
-    "sample": ({"logits", "temperature", "top_k", "top_p", "uniform"}, {"token"}),
+    "sample": ({"logits", "temperature", "top_k", "top_p", "uniforms", "depth", "past"}, {"token"}),
 }
 _DRAFT_TENSORS = {
-    "fuse": ({"features"}, {"hidden"}),
+    "fuse": ({"features", "rows"}, {"hidden"}),
     "draft": (
         {"tokens", "hidden", "depth", "tree_mask", "past", "write", "slots", "rows", "beam", "past.0.key"},
         {"next_hidden", "log_probs", "candidates"},

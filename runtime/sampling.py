@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from .engine import Engine
+from .engine import Buffer, Call, Engine, Memory
+from .tree import Tree
 
 Pick = Callable[["Scores", int, int], int]
 """(scores, row, position) -> token: the target's choice after ``row``, for the sequence position ``position``."""
@@ -16,14 +17,34 @@ Pick = Callable[["Scores", int, int], int]
 
 @dataclass(frozen=True)
 class Scores:
-    """Results of one target pass; views into the engine's buffers, valid until its next pass.
+    """Results of one target pass, read from the engine's buffers when asked for; valid until its next pass.
 
-    next_token int64 [r] (the argmax), logits float32 [r, V], features [n, 3H].
+    ``tree``: what was scored; ``past``: committed slots before it; ``head_rows``: its last rows, the ones with logits.
     """
 
-    next_token: np.ndarray
-    logits: np.ndarray
-    features: np.ndarray
+    outputs: Mapping[str, np.ndarray]
+    tree: Tree
+    past: int
+    head_rows: int
+
+    @property
+    def next_token(self) -> np.ndarray:
+        """int64 [head_rows], the argmax."""
+        return self._first("next_token")
+
+    @property
+    def logits(self) -> np.ndarray:
+        """float32 [head_rows, V]."""
+        return self._first("logits")
+
+    @property
+    def features(self) -> np.ndarray:
+        """[n, 3H]."""
+        return self._first("features")
+
+    def _first(self, name: str) -> np.ndarray:
+        batch_of_one: np.ndarray = self.outputs[name][0]
+        return batch_of_one
 
 
 @dataclass(frozen=True)
@@ -65,14 +86,42 @@ class InverseCdf:
     """Samples with the `sample` graph, one row at a time: only rows on the accepted path are ever drawn."""
 
     def __init__(self, engine: Engine, sampling: Sampling, positions: int) -> None:
-        self._call = engine.prepare(n=1)
-        self._sampling = sampling
-        self._uniforms = uniforms(sampling.seed, positions)
+        self._call = engine.prepare(n=1, p=positions)
+        self._inputs = _settled(self._call, sampling)
+        self._inputs["uniforms"][:] = uniforms(sampling.seed, positions)
 
     def __call__(self, scores: Scores, row: int, position: int) -> int:
-        inputs, sampling = self._call.inputs, self._sampling
-        inputs["logits"][0, 0] = scores.logits[row]
-        inputs["temperature"][0], inputs["top_k"][0], inputs["top_p"][0] = sampling.temperature, sampling.top_k, sampling.top_p
-        inputs["uniform"][0] = self._uniforms[position]
+        self._inputs["logits"][0, 0] = scores.logits[row]
+        self._inputs["past"][0] = position - 1
         self._call.run()
         return int(self._call.outputs["token"][0, 0])
+
+
+class BatchInverseCdf:
+    """Samples every row of a pass at once, where the logits lie: on a device that costs less than to look at them."""
+
+    def __init__(self, engine: Engine, memory: Memory, table: Buffer, sampling: Sampling, positions: int) -> None:
+        """``table``: the buffer of the graph's uniforms."""
+        memory.write(table, uniforms(sampling.seed, positions))
+        self._engine, self._sampling, self._positions = engine, sampling, positions
+        self._drawn: tuple[Scores, np.ndarray] | None = None
+
+    def __call__(self, scores: Scores, row: int, position: int) -> int:
+        if self._drawn is None or self._drawn[0] is not scores:
+            self._drawn = scores, self._draw(scores)
+        return int(self._drawn[1][row])
+
+    def _draw(self, scores: Scores) -> np.ndarray:
+        call = self._engine.prepare(n=scores.head_rows, p=self._positions)
+        inputs = _settled(call, self._sampling)
+        inputs["depth"][0] = scores.tree.depth[-scores.head_rows :]
+        inputs["past"][0] = scores.past
+        call.run()
+        return np.array(call.outputs["token"][0])
+
+
+def _settled(call: Call, sampling: Sampling) -> Mapping[str, np.ndarray]:
+    """The call's inputs, with what stays the same during a request filled in."""
+    inputs = call.inputs
+    inputs["temperature"][0], inputs["top_k"][0], inputs["top_p"][0] = sampling.temperature, sampling.top_k, sampling.top_p
+    return inputs

@@ -10,6 +10,13 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class GrownTree:
+    """A tree of ``nodes`` rows that a drafter left in the device's memory. The host sees it when it has been verified."""
+
+    nodes: int
+
+
+@dataclass(frozen=True)
 class Tree:
     """Rows of one target pass. Row 0 is the root: the last token chosen, not yet in the cache.
 

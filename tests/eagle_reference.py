@@ -132,7 +132,7 @@ class ReferenceDrafter:
         """``tokens`` are committed, ``features`` [n, 3H] are theirs."""
         committed, width = len(tokens), spec.width
         rows, positions, mask = [*tokens[1:], root], list(range(committed)), np.tri(committed, dtype=bool)
-        (hidden,) = self._fuse.run(None, {"features": features[None]})
+        (hidden,) = self._fuse.run(None, {"features": features[None], "rows": np.arange(len(features))})
         following, first, below_root = self._pass(rows, hidden, positions, mask, 1, width)
         last = following[:, -1:]
 
@@ -221,5 +221,8 @@ class Watched:
         return self._planted.draft(root, spec) if self._planted else tree
 
     def scores(self, start: int, stop: int) -> Scores:
-        """What a target pass over these positions gave."""
-        return Scores(np.zeros(1, np.int64), np.zeros((1, 1), np.float32), np.stack(self.features[start:stop]))
+        """What a target pass over these positions gave, put back where the target had left it."""
+        count = stop - start
+        left = self.eagle._engines.fuse.prepare({"hidden": "fused"}, n=count, m=count).inputs["features"]
+        left[0] = np.stack(self.features[start:stop])
+        return Scores({"features": left}, Tree.chain([0] * count), start, 1)

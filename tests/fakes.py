@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runtime.host_memory import HostMemory
 from runtime.kv import KVCache
 from runtime.manifest import Limits
 from runtime.target import Target
@@ -58,10 +59,10 @@ class ToyEngine:
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
-        self._slots = np.zeros(LIMITS.capacity, np.int64)
+        self._slots = np.arange(LIMITS.capacity)
         self._calls: dict[tuple[int, int, int], ToyCall] = {}
 
-    def prepare(self, **sizes: int) -> ToyCall:
+    def prepare(self, names: Mapping[str, str] | None = None, /, **sizes: int) -> ToyCall:
         n, span, r = sizes["n"], sizes["span"], sizes["r"]
         if (n, span, r) not in self._calls:
             inputs = {
@@ -70,7 +71,7 @@ class ToyEngine:
                 "tree_mask": np.zeros((n, n), bool),
                 "past": np.zeros(1, np.int64),
                 "slots": self._slots[:span],
-                "rows": np.zeros(r, np.int64),
+                "rows": self._slots[:r] if r == n else np.zeros(r, np.int64),
             }
             outputs = {
                 "next_token": np.zeros((1, r), np.int64),
@@ -86,5 +87,5 @@ class ToyEngine:
 
 def toy_target() -> Target:
     """A fresh target with an empty cache."""
-    cache = KVCache(layers=1, kv_heads=1, capacity=LIMITS.capacity, head_dim=2, dtype=np.dtype(np.float32))
-    return Target(ToyEngine(cache), cache, LIMITS)
+    cache = KVCache(layers=1, kv_heads=1, capacity=LIMITS.capacity, head_dim=2, dtype=np.dtype(np.float32), span_step=16)
+    return Target(ToyEngine(cache), cache, LIMITS, HostMemory())

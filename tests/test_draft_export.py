@@ -43,7 +43,7 @@ class Exported:
 
     def fused(self, features: np.ndarray) -> np.ndarray:
         kind = {"tensor(float)": np.float32, "tensor(float16)": np.float16}[self.fuse.get_inputs()[0].type]
-        (hidden,) = self.fuse.run(None, {"features": features[None].astype(kind)})
+        (hidden,) = self.fuse.run(None, {"features": features[None].astype(kind), "rows": np.arange(len(features))})
         return np.asarray(hidden)
 
     def run(

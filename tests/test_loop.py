@@ -13,6 +13,7 @@ from runtime.loop import Round, prefill, rounds
 from runtime.ngram import NgramDrafter
 from runtime.sampling import Pick, Scores, greedy, uniforms
 from runtime.target import Target
+from runtime.tree import Tree
 from tests.fakes import LIMITS, VOCAB, toy_logits, toy_target
 from tests.planted import DummyRowDrafter, PlantedDrafter
 
@@ -65,7 +66,8 @@ def expected(pick: Pick, count: int, prompt: Sequence[int] = PROMPT) -> list[int
     context = list(prompt)
     for _ in range(count):
         logits = toy_logits(context)[None]
-        context.append(pick(Scores(logits.argmax(-1), logits, logits), 0, len(context)))
+        scores = Scores({"next_token": logits.argmax(-1)[None], "logits": logits[None]}, Tree.chain([0]), len(context) - 1, 1)
+        context.append(pick(scores, 0, len(context)))
     return context[len(prompt) :]
 
 

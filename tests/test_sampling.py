@@ -24,7 +24,9 @@ def draw(run: Any, logits: np.ndarray, uniform: np.ndarray, temperature: float, 
         "temperature": np.array([temperature], np.float32),
         "top_k": np.array([top_k]),
         "top_p": np.array([top_p], np.float32),
-        "uniform": uniform.astype(np.float32),
+        "uniforms": np.append(np.float32(0.5), uniform.astype(np.float32)),
+        "depth": np.arange(len(uniform))[None],
+        "past": np.zeros(1, np.int64),
     }
     return np.asarray(run.run(None, feeds)[0][0])
 

@@ -11,7 +11,7 @@ from runtime.ngram import NgramDrafter
 from runtime.sampling import Scores
 from runtime.tree import Tree
 
-NOTHING = Scores(np.zeros(1, np.int64), np.zeros((1, 1), np.float32), np.zeros((1, 6), np.float32))
+NOTHING = Scores({}, Tree.chain([0]), 0, 1)
 
 
 def test_from_parents_gives_ancestors_and_depth() -> None:

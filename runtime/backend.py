@@ -1,0 +1,137 @@
+"""Where an engine directory runs, and the target and drafter that are made of its engines there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from policy import TreeSpec
+
+from .drafter import Drafter, NoDrafter
+from .eagle import DraftEngines, EagleDrafter, largest_pool, most_rows, shared_buffers
+from .engine import Buffer, Engine, Memory
+from .errors import EngineDirError
+from .kv import Cache
+from .manifest import Draft, Manifest
+from .ngram import NgramDrafter
+from .sampling import BatchInverseCdf, InverseCdf, Pick, Sampling, greedy
+from .target import GROWN, ORDER, Target
+
+
+class Backend(Protocol):
+    """Memory and engines of one directory. Everything is freed by ``close``."""
+
+    @property
+    def memory(self) -> Memory:
+        """What the engines share."""
+
+    @property
+    def warm_up_spans(self) -> Sequence[int] | None:
+        """Spans that calls are recorded for; None: one is enough."""
+
+    def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> Engine:
+        """Load a graph. ``limits``: the largest value of each of its sizes. Raises EngineDirError."""
+
+    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: np.dtype) -> Cache:
+        """An empty cache."""
+
+    def close(self) -> None:
+        """May be repeated."""
+
+
+def open_backend(directory: Path, manifest: Manifest, device: str, threads: int) -> Backend:
+    """``device``: cpu or cuda. Raises EngineDirError when it cannot run there."""
+    if device == "cpu":
+        from .backend_cpu import CpuBackend
+
+        return CpuBackend(directory, manifest, threads)
+    from .backend_cuda import CudaBackend
+
+    return CudaBackend(directory, manifest)
+
+
+@dataclass(frozen=True)
+class Models:
+    """What decodes. ``picker`` makes the choice of tokens for one request."""
+
+    target: Target
+    drafter: Drafter
+    picker: Callable[[Sampling], Pick]
+
+
+def load_models(backend: Backend, manifest: Manifest, drafter: str, specs: Sequence[TreeSpec]) -> Models:
+    """``drafter``: eagle, ngram or none; ``specs``: trees that will be asked for, to be ready from the first request on."""
+    memory, limits, shape = backend.memory, manifest.limits, manifest.shape
+    draft = manifest.draft if drafter == "eagle" else None
+    rows, nodes = max(limits.tree_nodes, limits.prefill_rows), limits.tree_nodes
+    graph = manifest.graphs["target"]
+    slots = max(limits.capacity, draft.capacity if draft else 0)
+    order = memory.zeros(slots, "int64")
+    memory.write(order, np.arange(slots))
+    often_read = {f"tree.{name}": (nodes, "int64") for name in GROWN if name != "tree_mask"}
+    often_read |= {"tree.tree_mask": (nodes * nodes, "bool"), "next_token": (nodes, "int64"), "token": (nodes, "int64")}
+    mail = memory.mailbox(often_read)
+    grown = {name: mail[f"tree.{name}"] for name in GROWN}
+    features = memory.zeros(rows * len(shape.captured_layers) * shape.hidden, graph.outputs["features"].dtype)
+    logits = memory.zeros(nodes * shape.vocab, "float32")
+
+    cache = backend.cache(shape.layers, shape.kv_heads, limits.capacity, shape.head_dim, np.dtype(graph.inputs["past.0.key"].dtype))
+    shared = {ORDER: order, "next_token": mail["next_token"], "logits": logits, "features": features}
+    shared |= {**cache.tensors(), **{f"tree.{name}": grown[name] for name in GROWN}}
+    engine = backend.engine("target", shared, {"n": rows, "span": limits.capacity, "r": nodes})
+    spans = backend.warm_up_spans
+    target = Target(engine, cache, limits, memory, None if memory.on_host or draft is None else grown)
+    target.warm_up((1, 2) if spans is None else manifest.tree_sizes, spans or [cache.fitting(limits.prefill_rows)])
+
+    picker = _picker(backend, manifest, logits, mail["token"])
+    if draft is None:
+        return Models(target, NgramDrafter() if drafter == "ngram" else NoDrafter(), picker)
+    eagle = _eagle(backend, manifest, draft, {ORDER: order, "features": features, **{f"tree.{name}": grown[name] for name in GROWN}})
+    eagle.warm_up(specs, spans or [most_rows(limits, draft)])
+    return Models(target, eagle, picker)
+
+
+def _picker(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer) -> Callable[[Sampling], Pick]:
+    memory, positions, nodes = backend.memory, manifest.limits.capacity, manifest.limits.tree_nodes
+    uniforms = memory.zeros(positions, "float32")
+    shared = {} if memory.on_host else {"logits": logits, "uniforms": uniforms, "token": token}
+    engine = backend.engine("sample", shared, {"n": 1 if memory.on_host else nodes, "p": positions})
+
+    def picker(sampling: Sampling) -> Pick:
+        if sampling.temperature == 0:
+            return greedy
+        if memory.on_host:
+            return InverseCdf(engine, sampling, positions)
+        return BatchInverseCdf(engine, memory, uniforms, sampling, positions)
+
+    return picker
+
+
+def _eagle(backend: Backend, manifest: Manifest, draft: Draft, shared: Mapping[str, Buffer]) -> EagleDrafter:
+    limits, memory, rows, width = manifest.limits, backend.memory, most_rows(manifest.limits, draft), draft.max_width
+    kind = np.dtype(manifest.graphs["draft"].inputs["past.0.key"].dtype)
+    cache = backend.cache(draft.layers, draft.kv_heads, draft.capacity, draft.head_dim, kind)
+    buffers = {**shared, **shared_buffers(manifest, draft, memory)}
+    columns, pool = 1 + width * draft.max_depth, largest_pool(draft)
+    sizes = {"m": rows, "w": max(rows, columns), "span": draft.capacity, "r": width, "k": width}
+    engines = DraftEngines(
+        fuse=backend.engine("fuse", buffers, {"n": max(limits.tree_nodes, limits.prefill_rows), "m": rows}),
+        draft=backend.engine("draft", {**buffers, **cache.tensors()}, sizes),
+        expand=backend.engine("expand", buffers, {"b": width, "k": width, "m": rows, "w": columns, "p": pool, "v": columns, "q": pool}),
+        tree=backend.engine("tree", buffers, {"p": pool, "n": limits.tree_nodes}),
+    )
+    return EagleDrafter(engines, cache, draft, limits, memory, buffers)
+
+
+def expect_tree_size(manifest: Manifest, spec: TreeSpec) -> None:
+    """Raises EngineDirError when the engines have no profile for trees of this size."""
+    if manifest.tensorrt is not None and spec.nodes not in manifest.tree_sizes:
+        sizes = ", ".join(map(str, manifest.tree_sizes))
+        raise EngineDirError(
+            f"the engines have no profile for trees of {spec.nodes} nodes, only for {sizes} — choose one of these, or export with "
+            f"--tree-sizes {','.join(map(str, sorted({*manifest.tree_sizes, spec.nodes})))}"
+        )

@@ -1,0 +1,43 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from .engine import Buffer
+from .engine_ort import OrtEngine
+from .errors import EngineDirError
+from .host_memory import HostMemory
+from .kv import KVCache
+from .manifest import Manifest
+
+_SMALL = ("sample", "expand", "tree")  # graphs without weights: a second thread would only wait
+
+
+class CpuBackend:
+    """Every graph in a session of its own; ``threads`` for those with weights."""
+
+    warm_up_spans: Sequence[int] | None = None
+
+    def __init__(self, directory: Path, manifest: Manifest, threads: int) -> None:
+        if manifest.tensorrt is not None:
+            raise EngineDirError(f"{directory} is for a GPU — for the CPU export again without --backend tensorrt")
+        self._directory, self._manifest, self._threads = directory, manifest, threads
+        self.memory = HostMemory()
+        self._cleanup = ExitStack()
+
+    def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> OrtEngine:
+        threads = 1 if name in _SMALL else self._threads
+        engine = OrtEngine(self._directory, self._manifest.graphs[name], limits, shared, threads)
+        self._cleanup.callback(engine.close)
+        return engine
+
+    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: np.dtype) -> KVCache:
+        return KVCache(layers, kv_heads, capacity, head_dim, dtype, self._manifest.limits.span_step)
+
+    def close(self) -> None:
+        self._cleanup.close()
