@@ -29,14 +29,10 @@ class Backend(Protocol):
     def memory(self) -> Memory:
         """What the engines share."""
 
-    @property
-    def warm_up_spans(self) -> Sequence[int] | None:
-        """Spans that calls are recorded for; None: one is enough."""
-
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> Engine:
         """Load a graph. ``limits``: the largest value of each of its sizes. Raises EngineDirError."""
 
-    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: np.dtype) -> Cache:
+    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str) -> Cache:
         """An empty cache."""
 
     def close(self) -> None:
@@ -79,19 +75,20 @@ def load_models(backend: Backend, manifest: Manifest, drafter: str, specs: Seque
     features = memory.zeros(rows * len(shape.captured_layers) * shape.hidden, graph.outputs["features"].dtype)
     logits = memory.zeros(nodes * shape.vocab, "float32")
 
-    cache = backend.cache(shape.layers, shape.kv_heads, limits.capacity, shape.head_dim, np.dtype(graph.inputs["past.0.key"].dtype))
+    cache = backend.cache(shape.layers, shape.kv_heads, limits.capacity, shape.head_dim, graph.inputs["past.0.key"].dtype)
     shared = {ORDER: order, "next_token": mail["next_token"], "logits": logits, "features": features}
     shared |= {**cache.tensors(), **{f"tree.{name}": grown[name] for name in GROWN}}
     engine = backend.engine("target", shared, {"n": rows, "span": limits.capacity, "r": nodes})
-    spans = backend.warm_up_spans
     target = Target(engine, cache, limits, memory, None if memory.on_host or draft is None else grown)
-    target.warm_up((1, 2) if spans is None else manifest.tree_sizes, spans or [cache.fitting(limits.prefill_rows)])
 
     picker = _picker(backend, manifest, logits, mail["token"])
-    if draft is None:
+    eagle: EagleDrafter | None = None
+    if draft is not None:
+        eagle = _eagle(backend, manifest, draft, {ORDER: order, "features": features, **{f"tree.{name}": grown[name] for name in GROWN}})
+    target.warm_up((1, 2) if memory.on_host else manifest.tree_sizes)
+    if eagle is None:
         return Models(target, NgramDrafter() if drafter == "ngram" else NoDrafter(), picker)
-    eagle = _eagle(backend, manifest, draft, {ORDER: order, "features": features, **{f"tree.{name}": grown[name] for name in GROWN}})
-    eagle.warm_up(specs, spans or [most_rows(limits, draft)])
+    eagle.warm_up(specs)
     return Models(target, eagle, picker)
 
 
@@ -113,7 +110,7 @@ def _picker(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer)
 
 def _eagle(backend: Backend, manifest: Manifest, draft: Draft, shared: Mapping[str, Buffer]) -> EagleDrafter:
     limits, memory, rows, width = manifest.limits, backend.memory, most_rows(manifest.limits, draft), draft.max_width
-    kind = np.dtype(manifest.graphs["draft"].inputs["past.0.key"].dtype)
+    kind = manifest.graphs["draft"].inputs["past.0.key"].dtype
     cache = backend.cache(draft.layers, draft.kv_heads, draft.capacity, draft.head_dim, kind)
     buffers = {**shared, **shared_buffers(manifest, draft, memory)}
     columns, pool = 1 + width * draft.max_depth, largest_pool(draft)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
-from .engine import Buffer
+from .engine import Buffer, dtype_of
 from .engine_ort import OrtEngine
 from .errors import EngineDirError
 from .host_memory import HostMemory
@@ -20,8 +18,6 @@ _SMALL = ("sample", "expand", "tree")  # graphs without weights: a second thread
 
 class CpuBackend:
     """Every graph in a session of its own; ``threads`` for those with weights."""
-
-    warm_up_spans: Sequence[int] | None = None
 
     def __init__(self, directory: Path, manifest: Manifest, threads: int) -> None:
         if manifest.tensorrt is not None:
@@ -36,8 +32,8 @@ class CpuBackend:
         self._cleanup.callback(engine.close)
         return engine
 
-    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: np.dtype) -> KVCache:
-        return KVCache(layers, kv_heads, capacity, head_dim, dtype, self._manifest.limits.span_step)
+    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str) -> KVCache:
+        return KVCache(layers, kv_heads, capacity, head_dim, dtype_of(dtype), self._manifest.limits.span_step)
 
     def close(self) -> None:
         self._cleanup.close()

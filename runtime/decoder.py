@@ -20,7 +20,6 @@ from .manifest import Manifest, find_engine_dir, load_manifest
 from .request import Request
 from .sampling import Sampling
 from .stream import Result, Run, Stream
-from .target import Target
 from .text import Message, StopStrings, Text
 
 DRAFTERS = ("eagle", "ngram", "none")

@@ -98,19 +98,19 @@ class EagleDrafter:
     ) -> None:
         self._engines, self._cache, self._draft, self._memory, self._buffers = engines, cache, draft, memory, buffers
         self._limits = limits
-        self._most = most_rows(limits, draft)
+        self._most, self._scored = most_rows(limits, draft), max(limits.tree_nodes, limits.prefill_rows)
         self.begin()
 
-    def warm_up(self, specs: Sequence[TreeSpec], spans: Sequence[int]) -> None:
-        """Grow trees from nothing and from every number of committed rows, so that the first request finds every buffer and thread in
-        place. For each of ``spans`` twice: a device records the second run, to repeat it at once."""
-        for span in spans:
-            self._cache.reserve(span)
-            for _ in range(1 if self._memory.on_host else 2):
-                for spec in specs:
-                    for count in range(1, 2 if self._memory.on_host else spec.depth + 2):
-                        self._fuse([0] * count, count, range(count))
-                        self.draft(0, spec)
+    def warm_up(self, specs: Sequence[TreeSpec]) -> None:
+        """Grow trees, so that the first request finds every buffer and thread in place. On a device from every number of rows that a
+        cycle may commit and with every span: it records each, to repeat it at once."""
+        for span in self._cache.spans():
+            for spec in specs:
+                for count in [1] if self._memory.on_host else range(1, spec.depth + 2):
+                    self.begin()
+                    self._cache.reserve(span)
+                    self._fuse([0] * count, range(count))
+                    self.draft(0, spec)
         self.begin()
 
     def begin(self) -> None:
@@ -119,16 +119,17 @@ class EagleDrafter:
 
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         """The features themselves are where the target left them."""
-        self._fuse(tokens, len(scores.tree), rows)
+        self._fuse(tokens, rows)
 
-    def _fuse(self, tokens: Sequence[int], scored: int, rows: Sequence[int]) -> None:
-        """Fused features of committed tokens wait for the token after them. ``scored``: rows of the target's pass."""
+    def _fuse(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
+        """Fused features of committed tokens wait for the token after them."""
         if len(self._tokens) + len(tokens) > self._most:
             self._catch_up(tokens[0], width=1)
-        call, size = self._engines.fuse.prepare(_FUSE, n=scored, m=len(tokens)), self._draft.hidden
-        call.inputs["rows"][:] = rows
+        count, size = len(tokens), self._draft.hidden
+        call = self._engines.fuse.prepare(_FUSE, n=self._scored, m=self._filled(count, self._limits.prefill_rows))
+        call.inputs["rows"][:count] = rows
         call.run()
-        self._memory.copy(self._buffers["fused"], self._buffers["waiting"], len(self._tokens) * size, len(tokens) * size)
+        self._memory.copy(self._buffers["fused"], self._buffers["waiting"], len(self._tokens) * size, count * size)
         self._tokens.extend(tokens)
 
     def draft(self, root: int, spec: TreeSpec) -> Tree | GrownTree:
@@ -154,12 +155,13 @@ class EagleDrafter:
     def _catch_up(self, following: int, width: int) -> int:
         """Commit the rows that wait, now that the token after the last one is known. Returns how many they were."""
         count, past = len(self._tokens), self._cache.length
-        self._reserve(past + count)
-        call = self._engines.draft.prepare(_CATCH_UP, m=count, w=count, span=self._cache.span, r=1, k=width)
+        rows = self._filled(count, min(self._most, self._draft.capacity - past))
+        self._reserve(past + rows)
+        call = self._engines.draft.prepare(_CATCH_UP, m=rows, w=rows, span=self._cache.span, r=1, k=width)
         inputs = call.inputs
-        inputs["tokens"][0] = [*self._tokens[1:], following]
-        inputs["depth"][0] = np.arange(count)
-        inputs["tree_mask"][:] = np.tri(count, dtype=bool)
+        inputs["tokens"][0, :count] = [*self._tokens[1:], following]
+        inputs["depth"][0] = np.arange(rows)
+        inputs["tree_mask"][:] = np.tri(rows, dtype=bool)
         inputs["past"][0] = inputs["write"][0] = past
         inputs["rows"][0] = count - 1
         call.run()
@@ -167,9 +169,14 @@ class EagleDrafter:
         self._tokens.clear()
         return count
 
+    def _filled(self, count: int, most: int) -> int:
+        """Rows to compute for ``count``: on a device more than a tree's path are filled up to ``most``, whatever they hold, because a row
+        costs nothing there and a new shape does."""
+        return count if self._memory.on_host or count <= self._draft.max_depth + 1 else most
+
     def _expand_root(self, root: int, count: int, width: int) -> int:
         """The first level, from the last of ``count`` committed rows. Returns the size of the pool."""
-        call = self._engines.expand.prepare(_TURNS[0], b=1, k=width, m=count, w=1, p=1, v=1 + width, q=1 + width)
+        call = self._engines.expand.prepare(_TURNS[0], b=1, k=width, m=self._most, w=1, p=1, v=1 + width, q=1 + width)
         call.inputs["pool_tokens"][0] = root
         call.inputs["rows"][0] = count - 1
         call.run()
@@ -190,7 +197,7 @@ class EagleDrafter:
     def _expand(self, level: int, pool: int, width: int) -> int:
         """Candidates below the beams of ``level``. Returns the size of the pool."""
         columns, grown = 1 + width * level, pool + width**2
-        sizes = {"b": width, "k": width, "m": width, "w": columns, "p": pool, "v": columns + width, "q": grown}
+        sizes = {"b": width, "k": width, "m": self._most, "w": columns, "p": pool, "v": columns + width, "q": grown}
         self._engines.expand.prepare(_TURNS[2 - level % 2], **sizes).run()
         return grown
 

@@ -11,6 +11,16 @@ Buffer = Any
 """A flat piece of a Memory: a numpy array on the host, an address range on a device."""
 
 
+def dtype_of(name: str) -> np.dtype[Any]:
+    """The manifest's name of a type. bfloat16 is not numpy's own."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        special: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return special
+    return np.dtype(name)
+
+
 class Memory(Protocol):
     """Where tensors lie. Sizes and offsets count elements."""
 
@@ -60,3 +70,27 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free everything. May be repeated."""
+
+
+class Prepared:
+    """Keeps the calls of one graph by their sizes and names. At most ``most``: one more starts over, once ``_drop`` has freed them."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._calls: dict[tuple[tuple[tuple[str, int], ...], tuple[tuple[str, str], ...]], Call] = {}
+
+    def prepare(self, names: Mapping[str, str] | None = None, /, **sizes: int) -> Call:
+        names = names or {}
+        key = (tuple(sizes.items()), tuple(names.items()))
+        call = self._calls.get(key)
+        if call is None:
+            if len(self._calls) >= self._most:
+                self._drop()
+            call = self._calls[key] = self._bind(names, sizes)
+        return call
+
+    def _bind(self, names: Mapping[str, str], sizes: Mapping[str, int]) -> Call:
+        raise NotImplementedError
+
+    def _drop(self) -> None:
+        self._calls.clear()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .engine import Call
+from .engine import Prepared
 from .errors import EngineDirError, EngineFailure
 from .huge_pages import huge_pages_for_new_memory
 from .manifest import Graph
@@ -33,7 +33,7 @@ class OrtCall:
             raise EngineFailure(f"a pass failed inside ONNX Runtime: {error} — run resps-run with -vv for details") from error
 
 
-class OrtEngine:
+class OrtEngine(Prepared):
     """One graph in one session on the CPU.
 
     Every tensor has one flat buffer, of which a call uses the front. ``shared`` buffers (the KV cache) are the caller's; the others
@@ -41,20 +41,10 @@ class OrtEngine:
     """
 
     def __init__(self, directory: Path, graph: Graph, limits: Mapping[str, int], shared: Mapping[str, np.ndarray], threads: int) -> None:
+        super().__init__(MAX_CALLS)
         self._graph, self._limits = graph, limits
         self._session: Any = _session(directory / graph.file, threads)
         self._buffers: dict[str, np.ndarray] = dict(shared)
-        self._calls: dict[tuple[tuple[tuple[str, int], ...], tuple[tuple[str, str], ...]], Call] = {}
-
-    def prepare(self, names: Mapping[str, str] | None = None, /, **sizes: int) -> Call:
-        names = names or {}
-        key = (tuple(sizes.items()), tuple(names.items()))
-        call = self._calls.get(key)
-        if call is None:
-            if len(self._calls) >= MAX_CALLS:
-                self._calls.clear()
-            call = self._calls[key] = self._bind(names, sizes)
-        return call
 
     def _bind(self, names: Mapping[str, str], sizes: Mapping[str, int]) -> OrtCall:
         binding = self._session.io_binding()
@@ -78,7 +68,7 @@ class OrtEngine:
         return self._buffers[name]
 
     def close(self) -> None:
-        self._calls.clear()
+        self._drop()
         self._buffers.clear()
         self._session = None
 

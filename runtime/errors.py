@@ -3,6 +3,7 @@
 RespsError                    base of everything raised on purpose
 ├── EngineDirError            engine directory missing, incomplete, changed or incompatible   (exit 3)
 ├── PromptError               a prompt that cannot be decoded: empty, too long, not text      (exit 2; also a ValueError)
+├── GpuMemoryError                the GPU is too small: how much is needed, and what would fit (exit 1)
 ├── DecoderBusy               a Stream is open: finish it or close it
 ├── DecoderClosed             used after close()
 └── EngineFailure             a pass of an engine failed; says which stage                    (exit 1)
@@ -27,6 +28,10 @@ class PromptError(RespsError, ValueError):
     """The prompt cannot be decoded: empty, longer than the context, or not text."""
 
     exit_code = 2
+
+
+class GpuMemoryError(RespsError):
+    """The engines do not fit into the GPU's free memory."""
 
 
 class DecoderBusy(RespsError):

@@ -31,6 +31,9 @@ class Cache(Protocol):
     def fitting(self, slots: int) -> int:
         """The span to reserve when ``slots`` are needed."""
 
+    def spans(self) -> Sequence[int]:
+        """Spans to be ready for before the first request: on a device all there will be, as each has a recording of its own."""
+
     def reserve(self, span: int) -> None:
         """Make room for ``span`` slots, at least as many as before; committed rows keep their values."""
 
@@ -77,6 +80,10 @@ class KVCache:
         """Steps grow with the length, so that laying the cache out anew stays a small share of the work."""
         step = self._step * max(1, slots // (8 * self._step))
         return min(-(-slots // step) * step, self.capacity)
+
+    def spans(self) -> Sequence[int]:
+        """The first."""
+        return [min(self._step, self.capacity)]
 
     def reserve(self, span: int) -> None:
         """Lay the tensors out for ``span`` slots, at least as many as before; committed rows keep their values."""

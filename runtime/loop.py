@@ -31,7 +31,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Root:
-    """Where the next tree hangs: the last token chosen, not yet committed; ``features()`` gives the captured ones [3H] it was chosen from."""
+    """Where the next tree hangs: the last token chosen, not yet committed; ``features()`` gives the captured ones [3H] before it."""
 
     token: int
     features: Callable[[], np.ndarray]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
-from .engine import Buffer, Engine, Memory
+from .engine import Buffer, Call, Engine, Memory
 from .kv import Cache
 from .manifest import Limits
 from .sampling import Scores
@@ -44,13 +42,13 @@ class Target:
         step = self.limits.prefill_rows
         for start in range(0, len(tokens), step):
             chunk = tokens[start : start + step]
-            scores = self._run(Tree.chain(chunk), head_rows=1)
+            scores = self._run_chunk(chunk)
             self.cache.commit(range(len(chunk)))
             yield chunk, scores
 
     def verify(self, tree: Tree | GrownTree) -> Scores:
         """Score every node of ``tree`` in one pass; commits nothing."""
-        scores = self._run_grown(tree.nodes) if isinstance(tree, GrownTree) else self._run(tree, head_rows=len(tree))
+        scores = self._run_grown(tree.nodes) if isinstance(tree, GrownTree) else self._run(tree)
         _ = scores.next_token  # waits for a device, so that its time counts as verifying
         return scores
 
@@ -58,31 +56,45 @@ class Target:
         """Keep the rows ``path`` of the tree just verified."""
         self.cache.commit(path)
 
-    def warm_up(self, sizes: Sequence[int], spans: Sequence[int]) -> None:
+    def warm_up(self, sizes: Sequence[int]) -> None:
         """Run a pass of each kind, so that the first request finds every buffer and thread in place: a chunk of the prompt, and trees of
-        these ``sizes``. For each of ``spans`` twice: a device records the second run, to repeat it at once."""
-        for span in spans:
+        these ``sizes``, with every span: a device records each, to repeat it at once."""
+        for span in self.cache.spans():
+            self.cache.truncate(0)
             self.cache.reserve(span)
-            for _ in range(2 if not self._memory.on_host else 1):
-                self._run(Tree.chain([0] * self.limits.prefill_rows), head_rows=1)
-                for size in sizes:
-                    self._run_grown(size) if self._grown else self._run(Tree.chain([0] * size), head_rows=size)
+            self._run_chunk([0] * self.limits.prefill_rows)
+            for size in sizes:
+                self._run_grown(size) if self._grown and size > 1 else self._run(Tree.chain([0] * size))
         self.cache.truncate(0)
 
-    def _run(self, tree: Tree, head_rows: int) -> Scores:
-        """One pass over the tree's rows; the head runs for the last ``head_rows`` of them."""
+    def _run_chunk(self, chunk: Sequence[int]) -> Scores:
+        """One pass over a part of the prompt; the head runs for its last row.
+
+        On a device every chunk is filled up, if there is room: a row costs nothing there, a new shape does. What is too much lies behind
+        the committed slots and is overwritten.
+        """
+        count, room = len(chunk), self.limits.capacity - self.length
+        rows = count if self._memory.on_host else min(self.limits.prefill_rows, room)
+        past = self._reserved(rows)
+        call = self._engine.prepare(_PREFILL, n=rows, span=self.cache.span, r=1)
+        call.inputs["rows"][0] = count - 1
+        self._fill(call, Tree.chain([*chunk, *[0] * (rows - count)]), past)
+        return Scores(call.outputs, Tree.chain(chunk), past, 1)
+
+    def _run(self, tree: Tree) -> Scores:
+        """One pass over the tree's rows."""
         count, past = len(tree), self._reserved(len(tree))
-        names = _VERIFY if head_rows == count else _PREFILL
-        call = self._engine.prepare(names, n=count, span=self.cache.span, r=head_rows)
+        call = self._engine.prepare(_VERIFY, n=count, span=self.cache.span, r=count)
+        self._fill(call, tree, past)
+        return Scores(call.outputs, tree, past, count)
+
+    def _fill(self, call: Call, tree: Tree, past: int) -> None:
         inputs = call.inputs
         inputs["tokens"][0] = tree.tokens
         inputs["depth"][0] = tree.depth
         inputs["tree_mask"][:] = tree.mask
         inputs["past"][0] = past
-        if names is _PREFILL:
-            inputs["rows"][0] = count - 1
         call.run()
-        return Scores(call.outputs, tree, past, head_rows)
 
     def _run_grown(self, count: int) -> Scores:
         """One pass over the tree that lies in the device's memory."""
