@@ -39,15 +39,18 @@ class Backend(Protocol):
         """May be repeated."""
 
 
-def open_backend(directory: Path, manifest: Manifest, device: str, threads: int) -> Backend:
-    """``device``: cpu or cuda. Raises EngineDirError when it cannot run there."""
+def open_backend(directory: Path, manifest: Manifest, name: str, device: str, threads: int) -> Backend:
+    """``name``: onnxruntime or tensorrt; ``device``: cpu or cuda. Raises EngineDirError when the directory cannot run there."""
+    if name == "tensorrt" and (manifest.tensorrt is None or device == "cpu"):
+        missing = "has no TensorRT plans" if manifest.tensorrt is None else "holds TensorRT plans, which need a GPU"
+        raise EngineDirError(f"{directory} {missing} — make some: resps-export --backend tensorrt, or use --device cuda")
     if device == "cpu":
         from .backend_cpu import CpuBackend
 
         return CpuBackend(directory, manifest, threads)
     from .backend_cuda import CudaBackend
 
-    return CudaBackend(directory, manifest)
+    return CudaBackend(directory, manifest, with_plans=name == "tensorrt")
 
 
 @dataclass(frozen=True)

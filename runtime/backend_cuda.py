@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,17 @@ _WORK = 256 << 20  # bytes: CUDA's own context, scratch and small buffers
 class CudaBackend:
     """Everything in one stream of the first GPU. Raises EngineDirError for the wrong GPU or TensorRT, GpuMemoryError."""
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, *, with_plans: bool) -> None:
+        """``with_plans``: TensorRT runs them; otherwise ONNX Runtime runs the ONNX files."""
         self._directory, self._manifest = directory, manifest
         with ExitStack() as cleanup:
             self._cuda = Cuda()
             cleanup.callback(self._cuda.close)
-            expect_fitting(manifest, self._cuda.gpu(), self._cuda.free_memory())
+            expect_fitting(manifest if with_plans else replace(manifest, tensorrt=None), self._cuda.gpu(), self._cuda.free_memory())
             self.memory = DeviceMemory(self._cuda)
             cleanup.callback(self.memory.close)
             cleanup.callback(self._cuda.synchronize)
-            self._trt = _TensorRT(self._cuda, self.memory, manifest) if manifest.tensorrt else None
+            self._trt = _TensorRT(self._cuda, self.memory, manifest) if with_plans else None
             self._cleanup = cleanup.pop_all()
 
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> Engine:
@@ -47,7 +49,7 @@ class CudaBackend:
 
     def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str) -> DeviceKVCache:
         shape, step = (layers, kv_heads, capacity, head_dim), self._manifest.limits.span_step
-        return DeviceKVCache(self._cuda, self.memory, shape, dtype_of(dtype), step, static=self._trt is not None)
+        return DeviceKVCache(self._cuda, self.memory, shape, dtype_of(dtype), step, static=self._manifest.tensorrt is not None)
 
     def close(self) -> None:
         self._cleanup.close()
@@ -111,8 +113,7 @@ def expect_fitting(manifest: Manifest, gpu: Gpu, free: int) -> None:
 
 def _bytes(manifest: Manifest) -> tuple[int, int]:
     """Weights and KV caches. The weights of ONNX graphs lie in .data files, those of plans inside."""
-    plans = [graph.plan for graph in manifest.graphs.values() if graph.plan]
-    files = [manifest.files[plan] for plan in plans] or [file for name, file in manifest.files.items() if name.endswith(".data")]
+    files = [file for name, file in manifest.files.items() if name.endswith(".plan" if manifest.tensorrt else ".data")]
     caches = [tensor for graph in manifest.graphs.values() for name, tensor in graph.inputs.items() if name.startswith("past.")]
     return sum(file.bytes for file in files), sum(_size(tensor, manifest.limits.capacity) for tensor in caches)
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     type=click.Choice(["eagle", "ngram", "none"]),
     help="What proposes the tree [default: eagle if the directory has a draft, else ngram].",
 )
+@click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), help="What runs the engines [default: what they were made for].")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where they run [default: where they were made for].")
 @click.option("--tree", metavar="NODES,DEPTH,WIDTH", help="Fixed tree; 1,0,0 is plain decoding.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a pass [default: physical cores].")
 @click.option("--stats", is_flag=True, help="Print a summary to stderr.")
@@ -59,8 +61,9 @@ def command(prompt: str | None, **options: Any) -> None:
 
     from .decoder import Decoder
 
+    chosen = {name: options[name] for name in ("draft", "backend", "device", "threads")}
     with (
-        Decoder(options["engine_dir"], policy=policy, draft=options["draft"], threads=options["threads"]) as decoder,
+        Decoder(options["engine_dir"], policy=policy, **chosen) as decoder,
         decoder.stream(asked, max_new_tokens=options["max_new_tokens"], sampling=sampling, stop=options["stop"]) as stream,
     ):
         if options["as_json"]:

@@ -16,7 +16,7 @@ from policy import PLAIN, FixedPolicy, Policy, TreeSpec
 from .backend import expect_tree_size, load_models, open_backend
 from .cpu import physical_cores
 from .errors import DecoderBusy, DecoderClosed, EngineDirError, PromptError
-from .manifest import Manifest, find_engine_dir, load_manifest
+from .manifest import BACKENDS, Manifest, find_engine_dir, load_manifest
 from .request import Request
 from .sampling import Sampling
 from .stream import Result, Run, Stream
@@ -33,9 +33,10 @@ Prompt = str | Sequence[int] | Sequence[Message]
 class Decoder:
     """The draft-verify loop over one engine directory.
 
-    ``policy`` chooses the trees (default: a fixed small one), ``draft`` names the drafter (default: "eagle" where the directory has a
-    draft, else "ngram"), ``device`` is cpu or cuda (default: what the directory was made for), ``threads`` defaults to the physical
-    cores this process may use, ``verify`` checks every file's hash. One request at a time: a second ``stream`` raises DecoderBusy.
+    ``policy`` chooses the trees (default: a fixed one), ``draft`` names the drafter (default: "eagle" where the directory has a draft, else
+    "ngram"). ``backend`` (onnxruntime or tensorrt) and ``device`` (cpu or cuda) default to what the directory was made for, ``threads`` to
+    the physical cores this process may use; ``verify`` checks every file's hash. One request at a time: a second ``stream`` raises
+    DecoderBusy.
     Raises EngineDirError when the directory is missing, unfinished, changed or made for something else.
     """
 
@@ -45,19 +46,21 @@ class Decoder:
         *,
         policy: Policy | None = None,
         draft: str | None = None,
+        backend: str | None = None,
         device: str | None = None,
         threads: int | None = None,
         verify: bool = True,
     ) -> None:
         if draft is not None and draft not in DRAFTERS:
             raise ValueError(f"unknown drafter {draft!r} — choose from {', '.join(DRAFTERS)}")
-        if device not in (None, *DEVICES):
-            raise ValueError(f"unknown device {device!r} — choose from {', '.join(DEVICES)}")
+        for what, value, choices in (("backend", backend, BACKENDS), ("device", device, DEVICES)):
+            if value not in (None, *choices):
+                raise ValueError(f"unknown {what} {value!r} — choose from {', '.join(choices)}")
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be 1 or more, not {threads}")
         directory = find_engine_dir(Path(engine_dir))
-        self.manifest: Manifest = load_manifest(directory, verify=verify)
-        self.device = device or ("cpu" if self.manifest.tensorrt is None else "cuda")
+        self.manifest: Manifest = load_manifest(directory, verify=verify, backend=backend)
+        self.backend, self.device = backend or self.manifest.backend, device or ("cpu" if self.manifest.tensorrt is None else "cuda")
         self.draft = draft or ("eagle" if self.manifest.draft else "ngram")
         if self.draft == "eagle" and self.manifest.draft is None:
             raise EngineDirError(f"{directory} holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram")
@@ -68,10 +71,10 @@ class Decoder:
         self._run: Run | None = None
         self._closed = False
         with ExitStack() as cleanup:
-            backend = open_backend(directory, self.manifest, self.device, threads or physical_cores())
-            cleanup.callback(backend.close)
+            opened = open_backend(directory, self.manifest, self.backend, self.device, threads or physical_cores())
+            cleanup.callback(opened.close)
             fixed = self._policy.spec if isinstance(self._policy, FixedPolicy) else default_tree(self.draft, self.manifest)
-            models = load_models(backend, self.manifest, self.draft, [fixed])
+            models = load_models(opened, self.manifest, self.draft, [fixed])
             self._target, self._drafter, self._pick = models.target, models.drafter, models.picker
             self._resources = cleanup.pop_all()
 

@@ -99,18 +99,19 @@ class EagleDrafter:
         self._engines, self._cache, self._draft, self._memory, self._buffers = engines, cache, draft, memory, buffers
         self._limits = limits
         self._most, self._scored = most_rows(limits, draft), max(limits.tree_nodes, limits.prefill_rows)
+        self._steps = [*(1 << power for power in range((self._most - 1).bit_length())), self._most]
         self.begin()
 
     def warm_up(self, specs: Sequence[TreeSpec]) -> None:
-        """Grow trees, so that the first request finds every buffer and thread in place. On a device from every number of rows that a
-        cycle may commit and with every span: it records each, to repeat it at once."""
+        """Grow trees, so that the first request finds every buffer and thread in place. On a device after every number of rows that it
+        computes and with every span: it records each, to repeat it at once."""
         for span in self._cache.spans():
-            for spec in specs:
-                for count in [1] if self._memory.on_host else range(1, spec.depth + 2):
+            for count in [1] if self._memory.on_host else self._steps:
+                for spec in (*specs, None):
                     self.begin()
                     self._cache.reserve(span)
-                    self._fuse([0] * count, range(count))
-                    self.draft(0, spec)
+                    self._fuse([0] * count, [0] * count)
+                    self.draft(0, spec) if spec else self._catch_up(0, width=1)
         self.begin()
 
     def begin(self) -> None:
@@ -124,9 +125,9 @@ class EagleDrafter:
     def _fuse(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
         """Fused features of committed tokens wait for the token after them."""
         if len(self._tokens) + len(tokens) > self._most:
-            self._catch_up(tokens[0], width=1)
+            self._catch_up(tokens[0], width=1)  # one candidate, which nobody looks at
         count, size = len(tokens), self._draft.hidden
-        call = self._engines.fuse.prepare(_FUSE, n=self._scored, m=self._filled(count, self._limits.prefill_rows))
+        call = self._engines.fuse.prepare(_FUSE, n=self._scored, m=self._filled(count, self._most))
         call.inputs["rows"][:count] = rows
         call.run()
         self._memory.copy(self._buffers["fused"], self._buffers["waiting"], len(self._tokens) * size, count * size)
@@ -170,9 +171,9 @@ class EagleDrafter:
         return count
 
     def _filled(self, count: int, most: int) -> int:
-        """Rows to compute for ``count``: on a device more than a tree's path are filled up to ``most``, whatever they hold, because a row
-        costs nothing there and a new shape does."""
-        return count if self._memory.on_host or count <= self._draft.max_depth + 1 else most
+        """Rows to compute for ``count``. On a device one of few numbers, whatever the rest holds, because a row costs nothing there and a
+        new shape does."""
+        return count if self._memory.on_host else min(next(step for step in self._steps if step >= count), most)
 
     def _expand_root(self, root: int, count: int, width: int) -> int:
         """The first level, from the last of ``count`` committed rows. Returns the size of the pool."""

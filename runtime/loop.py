@@ -50,12 +50,14 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: R
     """Decode after ``prefill`` until ``budget`` tokens came or the context is full."""
     while (room := min(budget, target.room)) > 0:
         started, past = perf_counter(), target.length
-        spec = policy.choose(Observation(past, room, root.features)).within(target.limits.tree_nodes, room - 1)
+        # What the answer has no room for is not drafted, except on a device: another shape would cost more than the rows.
+        deepest = (room if target.on_host else target.room) - 1
+        spec = policy.choose(Observation(past, room, root.features)).within(target.limits.tree_nodes, deepest)
         draft = drafter.draft(root.token, spec)
         drafted = perf_counter()
         scores = target.verify(draft)
         verified = perf_counter()
-        verdict = accept(scores.tree, partial(_choose, pick, scores))
+        verdict = accept(scores.tree, partial(_choose, pick, scores), room)
         target.commit(verdict.path)
         drafter.extend((root.token, *verdict.tokens[:-1]), scores, verdict.path)
         root = Root(verdict.tokens[-1], partial(_features, scores, verdict.path[-1]))

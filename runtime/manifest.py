@@ -19,6 +19,7 @@ from .errors import EngineDirError
 
 SCHEMA = 3
 FILE_NAME = "manifest.json"
+BACKENDS = ("onnxruntime", "tensorrt")
 _READ_BYTES = 1 << 20
 
 
@@ -184,8 +185,9 @@ def find_engine_dir(path: Path) -> Path:
     raise EngineDirError(f"{path} has no {FILE_NAME}: it is not a finished engine directory — make one: resps-export --model NAME")
 
 
-def load_manifest(directory: Path, *, verify: bool = True) -> Manifest:
-    """Read and check an engine directory: schema, every key and, with ``verify``, every file's hash. Raises EngineDirError."""
+def load_manifest(directory: Path, *, verify: bool = True, backend: str | None = None) -> Manifest:
+    """Read and check an engine directory: schema, every key and, with ``verify``, the hash of every file that ``backend`` (default: the
+    one it was made for) reads. Raises EngineDirError."""
     file = directory / FILE_NAME
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -199,7 +201,7 @@ def load_manifest(directory: Path, *, verify: bool = True) -> Manifest:
         _check_contract(manifest)
     except _Malformed as problem:
         raise EngineDirError(f"{file} is malformed: {problem} — export again: resps-export --model NAME --force") from None
-    _check_files(directory, manifest, verify)
+    _check_files(directory, manifest, verify, backend or manifest.backend)
     return manifest
 
 
@@ -233,6 +235,12 @@ def _check_contract(manifest: Manifest) -> None:
         raise _Malformed("manifest.limits holds a zero")
     if limits.context + limits.tree_nodes > limits.capacity:
         raise _Malformed("manifest.limits.capacity is less than context and one tree")
+    if manifest.backend not in BACKENDS or (manifest.backend == "tensorrt") != (manifest.tensorrt is not None):
+        raise _Malformed(f"manifest.backend is {manifest.backend!r}")
+    if manifest.tensorrt and any(graph.plan is None or not graph.profiles for graph in manifest.graphs.values()):
+        raise _Malformed("manifest.graphs has a graph without plan or profiles")
+    if manifest.tree_sizes != tuple(sorted(set(manifest.tree_sizes))) or not manifest.tree_sizes or manifest.tree_sizes[0] < 1:
+        raise _Malformed("manifest.tree_sizes must ascend from 1 or more")
     draft = manifest.draft
     if draft and (min(draft.layers, draft.max_depth, draft.max_width) < 1 or draft.max_width > draft.vocab):
         raise _Malformed("manifest.draft holds a size that cannot be")
@@ -240,9 +248,11 @@ def _check_contract(manifest: Manifest) -> None:
         raise _Malformed("manifest.draft.capacity is less than context and one tree")
 
 
-def _check_files(directory: Path, manifest: Manifest, verify: bool) -> None:
+def _check_files(directory: Path, manifest: Manifest, verify: bool, backend: str) -> None:
     remedy = manifest.rebuild
     used = [graph.file for graph in manifest.graphs.values()] + [manifest.tokens.tokenizer]
+    used += [graph.plan for graph in manifest.graphs.values() if graph.plan]
+    unread = (".onnx", ".data") if backend == "tensorrt" else (".plan",)
     used += [manifest.tokens.chat_template] if manifest.tokens.chat_template else []
     for name in used:
         if name not in manifest.files:
@@ -253,7 +263,7 @@ def _check_files(directory: Path, manifest: Manifest, verify: bool) -> None:
         path = directory / name
         if not path.is_file():
             raise EngineDirError(f"{directory} lacks {name} — export again: {remedy}")
-        if path.stat().st_size != expected.bytes or (verify and sha256_of(path) != expected.sha256):
+        if path.stat().st_size != expected.bytes or (verify and not name.endswith(unread) and sha256_of(path) != expected.sha256):
             raise EngineDirError(f"{path} was changed after the export — export again: {remedy}")
 
 

@@ -33,6 +33,11 @@ class Target:
         return self.cache.length
 
     @property
+    def on_host(self) -> bool:
+        """Whether it runs where the loop does."""
+        return self._memory.on_host
+
+    @property
     def room(self) -> int:
         """Tokens that may still be chosen: the last one needs no slot."""
         return self.limits.context - self.length - 1

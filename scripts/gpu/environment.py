@@ -1,0 +1,132 @@
+"""What is here, and whether TensorRT runs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.cuda import Cuda
+from runtime.device_memory import DeviceMemory
+from runtime.engine_trt import Scratch, TrtEngine, read_plan
+from runtime.errors import RespsError
+from runtime.manifest import Graph, Tensor
+from runtime.trt import load, logger
+
+PACKAGES = ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "onnxruntime", "torch", "transformers", "cuda-bindings", "onnx")
+
+
+def environment() -> dict[str, Any]:
+    """GPU, driver (1000 x major + 10 x minor), free memory in MiB, versions."""
+    cuda = Cuda()
+    try:
+        gpu = cuda.gpu()
+        driver = cuda._api.cudaDriverGetVersion()[1]
+        found = {"gpu": gpu.name, "compute_capability": gpu.compute_capability, "memory_mib": gpu.memory >> 20}
+        return {**found, "free_mib": cuda.free_memory() >> 20, "driver": int(driver), "packages": _versions(), "copy_tb_s": bandwidth(cuda)}
+    finally:
+        cuda.close()
+
+
+def bandwidth(cuda: Cuda, size: int = 1 << 30, times: int = 20) -> float:
+    """Bytes read and written by device copies, TB/s: what memory gives in practice."""
+    first, second = cuda.allocate(size), cuda.allocate(size)
+    try:
+        cuda.copy(second, first, size)
+        start = cuda.mark()
+        for _ in range(times):
+            cuda.copy(second, first, size)
+        return round(2 * size * times / cuda.milliseconds(start, cuda.mark()) / 1e9, 2)
+    finally:
+        cuda.synchronize()
+        cuda.free(first)
+        cuda.free(second)
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def runs_plans(folder: Path) -> dict[str, Any]:
+    """For each form of TensorRT: does a plan built for this GPU run and give ONNX Runtime's numbers; does one built for other GPUs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}
+    for flavour in ("tensorrt", "tensorrt_rtx"):
+        for target in ("this GPU", "8.9,12.0") if flavour == "tensorrt_rtx" else ("this GPU",):
+            try:
+                results[f"{flavour} for {target}"] = _runs(folder, flavour, None if target == "this GPU" else target)
+            except (RespsError, RuntimeError, AttributeError) as error:
+                results[f"{flavour} for {target}"] = {"runs": False, "error": str(error)}
+    return results
+
+
+def _runs(folder: Path, flavour: str, capabilities: str | None) -> dict[str, Any]:
+    import onnxruntime
+
+    from export.gpu import Platform, find_gpu, parse_capabilities
+    from export.plan_build import build_plan
+    from export.sample import build_sample
+
+    vocab = 1000
+    (folder / "sample.onnx").write_bytes(build_sample(vocab).SerializeToString())
+    graph = _sample_graph(vocab)
+    gpu = find_gpu()
+    targets = parse_capabilities(capabilities or (gpu.capability if gpu else ""))
+    build_plan(folder, graph, Platform(load(flavour), targets, gpu), None, lambda *_: None)
+    random = np.random.default_rng(0)
+    feeds = {
+        "logits": random.normal(size=(1, 8, vocab)).astype(np.float32) * 3,
+        "temperature": np.array([0.8], np.float32),
+        "top_k": np.array([50]),
+        "top_p": np.array([0.95], np.float32),
+        "uniforms": random.random(64).astype(np.float32),
+        "depth": np.arange(8)[None],
+        "past": np.array([5]),
+    }
+    session = onnxruntime.InferenceSession(str(folder / "sample.onnx"), providers=["CPUExecutionProvider"])
+    return {"runs": True, "same_as_onnxruntime": bool((session.run(None, feeds)[0] == _on_device(folder, graph, flavour, feeds)).all())}
+
+
+def _on_device(folder: Path, graph: Graph, flavour: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    module, cuda = load(flavour), Cuda()
+    memory = DeviceMemory(cuda)
+    try:
+        plan = read_plan(folder, graph, module, module.Runtime(logger(module)), "scripts/gpu_check.py")
+        strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
+        limits = {"n": 8, "p": 64}
+        engine = TrtEngine("sample", plan, graph, {}, limits, cuda, memory, Scratch(memory), lambda p: p.create_execution_context(strategy))
+        call = engine.prepare(**limits)
+        for name, values in feeds.items():
+            call.inputs[name][:] = values
+        for _ in range(3):  # as it is, and twice from the recording
+            call.run()
+        found = np.array(call.outputs["token"])
+        engine.close()
+        return found
+    finally:
+        cuda.synchronize()
+        memory.close()
+        cuda.close()
+
+
+def _sample_graph(vocab: int) -> Graph:
+    inputs = {
+        "logits": Tensor("float32", (1, "n", vocab)),
+        "temperature": Tensor("float32", (1,)),
+        "top_k": Tensor("int64", (1,)),
+        "top_p": Tensor("float32", (1,)),
+        "uniforms": Tensor("float32", ("p",)),
+        "depth": Tensor("int64", (1, "n")),
+        "past": Tensor("int64", (1,)),
+    }
+    profile = {"n": (1, 8, 8), "p": (64, 64, 64)}
+    return Graph("sample.onnx", "sample.plan", (profile,), inputs, {"token": Tensor("int64", (1, "n"))})

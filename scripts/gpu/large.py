@@ -1,0 +1,156 @@
+"""A Llama-3-8B-shaped target and draft with random weights: what passes, draft steps, the host and a change of profile cost."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from policy import PLAIN, FixedPolicy, TreeSpec
+from runtime import Decoder
+from runtime.cuda import Cuda
+from runtime.eagle import EagleDrafter
+from runtime.tree import Tree
+
+from .demo import _export
+from .environment import bandwidth
+from .random_model import LLAMA3_8B, Shape, write_model
+
+CONTEXT, PAST, TIMES = 4096, 512, 50
+TREES = (TreeSpec(8, 4, 4), TreeSpec(16, 5, 8), TreeSpec(32, 7, 8), TreeSpec(64, 8, 10))
+
+
+def large(work: Path, layers: int, precision: str, shape: Shape = LLAMA3_8B) -> dict[str, Any]:
+    """Milliseconds are medians of GPU time between two marks in the stream, unless they say wall."""
+    weights, name = work / f"weights-{layers}", f"engines-{layers}-{precision}"
+    if not (weights / "draft").is_dir():
+        write_model(weights, shape, layers)
+    started = time.perf_counter()
+    sources = ["--weights", str(weights / "target"), "--draft-weights", str(weights / "draft")]
+    built_as = ["--backend", "tensorrt", "--precision", precision, "--max-context", str(CONTEXT)]
+    _export(*sources, *built_as, "--out", str(work), "--name", name)
+    built = time.perf_counter() - started
+    started = time.perf_counter()
+    with Decoder(work / name, policy=FixedPolicy(TREES[2])) as decoder:
+        loaded = time.perf_counter() - started
+        return {"export_seconds": round(built), "load_seconds": round(loaded), **measure(decoder, work / name)}
+
+
+def measure(decoder: Decoder, directory: Path) -> dict[str, Any]:
+    """Everything about one engine directory."""
+    cuda = Cuda()
+    speed = bandwidth(cuda)
+    cuda.close()
+    target, manifest = decoder._target, decoder.manifest
+    stream = target._memory._cuda  # type: ignore[attr-defined]
+    target.cache.truncate(0)
+    list(target.prefill([7] * PAST))
+    passes = {size: _gpu_ms(stream, lambda size=size: target._run(Tree.chain([7] * size))) for size in manifest.tree_sizes}  # type: ignore[misc]
+    walls = {size: _wall_ms(lambda size=size: target.verify(Tree.chain([7] * size))) for size in manifest.tree_sizes}  # type: ignore[misc]
+    weights = manifest.files["target.plan"].bytes
+    plain = passes[min(passes)]
+    floor = weights / speed / 1e9
+    return {
+        "gpu": stream.gpu().name,
+        "copy_tb_s": speed,
+        "target_plan_gb": round(weights / 1e9, 2),
+        "floor_ms": round(floor, 3),
+        "floor_ms_at_4.8_tb_s": round(weights / 4.8e9, 3),
+        "pass_ms": {str(size): round(value, 3) for size, value in passes.items()},
+        "pass_wall_ms": {str(size): round(value, 3) for size, value in walls.items()},
+        "pass_32_over_plain": round(passes[32] / plain, 3) if 32 in passes else None,
+        "plain_over_floor": round(plain / floor, 3),
+        "prefill_chunk_ms": round(_gpu_ms(stream, lambda: target._run_chunk([7] * manifest.limits.prefill_rows)), 3),
+        "profile_switch_ms": _switch_ms(decoder, stream, passes),
+        "drafting": _drafting(decoder, stream),
+        "cycles": {str(spec): _cycle(decoder, stream, spec) for spec in (PLAIN, *TREES) if spec.nodes in manifest.tree_sizes},
+    }
+
+
+def _gpu_ms(stream: Any, work: Callable[[], Any]) -> float:
+    work()
+    found = []
+    for _ in range(TIMES):
+        start = stream.mark()
+        work()
+        found.append(stream.milliseconds(start, stream.mark()))
+    return statistics.median(found)
+
+
+def _wall_ms(work: Callable[[], Any]) -> float:
+    work()
+    found = []
+    for _ in range(TIMES):
+        started = time.perf_counter()
+        work()
+        found.append(1000 * (time.perf_counter() - started))
+    return statistics.median(found)
+
+
+def _switch_ms(decoder: Decoder, stream: Any, passes: dict[int, float]) -> float:
+    """How much longer two passes of different profiles take when they alternate than each repeated."""
+    sizes = sorted(passes)[-1], sorted(passes)[0]
+
+    def both() -> None:
+        for size in sizes:
+            decoder._target._run(Tree.chain([7] * size))
+
+    return round(_gpu_ms(stream, both) - sum(passes[size] for size in sizes), 4)
+
+
+def _drafting(decoder: Decoder, stream: Any) -> dict[str, Any]:
+    """A whole tree by its depth, hence a level; and the catch-up with what one round commits."""
+    drafter = decoder._drafter
+    if not isinstance(drafter, EagleDrafter):
+        return {"error": "the directory has no draft"}
+    found: dict[str, Any] = {}
+    for width in (4, 8, 10):
+        trees = {}
+        for depth in (1, 2, 4, 8):
+            spec = TreeSpec(min(32, TreeSpec(1, depth, width).capacity), depth, width)
+
+            def grow(spec: TreeSpec = spec) -> None:
+                drafter._fuse([7] * 3, range(3))
+                drafter.draft(7, spec)
+
+            drafter.begin()
+            drafter._fuse([7] * 64, range(64))
+            trees[depth] = _gpu_ms(stream, grow)
+        step = (trees[8] - trees[4]) / 4
+        found[str(width)] = {"tree_ms": {str(depth): round(value, 3) for depth, value in trees.items()}, "step_ms": round(step, 3)}
+    return found
+
+
+def _cycle(decoder: Decoder, stream: Any, spec: TreeSpec) -> dict[str, float]:
+    """Wall time of a cycle in a real answer, the GPU's share of it, and what is left: host and launch gap."""
+    prompt = [7, 11, 13] * 100
+    for _ in range(2):
+        with decoder.stream(prompt, max_new_tokens=400, policy=FixedPolicy(spec)) as chunks:
+            next(chunks)
+            start, started = stream.mark(), time.perf_counter()
+            stats = chunks.result().stats
+            wall = 1000 * (time.perf_counter() - started)
+            stream.milliseconds(start, stream.mark())
+    busy = _busy_ms(decoder, stream, spec)
+    return {"wall_ms": round(wall / stats.cycles, 3), "busy_ms": round(busy, 3), "gap_ms": round(wall / stats.cycles - busy, 3)}
+
+
+def _busy_ms(decoder: Decoder, stream: Any, spec: TreeSpec) -> float:
+    """GPU time of a cycle's work when it is put into the stream all at once: nothing waits for the host."""
+    target, drafter = decoder._target, decoder._drafter
+    target.cache.truncate(0)
+    list(target.prefill([7] * PAST))
+    drafter.begin()
+    grows = isinstance(drafter, EagleDrafter) and spec.nodes > 1
+    if grows:
+        drafter._fuse([7] * 64, range(64))  # type: ignore[attr-defined]
+
+    def work() -> None:
+        if grows:
+            drafter._fuse([7], [0])  # type: ignore[attr-defined]
+            drafter.draft(7, spec)
+        target._run(Tree.chain([7] * spec.nodes))
+
+    return _gpu_ms(stream, work)
