@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,23 @@ import onnx
 import onnxruntime
 
 from runtime.errors import EngineDirError
-from runtime.manifest import FILE_NAME, SCHEMA, File, Graph, Limits, Manifest, Model, Source, Tensor, Tokens, load_manifest, sha256_of
+from runtime.manifest import (
+    FILE_NAME,
+    SCHEMA,
+    Check,
+    Controller,
+    Draft,
+    File,
+    Graph,
+    Limits,
+    Manifest,
+    Model,
+    Source,
+    Tensor,
+    Tokens,
+    load_manifest,
+    sha256_of,
+)
 
 from .check import check_target
 from .checkpoint import Checkpoint
@@ -27,16 +44,17 @@ from .draft_build import write_draft
 from .draft_checkpoint import DraftCheckpoint
 from .errors import ExportError
 from .gguf import GgufCheckpoint
-from .layers import PRECISIONS
+from .gpu import Platform
+from .layers import BACKENDS, ONNXRUNTIME, TENSORRT
 from .plan import Plan
+from .plan_build import TIMING_CACHE, Progress
 from .sample import build_sample
 from .target import EMBEDDING, TargetWriter
 from .tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, TokenizerFiles, tokenizer_of_directory, tokenizer_of_gguf
+from .trt_build import add_policy, build_plans, describe
 from .weights import WeightFile
 
-SPAN_STEP = 64
-Progress = Callable[[str, int, int], None]
-"""(stage, done, total)"""
+SPAN_STEP = {ONNXRUNTIME: 64, TENSORRT: 256}  # coarser where every span is recorded on its own
 
 
 def is_current(plan: Plan, source: Source) -> bool:
@@ -62,20 +80,37 @@ def _exporter_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def export(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    draft: DraftCheckpoint | None,
-    source: Source,
-    rebuild: str,
-    chat_template: str | None,
-    progress: Progress,
-) -> Manifest:
+@dataclass(frozen=True)
+class Job:
+    """One export. ``rebuild``: the command that makes it again, for error messages; ``platform``: of an engine for TensorRT."""
+
+    plan: Plan
+    checkpoint: Checkpoint
+    draft: DraftCheckpoint | None
+    source: Source
+    rebuild: str
+    chat_template: str | None
+    platform: Platform | None
+    progress: Progress
+
+
+@dataclass
+class _Written:
+    """What is in the scratch directory so far. ``known``: hashes that were made while writing."""
+
+    models: dict[str, onnx.ModelProto]
+    known: dict[str, File]
+    check: Check
+    draft: Draft | None = None
+    policy: Controller | None = None
+
+
+def export(job: Job) -> Manifest:
     """Write the whole directory beside its place and move it there when it is complete and checked.
 
-    ``rebuild`` is the command that makes it again, for error messages. Raises ExportError; whatever happens, nothing unfinished is left at
-    ``plan.directory``, and what was there stays until then.
+    Raises ExportError; whatever happens, nothing unfinished is left at ``plan.directory``, and what was there stays until then.
     """
+    plan = job.plan
     _expect_replaceable(plan.directory)
     parent = plan.directory.parent
     parent.mkdir(parents=True, exist_ok=True)
@@ -85,29 +120,57 @@ def export(
             f"{parent} has {free >> 20} MiB free, the export needs {plan.disk_bytes >> 20} — free some space or use another --out"
         )
     with _scratch_directory(plan.directory) as scratch:
-        manifest = _write(scratch, plan, checkpoint, draft, source, rebuild, chat_template, progress)
+        manifest = _write(scratch, job)
         _move_into_place(scratch, plan.directory)
     return manifest
 
 
-def _write(
-    scratch: Path,
-    plan: Plan,
-    checkpoint: Checkpoint,
-    draft: DraftCheckpoint | None,
-    source: Source,
-    rebuild: str,
-    chat_template: str | None,
-    progress: Progress,
-) -> Manifest:
-    arch, precision = checkpoint.arch, PRECISIONS[plan.precision]
-    tokenizer = _tokenizer_files(checkpoint, chat_template)
+def _write(scratch: Path, job: Job) -> Manifest:
+    plan, arch = job.plan, job.checkpoint.arch
+    tokenizer = _tokenizer_files(job.checkpoint, job.chat_template)
+    captured = job.draft.arch.captured if job.draft else arch.captured
+    written = _write_graphs(scratch, job, captured, tokenizer)
+    graphs = {name: _described(f"{name}.onnx", model) for name, model in written.models.items()}
+    limits = Limits(plan.context, plan.capacity, max(plan.tree_sizes), plan.prefill_rows, SPAN_STEP[plan.backend])
+    # Not the version of a package "onnxruntime": its GPU build is installed under another name.
+    versions = {"resps": version("resps"), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+    if job.platform:
+        timings = plan.directory / TIMING_CACHE
+        graphs, plans = build_plans(scratch, graphs, limits, plan.tree_sizes, written.draft, job.platform, timings, job.progress)
+        written.known |= plans
+        versions[job.platform.flavour] = job.platform.version
+    files = {file.name: written.known.get(file.name) or File(sha256_of(file), file.stat().st_size) for file in sorted(scratch.iterdir())}
+    manifest = Manifest(
+        schema=SCHEMA,
+        model=plan.model,
+        precision=plan.precision,
+        backend=plan.backend,
+        shape=Model(arch.layers, arch.kv_heads, arch.head_dim, arch.hidden, arch.vocab, captured),
+        limits=limits,
+        tree_sizes=plan.tree_sizes,
+        tokens=Tokens(TOKENIZER_FILE, TEMPLATE_FILE if tokenizer.chat_template else None, tokenizer.stop, tokenizer.bos),
+        draft=written.draft,
+        policy=written.policy,
+        tensorrt=describe(job.platform) if job.platform else None,
+        graphs=graphs,
+        files=files,
+        check=written.check,
+        built_with=versions,
+        source=job.source,
+        rebuild=job.rebuild,
+    )
+    (scratch / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _write_graphs(scratch: Path, job: Job, captured: tuple[int, ...], tokenizer: TokenizerFiles) -> _Written:
+    """Every ONNX graph with its weights, checked, and the tokenizer's files."""
+    plan, arch, progress = job.plan, job.checkpoint.arch, job.progress
+    precision = BACKENDS[plan.backend][plan.precision]
     with WeightFile(scratch / "target.data") as weights:
-        captured = draft.arch.captured if draft else arch.captured
-        writer = TargetWriter(checkpoint, precision, plan.capacity, weights, captured)
+        writer = TargetWriter(job.checkpoint, precision, plan.capacity, weights, captured, static=plan.backend == TENSORRT)
         for done in writer.build():
             progress("target", done, arch.layers)
-    known = {"target.data": File(weights.sha256, weights.size)}
     models = {"target": writer.model(), "sample": build_sample(arch.vocab)}
     for name, model in models.items():
         onnx.save(model, scratch / f"{name}.onnx")
@@ -116,38 +179,21 @@ def _write(
     if tokenizer.chat_template:
         (scratch / TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
     progress("check", 0, 1)
-    check = check_target(scratch / "target.onnx", checkpoint, precision)
+    check = check_target(scratch / "target.onnx", job.checkpoint, precision)
     progress("check", 1, 1)
-    described = None
-    if draft and plan.draft_precision:
+    written = _Written(models, {"target.data": File(weights.sha256, weights.size)}, check)
+    if job.draft and plan.draft_precision:
         progress("draft", 0, 1)
         embedding = writer.g.tensor(EMBEDDING)
-        drafts, known["draft.data"], described = write_draft(scratch, draft, plan.draft_precision, precision, plan.context, embedding)
+        drafts, written.known["draft.data"], written.draft = write_draft(
+            scratch, job.draft, plan.draft_precision, precision, plan.context, embedding, plan.backend
+        )
         models |= drafts
         progress("draft", 1, 1)
-    files = {file.name: known.get(file.name) or File(sha256_of(file), file.stat().st_size) for file in sorted(scratch.iterdir())}
-    manifest = Manifest(
-        schema=SCHEMA,
-        model=plan.model,
-        precision=plan.precision,
-        backend="onnxruntime",
-        shape=Model(arch.layers, arch.kv_heads, arch.head_dim, arch.hidden, arch.vocab, captured),
-        limits=Limits(plan.context, plan.capacity, max(plan.tree_sizes), plan.prefill_rows, SPAN_STEP),
-        tree_sizes=plan.tree_sizes,
-        tokens=Tokens(TOKENIZER_FILE, TEMPLATE_FILE if tokenizer.chat_template else None, tokenizer.stop, tokenizer.bos),
-        draft=described,
-        policy=None,
-        tensorrt=None,
-        graphs={name: _described(f"{name}.onnx", model) for name, model in models.items()},
-        files=files,
-        check=check,
-        # Not the version of a package "onnxruntime": its GPU build is installed under another name.
-        built_with={"resps": version("resps"), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
-        source=source,
-        rebuild=rebuild,
-    )
-    (scratch / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
-    return manifest
+        if job.platform and (added := add_policy(scratch, models["target"], plan.tree_sizes, written.draft)):
+            models["policy"], data, written.policy = added
+            written.known |= data
+    return written
 
 
 def _tokenizer_files(checkpoint: Checkpoint, chat_template: str | None) -> TokenizerFiles:

@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from runtime.console import run_command, set_verbosity
 
-DEFAULT_OUT, DEFAULT_CONTEXT, DEFAULT_PREFILL_ROWS = Path("engines"), 4096, 128
-PRECISION_NAMES = ("fp32", "fp16", "bf16", "int8", "int4")
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+    from .draft_checkpoint import DraftCheckpoint
+    from .gpu import Platform
+    from .models import ModelEntry
+    from .plan import Plan
+
+DEFAULT_OUT, DEFAULT_CONTEXT, DEFAULT_PREFILL_ROWS, DEFAULT_TREE_SIZES = Path("engines"), 4096, 128, "1,2,4,8,16,32,64"
+PRECISION_NAMES = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
+DEFAULT_PRECISIONS = {"onnxruntime": "fp32", "tensorrt": "fp16"}
+LARGEST_TREE = 512
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,105 +31,196 @@ PRECISION_NAMES = ("fp32", "fp16", "bf16", "int8", "int4")
 @click.option("--weights", metavar="DIR|FILE.gguf|HUB-ID", help="Take the weights from here instead.")
 @click.option("--draft-weights", metavar="DIR|HUB-ID", help="EAGLE-3 draft of the target, where the model's own is not wanted.")
 @click.option("--no-draft", is_flag=True, help="Export the target alone.")
-@click.option(
-    "--draft-precision", type=click.Choice(PRECISION_NAMES), help="Precision of the draft [default: int8 beside fp32, int8 and int4]."
-)
+@click.option("--draft-precision", type=click.Choice(PRECISION_NAMES),
+              help="Precision of the draft [default: int8 beside fp32, int8 and int4; fp16 with tensorrt].")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Where engine directories lie.")
-@click.option("--name", help="Directory below --out [default: the model, with the precision unless fp32].")
-@click.option(
-    "--precision", type=click.Choice(PRECISION_NAMES), default="fp32", show_default=True, help="int8 and int4 quantize weights only."
-)
-@click.option(
-    "--max-context", type=click.IntRange(16, 1 << 20), default=DEFAULT_CONTEXT, show_default=True, help="Most tokens of prompt and answer."
-)
+@click.option("--name", help="Directory below --out [default: the model, with the backend and precision if they are not the default].")
+@click.option("--backend", type=click.Choice(tuple(DEFAULT_PRECISIONS)), default="onnxruntime", show_default=True,
+              help="What will run it; tensorrt builds engines for a GPU.")  # fmt: skip
+@click.option("--precision", type=click.Choice(PRECISION_NAMES),
+              help="fp8, int8 and int4 quantize weights only; fp8 is tensorrt's [default: fp32; fp16 with tensorrt].")  # fmt: skip
+@click.option("--max-context", type=click.IntRange(16, 1 << 20), default=DEFAULT_CONTEXT, show_default=True,
+              help="Most tokens of prompt and answer.")  # fmt: skip
 @click.option(
     "--prefill-rows", type=click.IntRange(1, 4096), default=DEFAULT_PREFILL_ROWS, show_default=True, help="Prompt tokens per pass."
 )
+@click.option("--tree-sizes", metavar="N,N,...", default=DEFAULT_TREE_SIZES, show_default=True,
+              help="Nodes of draft trees, root included. The last is the largest; tensorrt tunes for each.")  # fmt: skip
+@click.option("--compute-capability", metavar="X.Y,...",
+              help="GPUs to build for, TensorRT-RTX only [default: the one that is here, else 8.9,12.0].")  # fmt: skip
 @click.option("--force", is_flag=True, help="Export even if the directory is up to date.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan (with --dry-run) or the manifest as JSON.")
 @click.option("-v", "--verbose", count=True, help="Say what is done; -vv shows tracebacks.")
 @click.version_option(package_name="resps")
-def command(
-    model: str | None,
-    weights: str | None,
-    draft_weights: str | None,
-    no_draft: bool,
-    draft_precision: str | None,
-    out: Path,
-    name: str | None,
-    precision: str,
-    max_context: int,
-    prefill_rows: int,
-    force: bool,
-    dry_run: bool,
-    as_json: bool,
-    verbose: int,
-) -> None:
+def command(force: bool, dry_run: bool, as_json: bool, verbose: int, **options: Any) -> None:
     """Turn a target model and its draft into an engine directory that resps-run and runtime.Decoder load."""
     set_verbosity(verbose)
-    if model is None and weights is None:
+    asked = _checked(Asked(**options))
+    prepared = _prepare(asked, dry_run)
+    if dry_run:
+        click.echo(json.dumps(asdict(prepared.plan), default=str) if as_json else "\n".join(prepared.plan.lines()))
+        return
+    _export(asked, prepared, force, as_json)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be exported, as it was typed."""
+
+    model: str | None
+    weights: str | None
+    draft_weights: str | None
+    no_draft: bool
+    draft_precision: str | None
+    out: Path
+    name: str | None
+    backend: str
+    precision: str | None
+    max_context: int
+    prefill_rows: int
+    tree_sizes: str
+    compute_capability: str | None
+
+    @property
+    def chosen_precision(self) -> str:
+        return self.precision or DEFAULT_PRECISIONS[self.backend]
+
+    @property
+    def label(self) -> str:
+        """The model's name in the manifest."""
+        return self.model or Path(self.weights or "").name.removesuffix(".gguf") or "model"
+
+    @property
+    def folder(self) -> str:
+        """Of the engine directory."""
+        trt = ["trt"] if self.backend == "tensorrt" else []
+        special = [self.chosen_precision] if self.chosen_precision != DEFAULT_PRECISIONS[self.backend] else []
+        return self.name or "-".join([self.label, *trt, *special])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of trees, ascending. Raises UsageError."""
+        parts = [part.strip() for part in self.tree_sizes.split(",")]
+        sizes = [int(part) for part in parts if part.isdecimal() and len(part) < 6]
+        if len(sizes) != len(parts) or len(set(sizes)) != len(sizes) or not all(1 <= size <= LARGEST_TREE for size in sizes):
+            raise click.UsageError(f"--tree-sizes are different whole numbers from 1 to {LARGEST_TREE}, not {self.tree_sizes!r}")
+        return tuple(sorted(sizes))
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """GPUs that were asked for. Raises UsageError."""
+        from .gpu import parse_capabilities
+
+        try:
+            return parse_capabilities(self.compute_capability) if self.compute_capability is not None else ()
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+
+    @property
+    def command_line(self) -> str:
+        """The call with the options that are not their defaults, for whoever has to make the engine again."""
+        words = ["resps-export"]
+        for parameter in command.params:
+            value = getattr(self, parameter.name or "", None)
+            if value not in (None, False, parameter.default):
+                words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
+        return shlex.join([*words, "--force"])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What an export needs. ``checkpoint`` is None in a dry run, which opens no weights."""
+
+    plan: Plan
+    entry: ModelEntry
+    checkpoint: Checkpoint | None
+    draft: DraftCheckpoint | None
+    platform: Platform | None
+
+
+def _checked(asked: Asked) -> Asked:
+    """Raises UsageError for options that do not go together."""
+    if asked.model is None and asked.weights is None:
         raise click.UsageError("give --model NAME or --weights DIR, FILE.gguf or a hub id")
-    if no_draft and (draft_weights or draft_precision):
+    if asked.no_draft and (asked.draft_weights or asked.draft_precision):
         raise click.UsageError("--no-draft goes with neither --draft-weights nor --draft-precision")
-    from .models import ModelEntry, model_entry
+    if asked.backend != "tensorrt" and "fp8" in (asked.precision, asked.draft_precision):
+        raise click.UsageError("fp8 needs --backend tensorrt; for the CPU there is int8")
+    if asked.backend != "tensorrt" and asked.compute_capability is not None:
+        raise click.UsageError("--compute-capability needs --backend tensorrt")
+    if Path(asked.folder).name != asked.folder or asked.folder.startswith("."):
+        raise click.UsageError(f"--name must be a plain directory name, not {asked.folder!r}")
+    _ = asked.sizes, asked.capabilities
+    return asked
 
-    entry = model_entry(model) if model is not None else ModelEntry(weights or "", None)
-    label = model or Path(weights or "").name.removesuffix(".gguf") or "model"
-    folder = name or (label if precision == "fp32" else f"{label}-{precision}")
-    if Path(folder).name != folder or folder.startswith("."):
-        raise click.UsageError(f"--name must be a plain directory name, not {folder!r}")
 
-    from .build import export, is_current, source_of
+def _prepare(asked: Asked, dry_run: bool) -> Prepared:
+    """Find weights and TensorRT, and plan. A dry run needs neither."""
     from .draft_checkpoint import open_draft
     from .fetch import locate, locate_draft, open_checkpoint, planned_arch, planned_draft
-    from .layers import PRECISIONS
+    from .layers import BACKENDS
+    from .models import ModelEntry, model_entry
     from .plan import PlannedDraft, default_draft_precision, make_plan
 
+    entry = model_entry(asked.model) if asked.model is not None else ModelEntry(asked.weights or "", None)
+    platform = _platform(asked) if asked.backend == "tensorrt" and not dry_run else None
     click.echo("weights: locating", err=True)
-    checkpoint = None if dry_run else open_checkpoint(locate(entry, weights))
-    arch = checkpoint.arch if checkpoint else planned_arch(entry, weights)
-    draft_directory = None if no_draft or checkpoint is None else locate_draft(entry, draft_weights)
-    draft = open_draft(draft_directory, checkpoint) if draft_directory and checkpoint else None
-    found = (draft.path.name, draft.arch) if draft else None if no_draft or checkpoint else planned_draft(entry, draft_weights, arch)
-    if found is None and draft_precision:
+    checkpoint = None if dry_run else open_checkpoint(locate(entry, asked.weights))
+    arch = checkpoint.arch if checkpoint else planned_arch(entry, asked.weights)
+    directory = None if asked.no_draft or checkpoint is None else locate_draft(entry, asked.draft_weights)
+    draft = open_draft(directory, checkpoint) if directory and checkpoint else None
+    found = (draft.path.name, draft.arch) if draft else None
+    if dry_run and not asked.no_draft:
+        found = planned_draft(entry, asked.draft_weights, arch)
+    if found is None and asked.draft_precision:
         raise click.UsageError("--draft-precision needs a draft: give --draft-weights, or a --model that has one")
-    chosen = draft_precision or default_draft_precision(precision)
-    planned = PlannedDraft(*found, chosen) if found else None
-    plan = make_plan(out / folder, label, arch, PRECISIONS[precision], max_context, prefill_rows, planned)
-    if checkpoint is None:
-        click.echo(json.dumps(asdict(plan), default=str) if as_json else "\n".join(plan.lines()))
-        return
-    sizes = {"max_context": max_context, "prefill_rows": prefill_rows}
-    options = {"model": label, "precision": precision, "draft_precision": plan.draft_precision, **sizes}
-    source = source_of(checkpoint, draft, options)
+    chosen = asked.draft_precision or default_draft_precision(asked.chosen_precision, asked.backend)
+    plan = make_plan(
+        asked.out / asked.folder,
+        asked.label,
+        arch,
+        BACKENDS[asked.backend][asked.chosen_precision],
+        asked.max_context,
+        asked.prefill_rows,
+        PlannedDraft(*found, chosen) if found else None,
+        backend=asked.backend,
+        tree_sizes=asked.sizes,
+    )
+    return Prepared(plan, entry, checkpoint, draft, platform)
+
+
+def _platform(asked: Asked) -> Platform:
+    from .gpu import choose_platform
+
+    try:
+        return choose_platform(asked.capabilities)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _export(asked: Asked, prepared: Prepared, force: bool, as_json: bool) -> None:
+    """Write the directory, unless it is up to date."""
+    from .build import Job, export, is_current, source_of
+
+    plan, checkpoint, platform = prepared.plan, prepared.checkpoint, prepared.platform
+    assert checkpoint is not None
+    options: dict[str, object] = {"model": plan.model, "precision": plan.precision, "draft_precision": plan.draft_precision}
+    options |= {"max_context": asked.max_context, "prefill_rows": asked.prefill_rows, "tree_sizes": list(plan.tree_sizes)}
+    if platform:
+        gpu = platform.gpu.name if platform.gpu else None
+        options["tensorrt"] = [platform.flavour, platform.version, list(platform.capabilities), gpu]
+    source = source_of(checkpoint, prepared.draft, options)
     if not force and is_current(plan, source):
         stored = plan.directory / "manifest.json"
         click.echo(stored.read_text(encoding="utf-8").rstrip() if as_json else f"{plan.directory} is up to date")
         return
-    given = _given(model, weights, draft_weights, draft_precision, name, precision, max_context, prefill_rows, out)
-    rebuild = shlex.join(["resps-export", *given, *(["--no-draft"] if no_draft else []), "--force"])
-    manifest = export(plan, checkpoint, draft, source, rebuild, entry.chat_template, _progress)
+    if platform:
+        click.echo("\n".join(plan.lines()), err=True)
+    job = Job(plan, checkpoint, prepared.draft, source, asked.command_line, prepared.entry.chat_template, platform, _progress)
+    manifest = export(job)
     ready = f"{plan.directory} is ready: max |logit difference| {manifest.check.max_abs_logit_diff:.1e}"
     click.echo(manifest.to_json().rstrip() if as_json else ready)
-
-
-def _given(*values: object) -> list[str]:
-    """The options of this call that are not their defaults, as they would be typed."""
-    names = (
-        "--model",
-        "--weights",
-        "--draft-weights",
-        "--draft-precision",
-        "--name",
-        "--precision",
-        "--max-context",
-        "--prefill-rows",
-        "--out",
-    )
-    defaults = (None, None, None, None, None, "fp32", DEFAULT_CONTEXT, DEFAULT_PREFILL_ROWS, DEFAULT_OUT)
-    given = [(name, value) for name, value, default in zip(names, values, defaults, strict=True) if value != default]
-    return [text for name, value in given for text in (name, str(value))]
 
 
 def _progress(stage: str, done: int, total: int) -> None:

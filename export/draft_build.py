@@ -13,7 +13,7 @@ from .draft import DraftWriter, FuseWriter
 from .draft_check import check_draft
 from .draft_checkpoint import DraftCheckpoint
 from .growth import MAX_DEPTH, build_expand, build_tree
-from .layers import PRECISIONS, Precision
+from .layers import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
 from .weights import WeightFile
 
 MAX_WIDTH = 16  # beams a level; the papers use 10
@@ -25,17 +25,23 @@ def draft_capacity(context: int, width: int) -> int:
 
 
 def write_draft(
-    scratch: Path, draft: DraftCheckpoint, precision_name: str, target: Precision, context: int, embedding: onnx.TensorProto
+    scratch: Path,
+    draft: DraftCheckpoint,
+    precision_name: str,
+    target: Precision,
+    context: int,
+    embedding: onnx.TensorProto,
+    backend: str = ONNXRUNTIME,
 ) -> tuple[dict[str, onnx.ModelProto], File, Draft]:
     """``embedding``: the target's tensor, which draft.onnx points to as well. Returns the graphs, draft.data's entry and the manifest's.
     Raises ParityError."""
-    precision, layer = PRECISIONS[precision_name], draft.arch.layer
+    precision, layer = BACKENDS[backend][precision_name], draft.arch.layer
     width = min(MAX_WIDTH, len(draft.tokens))
     capacity = draft_capacity(context, width)
     with WeightFile(scratch / "draft.data") as weights:
         fuse = FuseWriter(draft, precision, target.compute, weights)
         fuse.build()
-        writer = DraftWriter(draft, precision, capacity, weights, embedding)
+        writer = DraftWriter(draft, precision, capacity, weights, embedding, static=backend == TENSORRT)
         writer.build()
     models = {"fuse": fuse.model(), "draft": writer.model(), "expand": build_expand(layer.hidden, precision.compute), "tree": build_tree()}
     for name, model in models.items():

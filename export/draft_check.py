@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from runtime.manifest import Check
 
-from .check import compared
+from .check import activations, compared
 from .draft_checkpoint import EMBEDDING, HEAD, DraftCheckpoint
+from .graph import BFLOAT16, FLOAT
 from .layers import NUMPY_TYPES, Precision
 from .reference import decoder_layer, linear, norm
+from .twin import float32_twin
 
 COMMITTED, BEAMS, SLOTS = 5, 3, 16
 
@@ -58,7 +61,7 @@ def check_draft(directory: Path, draft: DraftCheckpoint, precision: Precision, t
     """Compare `fuse` and `draft` in ``directory`` with the reference. Raises ParityError when the difference is more than rounding."""
     random = np.random.default_rng(0)
     width = len(draft.arch.captured) * draft.arch.target_hidden
-    features = random.standard_normal((COMMITTED, width), np.float32).astype(NUMPY_TYPES[target.compute])
+    features = random.standard_normal((COMMITTED, width), np.float32).astype(NUMPY_TYPES[_runnable(target)])
     tokens = random.choice(draft.arch.layer.vocab, COMMITTED, replace=False)
     chain = np.tri(COMMITTED, dtype=bool)
 
@@ -83,16 +86,17 @@ class _Exported:
     """The two graphs in ONNX Runtime."""
 
     def __init__(self, directory: Path, draft: DraftCheckpoint, precision: Precision) -> None:
-        self.directory, self.draft, self.kind = directory, draft, NUMPY_TYPES[precision.compute]
+        self.directory, self.draft, self.kind = directory, draft, NUMPY_TYPES[_runnable(precision)]
         self.place = np.full(draft.arch.layer.vocab, -1)
         self.place[draft.tokens] = np.arange(len(draft.tokens))
 
     def run(self, features: np.ndarray, tokens: np.ndarray, beams: np.ndarray) -> np.ndarray:
         """Log-probabilities of the committed rows and of the beams below the last, [COMMITTED + BEAMS, Vd]."""
         layer = self.draft.arch.layer
-        (hidden,) = _session(self.directory / "fuse.onnx").run(None, {"features": features[None], "rows": np.arange(COMMITTED)})
-        session = _session(self.directory / "draft.onnx")
-        empty = np.zeros((1, layer.kv_heads, SLOTS, layer.head_dim), self.kind)
+        (hidden,) = _session(self.directory / "fuse.onnx", self.kind).run(None, {"features": features[None], "rows": np.arange(COMMITTED)})
+        session = _session(self.directory / "draft.onnx", self.kind)
+        slots = session.get_inputs()[-1].shape[2]
+        empty = np.zeros((1, layer.kv_heads, slots if isinstance(slots, int) else SLOTS, layer.head_dim), self.kind)
         caches = {f"past.{index}.{part}": empty for index in range(layer.layers) for part in ("key", "value")}
         committed = session.run(None, self._feeds(tokens, hidden, np.arange(COMMITTED), np.tri(COMMITTED, dtype=bool), 0, caches))
         caches = dict(zip(caches, committed[3:], strict=True))
@@ -120,10 +124,28 @@ class _Exported:
         return dense
 
 
-def _session(file: Path) -> Any:
+def _runnable(precision: Precision) -> int:
+    """What is computed in here: float32 instead of bfloat16."""
+    return FLOAT if precision.compute == BFLOAT16 else precision.compute
+
+
+def _session(file: Path, kind: np.dtype) -> Any:
+    """ONNX Runtime on a graph that computes in ``kind``, or on the float32 twin of one that computes in bfloat16."""
+    model = onnx.load(file, load_external_data=False)
+    if any(value.type.tensor_type.elem_type == BFLOAT16 for value in (*model.graph.input, *model.graph.output)):
+        twin = file.with_name(f"check.{file.name}")
+        onnx.save(float32_twin(model), twin)
+        try:
+            return _open(twin, kind)
+        finally:
+            twin.unlink()
+    return _open(file, kind)
+
+
+def _open(file: Path, kind: np.dtype) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    options.add_session_config_entry(*activations(kind))
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

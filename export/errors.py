@@ -5,7 +5,8 @@ RespsError
     ├── UnknownModel         no such name in the table                                      (exit 2)
     ├── UnsupportedModel     an architecture or option the graphs cannot express exactly
     ├── CheckpointError      weights missing, truncated, unreadable or with the wrong hash
-    └── ParityError          the exported graph does not compute what the checkpoint does
+    ├── ParityError          the exported graph does not compute what the checkpoint does
+    └── EngineBuildError     TensorRT cannot read a graph or build its plan
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ class UnknownModel(ExportError):
 
 class CheckpointError(ExportError):
     """The weights are missing, truncated, unreadable or not the expected ones."""
+
+
+class EngineBuildError(ExportError):
+    """TensorRT cannot read a graph, build its plan, or build anything on this machine."""
 
 
 class ParityError(ExportError):

@@ -56,7 +56,8 @@ TENSORRT_PRECISIONS = {
         Precision("int4", FLOAT16, FLOAT16, INT4, INT8),
     )
 }
-BACKENDS = {"onnxruntime": PRECISIONS, "tensorrt": TENSORRT_PRECISIONS}
+ONNXRUNTIME, TENSORRT = "onnxruntime", "tensorrt"
+BACKENDS = {ONNXRUNTIME: PRECISIONS, TENSORRT: TENSORRT_PRECISIONS}
 
 
 def is_quantized(kind: int | None, inputs: int) -> bool:

@@ -9,21 +9,29 @@ from .arch import Arch
 from .check import PIECE_BYTES
 from .draft_arch import DraftArch
 from .draft_build import MAX_WIDTH, draft_capacity
-from .graph import FLOAT8, INT4
-from .layers import NUMPY_TYPES, PRECISIONS, Precision, is_quantized
+from .graph import FLOAT, FLOAT8, INT4
+from .layers import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision, is_quantized
+from .profiles import WIDTHS
 from .weights import BLOCK
 
 TREE_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _BASE_MEMORY = 350 << 20  # interpreter, numpy, onnx, onnxruntime, and the streaming buffers
 _SMALL_FILES = 8 << 20  # graphs, tokenizer, manifest
+# Rounded up from builds with TensorRT-RTX 1.7.1 (tests/test_trt_demo.py): what a profile adds to a plan, and every layer in it, which is
+# source text of kernels; the plans of graphs without layers; what building takes beside the weights, of which the builder holds copies.
+_PROFILE_BYTES, _LAYER_BYTES = 4 << 20, 512 << 10
+_SMALL_PLANS = 12 << 20
+_BUILD_MEMORY, _BUILD_COPIES = 1000 << 20, 4
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in bytes. ``memory``: peak of the export itself; ``run_memory``: weights and a full cache at run time."""
+    """Sizes in bytes. ``memory``: peak of the export itself; ``run_memory``: weights and a full cache at run time; ``plan_bytes``: about
+    what TensorRT's plans take."""
 
     directory: Path
     model: str
+    backend: str
     precision: str
     context: int
     capacity: int
@@ -33,17 +41,25 @@ class Plan:
     draft_precision: str | None
     weight_bytes: int
     draft_bytes: int
+    plan_bytes: int
+    cache_bytes: int
     disk_bytes: int
     memory: int
     run_memory: int
 
     def lines(self) -> list[str]:
         """For people."""
+        built = (
+            f"  *.plan, one a graph        about {_mib(self.plan_bytes)}",
+            f"  on the GPU                 {_mib(self.weight_bytes + self.draft_bytes)} of weights, {_mib(self.cache_bytes)} of KV cache; "
+            "scratch memory is known once the plans are built",
+        )
         return [
             f"{self.directory}: {self.model} in {self.precision}, context {self.context} tokens",
             f"  target.onnx, target.data   {_mib(self.weight_bytes)} of weights",
             *([f"  draft.onnx, draft.data     {_mib(self.draft_bytes)} of {self.draft} in {self.draft_precision}"] if self.draft else []),
             "  sample.onnx, tokenizer.json, manifest.json" + (", fuse.onnx, expand.onnx, tree.onnx" if self.draft else ""),
+            *(built if self.backend == TENSORRT else ()),
             f"  tree sizes {', '.join(map(str, self.tree_sizes))} rows; prefill in chunks of {self.prefill_rows}",
             f"  disk {_mib(self.disk_bytes)}; peak memory about {_mib(self.memory)} to export, {_mib(self.run_memory)} to decode",
         ]
@@ -61,10 +77,13 @@ def make_plan(
     max_context: int,
     prefill_rows: int,
     draft: PlannedDraft | None = None,
+    *,
+    backend: str = ONNXRUNTIME,
+    tree_sizes: tuple[int, ...] = TREE_SIZES,
 ) -> Plan:
     """Sizes follow from the architectures alone. A sliding window caps the context: within it, full attention is exact."""
     context = min(max_context, arch.max_position, arch.window or arch.max_position)
-    capacity = -(-(context + max(TREE_SIZES)) // 64) * 64
+    capacity = -(-(context + max(tree_sizes)) // 64) * 64
     compute = NUMPY_TYPES[precision.compute].itemsize
     weights = weight_bytes(arch, precision, capacity)
     cache = 2 * arch.layers * arch.kv_heads * capacity * arch.head_dim * compute
@@ -72,22 +91,34 @@ def make_plan(
     widest = max(outputs * inputs for _, outputs, inputs in arch.linears.values())
     layer = weights // (arch.layers + 1)
     memory = _BASE_MEMORY + 2 * max(PIECE_BYTES, head, widest if precision.matrix else 0, layer)
-    draft_weights = draft_bytes(draft.arch, PRECISIONS[draft.precision], draft_capacity(context, MAX_WIDTH)) if draft else 0
-    if draft:  # its check loads it whole
-        memory = max(memory, _BASE_MEMORY + 3 * draft_weights)
+    draft_weights, plans = 0, 0
+    texts = (len(tree_sizes) + 1) * (_PROFILE_BYTES + arch.layers * _LAYER_BYTES)
+    if draft:
+        kind, slots, layer_of = BACKENDS[backend][draft.precision], draft_capacity(context, MAX_WIDTH), draft.arch.layer
+        draft_weights = draft_bytes(draft.arch, kind, slots)
+        cache += 2 * layer_of.layers * layer_of.kv_heads * slots * layer_of.head_dim * NUMPY_TYPES[kind.compute].itemsize
+        texts += (len(WIDTHS) + 1) * (_PROFILE_BYTES + layer_of.layers * _LAYER_BYTES)
+        memory = max(memory, _BASE_MEMORY + 3 * draft_weights)  # its check loads it whole
+    if backend == TENSORRT:
+        shared = 0 if draft is None or draft.arch.own_embedding else arch.vocab * arch.hidden * compute  # a plan has its own copy
+        plans = weights + draft_weights + shared + texts + _SMALL_PLANS
+        memory = max(memory, _BUILD_MEMORY + _BUILD_COPIES * weights)
     return Plan(
         directory=directory,
         model=model,
+        backend=backend,
         precision=precision.name,
         context=context,
         capacity=capacity,
-        tree_sizes=TREE_SIZES,
+        tree_sizes=tree_sizes,
         prefill_rows=prefill_rows,
         draft=draft.name if draft else None,
         draft_precision=draft.precision if draft else None,
         weight_bytes=weights,
         draft_bytes=draft_weights,
-        disk_bytes=weights + draft_weights + _SMALL_FILES,
+        plan_bytes=plans,
+        cache_bytes=cache,
+        disk_bytes=weights + draft_weights + plans + _SMALL_FILES,
         memory=memory,
         run_memory=_BASE_MEMORY + weights * compute // NUMPY_TYPES[precision.stored].itemsize + cache + draft_weights,
     )
@@ -102,8 +133,10 @@ class PlannedDraft:
     precision: str
 
 
-def default_draft_precision(precision: str) -> str:
-    """Weight-only int8 beside targets that compute in float32 (docs/benchmarks.md), else the target's own."""
+def default_draft_precision(precision: str, backend: str = ONNXRUNTIME) -> str:
+    """On the CPU weight-only int8 beside targets that compute in float32 (docs/benchmarks.md), else the target's own; on a GPU 16 bits."""
+    if backend == TENSORRT:
+        return "bf16" if precision == "bf16" else "fp16"
     return precision if precision in ("fp16", "bf16") else "int8"
 
 
@@ -148,5 +181,5 @@ def weight_bytes(arch: Arch, precision: Precision, capacity: int) -> int:
         + head
         + arch.layers * layer
         + arch.hidden * stored
-        + capacity * arch.head_dim * compute * (2 if precision.matrix else 1)
+        + capacity * arch.head_dim * compute * (2 if precision.matrix and precision.compute == FLOAT else 1)  # TargetWriter.ordered
     )

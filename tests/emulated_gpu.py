@@ -170,12 +170,7 @@ class EmulatedCuda:
 
 
 class EmulatedTrt:
-    """The part of the module that the runtime uses, for the plans of one engine directory."""
-
-    __name__ = "tensorrt_rtx"
-
-    class EngineValidity:
-        VALID, SUBOPTIMAL, INVALID = range(3)
+    """The part of `tensorrt` that the runtime uses, for the plans of one engine directory."""
 
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user-managed")
 
@@ -187,11 +182,10 @@ class EmulatedTrt:
             digest = hashlib.sha256((directory / graph["plan"]).read_bytes()).hexdigest()
             self.graphs[digest] = directory / graph["file"], graph
         self.engines: list[EmulatedEngine] = []
-        self.validity = self.EngineValidity.VALID
         self.failing = ""
 
     def Runtime(self, logger: Any) -> Any:
-        return SimpleNamespace(deserialize_cuda_engine=self._deserialize, get_engine_validity=lambda data: (self.validity, 0))
+        return SimpleNamespace(deserialize_cuda_engine=self._deserialize)
 
     def Logger(self, *_: Any) -> Any:
         return SimpleNamespace()
@@ -200,8 +194,30 @@ class EmulatedTrt:
         found = self.graphs.get(hashlib.sha256(bytes(data)).hexdigest())
         if found is None:
             return None
-        self.engines.append(EmulatedEngine(self, *found))
+        self.engines.append(self._engine(*found))
         return self.engines[-1]
+
+    def _engine(self, file: Path, graph: Any) -> EmulatedEngine:
+        return EmulatedEngine(self, file, graph)
+
+
+class EmulatedRtx(EmulatedTrt):
+    """What `tensorrt_rtx` has beyond that: plans are asked whether they run here, contexts are configured."""
+
+    class EngineValidity:
+        VALID, SUBOPTIMAL, INVALID = range(3)
+
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+
+    def __init__(self, directory: Path, cuda: EmulatedCuda) -> None:
+        super().__init__(directory, cuda)
+        self.validity = self.EngineValidity.VALID
+
+    def Runtime(self, logger: Any) -> Any:
+        return SimpleNamespace(deserialize_cuda_engine=self._deserialize, get_engine_validity=lambda data: (self.validity, 0))
+
+    def _engine(self, file: Path, graph: Any) -> EmulatedEngine:
+        return EmulatedRtxEngine(self, file, graph)
 
 
 class EmulatedEngine:
@@ -227,6 +243,21 @@ class EmulatedEngine:
         assert strategy == "user-managed"
         self.contexts.append(EmulatedContext(self))
         return self.contexts[-1]
+
+
+class EmulatedRtxEngine(EmulatedEngine):
+    """Its contexts take a configuration."""
+
+    def create_runtime_config(self) -> Any:
+        config = SimpleNamespace(strategy=None, dynamic_shapes_kernel_specialization_strategy="lazy")
+        config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
+        return config
+
+    def create_execution_context(self, strategy: Any) -> Any:
+        assert strategy.dynamic_shapes_kernel_specialization_strategy == "eager"
+        context = super().create_execution_context(strategy.strategy)
+        context.is_stream_capturable = lambda stream: True
+        return context
 
 
 class EmulatedContext:

@@ -19,7 +19,7 @@ from runtime.cuda import Gpu
 from runtime.errors import GpuMemoryError
 from runtime.manifest import load_manifest
 from tests.eagle_engines import export, write_echo
-from tests.emulated_gpu import EmulatedCuda, EmulatedTrt
+from tests.emulated_gpu import EmulatedCuda, EmulatedRtx, EmulatedTrt
 
 SIZES = (1, 2, 5, 16, 40)
 TREES = [PLAIN, TreeSpec(2, 1, 1), TreeSpec(5, 3, 2), TreeSpec(16, 4, 4), TreeSpec(40, 9, 3)]
@@ -45,9 +45,9 @@ def host(engines: tuple[Path, Path]) -> Iterator[Decoder]:
 class Place:
     """An emulated GPU, its TensorRT, and a Decoder on them."""
 
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, kind: type[EmulatedTrt] = EmulatedRtx) -> None:
         self.directory, self.cuda = directory, EmulatedCuda()
-        self.trt = EmulatedTrt(directory, self.cuda)
+        self.trt: Any = kind(directory, self.cuda)
         monkeypatch.setattr(runtime.backend_cuda, "Cuda", lambda: self.cuda)
         monkeypatch.setattr(runtime.trt, "load", lambda flavour: self.trt)
         monkeypatch.setattr(runtime.trt, "logger", lambda module: None)
@@ -79,6 +79,16 @@ def test_device_answers_as_the_host_does(host: Decoder, engines: tuple[Path, Pat
                 expected = host.generate(prompt_of(length), **options).tokens  # type: ignore[arg-type]
                 assert device.generate(prompt_of(length), **options).tokens == expected  # type: ignore[arg-type]
                 np.testing.assert_allclose(device._target.cache.rows(), host._target.cache.rows(), rtol=0, atol=1e-5)
+
+
+def test_enterprise_tensorrt_answers_too(host: Decoder, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has neither validity nor configuration, and its plans belong to one compute capability."""
+    copy = altered(place, tmp_path, lambda m: m["tensorrt"].update(flavour="tensorrt", compute_capabilities=["9.0"], gpu="Emulated"))
+    place.cuda.close()
+    other = Place(copy, monkeypatch, EmulatedTrt)
+    with other.decoder() as device:
+        assert device.generate(prompt_of(9), max_new_tokens=40).tokens == host.generate(prompt_of(9), max_new_tokens=40).tokens
+    assert other.cuda.leaked() == (0, 0)
 
 
 def test_context_may_be_filled_to_the_last_token(host: Decoder, place: Place) -> None:

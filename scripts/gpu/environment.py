@@ -12,7 +12,7 @@ import numpy as np
 from runtime.cuda import Cuda
 from runtime.device_memory import DeviceMemory
 from runtime.engine_trt import Scratch, TrtEngine, read_plan
-from runtime.errors import RespsError
+from runtime.errors import EngineDirError
 from runtime.manifest import Graph, Tensor
 from runtime.trt import load, logger
 
@@ -64,8 +64,8 @@ def runs_plans(folder: Path) -> dict[str, Any]:
         for target in ("this GPU", "8.9,12.0") if flavour == "tensorrt_rtx" else ("this GPU",):
             try:
                 results[f"{flavour} for {target}"] = _runs(folder, flavour, None if target == "this GPU" else target)
-            except (RespsError, RuntimeError, AttributeError) as error:
-                results[f"{flavour} for {target}"] = {"runs": False, "error": str(error)}
+            except Exception as error:  # whatever it is, it is the answer
+                results[f"{flavour} for {target}"] = {"runs": False, "error": f"{type(error).__name__}: {error}"}
     return results
 
 
@@ -80,7 +80,9 @@ def _runs(folder: Path, flavour: str, capabilities: str | None) -> dict[str, Any
     (folder / "sample.onnx").write_bytes(build_sample(vocab).SerializeToString())
     graph = _sample_graph(vocab)
     gpu = find_gpu()
-    targets = parse_capabilities(capabilities or (gpu.capability if gpu else ""))
+    if gpu is None:
+        raise EngineDirError("no NVIDIA GPU can be used here")
+    targets = parse_capabilities(capabilities or gpu.capability)
     build_plan(folder, graph, Platform(load(flavour), targets, gpu), None, lambda *_: None)
     random = np.random.default_rng(0)
     feeds = {
