@@ -76,6 +76,7 @@ class Decoder:
             fixed = self._policy.spec if isinstance(self._policy, FixedPolicy) else default_tree(self.draft, self.manifest)
             models = load_models(opened, self.manifest, self.draft, [fixed])
             self._target, self._drafter, self._pick = models.target, models.drafter, models.picker
+            self.models = models
             self._resources = cleanup.pop_all()
 
     def _check_policy(self, policy: Policy) -> None:

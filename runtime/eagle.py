@@ -139,12 +139,24 @@ class EagleDrafter:
             return Tree.chain([root])
         # Once for the whole tree: laying the cache out anew keeps committed rows, not those of the levels above.
         self._reserve(self._cache.length + len(self._tokens) + spec.width * (spec.depth - 1))
-        last_row = self._catch_up(root, spec.width)
-        pool = self._expand_root(root, last_row, spec.width)
-        for level in range(1, spec.depth):
-            self._step(level, spec.width)
-            pool = self._expand(level, pool, spec.width)
-        return self._finish(pool, spec)
+        return self._finish(self._grow(root, spec.depth, spec.width), spec)
+
+    def pool(self, root: int, depth: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Everything that a tree of this depth and width is chosen from, [p] each: summed log-probabilities, tokens, parents' entries. The
+        root is entry 0; levels follow one after the other. Valid until the next call."""
+        self._reserve(self._cache.length + len(self._tokens) + width * (depth - 1))
+        size = self._grow(root, depth, width)
+        scores, tokens, parents = (self._memory.read(self._buffers[f"{name}.{depth % 2}"], (size,)) for name in POOL)
+        return scores, tokens, parents
+
+    def _grow(self, root: int, depth: int, width: int) -> int:
+        """All levels. Returns the size of the pool."""
+        last_row = self._catch_up(root, width)
+        pool = self._expand_root(root, last_row, width)
+        for level in range(1, depth):
+            self._step(level, width)
+            pool = self._expand(level, pool, width)
+        return pool
 
     def _fitting(self, spec: TreeSpec) -> TreeSpec:
         """``spec`` cut to the engine's width, depth and nodes."""

@@ -137,6 +137,20 @@ class TensorRT:
 
 
 @dataclass(frozen=True)
+class Surface:
+    """What rounds cost on one machine, in milliseconds. verify_ms[span][rows]: a pass; draft_ms[width][depth]: a tree with the usual
+    catch-up; ``host_ms``: the rest of a round."""
+
+    rows: tuple[int, ...]
+    spans: tuple[int, ...]
+    verify_ms: tuple[tuple[float, ...], ...]
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    draft_ms: tuple[tuple[float, ...], ...]
+    host_ms: float
+
+
+@dataclass(frozen=True)
 class Source:
     """What was exported with which options: equal means up to date."""
 

@@ -15,8 +15,11 @@ import export.trt_build
 from export.cli import command
 from export.gpu import Platform
 from export.plan_build import Progress, build_plan, parse_graph
+from policy import PLAIN, FixedPolicy, TreeSpec
+from runtime import Decoder
 from runtime.console import run_command
 from runtime.manifest import File, Graph, Manifest, load_manifest
+from tests.test_trt_runtime import Place
 
 trt = pytest.importorskip("tensorrt_rtx")
 LAYERS = 30
@@ -96,3 +99,16 @@ def test_plan_bytes_are_foreseen(engine: Path, manifest: Manifest, capfd: pytest
     plans = sum(file.bytes for name, file in manifest.files.items() if name.endswith(".plan"))
     assert plans < plan["plan_bytes"] < 1.5 * plans
     assert sum(file.bytes for file in manifest.files.values()) < plan["disk_bytes"]
+
+
+def test_trees_and_plain_decoding_write_the_same_text_on_an_emulated_gpu(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole path in 16 bits, with the trained draft. Kernels are the CPU's; what the GPU's give, scripts/gpu_check.py tells."""
+    place = Place(engine, monkeypatch)
+    prompt = [{"role": "user", "content": "Why is the sky blue?"}]
+    with Decoder(engine) as decoder:
+        plain = decoder.generate(prompt, max_new_tokens=24, policy=FixedPolicy(PLAIN))
+        drafted = decoder.generate(prompt, max_new_tokens=24, policy=FixedPolicy(TreeSpec(16, 5, 4)))
+        assert drafted.tokens == plain.tokens
+        assert drafted.stats.tokens_per_cycle > 1.5
+        assert "blue" in plain.text
+    assert place.cuda.leaked() == (0, 0)

@@ -15,6 +15,8 @@ import runtime.backend_cuda
 import runtime.trt
 from policy import PLAIN, FixedPolicy, TreeSpec
 from runtime import Decoder, EngineDirError, EngineFailure, Sampling
+from runtime.cli import command
+from runtime.console import run_command
 from runtime.cuda import Gpu
 from runtime.errors import GpuMemoryError
 from runtime.manifest import load_manifest
@@ -264,6 +266,14 @@ def test_too_little_memory_says_how_much_and_what_would_fit(place: Place) -> Non
     with pytest.raises(GpuMemoryError) as raised:
         place.decoder()
     assert raised.value.exit_code == 1
+
+
+def test_no_gpu_is_exit_code_3(engines: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    """On this machine as it is."""
+    assert run_command(command, "resps-run", ["--engine-dir", str(engines[1]), "hello"]) == 3
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "no NVIDIA GPU can be used here" in err
 
 
 def test_plans_need_a_gpu(place: Place) -> None:
