@@ -151,6 +151,7 @@ def _write(scratch: Path, job: Job) -> Manifest:
         tokens=Tokens(TOKENIZER_FILE, TEMPLATE_FILE if tokenizer.chat_template else None, tokenizer.stop, tokenizer.bos),
         draft=written.draft,
         policy=written.policy,
+        tuning=None,
         tensorrt=describe(job.platform) if job.platform else None,
         graphs=graphs,
         files=files,

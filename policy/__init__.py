@@ -1,7 +1,25 @@
 """Which draft tree to grow next. Depends on nothing else of this project."""
 
-from .base import Observation, Outcome, Policy
+from .base import Growing, GrowthPolicy, Observation, Outcome, Policy
+from .cost_model import Calibration, CostModel
 from .fixed import FixedPolicy
+from .held import Held
 from .spec import PLAIN, TreeSpec
+from .surface import Surface
+from .watched import Watched
 
-__all__ = ["PLAIN", "FixedPolicy", "Observation", "Outcome", "Policy", "TreeSpec"]
+__all__ = [
+    "PLAIN",
+    "Calibration",
+    "CostModel",
+    "FixedPolicy",
+    "Growing",
+    "GrowthPolicy",
+    "Held",
+    "Observation",
+    "Outcome",
+    "Policy",
+    "Surface",
+    "TreeSpec",
+    "Watched",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from .spec import TreeSpec
 
@@ -37,11 +37,41 @@ class Outcome:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Growing:
+    """A tree between two levels. ``level``: how many it has; ``scores``: summed log-probabilities of all candidates so far, float32, level
+    by level (width, then width**2 each), a view; ``length``: committed tokens."""
+
+    spec: TreeSpec
+    level: int
+    scores: np.ndarray
+    length: int
+
+    @property
+    def last(self) -> np.ndarray:
+        """The candidates of the last level."""
+        return self.scores[-(self.spec.width ** min(self.level, 2)) :]
+
+
 class Policy(Protocol):
     """Verify, then observe, then choose: an action is credited with exactly the rounds it shaped."""
+
+    def begin(self) -> None:
+        """A new request: forget the last one."""
 
     def choose(self, observation: Observation) -> TreeSpec:
         """The tree for the next round."""
 
     def observe(self, outcome: Outcome) -> None:
         """Learn from the round that just ended."""
+
+
+@runtime_checkable
+class GrowthPolicy(Policy, Protocol):
+    """Looks at the tree while it grows, within what ``choose`` allowed (LTD's two decisions). On a device every look is a copy."""
+
+    def deepen(self, growing: Growing) -> bool:
+        """Whether to draft one more level."""
+
+    def budget(self, growing: Growing) -> int:
+        """How many nodes to verify, root included: 1 to ``growing.spec.nodes``."""

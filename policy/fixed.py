@@ -14,6 +14,9 @@ class FixedPolicy:
 
     spec: TreeSpec
 
+    def begin(self) -> None:
+        """Nothing is kept."""
+
     def choose(self, observation: Observation) -> TreeSpec:
         return self.spec
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), help="What runs the engines [default: what they were made for].")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where they run [default: where they were made for].")
+@click.option("--policy", type=click.Choice(["none", "fixed", "cost-model"]), help="What decides how big the tree is [default: as tuned].")
 @click.option("--tree", metavar="NODES,DEPTH,WIDTH", help="Fixed tree; 1,0,0 is plain decoding.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a pass [default: physical cores].")
 @click.option("--stats", is_flag=True, help="Print a summary to stderr.")
@@ -50,6 +51,8 @@ def command(prompt: str | None, **options: Any) -> None:
     set_verbosity(options["verbose"])
     if options["system"] and not options["chat"]:
         raise click.UsageError("--system needs --chat")
+    if options["policy"] and options["tree"]:
+        raise click.UsageError("--tree is a policy of its own: give it or --policy")
     if "" in options["stop"]:
         raise click.UsageError("--stop needs some text")
     sampling, policy = _parsed(options)
@@ -63,7 +66,7 @@ def command(prompt: str | None, **options: Any) -> None:
 
     chosen = {name: options[name] for name in ("draft", "backend", "device", "threads")}
     with (
-        Decoder(options["engine_dir"], policy=policy, **chosen) as decoder,
+        Decoder(options["engine_dir"], policy=policy or options["policy"], **chosen) as decoder,
         decoder.stream(asked, max_new_tokens=options["max_new_tokens"], sampling=sampling, stop=options["stop"]) as stream,
     ):
         if options["as_json"]:

@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 
-from policy import PLAIN, FixedPolicy, Policy, TreeSpec
+from policy import FixedPolicy, Policy
 
 from .backend import expect_tree_size, load_models, open_backend
 from .cpu import physical_cores
@@ -21,11 +21,9 @@ from .request import Request
 from .sampling import Sampling
 from .stream import Result, Run, Stream
 from .text import Message, StopStrings, Text
+from .tuned import POLICIES, default_tree, make_policy
 
 DRAFTERS = ("eagle", "ngram", "none")
-DEFAULT_TREES = {"eagle": TreeSpec(5, 3, 2), "ngram": TreeSpec(6, 5, 2), "none": PLAIN}
-QUANTIZED_TREE = TreeSpec(3, 2, 2)  # for "eagle" beside int8 and int4, where a row more costs more (docs/benchmarks.md)
-GPU_TREE = (7, 8)  # depth and width of "eagle" with TensorRT: near EAGLE-3's own, a row costs little there
 DEVICES = ("cpu", "cuda")
 Prompt = str | Sequence[int] | Sequence[Message]
 
@@ -33,10 +31,10 @@ Prompt = str | Sequence[int] | Sequence[Message]
 class Decoder:
     """The draft-verify loop over one engine directory.
 
-    ``policy`` chooses the trees (default: a fixed one), ``draft`` names the drafter (default: "eagle" where the directory has a draft, else
-    "ngram"). ``backend`` (onnxruntime or tensorrt) and ``device`` (cpu or cuda) default to what the directory was made for, ``threads`` to
-    the physical cores this process may use; ``verify`` checks every file's hash. One request at a time: a second ``stream`` raises
-    DecoderBusy.
+    ``policy`` chooses the trees: an object or a name of POLICIES (default: what resps-tune found for this machine, else a fixed tree).
+    ``draft`` names the drafter (default: "eagle" where the directory has a draft, else "ngram"). ``backend`` (onnxruntime or tensorrt) and
+    ``device`` (cpu or cuda) default to what the directory was made for, ``threads`` to the physical cores this process may use; ``verify``
+    checks every file's hash. One request at a time: a second ``stream`` raises DecoderBusy.
     Raises EngineDirError when the directory is missing, unfinished, changed or made for something else.
     """
 
@@ -44,7 +42,7 @@ class Decoder:
         self,
         engine_dir: str | Path,
         *,
-        policy: Policy | None = None,
+        policy: Policy | str | None = None,
         draft: str | None = None,
         backend: str | None = None,
         device: str | None = None,
@@ -53,7 +51,8 @@ class Decoder:
     ) -> None:
         if draft is not None and draft not in DRAFTERS:
             raise ValueError(f"unknown drafter {draft!r} — choose from {', '.join(DRAFTERS)}")
-        for what, value, choices in (("backend", backend, BACKENDS), ("device", device, DEVICES)):
+        named = policy if isinstance(policy, str) else None
+        for what, value, choices in (("backend", backend, BACKENDS), ("device", device, DEVICES), ("policy", named, POLICIES)):
             if value not in (None, *choices):
                 raise ValueError(f"unknown {what} {value!r} — choose from {', '.join(choices)}")
         if threads is not None and threads < 1:
@@ -64,14 +63,15 @@ class Decoder:
         self.draft = draft or ("eagle" if self.manifest.draft else "ngram")
         if self.draft == "eagle" and self.manifest.draft is None:
             raise EngineDirError(f"{directory} holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram")
-        self._policy: Policy = policy or FixedPolicy(default_tree(self.draft, self.manifest))
+        threads = threads or physical_cores()
+        self._policy = make_policy(policy, self.draft, self.manifest, threads) if policy is None or isinstance(policy, str) else policy
         self._check_policy(self._policy)
         self._text = Text(directory, self.manifest.tokens)
         self._lock = threading.Lock()
         self._run: Run | None = None
         self._closed = False
         with ExitStack() as cleanup:
-            opened = open_backend(directory, self.manifest, self.backend, self.device, threads or physical_cores())
+            opened = open_backend(directory, self.manifest, self.backend, self.device, threads)
             cleanup.callback(opened.close)
             fixed = self._policy.spec if isinstance(self._policy, FixedPolicy) else default_tree(self.draft, self.manifest)
             models = load_models(opened, self.manifest, self.draft, [fixed])
@@ -102,7 +102,7 @@ class Decoder:
             raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
         if isinstance(stop, str) or not all(isinstance(each, str) and each for each in stop):
             raise ValueError("stop must be a sequence of non-empty strings")
-        ids = self._encode(prompt)
+        ids = self.encode(prompt)
         with self._lock:
             if self._closed:
                 raise DecoderClosed("this Decoder was closed — make a new one")
@@ -134,7 +134,7 @@ class Decoder:
         with self.stream(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, policy=policy) as stream:
             return stream.result()
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of any form of prompt, checked against vocabulary and context."""
         if isinstance(prompt, str):
             ids = self._text.encode(prompt)
@@ -169,14 +169,6 @@ class Decoder:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def default_tree(draft: str, manifest: Manifest) -> TreeSpec:
-    """What is grown when nothing else is asked for."""
-    if manifest.tensorrt is not None and draft != "none":
-        nodes = max((size for size in manifest.tree_sizes if size <= 32), default=min(manifest.tree_sizes))
-        return TreeSpec(nodes, *(GPU_TREE if draft == "eagle" else (5, 2))) if nodes > 1 else PLAIN
-    return QUANTIZED_TREE if draft == "eagle" and manifest.precision in ("int8", "int4") else DEFAULT_TREES[draft]
 
 
 def _checked_ids(items: Iterable[int], vocab: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from policy import TreeSpec
+from policy import GrowthPolicy, TreeSpec
 
 from .sampling import Scores
 from .tree import GrownTree, Tree
@@ -20,8 +20,9 @@ class Drafter(Protocol):
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         """Tokens were committed; ``scores.features[rows]`` are their features. ``scores`` is valid during this call only."""
 
-    def draft(self, root: int, spec: TreeSpec) -> Tree | GrownTree:
-        """A tree of at most ``spec`` whose root is ``root``, the token after the committed ones."""
+    def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree | GrownTree:
+        """A tree of at most ``spec`` whose root is ``root``, the token after the committed ones. ``growth`` is asked on the way, if the
+        drafter grows its trees level by level."""
 
 
 class NoDrafter:
@@ -33,5 +34,5 @@ class NoDrafter:
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         """Nothing is kept."""
 
-    def draft(self, root: int, spec: TreeSpec) -> Tree:
+    def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
         return Tree.chain([root])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy import TreeSpec
+from policy import Growing, GrowthPolicy, TreeSpec
 
 from .engine import Buffer, Engine, Memory
 from .kv import Cache
@@ -133,13 +133,24 @@ class EagleDrafter:
         self._memory.copy(self._buffers["fused"], self._buffers["waiting"], len(self._tokens) * size, count * size)
         self._tokens.extend(tokens)
 
-    def draft(self, root: int, spec: TreeSpec) -> Tree | GrownTree:
+    def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree | GrownTree:
         spec = self._fitting(spec)
         if spec.nodes == 1:  # so is a tree without depth or width
             return Tree.chain([root])
         # Once for the whole tree: laying the cache out anew keeps committed rows, not those of the levels above.
         self._reserve(self._cache.length + len(self._tokens) + spec.width * (spec.depth - 1))
-        return self._finish(self._grow(root, spec.depth, spec.width), spec)
+        if growth is None:
+            return self._finish(self._grow(root, spec.depth, spec.width), spec.depth, spec.nodes)
+        pool, level = self._grow(root, 1, spec.width), 1
+        while level < spec.depth and growth.deepen(self._growing(spec, level, pool)):
+            self._step(level, spec.width)
+            pool, level = self._expand(level, pool, spec.width), level + 1
+        nodes = min(growth.budget(self._growing(spec, level, pool)), spec.nodes, pool)
+        return self._finish(pool, level, nodes) if nodes > 1 else Tree.chain([root])
+
+    def _growing(self, spec: TreeSpec, level: int, pool: int) -> Growing:
+        scores = self._memory.read(self._buffers[f"pool_scores.{level % 2}"], (pool,))
+        return Growing(spec, level, scores[1:], self._cache.length)
 
     def pool(self, root: int, depth: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Everything that a tree of this depth and width is chosen from, [p] each: summed log-probabilities, tokens, parents' entries. The
@@ -214,12 +225,12 @@ class EagleDrafter:
         self._engines.expand.prepare(_TURNS[2 - level % 2], **sizes).run()
         return grown
 
-    def _finish(self, pool: int, spec: TreeSpec) -> Tree | GrownTree:
-        """The best ``spec.nodes`` of the pool; on the host copied, because the buffers are used again."""
-        call = self._engines.tree.prepare(_FINISH[spec.depth % 2], p=pool, n=spec.nodes)
+    def _finish(self, pool: int, depth: int, nodes: int) -> Tree | GrownTree:
+        """The best ``nodes`` of the pool after ``depth`` levels; on the host copied, because the buffers are used again."""
+        call = self._engines.tree.prepare(_FINISH[depth % 2], p=pool, n=nodes)
         call.run()
         if not self._memory.on_host:
-            return GrownTree(spec.nodes)
+            return GrownTree(nodes)
         return Tree(*(call.outputs[name].copy() for name in GROWN))
 
     def _reserve(self, slots: int) -> None:

@@ -9,7 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
-from policy import Observation, Outcome, Policy, TreeSpec
+from policy import GrowthPolicy, Observation, Outcome, Policy, TreeSpec
 
 from .accept import accept
 from .drafter import Drafter
@@ -48,12 +48,14 @@ def prefill(target: Target, drafter: Drafter, pick: Pick, prompt: Sequence[int])
 
 def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: Root, budget: int) -> Iterator[Round]:
     """Decode after ``prefill`` until ``budget`` tokens came or the context is full."""
+    growth = policy if isinstance(policy, GrowthPolicy) else None
+    policy.begin()
     while (room := min(budget, target.room)) > 0:
         started, past = perf_counter(), target.length
         # What the answer has no room for is not drafted, except on a device: another shape would cost more than the rows.
         deepest = (room if target.on_host else target.room) - 1
         spec = policy.choose(Observation(past, room, root.features)).within(target.limits.tree_nodes, deepest)
-        draft = drafter.draft(root.token, spec)
+        draft = drafter.draft(root.token, spec, growth)
         drafted = perf_counter()
         scores = target.verify(draft)
         verified = perf_counter()

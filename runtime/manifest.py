@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from policy import Calibration, Surface
+
 from .errors import EngineDirError
 
 SCHEMA = 3
@@ -137,17 +139,17 @@ class TensorRT:
 
 
 @dataclass(frozen=True)
-class Surface:
-    """What rounds cost on one machine, in milliseconds. verify_ms[span][rows]: a pass; draft_ms[width][depth]: a tree with the usual
-    catch-up; ``host_ms``: the rest of a round."""
+class Tuning:
+    """What resps-tune found, for the ``machine`` and ``threads`` it ran on. ``policy``: the name of the fastest there; ``static``: the
+    best fixed tree (nodes, depth, width), also what is fallen back to; ``ratios``: tokens/s over plain decoding on held-out prompts."""
 
-    rows: tuple[int, ...]
-    spans: tuple[int, ...]
-    verify_ms: tuple[tuple[float, ...], ...]
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
-    draft_ms: tuple[tuple[float, ...], ...]
-    host_ms: float
+    machine: str
+    threads: int
+    policy: str
+    static: tuple[int, int, int]
+    cost_model: Calibration | None
+    surface: Surface
+    ratios: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ class Manifest:
     draft: Draft | None
     policy: Controller | None
     tensorrt: TensorRT | None
+    tuning: Tuning | None
     graphs: Mapping[str, Graph]
     files: Mapping[str, File]
     check: Check

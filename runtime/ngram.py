@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from policy import TreeSpec
+from policy import GrowthPolicy, TreeSpec
 
 from .sampling import Scores
 from .tree import Tree
@@ -39,7 +39,7 @@ class NgramDrafter:
                 if len(places) > RECENT:
                     del places[0]
 
-    def draft(self, root: int, spec: TreeSpec) -> Tree:
+    def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
         tokens, parent, children = [root], [-1], [0]
         edges: dict[tuple[int, int], int] = {}
         for place in self._matches(root):

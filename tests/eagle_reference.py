@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 
 from export.growth import LEVEL_PENALTY
-from policy import TreeSpec
+from policy import GrowthPolicy, TreeSpec
 from runtime import Decoder
 from runtime.drafter import Drafter
 from runtime.eagle import EagleDrafter
@@ -212,8 +212,8 @@ class Watched:
             if each:
                 each.extend(tokens, scores, rows)
 
-    def draft(self, root: int, spec: TreeSpec) -> Tree:
-        tree = self.eagle.draft(root, spec)
+    def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
+        tree = self.eagle.draft(root, spec, growth)
         waiting = len(self.eagle._tokens)
         assert self.eagle._cache.length + waiting == self._target.length == len(self.tokens)
         assert waiting == 0 or len(tree) == 1

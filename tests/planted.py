@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from policy import TreeSpec
+from policy import GrowthPolicy, TreeSpec
 from runtime.sampling import Scores
 from runtime.tree import Tree
 
@@ -29,7 +29,7 @@ class PlantedDrafter:
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         self._committed += len(tokens)
 
-    def draft(self, root: int, spec: TreeSpec) -> Tree:
+    def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
         after_root = self._committed - self._prompt_length + 1
         true_length = int(self._random.integers(0, min(spec.depth, spec.nodes - 1) + 1))
         truth = self._answer[after_root : after_root + true_length]
@@ -63,6 +63,6 @@ class DummyRowDrafter:
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         """Nothing is kept."""
 
-    def draft(self, root: int, spec: TreeSpec) -> Tree:
+    def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
         # A child at depth 1 can be accepted by chance; it is then right all the same.
         return Tree.from_parents([root, (root + 1) % self._vocab], [-1, 0])

@@ -179,6 +179,9 @@ class Interrupting:
     def __init__(self, error: BaseException) -> None:
         self.error, self.rounds = error, 0
 
+    def begin(self) -> None:
+        """Goes on as it was."""
+
     def choose(self, observation: Observation) -> TreeSpec:
         self.rounds += 1
         if self.rounds == 3:

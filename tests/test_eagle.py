@@ -84,6 +84,9 @@ class Changing:
         self._specs, self._turn = specs, 0
         self._random = None if seed is None else np.random.default_rng(seed)
 
+    def begin(self) -> None:
+        """Goes on as it was."""
+
     def choose(self, observation: Observation) -> TreeSpec:
         self._turn += 1
         return self._specs[int(self._random.integers(len(self._specs))) if self._random else min(self._turn, len(self._specs)) - 1]

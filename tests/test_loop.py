@@ -30,6 +30,9 @@ class RandomPolicy:
         self.outcomes: list[Outcome] = []
         self.observations: list[tuple[int, int, list[float]]] = []
 
+    def begin(self) -> None:
+        """Goes on as it was."""
+
     def choose(self, observation: Observation) -> TreeSpec:
         self.observations.append((observation.length, observation.room, observation.features.tolist()))
         self.chosen.append(TREES[int(self._random.integers(len(TREES)))])

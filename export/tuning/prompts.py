@@ -1,0 +1,34 @@
+"""What is asked while tuning: the collection in the box, or the user's own file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import TuningError
+
+COLLECTION = Path(__file__).with_name("prompts.txt")
+
+
+def read_prompts(file: Path | None) -> list[str]:
+    """JSON lines with ``prompt`` or ``turns`` (of which the first is asked), or one prompt a line. Raises TuningError."""
+    path = file or COLLECTION
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise TuningError(f"cannot read {path}: {error} — give a text file in UTF-8") from None
+    return [_prompt(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _prompt(path: Path, number: int, line: str) -> str:
+    if not line.startswith("{"):
+        return line
+    try:
+        entry: Any = json.loads(line)
+        prompt = entry["prompt"] if "prompt" in entry else entry["turns"][0]
+    except (ValueError, KeyError, IndexError, TypeError):
+        prompt = None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise TuningError(f"{path}, line {number}: no prompt and no turns — every line is a JSON object with one of them, or plain text")
+    return prompt

@@ -1,0 +1,110 @@
+"""Re-SpS (arXiv 2601.12212): a network looks at what the target felt at the last accepted position and names the next trees' shape.
+
+Used behind `Held`: its choice is kept for 30 rounds in service and for 10 in training (the paper's action caching). Where the paper samples
+its actions in service, the likeliest one is taken here, with hysteresis: changing trees has a price and equal logits are no reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .base import Observation, Outcome
+from .spec import PLAIN, TreeSpec
+
+Net = Callable[[np.ndarray], np.ndarray]
+"""float32 [1, F] -> logits [1, A]; any scaling of the input is inside."""
+
+Action = tuple[int, int, int]
+"""(nodes, depth, width), counted as in TreeSpec; (1, 0, 0) is plain decoding."""
+
+HOLD, HOLD_IN_TRAINING = 30, 10  # rounds
+_SMALL: tuple[Action, ...] = (
+    (1, 0, 0),
+    (2, 1, 2),
+    (3, 1, 2),
+    (3, 2, 2),
+    (4, 1, 3),
+    (4, 2, 2),
+    (4, 3, 2),
+    (5, 2, 3),
+    (6, 3, 2),
+    (6, 3, 3),
+    (6, 5, 2),
+    (8, 3, 3),
+    (8, 4, 2),
+    (10, 4, 3),
+    (12, 5, 3),
+    (12, 6, 2),
+    (16, 6, 3),
+)
+
+
+@dataclass
+class Resps:
+    """One decision per call of ``choose``. ``margin``: how far the best logit must exceed the last action's to replace it. ``temperature``
+    above 0 samples from softmax(logits / temperature) instead (the paper's max-entropy variant: 1.5), drawn with ``seed``.
+
+    Raises ValueError for actions that are no trees, and in ``choose`` for logits that are not finite or not one per action.
+    """
+
+    net: Net
+    actions: tuple[Action, ...]
+    margin: float = 0.0
+    temperature: float = 0.0
+    seed: int = 0
+    _specs: tuple[TreeSpec, ...] = field(init=False, repr=False)
+    _last: int | None = field(default=None, init=False)
+    _random: np.random.Generator = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.actions:
+            raise ValueError("resps needs at least one action")
+        self._specs = tuple(TreeSpec(*action) for action in self.actions)
+        self._random = np.random.default_rng(self.seed)
+
+    def begin(self) -> None:
+        self._last = None
+
+    def choose(self, observation: Observation) -> TreeSpec:
+        logits = asked("resps", self.net, observation.features, len(self.actions))
+        self._last = self._drawn(logits) if self.temperature > 0 else self._likeliest(logits)
+        return self._specs[self._last]
+
+    def observe(self, outcome: Outcome) -> None:
+        """Its weights are fixed in service."""
+
+    def _likeliest(self, logits: np.ndarray) -> int:
+        best = int(np.argmax(logits))
+        if self._last is not None and logits[best] - logits[self._last] <= self.margin:
+            return self._last
+        return best
+
+    def _drawn(self, logits: np.ndarray) -> int:
+        weights = np.exp((logits - logits.max()) / self.temperature)
+        return int(self._random.choice(len(logits), p=weights / weights.sum()))
+
+
+def asked(name: str, net: Net, state: np.ndarray, actions: int) -> np.ndarray:
+    """The net's logits for one state [F], float64 [A]. Raises ValueError naming the policy where they are of no use."""
+    logits = np.asarray(net(np.asarray(state, np.float32).reshape(1, -1)), np.float64).reshape(-1)
+    if len(logits) != actions:
+        raise ValueError(f"{name}: the network gives {len(logits)} logits for {actions} actions")
+    if not np.isfinite(logits).all():
+        raise ValueError(f"{name}: the network's logits are not finite")
+    return logits
+
+
+def paper_actions() -> tuple[Action, ...]:
+    """The paper's grid: total tokens x depth x top-k without those its code rejects, 177 rows. Its depth does not count the first level."""
+    grid = ((total, depth, top) for total in (32, 48, 64, 80, 96, 128) for depth in range(3, 9) for top in (8, 12, 16, 20, 32))
+    return tuple((total, depth + 1, top) for total, depth, top in grid if total <= top ** (depth - 1))
+
+
+def small_actions(max_nodes: int) -> tuple[Action, ...]:
+    """Trees for machines where every verified row costs, a CPU: up to 16 nodes, plain decoding first."""
+    table = tuple(action for action in _SMALL if action[0] <= max_nodes)
+    assert not table or TreeSpec(*table[0]) == PLAIN
+    return table

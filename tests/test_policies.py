@@ -1,0 +1,156 @@
+"""Persistence, the closed form's decisions and the watchdog, each against what can be worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from policy import PLAIN, Calibration, CostModel, FixedPolicy, Growing, Held, Observation, Outcome, Surface, TreeSpec, Watched
+from policy.watched import EVERY, LOSSES, WINDOW
+
+HERE = Observation(100, 100, lambda: np.zeros(3))
+TREE = TreeSpec(5, 3, 2)
+SURFACE = Surface((1, 8), (100,), ((10.0, 17.0),), (2,), (1, 4), ((2.0, 5.0),), 0.5)
+
+
+@dataclass
+class Counting:
+    """Another tree every time it is asked."""
+
+    asked: int = 0
+    told: list[Outcome] = field(default_factory=list)
+    begun: int = 0
+
+    def begin(self) -> None:
+        self.begun += 1
+
+    def choose(self, observation: Observation) -> TreeSpec:
+        self.asked += 1
+        return TreeSpec(2 + self.asked % 3, 3, 2)
+
+    def observe(self, outcome: Outcome) -> None:
+        self.told.append(outcome)
+
+
+def outcome(spec: TreeSpec, tokens: int, seconds: float = 0.01) -> Outcome:
+    return Outcome(spec, spec.nodes, tokens, seconds)
+
+
+def test_choice_is_held_and_every_round_is_told() -> None:
+    inner = Counting()
+    held = Held(inner, 10)
+    for _ in range(2):
+        held.begin()
+        chosen = []
+        for _ in range(25):
+            chosen.append(held.choose(HERE))
+            held.observe(outcome(chosen[-1], 2))
+        assert len(set(chosen[:10])) == len(set(chosen[10:20])) == 1
+        assert chosen[9] != chosen[10]
+    assert (inner.asked, len(inner.told), inner.begun) == (6, 50, 2)
+    with pytest.raises(ValueError, match="1 round or more"):
+        Held(inner, 0)
+
+
+def test_choice_is_made_anew_when_acceptance_leaves_the_band() -> None:
+    inner = Counting()
+    held = Held(inner, 100, band=0.3)
+    for tokens in [2] * 30 + [5] * 8:
+        held.observe(outcome(held.choose(HERE), tokens))
+    assert inner.asked == 1  # the first choice was made before anything was known
+    inner, held = Counting(), Held(Counting(), 20, band=0.3)
+    held = Held(inner, 20, band=0.3)
+    for tokens in [2] * 21 + [5] * 8:
+        held.observe(outcome(held.choose(HERE), tokens))
+    assert inner.asked > 2
+
+
+def model(**changes: float) -> CostModel:
+    numbers = {"slope": 1.0, "level": 0.0, "bias": 0.0, "gain": 1.0, "rate": 0.1, **changes}
+    return CostModel(Calibration(**numbers, tree=(7, 4, 2)), SURFACE)  # type: ignore[arg-type]
+
+
+def growing(scores: list[float], level: int) -> Growing:
+    return Growing(TreeSpec(7, 4, 2), level, np.array(scores, np.float32), 100)
+
+
+def test_level_is_drafted_while_it_pays() -> None:
+    """A level costs 1 ms, worth 0.1 tokens: the best candidate must be right with more than a tenth."""
+    assert model().deepen(growing([-2.0, -5.0], 1))  # 0.12
+    assert not model().deepen(growing([-2.3, -5.0], 1))  # 0.09
+    assert not model(rate=0.2).deepen(growing([-2.0, -5.0], 1))
+    assert not model(level=-1.0).deepen(growing([-2.0, -5.0], 1))
+    assert model().deepen(growing([0.0, 0.0, -9.0, -2.0, -9.0, -9.0], 2))  # the last level's, not the first's
+    assert not model().deepen(growing([0.0, 0.0, -9.0, -9.0, -9.0, -9.0], 2))
+
+
+def test_nodes_are_verified_while_they_pay() -> None:
+    """A row costs 1 ms, worth 0.1 tokens."""
+    scores = [2.0, 1.0, -1.0, -3.0, -2.0, -9.0]  # 0.88 0.73 0.27 0.05 0.12 0.00
+    assert model().budget(growing(scores, 2)) == 5  # the root and four
+    assert model(rate=0.2).budget(growing(scores, 2)) == 4
+    assert model(rate=2.0).budget(growing(scores, 2)) == 1
+    chosen = CostModel(model().calibration, SURFACE, sizes=(1, 2, 4, 8))
+    assert chosen.budget(growing(scores, 2)) == 4
+
+
+def test_hopeless_text_is_decoded_plainly_most_of_the_time() -> None:
+    """Trees that never bring anything: at most a few in a hundred rounds after the first ones."""
+    hopeless = model()
+    hopeless.begin()
+    chosen = []
+    for _ in range(500):
+        chosen.append(hopeless.choose(HERE))
+        hopeless.observe(outcome(chosen[-1], 1, seconds=0.013 if chosen[-1] != PLAIN else 0.0105))
+    assert sum(spec != PLAIN for spec in chosen[:100]) < 15
+    assert sum(spec != PLAIN for spec in chosen[100:]) < 10
+    for _ in range(200):  # and it comes back when they do bring something
+        chosen.append(hopeless.choose(HERE))
+        hopeless.observe(outcome(chosen[-1], 1 if chosen[-1] == PLAIN else 3, seconds=0.015))
+    assert PLAIN not in chosen[-50:]
+
+
+def run(watched: Watched, rounds: int, slow: float, fast: float) -> list[TreeSpec]:
+    """The static tree's rounds take ``fast`` seconds, the policy's ``slow``."""
+    chosen = []
+    for _ in range(rounds):
+        spec = watched.choose(HERE)
+        chosen.append(spec)
+        watched.observe(outcome(spec, 2, fast if spec == TREE else slow))
+    return chosen
+
+
+def test_policy_that_is_slower_than_the_static_tree_is_pinned_to_it() -> None:
+    watched = Watched(FixedPolicy(TreeSpec(8, 4, 2)), TREE)
+    run(watched, WINDOW * EVERY * LOSSES, slow=0.02, fast=0.01)
+    assert watched.pinned == "100.0 tokens/s against 200.0 of the tree 5,3,2"
+    watched.begin()  # what was learned holds for the next request
+    assert set(run(watched, 100, slow=0.02, fast=0.01)) == {TREE}
+
+
+def test_policy_that_is_no_slower_goes_on_and_is_compared_now_and_then() -> None:
+    watched = Watched(FixedPolicy(TreeSpec(8, 4, 2)), TREE)
+    chosen = run(watched, WINDOW * EVERY * 10, slow=0.01, fast=0.0101)
+    assert watched.pinned is None
+    assert chosen.count(TREE) == WINDOW * 10
+
+
+@pytest.mark.parametrize("verb", ["choose", "deepen", "budget"])
+def test_network_without_numbers_is_given_up_at_once(verb: str) -> None:
+    class Broken(CostModel):
+        pass
+
+    def fail(*_: object) -> None:
+        raise ValueError("policy net: not a number")
+
+    setattr(Broken, verb, fail)
+    watched = Watched(Broken(model().calibration, SURFACE), TREE)
+    assert watched.choose(HERE) in (TREE, TreeSpec(7, 4, 2))
+    tree = growing([0.0, -1.0], 1)
+    assert watched.deepen(tree) in (True, False)
+    assert 1 <= watched.budget(tree) <= tree.spec.nodes
+    assert watched.pinned == "policy net: not a number"
+    assert watched.choose(HERE) == TREE
+    assert watched.budget(tree) == tree.spec.nodes

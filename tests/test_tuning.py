@@ -1,0 +1,278 @@
+"""Tuning: what is recorded is what really happens, what is fitted is used, and nothing is installed by halves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import export.tuning.cli
+import export.tuning.tune
+from export.tuning.calibrate import fit_chances
+from export.tuning.cli import command
+from export.tuning.errors import TuningError
+from export.tuning.install import install
+from export.tuning.prompts import read_prompts
+from export.tuning.replay import best_static, candidates, oracle, reached, replay, static_trees
+from export.tuning.traces import Trace, trace
+from policy import PLAIN, Calibration, CostModel, FixedPolicy, Growing, Observation, Outcome, Surface, TreeSpec
+from runtime import Decoder, EngineDirError, Sampling
+from runtime.console import run_command
+from runtime.cpu import processor_name
+from runtime.manifest import FILE_NAME, Tuning, load_manifest
+from tests.eagle_engines import export as export_engine
+from tests.eagle_engines import write_echo
+
+SURFACE = Surface((1, 8), (100, 1000), ((10.0, 17.0), (20.0, 34.0)), (1, 3), (1, 4), ((1.0, 4.0), (2.0, 8.0)), 0.5)
+TREES = [PLAIN, TreeSpec(2, 1, 1), TreeSpec(5, 3, 2), TreeSpec(7, 4, 2), TreeSpec(9, 2, 3), TreeSpec(5, 4, 1)]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tuning")
+    write_echo(folder / "target", folder / "draft")
+    return export_engine(folder / "target", folder / "draft", folder, "--max-context", "250", "--prefill-rows", "16")
+
+
+@pytest.fixture(scope="module")
+def decoder(engine: Path) -> Iterator[Decoder]:
+    with Decoder(engine) as opened:
+        yield opened
+
+
+def prompt_of(length: int) -> list[int]:
+    return [int(token) for token in np.random.default_rng(length).integers(3, 100, length)]
+
+
+def traced(decoder: Decoder, sampling: Sampling, length: int = 20, count: int = 90) -> dict[int, Trace]:
+    prompt = prompt_of(length)
+    answer = decoder.generate(prompt, max_new_tokens=count, sampling=sampling).tokens
+    return {width: trace(decoder, "x", prompt, answer, 4, width) for width in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, seed=3)], ids=["greedy", "sampled"])
+def test_replayed_rounds_are_those_that_really_happen(decoder: Decoder, sampling: Sampling) -> None:
+    """The law that everything else stands on: a tree's rounds follow from the record, exactly."""
+    answer = [traced(decoder, sampling)]
+    for tree in TREES:
+        really = decoder.generate(prompt_of(20), max_new_tokens=90, sampling=sampling, policy=FixedPolicy(tree)).stats
+        found = replay(FixedPolicy(tree), answer, SURFACE)
+        assert (found.cycles, found.tokens) == (really.cycles, really.new_tokens - 1), tree
+
+
+def test_replayed_closed_form_decides_as_in_service(decoder: Decoder) -> None:
+    answer = [traced(decoder, Sampling())]
+    model = CostModel(Calibration(1.0, 0.0, 0.5, 0.5, 0.08, (9, 4, 2)), SURFACE)
+    found = replay(model, answer, SURFACE)
+    seen: list[tuple[int, int]] = []
+
+    class Witness(CostModel):
+        def observe(self, outcome: Outcome) -> None:
+            seen.append((outcome.nodes, outcome.tokens))
+            super().observe(dataclasses.replace(outcome, seconds=0.0))  # the replay's milliseconds are not this machine's
+
+    patient = Witness(model.calibration, SURFACE)
+    stats = decoder.generate(prompt_of(20), max_new_tokens=90, policy=patient).stats
+    again = replay(Witness(model.calibration, SURFACE), answer, SURFACE)
+    assert (again.cycles, again.tokens) == (stats.cycles, stats.new_tokens - 1)
+    # The last tree is cut to what the answer has room for, which a record does not know.
+    assert seen[: stats.cycles - 1] == seen[stats.cycles : -1]
+    assert len({nodes for nodes, _ in seen}) > 2
+    assert found.tokens == again.tokens
+
+
+def test_trees_that_are_cut_while_they_grow_change_no_token(decoder: Decoder) -> None:
+    """Any decision at any level, at random, also every round another."""
+    expected = decoder.generate(prompt_of(33), max_new_tokens=120, policy=FixedPolicy(PLAIN)).tokens
+
+    class Whims:
+        def __init__(self, seed: int) -> None:
+            self.random = np.random.default_rng(seed)
+            self.asked: list[int] = []
+
+        def begin(self) -> None:
+            """Goes on."""
+
+        def choose(self, observation: Observation) -> TreeSpec:
+            return TREES[int(self.random.integers(len(TREES)))]
+
+        def deepen(self, growing: Growing) -> bool:
+            assert len(growing.scores) == candidates(growing.spec.width, growing.level)
+            assert len(growing.last) == growing.spec.width ** min(growing.level, 2)
+            self.asked.append(growing.level)
+            return bool(self.random.random() < 0.6)
+
+        def budget(self, growing: Growing) -> int:
+            return int(self.random.integers(1, growing.spec.nodes + 1))
+
+        def observe(self, outcome: Outcome) -> None:
+            """Learns nothing."""
+
+    for seed in range(6):
+        whims = Whims(seed)
+        assert decoder.generate(prompt_of(33), max_new_tokens=120, policy=whims).tokens == expected
+        assert {1, 2} <= set(whims.asked)
+        sampling = Sampling(0.8, seed=seed)
+        sampled = decoder.generate(prompt_of(33), max_new_tokens=60, sampling=sampling, policy=FixedPolicy(PLAIN)).tokens
+        assert decoder.generate(prompt_of(33), max_new_tokens=60, sampling=sampling, policy=Whims(seed)).tokens == sampled
+
+
+def test_reached_counts_as_the_rerank_does(decoder: Decoder) -> None:
+    each = traced(decoder, Sampling())[2]
+    for place in range(len(each)):
+        counts = [reached(each, place, 4, nodes) for nodes in range(1, 20)]
+        assert counts == sorted(counts)  # the best n are among the best n + 1
+        assert counts[0] == 0
+        deepest = int((each.right[place] >= 0).sum())
+        assert counts[-1] <= deepest
+        assert reached(each, place, 4, 100) == deepest
+    assert each.on_path().sum() == (each.right >= 0).sum()
+
+
+def test_nothing_beats_the_oracle_and_the_best_tree_beats_the_others(decoder: Decoder) -> None:
+    answers = [traced(decoder, Sampling(), length) for length in (5, 20)]
+    trees = static_trees((1, 2, 3), (1, 2, 3), 8)
+    best, done = best_static(answers, SURFACE, trees)
+    assert best in trees
+    assert all(replay(FixedPolicy(tree), answers, SURFACE).rate <= done.rate for tree in trees)
+    assert oracle(answers, SURFACE, trees, done.rate).rate >= done.rate
+    assert {tree.nodes for tree in static_trees((2,), (3,), 64, sizes=(1, 4, 8, 64))} == {1, 4, 8}
+
+
+def test_fitted_chances_are_those_that_made_the_record() -> None:
+    random, count = np.random.default_rng(0), 6000
+    scores = -random.exponential(2, (count, 1)).astype(np.float32)
+    right = random.random((count, 1)) < 1 / (1 + np.exp(-(1.3 * scores + 0.4)))
+    record = Trace("x", 1, 1, scores, np.ones(1, np.int8), np.where(right, 0, -1).astype(np.int16), np.zeros((count, 1), np.float16))
+    slope, level, bias = fit_chances([{1: record}], 1)
+    assert abs(slope - 1.3) < 0.12
+    assert abs(level + bias - 0.4) < 0.12  # one level only: both shift alike
+
+
+def test_surface_interpolates_and_goes_on() -> None:
+    assert SURFACE.verify(1, 50) == 10
+    assert SURFACE.verify(8, 100) == 17
+    assert SURFACE.verify(2, 100) == 11
+    assert SURFACE.verify(15, 100) == 24
+    assert SURFACE.verify(1, 550) == 15
+    assert SURFACE.draft(0, 0) == 0
+    assert SURFACE.draft(2, 1) == 1.5
+    assert SURFACE.draft(3, 6) == 12
+    assert SURFACE.round(1, 0, 0, 100) == 10.5
+
+
+@pytest.fixture
+def tiny(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory to tune, few prompts, short answers, a cache of its own."""
+    monkeypatch.setenv("RESPS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(export.tuning.tune, "LEAST_PROMPTS", 3)
+    grid = export.tuning.tune.Grid(widths=(1, 2), depths=(1, 2, 3), nodes=6, new_tokens=20)
+    monkeypatch.setattr(export.tuning.tune, "Grid", lambda **_: grid)
+    (tmp_path / "prompts.txt").write_text("".join(f"the quick brown fox {number}\n" for number in range(9)))
+    return Path(shutil.copytree(engine, tmp_path / "engine"))
+
+
+def tune(directory: Path, *more: str) -> int:
+    return run_command(command, "resps-tune", ["--engine-dir", str(directory), "--prompts", str(directory.parent / "prompts.txt"), *more])
+
+
+def test_tuned_policy_is_installed_and_used(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = load_manifest(tiny)
+    assert before.tuning is None
+    assert tune(tiny, "--threads", "2", "--json") == 0
+    shown = json.loads(capfd.readouterr().out)
+    after = load_manifest(tiny)
+    assert after.tuning is not None
+    assert json.loads(json.dumps(dataclasses.asdict(after.tuning))) == shown
+    assert dataclasses.replace(after, tuning=None) == before
+    assert (after.tuning.machine, after.tuning.threads) == (processor_name(), 2)
+    assert after.tuning.policy in ("none", "fixed", "cost-model")
+    assert set(after.tuning.ratios) == {"none", "fixed", "cost-model"}
+    with Decoder(tiny, threads=2) as decoder, Decoder(tiny, threads=2, policy="cost-model") as modelled:
+        plain = decoder.generate(prompt_of(20), max_new_tokens=60, policy=FixedPolicy(PLAIN)).tokens
+        assert decoder.generate(prompt_of(20), max_new_tokens=60).tokens == plain
+        assert modelled.generate(prompt_of(20), max_new_tokens=60).tokens == plain
+
+
+def test_what_was_recorded_is_not_recorded_again(tiny: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    assert tune(tiny, "--dry-run") == 0
+    assert load_manifest(tiny).tuning is None
+
+    def never(*_: Any) -> None:
+        raise AssertionError("recorded again")
+
+    monkeypatch.setattr(export.tuning.tune, "_recorded", never)
+    assert tune(tiny, "--dry-run") == 0
+    assert "by the clock" in capfd.readouterr().out
+
+
+def test_interruption_changes_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    manifest = (tiny / FILE_NAME).read_bytes()
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export.tuning.tune, "confirm", interrupted)
+    assert tune(tiny) == 130
+    assert (tiny / FILE_NAME).read_bytes() == manifest
+    assert not list(tiny.glob(".*"))
+    assert capfd.readouterr().err.splitlines()[-1] == "resps-tune: interrupted"
+
+
+def a_tuning(**changes: Any) -> Tuning:
+    fitted = Calibration(1.0, 0.0, 0.5, 0.5, 0.08, (9, 4, 2))
+    return dataclasses.replace(Tuning(processor_name(), 2, "cost-model", (5, 3, 2), fitted, SURFACE, {"none": 1.0}), **changes)
+
+
+@pytest.mark.parametrize("changes", [{"machine": "another"}, {"threads": 7}], ids=str)
+def test_tuning_of_another_machine_is_not_used_and_says_so(tiny: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]) -> None:
+    install(tiny, load_manifest(tiny), a_tuning(**changes))
+    with caplog.at_level(logging.WARNING), Decoder(tiny, threads=2) as decoder:
+        assert isinstance(decoder._policy, FixedPolicy)
+    assert "a fixed tree is used — resps-tune tunes it for here" in caplog.text
+    with pytest.raises(EngineDirError, match="cost-model has not been tuned for this engine on this machine — resps-tune"):
+        Decoder(tiny, threads=2, policy="cost-model")
+
+
+def test_engine_that_changed_meanwhile_is_left_alone(tiny: Path) -> None:
+    manifest = load_manifest(tiny)
+    other = dataclasses.replace(manifest, model="other")
+    with pytest.raises(TuningError, match="was exported anew while it was tuned — tune again"):
+        install(tiny, other, a_tuning())
+    assert load_manifest(tiny) == manifest
+
+
+def test_untuned_policy_and_unknown_name(engine: Path) -> None:
+    with pytest.raises(EngineDirError, match="cost-model has not been tuned"):
+        Decoder(engine, policy="cost-model")
+    with pytest.raises(ValueError, match="unknown policy 'best' — choose from none, fixed, cost-model"):
+        Decoder(engine, policy="best")
+
+
+def test_too_few_prompts_and_no_draft(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tiny.parent / "prompts.txt").write_text("one\ntwo\n")
+    assert tune(tiny) == 1
+    assert capfd.readouterr().err == "resps-tune: 2 prompts are too few, tuning needs 3 — give more with --prompts\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{broken\n", "line 1: no prompt and no turns"), ('plain\n{"turns": []}\n', "line 2"), ('{"prompt": 3}\n', "line 1")],
+)
+def test_prompts_that_cannot_be_read(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "p").write_text(text)
+    with pytest.raises(TuningError, match=says):
+        read_prompts(tmp_path / "p")
+
+
+def test_prompts_of_every_form(tmp_path: Path) -> None:
+    (tmp_path / "p").write_text('{"prompt": "a"}\n\n{"turns": ["b", "c"]}\nd e\n')
+    assert read_prompts(tmp_path / "p") == ["a", "b", "d e"]
+    assert len(read_prompts(None)) > 40
