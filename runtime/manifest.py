@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 from policy import Calibration, Surface
 
 from .errors import EngineDirError
+from .typed_json import Malformed, decode
 
 SCHEMA = 3
 FILE_NAME = "manifest.json"
@@ -214,9 +213,9 @@ def load_manifest(directory: Path, *, verify: bool = True, backend: str | None =
     if schema != SCHEMA:
         raise EngineDirError(f"{file} has schema {schema!r}, this version reads {SCHEMA} — export again: resps-export --model NAME --force")
     try:
-        manifest: Manifest = _decode(Manifest, data, "manifest")
+        manifest: Manifest = decode(Manifest, data, "manifest")
         _check_contract(manifest)
-    except _Malformed as problem:
+    except Malformed as problem:
         raise EngineDirError(f"{file} is malformed: {problem} — export again: resps-export --model NAME --force") from None
     _check_files(directory, manifest, verify, backend or manifest.backend)
     return manifest
@@ -246,23 +245,23 @@ def _check_contract(manifest: Manifest) -> None:
     for name, (inputs, outputs) in needed.items():
         graph = manifest.graphs.get(name)
         if graph is None or not inputs <= graph.inputs.keys() or not outputs <= graph.outputs.keys():
-            raise _Malformed(f"manifest.graphs.{name} lacks tensors")
+            raise Malformed(f"manifest.graphs.{name} lacks tensors")
     limits = manifest.limits
     if min(limits.context, limits.tree_nodes, limits.prefill_rows, limits.span_step, manifest.shape.layers) < 1:
-        raise _Malformed("manifest.limits holds a zero")
+        raise Malformed("manifest.limits holds a zero")
     if limits.context + limits.tree_nodes > limits.capacity:
-        raise _Malformed("manifest.limits.capacity is less than context and one tree")
+        raise Malformed("manifest.limits.capacity is less than context and one tree")
     if manifest.backend not in BACKENDS or (manifest.backend == "tensorrt") != (manifest.tensorrt is not None):
-        raise _Malformed(f"manifest.backend is {manifest.backend!r}")
+        raise Malformed(f"manifest.backend is {manifest.backend!r}")
     if manifest.tensorrt and any(graph.plan is None or not graph.profiles for graph in manifest.graphs.values()):
-        raise _Malformed("manifest.graphs has a graph without plan or profiles")
+        raise Malformed("manifest.graphs has a graph without plan or profiles")
     if manifest.tree_sizes != tuple(sorted(set(manifest.tree_sizes))) or not manifest.tree_sizes or manifest.tree_sizes[0] < 1:
-        raise _Malformed("manifest.tree_sizes must ascend from 1 or more")
+        raise Malformed("manifest.tree_sizes must ascend from 1 or more")
     draft = manifest.draft
     if draft and (min(draft.layers, draft.max_depth, draft.max_width) < 1 or draft.max_width > draft.vocab):
-        raise _Malformed("manifest.draft holds a size that cannot be")
+        raise Malformed("manifest.draft holds a size that cannot be")
     if draft and limits.context + draft.max_width * (draft.max_depth - 1) > draft.capacity:
-        raise _Malformed("manifest.draft.capacity is less than context and one tree")
+        raise Malformed("manifest.draft.capacity is less than context and one tree")
 
 
 def _check_files(directory: Path, manifest: Manifest, verify: bool, backend: str) -> None:
@@ -291,40 +290,3 @@ def sha256_of(path: Path) -> str:
         while piece := file.read(_READ_BYTES):
             digest.update(piece)
     return digest.hexdigest()
-
-
-class _Malformed(Exception):
-    pass
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """JSON -> the annotated type, exactly: unknown, missing or wrongly typed keys are errors."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        if not isinstance(value, dict) or value.keys() != hints.keys():
-            keys = set(value) ^ set(hints) if isinstance(value, dict) else set(hints)
-            raise _Malformed(f"{where} has wrong keys: {', '.join(sorted(map(str, keys)))}")
-        return kind(**{key: _decode(hint, value[key], f"{where}.{key}") for key, hint in hints.items()})  # type: ignore[operator]
-    if origin is tuple and isinstance(value, list):
-        if arguments[-1] is not Ellipsis and len(arguments) != len(value):
-            raise _Malformed(f"{where} needs {len(arguments)} entries")
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(_decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict) if isinstance(origin, type) else False:
-        return {key: _decode(arguments[1], v, f"{where}.{key}") for key, v in value.items()}
-    if isinstance(kind, types.UnionType):
-        parts = [k for k in arguments if dataclasses.is_dataclass(k)]
-        if parts and value is not None:
-            return _decode(parts[0], value, where)
-        matching = [k for k in arguments if k is not Any and type(value) is k]
-        if not matching:
-            raise _Malformed(f"{where} is {value!r}")
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is not Any and type(value) is not kind:
-        raise _Malformed(f"{where} is {value!r}, not {getattr(kind, '__name__', kind)}")
-    if type(value) is int and value < 0:
-        raise _Malformed(f"{where} is negative")
-    return value

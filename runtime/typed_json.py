@@ -1,0 +1,46 @@
+"""JSON into dataclasses, exactly: what the annotations do not say is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+
+class Malformed(Exception):
+    """What is wrong, and where."""
+
+
+def decode(kind: Any, value: Any, where: str) -> Any:
+    """JSON -> the annotated type, exactly: unknown, missing or wrongly typed keys are errors."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        if not isinstance(value, dict) or value.keys() != hints.keys():
+            keys = set(value) ^ set(hints) if isinstance(value, dict) else set(hints)
+            raise Malformed(f"{where} has wrong keys: {', '.join(sorted(map(str, keys)))}")
+        return kind(**{key: decode(hint, value[key], f"{where}.{key}") for key, hint in hints.items()})  # type: ignore[operator]
+    if origin is tuple and isinstance(value, list):
+        if arguments[-1] is not Ellipsis and len(arguments) != len(value):
+            raise Malformed(f"{where} needs {len(arguments)} entries")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict) if isinstance(origin, type) else False:
+        return {key: decode(arguments[1], v, f"{where}.{key}") for key, v in value.items()}
+    if isinstance(kind, types.UnionType):
+        parts = [k for k in arguments if dataclasses.is_dataclass(k)]
+        if parts and value is not None:
+            return decode(parts[0], value, where)
+        matching = [k for k in arguments if k is not Any and type(value) is k]
+        if not matching:
+            raise Malformed(f"{where} is {value!r}")
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is not Any and type(value) is not kind:
+        raise Malformed(f"{where} is {value!r}, not {getattr(kind, '__name__', kind)}")
+    if type(value) is int and value < 0:
+        raise Malformed(f"{where} is negative")
+    return value
