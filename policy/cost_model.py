@@ -17,7 +17,8 @@ from .base import Growing, Observation, Outcome
 from .spec import PLAIN, TreeSpec
 from .surface import Surface
 
-PROBE, LONGEST_PAUSE = 4, 64  # rounds
+# In rounds. Impatience costs more than patience: pauses after six rounds without luck took 3 % of all speed (docs/benchmarks.md).
+PATIENCE, MEMORY, PROBE, SHORTEST_PAUSE, LONGEST_PAUSE = 24, 32, 4, 16, 64
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class CostModel:
     _advantage: float = field(default=0.0, init=False)
     _pause: int = field(default=0, init=False)
     _plain_left: int = field(default=0, init=False)
-    _probe_left: int = field(default=PROBE, init=False)
+    _probe_left: int = field(default=PATIENCE, init=False)
     _length: int = field(default=0, init=False)
 
     def begin(self) -> None:
-        self._advantage, self._pause, self._plain_left, self._probe_left = 0.0, 0, 0, PROBE
+        self._advantage, self._pause, self._plain_left, self._probe_left = 0.0, 0, 0, PATIENCE
 
     def choose(self, observation: Observation) -> TreeSpec:
         self._length = observation.length
@@ -76,13 +77,13 @@ class CostModel:
         if outcome.spec == PLAIN:
             return
         plain = self.surface.round(1, 0, 0, self._length)
-        self._advantage += (outcome.tokens * plain - 1000 * outcome.seconds - self._advantage) / 6
+        self._advantage += (outcome.tokens * plain - 1000 * outcome.seconds - self._advantage) / MEMORY
         self._probe_left -= 1
         if self._probe_left > 0:
             return
         if self._advantage < 0:
-            self._pause = min(max(PROBE, 2 * self._pause), LONGEST_PAUSE)
-            self._plain_left, self._probe_left = self._pause, 1
+            self._pause = min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
+            self._plain_left, self._probe_left = self._pause, PROBE
         else:
             self._pause, self._probe_left = 0, 1
 

@@ -97,15 +97,17 @@ def test_nodes_are_verified_while_they_pay() -> None:
 
 
 def test_hopeless_text_is_decoded_plainly_most_of_the_time() -> None:
-    """Trees that never bring anything: at most a few in a hundred rounds after the first ones."""
+    """Trees that never bring anything and cost 6 % of a round, as they do on a CPU: an answer of 128 tokens loses less than 2 %, longer ones
+    less and less."""
     hopeless = model()
     hopeless.begin()
     chosen = []
     for _ in range(500):
         chosen.append(hopeless.choose(HERE))
-        hopeless.observe(outcome(chosen[-1], 1, seconds=0.013 if chosen[-1] != PLAIN else 0.0105))
-    assert sum(spec != PLAIN for spec in chosen[:100]) < 15
-    assert sum(spec != PLAIN for spec in chosen[100:]) < 10
+        hopeless.observe(outcome(chosen[-1], 1, seconds=0.0105 * (1.06 if chosen[-1] != PLAIN else 1)))
+    tried = [spec != PLAIN for spec in chosen]
+    assert 0.06 * sum(tried[:128]) / 128 < 0.02
+    assert 0.06 * sum(tried[128:]) / len(tried[128:]) < 0.006
     for _ in range(200):  # and it comes back when they do bring something
         chosen.append(hopeless.choose(HERE))
         hopeless.observe(outcome(chosen[-1], 1 if chosen[-1] == PLAIN else 3, seconds=0.015))
