@@ -97,8 +97,8 @@ def test_nodes_are_verified_while_they_pay() -> None:
 
 
 def test_hopeless_text_is_decoded_plainly_most_of_the_time() -> None:
-    """Trees that never bring anything and cost 6 % of a round, as they do on a CPU: an answer of 128 tokens loses less than 2 %, longer ones
-    less and less."""
+    """Trees that never bring anything and cost 6 % of a round, as they do on a CPU: an answer of 128 tokens loses less than 2 %, longer
+    ones less and less."""
     hopeless = model()
     hopeless.begin()
     chosen = []
