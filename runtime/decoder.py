@@ -21,7 +21,7 @@ from .request import Request
 from .sampling import Sampling
 from .stream import Result, Run, Stream
 from .text import Message, StopStrings, Text
-from .tuned import POLICIES, default_tree, make_policy
+from .tuned import POLICIES, default_tree, make_policy, trees_of
 
 DRAFTERS = ("eagle", "ngram", "none")
 DEVICES = ("cpu", "cuda")
@@ -73,8 +73,8 @@ class Decoder:
         with ExitStack() as cleanup:
             opened = open_backend(directory, self.manifest, self.backend, self.device, threads)
             cleanup.callback(opened.close)
-            fixed = self._policy.spec if isinstance(self._policy, FixedPolicy) else default_tree(self.draft, self.manifest)
-            models = load_models(opened, self.manifest, self.draft, [fixed])
+            trees = trees_of(self._policy) or [default_tree(self.draft, self.manifest)]
+            models = load_models(opened, self.manifest, self.draft, trees)
             self._target, self._drafter, self._pick = models.target, models.drafter, models.picker
             self.models = models
             self._resources = cleanup.pop_all()

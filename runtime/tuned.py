@@ -42,6 +42,15 @@ def make_policy(name: str | None, draft: str, manifest: Manifest, threads: int) 
     return Watched(CostModel(tuning.cost_model, tuning.surface, sizes), tree)
 
 
+def trees_of(policy: Policy) -> list[TreeSpec]:
+    """The largest trees that a policy is known to ask for, to be ready for; none where only it knows."""
+    if isinstance(policy, FixedPolicy):
+        return [policy.spec]
+    if isinstance(policy, CostModel):
+        return [TreeSpec(*policy.calibration.tree)]
+    return [policy.static, *trees_of(policy.policy)] if isinstance(policy, Watched) else []
+
+
 def tuned_here(manifest: Manifest, threads: int) -> Tuning | None:
     """What was tuned, if it was on this machine with as many threads."""
     tuning = manifest.tuning

@@ -9,6 +9,7 @@ import pytest
 
 from policy import PLAIN, Calibration, CostModel, FixedPolicy, Growing, Held, Observation, Outcome, Surface, TreeSpec, Watched
 from policy.watched import EVERY, LOSSES, WINDOW
+from runtime.tuned import trees_of
 
 HERE = Observation(100, 100, lambda: np.zeros(3))
 TREE = TreeSpec(5, 3, 2)
@@ -137,6 +138,12 @@ def test_policy_that_is_no_slower_goes_on_and_is_compared_now_and_then() -> None
     chosen = run(watched, WINDOW * EVERY * 10, slow=0.01, fast=0.0101)
     assert watched.pinned is None
     assert chosen.count(TREE) == WINDOW * 10
+
+
+def test_trees_to_be_ready_for() -> None:
+    assert trees_of(FixedPolicy(TREE)) == [TREE]
+    assert trees_of(Watched(model(), TREE)) == [TREE, TreeSpec(7, 4, 2)]
+    assert trees_of(Counting()) == []
 
 
 @pytest.mark.parametrize("verb", ["choose", "deepen", "budget"])
