@@ -50,6 +50,21 @@ class Bindings:
     address: int
 
 
+@dataclass(eq=False)
+class DeviceCall:
+    """What calls of every engine have in common: what the host fills and reads."""
+
+    bindings: Bindings
+
+    @property
+    def inputs(self) -> Mapping[str, np.ndarray]:
+        return self.bindings.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, np.ndarray]:
+        return self.bindings.outputs
+
+
 def bind(
     graph: Graph,
     memory: DeviceMemory,

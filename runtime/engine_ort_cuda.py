@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .cuda import Cuda
-from .device_call import Bindings, Bound, bind
+from .device_call import Bound, DeviceCall, bind
 from .device_memory import DeviceMemory
 from .engine import Buffer, Prepared
 from .errors import EngineDirError, EngineFailure
@@ -22,23 +20,14 @@ PROVIDER, DEVICE = "CUDAExecutionProvider", "cuda"
 _HEAVY = ("Attention", "Gemm", "MatMul", "MatMulNBits", "TensorScatter", "RMSNormalization", "RotaryEmbedding")
 
 
-@dataclass(frozen=True)
-class OrtCudaCall:
+@dataclass(eq=False)
+class OrtCudaCall(DeviceCall):
     """An I/O binding to addresses on the device."""
 
-    bindings: Bindings
     _session: Any
     _binding: Any
     _options: Any
     _memory: DeviceMemory
-
-    @property
-    def inputs(self) -> Mapping[str, np.ndarray]:
-        return self.bindings.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, np.ndarray]:
-        return self.bindings.outputs
 
     def run(self) -> None:
         if self.bindings.block.size:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .cuda import Cuda
-from .device_call import Bindings, bind
+from .device_call import DeviceCall, bind
 from .device_memory import DeviceBuffer, DeviceMemory
 from .engine import Buffer, Prepared
 from .errors import EngineDirError, EngineFailure
@@ -33,22 +33,13 @@ class Scratch:
         return self._block
 
 
-@dataclass
-class TrtCall:
+@dataclass(eq=False)
+class TrtCall(DeviceCall):
     """One graph for fixed sizes. The first run is recorded, from then on the recording is launched."""
 
-    bindings: Bindings
     engine: TrtEngine
     profile: int
     graph: int | None = None
-
-    @property
-    def inputs(self) -> Mapping[str, np.ndarray]:
-        return self.bindings.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, np.ndarray]:
-        return self.bindings.outputs
 
     def run(self) -> None:
         self.engine.run(self)

@@ -24,6 +24,7 @@ from export.plan import draft_bytes
 from runtime.console import run_command
 from runtime.manifest import load_manifest
 from runtime.tree import Tree
+from tests.ended import Ended
 from tests.tiny import VOCAB, reference, write_checkpoint
 from tests.tiny_drafts import DRAFT_VOCAB, FAMILIES, TinyDraft, write_draft
 
@@ -46,23 +47,6 @@ class Place:
     def tokens(self) -> list[int]:
         """Of the draft's vocabulary, as read."""
         return list(open_draft(self.draft, open_checkpoint(self.target)).tokens)
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def complaint(self) -> str:
-        """The one line of an expected failure; progress lines come before it."""
-        lines = [line for line in self.err.splitlines() if line.startswith("resps-export: ")]
-        assert len(lines) == 1, self.err
-        assert self.err.endswith(lines[0] + "\n")
-        assert " — " in lines[0]
-        assert "internal error" not in lines[0]
-        return lines[0]
 
 
 Run = Callable[..., Ended]

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -35,30 +34,12 @@ from export.weights import WeightFile
 from runtime.console import run_command
 from runtime.errors import EngineDirError
 from runtime.manifest import FILE_NAME, Manifest, load_manifest
+from tests.ended import Ended
 from tests.tiny import VOCAB, tiny_model, write_checkpoint, write_gguf, write_tokenizer
 
 ROOT = Path(__file__).parents[1]
 FILES = {"manifest.json", "target.onnx", "target.data", "sample.onnx", "tokenizer.json", "chat_template.jinja"}
 LAYERS = 6
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a run ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def complaint(self) -> str:
-        """The one line of an expected failure; progress lines come before it."""
-        lines = [line for line in self.err.splitlines() if line.startswith("resps-export: ")]
-        assert len(lines) == 1, self.err
-        assert self.err.endswith(lines[0] + "\n")
-        assert " — " in lines[0]
-        assert "Traceback" not in self.err
-        return lines[0]
 
 
 Run = Callable[..., Ended]

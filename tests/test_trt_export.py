@@ -45,6 +45,7 @@ from runtime.kv import KVCache
 from runtime.manifest import FILE_NAME, File, Graph, Manifest, load_manifest, sha256_of
 from runtime.sampling import Sampling, Scores
 from runtime.tree import GrownTree, Tree
+from tests.ended import Ended
 from tests.tiny import LLAMA3, reference, write_checkpoint, write_tokenizer
 from tests.tiny_drafts import write_draft
 
@@ -98,21 +99,6 @@ def engine(source: Source) -> Path:
 @pytest.fixture(scope="module")
 def manifest(engine: Path) -> Manifest:
     return load_manifest(engine)
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def complaint(self) -> str:
-        """The one line of an expected failure."""
-        (line,) = (line for line in self.err.splitlines() if line.startswith("resps-export: "))
-        assert self.err.endswith(line + "\n")
-        assert " — " in line
-        return line
 
 
 Run = Callable[..., Ended]
