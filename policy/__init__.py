@@ -4,9 +4,11 @@ from .base import Growing, GrowthPolicy, Observation, Outcome, Policy
 from .cost_model import Calibration, CostModel
 from .fixed import FixedPolicy
 from .held import Held
+from .ltd import Ltd
+from .resps import Net, Resps
 from .spec import PLAIN, TreeSpec
 from .surface import Surface
-from .watched import Watched
+from .watched import Watched, watch
 
 __all__ = [
     "PLAIN",
@@ -16,10 +18,14 @@ __all__ = [
     "Growing",
     "GrowthPolicy",
     "Held",
+    "Ltd",
+    "Net",
     "Observation",
     "Outcome",
     "Policy",
+    "Resps",
     "Surface",
     "TreeSpec",
     "Watched",
+    "watch",
 ]

@@ -3,22 +3,18 @@
 A node of summed log-probability s on level l is on the target's path with probability sigmoid(a s + b l + c). In the long run tokens per
 second are highest if every round maximises its tokens minus rate x milliseconds (Dinkelbach), so
   - another level is drafted while the best candidate's probability times ``gain`` exceeds what the level costs,
-  - the n best nodes are verified for which the probabilities' sum minus the pass's cost is largest,
-  - and where trees keep losing against plain decoding, most rounds are plain.
+  - the n best nodes are verified for which the probabilities' sum minus the pass's cost is largest.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from .base import Growing, Observation, Outcome
-from .spec import PLAIN, TreeSpec
+from .spec import TreeSpec
 from .surface import Surface
-
-# In rounds. Impatience costs more than patience: pauses after six rounds without luck took 3 % of all speed (docs/benchmarks.md).
-PATIENCE, MEMORY, PROBE, SHORTEST_PAUSE, LONGEST_PAUSE = 24, 32, 4, 16, 64
 
 
 @dataclass(frozen=True)
@@ -36,25 +32,16 @@ class Calibration:
 
 @dataclass
 class CostModel:
-    """One pause for all requests at a time; ``sizes``: trees that may be verified, where not every size may."""
+    """Decides while the tree grows. ``sizes``: trees that may be verified, where not every size may."""
 
     calibration: Calibration
     surface: Surface
     sizes: tuple[int, ...] | None = None
-    _advantage: float = field(default=0.0, init=False)
-    _pause: int = field(default=0, init=False)
-    _plain_left: int = field(default=0, init=False)
-    _probe_left: int = field(default=PATIENCE, init=False)
-    _length: int = field(default=0, init=False)
 
     def begin(self) -> None:
-        self._advantage, self._pause, self._plain_left, self._probe_left = 0.0, 0, 0, PATIENCE
+        """Every round is decided on its own."""
 
     def choose(self, observation: Observation) -> TreeSpec:
-        self._length = observation.length
-        if self._plain_left:
-            self._plain_left -= 1
-            return PLAIN
         return TreeSpec(*self.calibration.tree)
 
     def deepen(self, growing: Growing) -> bool:
@@ -73,19 +60,7 @@ class CostModel:
         return sizes[int(np.argmax(values))]
 
     def observe(self, outcome: Outcome) -> None:
-        """Where a tree cost more than plain decoding of the same tokens, for longer than by chance, pauses grow."""
-        if outcome.spec == PLAIN:
-            return
-        plain = self.surface.round(1, 0, 0, self._length)
-        self._advantage += (outcome.tokens * plain - 1000 * outcome.seconds - self._advantage) / MEMORY
-        self._probe_left -= 1
-        if self._probe_left > 0:
-            return
-        if self._advantage < 0:
-            self._pause = min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
-            self._plain_left, self._probe_left = self._pause, PROBE
-        else:
-            self._pause, self._probe_left = 0, 1
+        """What was fitted stays."""
 
 
 def _levels(growing: Growing) -> np.ndarray:

@@ -65,6 +65,11 @@ class Resps:
         self._specs = tuple(TreeSpec(*action) for action in self.actions)
         self._random = np.random.default_rng(self.seed)
 
+    @property
+    def specs(self) -> tuple[TreeSpec, ...]:
+        """Every tree that it may choose."""
+        return self._specs
+
     def begin(self) -> None:
         self._last = None
 

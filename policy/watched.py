@@ -1,16 +1,29 @@
-"""A guard for policies in service: when the tree that was best on this machine is faster, it is used instead."""
+"""A guard for policies in service: plain decoding where trees lose, and the best fixed tree where that is faster than the policy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from .base import Growing, GrowthPolicy, Observation, Outcome, Policy
-from .spec import TreeSpec
+from .pauses import Pauses
+from .spec import PLAIN, TreeSpec
+from .surface import Surface
 
 WINDOW = 12  # rounds
 EVERY = 8  # windows: the last of them is the fixed tree's, to compare with
 LOSSES = 3  # comparisons lost in a row
 TOLERANCE = 0.97
+
+Answer = TypeVar("Answer")
+
+
+def watch(policy: Policy, static: TreeSpec, surface: Surface) -> Watched:
+    """``policy`` under guard. ``static``: the best fixed tree; ``surface``: what rounds cost on this machine."""
+    if isinstance(policy, GrowthPolicy):
+        return WatchedGrowth(policy, static, surface)
+    return Watched(policy, static, surface)
 
 
 @dataclass
@@ -18,12 +31,17 @@ class Watched:
     """``policy`` until its tokens per second fall behind ``static``'s for several comparisons in a row, from then on ``static``.
 
     One window of rounds in eight belongs to ``static``, so that both are measured on the same text. A policy that raises ValueError (no
-    number in its network) is given up at once. ``pinned`` says why it was; what was learned holds for all requests of a Decoder.
+    number in its network) is given up at once. ``pinned`` says why it was; what was learned holds for all requests of a Decoder. Either
+    pauses where plain decoding would be faster, by ``surface``: a machine that is busy does not make trees dearer than plain decoding.
     """
 
     policy: Policy
     static: TreeSpec
+    surface: Surface
     pinned: str | None = field(default=None, init=False)
+    _pauses: Pauses = field(default_factory=Pauses, init=False)
+    _resting: bool = field(default=False, init=False)
+    _length: int = field(default=0, init=False)
     _round: int = field(default=0, init=False)
     _losses: int = field(default=0, init=False)
     _tokens: list[float] = field(default_factory=lambda: [0.0, 0.0], init=False)  # policy, static
@@ -35,36 +53,19 @@ class Watched:
 
     def begin(self) -> None:
         self.policy.begin()
+        self._pauses.begin()
 
     def choose(self, observation: Observation) -> TreeSpec:
-        if self.pinned or self._comparing:
-            return self.static
-        try:
-            return self.policy.choose(observation)
-        except ValueError as problem:
-            self.pinned = str(problem)
-            return self.static
-
-    def deepen(self, growing: Growing) -> bool:
-        """As the policy says, if it is one that looks at growing trees; a fixed tree grows to its depth."""
-        asks = not self.pinned and not self._comparing and isinstance(self.policy, GrowthPolicy)
-        try:
-            return not asks or self.policy.deepen(growing)  # type: ignore[attr-defined]
-        except ValueError as problem:
-            self.pinned = str(problem)
-            return True
-
-    def budget(self, growing: Growing) -> int:
-        """As the policy says, else everything that was allowed."""
-        asks = not self.pinned and not self._comparing and isinstance(self.policy, GrowthPolicy)
-        try:
-            return self.policy.budget(growing) if asks else growing.spec.nodes  # type: ignore[attr-defined]
-        except ValueError as problem:
-            self.pinned = str(problem)
-            return growing.spec.nodes
+        self._length = observation.length
+        self._resting = self._pauses.resting()
+        if self._resting:
+            return PLAIN
+        return self._asked(lambda: self.policy.choose(observation), self.static)
 
     def observe(self, outcome: Outcome) -> None:
-        if self.pinned:
+        if outcome.spec != PLAIN:
+            self._pauses.told(outcome.tokens * self.surface.round(1, 0, 0, self._length) - self._cost(outcome))
+        if self.pinned or self._resting:
             return
         arm = int(self._comparing)
         if not arm:
@@ -75,6 +76,20 @@ class Watched:
         if self._round % (WINDOW * EVERY) == 0:
             self._compare()
 
+    def _cost(self, outcome: Outcome) -> float:
+        """Milliseconds of a round."""
+        return self.surface.round(outcome.nodes, outcome.spec.depth, outcome.spec.width, self._length)
+
+    def _asked(self, ask: Callable[[], Answer], otherwise: Answer) -> Answer:
+        """The policy's answer; ``otherwise`` while it is not its turn or when it has none."""
+        if self.pinned or self._comparing:
+            return otherwise
+        try:
+            return ask()
+        except ValueError as problem:
+            self.pinned = str(problem)
+            return otherwise
+
     def _compare(self) -> None:
         rates = [tokens / seconds if seconds else 0.0 for tokens, seconds in zip(self._tokens, self._seconds, strict=True)]
         self._losses = self._losses + 1 if rates[0] < TOLERANCE * rates[1] else 0
@@ -82,3 +97,23 @@ class Watched:
             self.pinned = f"{rates[0]:.1f} tokens/s against {rates[1]:.1f} of the tree {self.static}"
         self._tokens = [value / 2 for value in self._tokens]  # older windows count less
         self._seconds = [value / 2 for value in self._seconds]
+
+
+@dataclass
+class WatchedGrowth(Watched):
+    """The same for a policy that looks at growing trees; others are spared the looking, which costs a copy on a device."""
+
+    policy: GrowthPolicy
+    _level: int = field(default=0, init=False)
+
+    def deepen(self, growing: Growing) -> bool:
+        """As the policy says; a fixed tree grows to its depth."""
+        return self._asked(lambda: self.policy.deepen(growing), True)
+
+    def budget(self, growing: Growing) -> int:
+        """As the policy says, else everything that was allowed."""
+        self._level = growing.level
+        return self._asked(lambda: self.policy.budget(growing), growing.spec.nodes)
+
+    def _cost(self, outcome: Outcome) -> float:
+        return self.surface.round(outcome.nodes, self._level, outcome.spec.width, self._length)

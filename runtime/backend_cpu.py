@@ -13,11 +13,11 @@ from .host_memory import HostMemory
 from .kv import KVCache
 from .manifest import Manifest
 
-_SMALL = ("sample", "expand", "tree")  # graphs without weights: a second thread would only wait
+_LARGE = ("target", "fuse", "draft")  # graphs for which a second thread does not only wait
 
 
 class CpuBackend:
-    """Every graph in a session of its own; ``threads`` for those with weights."""
+    """Every graph in a session of its own; ``threads`` for those with many weights."""
 
     def __init__(self, directory: Path, manifest: Manifest, threads: int) -> None:
         if manifest.tensorrt is not None:
@@ -27,8 +27,8 @@ class CpuBackend:
         self._cleanup = ExitStack()
 
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> OrtEngine:
-        threads = 1 if name in _SMALL else self._threads
-        engine = OrtEngine(self._directory, self._manifest.graphs[name], limits, shared, threads)
+        threads = self._threads if name in _LARGE else 1
+        engine = OrtEngine(self._directory, self._manifest.graph(name), limits, shared, threads)
         self._cleanup.callback(engine.close)
         return engine
 

@@ -38,7 +38,7 @@ class CudaBackend:
             self._cleanup = cleanup.pop_all()
 
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> Engine:
-        graph = self._manifest.graphs[name]
+        graph = self._manifest.graph(name)
         engine: Engine
         if self._trt is None:
             engine = OrtCudaEngine(self._directory, graph, shared, limits, self._cuda, self.memory)
@@ -74,7 +74,7 @@ class _TensorRT:
         self._scratch = Scratch(memory)
 
     def engine(self, name: str, directory: Path, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> TrtEngine:
-        graph = self._manifest.graphs[name]
+        graph = self._manifest.graph(name)
         plan = read_plan(directory, graph, self._module, self._runtime, self._manifest.rebuild)
         return TrtEngine(name, plan, graph, shared, limits, self._cuda, self._memory, self._scratch, self._context)
 

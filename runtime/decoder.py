@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -17,11 +18,12 @@ from .backend import expect_tree_size, load_models, open_backend
 from .cpu import physical_cores
 from .errors import DecoderBusy, DecoderClosed, EngineDirError, PromptError
 from .manifest import BACKENDS, Manifest, find_engine_dir, load_manifest
+from .nets import load_net
 from .request import Request
 from .sampling import Sampling
 from .stream import Result, Run, Stream
 from .text import Message, StopStrings, Text
-from .tuned import POLICIES, default_tree, make_policy, trees_of
+from .tuned import POLICIES, default_tree, make_policy, trees_of, tuned_here
 
 DRAFTERS = ("eagle", "ngram", "none")
 DEVICES = ("cpu", "cuda")
@@ -49,12 +51,9 @@ class Decoder:
         threads: int | None = None,
         verify: bool = True,
     ) -> None:
-        if draft is not None and draft not in DRAFTERS:
-            raise ValueError(f"unknown drafter {draft!r} — choose from {', '.join(DRAFTERS)}")
-        named = policy if isinstance(policy, str) else None
-        for what, value, choices in (("backend", backend, BACKENDS), ("device", device, DEVICES), ("policy", named, POLICIES)):
-            if value not in (None, *choices):
-                raise ValueError(f"unknown {what} {value!r} — choose from {', '.join(choices)}")
+        for what, value, choices in (("drafter", draft, DRAFTERS), ("backend", backend, BACKENDS), ("device", device, DEVICES)):
+            _expect(what, value, choices)
+        _expect("policy", policy if isinstance(policy, str) else None, POLICIES)
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be 1 or more, not {threads}")
         directory = find_engine_dir(Path(engine_dir))
@@ -64,8 +63,9 @@ class Decoder:
         if self.draft == "eagle" and self.manifest.draft is None:
             raise EngineDirError(f"{directory} holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram")
         threads = threads or physical_cores()
-        self._policy = make_policy(policy, self.draft, self.manifest, threads) if policy is None or isinstance(policy, str) else policy
-        self._check_policy(self._policy)
+        self._tuning = tuned_here(self.manifest, threads) if self.draft == "eagle" else None
+        if isinstance(policy, FixedPolicy):
+            expect_tree_size(self.manifest, policy.spec)  # before anything is loaded
         self._text = Text(directory, self.manifest.tokens)
         self._lock = threading.Lock()
         self._run: Run | None = None
@@ -73,16 +73,28 @@ class Decoder:
         with ExitStack() as cleanup:
             opened = open_backend(directory, self.manifest, self.backend, self.device, threads)
             cleanup.callback(opened.close)
+            self._load = partial(load_net, opened)
+            self._named: dict[str | None, Policy] = {}
+            self._policy = self._resolved(policy)
             trees = trees_of(self._policy) or [default_tree(self.draft, self.manifest)]
             models = load_models(opened, self.manifest, self.draft, trees)
             self._target, self._drafter, self._pick = models.target, models.drafter, models.picker
             self.models = models
             self._resources = cleanup.pop_all()
 
-    def _check_policy(self, policy: Policy) -> None:
-        """Raises EngineDirError when a fixed tree has a size that the engines were not built for."""
+    def _resolved(self, policy: Policy | str | None) -> Policy:
+        """The policy of that name, made when it is first asked for. Raises ValueError for a name that there is not, EngineDirError for a
+        policy that has not been tuned and for a fixed tree of a size that the engines were not built for."""
+        if policy is None or isinstance(policy, str):
+            if policy not in self._named:
+                _expect("policy", policy, POLICIES)
+                sizes = self.manifest.tree_sizes if self.manifest.tensorrt else None
+                made = make_policy(policy, self._tuning, default_tree(self.draft, self.manifest), sizes, self._load)
+                self._named[policy] = made
+            policy = self._named[policy]
         if isinstance(policy, FixedPolicy):
             expect_tree_size(self.manifest, policy.spec)
+        return policy
 
     def stream(
         self,
@@ -91,12 +103,12 @@ class Decoder:
         max_new_tokens: int = 512,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
-        policy: Policy | None = None,
+        policy: Policy | str | None = None,
     ) -> Stream:
         """Start a request; iterate over the returned Stream for its Chunks.
 
         ``prompt``: text as it stands, chat messages (rendered by the model's template), or token ids. Raises PromptError, ValueError,
-        DecoderBusy or DecoderClosed here, not at the first chunk.
+        EngineDirError (a policy that has not been tuned), DecoderBusy or DecoderClosed here, not at the first chunk.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
@@ -108,13 +120,12 @@ class Decoder:
                 raise DecoderClosed("this Decoder was closed — make a new one")
             if self._run is not None and not self._run.over:
                 raise DecoderBusy("a Stream of this Decoder is still open — finish it, close() it, or use a second Decoder")
-            if policy is not None:
-                self._check_policy(policy)
+            chosen = self._policy if policy is None else self._resolved(policy)
             request = Request(
                 prompt=ids,
                 max_new_tokens=max_new_tokens,
                 pick=self._pick(sampling or Sampling()),
-                policy=policy or self._policy,
+                policy=chosen,
                 stops=StopStrings(tuple(stop)),
                 stop_tokens=frozenset(self.manifest.tokens.stop),
             )
@@ -128,7 +139,7 @@ class Decoder:
         max_new_tokens: int = 512,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
-        policy: Policy | None = None,
+        policy: Policy | str | None = None,
     ) -> Result:
         """The whole answer at once: ``stream`` with the same arguments, joined."""
         with self.stream(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, policy=policy) as stream:
@@ -169,6 +180,11 @@ class Decoder:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _expect(what: str, value: str | None, choices: Sequence[str]) -> None:
+    if value not in (None, *choices):
+        raise ValueError(f"unknown {what} {value!r} — choose from {', '.join(choices)}")
 
 
 def _checked_ids(items: Iterable[int], vocab: int) -> list[int]:

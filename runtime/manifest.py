@@ -13,43 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from policy import Calibration, Surface
-
 from .errors import EngineDirError
+from .graphs import File as File
+from .graphs import Graph as Graph
+from .graphs import Tensor as Tensor
+from .tuning import Tuning as Tuning
 from .typed_json import Malformed, decode
 
-SCHEMA = 3
+SCHEMA = 4
 FILE_NAME = "manifest.json"
 BACKENDS = ("onnxruntime", "tensorrt")
 _READ_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """dtype is numpy's name; a string in ``shape`` is a size chosen per call."""
-
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class Graph:
-    """One ONNX graph and its tensors. ``plan``: the TensorRT engine built from it; ``profiles``: for each of its optimization profiles,
-    the least, best and largest value of every size that is chosen per call."""
-
-    file: str
-    plan: str | None
-    profiles: tuple[Mapping[str, tuple[int, int, int]], ...]
-    inputs: Mapping[str, Tensor]
-    outputs: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of the directory, its size in bytes and its hash."""
-
-    sha256: str
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -138,20 +112,6 @@ class TensorRT:
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """What resps-tune found, for the ``machine`` and ``threads`` it ran on. ``policy``: the name of the fastest there; ``static``: the
-    best fixed tree (nodes, depth, width), also what is fallen back to; ``ratios``: tokens/s over plain decoding on held-out prompts."""
-
-    machine: str
-    threads: int
-    policy: str
-    static: tuple[int, int, int]
-    cost_model: Calibration | None
-    surface: Surface
-    ratios: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class Source:
     """What was exported with which options: equal means up to date."""
 
@@ -182,6 +142,16 @@ class Manifest:
     built_with: Mapping[str, str]
     source: Source
     rebuild: str
+
+    @property
+    def engine_id(self) -> str:
+        """Short hash of every file that decides what is decoded."""
+        hashes = {name: file.sha256 for name, file in self.files.items()}
+        return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+
+    def graph(self, name: str) -> Graph:
+        """One of the engine's own graphs, or one that was tuned for it."""
+        return self.graphs[name] if name in self.graphs or self.tuning is None else self.tuning.graphs[name]
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
@@ -257,6 +227,8 @@ def _check_contract(manifest: Manifest) -> None:
         raise Malformed("manifest.graphs has a graph without plan or profiles")
     if manifest.tree_sizes != tuple(sorted(set(manifest.tree_sizes))) or not manifest.tree_sizes or manifest.tree_sizes[0] < 1:
         raise Malformed("manifest.tree_sizes must ascend from 1 or more")
+    if manifest.tuning:
+        _check_tuning(manifest.tuning, manifest.tensorrt is not None)
     draft = manifest.draft
     if draft and (min(draft.layers, draft.max_depth, draft.max_width) < 1 or draft.max_width > draft.vocab):
         raise Malformed("manifest.draft holds a size that cannot be")
@@ -264,23 +236,52 @@ def _check_contract(manifest: Manifest) -> None:
         raise Malformed("manifest.draft.capacity is less than context and one tree")
 
 
+def _check_tuning(tuning: Tuning, plans: bool) -> None:
+    """Every network that is named is there, with as many outputs as there is to choose from."""
+    for policy, (name, outputs) in ((policy, net) for policy, learned in tuning.learned.items() for net in learned.nets()):
+        graph = tuning.graphs.get(name)
+        if graph is None or "x" not in graph.inputs or "logits" not in graph.outputs or (plans and (not graph.plan or not graph.profiles)):
+            raise Malformed(f"manifest.tuning.graphs lacks {name} of the policy {policy}")
+        if graph.outputs["logits"].shape != (1, outputs):
+            raise Malformed(f"manifest.tuning.learned.{policy} has {outputs} actions, {name} gives {graph.outputs['logits'].shape[-1]}")
+    if missing := [name for name in _files_of(tuning.graphs) if name not in tuning.files]:
+        raise Malformed(f"manifest.tuning names {missing[0]!r} without its hash")
+
+
 def _check_files(directory: Path, manifest: Manifest, verify: bool, backend: str) -> None:
     remedy = manifest.rebuild
-    used = [graph.file for graph in manifest.graphs.values()] + [manifest.tokens.tokenizer]
-    used += [graph.plan for graph in manifest.graphs.values() if graph.plan]
+    used = [*_files_of(manifest.graphs), manifest.tokens.tokenizer]
     unread = (".onnx", ".data") if backend == "tensorrt" else (".plan",)
     used += [manifest.tokens.chat_template] if manifest.tokens.chat_template else []
     for name in used:
         if name not in manifest.files:
             raise EngineDirError(f"{directory / FILE_NAME} names {name!r} without its hash — export again: {remedy}")
     for name, expected in manifest.files.items():
-        if name != Path(name).name or name in (".", ".."):
-            raise EngineDirError(f"{directory / FILE_NAME} names a file outside the directory: {name!r} — export again: {remedy}")
-        path = directory / name
-        if not path.is_file():
-            raise EngineDirError(f"{directory} lacks {name} — export again: {remedy}")
-        if path.stat().st_size != expected.bytes or (verify and not name.endswith(unread) and sha256_of(path) != expected.sha256):
-            raise EngineDirError(f"{path} was changed after the export — export again: {remedy}")
+        _check_file(directory, name, expected, verify and not name.endswith(unread), "export", f"export again: {remedy}")
+    if tuning := manifest.tuning:
+        for name, expected in tuning.files.items():
+            _check_file(
+                directory,
+                name,
+                expected,
+                verify and not name.endswith(unread),
+                "tuning",
+                f"tune again: resps-tune --engine-dir {directory}",
+            )
+
+
+def _files_of(graphs: Mapping[str, Graph]) -> list[str]:
+    return [name for graph in graphs.values() for name in (graph.file, graph.plan) if name]
+
+
+def _check_file(directory: Path, name: str, expected: File, verify: bool, made_by: str, remedy: str) -> None:
+    if name != Path(name).name or name in (".", ".."):
+        raise EngineDirError(f"{directory / FILE_NAME} names a file outside the directory: {name!r} — {remedy}")
+    path = directory / name
+    if not path.is_file():
+        raise EngineDirError(f"{directory} lacks {name} — {remedy}")
+    if path.stat().st_size != expected.bytes or (verify and sha256_of(path) != expected.sha256):
+        raise EngineDirError(f"{path} was changed after the {made_by} — {remedy}")
 
 
 def sha256_of(path: Path) -> str:

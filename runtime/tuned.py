@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
-from policy import PLAIN, CostModel, FixedPolicy, Policy, TreeSpec, Watched
+from policy import PLAIN, CostModel, FixedPolicy, Held, Ltd, Net, Policy, Resps, TreeSpec, Watched, watch
 
 from .cpu import processor_name
 from .errors import EngineDirError
-from .manifest import Manifest, Tuning
+from .manifest import Manifest
+from .tuning import Chooser, Learned, Tuning
 
-POLICIES = ("none", "fixed", "cost-model")
+LEARNED = ("resps", "ltd", "resps+ltd")
+POLICIES = ("none", "fixed", "cost-model", *LEARNED)
 DEFAULT_TREES = {"eagle": TreeSpec(5, 3, 2), "ngram": TreeSpec(6, 5, 2), "none": PLAIN}
 QUANTIZED_TREE = TreeSpec(3, 2, 2)  # for "eagle" beside int8 and int4, where a row more costs more (docs/benchmarks.md)
 GPU_TREE = (7, 8)  # depth and width of "eagle" with TensorRT: near EAGLE-3's own, a row costs little there
+
+LoadNet = Callable[[str], Net]
+"""Graph name -> the network, ready to be asked."""
 
 _log = logging.getLogger("resps")
 
@@ -26,20 +32,35 @@ def default_tree(draft: str, manifest: Manifest) -> TreeSpec:
     return QUANTIZED_TREE if draft == "eagle" and manifest.precision in ("int8", "int4") else DEFAULT_TREES[draft]
 
 
-def make_policy(name: str | None, draft: str, manifest: Manifest, threads: int) -> Policy:
-    """``name``: one of POLICIES [default: the one that was tuned]. What was tuned on another machine is not used, which is said once.
-    Raises EngineDirError for a policy that has not been tuned."""
-    tuning = tuned_here(manifest, threads) if draft == "eagle" else None
+def make_policy(name: str | None, tuning: Tuning | None, default: TreeSpec, sizes: tuple[int, ...] | None, load: LoadNet) -> Policy:
+    """``name``: one of POLICIES [default: the one that was tuned]. ``tuning``: what holds here, see `tuned_here`; ``default``: the fixed
+    tree without it; ``sizes``: trees that may be verified, where not every size may. Raises EngineDirError for a policy that has not been
+    tuned."""
     name = name or (tuning.policy if tuning else "fixed")
     if name == "none":
         return FixedPolicy(PLAIN)
-    tree = TreeSpec(*tuning.static) if tuning else default_tree(draft, manifest)
+    tree = TreeSpec(*tuning.static) if tuning else default
     if name == "fixed":
         return FixedPolicy(tree)
-    if tuning is None or tuning.cost_model is None:
-        raise EngineDirError(f"the policy {name} has not been tuned for this engine on this machine — resps-tune --engine-dir DIR")
-    sizes = manifest.tree_sizes if manifest.tensorrt else None
-    return Watched(CostModel(tuning.cost_model, tuning.surface, sizes), tree)
+    if tuning and name == "cost-model" and tuning.cost_model:
+        return watch(CostModel(tuning.cost_model, tuning.surface, sizes), tree, tuning.surface)
+    if tuning and name in tuning.learned:
+        return watch(_learned(tuning.learned[name], load), tree, tuning.surface)
+    raise EngineDirError(f"the policy {name} has not been tuned for this engine on this machine — resps-tune --engine-dir DIR")
+
+
+def _learned(found: Learned, load: LoadNet) -> Policy:
+    slow = _held(found.slow, load) if found.slow else None
+    if found.fast is None:
+        assert slow is not None
+        return slow
+    fast = found.fast
+    depth, size = (load(graph) if graph else None for graph in (fast.depth, fast.size))
+    return Ltd(depth, size, fast.tree, fast.every, fast.sizes, slow)
+
+
+def _held(chooser: Chooser, load: LoadNet) -> Held:
+    return Held(Resps(load(chooser.graph), chooser.actions, chooser.margin), chooser.hold)
 
 
 def trees_of(policy: Policy) -> list[TreeSpec]:
@@ -48,15 +69,24 @@ def trees_of(policy: Policy) -> list[TreeSpec]:
         return [policy.spec]
     if isinstance(policy, CostModel):
         return [TreeSpec(*policy.calibration.tree)]
+    if isinstance(policy, Resps):
+        return list(policy.specs)
+    if isinstance(policy, Ltd):
+        return trees_of(policy.slow) if policy.slow else [TreeSpec(*policy.tree)]
+    if isinstance(policy, Held):
+        return trees_of(policy.policy)
     return [policy.static, *trees_of(policy.policy)] if isinstance(policy, Watched) else []
 
 
 def tuned_here(manifest: Manifest, threads: int) -> Tuning | None:
-    """What was tuned, if it was on this machine with as many threads."""
+    """What was tuned, if it was for this engine on this machine with as many threads, or is portable."""
     tuning = manifest.tuning
     if tuning is None:
         return None
-    if (tuning.machine, tuning.threads) != (processor_name(), threads):
+    if tuning.engine != manifest.engine_id:
+        _log.warning("the policy was tuned for another engine: a fixed tree is used — resps-tune tunes it for this one")
+        return None
+    if not tuning.portable and (tuning.machine, tuning.threads) != (processor_name(), threads):
         _log.warning(
             "the policy was tuned on %s with %d threads, this is %s with %d: a fixed tree is used — resps-tune tunes it for here",
             tuning.machine, tuning.threads, processor_name(), threads,

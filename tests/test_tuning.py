@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,27 @@ import numpy as np
 import pytest
 
 import export.tuning.cli
+import export.tuning.grid
+import export.tuning.install
+import export.tuning.record
 import export.tuning.tune
 from export.tuning.calibrate import fit_chances
 from export.tuning.cli import command
 from export.tuning.errors import TuningError
+from export.tuning.grid import Grid
 from export.tuning.install import install
+from export.tuning.nets import Mlp, graph
+from export.tuning.outcome import Tuned
 from export.tuning.prompts import read_prompts
 from export.tuning.replay import best_static, candidates, oracle, reached, replay, static_trees
 from export.tuning.traces import Trace, trace
-from policy import PLAIN, Calibration, CostModel, FixedPolicy, Growing, Observation, Outcome, Surface, TreeSpec
+from export.tuning.trained import Trained
+from policy import PLAIN, Calibration, CostModel, FixedPolicy, Growing, Ltd, Observation, Outcome, Surface, TreeSpec, Watched
 from runtime import Decoder, EngineDirError, Sampling
 from runtime.console import run_command
 from runtime.cpu import processor_name
 from runtime.manifest import FILE_NAME, Tuning, load_manifest
+from runtime.tuned import POLICIES
 from tests.eagle_engines import export as export_engine
 from tests.eagle_engines import write_echo
 
@@ -172,15 +182,21 @@ def test_surface_interpolates_and_goes_on() -> None:
 def tiny(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory to tune, few prompts, short answers, a cache of its own."""
     monkeypatch.setenv("RESPS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(export.tuning.record, "LEAST_PROMPTS", 3)
     monkeypatch.setattr(export.tuning.tune, "LEAST_PROMPTS", 3)
-    grid = export.tuning.tune.Grid(widths=(1, 2), depths=(1, 2, 3), nodes=6, new_tokens=20)
-    monkeypatch.setattr(export.tuning.tune, "Grid", lambda **_: grid)
+    monkeypatch.setattr(export.tuning.tune, "LEAST_TURN", 0.1)
+    grid = Grid(widths=(1, 2), depths=(1, 2, 3), nodes=6, new_tokens=20)
+    monkeypatch.setattr(export.tuning.grid, "grid_for", lambda _: grid)
     (tmp_path / "prompts.txt").write_text("".join(f"the quick brown fox {number}\n" for number in range(9)))
     return Path(shutil.copytree(engine, tmp_path / "engine"))
 
 
 def tune(directory: Path, *more: str) -> int:
-    return run_command(command, "resps-tune", ["--engine-dir", str(directory), "--prompts", str(directory.parent / "prompts.txt"), *more])
+    return run_command(
+        command,
+        "resps-tune",
+        ["--engine-dir", str(directory), "--prompts", str(directory.parent / "prompts.txt"), "--minutes", "0.1", *more],
+    )
 
 
 def test_tuned_policy_is_installed_and_used(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -193,23 +209,31 @@ def test_tuned_policy_is_installed_and_used(tiny: Path, capfd: pytest.CaptureFix
     assert json.loads(json.dumps(dataclasses.asdict(after.tuning))) == shown
     assert dataclasses.replace(after, tuning=None) == before
     assert (after.tuning.machine, after.tuning.threads) == (processor_name(), 2)
-    assert after.tuning.policy in ("none", "fixed", "cost-model")
-    assert set(after.tuning.ratios) == {"none", "fixed", "cost-model"}
-    with Decoder(tiny, threads=2) as decoder, Decoder(tiny, threads=2, policy="cost-model") as modelled:
+    assert after.tuning.policy in POLICIES
+    assert set(after.tuning.ratios) == set(POLICIES)
+    assert set(after.tuning.learned) == {"resps", "ltd", "resps+ltd"}
+    with Decoder(tiny, threads=2) as decoder:
         plain = decoder.generate(prompt_of(20), max_new_tokens=60, policy=FixedPolicy(PLAIN)).tokens
         assert decoder.generate(prompt_of(20), max_new_tokens=60).tokens == plain
-        assert modelled.generate(prompt_of(20), max_new_tokens=60).tokens == plain
+        for name in POLICIES:
+            assert decoder.generate(prompt_of(20), max_new_tokens=60, policy=name).tokens == plain, name
+    assert {path.name for path in tiny.glob("tuned-*")} == set(after.tuning.files)
+    assert tune(tiny, "--threads", "2", "--policy", "ltd") == 0  # what it replaces is swept away
+    again = load_manifest(tiny)
+    assert again.tuning is not None
+    assert set(again.tuning.learned) == {"ltd"}
+    assert {path.name for path in tiny.glob("tuned-*")} == set(again.tuning.files)
 
 
 def test_what_was_recorded_is_not_recorded_again(tiny: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    assert tune(tiny, "--dry-run") == 0
+    assert tune(tiny, "--dry-run", "--policy", "cost-model") == 0
     assert load_manifest(tiny).tuning is None
 
     def never(*_: Any) -> None:
         raise AssertionError("recorded again")
 
-    monkeypatch.setattr(export.tuning.tune, "_recorded", never)
-    assert tune(tiny, "--dry-run") == 0
+    monkeypatch.setattr(export.tuning.record, "_recorded", never)
+    assert tune(tiny, "--dry-run", "--policy", "cost-model") == 0
     assert "by the clock" in capfd.readouterr().out
 
 
@@ -220,20 +244,44 @@ def test_interruption_changes_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(export.tuning.tune, "confirm", interrupted)
-    assert tune(tiny) == 130
+    assert tune(tiny, "--policy", "cost-model") == 130
     assert (tiny / FILE_NAME).read_bytes() == manifest
     assert not list(tiny.glob(".*"))
     assert capfd.readouterr().err.splitlines()[-1] == "resps-tune: interrupted"
 
 
-def a_tuning(**changes: Any) -> Tuning:
-    fitted = Calibration(1.0, 0.0, 0.5, 0.5, 0.08, (9, 4, 2))
-    return dataclasses.replace(Tuning(processor_name(), 2, "cost-model", (5, 3, 2), fitted, SURFACE, {"none": 1.0}), **changes)
+FITTED = Calibration(1.0, 0.0, 0.5, 0.5, 0.08, (9, 4, 2))
+
+
+def net(inputs: int, actions: int, seed: int = 0) -> Mlp:
+    random = np.random.default_rng(seed)
+    sizes = (inputs, 5, actions)
+    layers = [(random.standard_normal((b, a)), random.standard_normal(b)) for a, b in pairwise(sizes)]
+    return Mlp(tuple((weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in layers), "relu")
+
+
+def a_tuning(directory: Path, learned: dict[str, Trained] | None = None, **changes: Any) -> Tuned:
+    learned = learned or {}
+    tuning = Tuning(
+        engine=load_manifest(directory).engine_id,
+        machine=processor_name(),
+        threads=2,
+        portable=False,
+        policy="cost-model",
+        static=(5, 3, 2),
+        cost_model=FITTED,
+        surface=SURFACE,
+        learned={name: trained.described(name) for name, trained in learned.items()},
+        ratios={"none": 1.0},
+        graphs={},
+        files={},
+    )
+    return Tuned(dataclasses.replace(tuning, **changes), learned, {}, ())
 
 
 @pytest.mark.parametrize("changes", [{"machine": "another"}, {"threads": 7}], ids=str)
 def test_tuning_of_another_machine_is_not_used_and_says_so(tiny: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]) -> None:
-    install(tiny, load_manifest(tiny), a_tuning(**changes))
+    install(tiny, load_manifest(tiny), a_tuning(tiny, **changes))
     with caplog.at_level(logging.WARNING), Decoder(tiny, threads=2) as decoder:
         assert isinstance(decoder._policy, FixedPolicy)
     assert "a fixed tree is used — resps-tune tunes it for here" in caplog.text
@@ -245,7 +293,7 @@ def test_engine_that_changed_meanwhile_is_left_alone(tiny: Path) -> None:
     manifest = load_manifest(tiny)
     other = dataclasses.replace(manifest, model="other")
     with pytest.raises(TuningError, match="was exported anew while it was tuned — tune again"):
-        install(tiny, other, a_tuning())
+        install(tiny, other, a_tuning(tiny))
     assert load_manifest(tiny) == manifest
 
 
@@ -276,3 +324,109 @@ def test_prompts_of_every_form(tmp_path: Path) -> None:
     (tmp_path / "p").write_text('{"prompt": "a"}\n\n{"turns": ["b", "c"]}\nd e\n')
     assert read_prompts(tmp_path / "p") == ["a", "b", "d e"]
     assert len(read_prompts(None)) > 40
+
+
+SLOW = Trained(slow=net(192, 3), actions=((1, 0, 0), (4, 3, 2), (9, 2, 3)))
+FAST = Trained(depth=net(4, 2), size=net(12, 3, 1), tree=(9, 3, 2), sizes=(1, 4, 9))
+
+
+def edited(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    file = directory / FILE_NAME
+    manifest = json.loads(file.read_text())
+    change(manifest["tuning"])
+    file.write_text(json.dumps(manifest))
+
+
+def test_learned_policies_decode_as_they_replayed_and_change_no_token(tiny: Path, decoder: Decoder) -> None:
+    """What was trained in simulated time and what runs from the installed graphs take the same decisions."""
+    both = dataclasses.replace(FAST, slow=SLOW.slow, actions=SLOW.actions)
+    trained = {"resps": SLOW, "ltd": FAST, "resps+ltd": both}
+    install(tiny, load_manifest(tiny), a_tuning(tiny, trained, policy="ltd"))
+    answer = [traced(decoder, Sampling())]
+    with Decoder(tiny, threads=2) as tuned:
+        plain = tuned.generate(prompt_of(20), max_new_tokens=90, policy="none").tokens
+        for name, each in trained.items():
+            policy = tuned._resolved(name)
+            assert isinstance(policy, Watched)
+            stats = tuned.generate(prompt_of(20), max_new_tokens=90, policy=policy.policy).stats
+            found = replay(each.policy(), answer, SURFACE)
+            assert (found.cycles, found.tokens) == (stats.cycles, stats.new_tokens - 1), name
+            assert tuned.generate(prompt_of(20), max_new_tokens=90, policy=name).tokens == plain
+            sampling = Sampling(0.9, seed=5)
+            sampled = [tuned.generate(prompt_of(20), max_new_tokens=50, sampling=sampling, policy=each).tokens for each in ("none", name)]
+            assert sampled[0] == sampled[1]
+        assert isinstance(tuned._policy, Watched)
+        assert isinstance(tuned._policy.policy, Ltd)  # the one that the tuning chose
+
+
+def test_network_that_gives_no_numbers_is_pinned_to_the_fixed_tree(tiny: Path) -> None:
+    broken = Mlp(tuple((weight * np.float32("nan"), bias) for weight, bias in net(192, 3).layers), "relu")
+    for network, remedy in ((broken, "logits are not finite"), (net(7, 3), "could not broadcast")):
+        trained = {"resps": dataclasses.replace(SLOW, slow=network)}
+        monkeyed = a_tuning(tiny, trained, policy="resps")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(export.tuning.install, "_check", lambda *_: None)
+            install(tiny, load_manifest(tiny), monkeyed)
+        with Decoder(tiny, threads=2) as decoder:
+            plain = decoder.generate(prompt_of(20), max_new_tokens=40, policy="none").tokens
+            assert decoder.generate(prompt_of(20), max_new_tokens=40).tokens == plain
+            assert isinstance(decoder._policy, Watched)
+            assert remedy in str(decoder._policy.pinned)
+
+
+def test_graph_that_differs_from_the_network_is_not_installed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load_manifest(tiny)
+    other = graph(net(192, 3, seed=8))
+    monkeypatch.setattr(export.tuning.install, "graph", lambda _: other)
+    with pytest.raises(TuningError, match=r"the graph of resps\.slow differs from the trained network"):
+        install(tiny, before, a_tuning(tiny, {"resps": SLOW}))
+    assert load_manifest(tiny) == before
+    assert not [*tiny.glob(".tuning*"), *tiny.glob("tuned-*")]
+
+
+TROUBLES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "actions": (lambda t: t["learned"]["resps"]["slow"]["actions"].pop(), r"resps has 2 actions, resps\.slow gives 3 — export again"),
+    "graph": (lambda t: t["graphs"].clear(), r"manifest\.tuning\.graphs lacks resps\.slow of the policy resps"),
+    "hash": (lambda t: t["files"].clear(), r"names 'tuned-resps-slow-\w+\.onnx' without its hash"),
+    "outside": (lambda t: t["files"].update({"../x": {"sha256": "", "bytes": 1}}), r"names a file outside the directory: '\.\./x'"),
+    "missing": (lambda t: t["files"].update({"x.onnx": {"sha256": "", "bytes": 1}}), r"lacks x\.onnx — tune again: resps-tune"),
+    "changed": (lambda t: next(iter(t["files"].values())).update(sha256="00"), r"was changed after the tuning — tune again: resps-tune"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_tuning_that_does_not_fit_together_is_refused(tiny: Path, trouble: str) -> None:
+    change, says = TROUBLES[trouble]
+    install(tiny, load_manifest(tiny), a_tuning(tiny, {"resps": SLOW}))
+    edited(tiny, change)
+    with pytest.raises(EngineDirError, match=says):
+        Decoder(tiny)
+
+
+def test_tuning_of_another_engine_is_not_used_and_portable_one_is_anywhere(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    install(tiny, load_manifest(tiny), a_tuning(tiny, engine="another"))
+    with caplog.at_level(logging.WARNING), Decoder(tiny) as decoder:
+        assert isinstance(decoder._policy, FixedPolicy)
+    assert "tuned for another engine: a fixed tree is used" in caplog.text
+    caplog.clear()
+    install(tiny, load_manifest(tiny), a_tuning(tiny, machine="another", portable=True))
+    with caplog.at_level(logging.WARNING), Decoder(tiny, threads=1) as decoder:
+        assert isinstance(decoder._policy, Watched)
+    assert not caplog.text
+
+
+def test_report_shows_everything(tiny: Path) -> None:
+    file = tiny.parent / "page.html"
+    assert tune(tiny, "--report", str(file), "--dry-run") == 0
+    text = file.read_text()
+    for words in ("plain decoding", "cost model", "Re-SpS and LTD", "oracle", "regret", "What a round costs here", "1,0,0"):
+        assert words in text, words
+    assert text.count("<svg") == 3
+    assert not re.search(r"<script|<link|src=|@import", text)  # one file that needs no other
+    assert not list(tiny.glob("tuned-*"))
+
+
+def test_a_report_without_a_place_says_so(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert tune(tiny, "--report", str(tiny.parent / "no" / "page.html"), "--policy", "cost-model") == 1
+    assert "no directory" in capfd.readouterr().err
+    assert load_manifest(tiny).tuning is None

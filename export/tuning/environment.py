@@ -16,7 +16,7 @@ from policy import FixedPolicy, Growing, Policy, Surface, TreeSpec
 from policy.ltd import CONTINUE, bounded, depth_state, size_state
 from policy.resps import HOLD_IN_TRAINING, Action
 
-from .replay import Answers, Replay, _round, candidates, reached
+from .replay import Answers, Replay, candidates, play_round, reached
 from .traces import Trace
 
 Step = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
@@ -82,7 +82,7 @@ class RespsWindow(_Walk):
         window, player = Replay(), self._players[int(action)]
         player.begin()
         while window.cycles < self._hold and not self._ended:
-            self._place += _round(player, self._traces, self._some, self._place, self._surface, window)
+            self._place += play_round(player, self._traces, self._some, self._place, self._surface, window)
         return self._features(), self._reward(window.tokens, window.milliseconds + self._policy_ms), self._ended, False, {"window": window}
 
     def _features(self) -> np.ndarray:

@@ -128,16 +128,17 @@ def learn_ltd(
     sizes: tuple[int, ...],
     limits: Limits,
     turns: Sequence[str] = ("depth", "size", "depth"),
+    depth: Learned | None = None,
+    size: Learned | None = None,
     start_nodes: int | None = None,
     every: int = 1,
     depth_settings: Settings = LTD_DEPTH,
     size_settings: Settings = LTD_SIZE,
 ) -> tuple[Learned | None, Learned | None]:
     """The depth and the size network, trained by turns, each given the other as it is then (the paper's co-training); each turn of one
-    starts from its last weights. ``limits`` are those of each turn. Before there is a size network ``start_nodes`` are verified (default:
-    the tree's), before there is a depth network trees are grown to the full. Raises ValueError for a turn of another name."""
-    depth: Learned | None = None
-    size: Learned | None = None
+    starts from its last weights, ``depth`` and ``size`` before the first. ``limits`` are those of each turn. Before there is a size network
+    ``start_nodes`` are verified (default: the tree's), before there is a depth network trees are grown to the full. Raises ValueError for
+    a turn of another name."""
     for turn, name in enumerate(turns):
         here = replace(limits, seed=limits.seed + 1000 * turn, progress=_share(limits.progress, turn, len(turns)))
         depth_net, size_net = depth.net if depth else None, size.net if size else None

@@ -47,11 +47,12 @@ def replay(policy: Policy, answers: Answers, surface: Surface) -> Replay:
         policy.begin()
         place = 0
         while place < len(some):
-            place += _round(policy, traces, some, place, surface, done)
+            place += play_round(policy, traces, some, place, surface, done)
     return done
 
 
-def _round(policy: Policy, traces: Mapping[int, Trace], some: Trace, place: int, surface: Surface, done: Replay) -> int:
+def play_round(policy: Policy, traces: Mapping[int, Trace], some: Trace, place: int, surface: Surface, done: Replay) -> int:
+    """One round at ``place`` of an answer, added to ``done``; returns its tokens. ``some``: any of its ``traces``."""
     length, room = some.prompt + place, len(some) - place
     spec = policy.choose(Observation(length, room, lambda: some.features[place]))
     asked = spec

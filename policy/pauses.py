@@ -1,0 +1,41 @@
+"""Where trees keep losing against plain decoding, most rounds are plain: text that the draft cannot guess costs next to nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+# In rounds. Impatience costs more than patience: pauses after six rounds without luck took 3 % of all speed (docs/benchmarks.md).
+PATIENCE, MEMORY, PROBE, SHORTEST_PAUSE, LONGEST_PAUSE = 24, 32, 4, 16, 64
+
+
+@dataclass
+class Pauses:
+    """Counts, per request, what trees gained over plain decoding of the same tokens; when that is less than nothing for longer than by
+    chance, pauses follow that grow as long as it stays so."""
+
+    _advantage: float = field(default=0.0, init=False)
+    _pause: int = field(default=0, init=False)
+    _plain_left: int = field(default=0, init=False)
+    _probe_left: int = field(default=PATIENCE, init=False)
+
+    def begin(self) -> None:
+        self._advantage, self._pause, self._plain_left, self._probe_left = 0.0, 0, 0, PATIENCE
+
+    def resting(self) -> bool:
+        """Whether the next round is to be plain; each is asked about once."""
+        if not self._plain_left:
+            return False
+        self._plain_left -= 1
+        return True
+
+    def told(self, advantage: float) -> None:
+        """``advantage``: milliseconds that plain decoding would have taken longer for the tokens of a round with a tree."""
+        self._advantage += (advantage - self._advantage) / MEMORY
+        self._probe_left -= 1
+        if self._probe_left > 0:
+            return
+        if self._advantage < 0:
+            self._pause = min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
+            self._plain_left, self._probe_left = self._pause, PROBE
+        else:
+            self._pause, self._probe_left = 0, 1

@@ -1,0 +1,34 @@
+"""Graphs and files as manifest.json lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """dtype is numpy's name; a string in ``shape`` is a size chosen per call."""
+
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX graph and its tensors. ``plan``: the TensorRT engine built from it; ``profiles``: for each of its optimization profiles,
+    the least, best and largest value of every size that is chosen per call."""
+
+    file: str
+    plan: str | None
+    profiles: tuple[Mapping[str, tuple[int, int, int]], ...]
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the directory, its size in bytes and its hash."""
+
+    sha256: str
+    bytes: int
