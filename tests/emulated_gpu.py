@@ -178,7 +178,7 @@ class EmulatedTrt:
         manifest = json.loads((directory / "manifest.json").read_text())
         self.cuda, self.__version__ = cuda, manifest["tensorrt"]["version"]
         self.graphs: dict[str, tuple[Path, Any]] = {}
-        for graph in manifest["graphs"].values():
+        for graph in [*manifest["graphs"].values(), *(manifest["tuning"] or {"graphs": {}})["graphs"].values()]:
             digest = hashlib.sha256((directory / graph["plan"]).read_bytes()).hexdigest()
             self.graphs[digest] = directory / graph["file"], graph
         self.engines: list[EmulatedEngine] = []

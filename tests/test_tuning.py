@@ -8,7 +8,6 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +25,19 @@ from export.tuning.errors import TuningError
 from export.tuning.grid import Grid
 from export.tuning.install import install
 from export.tuning.nets import Mlp, graph
-from export.tuning.outcome import Tuned
 from export.tuning.prompts import read_prompts
 from export.tuning.replay import best_static, candidates, oracle, reached, replay, static_trees
 from export.tuning.traces import Trace, trace
-from export.tuning.trained import Trained
-from policy import PLAIN, Calibration, CostModel, FixedPolicy, Growing, Ltd, Observation, Outcome, Surface, TreeSpec, Watched
+from policy import PLAIN, Calibration, CostModel, FixedPolicy, Growing, Ltd, Observation, Outcome, TreeSpec, Watched
 from runtime import Decoder, EngineDirError, Sampling
 from runtime.console import run_command
 from runtime.cpu import processor_name
-from runtime.manifest import FILE_NAME, Tuning, load_manifest
+from runtime.manifest import FILE_NAME, load_manifest
 from runtime.tuned import POLICIES
 from tests.eagle_engines import export as export_engine
 from tests.eagle_engines import write_echo
+from tests.tunings import FAST, SLOW, SURFACE, a_tuning, net
 
-SURFACE = Surface((1, 8), (100, 1000), ((10.0, 17.0), (20.0, 34.0)), (1, 3), (1, 4), ((1.0, 4.0), (2.0, 8.0)), 0.5)
 TREES = [PLAIN, TreeSpec(2, 1, 1), TreeSpec(5, 3, 2), TreeSpec(7, 4, 2), TreeSpec(9, 2, 3), TreeSpec(5, 4, 1)]
 
 
@@ -250,35 +247,6 @@ def test_interruption_changes_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatc
     assert capfd.readouterr().err.splitlines()[-1] == "resps-tune: interrupted"
 
 
-FITTED = Calibration(1.0, 0.0, 0.5, 0.5, 0.08, (9, 4, 2))
-
-
-def net(inputs: int, actions: int, seed: int = 0) -> Mlp:
-    random = np.random.default_rng(seed)
-    sizes = (inputs, 5, actions)
-    layers = [(random.standard_normal((b, a)), random.standard_normal(b)) for a, b in pairwise(sizes)]
-    return Mlp(tuple((weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in layers), "relu")
-
-
-def a_tuning(directory: Path, learned: dict[str, Trained] | None = None, **changes: Any) -> Tuned:
-    learned = learned or {}
-    tuning = Tuning(
-        engine=load_manifest(directory).engine_id,
-        machine=processor_name(),
-        threads=2,
-        portable=False,
-        policy="cost-model",
-        static=(5, 3, 2),
-        cost_model=FITTED,
-        surface=SURFACE,
-        learned={name: trained.described(name) for name, trained in learned.items()},
-        ratios={"none": 1.0},
-        graphs={},
-        files={},
-    )
-    return Tuned(dataclasses.replace(tuning, **changes), learned, {}, ())
-
-
 @pytest.mark.parametrize("changes", [{"machine": "another"}, {"threads": 7}], ids=str)
 def test_tuning_of_another_machine_is_not_used_and_says_so(tiny: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]) -> None:
     install(tiny, load_manifest(tiny), a_tuning(tiny, **changes))
@@ -324,10 +292,6 @@ def test_prompts_of_every_form(tmp_path: Path) -> None:
     (tmp_path / "p").write_text('{"prompt": "a"}\n\n{"turns": ["b", "c"]}\nd e\n')
     assert read_prompts(tmp_path / "p") == ["a", "b", "d e"]
     assert len(read_prompts(None)) > 40
-
-
-SLOW = Trained(slow=net(192, 3), actions=((1, 0, 0), (4, 3, 2), (9, 2, 3)))
-FAST = Trained(depth=net(4, 2), size=net(12, 3, 1), tree=(9, 3, 2), sizes=(1, 4, 9))
 
 
 def edited(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
