@@ -12,10 +12,12 @@ import numpy as np
 from policy import FixedPolicy, Surface, TreeSpec
 from runtime import Decoder
 from runtime.eagle import EagleDrafter
+from runtime.target import Target
 from runtime.tree import Tree
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 SPANS = (128, 512, 1024, 2048, 4096)
+LONG, LONG_TURNS = 1024, 3  # spans beyond that are measured every third turn: filling the cache takes its time
 COMMITTED = 2  # rows that a round usually commits
 
 
@@ -32,25 +34,24 @@ def measure(
     assert isinstance(drafter, EagleDrafter)
     sizes = decoder.manifest.tree_sizes if decoder.manifest.tensorrt else ROWS
     rows = tuple(count for count in sizes if count <= min(most_rows, limits.tree_nodes))
-    spans = tuple(span for span in SPANS if span + most_rows < limits.context)
+    spans = tuple(span for span in SPANS if span + most_rows < limits.context) or (limits.context - 1,)
     verify: dict[tuple[int, int], list[float]] = {(span, count): [] for span in spans for count in rows}
     draft: dict[tuple[int, int], list[float]] = {(width, depth): [] for width in widths for depth in depths}
     for turn in range(times):
-        target.cache.truncate(0)
-        drafter.begin()
-        for span in spans:
-            for chunk, scores in target.prefill([7] * (span - most_rows - target.length)):
-                drafter.extend(chunk, scores, range(len(chunk)))
-            for count in rows:
-                verify[span, count].append(_timed(partial(target.verify, Tree.chain([7] * count)), before=True))
+        _filled(target, drafter, 0, spans[:2][-1] - most_rows)
         for width, depth in draft:
             spec = TreeSpec(min(limits.tree_nodes, TreeSpec(1, depth, width).capacity), depth, width)
-            scores = target.verify(Tree.chain([7] * COMMITTED))
             if turn == 0:
-                _drafted(drafter, spec, scores)  # binds buffers
-                scores = target.verify(Tree.chain([7] * COMMITTED))
+                _drafted(drafter, spec, target.verify(Tree.chain([7] * COMMITTED)))  # binds buffers
             # Right behind a pass, as in service: the target's weights have just driven the draft's out of the caches.
+            scores = target.verify(Tree.chain([7] * COMMITTED))
             draft[width, depth].append(_timed(partial(_drafted, drafter, spec, scores)))
+        at = 0
+        for span in spans if turn % LONG_TURNS == 0 else [span for span in spans if span <= LONG] or spans:
+            at = _filled(target, drafter, at, span - most_rows)
+            for count in rows:
+                target.verify(Tree.chain([7] * count))  # binds buffers, lays out caches
+                verify[span, count].append(_timed(partial(target.verify, Tree.chain([7] * count))))
         progress((turn + 1) / times)
     target.cache.truncate(0)
     drafter.begin()
@@ -70,10 +71,18 @@ def _drafted(drafter: EagleDrafter, spec: TreeSpec, scores: object) -> None:
     drafter.draft(7, spec)
 
 
-def _timed(work: Callable[[], object], before: bool = False) -> float:
-    """Milliseconds. ``before``: do it once untimed, so that buffers are bound and caches laid out."""
-    if before:
-        work()
+def _filled(target: Target, drafter: EagleDrafter, start: int, length: int) -> int:
+    """Commit tokens up to ``length`` behind ``start``, which is 0 for an empty cache; returns ``length``."""
+    if start == 0:
+        target.cache.truncate(0)
+        drafter.begin()
+    for chunk, scores in target.prefill([7] * (length - start)):
+        drafter.extend(chunk, scores, range(len(chunk)))
+    return length
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """Milliseconds."""
     started = perf_counter()
     work()
     return 1000 * (perf_counter() - started)
