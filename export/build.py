@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from runtime.manifest import (
     sha256_of,
 )
 
+from .boxed import take_out
 from .check import check_target
 from .checkpoint import Checkpoint
 from .draft_build import write_draft
@@ -160,6 +161,8 @@ def _write(scratch: Path, job: Job) -> Manifest:
         source=job.source,
         rebuild=job.rebuild,
     )
+    if job.draft and not job.platform:
+        manifest = replace(manifest, tuning=take_out(job.draft.path, plan.precision, manifest.engine_id, scratch))
     (scratch / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 

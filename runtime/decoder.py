@@ -53,7 +53,6 @@ class Decoder:
     ) -> None:
         for what, value, choices in (("drafter", draft, DRAFTERS), ("backend", backend, BACKENDS), ("device", device, DEVICES)):
             _expect(what, value, choices)
-        _expect("policy", policy if isinstance(policy, str) else None, POLICIES)
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be 1 or more, not {threads}")
         directory = find_engine_dir(Path(engine_dir))
@@ -66,6 +65,8 @@ class Decoder:
         self._tuning = tuned_here(self.manifest, threads) if self.draft == "eagle" else None
         if isinstance(policy, FixedPolicy):
             expect_tree_size(self.manifest, policy.spec)  # before anything is loaded
+        elif isinstance(policy, str):
+            self._expect_policy(policy)
         self._text = Text(directory, self.manifest.tokens)
         self._lock = threading.Lock()
         self._run: Run | None = None
@@ -87,7 +88,7 @@ class Decoder:
         policy that has not been tuned and for a fixed tree of a size that the engines were not built for."""
         if policy is None or isinstance(policy, str):
             if policy not in self._named:
-                _expect("policy", policy, POLICIES)
+                self._expect_policy(policy)
                 sizes = self.manifest.tree_sizes if self.manifest.tensorrt else None
                 made = make_policy(policy, self._tuning, default_tree(self.draft, self.manifest), sizes, self._load)
                 self._named[policy] = made
@@ -95,6 +96,9 @@ class Decoder:
         if isinstance(policy, FixedPolicy):
             expect_tree_size(self.manifest, policy.spec)
         return policy
+
+    def _expect_policy(self, name: str | None) -> None:
+        _expect("policy", name, (*POLICIES, *(name for name in (self._tuning.learned if self._tuning else ()) if name not in POLICIES)))
 
     def stream(
         self,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RECORDING, TRAINING = 0.35, 0.4  # shares of the minutes; the rest measures and confirms
 LEARNED = ("resps", "ltd", "resps+ltd")
+VARIANTS = ("resps-max-entropy", "ltd-depth", "ltd-size", "ltd-both")  # as the papers compare them
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,10 +29,11 @@ LEARNED = ("resps", "ltd", "resps+ltd")
 @click.option("--prompts", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="Your own: JSON lines with prompt or turns, or a prompt a line [default: a collection of all sorts].")  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(min=0.1), default=20.0, show_default=True, help="About how long it may take.")
-@click.option("--policy", "policies", multiple=True, type=click.Choice(["cost-model", *LEARNED]),
-              help="A candidate, may be repeated [default: all]. The cost model always is one.")  # fmt: skip
+@click.option("--policy", "policies", multiple=True, type=click.Choice(["cost-model", *LEARNED, *VARIANTS]),
+              help="A candidate, may be repeated [default: the first four]. The cost model always is one.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a pass [default: physical cores]; tuning holds for this many.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with what was found: FILE.html.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the training.")
 @click.option("--dry-run", is_flag=True, help="Install nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("-v", "--verbose", count=True, help="Say what is done; -vv shows tracebacks.")
@@ -54,10 +56,10 @@ def command(engine_dir: Path, **options: Any) -> None:
     if options["report"]:
         expect_writable(options["report"])
     asked = read_prompts(options["prompts"])
-    learned = tuple(name for name in LEARNED if name in options["policies"]) if options["policies"] else LEARNED
+    learned = tuple(name for name in dict.fromkeys(options["policies"]) if name != "cost-model") if options["policies"] else LEARNED
     directory, threads = find_engine_dir(engine_dir), options["threads"] or physical_cores()
     with Decoder(directory, policy="fixed", threads=threads) as decoder:
-        tuned = _tuned(decoder, asked, options["minutes"], learned, threads)
+        tuned = _tuned(decoder, asked, options["minutes"], learned, threads, options["seed"])
         manifest = decoder.manifest
     if options["report"]:
         write_report(options["report"], manifest, tuned)
@@ -66,7 +68,7 @@ def command(engine_dir: Path, **options: Any) -> None:
     click.echo(json.dumps(dataclasses.asdict(tuning)) if options["as_json"] else "\n".join(summary(tuned)))
 
 
-def _tuned(decoder: Decoder, asked: list[str], minutes: float, learned: tuple[str, ...], threads: int) -> Tuned:
+def _tuned(decoder: Decoder, asked: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int) -> Tuned:
     from ..fetch import cache_directory
     from .errors import TuningError
     from .grid import grid_for
@@ -85,7 +87,7 @@ def _tuned(decoder: Decoder, asked: list[str], minutes: float, learned: tuple[st
     parts = split(record(decoder, others, grid, cache, started + 60 * minutes * RECORDING, _progress))
     surface = measure(decoder, grid.widths, grid.depths, grid.nodes, progress=lambda share: _progress("measuring", round(100 * share), 100))
     found, rate = fit(parts, surface, grid)
-    found = learn(found, parts, surface, grid, rate, learned, 60 * minutes * TRAINING, _progress)
+    found = learn(found, parts, surface, grid, rate, learned, 60 * minutes * TRAINING, seed, _progress)
     ratios = confirm(decoder, held_out, found.policies(surface, grid.sizes), grid.new_tokens, started + 60 * minutes, _progress)
     return decide(decoder.manifest, threads, found, surface, ratios, simulate(found, parts.test, surface, grid), parts.fitted, grid)
 

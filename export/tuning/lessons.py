@@ -14,7 +14,7 @@ from policy.ltd import Ltd
 from policy.resps import Action
 
 from .grid import Grid
-from .learn import RESPS, Learned, Lesson, Limits, Settings, learn_ltd, learn_resps
+from .learn import RESPS, RESPS_MAX_ENTROPY, Learned, Lesson, Limits, Settings, learn_ltd, learn_resps
 from .nets import Mlp
 from .trained import EVERY, Trained
 
@@ -37,65 +37,96 @@ class Course:
 
     @property
     def limits(self) -> Limits:
-        return Limits(STEPS, self.turn_seconds, self.seed, self.policy_ms)
-
-
-TURNS = {"resps": 1, "ltd": 3, "resps+ltd": 1}
-"""Trainings that each policy takes; resps+ltd also needs ltd's."""
+        return Limits(STEPS, self.turn_seconds, self.seed, self.policy_ms, self.progress)
 
 
 def train(names: Sequence[str], course: Course) -> dict[str, Trained]:
-    """``names``: of TURNS."""
-    wanted = [name for name in ("ltd", "resps", "resps+ltd") if name in names or (name == "ltd" and "resps+ltd" in names)]
-    total, done = sum(TURNS[name] for name in wanted), 0
+    """``names``: of LESSONS. What several need is trained once, with all of the turns."""
     found: dict[str, Trained] = {}
-    for name in wanted:
-        part = _part(course, done, TURNS[name], total)
-        if name == "ltd":
-            found[name] = best_ltd(part)
-        elif name == "resps":
-            found[name] = train_resps(part)
-        else:
-            found[name] = train_under(part, found["ltd"])
-        done += TURNS[name]
-    return {name: found[name] for name in found if name in names}
+    rates: dict[str, float] = {}
+    order, total = _order(names), turns_of(names)
+    done = 0
+    for name in order:
+        lesson = LESSONS[name]
+        part = _part(course, done, lesson.turns, total)
+        found[name], rates[name] = lesson.teach(part, [(found[each], rates[each]) for each in lesson.after])
+        done += lesson.turns
+    return {name: found[name] for name in names}
 
 
-def train_resps(course: Course, settings: Settings = RESPS) -> Trained:
-    """Re-SpS alone."""
-    actions = course.grid.actions(course.static)
-    limits = replace(course.limits, progress=course.progress)
-    return Trained(slow=learn_resps(course.lesson, actions, limits, settings).net, actions=actions)
+def turns_of(names: Sequence[str]) -> int:
+    """Trainings of one network that they take in all."""
+    return sum(LESSONS[name].turns for name in _order(names))
 
 
-def best_ltd(course: Course) -> Trained:
-    """The depth network alone or both, whichever decodes the validation answers faster."""
-    alone = train_ltd(_part(course, 0, 1, 3), ("depth",))
-    both = train_ltd(_part(course, 1, 2, 3), ("size", "depth"), alone)
-    return max(alone, both, key=lambda pair: pair[1])[0]
+def _order(names: Sequence[str]) -> list[str]:
+    """``names`` and what they build on, which comes first."""
+    order: list[str] = []
+    for name in names:
+        order += [each for each in [*_order(LESSONS[name].after), name] if each not in order]
+    return order
 
 
-def train_ltd(course: Course, turns: Sequence[str], start: tuple[Trained, float] | None = None) -> tuple[Trained, float]:
-    """LTD's networks by ``turns``, after those of ``start``; with tokens per millisecond on the validation answers."""
-    known = _learned(start[0].depth) if start else None
-    limits = replace(course.limits, progress=course.progress)
-    depth, size = learn_ltd(course.lesson, course.tree, course.grid.budgets, limits, turns, known, every=EVERY)
-    last = {"depth": depth, "size": size}[turns[-1]]
-    assert last is not None
-    trained = Trained(depth=depth.net if depth else None, size=size.net if size else None, tree=course.tree, sizes=course.grid.budgets)
-    return trained, last.rate
+Rated = tuple[Trained, float]
+"""With tokens per millisecond on the validation answers."""
 
 
-def train_under(course: Course, ltd: Trained, settings: Settings = RESPS) -> Trained:
-    """Re-SpS' slow choice of the bounds within which ``ltd`` stops."""
+def _resps(settings: Settings) -> Callable[[Course, Sequence[Rated]], Rated]:
+    def teach(course: Course, _: Sequence[Rated]) -> Rated:
+        actions = course.grid.actions(course.static)
+        found = learn_resps(course.lesson, actions, course.limits, settings)
+        return Trained(slow=found.net, actions=actions), found.rate
+
+    return teach
+
+
+def _ltd(*turns: str) -> Callable[[Course, Sequence[Rated]], Rated]:
+    def teach(course: Course, before: Sequence[Rated]) -> Rated:
+        known = _learned(before[0][0].depth) if before else None
+        depth, size = learn_ltd(course.lesson, course.tree, course.grid.budgets, course.limits, turns, known, every=EVERY)
+        last = {"depth": depth, "size": size}[turns[-1]]
+        assert last is not None
+        nets = [each.net if each else None for each in (depth, size)]
+        return Trained(depth=nets[0], size=nets[1], tree=course.tree, sizes=course.grid.budgets), last.rate
+
+    return teach
+
+
+def _faster(_: Course, before: Sequence[Rated]) -> Rated:
+    return max(before, key=lambda rated: rated[1])
+
+
+def _under(course: Course, before: Sequence[Rated]) -> Rated:
+    """Re-SpS' slow choice of the bounds within which LTD stops."""
+    ltd = before[0][0]
 
     def under(slow: Policy) -> Policy:
         return Ltd(ltd.depth, ltd.size, ltd.tree, EVERY, ltd.sizes, slow)
 
-    largest = TreeSpec(*course.tree)
-    actions = course.grid.actions(largest)
-    limits = replace(course.limits, progress=course.progress)
-    return replace(ltd, slow=learn_resps(course.lesson, actions, limits, settings, under).net, actions=actions)
+    actions = course.grid.actions(TreeSpec(*course.tree))
+    found = learn_resps(course.lesson, actions, course.limits, RESPS, under)
+    return replace(ltd, slow=found.net, actions=actions), found.rate
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """``turns``: trainings of one network; ``after``: lessons whose results it gets."""
+
+    turns: int
+    teach: Callable[[Course, Sequence[Rated]], Rated]
+    after: tuple[str, ...] = ()
+
+
+LESSONS = {
+    "resps": _Lesson(1, _resps(RESPS)),
+    "resps-max-entropy": _Lesson(1, _resps(RESPS_MAX_ENTROPY)),
+    "ltd-depth": _Lesson(1, _ltd("depth")),
+    "ltd-size": _Lesson(1, _ltd("size")),
+    "ltd-both": _Lesson(2, _ltd("size", "depth"), ("ltd-depth",)),
+    "ltd": _Lesson(0, _faster, ("ltd-depth", "ltd-both")),
+    "resps+ltd": _Lesson(1, _under, ("ltd",)),
+}
+"""What can be trained; "ltd" is whichever of depth alone and both is faster on the validation answers."""
 
 
 def policy_cost(features: int, actions: int) -> float:
@@ -119,4 +150,4 @@ def _learned(net: Mlp | None) -> Learned | None:
 
 def _part(course: Course, done: int, turns: int, total: int) -> Course:
     """Its progress is ``turns`` of ``total``."""
-    return replace(course, progress=lambda share: course.progress((done + turns * share) / total))
+    return replace(course, progress=lambda share: course.progress((done + turns * share) / max(1, total)))

@@ -69,7 +69,9 @@ def label(name: str, static: tuple[int, int, int]) -> str:
     """A policy's name for people."""
     tree = ",".join(map(str, static))
     names = {"none": "plain decoding", "fixed": f"fixed tree {tree}", "cost-model": "cost model", "resps": "Re-SpS", "ltd": "LTD"}
-    return names.get(name, "Re-SpS and LTD" if name == "resps+ltd" else name)
+    names |= {"resps+ltd": "Re-SpS and LTD", "resps-max-entropy": "Re-SpS, max-entropy"}
+    names |= {"ltd-depth": "LTD, depth", "ltd-size": "LTD, size", "ltd-both": "LTD, both"}
+    return names.get(name, name)
 
 
 def summary(tuned: Tuned) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from runtime import Decoder, Sampling
+from runtime.decoder import Prompt
 
 from .errors import TuningError
 from .grid import Grid
@@ -22,20 +23,28 @@ Progress = Callable[[str, int, int], None]
 
 
 def record(
-    decoder: Decoder, prompts: Sequence[str], grid: Grid, cache: Path, deadline: float, progress: Progress
+    decoder: Decoder,
+    prompts: Sequence[str],
+    grid: Grid,
+    cache: Path,
+    deadline: float,
+    progress: Progress,
+    sampling: Sampling | None = None,
 ) -> list[dict[int, Trace]]:
-    """Answer each prompt and trace it for every width; what an earlier run recorded is read back. Stops at ``deadline`` (perf_counter)
-    once LEAST_PROMPTS are there. Raises TuningError when there are too few."""
+    """Answer each prompt, greedily unless told otherwise, and trace it for every width; what an earlier run recorded is read back. Stops at
+    ``deadline`` (perf_counter) once LEAST_PROMPTS are there. Raises TuningError when there are too few."""
+    sampling = sampling or Sampling()
     cache.mkdir(parents=True, exist_ok=True)
     answers: list[dict[int, Trace]] = []
     for done, prompt in enumerate(prompts):
         if len(answers) >= LEAST_PROMPTS and perf_counter() > deadline:
             break
-        ids = decoder.encode([{"role": "user", "content": prompt}])
+        ids = decoder.encode(asked(decoder, prompt))
         if len(ids) + grid.new_tokens >= decoder.manifest.limits.context:
             continue
-        file = cache / f"{hashlib.sha256(f'{prompt}|{grid}'.encode()).hexdigest()[:24]}.npz"
-        traces = _stored(file) if file.is_file() else _recorded(decoder, ids, grid, file)
+        what = f"{prompt}|{grid.widths}|{max(grid.depths)}|{grid.new_tokens}|{sampling}"
+        file = cache / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.npz"
+        traces = _stored(file) if file.is_file() else _recorded(decoder, ids, grid, file, sampling)
         if traces:
             answers.append(traces)
         progress("recording answers", done + 1, len(prompts))
@@ -44,8 +53,13 @@ def record(
     return answers
 
 
-def _recorded(decoder: Decoder, ids: Sequence[int], grid: Grid, file: Path) -> dict[int, Trace]:
-    answer = write_answer(decoder, ids, grid.new_tokens, Sampling())
+def asked(decoder: Decoder, prompt: str) -> Prompt:
+    """In the model's chat template, if it has one."""
+    return [{"role": "user", "content": prompt}] if decoder.manifest.tokens.chat_template else prompt
+
+
+def _recorded(decoder: Decoder, ids: Sequence[int], grid: Grid, file: Path, sampling: Sampling) -> dict[int, Trace]:
+    answer = write_answer(decoder, ids, grid.new_tokens, sampling)
     traces = {} if len(answer) < 2 else {width: trace(decoder, file.stem, ids, answer, max(grid.depths), width) for width in grid.widths}
     arrays: dict[str, Any] = {"prompt": np.array(len(ids)), "widths": np.array(list(traces), np.int64)}
     for width, each in traces.items():

@@ -13,8 +13,8 @@ from runtime import Decoder
 from .calibrate import fit_cost_model
 from .grid import Grid
 from .learn import Lesson
-from .lessons import TURNS, Course, policy_cost, train
-from .record import LEAST_PROMPTS, Progress
+from .lessons import Course, policy_cost, train, turns_of
+from .record import LEAST_PROMPTS, Progress, asked
 from .replay import Answers, Replay, best_static, oracle, replay, static_trees
 from .trained import Trained
 
@@ -65,10 +65,18 @@ def fit(parts: Split, surface: Surface, grid: Grid) -> tuple[Found, float]:
 
 
 def learn(
-    found: Found, parts: Split, surface: Surface, grid: Grid, rate: float, names: Sequence[str], seconds: float, progress: Progress
+    found: Found,
+    parts: Split,
+    surface: Surface,
+    grid: Grid,
+    rate: float,
+    names: Sequence[str],
+    seconds: float,
+    seed: int,
+    progress: Progress,
 ) -> Found:
     """``found`` with the policies ``names`` trained, in about so many seconds; without any where that is too short."""
-    turns = sum(TURNS[name] for name in {*names, *(["ltd"] if "resps+ltd" in names else [])})
+    turns = turns_of(names)
     if not turns or seconds / turns < LEAST_TURN:
         return found
     some = next(iter(parts.train[0].values()))
@@ -79,6 +87,7 @@ def learn(
         tree=found.calibration.tree,
         turn_seconds=seconds / turns,
         policy_ms=policy_cost(some.features.shape[1], len(grid.actions(found.static))),
+        seed=seed,
         progress=lambda share: progress("training", round(1000 * share), 1000),
     )
     return Found(found.static, found.calibration, train(names, course))
@@ -104,8 +113,7 @@ def confirm(
             break
         rates = {}
         for name in names[done % len(names) :] + names[: done % len(names)]:
-            asked = [{"role": "user", "content": prompt}]
-            rates[name] = decoder.generate(asked, max_new_tokens=new_tokens, policy=policies[name]).stats.tokens_per_second
+            rates[name] = decoder.generate(asked(decoder, prompt), max_new_tokens=new_tokens, policy=policies[name]).stats.tokens_per_second
         if rates["none"]:
             for name, rate in rates.items():
                 ratios[name].append(rate / rates["none"])

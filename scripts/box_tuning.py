@@ -1,0 +1,33 @@
+"""Put what resps-tune found for an engine into the folder of its draft, so that every export of the pair starts with it.
+
+resps-tune --engine-dir engines/smollm2-135m
+python scripts/box_tuning.py --engine-dir engines/smollm2-135m --draft export/drafts/smollm2-135m
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no installed package
+
+from export.boxed import put_in
+from runtime.manifest import find_engine_dir, load_manifest
+
+
+@click.command()
+@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--draft", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="Checkpoint of its draft.")
+def main(engine_dir: Path, draft: Path) -> None:
+    """Copy the tuning of ENGINE_DIR into DRAFT."""
+    directory = find_engine_dir(engine_dir)
+    manifest = load_manifest(directory)
+    if manifest.tuning is None or manifest.draft is None or manifest.tensorrt is not None:
+        raise click.UsageError(f"{directory} is no tuned engine for the CPU with a draft")
+    click.echo(f"{put_in(draft, manifest.precision, manifest.tuning, directory)}: {manifest.tuning.policy}")
+
+
+if __name__ == "__main__":
+    main()
