@@ -30,14 +30,15 @@ def record(
     deadline: float,
     progress: Progress,
     sampling: Sampling | None = None,
+    least: int | None = None,
 ) -> list[dict[int, Trace]]:
     """Answer each prompt, greedily unless told otherwise, and trace it for every width; what an earlier run recorded is read back. Stops at
-    ``deadline`` (perf_counter) once LEAST_PROMPTS are there. Raises TuningError when there are too few."""
-    sampling = sampling or Sampling()
+    ``deadline`` (perf_counter) once ``least`` (default: LEAST_PROMPTS) are there. Raises TuningError when there are too few."""
+    sampling, least = sampling or Sampling(), LEAST_PROMPTS if least is None else least
     cache.mkdir(parents=True, exist_ok=True)
     answers: list[dict[int, Trace]] = []
     for done, prompt in enumerate(prompts):
-        if len(answers) >= LEAST_PROMPTS and perf_counter() > deadline:
+        if len(answers) >= least and perf_counter() > deadline:
             break
         ids = decoder.encode(asked(decoder, prompt))
         if len(ids) + grid.new_tokens >= decoder.manifest.limits.context:
@@ -48,8 +49,8 @@ def record(
         if traces:
             answers.append(traces)
         progress("recording answers", done + 1, len(prompts))
-    if len(answers) < LEAST_PROMPTS:
-        raise TuningError(f"only {len(answers)} prompts have an answer that fits, tuning needs {LEAST_PROMPTS} — give more with --prompts")
+    if len(answers) < least:
+        raise TuningError(f"only {len(answers)} prompts have an answer that fits, tuning needs {least} — give more with --prompts")
     return answers
 
 

@@ -1,0 +1,162 @@
+"""Every policy on question sets in simulated time, trained with several seeds; with the oracle, and a check of the simulation by the clock.
+
+    python scripts/policy_seeds.py --engine-dir DIR --prompts TRAINING.jsonl --json OUT.json QUESTIONS.jsonl...
+
+Needs the extra `tune`. Nothing is fitted to the questions: policies are trained on the prompts only. What `resps-bench` measures by the
+clock for one seed is told here for all of them, without noise. Recorded answers are kept in the cache directory.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no installed package
+
+from export.fetch import cache_directory
+from export.tuning.grid import Grid, grid_for
+from export.tuning.prompts import read_prompts
+from export.tuning.record import asked, record
+from export.tuning.replay import Answers, oracle, replay, static_trees
+from export.tuning.surface import measure
+from export.tuning.tune import Found, fit, learn, split
+from policy import PLAIN, FixedPolicy, Policy, Surface, TreeSpec
+from runtime import Decoder, Sampling
+from runtime.tuned import default_tree
+
+VARIANTS = ("resps", "resps-max-entropy", "ltd-depth", "ltd-size", "ltd-both", "resps+ltd")
+CHECKED = [TreeSpec(2, 1, 1), TreeSpec(4, 2, 2), TreeSpec(6, 3, 3), TreeSpec(10, 4, 3)]
+FOREVER = float("inf")
+
+
+@click.command()
+@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--prompts", type=click.Path(path_type=Path, exists=True), help="To train with [default: the collection of resps-tune].")
+@click.option("--training", default=80, show_default=True, help="How many of them.")
+@click.option("--questions", default=5, show_default=True, help="Of each set, their first turns.")
+@click.option("--temperature", "temperatures", multiple=True, type=float, default=(0.0, 1.0), show_default=True)
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--turn-seconds", default=15.0, show_default=True, help="Training time of one network.")
+@click.option("--threads", default=2, show_default=True)
+@click.option("--json", "out", type=click.Path(path_type=Path), help="All figures.")
+@click.argument("sets", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def main(
+    engine_dir: Path,
+    prompts: Path | None,
+    training: int,
+    questions: int,
+    temperatures: tuple[float, ...],
+    seeds: int,
+    turn_seconds: float,
+    threads: int,
+    out: Path | None,
+    sets: tuple[Path, ...],
+) -> None:
+    """Print a table in Markdown for each temperature."""
+    with Decoder(engine_dir, policy="fixed", threads=threads) as decoder:
+        grid, cache = grid_for(decoder.manifest), cache_directory() / "tuning" / decoder.manifest.engine_id
+        parts = split(record(decoder, read_prompts(prompts)[:training], grid, cache, FOREVER, _progress))
+        surface = measure(decoder, grid.widths, grid.depths, grid.nodes)
+        asked_of = {file.stem: read_prompts(file)[:questions] for file in sets}
+        met = {
+            temperature: {
+                name: record(decoder, few, grid, cache, FOREVER, _progress, Sampling(temperature, seed=1 if temperature else None), 1)
+                for name, few in asked_of.items()
+            }
+            for temperature in temperatures
+        }
+        checks = _checked(decoder, next(iter(asked_of.values())), met.get(0.0, {}), surface, grid) if 0.0 in temperatures else {}
+        first = default_tree(decoder.draft, decoder.manifest)
+    found, rate = fit(parts, surface, grid)
+    trained = []
+    for seed in range(seeds):
+        seconds = turn_seconds * 7
+        trained.append(learn(found, parts, surface, grid, rate, VARIANTS, seconds, seed, _progress))
+    figures = {
+        str(temperature): {name: _rates(answers, found, trained, surface, grid, first) for name, answers in by_set.items()}
+        for temperature, by_set in met.items()
+    }
+    for temperature, by_set in figures.items():
+        click.echo("\n".join(_table(temperature, by_set, found.static, first)))
+    for tree, (predicted, really) in checks.items():
+        click.echo(f"{tree}: {predicted:.1f} tokens/s predicted, {really:.1f} by the clock, {predicted / really - 1:+.1%}")
+    if out:
+        out.write_text(json.dumps({"figures": figures, "static": str(found.static), "checks": checks}, indent=1))
+
+
+def _rates(
+    answers: Answers, found: Found, trained: Sequence[Found], surface: Surface, grid: Grid, first: TreeSpec
+) -> dict[str, dict[str, list[float]]]:
+    """Policy -> over plain decoding and tokens per cycle, one for every seed."""
+    plain = replay(FixedPolicy(PLAIN), answers, surface).rate
+    results: dict[str, dict[str, list[float]]] = {}
+
+    def add(name: str, policy: Policy) -> None:
+        done = replay(policy, answers, surface)
+        entry = results.setdefault(name, {"rate": [], "tokens": []})
+        entry["rate"].append(done.rate / plain)
+        entry["tokens"].append(done.tokens_per_cycle)
+
+    add("default", FixedPolicy(first))
+    add("fixed", FixedPolicy(found.static))
+    add("cost-model", found.policies(surface, grid.sizes)["cost-model"])
+    for each in trained:
+        for name in VARIANTS:
+            add(name, each.policies(surface, grid.sizes)[name])
+    trees = static_trees(grid.widths, grid.depths, grid.nodes, grid.sizes)
+    best = oracle(answers, surface, trees, plain)
+    for _ in range(3):
+        best = oracle(answers, surface, trees, best.rate)
+    results["oracle"] = {"rate": [best.rate / plain], "tokens": [best.tokens_per_cycle]}
+    return results
+
+
+def _checked(
+    decoder: Decoder, prompts: Sequence[str], met: Mapping[str, Answers], surface: Surface, grid: Grid
+) -> dict[str, tuple[float, float]]:
+    """Tokens/s of fixed trees on the first set: predicted and by the clock, trees taking turns; each answer three times, its best."""
+    answers = next(iter(met.values()))
+    tokens: dict[str, int] = {}
+    seconds: dict[str, float] = {}
+    for prompt in prompts:
+        best: dict[str, Any] = {}
+        for _ in range(3):
+            for tree in (PLAIN, *CHECKED):
+                stats = decoder.generate(asked(decoder, prompt), max_new_tokens=grid.new_tokens, policy=FixedPolicy(tree)).stats
+                if str(tree) not in best or stats.decode_seconds < best[str(tree)].decode_seconds:
+                    best[str(tree)] = stats
+        for name, stats in best.items():
+            tokens[name] = tokens.get(name, 0) + stats.new_tokens - 1
+            seconds[name] = seconds.get(name, 0.0) + stats.decode_seconds
+    return {
+        str(tree): (1000 * replay(FixedPolicy(tree), answers, surface).rate, tokens[str(tree)] / seconds[str(tree)])
+        for tree in (PLAIN, *CHECKED)
+    }
+
+
+def _table(temperature: str, by_set: Mapping[str, Mapping[str, Any]], static: TreeSpec, first: TreeSpec) -> list[str]:
+    names = list(next(iter(by_set.values())))
+    lines = [f"\nTemperature {temperature}; default tree {first}, best fixed tree {static}\n"]
+    lines += [f"| | {' | '.join(by_set)} | mean | tokens per cycle |", "| --- |" + " --- |" * (len(by_set) + 2)]
+    for name in names:
+        cells = [statistics.mean(results[name]["rate"]) for results in by_set.values()]
+        seeds = [statistics.mean(each) for each in zip(*(results[name]["rate"] for results in by_set.values()), strict=True)]
+        tokens = statistics.mean(statistics.mean(results[name]["tokens"]) for results in by_set.values())
+        spread = f" ({min(seeds):.3f} - {max(seeds):.3f})" if len(seeds) > 1 else ""
+        lines.append(f"| {name} | {' | '.join(f'{cell:.3f}' for cell in cells)} | {statistics.mean(cells):.3f}{spread} | {tokens:.2f} |")
+    return lines
+
+
+def _progress(step: str, done: int, total: int) -> None:
+    if done in (1, total):
+        click.echo(f"{step}: {done}/{total}", err=True)
+
+
+if __name__ == "__main__":
+    main()
