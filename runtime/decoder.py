@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 
-from policy import FixedPolicy, Policy
+from policy import FixedPolicy, Policy, TreeSpec
 
 from .backend import expect_tree_size, load_models, open_backend
 from .cpu import physical_cores
@@ -21,7 +21,7 @@ from .request import Request
 from .sampling import Sampling
 from .stream import Result, Run, Stream
 from .text import Message, StopStrings, Text
-from .tuned import POLICIES, default_tree, make_policy, trees_of
+from .tuned import POLICIES, default_draft, default_tree, make_policy, trees_of
 
 DRAFTERS = ("eagle", "ngram", "none")
 DEVICES = ("cpu", "cuda")
@@ -34,7 +34,8 @@ class Decoder:
     ``policy`` chooses the trees: an object or a name of POLICIES (default: what resps-tune found for this machine, else a fixed tree).
     ``draft`` names the drafter (default: "eagle" where the directory has a draft, else "ngram"). ``backend`` (onnxruntime or tensorrt) and
     ``device`` (cpu or cuda) default to what the directory was made for, ``threads`` to the physical cores this process may use; ``verify``
-    checks every file's hash. One request at a time: a second ``stream`` raises DecoderBusy.
+    checks every file's hash; ``trees`` are those that requests will ask for with policies of their own, to be ready for them too. One
+    request at a time: a second ``stream`` raises DecoderBusy.
     Raises EngineDirError when the directory is missing, unfinished, changed or made for something else.
     """
 
@@ -48,6 +49,7 @@ class Decoder:
         device: str | None = None,
         threads: int | None = None,
         verify: bool = True,
+        trees: Sequence[TreeSpec] = (),
     ) -> None:
         if draft is not None and draft not in DRAFTERS:
             raise ValueError(f"unknown drafter {draft!r} — choose from {', '.join(DRAFTERS)}")
@@ -60,7 +62,7 @@ class Decoder:
         directory = find_engine_dir(Path(engine_dir))
         self.manifest: Manifest = load_manifest(directory, verify=verify, backend=backend)
         self.backend, self.device = backend or self.manifest.backend, device or ("cpu" if self.manifest.tensorrt is None else "cuda")
-        self.draft = draft or ("eagle" if self.manifest.draft else "ngram")
+        self.draft = draft or default_draft(self.manifest)
         if self.draft == "eagle" and self.manifest.draft is None:
             raise EngineDirError(f"{directory} holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram")
         threads = threads or physical_cores()
@@ -73,8 +75,8 @@ class Decoder:
         with ExitStack() as cleanup:
             opened = open_backend(directory, self.manifest, self.backend, self.device, threads)
             cleanup.callback(opened.close)
-            trees = trees_of(self._policy) or [default_tree(self.draft, self.manifest)]
-            models = load_models(opened, self.manifest, self.draft, trees)
+            expected = trees_of(self._policy) or [default_tree(self.draft, self.manifest)]
+            models = load_models(opened, self.manifest, self.draft, [*expected, *(tree for tree in trees if tree not in expected)])
             self._target, self._drafter, self._pick = models.target, models.drafter, models.picker
             self.models = models
             self._resources = cleanup.pop_all()

@@ -283,6 +283,12 @@ def _check_files(directory: Path, manifest: Manifest, verify: bool, backend: str
             raise EngineDirError(f"{path} was changed after the export — export again: {remedy}")
 
 
+def engine_id(manifest: Manifest) -> str:
+    """Short hash of every file that decides what is decoded."""
+    hashes = {name: file.sha256 for name, file in manifest.files.items()}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def sha256_of(path: Path) -> str:
     """Hex digest of a file, read in small pieces."""
     digest = hashlib.sha256()

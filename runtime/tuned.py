@@ -18,6 +18,11 @@ GPU_TREE = (7, 8)  # depth and width of "eagle" with TensorRT: near EAGLE-3's ow
 _log = logging.getLogger("resps")
 
 
+def default_draft(manifest: Manifest) -> str:
+    """What proposes trees when nothing else is asked for."""
+    return "eagle" if manifest.draft else "ngram"
+
+
 def default_tree(draft: str, manifest: Manifest) -> TreeSpec:
     """What is grown when nothing was tuned and nothing else is asked for."""
     if manifest.tensorrt is not None and draft != "none":

@@ -60,10 +60,12 @@ def command(
 
 
 def _tuned(decoder: Decoder, asked: list[str], minutes: float) -> tuple[Found, Surface, dict[str, float]]:
+    from runtime.manifest import engine_id
+
     from ..fetch import cache_directory
     from .errors import TuningError
     from .surface import measure
-    from .tune import LEAST_PROMPTS, Grid, candidates, confirm, engine_id, fit, record
+    from .tune import LEAST_PROMPTS, Grid, candidates, confirm, fit, record
 
     if decoder.draft != "eagle":
         raise TuningError("the engine has no EAGLE-3 draft, so there is nothing to tune — export with --draft-weights")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import numpy as np
 
 from policy import PLAIN, Calibration, CostModel, FixedPolicy, Policy, Surface, TreeSpec, Watched
 from runtime import Decoder, Sampling
-from runtime.manifest import Manifest
 
 from .calibrate import fit_cost_model
 from .errors import TuningError
@@ -44,12 +42,6 @@ class Found:
     static: TreeSpec
     calibration: Calibration
     held_out: Mapping[str, float]
-
-
-def engine_id(manifest: Manifest) -> str:
-    """Short hash of every file that decides what is decoded."""
-    hashes = {name: file.sha256 for name, file in manifest.files.items()}
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def record(
