@@ -15,6 +15,7 @@ from policy import FixedPolicy, Policy, TreeSpec
 
 from .backend import expect_tree_size, load_models, open_backend
 from .cpu import physical_cores
+from .drafter import Drafter, NoDrafter
 from .errors import DecoderBusy, DecoderClosed, EngineDirError, PromptError
 from .manifest import BACKENDS, Manifest, find_engine_dir, load_manifest
 from .request import Request
@@ -121,7 +122,11 @@ class Decoder:
                 stop_tokens=frozenset(self.manifest.tokens.stop),
             )
             self._run = Run(request)
-            return Stream(self._run, request.run(self._target, self._drafter, self._text))
+            return Stream(self._run, request.run(self._target, self._drafter_for(request.policy), self._text))
+
+    def _drafter_for(self, policy: Policy) -> Drafter:
+        """Where nothing will be drafted, plain decoding does not pay for keeping the draft up to date: each request begins it anew."""
+        return NoDrafter() if isinstance(policy, FixedPolicy) and policy.spec.nodes == 1 else self._drafter
 
     def generate(
         self,
