@@ -595,6 +595,14 @@ def test_bad_usage_is_one_line(engine: Path, asked_file: Path, tmp_path: Path, c
     assert "resps-export" in capfd.readouterr().err
 
 
+def test_report_that_cannot_be_written_costs_no_figures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.json").write_text(to_json(*both(drawn(0, questions=2))))
+    assert run_command(command, "resps-bench", ["--from", str(tmp_path / "x.json"), "--report", "/dev/full"]) == 1
+    out, err = capfd.readouterr()
+    assert "## Speed" in out
+    assert "No space left" in err
+
+
 def edited(change: Callable[[dict[str, Any]], object]) -> str:
     measurement, table = both(drawn(0, questions=2))
     data = json.loads(to_json(measurement, table))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from policy import TreeSpec
 
     from .record import Measurement
+    from .table import Table
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 SHOWING = {"again", "report_file", "as_json", "verbose"}
@@ -82,14 +83,14 @@ def _measured(options: dict[str, Any]) -> tuple[Measurement, BaseException | Non
 
     from ..cpu import physical_cores
     from ..decoder import Decoder
-    from ..manifest import engine_id, find_engine_dir, load_manifest
+    from ..manifest import find_engine_dir, load_manifest
     from ..sampling import Sampling
     from ..tuned import default_draft
     from .arms import make_arms
-    from .machine import this_machine
+    from .machine import engine_of, this_machine
     from .measure import measure, warm_up
     from .questions import OWN, read_questions
-    from .record import SCHEMA, Answer, Engine, Measurement, Settings, Skipped
+    from .record import SCHEMA, Answer, Measurement, Settings, Skipped
 
     files = [*options["prompts"], *options["more"]] or [OWN]
     questions = read_questions(files, options["questions"])
@@ -112,10 +113,7 @@ def _measured(options: dict[str, Any]) -> tuple[Measurement, BaseException | Non
     place = {name: options[name] for name in ("backend", "device")}
     trees = [tree for arm in arms for tree in arm.trees]
     with Decoder(directory, policy=arms[0].policy, draft=draft, threads=threads, trees=trees, **place) as decoder:
-        engine = Engine(
-            engine_id(manifest), manifest.model, manifest.precision, decoder.backend, decoder.device, draft,
-            *((manifest.draft.name, manifest.draft.precision) if manifest.draft and draft == "eagle" else (None, None)),
-        )  # fmt: skip
+        engine = engine_of(decoder)
         warm_up(decoder, arms)
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         try:
@@ -146,15 +144,22 @@ def _parsed(trees: tuple[str, ...]) -> list[TreeSpec]:
 
 
 def _show(measurement: Measurement, as_json: bool, report_file: Path | None) -> None:
-    from .grids import grids, headlines, markdown
-    from .record import to_json
     from .table import tabulate
 
     table = tabulate(measurement)
-    if report_file:
-        from .report import report
+    try:
+        if report_file:
+            from .report import report
 
-        report_file.write_text(report(measurement, table), encoding="utf-8")
+            report_file.write_text(report(measurement, table), encoding="utf-8")
+    finally:  # a full disk must not cost an hour's figures
+        _print(measurement, table, as_json)
+
+
+def _print(measurement: Measurement, table: Table, as_json: bool) -> None:
+    from .grids import grids, headlines, markdown
+    from .record import to_json
+
     if as_json:
         click.echo(to_json(measurement, table))
         return

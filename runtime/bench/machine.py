@@ -9,7 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..cpu import physical_cores, processor_name
-from .record import Machine
+from ..decoder import Decoder
+from ..manifest import engine_id
+from .record import Engine, Machine
 
 PACKAGES = ("resps", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-cu13", "tensorrt-rtx")
 
@@ -17,6 +19,14 @@ PACKAGES = ("resps", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "t
 def this_machine() -> Machine:
     """As it is now; call it after measuring, for the peak."""
     return Machine(processor_name(), physical_cores(), _memory(), _peak(), f"{platform.system()} {platform.release()}", _versions())
+
+
+def engine_of(decoder: Decoder) -> Engine:
+    """What it runs."""
+    manifest = decoder.manifest
+    draft = manifest.draft if decoder.draft == "eagle" else None
+    name, precision = (draft.name, draft.precision) if draft else (None, None)
+    return Engine(engine_id(manifest), manifest.model, manifest.precision, decoder.backend, decoder.device, decoder.draft, name, precision)
 
 
 def _versions() -> dict[str, str]:
