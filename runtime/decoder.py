@@ -16,6 +16,7 @@ from policy import FixedPolicy, Policy, TreeSpec
 from .backend import expect_tree_size, load_models, open_backend
 from .cpu import physical_cores
 from .drafter import Drafter, NoDrafter
+from .eagle import EagleDrafter
 from .errors import DecoderBusy, DecoderClosed, EngineDirError, PromptError
 from .manifest import BACKENDS, Manifest, find_engine_dir, load_manifest
 from .request import Request
@@ -125,8 +126,9 @@ class Decoder:
             return Stream(self._run, request.run(self._target, self._drafter_for(request.policy), self._text))
 
     def _drafter_for(self, policy: Policy) -> Drafter:
-        """Where nothing will be drafted, plain decoding does not pay for keeping the draft up to date: each request begins it anew."""
-        return NoDrafter() if isinstance(policy, FixedPolicy) and policy.spec.nodes == 1 else self._drafter
+        """Where nothing will be drafted, plain decoding does not pay for keeping an EAGLE-3 draft up to date: each request begins it anew."""
+        plain = isinstance(policy, FixedPolicy) and policy.spec.nodes == 1
+        return NoDrafter() if plain and isinstance(self._drafter, EagleDrafter) else self._drafter
 
     def generate(
         self,

@@ -102,9 +102,10 @@ def _papers(sets: Sequence[str], table: Table, labels: Mapping[str, str]) -> Gri
     for mean in table.means:
         row = [cells[name, mean.arm] for name in sets]
         figures = [short(cell.ratio.median if cell.ratio else None, cell.tokens_per_cycle) for cell in row]
-        rows.append((labels[mean.arm], *figures, short(mean.median, mean.tokens_per_cycle)))
+        rows.append((labels[mean.arm], *figures, *([short(mean.median, mean.tokens_per_cycle)] if len(sets) > 1 else [])))
+    header = ("arm", *sets, *(["mean"] if len(sets) > 1 else []))
     note = f"tokens/s over {BASELINE} (median over questions), then tokens per cycle; the mean counts every set the same"
-    return Grid("Speed and tokens per cycle", note, ("arm", *sets, "mean"), tuple(rows), texts=1)
+    return Grid("Speed and tokens per cycle", note, header, tuple(rows), texts=1)
 
 
 def _speed(table: Table, labels: Mapping[str, str]) -> Grid:
