@@ -126,7 +126,7 @@ class Decoder:
             return Stream(self._run, request.run(self._target, self._drafter_for(request.policy), self._text))
 
     def _drafter_for(self, policy: Policy) -> Drafter:
-        """Where nothing will be drafted, plain decoding does not pay for keeping an EAGLE-3 draft up to date: each request begins it anew."""
+        """Where nothing is drafted, plain decoding does not pay for keeping an EAGLE-3 draft up to date; each request begins it anew."""
         plain = isinstance(policy, FixedPolicy) and policy.spec.nodes == 1
         return NoDrafter() if plain and isinstance(self._drafter, EagleDrafter) else self._drafter
 
