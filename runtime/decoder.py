@@ -16,6 +16,8 @@ from policy import FixedPolicy, Policy
 
 from .backend import expect_tree_size, load_models, open_backend
 from .cpu import physical_cores
+from .drafter import Drafter, NoDrafter
+from .eagle import EagleDrafter
 from .errors import DecoderBusy, DecoderClosed, EngineDirError, PromptError
 from .manifest import BACKENDS, Manifest, find_engine_dir, load_manifest
 from .nets import load_net
@@ -76,16 +78,16 @@ class Decoder:
             cleanup.callback(opened.close)
             self._load = partial(load_net, opened)
             self._named: dict[str | None, Policy] = {}
-            self._policy = self._resolved(policy)
+            self._policy = self.policy(policy)
             trees = trees_of(self._policy) or [default_tree(self.draft, self.manifest)]
             models = load_models(opened, self.manifest, self.draft, trees)
             self._target, self._drafter, self._pick = models.target, models.drafter, models.picker
             self.models = models
             self._resources = cleanup.pop_all()
 
-    def _resolved(self, policy: Policy | str | None) -> Policy:
-        """The policy of that name, made when it is first asked for. Raises ValueError for a name that there is not, EngineDirError for a
-        policy that has not been tuned and for a fixed tree of a size that the engines were not built for."""
+    def policy(self, policy: Policy | str | None = None) -> Policy:
+        """The policy of that name [default: as tuned], made when it is first asked for and then kept. Raises ValueError for a name that
+        there is not, EngineDirError for a policy that has not been tuned, or a fixed tree of a size that the engines were not built for."""
         if policy is None or isinstance(policy, str):
             if policy not in self._named:
                 self._expect_policy(policy)
@@ -97,8 +99,14 @@ class Decoder:
             expect_tree_size(self.manifest, policy.spec)
         return policy
 
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Names of those that can be had here: plain decoding, a fixed tree, and what was tuned."""
+        tuning = self._tuning
+        return ("none", "fixed", *(("cost-model",) if tuning and tuning.cost_model else ()), *(tuning.learned if tuning else ()))
+
     def _expect_policy(self, name: str | None) -> None:
-        _expect("policy", name, (*POLICIES, *(name for name in (self._tuning.learned if self._tuning else ()) if name not in POLICIES)))
+        _expect("policy", name, tuple(dict.fromkeys((*POLICIES, *self.policies))))
 
     def stream(
         self,
@@ -124,7 +132,7 @@ class Decoder:
                 raise DecoderClosed("this Decoder was closed — make a new one")
             if self._run is not None and not self._run.over:
                 raise DecoderBusy("a Stream of this Decoder is still open — finish it, close() it, or use a second Decoder")
-            chosen = self._policy if policy is None else self._resolved(policy)
+            chosen = self._policy if policy is None else self.policy(policy)
             request = Request(
                 prompt=ids,
                 max_new_tokens=max_new_tokens,
@@ -134,7 +142,12 @@ class Decoder:
                 stop_tokens=frozenset(self.manifest.tokens.stop),
             )
             self._run = Run(request)
-            return Stream(self._run, request.run(self._target, self._drafter, self._text))
+            return Stream(self._run, request.run(self._target, self._drafter_for(request.policy), self._text))
+
+    def _drafter_for(self, policy: Policy) -> Drafter:
+        """Where nothing is drafted, plain decoding does not pay for keeping an EAGLE-3 draft up to date; each request begins it anew."""
+        plain = isinstance(policy, FixedPolicy) and policy.spec.nodes == 1
+        return NoDrafter() if plain and isinstance(self._drafter, EagleDrafter) else self._drafter
 
     def generate(
         self,

@@ -4,6 +4,7 @@ RespsError                    base of everything raised on purpose
 ├── EngineDirError            engine directory missing, incomplete, changed or incompatible   (exit 3)
 ├── PromptError               a prompt that cannot be decoded: empty, too long, not text      (exit 2; also a ValueError)
 ├── GpuMemoryError                the GPU is too small: how much is needed, and what would fit (exit 1)
+├── BenchError                a benchmark that cannot be run, read or shown as asked             (exit 2)
 ├── DecoderBusy               a Stream is open: finish it or close it
 ├── DecoderClosed             used after close()
 └── EngineFailure             a pass of an engine failed; says which stage                    (exit 1)
@@ -32,6 +33,12 @@ class PromptError(RespsError, ValueError):
 
 class GpuMemoryError(RespsError):
     """The engines do not fit into the GPU's free memory."""
+
+
+class BenchError(RespsError):
+    """A benchmark cannot be run, read again or shown in the way that was asked for."""
+
+    exit_code = 2
 
 
 class DecoderBusy(RespsError):

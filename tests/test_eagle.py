@@ -333,3 +333,13 @@ def test_the_default_tree_is_smaller_beside_quantized_targets(decoders: Mapping[
         chunks = list(decoder.stream(prompt_of(20, 1), max_new_tokens=12))
         nodes = {chunk.spec.nodes for chunk in chunks if chunk.spec is not None}
         assert max(nodes) == (3 if decoder.manifest.precision == "int8" else 5)
+
+
+def test_plain_decoding_leaves_the_draft_alone(decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = decoders["echo"]
+    expected = decoder.generate(prompt_of(30), max_new_tokens=30, policy=FixedPolicy(TreeSpec(6, 3, 3))).tokens
+    with monkeypatch.context() as patch:
+        for verb in ("begin", "extend", "draft"):
+            patch.setattr(EagleDrafter, verb, lambda *_: pytest.fail("asked the draft"))
+        assert decoder.generate(prompt_of(30), max_new_tokens=30, policy=FixedPolicy(PLAIN)).tokens == expected
+    assert decoder.generate(prompt_of(30), max_new_tokens=30, policy=FixedPolicy(TreeSpec(6, 3, 3))).tokens == expected

@@ -26,7 +26,7 @@ def test_program_runs_as_printed(demo_engine: Callable[[str], Path], tmp_path: P
 def test_tree_names_every_module() -> None:
     tree = README.split("## What is where")[1]
     for package in ("policy", "runtime", "export"):
-        for module in (ROOT / package).glob("*.py"):
+        for module in (ROOT / package).rglob("*.py"):
             assert re.search(rf"\b{re.escape(module.name)}\b", tree) or module.name in ("__init__.py", "errors.py"), module
 
 

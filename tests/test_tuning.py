@@ -310,7 +310,7 @@ def test_learned_policies_decode_as_they_replayed_and_change_no_token(tiny: Path
     with Decoder(tiny, threads=2) as tuned:
         plain = tuned.generate(prompt_of(20), max_new_tokens=90, policy="none").tokens
         for name, each in trained.items():
-            policy = tuned._resolved(name)
+            policy = tuned.policy(name)
             assert isinstance(policy, Watched)
             stats = tuned.generate(prompt_of(20), max_new_tokens=90, policy=policy.policy).stats
             found = replay(each.policy(), answer, SURFACE)

@@ -1,0 +1,1 @@
+"""resps-bench: policies and trees side by side on question sets."""

@@ -1,0 +1,58 @@
+"""Where and with what it was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ..cpu import physical_cores, processor_name
+from ..decoder import Decoder
+from .record import Engine, Machine
+
+PACKAGES = ("resps", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-cu13", "tensorrt-rtx")
+
+
+def this_machine() -> Machine:
+    """As it is now; call it after measuring, for the peak."""
+    return Machine(processor_name(), physical_cores(), _memory(), _peak(), f"{platform.system()} {platform.release()}", _versions())
+
+
+def engine_of(decoder: Decoder) -> Engine:
+    """What it runs."""
+    manifest = decoder.manifest
+    draft = manifest.draft if decoder.draft == "eagle" else None
+    name, precision = (draft.name, draft.precision) if draft else (None, None)
+    return Engine(manifest.engine_id, manifest.model, manifest.precision, decoder.backend, decoder.device, decoder.draft, name, precision)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _memory() -> int | None:
+    names = getattr(os, "sysconf_names", {})
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in names else None
+
+
+def _peak() -> int | None:
+    """Linux's own figure where there is one: getrusage also counts what the parent held before it started this process."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,193 @@
+"""The report's pictures: SVG text by matplotlib, which is loaded here and nowhere else."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from ..errors import BenchError
+from .grids import label
+from .ratio import Spread
+from .record import BASELINE, Measurement
+from .table import Cell, Table, per_token
+
+PARTS = {"draft": "#d98c3f", "verify": "#3f6fb0", "host": "#8a8a8a"}
+MOST_TREES = 10  # columns of the histogram by name, the rest together
+
+
+def expect_matplotlib() -> None:
+    """Raises BenchError; call it before an hour of measuring."""
+    if find_spec("matplotlib") is None:
+        raise BenchError("a report needs matplotlib — pip install 'resps[bench]'")
+
+
+def plots(measurement: Measurement, table: Table) -> dict[str, str]:
+    """Title -> SVG."""
+    labels = [label(arm) for arm in measurement.arms]
+    colours = _colours(len(labels))
+    return {
+        f"Tokens/s over {BASELINE}, with 95 % intervals": _ratios(measurement, table, labels, colours),
+        "Tokens per cycle": _lengths(measurement, table, labels, colours),
+        "Where a cycle's time goes": _split(table, labels),
+        "Inter-token latency": _latency(measurement, labels, colours),
+        "Trees asked for and rows verified, shares of an arm's rounds": _actions(table, labels),
+    }
+
+
+def _colours(count: int) -> list[Any]:
+    """Grey for the baseline, then colours that are told apart."""
+    from matplotlib import colormaps
+
+    palette = colormaps["tab10" if count <= 10 else "tab20"]
+    return ["#b0b0b0", *(palette(place % palette.N) for place in range(count - 1))]
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    """A figure of our own, and its axes: no pyplot, which would keep state and look for a screen."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def _svg(figure: Any) -> str:
+    """Without the XML header, to stand inside HTML. The names inside depend on the figure alone, so equal data gives equal files."""
+    from matplotlib import rc_context
+
+    file = io.StringIO()
+    with rc_context({"svg.hashsalt": "resps"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _bars(groups: Sequence[str], labels: Sequence[str], values: np.ndarray, colours: Sequence[Any], errors: np.ndarray | None) -> Any:
+    """Groups of bars, one of each arm. ``values`` [arms, groups], nan where there is none; ``errors`` [arms, 2, groups]."""
+    count = len(labels)
+    figure, axes = _figure(max(6.5, 1.2 + len(groups) * (0.5 + 0.27 * count)), 3.6)
+    for arm, name in enumerate(labels):
+        places = np.arange(len(groups)) + (arm - (count - 1) / 2) * 0.8 / count
+        spread = None if errors is None else errors[arm]
+        axes.bar(places, values[arm], 0.8 / count, label=name, color=colours[arm], yerr=spread, error_kw={"lw": 0.8, "capsize": 2})
+        tops = values[arm] if spread is None else values[arm] + spread[1]
+        for place, value, top in zip(places, values[arm], tops, strict=True):
+            if np.isfinite(value):
+                axes.text(place, top, f" {value:.2f}", ha="center", va="bottom", rotation=90, fontsize=7)
+    axes.margins(x=0.02, y=0.16)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.legend(fontsize=8, ncols=min(count, 6), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _groups(measurement: Measurement) -> list[str]:
+    return [*measurement.sets, "mean"] if len(measurement.sets) > 1 else measurement.sets
+
+
+def _ratios(measurement: Measurement, table: Table, labels: Sequence[str], colours: Sequence[Any]) -> str:
+    groups, count = _groups(measurement), len(labels)
+    spreads: list[list[Spread | None]] = [
+        [cell.ratio.median if cell.ratio else None for cell in table.cells if cell.arm == mean.arm] + [mean.median] for mean in table.means
+    ]
+    values, errors = np.full((count, len(groups)), np.nan), np.zeros((count, 2, len(groups)))
+    for arm, row in enumerate(spreads):
+        for place, spread in enumerate(row[: len(groups)]):
+            if spread is not None:
+                values[arm, place] = spread.value
+                if spread.low is not None and spread.high is not None:
+                    errors[arm, :, place] = max(0.0, spread.value - spread.low), max(0.0, spread.high - spread.value)
+    figure, axes = _bars(groups, labels, values, colours, errors)
+    axes.axhline(1.0, color="black", lw=0.8, ls=":")
+    axes.set_ylabel(f"times {BASELINE}")
+    return _svg(figure)
+
+
+def _lengths(measurement: Measurement, table: Table, labels: Sequence[str], colours: Sequence[Any]) -> str:
+    groups = _groups(measurement)
+    rows = [[cell.tokens_per_cycle for cell in table.cells if cell.arm == mean.arm] + [mean.tokens_per_cycle] for mean in table.means]
+    values = np.array([[np.nan if value is None else value for value in row[: len(groups)]] for row in rows])
+    figure, axes = _bars(groups, labels, values, colours, None)
+    axes.set_ylabel("tokens per cycle")
+    return _svg(figure)
+
+
+def _split(table: Table, labels: Sequence[str]) -> str:
+    figure, axes = _figure(7.5, 1.1 + 0.34 * len(labels))
+    left = np.zeros(len(labels))
+    for part, colour in PARTS.items():
+        width = np.array([(getattr(cell, part) or 0.0) * (cell.cycle_ms or 0.0) for cell in table.pooled])
+        axes.barh(labels, width, left=left, color=colour, label=part, height=0.65)
+        left += width
+    for place, total in enumerate(left):
+        axes.text(total, place, f" {total:.1f} ms", va="center", fontsize=8)
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds a cycle, all sets")
+    axes.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def _latency(measurement: Measurement, labels: Sequence[str], colours: Sequence[Any]) -> str:
+    """Of all answers: which share of deliveries, and of tokens, took at most so long. The slowest per cent is left out of the picture."""
+    figure, both = _figure(9.5, 3.4, 2)
+    lines = []
+    longest = 0.0
+    for arm, name, colour in zip(measurement.arms, labels, colours, strict=True):
+        rounds = [answer.rounds for answer in measurement.answers if answer.arm == arm.name]
+        waits = np.array([wait for each in rounds for wait in each.waits])
+        counts = np.array([count for each in rounds for count in each.tokens], int)
+        if not len(waits):
+            continue
+        for axes, values in zip(both, (waits, per_token(waits, counts)), strict=True):
+            drawn = axes.plot(np.sort(1e3 * values), np.arange(1, len(values) + 1) / len(values), label=name, color=colour, lw=1.3)
+        lines += drawn
+        longest = max(longest, 1e3 * float(np.percentile(waits, 99)))
+    for axes, what in zip(both, ("wait between two deliveries, ms", "a token's share of the wait for its delivery, ms"), strict=True):
+        axes.set_xlim(0, 1.05 * longest or 1.0)
+        axes.set_xlabel(what)
+        axes.set_ylabel("share at most so long")
+        axes.grid(alpha=0.3)
+    figure.legend(handles=lines, fontsize=8, ncols=min(6, max(1, len(lines))), loc="outside upper center", frameon=False)
+    return _svg(figure)
+
+
+def _actions(table: Table, labels: Sequence[str]) -> str:
+    trees = _columns([cell.trees for cell in table.pooled])
+    rows = sorted({rows for cell in table.pooled for rows in cell.rows})
+    figure, both = _figure(max(8.0, 2.5 + 0.62 * (len(trees) + len(rows))), 1.5 + 0.36 * len(labels), 2)
+    _heat(both[0], [[cell.trees.get(tree, 0) for tree in trees] for cell in table.pooled], trees, table.pooled, labels)
+    _heat(both[1], [[cell.rows.get(count, 0) for count in rows] for cell in table.pooled], list(map(str, rows)), table.pooled, labels)
+    both[0].set_xlabel("tree asked for")
+    both[1].set_xlabel("rows verified")
+    both[1].set_yticks([])
+    return _svg(figure)
+
+
+def _columns(counts: Sequence[Any]) -> list[str]:
+    """The trees that came most often, the smallest first."""
+    total: dict[str, int] = {}
+    for each in counts:
+        for tree, count in each.items():
+            total[tree] = total.get(tree, 0) + count
+    often = sorted(total, key=lambda tree: -total[tree])[:MOST_TREES]
+    return sorted(often, key=lambda tree: tuple(map(int, tree.split(","))))
+
+
+def _heat(axes: Any, counts: Sequence[Sequence[int]], columns: Sequence[str], cells: Sequence[Cell], labels: Sequence[str]) -> None:
+    """Shares of each arm's rounds; what is not among the columns makes a row's sum less than one."""
+    if not columns:  # nobody decoded anything
+        axes.set_axis_off()
+        return
+    totals = np.array([max(1, cell.cycles) for cell in cells])
+    shares = np.array(counts, float).reshape(len(cells), len(columns)) / totals[:, None]
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for (arm, place), share in np.ndenumerate(shares):
+        if share >= 0.005:
+            axes.text(place, arm, f"{100 * share:.0f}%", ha="center", va="center", fontsize=7, color="white" if share > 0.6 else "black")
+    axes.set_xticks(range(len(columns)), columns, rotation=90 if max(map(len, columns), default=0) > 2 else 0, fontsize=8)
+    axes.set_yticks(range(len(labels)), labels)
