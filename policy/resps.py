@@ -21,6 +21,16 @@ Action = tuple[int, int, int]
 """(nodes, depth, width), counted as in TreeSpec; (1, 0, 0) is plain decoding."""
 
 HOLD, HOLD_IN_TRAINING = 30, 10  # rounds
+CAPTURED = 3  # vectors in the features
+
+
+def _average(features: np.ndarray) -> np.ndarray:
+    return np.asarray(np.asarray(features, np.float32).reshape(CAPTURED, -1).mean(0))
+
+
+STATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"features": np.asarray, "average": _average}
+"""What the network sees of the features [3H]: all of them, as the paper says, or the mean of the three vectors [H], as its code does."""
+
 _SMALL: tuple[Action, ...] = (
     (1, 0, 0),
     (2, 1, 2),
@@ -45,9 +55,11 @@ _SMALL: tuple[Action, ...] = (
 @dataclass
 class Resps:
     """One decision per call of ``choose``. ``margin``: how far the best logit must exceed the last action's to replace it. ``temperature``
-    above 0 samples from softmax(logits / temperature) instead (the paper's max-entropy variant: 1.5), drawn with ``seed``.
+    above 0 samples from softmax(logits / temperature) instead (the paper's max-entropy variant: 1.5), drawn with ``seed``. ``state``: of
+    STATES.
 
-    Raises ValueError for actions that are no trees, and in ``choose`` for logits that are not finite or not one per action.
+    Raises ValueError for actions that are no trees or an unknown state, and in ``choose`` for logits that are not finite or not one per
+    action.
     """
 
     net: Net
@@ -55,6 +67,7 @@ class Resps:
     margin: float = 0.0
     temperature: float = 0.0
     seed: int = 0
+    state: str = "features"
     _specs: tuple[TreeSpec, ...] = field(init=False, repr=False)
     _last: int | None = field(default=None, init=False)
     _random: np.random.Generator = field(init=False, repr=False)
@@ -62,6 +75,8 @@ class Resps:
     def __post_init__(self) -> None:
         if not self.actions:
             raise ValueError("resps needs at least one action")
+        if self.state not in STATES:
+            raise ValueError(f"resps' state is one of {', '.join(STATES)}, not {self.state!r}")
         self._specs = tuple(TreeSpec(*action) for action in self.actions)
         self._random = np.random.default_rng(self.seed)
 
@@ -74,7 +89,7 @@ class Resps:
         self._last = None
 
     def choose(self, observation: Observation) -> TreeSpec:
-        logits = asked("resps", self.net, observation.features, len(self.actions))
+        logits = asked("resps", self.net, STATES[self.state](observation.features), len(self.actions))
         self._last = self._drawn(logits) if self.temperature > 0 else self._likeliest(logits)
         return self._specs[self._last]
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from policy.resps import STATES
+
 from .errors import EngineDirError
 from .graphs import File as File
 from .graphs import Graph as Graph
@@ -244,6 +246,9 @@ def _check_tuning(tuning: Tuning, plans: bool) -> None:
             raise Malformed(f"manifest.tuning.graphs lacks {name} of the policy {policy}")
         if graph.outputs["logits"].shape != (1, outputs):
             raise Malformed(f"manifest.tuning.learned.{policy} has {outputs} actions, {name} gives {graph.outputs['logits'].shape[-1]}")
+    for policy, learned in tuning.learned.items():
+        if learned.slow and learned.slow.state not in STATES:
+            raise Malformed(f"manifest.tuning.learned.{policy} sees {learned.slow.state!r}, which nobody knows")
     if missing := [name for name in _files_of(tuning.graphs) if name not in tuning.files]:
         raise Malformed(f"manifest.tuning names {missing[0]!r} without its hash")
 

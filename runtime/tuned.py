@@ -60,7 +60,7 @@ def _learned(found: Learned, load: LoadNet) -> Policy:
 
 
 def _held(chooser: Chooser, load: LoadNet) -> Held:
-    return Held(Resps(load(chooser.graph), chooser.actions, chooser.margin), chooser.hold)
+    return Held(Resps(load(chooser.graph), chooser.actions, chooser.margin, state=chooser.state), chooser.hold)
 
 
 def trees_of(policy: Policy) -> list[TreeSpec]:

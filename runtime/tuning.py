@@ -15,11 +15,12 @@ Tree = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Chooser:
-    """Re-SpS: ``graph`` names a tree of ``actions``, in the order of its logits, which is held for ``hold`` rounds. ``margin``: how far
-    another logit must exceed the last choice's."""
+    """Re-SpS: ``graph`` names a tree of ``actions``, in the order of its logits, which is held for ``hold`` rounds. ``state``: what it sees
+    of the features (policy/resps.py); ``margin``: how far another logit must exceed the last choice's."""
 
     graph: str
     actions: tuple[Tree, ...]
+    state: str
     hold: int
     margin: float
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is 
 
 from export.fetch import cache_directory
 from export.tuning.grid import Grid, grid_for
+from export.tuning.lessons import turns_of
 from export.tuning.prompts import read_prompts
 from export.tuning.record import asked, record
 from export.tuning.replay import Answers, oracle, replay, static_trees
@@ -30,7 +31,7 @@ from policy import PLAIN, FixedPolicy, Policy, Surface, TreeSpec
 from runtime import Decoder, Sampling
 from runtime.tuned import default_tree
 
-VARIANTS = ("resps", "resps-max-entropy", "ltd-depth", "ltd-size", "ltd-both", "resps+ltd")
+VARIANTS = ("resps", "resps-average", "resps-max-entropy", "ltd-depth", "ltd-size", "ltd-both", "resps+ltd")
 CHECKED = [TreeSpec(2, 1, 1), TreeSpec(4, 2, 2), TreeSpec(6, 3, 3), TreeSpec(10, 4, 3)]
 FOREVER = float("inf")
 
@@ -76,7 +77,7 @@ def main(
     found, rate = fit(parts, surface, grid)
     trained = []
     for seed in range(seeds):
-        seconds = turn_seconds * 7
+        seconds = turn_seconds * turns_of(VARIANTS)
         trained.append(learn(found, parts, surface, grid, rate, VARIANTS, seconds, seed, _progress))
     figures = {
         str(temperature): {name: _rates(answers, found, trained, surface, grid, first) for name, answers in by_set.items()}

@@ -304,7 +304,8 @@ def edited(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 def test_learned_policies_decode_as_they_replayed_and_change_no_token(tiny: Path, decoder: Decoder) -> None:
     """What was trained in simulated time and what runs from the installed graphs take the same decisions."""
     both = dataclasses.replace(FAST, slow=SLOW.slow, actions=SLOW.actions)
-    trained = {"resps": SLOW, "ltd": FAST, "resps+ltd": both}
+    average = dataclasses.replace(SLOW, slow=net(64, 3), state="average")
+    trained = {"resps": SLOW, "ltd": FAST, "resps+ltd": both, "resps-average": average}
     install(tiny, load_manifest(tiny), a_tuning(tiny, trained, policy="ltd"))
     answer = [traced(decoder, Sampling())]
     with Decoder(tiny, threads=2) as tuned:
@@ -350,6 +351,7 @@ def test_graph_that_differs_from_the_network_is_not_installed(tiny: Path, monkey
 
 TROUBLES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "actions": (lambda t: t["learned"]["resps"]["slow"]["actions"].pop(), r"resps has 2 actions, resps\.slow gives 3 — export again"),
+    "state": (lambda t: t["learned"]["resps"]["slow"].update(state="colour"), r"resps sees 'colour', which nobody knows"),
     "graph": (lambda t: t["graphs"].clear(), r"manifest\.tuning\.graphs lacks resps\.slow of the policy resps"),
     "hash": (lambda t: t["files"].clear(), r"names 'tuned-resps-slow-\w+\.onnx' without its hash"),
     "outside": (lambda t: t["files"].update({"../x": {"sha256": "", "bytes": 1}}), r"names a file outside the directory: '\.\./x'"),

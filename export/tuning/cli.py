@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RECORDING, TRAINING = 0.35, 0.4  # shares of the minutes; the rest measures and confirms
 LEARNED = ("resps", "ltd", "resps+ltd")
-VARIANTS = ("resps-max-entropy", "ltd-depth", "ltd-size", "ltd-both")  # as the papers compare them
+VARIANTS = ("resps-max-entropy", "resps-average", "ltd-depth", "ltd-size", "ltd-both")  # as the papers compare them
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -14,7 +14,7 @@ import numpy as np
 
 from policy import FixedPolicy, Growing, Policy, Surface, TreeSpec
 from policy.ltd import CONTINUE, bounded, depth_state, size_state
-from policy.resps import HOLD_IN_TRAINING, Action
+from policy.resps import HOLD_IN_TRAINING, STATES, Action
 
 from .replay import Answers, Replay, candidates, play_round, reached
 from .traces import Trace
@@ -50,7 +50,8 @@ class _Walk(gymnasium.Env):  # type: ignore[misc]
 
 
 class RespsWindow(_Walk):
-    """Re-SpS: a step is ``hold`` rounds with one action, an episode one answer. Observes the features [F] before the window.
+    """Re-SpS: a step is ``hold`` rounds with one action, an episode one answer. Observes ``state`` (of STATES) of the features before the
+    window.
 
     ``under``: who plays the rounds that an action's tree bounds, such as an `Ltd` with that tree as its slow choice; the calls of its own
     networks are not charged. Raises ValueError for actions of a width that has no traces.
@@ -65,13 +66,15 @@ class RespsWindow(_Walk):
         hold: int = HOLD_IN_TRAINING,
         policy_ms: float = 0.0,
         under: Callable[[TreeSpec], Policy] = FixedPolicy,
+        state: str = "features",
     ) -> None:
         super().__init__(answers, surface, rate, policy_ms)
         if missing := {width for nodes, _, width in actions if nodes > 1} - set(self._traces):
             raise ValueError(f"no traces of width {', '.join(map(str, sorted(missing)))}")
+        self._state = STATES[state]
         self._players, self._hold = [under(TreeSpec(*action)) for action in actions], hold
         self.action_space = gymnasium.spaces.Discrete(len(actions))
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self._some.features.shape[1],), np.float32)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, self._features().shape, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
@@ -87,7 +90,7 @@ class RespsWindow(_Walk):
 
     def _features(self) -> np.ndarray:
         """After the answer's end, which nobody acts upon, those of its last place."""
-        return np.asarray(self._some.features[min(self._place, len(self._some) - 1)], np.float32)
+        return np.asarray(self._state(self._some.features[min(self._place, len(self._some) - 1)]), np.float32)
 
 
 class _Rounds(_Walk):

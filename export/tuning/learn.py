@@ -105,6 +105,7 @@ def learn_resps(
     limits: Limits,
     settings: Settings = RESPS,
     under: Callable[[Policy], Policy] = lambda slow: slow,
+    state: str = "features",
 ) -> Learned:
     """``under`` puts the slow policy, or one tree, under a fast one: ``lambda slow: Ltd(..., slow=slow)`` trains for resps+ltd."""
 
@@ -117,9 +118,10 @@ def learn_resps(
             HOLD_IN_TRAINING,
             limits.policy_ms,
             lambda spec: under(FixedPolicy(spec)),
+            state,
         )
 
-    return learn(environment, lambda net: under(Held(Resps(net, actions), HOLD)), lesson, limits, settings)
+    return learn(environment, lambda net: under(Held(Resps(net, actions, state=state), HOLD)), lesson, limits, settings)
 
 
 def learn_ltd(

@@ -71,11 +71,11 @@ Rated = tuple[Trained, float]
 """With tokens per millisecond on the validation answers."""
 
 
-def _resps(settings: Settings) -> Callable[[Course, Sequence[Rated]], Rated]:
+def _resps(settings: Settings, state: str = "features") -> Callable[[Course, Sequence[Rated]], Rated]:
     def teach(course: Course, _: Sequence[Rated]) -> Rated:
         actions = course.grid.actions(course.static)
-        found = learn_resps(course.lesson, actions, course.limits, settings)
-        return Trained(slow=found.net, actions=actions), found.rate
+        found = learn_resps(course.lesson, actions, course.limits, settings, state=state)
+        return Trained(slow=found.net, actions=actions, state=state), found.rate
 
     return teach
 
@@ -120,6 +120,7 @@ class _Lesson:
 LESSONS = {
     "resps": _Lesson(1, _resps(RESPS)),
     "resps-max-entropy": _Lesson(1, _resps(RESPS_MAX_ENTROPY)),
+    "resps-average": _Lesson(1, _resps(RESPS, "average")),
     "ltd-depth": _Lesson(1, _ltd("depth")),
     "ltd-size": _Lesson(1, _ltd("size")),
     "ltd-both": _Lesson(2, _ltd("size", "depth"), ("ltd-depth",)),

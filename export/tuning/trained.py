@@ -16,11 +16,12 @@ EVERY = 1  # levels between two questions to LTD's depth network; the paper's co
 
 @dataclass(frozen=True)
 class Trained:
-    """``slow``: Re-SpS' network, of ``actions``; ``depth`` and ``size``: LTD's, for trees up to ``tree`` and ``sizes`` to choose from.
-    Either may be missing, not both."""
+    """``slow``: Re-SpS' network, of ``actions``, which sees ``state`` of the features; ``depth`` and ``size``: LTD's, for trees up to
+    ``tree`` and ``sizes`` to choose from. Either may be missing, not both."""
 
     slow: Mlp | None = None
     actions: tuple[Action, ...] = ()
+    state: str = "features"
     depth: Mlp | None = None
     size: Mlp | None = None
     tree: Action = (1, 0, 0)
@@ -28,7 +29,7 @@ class Trained:
 
     def policy(self) -> Policy:
         """As in service."""
-        slow = Held(Resps(self.slow, self.actions), HOLD) if self.slow else None
+        slow = Held(Resps(self.slow, self.actions, state=self.state), HOLD) if self.slow else None
         if slow and not self.depth and not self.size:
             return slow
         return Ltd(self.depth, self.size, self.tree, EVERY, self.sizes, slow)
@@ -42,7 +43,7 @@ class Trained:
     def described(self, name: str) -> Learned:
         """The manifest's entry; graphs are called after policy and role."""
         graphs = {role: graph_name(name, role) for role, _ in self.nets()}
-        chooser = Chooser(graphs["slow"], self.actions, HOLD, 0.0) if self.slow else None
+        chooser = Chooser(graphs["slow"], self.actions, self.state, HOLD, 0.0) if self.slow else None
         fast = Grower(graphs.get("depth"), graphs.get("size"), self.tree, EVERY, self.sizes) if self.depth or self.size else None
         return Learned(chooser, fast)
 
