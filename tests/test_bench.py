@@ -640,7 +640,7 @@ def test_without_matplotlib_it_says_so_before_it_measures(
     engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     original = importlib.util.find_spec
-    monkeypatch.setattr("runtime.bench.plots.find_spec", lambda name: None if name == "matplotlib" else original(name))
+    monkeypatch.setattr("runtime.bench.svg.find_spec", lambda name: None if name == "matplotlib" else original(name))
     monkeypatch.setattr(Decoder, "__init__", lambda *_, **__: pytest.fail("loaded the engine"))
     assert bench(engine, "--report", tmp_path / "x.html") == 2
     assert capfd.readouterr() == ("", "resps-bench: a report needs matplotlib — pip install 'resps[bench]'\n")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 from policy import Surface
+from runtime.bench.svg import expect_matplotlib, new_figure, svg_of
 from runtime.manifest import Manifest
 
 from .errors import TuningError
@@ -17,7 +17,7 @@ MOST_TREES, MOST_ACTIONS = 12, 14
 
 
 def write_report(file: Path, manifest: Manifest, tuned: Tuned) -> None:
-    """One HTML file that needs no other. Raises TuningError without matplotlib or where it cannot be written."""
+    """One HTML file that needs no other. Raises TuningError where it cannot be written."""
     import jinja2
 
     page = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -28,9 +28,9 @@ def write_report(file: Path, manifest: Manifest, tuned: Tuned) -> None:
         verdict=verdict(tuned.tuning),
         policies=policy_rows(tuned),
         trees=tree_rows(tuned),
-        surface=_svg(lambda plot: surface_figure(plot, tuned.tuning.surface)),
-        gains=_svg(lambda plot: tree_figure(plot, tuned)),
-        actions=_svg(lambda plot: action_figure(plot, tuned)),
+        surface=svg_of(surface_figure(tuned.tuning.surface)),
+        gains=svg_of(tree_figure(tuned)),
+        actions=svg_of(action_figure(tuned)),
     )
     try:
         file.write_text(text, encoding="utf-8")
@@ -39,10 +39,10 @@ def write_report(file: Path, manifest: Manifest, tuned: Tuned) -> None:
 
 
 def expect_writable(file: Path) -> None:
-    """Before the work that it is about: raises TuningError where the page will have no place, or nothing to draw with."""
+    """Before the work that it is about: raises TuningError where the page will have no place, BenchError without matplotlib."""
     if not file.parent.is_dir():
         raise TuningError(f"there is no directory {file.parent} for the report — make it, or choose another place with --report")
-    _matplotlib()
+    expect_matplotlib("tune")
 
 
 def policy_rows(tuned: Tuned) -> list[dict[str, Any]]:
@@ -67,9 +67,9 @@ def tree_rows(tuned: Tuned) -> list[dict[str, Any]]:
     return [{"tree": tree, "recorded": done.rate / plain, "tokens": done.tokens_per_cycle} for tree, done in tuned.trees[:MOST_TREES]]
 
 
-def surface_figure(plot: Any, surface: Surface) -> Any:
+def surface_figure(surface: Surface) -> Any:
     """A pass by rows, a line per span; a tree by depth, a line per width."""
-    figure, (left, right) = plot.subplots(1, 2, figsize=(10, 3.6))
+    figure, (left, right) = new_figure(10, 3.6, 2)
     for span, costs in zip(surface.spans, surface.verify_ms, strict=True):
         left.plot(surface.rows, costs, marker=".", label=f"{span:,} slots")
     left.set(xlabel="rows of a pass", ylabel="milliseconds", title="Target", ylim=(0, None))
@@ -81,9 +81,9 @@ def surface_figure(plot: Any, surface: Surface) -> Any:
     return figure
 
 
-def tree_figure(plot: Any, tuned: Tuned) -> Any:
+def tree_figure(tuned: Tuned) -> Any:
     """Of every size and width the depth that brings most: tokens per cycle, and the rate over plain decoding."""
-    figure, (left, right) = plot.subplots(1, 2, figsize=(10, 3.6))
+    figure, (left, right) = new_figure(10, 3.6, 2)
     plain = next(done.rate for tree, done in tuned.trees if tree.nodes == 1)
     for width in sorted({tree.width for tree, _ in tuned.trees if tree.nodes > 1}):
         sizes = sorted({tree.nodes for tree, _ in tuned.trees if tree.nodes > 1 and tree.width == width})
@@ -97,35 +97,13 @@ def tree_figure(plot: Any, tuned: Tuned) -> Any:
     return figure
 
 
-def action_figure(plot: Any, tuned: Tuned) -> Any:
+def action_figure(tuned: Tuned) -> Any:
     """How often each policy verified which tree, as shares of its rounds."""
     chosen = {name: done for name, done in tuned.simulated.items() if name not in ("none", "fixed")}
-    figure, axes = plot.subplots(1, len(chosen), figsize=(2.6 * len(chosen), 4.2), squeeze=False)
-    for axis, (name, done) in zip(axes[0], chosen.items(), strict=True):
+    figure, axes = new_figure(2.6 * len(chosen), 4.2, len(chosen))
+    for axis, (name, done) in zip(axes, chosen.items(), strict=True):
         most = done.trees.most_common(MOST_ACTIONS)[::-1]
         axis.barh([f"{nodes},{depth},{width}" for (nodes, depth, width), _ in most], [100 * count / done.cycles for _, count in most])
         axis.set(title=label(name, tuned.tuning.static), xlabel="% of rounds")
         axis.tick_params(labelsize=8)
     return figure
-
-
-def _matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise TuningError("a report needs matplotlib — pip install 'resps[tune]'") from None
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _svg(draw: Any) -> str:
-    pyplot = _matplotlib()
-    figure = draw(pyplot)
-    figure.tight_layout()
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    return text.getvalue()[text.getvalue().index("<svg") :]

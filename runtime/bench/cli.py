@@ -52,7 +52,7 @@ def command(again: Path | None, report_file: Path | None, as_json: bool, verbose
     """
     set_verbosity(verbose)
     if report_file:
-        from .plots import expect_matplotlib
+        from .svg import expect_matplotlib
 
         expect_matplotlib()
         if not report_file.absolute().parent.is_dir():

@@ -1,28 +1,20 @@
-"""The report's pictures: SVG text by matplotlib, which is loaded here and nowhere else."""
+"""The report's pictures: one figure each."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from ..errors import BenchError
 from .grids import label
 from .ratio import Spread
 from .record import BASELINE, Measurement
+from .svg import new_figure, svg_of
 from .table import Cell, Table, per_token
 
 PARTS = {"draft": "#d98c3f", "verify": "#3f6fb0", "host": "#8a8a8a"}
 MOST_TREES = 10  # columns of the histogram by name, the rest together
-
-
-def expect_matplotlib() -> None:
-    """Raises BenchError; call it before an hour of measuring."""
-    if find_spec("matplotlib") is None:
-        raise BenchError("a report needs matplotlib — pip install 'resps[bench]'")
 
 
 def plots(measurement: Measurement, table: Table) -> dict[str, str]:
@@ -46,29 +38,10 @@ def _colours(count: int) -> list[Any]:
     return ["#b0b0b0", *(palette(place % palette.N) for place in range(count - 1))]
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    """A figure of our own, and its axes: no pyplot, which would keep state and look for a screen."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns)
-
-
-def _svg(figure: Any) -> str:
-    """Without the XML header, to stand inside HTML. The names inside depend on the figure alone, so equal data gives equal files."""
-    from matplotlib import rc_context
-
-    file = io.StringIO()
-    with rc_context({"svg.hashsalt": "resps"}):
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    text = file.getvalue()
-    return text[text.index("<svg") :]
-
-
 def _bars(groups: Sequence[str], labels: Sequence[str], values: np.ndarray, colours: Sequence[Any], errors: np.ndarray | None) -> Any:
     """Groups of bars, one of each arm. ``values`` [arms, groups], nan where there is none; ``errors`` [arms, 2, groups]."""
     count = len(labels)
-    figure, axes = _figure(max(6.5, 1.2 + len(groups) * (0.5 + 0.27 * count)), 3.6)
+    figure, axes = new_figure(max(6.5, 1.2 + len(groups) * (0.5 + 0.27 * count)), 3.6)
     for arm, name in enumerate(labels):
         places = np.arange(len(groups)) + (arm - (count - 1) / 2) * 0.8 / count
         spread = None if errors is None else errors[arm]
@@ -103,7 +76,7 @@ def _ratios(measurement: Measurement, table: Table, labels: Sequence[str], colou
     figure, axes = _bars(groups, labels, values, colours, errors)
     axes.axhline(1.0, color="black", lw=0.8, ls=":")
     axes.set_ylabel(f"times {BASELINE}")
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _lengths(measurement: Measurement, table: Table, labels: Sequence[str], colours: Sequence[Any]) -> str:
@@ -112,11 +85,11 @@ def _lengths(measurement: Measurement, table: Table, labels: Sequence[str], colo
     values = np.array([[np.nan if value is None else value for value in row[: len(groups)]] for row in rows])
     figure, axes = _bars(groups, labels, values, colours, None)
     axes.set_ylabel("tokens per cycle")
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _split(table: Table, labels: Sequence[str]) -> str:
-    figure, axes = _figure(7.5, 1.1 + 0.34 * len(labels))
+    figure, axes = new_figure(7.5, 1.1 + 0.34 * len(labels))
     left = np.zeros(len(labels))
     for part, colour in PARTS.items():
         width = np.array([(getattr(cell, part) or 0.0) * (cell.cycle_ms or 0.0) for cell in table.pooled])
@@ -129,12 +102,12 @@ def _split(table: Table, labels: Sequence[str]) -> str:
     axes.set_xlabel("milliseconds a cycle, all sets")
     axes.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _latency(measurement: Measurement, labels: Sequence[str], colours: Sequence[Any]) -> str:
     """Of all answers: which share of deliveries, and of tokens, took at most so long. The slowest per cent is left out of the picture."""
-    figure, both = _figure(9.5, 3.4, 2)
+    figure, both = new_figure(9.5, 3.4, 2)
     lines = []
     longest = 0.0
     for arm, name, colour in zip(measurement.arms, labels, colours, strict=True):
@@ -153,19 +126,19 @@ def _latency(measurement: Measurement, labels: Sequence[str], colours: Sequence[
         axes.set_ylabel("share at most so long")
         axes.grid(alpha=0.3)
     figure.legend(handles=lines, fontsize=8, ncols=min(6, max(1, len(lines))), loc="outside upper center", frameon=False)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _actions(table: Table, labels: Sequence[str]) -> str:
     trees = _columns([cell.trees for cell in table.pooled])
     rows = sorted({rows for cell in table.pooled for rows in cell.rows})
-    figure, both = _figure(max(8.0, 2.5 + 0.62 * (len(trees) + len(rows))), 1.5 + 0.36 * len(labels), 2)
+    figure, both = new_figure(max(8.0, 2.5 + 0.62 * (len(trees) + len(rows))), 1.5 + 0.36 * len(labels), 2)
     _heat(both[0], [[cell.trees.get(tree, 0) for tree in trees] for cell in table.pooled], trees, table.pooled, labels)
     _heat(both[1], [[cell.rows.get(count, 0) for count in rows] for cell in table.pooled], list(map(str, rows)), table.pooled, labels)
     both[0].set_xlabel("tree asked for")
     both[1].set_xlabel("rows verified")
     both[1].set_yticks([])
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _columns(counts: Sequence[Any]) -> list[str]:
