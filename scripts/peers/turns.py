@@ -1,0 +1,116 @@
+"""Runs the arms in turn, each in a process of its own, and keeps what every turn measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .arms import Arm
+from .environments import last_line, python_of
+from .errors import PeerUnavailable
+from .files import model_file
+from .protocol import Answer, Job
+from .questions import Question
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LIMIT_SECONDS = 1800
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One arm's answers to all questions. ``others``: cores that other processes took meanwhile, as far as the system tells."""
+
+    load_seconds: float
+    peak_mib: float
+    others: float
+    answers: list[Answer]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all arms have in common. ``work``: where environments, models and finished turns lie."""
+
+    work: Path
+    questions: Sequence[Question]
+    stop: list[int]
+    new_tokens: int
+    threads: int
+
+    def prepare(self, arm: Arm) -> tuple[dict[str, Any], str | None]:
+        """The arm's options, with its environment and its model ready, and what has to be said of them. Raises PeerUnavailable."""
+        if arm.environment is not None:
+            python_of(self.work, arm.environment)
+        options = {**arm.options, **{option: str(model_file(self.work, form)) for option, form in arm.forms.items()}}
+        if not arm.fallback:
+            return options, None
+        trial = dataclasses.replace(self.job(arm, options), prompts=[self.questions[0].tokens], new_tokens=2)
+        try:
+            self.run(arm, trial, f"{arm.name}-trial")
+        except PeerUnavailable as error:
+            return {**options, **arm.fallback}, f"{error}. It ran with {arm.fallback} instead."
+        return options, None
+
+    def job(self, arm: Arm, options: dict[str, Any]) -> Job:
+        return Job(arm.engine, options, [question.tokens for question in self.questions], self.stop, self.new_tokens, self.threads)
+
+    def turn(self, arm: Arm, options: dict[str, Any], number: int) -> Turn:
+        """Turn ``number`` of an arm; one that was finished earlier with the same questions is read again. Raises PeerUnavailable."""
+        job = self.job(arm, options)
+        mark = hashlib.sha256(json.dumps(dataclasses.asdict(job), sort_keys=True).encode()).hexdigest()[:16]
+        file = self.work / "turns" / f"{arm.name}-{number}-{mark}.json"
+        if not file.is_file():
+            before = (_busy(), _children(), time.monotonic())
+            result = self.run(arm, job, f"{arm.name}-{number}")
+            busy, own, elapsed = _busy() - before[0], _children() - before[1], time.monotonic() - before[2]
+            result["others"] = max(0.0, busy - own) / elapsed
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.with_suffix(".partial").write_text(json.dumps(result))
+            file.with_suffix(".partial").replace(file)
+        found = json.loads(file.read_text())
+        return Turn(**{**found, "answers": [Answer(**answer) for answer in found["answers"]]})
+
+    def run(self, arm: Arm, job: Job, name: str) -> dict[str, Any]:
+        """What the arm's process says about ``job``. Raises PeerUnavailable with its last line when it fails."""
+        scratch = self.work / "jobs"
+        scratch.mkdir(parents=True, exist_ok=True)
+        asked, told = scratch / f"{name}.json", scratch / f"{name}.result.json"
+        asked.write_text(json.dumps(dataclasses.asdict(job)))
+        told.unlink(missing_ok=True)
+        python = sys.executable if arm.environment is None else python_of(self.work, arm.environment)
+        variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(job.threads), "HF_HUB_OFFLINE": "1"}
+        command = [str(python), "-m", "scripts.peers.worker", str(asked), str(told)]
+        try:
+            done = subprocess.run(command, cwd=scratch, env=variables, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise PeerUnavailable(f"{arm.name} did not finish in {LIMIT_SECONDS // 60} minutes") from None
+        if done.returncode != 0 or not told.is_file():
+            (scratch / f"{name}.log").write_text(done.stdout + done.stderr)
+            how = f"crashed with signal {-done.returncode}" if done.returncode < 0 else f"failed: {last_line(done.stderr)}"
+            raise PeerUnavailable(f"{arm.name} {how} — see {Path('jobs', name)}.log in the work directory")
+        result: dict[str, Any] = json.loads(told.read_text())
+        return result
+
+
+def _busy() -> float:
+    """CPU seconds that this machine has spent, what its host took included; 0 where the system does not tell."""
+    stat = Path("/proc/stat")
+    if not stat.is_file():
+        return 0.0
+    fields = list(map(int, stat.read_text().split("\n", 1)[0].split()[1:9]))
+    idle = fields[3] + fields[4]
+    return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
+
+
+def _children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
