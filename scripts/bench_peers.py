@@ -44,13 +44,14 @@ Turns = dict[str, list[Turn]]
 @click.option("--turns", "count", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--new-tokens", default=128, show_default=True, type=click.IntRange(2))
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1))
+@click.option("--quiet", type=float, help="Wait until other processes take at most so many cores, and repeat disturbed turns (3 tries).")
 @click.option("--logits/--no-logits", default=True, show_default=True, help="Compare distributions with float32's too.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="All raw figures.")
 @click.option("--report", type=click.Path(path_type=Path), help="The table, .md or .html [default: printed].")
 @click.option("--list", "only_list", is_flag=True, help="Print the arms and leave.")
 def command(
     engine_dirs: tuple[Path, ...], work: Path, arms: str | None, prompts: tuple[Path, ...], questions: int, count: int, new_tokens: int,
-    threads: int, logits: bool, json_file: Path | None, report: Path | None, only_list: bool,
+    threads: int, quiet: float | None, logits: bool, json_file: Path | None, report: Path | None, only_list: bool,
 ) -> None:  # fmt: skip
     """Compare engines on the demo model."""
     if report is not None and report.suffix not in (".md", ".html"):
@@ -60,7 +61,7 @@ def command(
         click.echo("\n".join(f"{arm.name}: {arm.precision} {arm.note}" for arm in wanted))
         return
     asked, stop = read_questions(engine_dirs[0], prompts, questions)
-    bench = Bench(work.resolve(), asked, stop, new_tokens, threads)
+    bench = Bench(work.resolve(), asked, stop, new_tokens, threads, quiet)
     options, failed, remarks = prepare(bench, wanted)
     turns = take_turns(bench, wanted, options, failed, count)
     close, differences = judge(bench, wanted, options, turns) if logits else ({}, [])

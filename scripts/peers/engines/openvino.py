@@ -56,7 +56,7 @@ class OpenVino:
             setattr(config, name, value)
         streamer = self._streamer()
         self._pipeline.generate(self._openvino.Tensor(self._numpy.array([prompt], self._numpy.int64)), config, streamer)
-        return streamer.watch.answer(self._stop)  # type: ignore[no-any-return]
+        return streamer.watch.answer(self._stop)
 
     def logits(self, tokens: list[int], start: int) -> Any:
         """Of the same model file outside the pipeline, which keeps its logits to itself."""

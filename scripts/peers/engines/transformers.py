@@ -46,7 +46,7 @@ class Transformers:
             streamer=streamer,
             **self._options,
         )
-        return streamer.watch.answer(self._stop)  # type: ignore[no-any-return]
+        return streamer.watch.answer(self._stop)
 
     def logits(self, tokens: list[int], start: int) -> Any:
         with self._torch.inference_mode():
