@@ -193,9 +193,13 @@ def test_finished_turn_is_not_run_again_but_another_job_is(tmp_path: Path, monke
 def test_disturbed_turns_are_repeated_and_the_quietest_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads, made = iter([0.9, 0.4, 0.7]), iter([1.0, 2.0, 3.0])
     monkeypatch.setattr(Bench, "run", lambda *_: {"load_seconds": next(made), "peak_mib": 2.0, "answers": []})
-    monkeypatch.setattr("scripts.peers.turns.wait_for_quiet", lambda *_: False)
+    monkeypatch.setattr("scripts.peers.turns.wait_for_quiet", lambda *_: True)
     monkeypatch.setattr("scripts.peers.turns.Load.others", lambda _: next(loads))
-    assert Bench(tmp_path, QUESTIONS, STOP, 8, 2, quiet=0.2).turn(OURS, {}, 0) == Turn(2.0, 2.0, 0.4, [])
+    bench = Bench(tmp_path, QUESTIONS, STOP, 8, 2, quiet=0.2)
+    assert bench.turn(OURS, {}, 0) == Turn(2.0, 2.0, 0.4, [])
+    loads, made = iter([0.9]), iter([1.0])
+    monkeypatch.setattr("scripts.peers.turns.wait_for_quiet", lambda *_: False)
+    assert bench.turn(OURS, {}, 1) == Turn(1.0, 2.0, 0.9, [])  # a machine that is never quiet is waited for once
 
 
 def test_quiet_is_waited_for_but_not_for_ever() -> None:
