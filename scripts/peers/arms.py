@@ -65,7 +65,7 @@ PEERS = (
     _peer("openvino-fp32-lookup", "fp32", "openvino-f32", "openvino-fp32", note="prompt lookup of 3", exact=True, lookup=3),
     _peer(
         "openvino-fp32-eagle3", "fp32", "openvino-f32", "openvino-fp32", "openvino-eagle3",
-        "our draft, tree of 4 guesses, depth 3, width 2", exact=True, generation=TREE,
+        "our draft, tree of 4 guesses, depth 3, width 2", exact=True, whole_prompt=True, generation=TREE,
     ),
     _peer(
         "openvino-fp32-eagle3-chain", "fp32", "openvino-f32", "openvino-fp32", "openvino-eagle3",
@@ -74,13 +74,13 @@ PEERS = (
     _peer("openvino-bf16", "bf16", "openvino-f32", note="its defaults on float32 weights"),
     _peer(
         "openvino-bf16-eagle3", "bf16", "openvino-f32", "openvino-bf16", "openvino-eagle3",
-        "our draft, tree of 4 guesses, depth 3, width 2", generation=TREE,
+        "our draft, tree of 4 guesses, depth 3, width 2", whole_prompt=True, generation=TREE,
     ),
     _peer("llama.cpp-q8_0", "int8", "gguf-Q8_0"),
     _peer("openvino-int8", "int8", "openvino-int8", note="its default arithmetic"),
     _peer(
         "openvino-int8-eagle3", "int8", "openvino-int8", "openvino-int8", "openvino-eagle3",
-        "our draft, tree of 2 guesses, depth 2, width 2", generation=SMALL_TREE,
+        "our draft, tree of 2 guesses, depth 2, width 2", whole_prompt=True, generation=SMALL_TREE,
     ),
     _peer("genai-int4", "int4", "genai-int4"),
     _peer("llama.cpp-q4_1", "int4", "gguf-Q4_1", note="the weights that all others start from"),

@@ -1,5 +1,6 @@
 """openvino-genai. Options: model; exact: float32 arithmetic and cache, else the plugin's defaults; draft: an EAGLE-3 draft, if any, and
-generation: how it is used (num_assistant_tokens, tree_depth, branching_factor); lookup: tokens that prompt lookup guesses, if any."""
+generation: how it is used (num_assistant_tokens, tree_depth, branching_factor); lookup: tokens that prompt lookup guesses, if any;
+whole_prompt: prompts of up to 4,096 tokens in one pass instead of 256 a pass, without which trees fail on longer prompts."""
 
 from __future__ import annotations
 
@@ -26,6 +27,8 @@ class OpenVino:
             return
         scheduling = openvino_genai.SchedulerConfig()
         scheduling.enable_prefix_caching = False
+        if job.options.get("whole_prompt"):
+            scheduling.max_num_batched_tokens = 4096
         extra: dict[str, Any] = {}
         if job.options.get("draft"):
             extra["draft_model"] = openvino_genai.draft_model(job.options["draft"], "CPU", **self._properties)
