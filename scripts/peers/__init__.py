@@ -1,0 +1,1 @@
+"""Other engines side by side with ours: scripts/bench_peers.py."""

@@ -1,0 +1,1 @@
+"""One module for each engine: ``open_engine(job)`` loads it."""

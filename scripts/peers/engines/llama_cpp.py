@@ -1,0 +1,72 @@
+"""llama.cpp through llama-cpp-python's low-level calls of its Llama class. Options: model (a GGUF); f32: cache and attention in float32;
+lookup: tokens that its prompt lookup guesses, if any; repack: false for no kernels with an own order of weights (AMX)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scripts.peers.protocol import Answer, Job, Watch
+
+CONTEXT = 4096
+
+
+class LlamaCpp:
+    def __init__(self, job: Job) -> None:
+        import llama_cpp
+
+        if not job.options.get("repack", True):
+            _without_repacking()
+        options: dict[str, Any] = {}
+        if job.options.get("f32"):
+            options = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+        if job.options.get("lookup"):
+            from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+            options["draft_model"] = LlamaPromptLookupDecoding(num_pred_tokens=job.options["lookup"])
+        self._llama = llama_cpp.Llama(
+            job.options["model"],
+            n_ctx=CONTEXT,
+            n_threads=job.threads,
+            n_threads_batch=job.threads,
+            logits_all=job.answers is not None or "draft_model" in options,
+            verbose=False,
+            **options,
+        )
+        self._stop = job.stop
+
+    def _forget(self) -> None:
+        """Drop the cache: it would keep what a prompt has in common with the one before."""
+        self._llama.reset()
+        self._llama._ctx.kv_cache_clear()
+
+    def answer(self, prompt: list[int], new_tokens: int) -> Answer:
+        self._forget()
+        watch = Watch()
+        for token in self._llama.generate(prompt, temp=0.0, repeat_penalty=1.0, top_k=1):
+            watch.saw([int(token)])
+            if token in self._stop or len(watch.tokens) >= new_tokens:
+                break
+        return watch.answer(self._stop)
+
+    def logits(self, tokens: list[int], start: int) -> Any:
+        self._forget()
+        self._llama.eval(tokens)
+        return self._llama.scores[start : len(tokens)].copy()
+
+
+def _without_repacking() -> None:
+    """Llama has no argument for it, only the C structure that it starts from."""
+    import llama_cpp.llama_cpp as low
+
+    defaults = low.llama_model_default_params
+
+    def parameters() -> Any:
+        found = defaults()
+        found.use_extra_bufts = False
+        return found
+
+    low.llama_model_default_params = parameters
+
+
+def open_engine(job: Job) -> LlamaCpp:
+    return LlamaCpp(job)

@@ -1,0 +1,52 @@
+"""This project. Options: engine_dir; policy: none, default (the fixed tree of an untuned directory) or tuned (what Decoder chooses)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from policy import FixedPolicy
+from runtime import Decoder
+from runtime.tuned import default_tree
+from scripts.peers.protocol import Answer, Job, Watch
+
+ROWS = 32
+
+
+class Resps:
+    def __init__(self, job: Job) -> None:
+        which, engine_dir = job.options["policy"], Path(job.options["engine_dir"])
+        if which == "none":
+            self._decoder = Decoder(engine_dir, policy="none", draft="none", threads=job.threads)
+        elif which == "default":
+            from runtime.manifest import find_engine_dir, load_manifest
+
+            manifest = load_manifest(find_engine_dir(engine_dir), verify=False)
+            tree = default_tree("eagle" if manifest.draft else "ngram", manifest)
+            self._decoder = Decoder(engine_dir, policy=FixedPolicy(tree), threads=job.threads)
+        else:
+            self._decoder = Decoder(engine_dir, threads=job.threads)
+        self._stop = job.stop
+
+    def answer(self, prompt: list[int], new_tokens: int) -> Answer:
+        watch = Watch()
+        with self._decoder.stream(prompt, max_new_tokens=new_tokens) as stream:
+            for chunk in stream:
+                watch.saw(list(chunk.tokens))
+        return watch.answer(self._stop)
+
+    def logits(self, tokens: list[int], start: int) -> np.ndarray:
+        target, rows = self._decoder._target, []
+        target.cache.truncate(0)
+        for _ in target.prefill(tokens[:start]):
+            pass
+        for at in range(start, len(tokens), ROWS):
+            chain = tokens[at : at + ROWS]
+            rows.append(target.verify_chain(chain).logits.copy())
+            target.commit(range(len(chain)))
+        return np.concatenate(rows)
+
+
+def open_engine(job: Job) -> Resps:
+    return Resps(job)

@@ -1,0 +1,131 @@
+"""From turns to the rows of a table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .arms import Arm
+from .compare import Closeness, first_difference, same_prefix
+from .questions import Question
+from .turns import Turn
+
+BASE = "transformers-fp32"
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm. Rates in tokens/s (median, lowest and highest over all answers of all turns), times in ms and s, memory in MiB.
+
+    ``to_base``, ``to_peer``: medians of the ratio to transformers and to ``best_peer`` of the same precision on the same question in the
+    same turn. ``per_arrival``: tokens that came at once, on average: tokens per cycle where the engine hands them over cycle by cycle.
+    ``same``: answers like the plain arm's, of ``compared``; ``prefix``: share of the float32 answer that it begins with.
+    """
+
+    arm: Arm
+    rate: float
+    lowest: float
+    highest: float
+    to_base: float | None
+    to_peer: float | None
+    best_peer: str | None
+    first_ms: float
+    prefill_rate: float
+    load_seconds: float
+    peak_mib: float
+    others: float
+    per_arrival: float
+    same: int | None
+    compared: int
+    prefix: float | None
+    closeness: Closeness | None
+
+
+def rates(turns: Sequence[Turn]) -> list[list[float | None]]:
+    """By turn and question."""
+    return [[answer.rate for answer in turn.answers] for turn in turns]
+
+
+def paired_ratio(mine: Sequence[Turn], other: Sequence[Turn]) -> float | None:
+    """Median over questions and turns of the ratio of rates on the same question in the same turn."""
+    pairs = [
+        left / right
+        for my_turn, their_turn in zip(rates(mine), rates(other), strict=False)
+        for left, right in zip(my_turn, their_turn, strict=True)
+        if left and right
+    ]
+    return statistics.median(pairs) if pairs else None
+
+
+def median_rate(turns: Sequence[Turn]) -> float:
+    return statistics.median([rate for turn in rates(turns) for rate in turn if rate] or [0.0])
+
+
+def best_peers(arms: Sequence[Arm], turns: Mapping[str, Sequence[Turn]]) -> dict[str, str]:
+    """The fastest engine of others for each precision."""
+    found: dict[str, str] = {}
+    for arm in arms:
+        if arm.ours or not turns.get(arm.name):
+            continue
+        best = found.get(arm.precision)
+        if best is None or median_rate(turns[arm.name]) > median_rate(turns[best]):
+            found[arm.precision] = arm.name
+    return found
+
+
+def reference_name(arms: Sequence[Arm], turns: Mapping[str, Sequence[Turn]]) -> str | None:
+    """Whose text and logits count as float32's: ours in plain decoding, else transformers', else the first plain one's."""
+    plain = [arm.name for arm in arms if arm.precision == "fp32" and not arm.speculates and turns.get(arm.name)]
+    return next((name for name in ("resps-fp32", BASE, *plain) if name in plain), None)
+
+
+def rows(
+    arms: Sequence[Arm], questions: Sequence[Question], turns: Mapping[str, Sequence[Turn]], close: Mapping[str, Closeness]
+) -> list[Row]:
+    """One for each arm that finished a turn."""
+    best, reference = best_peers(arms, turns), reference_name(arms, turns)
+    true = [answer.tokens for answer in turns[reference][0].answers] if reference else None
+    made = []
+    for arm in arms:
+        mine = turns.get(arm.name)
+        if not mine:
+            continue
+        every = [answer for turn in mine for answer in turn.answers]
+        found = [rate for turn in rates(mine) for rate in turn if rate] or [0.0]
+        model = reference if arm.precision == "fp32" else arm.plain if arm.speculates else None
+        expected = [answer.tokens for answer in turns[model][0].answers] if model and turns.get(model) else None
+        prompts = sum(len(question.tokens) for question in questions)
+        peer = best.get(arm.precision)
+        made.append(
+            Row(
+                arm=arm,
+                rate=statistics.median(found),
+                lowest=min(found),
+                highest=max(found),
+                to_base=paired_ratio(mine, turns[BASE]) if turns.get(BASE) else None,
+                to_peer=paired_ratio(mine, turns[peer]) if peer else None,
+                best_peer=peer,
+                first_ms=1000 * statistics.median(answer.first_seconds for answer in every),
+                prefill_rate=statistics.median(prompts / sum(answer.first_seconds for answer in turn.answers) for turn in mine),
+                load_seconds=statistics.median(turn.load_seconds for turn in mine),
+                peak_mib=max(turn.peak_mib for turn in mine),
+                others=statistics.median(turn.others for turn in mine),
+                per_arrival=sum(answer.decoded for answer in every) / max(1, sum(answer.arrivals for answer in every)),
+                same=None if expected is None else _same(mine, expected),
+                compared=len(every),
+                prefix=None if true is None else statistics.mean(_prefixes(mine, true)),
+                closeness=close.get(arm.name),
+            )
+        )
+    return made
+
+
+def _same(turns: Sequence[Turn], expected: Sequence[list[int]]) -> int:
+    return sum(
+        first_difference(answer.tokens, tokens) is None for turn in turns for answer, tokens in zip(turn.answers, expected, strict=True)
+    )
+
+
+def _prefixes(turns: Sequence[Turn], true: Sequence[list[int]]) -> list[float]:
+    return [same_prefix(answer.tokens, tokens) for turn in turns for answer, tokens in zip(turn.answers, true, strict=True)]

@@ -1,0 +1,53 @@
+"""The process of one engine: loads it, warms it up, answers every prompt, and writes what it measured.
+
+    PYTHONPATH=PROJECT python -m scripts.peers.worker JOB.json RESULT.json
+
+It runs in the engine's own environment and imports nothing but that engine and the standard library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from scripts.peers.protocol import Engine, Job, peak_mib
+
+WARM_UP = 16
+"""Tokens of the answer to the first prompt that nobody times."""
+
+
+def open_engine(job: Job) -> Engine:
+    module = importlib.import_module(f"scripts.peers.engines.{job.engine}")
+    engine: Engine = module.open_engine(job)
+    return engine
+
+
+def write_logits(engine: Engine, job: Job) -> None:
+    import numpy
+
+    for number, (prompt, answer) in enumerate(zip(job.prompts, job.answers or [], strict=True)):
+        rows = engine.logits([*prompt, *answer[:-1]], len(prompt) - 1)
+        numpy.save(Path(job.logits_dir or ".") / f"{number}.npy", numpy.asarray(rows, numpy.float32))
+
+
+def work(job: Job) -> dict[str, Any]:
+    """Load, then measure or write logits."""
+    started = perf_counter()
+    engine = open_engine(job)
+    load_seconds = perf_counter() - started
+    if job.answers is not None:
+        write_logits(engine, job)
+        return {}
+    engine.answer(job.prompts[0], WARM_UP)
+    answers = [dataclasses.asdict(engine.answer(prompt, job.new_tokens)) for prompt in job.prompts]
+    return {"load_seconds": load_seconds, "peak_mib": peak_mib(), "answers": answers}
+
+
+if __name__ == "__main__":
+    result = work(Job(**json.loads(Path(sys.argv[1]).read_text())))
+    Path(sys.argv[2]).write_text(json.dumps(result))
