@@ -2,8 +2,9 @@
 
     python scripts/policy_seeds.py --engine-dir DIR --prompts TRAINING.jsonl --json OUT.json QUESTIONS.jsonl...
 
-Needs the extra `tune`. Nothing is fitted to the questions: policies are trained on the prompts only. What `resps-bench` measures by the
-clock for one seed is told here for all of them, without noise. Recorded answers are kept in the cache directory.
+Needs the extra `tune`, and takes what rounds cost from the engine's tuning, if it has one. Nothing is fitted to the questions: policies
+are trained on the prompts only. What `resps-bench` measures by the clock for one seed is told here for all of them, without noise.
+Recorded answers are kept in the cache directory.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from export.tuning.surface import measure
 from export.tuning.tune import Found, fit, learn, split
 from policy import PLAIN, FixedPolicy, Policy, Surface, TreeSpec
 from runtime import Decoder, Sampling
-from runtime.tuned import default_tree
+from runtime.tuned import default_tree, tuned_here
 
 VARIANTS = ("resps", "resps-average", "resps-max-entropy", "ltd-depth", "ltd-size", "ltd-both", "resps+ltd")
 CHECKED = [TreeSpec(2, 1, 1), TreeSpec(4, 2, 2), TreeSpec(6, 3, 3), TreeSpec(10, 4, 3)]
@@ -45,6 +46,7 @@ FOREVER = float("inf")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--turn-seconds", default=15.0, show_default=True, help="Training time of one network.")
 @click.option("--threads", default=2, show_default=True)
+@click.option("--check", is_flag=True, help="Only compare fixed trees' predicted tokens/s with the clock's: on a quiet machine.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="All figures.")
 @click.argument("sets", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def main(
@@ -56,14 +58,15 @@ def main(
     seeds: int,
     turn_seconds: float,
     threads: int,
+    check: bool,
     out: Path | None,
     sets: tuple[Path, ...],
 ) -> None:
     """Print a table in Markdown for each temperature."""
     with Decoder(engine_dir, policy="fixed", threads=threads) as decoder:
         grid, cache = grid_for(decoder.manifest), cache_directory() / "tuning" / decoder.manifest.engine_id
-        parts = split(record(decoder, read_prompts(prompts)[:training], grid, cache, FOREVER, _progress))
-        surface = measure(decoder, grid.widths, grid.depths, grid.nodes)
+        tuning = tuned_here(decoder.manifest, threads)
+        surface = tuning.surface if tuning and not check else measure(decoder, grid.widths, grid.depths, grid.nodes)
         asked_of = {file.stem: read_prompts(file)[:questions] for file in sets}
         met = {
             temperature: {
@@ -72,7 +75,10 @@ def main(
             }
             for temperature in temperatures
         }
-        checks = _checked(decoder, next(iter(asked_of.values())), met.get(0.0, {}), surface, grid) if 0.0 in temperatures else {}
+        if check:
+            click.echo("\n".join(_checked(decoder, next(iter(asked_of.values())), met[0.0], surface, grid)))
+            return
+        parts = split(record(decoder, read_prompts(prompts)[:training], grid, cache, FOREVER, _progress))
         first = default_tree(decoder.draft, decoder.manifest)
     found, rate = fit(parts, surface, grid)
     trained = []
@@ -85,10 +91,8 @@ def main(
     }
     for temperature, by_set in figures.items():
         click.echo("\n".join(_table(temperature, by_set, found.static, first)))
-    for tree, (predicted, really) in checks.items():
-        click.echo(f"{tree}: {predicted:.1f} tokens/s predicted, {really:.1f} by the clock, {predicted / really - 1:+.1%}")
     if out:
-        out.write_text(json.dumps({"figures": figures, "static": str(found.static), "checks": checks}, indent=1))
+        out.write_text(json.dumps({"figures": figures, "static": str(found.static)}, indent=1))
 
 
 def _rates(
@@ -118,10 +122,9 @@ def _rates(
     return results
 
 
-def _checked(
-    decoder: Decoder, prompts: Sequence[str], met: Mapping[str, Answers], surface: Surface, grid: Grid
-) -> dict[str, tuple[float, float]]:
-    """Tokens/s of fixed trees on the first set: predicted and by the clock, trees taking turns; each answer three times, its best."""
+def _checked(decoder: Decoder, prompts: Sequence[str], met: Mapping[str, Answers], surface: Surface, grid: Grid) -> list[str]:
+    """A table of tokens/s of fixed trees on the first set: predicted and by the clock, trees taking turns; each answer three times, its
+    best."""
     answers = next(iter(met.values()))
     tokens: dict[str, int] = {}
     seconds: dict[str, float] = {}
@@ -135,10 +138,11 @@ def _checked(
         for name, stats in best.items():
             tokens[name] = tokens.get(name, 0) + stats.new_tokens - 1
             seconds[name] = seconds.get(name, 0.0) + stats.decode_seconds
-    return {
-        str(tree): (1000 * replay(FixedPolicy(tree), answers, surface).rate, tokens[str(tree)] / seconds[str(tree)])
-        for tree in (PLAIN, *CHECKED)
-    }
+    lines = ["| tree | predicted tokens/s | by the clock | |", "| --- | --- | --- | --- |"]
+    for tree in (PLAIN, *CHECKED):
+        predicted, really = 1000 * replay(FixedPolicy(tree), answers, surface).rate, tokens[str(tree)] / seconds[str(tree)]
+        lines.append(f"| {tree} | {predicted:.1f} | {really:.1f} | {predicted / really - 1:+.1%} |")
+    return lines
 
 
 def _table(temperature: str, by_set: Mapping[str, Mapping[str, Any]], static: TreeSpec, first: TreeSpec) -> list[str]:
