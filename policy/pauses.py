@@ -11,15 +11,16 @@ PATIENCE, MEMORY, PROBE, SHORTEST_PAUSE, LONGEST_PAUSE = 24, 32, 4, 16, 64
 @dataclass
 class Pauses:
     """Counts, per request, what trees gained over plain decoding of the same tokens; when that is less than nothing for longer than by
-    chance, pauses follow that grow as long as it stays so."""
+    chance, pauses follow, longer and longer, with a few rounds between that are judged on their own: text changes."""
 
     _advantage: float = field(default=0.0, init=False)
     _pause: int = field(default=0, init=False)
     _plain_left: int = field(default=0, init=False)
-    _probe_left: int = field(default=PATIENCE, init=False)
+    _patience: int = field(default=PATIENCE, init=False)
+    _probe: list[float] | None = field(default=None, init=False)
 
     def begin(self) -> None:
-        self._advantage, self._pause, self._plain_left, self._probe_left = 0.0, 0, 0, PATIENCE
+        self._advantage, self._pause, self._plain_left, self._patience, self._probe = 0.0, 0, 0, PATIENCE, None
 
     def resting(self) -> bool:
         """Whether the next round is to be plain; each is asked about once."""
@@ -30,12 +31,22 @@ class Pauses:
 
     def told(self, advantage: float) -> None:
         """``advantage``: milliseconds that plain decoding would have taken longer for the tokens of a round with a tree."""
-        self._advantage += (advantage - self._advantage) / MEMORY
-        self._probe_left -= 1
-        if self._probe_left > 0:
+        if self._probe is not None:
+            self._probe.append(advantage)
+            if len(self._probe) == PROBE:
+                self._judge(sum(self._probe) / PROBE)
             return
-        if self._advantage < 0:
-            self._pause = min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
-            self._plain_left, self._probe_left = self._pause, PROBE
+        self._advantage += (advantage - self._advantage) / MEMORY
+        self._patience -= 1
+        if self._patience <= 0 and self._advantage < 0:
+            self._rest()
+
+    def _judge(self, mean: float) -> None:
+        if mean < 0:
+            self._rest()
         else:
-            self._pause, self._probe_left = 0, 1
+            self._advantage, self._pause, self._patience, self._probe = 0.0, 0, PATIENCE, None
+
+    def _rest(self) -> None:
+        self._pause = min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
+        self._plain_left, self._probe = self._pause, []

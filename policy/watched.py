@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import exp, log, sqrt
+from statistics import mean, stdev
 from typing import TypeVar
 
 from .base import Growing, GrowthPolicy, Observation, Outcome, Policy
@@ -13,8 +15,9 @@ from .surface import Surface
 
 WINDOW = 12  # rounds
 EVERY = 8  # windows: the last of them is the fixed tree's, to compare with
-LOSSES = 3  # comparisons lost in a row
+LEAST, MOST = 8, 32  # comparisons that a verdict is based on
 TOLERANCE = 0.97
+SURE = 3.0  # standard errors. Text differs more from window to window than policies do: three losses in a row pinned all of them
 
 Answer = TypeVar("Answer")
 
@@ -28,7 +31,7 @@ def watch(policy: Policy, static: TreeSpec, surface: Surface) -> Watched:
 
 @dataclass
 class Watched:
-    """``policy`` until its tokens per second fall behind ``static``'s for several comparisons in a row, from then on ``static``.
+    """``policy`` until its tokens per second are behind ``static``'s beyond doubt, from then on ``static``.
 
     One window of rounds in eight belongs to ``static``, so that both are measured on the same text. A policy that raises ValueError (no
     number in its network) is given up at once. ``pinned`` says why it was; what was learned holds for all requests of a Decoder. Either
@@ -43,9 +46,9 @@ class Watched:
     _resting: bool = field(default=False, init=False)
     _length: int = field(default=0, init=False)
     _round: int = field(default=0, init=False)
-    _losses: int = field(default=0, init=False)
     _tokens: list[float] = field(default_factory=lambda: [0.0, 0.0], init=False)  # policy, static
     _seconds: list[float] = field(default_factory=lambda: [0.0, 0.0], init=False)
+    _logs: list[float] = field(default_factory=list, init=False)  # of the policy's rate over the static tree's, by comparison
 
     @property
     def _comparing(self) -> bool:
@@ -91,12 +94,16 @@ class Watched:
             return otherwise
 
     def _compare(self) -> None:
-        rates = [tokens / seconds if seconds else 0.0 for tokens, seconds in zip(self._tokens, self._seconds, strict=True)]
-        self._losses = self._losses + 1 if rates[0] < TOLERANCE * rates[1] else 0
-        if self._losses >= LOSSES:
-            self.pinned = f"{rates[0]:.1f} tokens/s against {rates[1]:.1f} of the tree {self.static}"
-        self._tokens = [value / 2 for value in self._tokens]  # older windows count less
-        self._seconds = [value / 2 for value in self._seconds]
+        (tokens, static_tokens), (seconds, static_seconds) = self._tokens, self._seconds
+        self._tokens, self._seconds = [0.0, 0.0], [0.0, 0.0]
+        if not (seconds and static_seconds):
+            return
+        self._logs = [*self._logs[1 - MOST :], log(tokens / seconds) - log(static_tokens / static_seconds)]
+        if len(self._logs) < LEAST:
+            return
+        ratio, doubt = mean(self._logs), SURE * stdev(self._logs) / sqrt(len(self._logs))
+        if ratio + doubt < log(TOLERANCE):
+            self.pinned = f"{exp(ratio):.2f} times as fast as the tree {self.static}"
 
 
 @dataclass

@@ -83,11 +83,13 @@ def _resps(settings: Settings, state: str = "features") -> Callable[[Course, Seq
 def _ltd(*turns: str) -> Callable[[Course, Sequence[Rated]], Rated]:
     def teach(course: Course, before: Sequence[Rated]) -> Rated:
         known = _learned(before[0][0].depth) if before else None
-        depth, size = learn_ltd(course.lesson, course.tree, course.grid.budgets, course.limits, turns, known, every=EVERY)
+        sizes, few = course.grid.budgets, course.static.nodes  # without a size network as many are verified as of the best fixed tree
+        depth, size = learn_ltd(course.lesson, course.tree, sizes, course.limits, turns, known, start_nodes=few, every=EVERY)
         last = {"depth": depth, "size": size}[turns[-1]]
         assert last is not None
         nets = [each.net if each else None for each in (depth, size)]
-        return Trained(depth=nets[0], size=nets[1], tree=course.tree, sizes=course.grid.budgets), last.rate
+        tree = course.tree if size else (few, *course.tree[1:])
+        return Trained(depth=nets[0], size=nets[1], tree=tree, sizes=sizes), last.rate
 
     return teach
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 
@@ -39,10 +40,12 @@ def measure(
     draft: dict[tuple[int, int], list[float]] = {(width, depth): [] for width in widths for depth in depths}
     for turn in range(times):
         _filled(target, drafter, 0, spans[:2][-1] - most_rows)
+        at_work = False
         for width, depth in draft:
             spec = TreeSpec(min(limits.tree_nodes, TreeSpec(1, depth, width).capacity), depth, width)
-            if turn == 0:
-                _drafted(drafter, spec, target.verify(Tree.chain([7] * COMMITTED)))  # binds buffers
+            if turn == 0 or not at_work:
+                _drafted(drafter, spec, target.verify(Tree.chain([7] * COMMITTED)))  # binds buffers, reads the rest of the prompt
+                at_work = True
             # Right behind a pass, as in service: the target's weights have just driven the draft's out of the caches.
             scores = target.verify(Tree.chain([7] * COMMITTED))
             draft[width, depth].append(_timed(partial(_drafted, drafter, spec, scores)))
@@ -55,7 +58,7 @@ def measure(
         progress((turn + 1) / times)
     target.cache.truncate(0)
     drafter.begin()
-    return Surface(
+    surface = Surface(
         rows=rows,
         spans=spans,
         verify_ms=tuple(tuple(statistics.median(verify[span, count]) for count in rows) for span in spans),
@@ -64,6 +67,8 @@ def measure(
         draft_ms=tuple(tuple(statistics.median(draft[width, depth]) for depth in depths) for width in widths),
         host_ms=_host(decoder),
     )
+    missing = _missing(decoder, surface)
+    return replace(surface, draft_ms=tuple(tuple(cost + missing for cost in costs) for costs in surface.draft_ms))
 
 
 def _drafted(drafter: EagleDrafter, spec: TreeSpec, scores: object) -> None:
@@ -93,3 +98,16 @@ def _host(decoder: Decoder) -> float:
     prompt = np.random.default_rng(0).integers(0, decoder.manifest.shape.vocab, 32).tolist()
     stats = decoder.generate(prompt, max_new_tokens=64, policy=FixedPolicy(TreeSpec(1, 0, 0))).stats
     return 1000 * max(0.0, stats.decode_seconds - stats.draft_seconds - stats.verify_seconds) / max(1, stats.cycles)
+
+
+def _missing(decoder: Decoder, surface: Surface) -> float:
+    """Milliseconds that a round with a tree really takes beyond the sum of its parts: accepting, committing, threads that wake up."""
+    depth, width = surface.depths[: COMMITTED + 1][-1], surface.widths[-1]
+    spec = TreeSpec(min(surface.rows[-1], TreeSpec(1, depth, width).capacity), depth, width)
+    beyond = []
+    for turn in range(5):
+        prompt = np.random.default_rng(turn).integers(0, decoder.manifest.shape.vocab, 32).tolist()
+        stats = decoder.generate(prompt, max_new_tokens=64, policy=FixedPolicy(spec)).stats
+        if stats.cycles:
+            beyond.append(1000 * stats.decode_seconds / stats.cycles - surface.of(spec, len(prompt)))
+    return max(0.0, statistics.median(beyond)) if beyond else 0.0
