@@ -6,6 +6,7 @@ python scripts/box_tuning.py --engine-dir engines/smollm2-135m --draft export/dr
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -20,13 +21,17 @@ from runtime.manifest import find_engine_dir, load_manifest
 @click.command()
 @click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--draft", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="Checkpoint of its draft.")
-def main(engine_dir: Path, draft: Path) -> None:
+@click.option("--policy", help="Another of the tuned ones, where there is better evidence [default: the one that was chosen].")
+def main(engine_dir: Path, draft: Path, policy: str | None) -> None:
     """Copy the tuning of ENGINE_DIR into DRAFT."""
     directory = find_engine_dir(engine_dir)
     manifest = load_manifest(directory)
     if manifest.tuning is None or manifest.draft is None or manifest.tensorrt is not None:
         raise click.UsageError(f"{directory} is no tuned engine for the CPU with a draft")
-    click.echo(f"{put_in(draft, manifest.precision, manifest.tuning, directory)}: {manifest.tuning.policy}")
+    tuning = dataclasses.replace(manifest.tuning, policy=policy or manifest.tuning.policy)
+    if tuning.policy not in ("none", "fixed", "cost-model", *tuning.learned):
+        raise click.UsageError(f"{policy} was not tuned, only {', '.join(('cost-model', *tuning.learned))}")
+    click.echo(f"{put_in(draft, manifest.precision, tuning, directory)}: {tuning.policy}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from runtime.tree import Tree
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 SPANS = (128, 512, 1024, 2048, 4096)
 LONG, LONG_TURNS = 1024, 3  # spans beyond that are measured every third turn: filling the cache takes its time
+PROMPT = 32  # tokens
 COMMITTED = 2  # rows that a round usually commits
 
 
@@ -38,6 +39,8 @@ def measure(
     spans = tuple(span for span in SPANS if span + most_rows < limits.context) or (limits.context - 1,)
     verify: dict[tuple[int, int], list[float]] = {(span, count): [] for span in spans for count in rows}
     draft: dict[tuple[int, int], list[float]] = {(width, depth): [] for width in widths for depth in depths}
+    some = TreeSpec(rows[min(3, len(rows) - 1)], min(2, depths[-1]), widths[-1])
+    whole: list[float] = []
     for turn in range(times):
         _filled(target, drafter, 0, spans[:2][-1] - most_rows)
         at_work = False
@@ -55,6 +58,7 @@ def measure(
             for count in rows:
                 target.verify(Tree.chain([7] * count))  # binds buffers, lays out caches
                 verify[span, count].append(_timed(partial(target.verify, Tree.chain([7] * count))))
+        whole.append(_whole_round(decoder, some))
         progress((turn + 1) / times)
     target.cache.truncate(0)
     drafter.begin()
@@ -67,7 +71,8 @@ def measure(
         draft_ms=tuple(tuple(statistics.median(draft[width, depth]) for depth in depths) for width in widths),
         host_ms=_host(decoder),
     )
-    missing = _missing(decoder, surface)
+    # The parts were measured in turn with the whole, so a machine that was busy was so for both.
+    missing = max(0.0, statistics.median(whole) - surface.of(some, PROMPT))
     return replace(surface, draft_ms=tuple(tuple(cost + missing for cost in costs) for costs in surface.draft_ms))
 
 
@@ -100,14 +105,8 @@ def _host(decoder: Decoder) -> float:
     return 1000 * max(0.0, stats.decode_seconds - stats.draft_seconds - stats.verify_seconds) / max(1, stats.cycles)
 
 
-def _missing(decoder: Decoder, surface: Surface) -> float:
-    """Milliseconds that a round with a tree really takes beyond the sum of its parts: accepting, committing, threads that wake up."""
-    depth, width = surface.depths[: COMMITTED + 1][-1], surface.widths[-1]
-    spec = TreeSpec(min(surface.rows[-1], TreeSpec(1, depth, width).capacity), depth, width)
-    beyond = []
-    for turn in range(5):
-        prompt = np.random.default_rng(turn).integers(0, decoder.manifest.shape.vocab, 32).tolist()
-        stats = decoder.generate(prompt, max_new_tokens=64, policy=FixedPolicy(spec)).stats
-        if stats.cycles:
-            beyond.append(1000 * stats.decode_seconds / stats.cycles - surface.of(spec, len(prompt)))
-    return max(0.0, statistics.median(beyond)) if beyond else 0.0
+def _whole_round(decoder: Decoder, spec: TreeSpec) -> float:
+    """Milliseconds of a round with ``spec`` in service: with accepting, committing, threads that wake up."""
+    prompt = np.random.default_rng(0).integers(0, decoder.manifest.shape.vocab, PROMPT).tolist()
+    stats = decoder.generate(prompt, max_new_tokens=32, policy=FixedPolicy(spec)).stats
+    return 1000 * stats.decode_seconds / max(1, stats.cycles)
