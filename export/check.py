@@ -76,7 +76,9 @@ def _exported_logits(file: Path, checkpoint: Checkpoint, precision: Precision, t
     if precision.compute == BFLOAT16:
         model = float32_twin(model)
     slots = _shortened(model)
-    empty = np.zeros((1, arch.kv_heads, slots, arch.head_dim), NUMPY_TYPES[_stream_type(model)])
+    compute = NUMPY_TYPES[_stream_type(model)]
+    kinds = {value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in model.graph.input}
+    zeros = {kind: np.zeros((1, arch.kv_heads, slots, arch.head_dim), kind) for kind in set(kinds.values())}
     feeds: dict[str, Any] = {
         "tokens": tree.tokens[None],
         "depth": tree.depth[None],
@@ -84,9 +86,10 @@ def _exported_logits(file: Path, checkpoint: Checkpoint, precision: Precision, t
         "past": np.zeros(1, np.int64),
         "slots": np.arange(SLOTS),
         "rows": np.arange(len(tree)),
+        **{name: zeros[kind] for name, kind in kinds.items() if name.startswith("past.")},
     }
     for source, result in _pieces(model, arch.layers):
-        feeds[result] = _run(file.with_name(f"check.{result}.onnx"), _subgraph(model, source, result), feeds, empty)
+        feeds[result] = _run(file.with_name(f"check.{result}.onnx"), _subgraph(model, source, result), feeds, compute)
         if source:
             del feeds[source]
     return np.asarray(feeds["logits"][0])
@@ -146,16 +149,16 @@ def activations(compute: np.dtype) -> tuple[str, str]:
     return "session.qdq_matmulnbits_accuracy_level", "4" if compute == np.float32 else "1"
 
 
-def _run(file: Path, piece: onnx.ModelProto, feeds: dict[str, Any], empty: np.ndarray) -> np.ndarray:
+def _run(file: Path, piece: onnx.ModelProto, feeds: dict[str, Any], compute: np.dtype[Any]) -> np.ndarray:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # it warns that the cache is not shared here, which is intended
-    options.add_session_config_entry(*activations(empty.dtype))
+    options.add_session_config_entry(*activations(compute))
     onnx.save(piece, file)
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         names = [each.name for each in session.get_inputs()]
-        return np.asarray(session.run(None, {name: empty if name.startswith("past.") else feeds[name] for name in names})[0])
+        return np.asarray(session.run(None, {name: feeds[name] for name in names})[0])
     finally:
         file.unlink()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ class Precision:
     head: int | None = None
 
 
+Quantize = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""float32 [outputs, inputs] -> integers of that shape and scales [outputs, ...]."""
 NUMPY_TYPES: dict[int, np.dtype[Any]] = {FLOAT: np.dtype(np.float32), FLOAT16: np.dtype(np.float16), BFLOAT16: np.dtype(bfloat16)}
 
 
@@ -86,12 +89,13 @@ class LayerWriter:
         self.name, self.arch, self.source, self.precision, self.capacity, self.weights = name, arch, source, precision, capacity, weights
         self.static = static
         self.g = GraphBuilder(name)
-        self._presents: list[tuple[str, list[int | str]]] = []
+        self.value_type = precision.compute  # of the cached values
+        self._presents: list[tuple[str, int, list[int | str]]] = []
 
     def _declare_presents(self) -> None:
         """The cache tensors are the graph's last outputs."""
-        for name, shape in self._presents:
-            self.g.output(name, self.precision.compute, shape)
+        for name, kind, shape in self._presents:
+            self.g.output(name, kind, shape)
 
     def model(self) -> onnx.ModelProto:
         """The finished graph."""
@@ -155,8 +159,11 @@ class LayerWriter:
         """
         g = self.g
         shape: list[int | str] = [1, self.arch.kv_heads, self.capacity if self.static else "span", self.arch.head_dim]
-        past = g.input(f"past.{layer}.{kind}", self.precision.compute, shape)
-        self._presents.append((f"present.{layer}.{kind}", shape))
+        cached = self.value_type if kind == "value" else self.precision.compute
+        past = g.input(f"past.{layer}.{kind}", cached, shape)
+        self._presents.append((f"present.{layer}.{kind}", cached, shape))
+        if cached != self.precision.compute:
+            update = g.op("Cast", update, to=cached)
         present = g.op("TensorScatter", past, update, self.write, out=f"present.{layer}.{kind}", axis=-2, mode="linear")
         return g.op("Slice", present, g.const([0]), self.span, g.const([2])) if self.static else present
 
@@ -194,19 +201,23 @@ class LayerWriter:
 
     @np.errstate(over="ignore")  # as for _stored
     def _blocked(self, stem: str, shape: tuple[int, int], parts: list[str], bits: int) -> str:
-        """Blocked int8 or int4 weights behind a DequantizeLinear; only the small integer form of the matrix is in memory."""
-        self._expect_shape(shape, parts)
-        values, scales = [], []
-        for part in parts:
-            for chunk in row_chunks(self.source, part):
-                value, scale = quantize_blocks(chunk, bits)
-                values.append(value.T)
-                scales.append(scale.T)
-        value, scale = np.concatenate(values, axis=1), np.concatenate(scales, axis=1)
+        """Blocked int8 or int4 weights behind a DequantizeLinear."""
+        value, scale = self._quantized(shape, parts, partial(quantize_blocks, bits=bits))
         data, dtype = (pack_int4(np.ascontiguousarray(value)), INT4) if bits == 4 else (value, INT8)
         quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", dtype, value.shape, [data]))
         scale_name = self._array(f"{stem}.scale", scale)
         return self.g.op("DequantizeLinear", quantized, scale_name, axis=0, block_size=BLOCK)
+
+    def _quantized(self, shape: tuple[int, int], parts: list[str], quantize: Quantize) -> tuple[np.ndarray, np.ndarray]:
+        """Values [inputs, outputs] and scales [..., outputs] of a matrix, of which only this small integer form is in memory."""
+        self._expect_shape(shape, parts)
+        values, scales = [], []
+        for part in parts:
+            for chunk in row_chunks(self.source, part):
+                value, scale = quantize(chunk)
+                values.append(value.T)
+                scales.append(scale.T)
+        return np.concatenate(values, axis=1), np.concatenate(scales, axis=-1)
 
     @np.errstate(over="ignore", invalid="ignore")  # as for _stored
     def _scaled(self, stem: str, shape: tuple[int, int], parts: list[str]) -> str:

@@ -9,9 +9,10 @@ from .arch import Arch
 from .check import PIECE_BYTES
 from .draft_arch import DraftArch
 from .draft_build import MAX_WIDTH, draft_capacity
-from .graph import FLOAT, FLOAT8, INT4
+from .graph import FLOAT8, INT4
 from .layers import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision, is_quantized
 from .profiles import WIDTHS
+from .target import is_integer, is_ordered
 from .weights import BLOCK
 
 TREE_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -86,7 +87,8 @@ def make_plan(
     capacity = -(-(context + max(tree_sizes)) // 64) * 64
     compute = NUMPY_TYPES[precision.compute].itemsize
     weights = weight_bytes(arch, precision, capacity)
-    cache = 2 * arch.layers * arch.kv_heads * capacity * arch.head_dim * compute
+    value = 8 if is_ordered(precision) else compute
+    cache = arch.layers * arch.kv_heads * capacity * arch.head_dim * (compute + value)
     head = arch.vocab * arch.hidden * 4
     widest = max(outputs * inputs for _, outputs, inputs in arch.linears.values())
     layer = weights // (arch.layers + 1)
@@ -155,10 +157,10 @@ def draft_bytes(draft: DraftArch, precision: Precision, capacity: int) -> int:
     return layers + first + fc + embedding + matrix(draft.vocab, layer.hidden, precision.head) + tables
 
 
-def _matrix_bytes(precision: Precision, outputs: int, inputs: int, kind: int | None) -> int:
-    """Of one matrix, quantized to ``kind`` with its scales where blocks fit."""
+def _matrix_bytes(precision: Precision, outputs: int, inputs: int, kind: int | None, blocked: bool = True) -> int:
+    """Of one matrix, quantized to ``kind`` with its scales where blocks fit. ``blocked``: integers have a scale for every block."""
     if is_quantized(kind, inputs):
-        scales = outputs if kind == FLOAT8 else outputs * inputs // BLOCK
+        scales = outputs if kind == FLOAT8 or not blocked else outputs * inputs // BLOCK
         return outputs * inputs // (2 if kind == INT4 else 1) + scales * NUMPY_TYPES[precision.compute].itemsize
     return outputs * inputs * NUMPY_TYPES[precision.stored].itemsize
 
@@ -168,7 +170,7 @@ def weight_bytes(arch: Arch, precision: Precision, capacity: int) -> int:
     stored, compute = NUMPY_TYPES[precision.stored].itemsize, NUMPY_TYPES[precision.compute].itemsize
 
     def matrix(outputs: int, inputs: int, kind: int | None) -> int:
-        return _matrix_bytes(precision, outputs, inputs, kind)
+        return _matrix_bytes(precision, outputs, inputs, kind, blocked=not is_integer(precision, (outputs, inputs), kind))
 
     layer = sum(matrix(outputs, inputs, precision.matrix) for _, outputs, inputs in arch.linears.values())
     biases = arch.qkv_bias * arch.linears["qkv"][1] + arch.output_bias * arch.linears["o"][1]
@@ -181,5 +183,5 @@ def weight_bytes(arch: Arch, precision: Precision, capacity: int) -> int:
         + head
         + arch.layers * layer
         + arch.hidden * stored
-        + capacity * arch.head_dim * compute * (2 if precision.matrix and precision.compute == FLOAT else 1)  # TargetWriter.ordered
+        + capacity * arch.head_dim * compute * (2 if is_ordered(precision) else 1)  # tables for scaled queries
     )

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from . import integer
 from .checkpoint import Checkpoint
-from .graph import BOOL, DOUBLE, FLOAT, INT64
+from .graph import BOOL, DOUBLE, FLOAT, INT8, INT64
 from .layers import LayerWriter, Precision, is_quantized
-from .weights import WeightFile
+from .weights import WeightFile, quantize_outputs
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -39,7 +40,10 @@ class TargetWriter(LayerWriter):
     ) -> None:
         super().__init__("target", checkpoint.arch, checkpoint, precision, capacity, weights, static)
         self.captured = captured or checkpoint.arch.captured
-        self.ordered = precision.matrix is not None and not static
+        self.ordered = is_ordered(precision) and not static
+        if self.ordered:
+            self.value_type = DOUBLE
+        self._zeros: dict[bool, str] = {}
 
     def build(self) -> Iterator[int]:
         """Write the whole graph; yields the number of finished layers, for progress."""
@@ -55,7 +59,8 @@ class TargetWriter(LayerWriter):
         self.key_rope = self.query_rope = self._rotary()
         if self.ordered:  # its scores are not scaled by an operator of their own
             self.query_rope = self._rotary(arch.head_dim**-0.5)
-            self.mask = g.op("Concat", *[self.mask] * (arch.heads // arch.kv_heads), axis=2)
+            hidden = g.op("Where", self.mask, g.const(0, np.float32), g.const(-np.inf, np.float32))
+            self.mask = g.op("Concat", *[hidden] * (arch.heads // arch.kv_heads), axis=2)
 
         embedding = self._stored(EMBEDDING, (arch.vocab, arch.hidden), [EMBEDDING])
         rows_of_tokens = self._computable(g.op("Gather", embedding, tokens))
@@ -74,6 +79,21 @@ class TargetWriter(LayerWriter):
         g.output("features", self.precision.compute, [1, "n", len(self.captured) * arch.hidden])
         self._declare_presents()
 
+    @np.errstate(over="ignore")  # as for _blocked
+    def _product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int | None, *bias: str) -> str:
+        if self.static or not is_integer(self.precision, shape, kind):
+            return super()._product(x, stem, shape, parts, kind, *bias)
+        value, scale = self._quantized(shape, parts, quantize_outputs)
+        weight = self.g.initializer(self.weights.add(f"{stem}.quantized", INT8, value.shape, [value]))
+        product = integer.integer_product(self.g, x, self._zero_points(head=stem == "head"), weight, self._array(f"{stem}.scale", scale))
+        return self.g.op("Add", product, *bias) if bias else product
+
+    def _zero_points(self, head: bool) -> str:
+        """Of the rows of the pass, or of those that the head gets; made where they are first needed."""
+        if head not in self._zeros:
+            self._zeros[head] = integer.zero_points(self.g, *("rows", 0) if head else ("tokens", 1))
+        return self._zeros[head]
+
     def _attend(self, query: str, keys: str, values: str) -> str:
         return self._ordered_attention(query, keys, values) if self.ordered else super()._attend(query, keys, values)
 
@@ -83,16 +103,15 @@ class TargetWriter(LayerWriter):
         A draft tree leaves gaps between a node's ancestors, so float32 sums over slots run in another order than in plain decoding and
         differ by 1e-7. Products with int8 activations (MatMulNBits) round that up to 1e-2 and more, which changes tokens: measured in
         docs/design.md. Sums in float64, rounded once, come out the same. All heads that share a key form one matrix of at least two
-        rows, because single rows take another kernel. Costs 9 % of a pass at 100 slots and 44 % at 1,000 (docs/benchmarks.md), hence
-        only where weights are quantized.
+        rows, because single rows take another kernel. The cache holds the values in float64: converting them took longer than all the rest.
         """
         g, arch = self.g, self.arch
         grouped = g.op("Reshape", query, g.const([1, arch.kv_heads, -1, arch.head_dim]))
         scores = g.op("MatMul", grouped, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
-        masked = g.op("Where", self.mask, scores, g.const(-np.inf, np.float32))
+        masked = g.op("Add", scores, self.mask)
         weights = g.op("Exp", g.op("Sub", masked, g.op("ReduceMax", masked, g.const([-1]))))
         exact = g.op("Cast", weights, to=DOUBLE)
-        summed = g.op("MatMul", exact, g.op("Cast", values, to=DOUBLE))
+        summed = g.op("MatMul", exact, values)
         context = g.op("Cast", g.op("Div", summed, g.op("ReduceSum", exact, g.const([-1]))), to=FLOAT)
         return g.op("Reshape", context, g.const([1, arch.heads, -1, arch.head_dim]))
 
@@ -108,6 +127,16 @@ class TargetWriter(LayerWriter):
             logits = g.op("Cast", logits, to=FLOAT)
         g.op("Unsqueeze", logits, g.const([0]), out="logits")
         g.op("ArgMax", "logits", out="next_token", axis=-1, keepdims=0)
+
+
+def is_ordered(precision: Precision) -> bool:
+    """Whether weights are integers in a graph for the CPU, whose attention then does not depend on slots and caches values in float64."""
+    return precision.matrix is not None and precision.compute == FLOAT
+
+
+def is_integer(precision: Precision, shape: tuple[int, int], kind: int | None) -> bool:
+    """Whether the product with a matrix [outputs, inputs] of the target is an integer product, with one scale an output and no blocks."""
+    return is_ordered(precision) and kind == INT8 and is_quantized(kind, shape[1]) and shape[0] * shape[1] >= integer.LEAST_WEIGHTS
 
 
 def stream(layer: int) -> str:

@@ -79,6 +79,13 @@ def quantize_blocks(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarr
     return values.reshape(weight.shape), scale[..., 0]
 
 
+def quantize_outputs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 values [outputs, inputs] of float32 [outputs, inputs] and one float32 scale an output; value * scale approximates the weight."""
+    scale = np.abs(weight).max(-1) / 127.0
+    scale[scale == 0] = 1.0
+    return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale
+
+
 def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """float8 (e4m3fn) values of float32 [outputs, inputs], and one float16 scale an output; value * scale approximates the weight."""
     largest, smallest = 448.0, np.float16(2.0**-24)

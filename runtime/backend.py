@@ -16,7 +16,7 @@ from .eagle import DraftEngines, EagleDrafter, largest_pool, most_rows, shared_b
 from .engine import Buffer, Engine, Memory
 from .errors import EngineDirError
 from .kv import Cache
-from .manifest import Draft, Manifest
+from .manifest import Draft, Graph, Manifest
 from .ngram import NgramDrafter
 from .sampling import BatchInverseCdf, InverseCdf, Pick, Sampling, greedy
 from .target import GROWN, ORDER, Target
@@ -32,8 +32,8 @@ class Backend(Protocol):
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> Engine:
         """Load a graph. ``limits``: the largest value of each of its sizes. Raises EngineDirError."""
 
-    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str) -> Cache:
-        """An empty cache."""
+    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str, value_dtype: str) -> Cache:
+        """An empty cache, with the types of its keys and of its values."""
 
     def close(self) -> None:
         """May be repeated."""
@@ -78,7 +78,7 @@ def load_models(backend: Backend, manifest: Manifest, drafter: str, specs: Seque
     features = memory.zeros(rows * len(shape.captured_layers) * shape.hidden, graph.outputs["features"].dtype)
     logits = memory.zeros(nodes * shape.vocab, "float32")
 
-    cache = backend.cache(shape.layers, shape.kv_heads, limits.capacity, shape.head_dim, graph.inputs["past.0.key"].dtype)
+    cache = backend.cache(shape.layers, shape.kv_heads, limits.capacity, shape.head_dim, *_cache_types(graph))
     shared = {ORDER: order, "next_token": mail["next_token"], "logits": logits, "features": features}
     shared |= {**cache.tensors(), **{f"tree.{name}": grown[name] for name in GROWN}}
     engine = backend.engine("target", shared, {"n": rows, "span": limits.capacity, "r": nodes})
@@ -93,6 +93,11 @@ def load_models(backend: Backend, manifest: Manifest, drafter: str, specs: Seque
         return Models(target, NgramDrafter() if drafter == "ngram" else NoDrafter(), picker)
     eagle.warm_up(specs)
     return Models(target, eagle, picker)
+
+
+def _cache_types(graph: Graph) -> tuple[str, str]:
+    """Of keys and values."""
+    return graph.inputs["past.0.key"].dtype, graph.inputs["past.0.value"].dtype
 
 
 def _picker(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer) -> Callable[[Sampling], Pick]:
@@ -113,8 +118,8 @@ def _picker(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer)
 
 def _eagle(backend: Backend, manifest: Manifest, draft: Draft, shared: Mapping[str, Buffer]) -> EagleDrafter:
     limits, memory, rows, width = manifest.limits, backend.memory, most_rows(manifest.limits, draft), draft.max_width
-    kind = manifest.graphs["draft"].inputs["past.0.key"].dtype
-    cache = backend.cache(draft.layers, draft.kv_heads, draft.capacity, draft.head_dim, kind)
+    kinds = _cache_types(manifest.graphs["draft"])
+    cache = backend.cache(draft.layers, draft.kv_heads, draft.capacity, draft.head_dim, *kinds)
     buffers = {**shared, **shared_buffers(manifest, draft, memory)}
     columns, pool = 1 + width * draft.max_depth, largest_pool(draft)
     sizes = {"m": rows, "w": max(rows, columns), "span": draft.capacity, "r": width, "k": width}

@@ -32,8 +32,9 @@ class CpuBackend:
         self._cleanup.callback(engine.close)
         return engine
 
-    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str) -> KVCache:
-        return KVCache(layers, kv_heads, capacity, head_dim, dtype_of(dtype), self._manifest.limits.span_step)
+    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str, value_dtype: str) -> KVCache:
+        step = self._manifest.limits.span_step
+        return KVCache(layers, kv_heads, capacity, head_dim, dtype_of(dtype), step, dtype_of(value_dtype))
 
     def close(self) -> None:
         self._cleanup.close()

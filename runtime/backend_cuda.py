@@ -47,7 +47,9 @@ class CudaBackend:
         self._cleanup.callback(engine.close)
         return engine
 
-    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str) -> DeviceKVCache:
+    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str, value_dtype: str) -> DeviceKVCache:
+        if value_dtype != dtype:
+            raise EngineDirError("int8 and int4 graphs for the CPU do not run on a GPU — export for it: resps-export --backend tensorrt")
         shape, step = (layers, kv_heads, capacity, head_dim), self._manifest.limits.span_step
         return DeviceKVCache(self._cuda, self.memory, shape, dtype_of(dtype), step, static=self._manifest.tensorrt is not None)
 

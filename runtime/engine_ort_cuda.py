@@ -17,7 +17,7 @@ from .manifest import Graph
 MAX_CALLS = 1024
 PROVIDER, DEVICE = "CUDAExecutionProvider", "cuda"
 # What must never run on the host unnoticed. Shapes and constants are computed there on purpose.
-_HEAVY = ("Attention", "Gemm", "MatMul", "MatMulNBits", "TensorScatter", "RMSNormalization", "RotaryEmbedding")
+_HEAVY = ("Attention", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits", "TensorScatter", "RMSNormalization", "RotaryEmbedding")
 
 
 @dataclass(eq=False)

@@ -52,11 +52,22 @@ class KVCache:
 
     Every tensor owns room for ``capacity`` slots and uses the front of it as [1, Hkv, span, D], laid out for the ``span`` slots that a pass
     may touch. So attention reads the used part as a whole, without a Slice and its copy, which took 5 % of a pass (docs/design.md).
+    ``value_dtype``: of the values, where it is not the keys'.
     """
 
-    def __init__(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: np.dtype, span_step: int = 64) -> None:
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        dtype: np.dtype,
+        span_step: int = 64,
+        value_dtype: np.dtype | None = None,
+    ) -> None:
         # np.zeros takes pages only when they are written: unused capacity costs no memory.
-        self._buffer = np.zeros((layers, 2, kv_heads * capacity * head_dim), dtype)
+        size = (layers, kv_heads * capacity * head_dim)
+        self._buffers = {"key": np.zeros(size, dtype), "value": np.zeros(size, value_dtype or dtype)}
         self._heads, self._head_dim = kv_heads, head_dim
         self.capacity, self._step = capacity, span_step
         self._length = self._span = 0
@@ -73,8 +84,8 @@ class KVCache:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Graph input and output names -> the same flat room, of which a call uses the front: engines update it in place."""
-        kinds = ((layer, index, kind) for layer in range(len(self._buffer)) for index, kind in enumerate(("key", "value")))
-        return {f"{side}.{layer}.{kind}": self._buffer[layer, index] for layer, index, kind in kinds for side in ("past", "present")}
+        rooms = ((kind, layer, room) for kind, buffer in self._buffers.items() for layer, room in enumerate(buffer))
+        return {f"{side}.{layer}.{kind}": room for kind, layer, room in rooms for side in ("past", "present")}
 
     def fitting(self, slots: int) -> int:
         """Steps grow with the length, so that laying the cache out anew stays a small share of the work."""
@@ -89,15 +100,16 @@ class KVCache:
         """Lay the tensors out for ``span`` slots, at least as many as before; committed rows keep their values."""
         if not self._span <= span <= self.capacity:
             raise ValueError(f"cannot lay {self._span} slots out for {span} of {self.capacity}")
-        before, after, kept = self._laid_out(self._span), self._laid_out(span), self._length
+        kept = self._length
+        for before, after in zip(self._laid_out(self._span), self._laid_out(span), strict=True):
+            for head in reversed(range(1, self._heads)):  # upwards, the last first: nothing is overwritten before it moved
+                after[:, head, :kept] = before[:, head, :kept]
         self._span = span
-        for head in reversed(range(1, self._heads)):  # upwards, the last first: nothing is overwritten before it moved
-            after[..., head, :kept, :] = before[..., head, :kept, :]
 
-    def _laid_out(self, span: int) -> np.ndarray:
-        """[layers, 2, 1, Hkv, span, D]; a view."""
-        used = self._buffer[..., : self._heads * span * self._head_dim]
-        return used.reshape(*used.shape[:2], 1, self._heads, span, self._head_dim)
+    def _laid_out(self, span: int) -> list[np.ndarray]:
+        """Keys and values, each [layers, Hkv, span, D]; views."""
+        used = [buffer[:, : self._heads * span * self._head_dim] for buffer in self._buffers.values()]
+        return [part.reshape(len(part), self._heads, span, self._head_dim) for part in used]
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the rows ``path`` of the last pass (ascending, starting at row 0), moved down to follow the committed slots."""
@@ -105,8 +117,8 @@ class KVCache:
         while moved < len(path) and path[moved] == moved:
             moved += 1
         if moved < len(path):
-            rows = self._laid_out(self._span)
-            rows[..., start + moved : start + len(path), :] = rows[..., [start + row for row in path[moved:]], :]
+            for rows in self._laid_out(self._span):
+                rows[:, :, start + moved : start + len(path)] = rows[:, :, [start + row for row in path[moved:]]]
         self._length = start + len(path)
 
     def truncate(self, length: int) -> None:
@@ -116,9 +128,10 @@ class KVCache:
         self._length = length
         if length == 0:
             # Hidden slots count with weight zero, and zero times NaN is NaN: what a failed pass left behind must not stay.
-            self._laid_out(self._span)[:] = 0
+            for rows in self._laid_out(self._span):
+                rows[:] = 0
             self._span = 0
 
     def rows(self) -> np.ndarray:
-        """The committed part, [layers, 2, 1, Hkv, length, D]; a view."""
-        return self._laid_out(self._span)[..., : self._length, :]
+        """The committed part, [layers, 2, 1, Hkv, length, D]; a copy."""
+        return np.stack([rows[:, None, :, : self._length] for rows in self._laid_out(self._span)], axis=1)

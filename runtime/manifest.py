@@ -194,13 +194,16 @@ def load_manifest(directory: Path, *, verify: bool = True, backend: str | None =
 
 
 _TENSORS = {
-    "target": ({"tokens", "depth", "tree_mask", "past", "slots", "rows", "past.0.key"}, {"next_token", "logits", "features"}),
+    "target": (
+        {"tokens", "depth", "tree_mask", "past", "slots", "rows", "past.0.key", "past.0.value"},
+        {"next_token", "logits", "features"},
+    ),
     "sample": ({"logits", "temperature", "top_k", "top_p", "uniforms", "depth", "past"}, {"token"}),
 }
 _DRAFT_TENSORS = {
     "fuse": ({"features", "rows"}, {"hidden"}),
     "draft": (
-        {"tokens", "hidden", "depth", "tree_mask", "past", "write", "slots", "rows", "beam", "past.0.key"},
+        {"tokens", "hidden", "depth", "tree_mask", "past", "write", "slots", "rows", "beam", "past.0.key", "past.0.value"},
         {"next_hidden", "log_probs", "candidates"},
     ),
     "expand": (

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from export.checkpoint import SafetensorsCheckpoint
 from export.errors import CheckpointError
-from export.layers import NUMPY_TYPES, PRECISIONS
+from export.layers import PRECISIONS
 from export.plan import weight_bytes
 from export.target import TargetWriter
 from export.weights import ALIGNMENT, BLOCK, WeightFile
@@ -55,8 +55,9 @@ class Graph:
 
     def clear(self) -> None:
         shape = (1, self.arch.kv_heads, CAPACITY, self.arch.head_dim)
-        names = [each.name for each in self.session.get_inputs() if each.name.startswith("past.")]
-        self.cache = {name: np.zeros(shape, NUMPY_TYPES[self.precision.compute]) for name in names}
+        kinds = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+        caches = [each for each in self.session.get_inputs() if each.name.startswith("past.")]
+        self.cache = {each.name: np.zeros(shape, kinds[each.type]) for each in caches}
 
     def run(self, tree: Tree, past: int, span: int = 64, rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         feeds = {

@@ -322,8 +322,9 @@ class Recording:
     def engine(self, name: str, shared: Mapping[str, Any], limits: Mapping[str, int]) -> Recorder:
         return Recorder(name, self._manifest.graphs[name], self.asked)
 
-    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str) -> KVCache:
-        return KVCache(layers, kv_heads, capacity, head_dim, np.dtype(dtype), self._manifest.limits.span_step)
+    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str, value_dtype: str) -> KVCache:
+        step = self._manifest.limits.span_step
+        return KVCache(layers, kv_heads, capacity, head_dim, np.dtype(dtype), step, np.dtype(value_dtype))
 
     def close(self) -> None:
         """Nothing to free."""
