@@ -53,7 +53,7 @@ def passage(decoder: Decoder, length: int, seed: int) -> list[int]:
 def main(engine_dir: Path, tree: str, lengths: tuple[int, ...], prompts: int, max_new_tokens: int) -> None:
     """One line per length."""
     spec = TreeSpec.parse(tree)
-    with Decoder(engine_dir) as decoder:
+    with Decoder(engine_dir, draft="eagle") as decoder:
         for length in lengths:
             choice, tokens, cycles = random.Random(length), 0, 0
             for _ in range(prompts):

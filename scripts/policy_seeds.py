@@ -63,7 +63,7 @@ def main(
     sets: tuple[Path, ...],
 ) -> None:
     """Print a table in Markdown for each temperature."""
-    with Decoder(engine_dir, policy="fixed", threads=threads) as decoder:
+    with Decoder(engine_dir, policy="fixed", draft="eagle", threads=threads) as decoder:
         grid, cache = grid_for(decoder.manifest), cache_directory() / "tuning" / decoder.manifest.engine_id
         tuning = tuned_here(decoder.manifest, threads)
         surface = tuning.surface if tuning and not check else measure(decoder, grid.widths, grid.depths, grid.nodes)
