@@ -117,6 +117,15 @@ class Decoder:
             request = Request(prompt, WARM_UP_TOKENS, self._pick(Sampling()), FixedPolicy(spec), StopStrings(()), stop_tokens=frozenset())
             for _ in self._start(request, Ledger()):
                 pass
+            self.forget()
+
+    def forget(self) -> None:
+        """The next request computes its whole prompt: nothing of the last one is used again. For measuring, and between strangers. Raises
+        DecoderBusy and DecoderClosed."""
+        with self._lock:
+            self._expect_open()
+            self._expect_free()
+            self._target.sound = False
 
     @property
     def _trees(self) -> list[TreeSpec]:

@@ -38,10 +38,17 @@ class Root:
     features: Callable[[], np.ndarray]
 
 
+def begin(target: Target, drafter: Drafter, prompt: Sequence[int]) -> int:
+    """Keep what the caches hold of ``prompt`` from the request before; returns how many tokens that is."""
+    common, target.sound = target.common(prompt), False
+    kept = drafter.begin(common)
+    target.truncate(kept)
+    return kept
+
+
 def prefill(target: Target, drafter: Drafter, pick: Pick, prompt: Sequence[int]) -> Iterator[Root | None]:
-    """Commit the prompt; yields None after each chunk but the last, then the root that holds the answer's first token."""
-    drafter.begin()
-    for chunk, scores in target.prefill(prompt):
+    """Commit the prompt after ``begin``; yields None after each chunk but the last, then the root that holds the answer's first token."""
+    for chunk, scores in target.prefill(prompt[target.length :]):
         drafter.extend(chunk, scores, range(len(chunk)))
         done = target.length == len(prompt)
         yield Root(_pick(pick, scores, 0, target.length), partial(_features, scores, -1)) if done else None
