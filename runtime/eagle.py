@@ -118,8 +118,8 @@ class EagleDrafter:
         self.begin()
 
     def begin(self, tokens: Sequence[int] = ()) -> int:
-        """A slot holds a token's features and the token after it, so of n tokens that are the same as before n - 1 slots are right. Features
-        are gone once they are in the cache: the target has to compute those of the last of the n again."""
+        """A slot holds a token's features and the token after it, so of n tokens that are the same as before n - 1 slots are right. Once in
+        the cache, features are gone: the target has to compute those of the last of the n again."""
         same = common_prefix(self._known, tokens) if self._whole else 0
         kept = max(0, min(self._cache.length, same - 1))
         self._whole = False
@@ -160,13 +160,13 @@ class EagleDrafter:
         # Once for the whole tree: laying the cache out anew keeps committed rows, not those of the levels above.
         self._reserve(self._cache.length + len(self._tokens) + spec.width * (spec.depth - 1))
         if growth is None:
-            return self._finish(self._grow(root, spec.depth, spec.width), spec.depth, spec.nodes)
+            return self._finish(root, self._grow(root, spec.depth, spec.width), spec.depth, spec.nodes)
         pool, level = self._grow(root, 1, spec.width), 1
         while level < spec.depth and growth.deepen(self._growing(spec, level, pool)):
             self._step(level, spec.width)
             pool, level = self._expand(level, pool, spec.width), level + 1
         nodes = min(growth.budget(self._growing(spec, level, pool)), spec.nodes, pool)
-        return self._finish(pool, level, nodes) if nodes > 1 else Tree.chain([root])
+        return self._finish(root, pool, level, nodes) if nodes > 1 else Tree.chain([root])
 
     def _growing(self, spec: TreeSpec, level: int, pool: int) -> Growing:
         scores = self._memory.read(self._buffers[f"pool_scores.{level % 2}"], (pool,))
@@ -245,13 +245,14 @@ class EagleDrafter:
         self._engines.expand.prepare(_TURNS[2 - level % 2], **sizes).run()
         return grown
 
-    def _finish(self, pool: int, depth: int, nodes: int) -> Tree | GrownTree:
+    def _finish(self, root: int, pool: int, depth: int, nodes: int) -> Tree | GrownTree:
         """The best ``nodes`` of the pool after ``depth`` levels; on the host copied, because the buffers are used again."""
         call = self._engines.tree.prepare(_FINISH[depth % 2], p=pool, n=nodes)
         call.run()
         if not self._memory.on_host:
             return GrownTree(nodes)
-        return Tree(*(call.outputs[name].copy() for name in GROWN))
+        tree = Tree(*(call.outputs[name].copy() for name in GROWN))
+        return tree if tree.tokens[0] == root else Tree.chain([root])  # infinite scores outrank it
 
     def _reserve(self, slots: int) -> None:
         if slots > self._cache.span:
