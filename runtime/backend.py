@@ -12,6 +12,7 @@ import numpy as np
 from policy import Repeats, TreeSpec
 
 from .drafter import Drafter, NoDrafter
+from .draws import GumbelMax
 from .eagle import DraftEngines, EagleDrafter, largest_pool, most_rows, shared_buffers
 from .engine import Buffer, Engine, Memory
 from .errors import EngineDirError
@@ -19,7 +20,7 @@ from .kv import Cache
 from .manifest import Draft, Graph, Manifest
 from .ngram import NgramDrafter
 from .repeats import RepeatsDrafter
-from .sampling import BatchInverseCdf, InverseCdf, Pick, Sampling, greedy
+from .sampling import GREEDY_BELOW, BatchInverseCdf, Pick, Sampling, greedy
 from .target import GROWN, ORDER, Target
 
 
@@ -36,8 +37,11 @@ class Backend(Protocol):
     def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str, value_dtype: str) -> Cache:
         """An empty cache, with the types of its keys and of its values."""
 
+    def fork(self) -> Backend:
+        """Another one over the same weights in memory, for another thread. Raises RespsError where it cannot be."""
+
     def close(self) -> None:
-        """May be repeated."""
+        """Free what is this one's; the last fork frees the weights. May be repeated."""
 
 
 def open_backend(directory: Path, manifest: Manifest, name: str, device: str, threads: int) -> Backend:
@@ -70,10 +74,10 @@ class Models:
 
 
 def load_models(backend: Backend, manifest: Manifest, drafter: str, specs: Sequence[TreeSpec], repeats: Repeats | None = None) -> Models:
-    """``drafter``: eagle, ngram or none; ``specs``: trees that will be asked for, to be ready from the first request on; ``repeats``: how
-    to bet on repeated text beside an EAGLE-3 draft."""
+    """``drafter``: eagle+ngram, eagle, ngram or none; ``specs``: trees that will be asked for, to be ready from the first request on;
+    ``repeats``: how to bet on repeated text beside an EAGLE-3 draft."""
     memory, limits, shape = backend.memory, manifest.limits, manifest.shape
-    draft = manifest.draft if drafter == "eagle" else None
+    draft = manifest.draft if drafter.startswith("eagle") else None
     rows, nodes = max(limits.tree_nodes, limits.prefill_rows), limits.tree_nodes
     graph = manifest.graphs["target"]
     slots = max(limits.capacity, draft.capacity if draft else 0)
@@ -110,15 +114,15 @@ def _cache_types(graph: Graph) -> tuple[str, str]:
 
 def _picker(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer) -> Callable[[Sampling], Pick]:
     memory, positions, nodes = backend.memory, manifest.limits.capacity, manifest.limits.tree_nodes
+    if memory.on_host:
+        return lambda sampling: GumbelMax(sampling) if sampling.temperature >= GREEDY_BELOW else greedy
     uniforms = memory.zeros(positions, "float32")
-    shared = {} if memory.on_host else {"logits": logits, "uniforms": uniforms, "token": token}
-    engine = backend.engine("sample", shared, {"n": 1 if memory.on_host else nodes, "p": positions})
+    shared = {"logits": logits, "uniforms": uniforms, "token": token}
+    engine = backend.engine("sample", shared, {"n": nodes, "p": positions})
 
     def picker(sampling: Sampling) -> Pick:
-        if sampling.temperature == 0:
+        if sampling.temperature < GREEDY_BELOW:
             return greedy
-        if memory.on_host:
-            return InverseCdf(engine, sampling, positions)
         return BatchInverseCdf(engine, memory, uniforms, sampling, positions)
 
     return picker

@@ -13,8 +13,10 @@ from policy import GrowthPolicy, Observation, Outcome, Policy, TreeSpec
 
 from .accept import accept
 from .drafter import Drafter
+from .errors import EngineFailure, stage
 from .sampling import Pick, Scores
 from .target import Target
+from .tree import Tree
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,24 @@ class Root:
     features: Callable[[], np.ndarray]
 
 
+def begin(target: Target, drafter: Drafter, prompt: Sequence[int]) -> int:
+    """Keep what the caches hold of ``prompt`` from the request before; returns how many tokens that is."""
+    common, target.sound = target.common(prompt), False
+    kept = drafter.begin(common)
+    target.truncate(kept)
+    return kept
+
+
 def prefill(target: Target, drafter: Drafter, pick: Pick, prompt: Sequence[int]) -> Iterator[Root | None]:
-    """Commit the prompt; yields None after each chunk but the last, then the root that holds the answer's first token."""
-    drafter.begin()
-    for chunk, scores in target.prefill(prompt):
+    """Commit the prompt after ``begin``; yields None after each chunk but the last, then the root that holds the answer's first token."""
+    for chunk, scores in target.prefill(prompt[target.length :]):
         drafter.extend(chunk, scores, range(len(chunk)))
-        done = target.length == len(prompt)
-        yield Root(pick(scores, 0, target.length), partial(_features, scores, -1)) if done else None
+        if target.length < len(prompt):
+            yield None
+        else:
+            token = _pick(pick, scores, 0, target.length)
+            scores.expect_numbers([0], [token])
+            yield Root(token, partial(_features, scores, -1))
 
 
 def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: Root, budget: int) -> Iterator[Round]:
@@ -54,18 +67,23 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: R
         started, past = perf_counter(), target.length
         # What the answer has no room for is not drafted, except on a device: another shape would cost more than the rows.
         deepest = (room if target.on_host else target.room) - 1
-        bet = drafter.bet(root.token, min(room, target.limits.tree_nodes))
-        if bet is None:
-            spec = policy.choose(Observation(past, room, root.features)).within(target.limits.tree_nodes, deepest)
-        else:
-            spec = TreeSpec(len(bet), len(bet) - 1, 1)
-        draft = bet or drafter.draft(root.token, spec, growth)
+        with stage("draft"):
+            bet = drafter.bet(root.token, min(room, target.limits.tree_nodes))
+            if bet is None:
+                spec = policy.choose(Observation(past, room, root.features)).within(target.limits.tree_nodes, deepest)
+            else:
+                spec = TreeSpec(len(bet), len(bet) - 1, 1)
+            draft = bet or drafter.draft(root.token, spec, growth)
         drafted = perf_counter()
-        scores = target.verify(draft)
-        verified = perf_counter()
-        verdict = accept(scores.tree, partial(_choose, pick, scores), room)
-        target.commit(verdict.path)
-        drafter.extend((root.token, *verdict.tokens[:-1]), scores, verdict.path)
+        with stage("verify"):
+            scores = target.verify(draft)
+            verified = perf_counter()
+            _expect_root(scores.tree, root.token)
+            verdict = accept(scores.tree, partial(_choose, pick, scores), room)
+            scores.expect_numbers(verdict.path, verdict.tokens)
+        with stage("commit"):
+            target.commit(verdict.path)
+            drafter.extend((root.token, *verdict.tokens[:-1]), scores, verdict.path)
         root = Root(verdict.tokens[-1], partial(_features, scores, verdict.path[-1]))
         budget -= len(verdict.tokens)
         seconds = perf_counter() - started
@@ -74,9 +92,20 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: R
         yield Round(verdict.tokens, spec, len(scores.tree), drafted - started, verified - drafted, seconds)
 
 
+def _expect_root(tree: Tree, token: int) -> None:
+    """Nothing below another root is the target's own. Raises EngineFailure."""
+    if int(tree.tokens[0]) != token:
+        raise EngineFailure("the draft's tree does not hang where it should — its engine is damaged: export again", "draft")
+
+
 def _choose(pick: Pick, scores: Scores, row: int) -> int:
     """The target's token after ``row``, for the position that follows the row's own."""
-    return pick(scores, row, scores.past + int(scores.tree.depth[row]) + 1)
+    return _pick(pick, scores, row, scores.past + int(scores.tree.depth[row]) + 1)
+
+
+def _pick(pick: Pick, scores: Scores, row: int, position: int) -> int:
+    with stage("sample"):
+        return pick(scores, row, position)
 
 
 def _features(scores: Scores, row: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from .errors import EngineDirError
 from .graphs import File as File
 from .graphs import Graph as Graph
 from .graphs import Tensor as Tensor
+from .onnx_files import external_files
 from .tuning import Tuning as Tuning
 from .typed_json import Malformed, decode
 
@@ -26,6 +27,7 @@ SCHEMA = 4
 FILE_NAME = "manifest.json"
 BACKENDS = ("onnxruntime", "tensorrt")
 _READ_BYTES = 1 << 20
+_LARGEST, _LARGEST_TREE, _WIDEST_TREE = 1 << 22, 1 << 12, 1 << 8  # beyond any model; buffers are as large as these say
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,9 @@ def _check_contract(manifest: Manifest) -> None:
     limits = manifest.limits
     if min(limits.context, limits.tree_nodes, limits.prefill_rows, limits.span_step, manifest.shape.layers) < 1:
         raise Malformed("manifest.limits holds a zero")
+    sizes = (*dataclasses.astuple(limits), *_numbers(manifest.shape), *(_numbers(manifest.draft) if manifest.draft else ()))
+    if max(sizes) > _LARGEST or limits.tree_nodes > _LARGEST_TREE:
+        raise Malformed("manifest.limits, shape or draft holds a size that no model has")
     if limits.context + limits.tree_nodes > limits.capacity:
         raise Malformed("manifest.limits.capacity is less than context and one tree")
     if manifest.backend not in BACKENDS or (manifest.backend == "tensorrt") != (manifest.tensorrt is not None):
@@ -235,10 +240,14 @@ def _check_contract(manifest: Manifest) -> None:
     if manifest.tuning:
         _check_tuning(manifest.tuning, manifest.tensorrt is not None)
     draft = manifest.draft
-    if draft and (min(draft.layers, draft.max_depth, draft.max_width) < 1 or draft.max_width > draft.vocab):
+    if draft and not (draft.layers >= 1 <= draft.max_depth <= _LARGEST_TREE and 1 <= draft.max_width <= min(_WIDEST_TREE, draft.vocab)):
         raise Malformed("manifest.draft holds a size that cannot be")
     if draft and limits.context + draft.max_width * (draft.max_depth - 1) > draft.capacity:
         raise Malformed("manifest.draft.capacity is less than context and one tree")
+
+
+def _numbers(sizes: Model | Draft) -> list[int]:
+    return [value for value in vars(sizes).values() if isinstance(value, int)]
 
 
 def _check_tuning(tuning: Tuning, plans: bool) -> None:
@@ -266,6 +275,9 @@ def _check_files(directory: Path, manifest: Manifest, verify: bool, backend: str
             raise EngineDirError(f"{directory / FILE_NAME} names {name!r} without its hash — export again: {remedy}")
     for name, expected in manifest.files.items():
         _check_file(directory, name, expected, verify and not name.endswith(unread), "export", f"export again: {remedy}")
+    if backend != "tensorrt":
+        for graph in manifest.graphs.values():
+            _check_graph(directory, graph.file, manifest.files, f"export again: {remedy}")
     if tuning := manifest.tuning:
         for name, expected in tuning.files.items():
             _check_file(
@@ -276,6 +288,19 @@ def _check_files(directory: Path, manifest: Manifest, verify: bool, backend: str
                 "tuning",
                 f"tune again: resps-tune --engine-dir {directory}",
             )
+        if backend != "tensorrt":
+            for graph in tuning.graphs.values():
+                _check_graph(directory, graph.file, tuning.files, f"tune again: resps-tune --engine-dir {directory}")
+
+
+def _check_graph(directory: Path, name: str, known: Mapping[str, File], remedy: str) -> None:
+    """Weights beside a graph are files of the manifest, too."""
+    try:
+        strange = sorted(external_files((directory / name).read_bytes()) - set(known))
+    except Malformed as problem:
+        raise EngineDirError(f"{directory / name} is no ONNX graph: {problem} — {remedy}") from None
+    if strange:
+        raise EngineDirError(f"{directory / name} reads {strange[0]!r}, which {FILE_NAME} does not list — {remedy}")
 
 
 def _files_of(graphs: Mapping[str, Graph]) -> list[str]:
@@ -288,6 +313,8 @@ def _check_file(directory: Path, name: str, expected: File, verify: bool, made_b
     path = directory / name
     if not path.is_file():
         raise EngineDirError(f"{directory} lacks {name} — {remedy}")
+    if path.resolve().parent != directory.resolve():
+        raise EngineDirError(f"{path} is a link to a place outside the directory — {remedy}")
     if path.stat().st_size != expected.bytes or (verify and sha256_of(path) != expected.sha256):
         raise EngineDirError(f"{path} was changed after the {made_by} — {remedy}")
 

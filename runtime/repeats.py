@@ -58,17 +58,17 @@ class RepeatsDrafter:
 
     def __init__(self, drafter: Drafter, repeats: Repeats) -> None:
         self.drafter, self._repeats = drafter, repeats
-        self._begin()
+        self.begin()
 
-    def _begin(self) -> None:
+    def begin(self, tokens: Sequence[int] = ()) -> int:
+        """As many tokens need not be told again as the other drafter still knows: these are read here."""
+        kept = self.drafter.begin(tokens)
         self._index = Index()
+        self._index.extend(tokens[:kept])
         self._bet: tuple[int, int] | None = None  # tokens in common, guesses: of the round that runs
         self._drafted: tuple[int, int, int, int] | None = None  # nodes, depth, width, length: of the round that runs
         self._repeats.begin()
-
-    def begin(self) -> None:
-        self.drafter.begin()
-        self._begin()
+        return kept
 
     def bet(self, root: int, most: int) -> Tree | None:
         """A chain of at most ``most`` rows."""

@@ -1,15 +1,21 @@
-"""How the next token is chosen from the target's scores: greedy, or by inverse CDF with one seeded uniform per position."""
+"""How the next token is chosen from the target's scores: greedy, or on a device by inverse CDF with one seeded uniform per position (on
+the host: draws.py)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 
-from .engine import Buffer, Call, Engine, Memory
+from .engine import Buffer, Call, DeviceOutputs, Engine, Memory
+from .errors import EngineFailure
 from .tree import Tree
+
+GREEDY_BELOW = 1e-5
+"""Scores divided by less leave float32's range, and nothing but the likeliest token could be drawn."""
 
 Pick = Callable[["Scores", int, int], int]
 """(scores, row, position) -> token: the target's choice after ``row``, for the sequence position ``position``."""
@@ -42,6 +48,17 @@ class Scores:
         """[n, 3H]."""
         return self._first("features")
 
+    def expect_numbers(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Raises EngineFailure unless the logits that ``tokens`` were chosen from at ``rows`` are numbers. On a device, where looking is a
+        copy, only the last token's own: what is no number in a row gets into all that attend to it."""
+        if isinstance(self.outputs, DeviceOutputs):
+            worst = self.outputs.element("logits", rows[-1], tokens[-1])
+        else:
+            logits = self.logits
+            worst = sum(float(np.add.reduce(logits[row])) for row in rows)  # some microseconds a row; NaN and infinity stay what they are
+        if not worst < math.inf:
+            raise EngineFailure("the target's scores are no numbers — its precision is too low or the engine damaged: export again")
+
     def _first(self, name: str) -> np.ndarray:
         batch_of_one: np.ndarray = self.outputs[name][0]
         return batch_of_one
@@ -49,7 +66,8 @@ class Scores:
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy; top_k 0 and top_p 1 are off. ``seed`` None draws a fresh one. Raises ValueError."""
+    """temperature 0 is greedy, and so is one below GREEDY_BELOW; top_k 0 and top_p 1 are off. ``seed`` None draws a fresh one. Raises
+    ValueError and TypeError."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -59,11 +77,11 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
             raise ValueError(f"temperature must be between 0 and 100, not {self.temperature}")
-        if self.top_k < 0:
+        if not 0 <= index(self.top_k) < 2**31:
             raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if self.seed is not None and not 0 <= self.seed < 2**64:
+        if self.seed is not None and not 0 <= index(self.seed) < 2**64:
             raise ValueError(f"seed must be between 0 and 2**64 - 1, not {self.seed}")
 
 
@@ -80,21 +98,6 @@ def uniforms(seed: int | None, positions: int) -> np.ndarray:
     """
     bits = np.random.Generator(np.random.Philox(seed)).integers(0, 2**23, positions)
     return (bits / 2**23).astype(np.float32)
-
-
-class InverseCdf:
-    """Samples with the `sample` graph, one row at a time: only rows on the accepted path are ever drawn."""
-
-    def __init__(self, engine: Engine, sampling: Sampling, positions: int) -> None:
-        self._call = engine.prepare(n=1, p=positions)
-        self._inputs = _settled(self._call, sampling)
-        self._inputs["uniforms"][:] = uniforms(sampling.seed, positions)
-
-    def __call__(self, scores: Scores, row: int, position: int) -> int:
-        self._inputs["logits"][0, 0] = scores.logits[row]
-        self._inputs["past"][0] = position - 1
-        self._call.run()
-        return int(self._call.outputs["token"][0, 0])
 
 
 class BatchInverseCdf:

@@ -12,12 +12,13 @@ from policy.repeats import LEAST, ROWS
 from runtime.loop import prefill, rounds
 from runtime.ngram import NgramDrafter
 from runtime.repeats import LONGEST, RECENT, Index, RepeatsDrafter
-from runtime.sampling import Pick, greedy
+from runtime.sampling import Pick, Scores, greedy
+from runtime.tree import Tree
 from tests.fakes import VOCAB, toy_target
 from tests.planted import PlantedDrafter
 from tests.test_loop import PROMPT, RandomPolicy, decode, expected, sampled
 
-TREE = TreeSpec(5, 3, 2)
+TREE, NOTHING = TreeSpec(5, 3, 2), Scores({}, Tree.chain([0]), 0, 0)
 
 
 def bets(quantized: bool = False) -> Repeats:
@@ -90,6 +91,17 @@ def test_any_bet_gives_the_plain_answer_and_the_plain_cache(pick: Pick, seed: in
     again, _ = decode(target, drafter, RandomPolicy(seed), pick, prompt=prompt)  # the request before is forgotten
     assert again == answer
     assert any(each.spec.width == 1 and each.spec.nodes in ROWS for each in done)
+
+
+def test_what_the_caches_still_hold_is_read_again() -> None:
+    text = [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
+    told, kept = (RepeatsDrafter(NgramDrafter(), bets()) for _ in range(2))
+    told.extend(text, NOTHING, range(len(text)))
+    assert kept.begin(text) == len(text)
+    for drafter in (told, kept):
+        bet = drafter.bet(3, 8)
+        assert bet is not None
+        assert bet.tokens.tolist() == [3, 4, 1, 2, 3, 4, 1, 2][: len(bet)]
 
 
 def test_policy_is_asked_about_drafted_rounds_only() -> None:
