@@ -5,7 +5,7 @@ from .cost_model import Calibration, CostModel
 from .fixed import FixedPolicy
 from .held import Held
 from .ltd import Ltd
-from .resps import Net, Resps
+from .resps import Encode, Net, Resps
 from .spec import PLAIN, TreeSpec
 from .surface import Surface
 from .watched import Watched, watch
@@ -14,6 +14,7 @@ __all__ = [
     "PLAIN",
     "Calibration",
     "CostModel",
+    "Encode",
     "FixedPolicy",
     "Growing",
     "GrowthPolicy",

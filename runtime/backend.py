@@ -26,6 +26,10 @@ class Backend(Protocol):
     """Memory and engines of one directory. Everything is freed by ``close``."""
 
     @property
+    def directory(self) -> Path:
+        """Where the engines' files are."""
+
+    @property
     def memory(self) -> Memory:
         """What the engines share."""
 

@@ -13,7 +13,7 @@ from .host_memory import HostMemory
 from .kv import KVCache
 from .manifest import Manifest
 
-_LARGE = ("target", "fuse", "draft")  # graphs for which a second thread does not only wait
+_LARGE = ("target", "fuse", "draft", "encoder")  # graphs for which a second thread does not only wait
 
 
 class CpuBackend:
@@ -25,6 +25,10 @@ class CpuBackend:
         self._directory, self._manifest, self._threads = directory, manifest, threads
         self.memory = HostMemory()
         self._cleanup = ExitStack()
+
+    @property
+    def directory(self) -> Path:
+        return self._directory
 
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> OrtEngine:
         threads = self._threads if name in _LARGE else 1

@@ -18,6 +18,7 @@ from .backend import expect_tree_size, load_models, open_backend
 from .cpu import physical_cores
 from .drafter import Drafter, NoDrafter
 from .eagle import EagleDrafter
+from .encoder import load_encoder
 from .errors import DecoderBusy, DecoderClosed, EngineDirError, PromptError
 from .manifest import BACKENDS, Manifest, find_engine_dir, load_manifest
 from .nets import load_net
@@ -76,7 +77,7 @@ class Decoder:
         with ExitStack() as cleanup:
             opened = open_backend(directory, self.manifest, self.backend, self.device, threads)
             cleanup.callback(opened.close)
-            self._load = partial(load_net, opened)
+            self._load, self._reader = partial(load_net, opened), partial(load_encoder, opened, self._tuning)
             self._named: dict[str | None, Policy] = {}
             self._policy = self.policy(policy)
             trees = trees_of(self._policy) or [default_tree(self.draft, self.manifest)]
@@ -92,7 +93,7 @@ class Decoder:
             if policy not in self._named:
                 self._expect_policy(policy)
                 sizes = self.manifest.tree_sizes if self.manifest.tensorrt else None
-                made = make_policy(policy, self._tuning, default_tree(self.draft, self.manifest), sizes, self._load)
+                made = make_policy(policy, self._tuning, default_tree(self.draft, self.manifest), sizes, self._load, self._reader)
                 self._named[policy] = made
             policy = self._named[policy]
         if isinstance(policy, FixedPolicy):

@@ -46,15 +46,17 @@ def prefill(target: Target, drafter: Drafter, pick: Pick, prompt: Sequence[int])
         yield Root(pick(scores, 0, target.length), partial(_features, scores, -1)) if done else None
 
 
-def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: Root, budget: int) -> Iterator[Round]:
-    """Decode after ``prefill`` until ``budget`` tokens came or the context is full."""
+def rounds(
+    target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: Root, budget: int, read: Callable[[], str] | None = None
+) -> Iterator[Round]:
+    """Decode after ``prefill`` until ``budget`` tokens came or the context is full. ``read``: the text so far, for policies that ask."""
     growth = policy if isinstance(policy, GrowthPolicy) else None
     policy.begin()
     while (room := min(budget, target.room)) > 0:
         started, past = perf_counter(), target.length
         # What the answer has no room for is not drafted, except on a device: another shape would cost more than the rows.
         deepest = (room if target.on_host else target.room) - 1
-        spec = policy.choose(Observation(past, room, root.features)).within(target.limits.tree_nodes, deepest)
+        spec = policy.choose(Observation(past, room, root.features, read)).within(target.limits.tree_nodes, deepest)
         draft = drafter.draft(root.token, spec, growth)
         drafted = perf_counter()
         scores = target.verify(draft)

@@ -14,14 +14,16 @@ class Malformed(Exception):
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
-    """JSON -> the annotated type, exactly: unknown, missing or wrongly typed keys are errors."""
+    """JSON -> the annotated type, exactly: unknown, missing or wrongly typed keys are errors. Only a field with a default may be missing:
+    files that were written before there was such a field."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        if not isinstance(value, dict) or value.keys() != hints.keys():
-            keys = set(value) ^ set(hints) if isinstance(value, dict) else set(hints)
+        needed = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+        if not isinstance(value, dict) or not needed <= value.keys() <= hints.keys():
+            keys = (needed - set(value)) | (set(value) - set(hints)) if isinstance(value, dict) else needed
             raise Malformed(f"{where} has wrong keys: {', '.join(sorted(map(str, keys)))}")
-        return kind(**{key: decode(hint, value[key], f"{where}.{key}") for key, hint in hints.items()})  # type: ignore[operator]
+        return kind(**{key: decode(hint, value[key], f"{where}.{key}") for key, hint in hints.items() if key in value})  # type: ignore[operator]
     if origin is tuple and isinstance(value, list):
         if arguments[-1] is not Ellipsis and len(arguments) != len(value):
             raise Malformed(f"{where} needs {len(arguments)} entries")
