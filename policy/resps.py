@@ -54,6 +54,7 @@ def seeing(state: str, encode: Encode | None = None) -> Callable[[Observation], 
         raise ValueError("resps' state text needs an encoder")
     return lambda observation: STATES[state](observation, encode)
 
+
 _SMALL: tuple[Action, ...] = (
     (1, 0, 0),
     (2, 1, 2),
@@ -81,8 +82,8 @@ class Resps:
     above 0 samples from softmax(logits / temperature) instead (the paper's max-entropy variant: 1.5), drawn with ``seed``. ``state``: of
     STATES, "text" with an ``encode``.
 
-    Raises ValueError for actions that are no trees and a state that cannot be, and in ``choose`` for logits that are not finite or not one per
-    action.
+    Raises ValueError for actions that are no trees and a state that cannot be, and in ``choose`` for logits that are not finite or not one
+    per action.
     """
 
     net: Net

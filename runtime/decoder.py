@@ -182,6 +182,10 @@ class Decoder:
             )
         return ids
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Token ids as text, without special tokens."""
+        return self._text.decode(tokens)
+
     def close(self) -> None:
         """Cancel what runs, wait for its round to end, free everything. May be repeated, from any thread."""
         with self._lock:
