@@ -50,8 +50,8 @@ class _Walk(gymnasium.Env):  # type: ignore[misc]
 
 
 class RespsWindow(_Walk):
-    """Re-SpS: a step is ``hold`` rounds with one action, an episode one answer. Observes ``state`` (of STATES) before the window; ``encode``
-    is the text state's.
+    """Re-SpS: a step is ``hold`` rounds with one action, an episode one answer. Observes ``state`` (of STATES) before the window;
+    ``encode`` is the text state's.
 
     ``under``: who plays the rounds that an action's tree bounds, such as an `Ltd` with that tree as its slow choice; the calls of its own
     networks are not charged. Raises ValueError for actions of a width that has no traces.

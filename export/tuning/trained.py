@@ -17,8 +17,8 @@ EVERY = 1  # levels between two questions to LTD's depth network; the paper's co
 
 @dataclass(frozen=True)
 class Trained:
-    """``slow``: Re-SpS' network, of ``actions``, which sees ``state``, made by ``texts`` where that is the text; ``depth`` and ``size``: LTD's,
-    for trees up to ``tree`` and ``sizes`` to choose from. Either may be missing, not both."""
+    """``slow``: Re-SpS' network, of ``actions``, which sees ``state``, made by ``texts`` where that is the text; ``depth`` and ``size``:
+    LTD's, for trees up to ``tree`` and ``sizes`` to choose from. Either may be missing, not both."""
 
     slow: Mlp | None = None
     actions: tuple[Action, ...] = ()
