@@ -256,7 +256,7 @@ def _check_tuning(tuning: Tuning, plans: bool) -> None:
             raise Malformed(f"manifest.tuning.learned.{policy} reads text, and manifest.tuning has no encoder")
     if encoder := tuning.encoder:
         graph = tuning.graphs.get(encoder.graph)
-        if graph is None or graph.inputs.keys() != {"tokens", "mask"} or "embedding" not in graph.outputs or (plans and not graph.plan):
+        if graph is None or graph.inputs.keys() != {"tokens", "mask"} or "embedding" not in graph.outputs or (plans and not graph.profiles):
             raise Malformed(f"manifest.tuning.graphs lacks the encoder {encoder.graph}")
         if encoder.tokenizer not in tuning.files:
             raise Malformed(f"manifest.tuning names {encoder.tokenizer!r} without its hash")
