@@ -175,7 +175,7 @@ def _write_graphs(scratch: Path, job: Job, captured: tuple[int, ...], tokenizer:
         writer = TargetWriter(job.checkpoint, precision, plan.capacity, weights, captured, static=plan.backend == TENSORRT)
         for done in writer.build():
             progress("target", done, arch.layers)
-    models = {"target": writer.model(), "sample": build_sample(arch.vocab)}
+    models = {"target": writer.model(), "sample": build_sample(arch.vocab, static=plan.backend == TENSORRT)}
     for name, model in models.items():
         onnx.save(model, scratch / f"{name}.onnx")
         onnx.checker.check_model(str(scratch / f"{name}.onnx"))

@@ -5,6 +5,7 @@ from .cost_model import Calibration, CostModel
 from .fixed import FixedPolicy
 from .held import Held
 from .ltd import Ltd
+from .repeats import Repeats, rough_surface
 from .resps import Encode, Net, Resps
 from .spec import PLAIN, TreeSpec
 from .surface import Surface
@@ -24,9 +25,11 @@ __all__ = [
     "Observation",
     "Outcome",
     "Policy",
+    "Repeats",
     "Resps",
     "Surface",
     "TreeSpec",
     "Watched",
+    "rough_surface",
     "watch",
 ]

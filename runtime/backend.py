@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from policy import TreeSpec
+from policy import Repeats, TreeSpec
 
 from .drafter import Drafter, NoDrafter
 from .eagle import DraftEngines, EagleDrafter, largest_pool, most_rows, shared_buffers
@@ -18,6 +18,7 @@ from .errors import EngineDirError
 from .kv import Cache
 from .manifest import Draft, Graph, Manifest
 from .ngram import NgramDrafter
+from .repeats import RepeatsDrafter
 from .sampling import BatchInverseCdf, InverseCdf, Pick, Sampling, greedy
 from .target import GROWN, ORDER, Target
 
@@ -65,9 +66,16 @@ class Models:
     drafter: Drafter
     picker: Callable[[Sampling], Pick]
 
+    @property
+    def eagle(self) -> EagleDrafter | None:
+        """The EAGLE-3 draft by itself."""
+        drafter = self.drafter.drafter if isinstance(self.drafter, RepeatsDrafter) else self.drafter
+        return drafter if isinstance(drafter, EagleDrafter) else None
 
-def load_models(backend: Backend, manifest: Manifest, drafter: str, specs: Sequence[TreeSpec]) -> Models:
-    """``drafter``: eagle, ngram or none; ``specs``: trees that will be asked for, to be ready from the first request on."""
+
+def load_models(backend: Backend, manifest: Manifest, drafter: str, specs: Sequence[TreeSpec], repeats: Repeats | None = None) -> Models:
+    """``drafter``: eagle, ngram or none; ``specs``: trees that will be asked for, to be ready from the first request on; ``repeats``: how
+    to bet on repeated text beside an EAGLE-3 draft."""
     memory, limits, shape = backend.memory, manifest.limits, manifest.shape
     draft = manifest.draft if drafter == "eagle" else None
     rows, nodes = max(limits.tree_nodes, limits.prefill_rows), limits.tree_nodes
@@ -96,7 +104,7 @@ def load_models(backend: Backend, manifest: Manifest, drafter: str, specs: Seque
     if eagle is None:
         return Models(target, NgramDrafter() if drafter == "ngram" else NoDrafter(), picker)
     eagle.warm_up(specs)
-    return Models(target, eagle, picker)
+    return Models(target, eagle, picker) if repeats is None else Models(target, RepeatsDrafter(eagle, repeats), picker)
 
 
 def _cache_types(graph: Graph) -> tuple[str, str]:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Same seed, same text, whatever the tree.")
 @click.option(
     "--draft",
-    type=click.Choice(["eagle", "ngram", "none"]),
-    help="What proposes the tree [default: eagle if the directory has a draft, else ngram].",
+    type=click.Choice(["eagle+ngram", "eagle", "ngram", "none"]),
+    help="What proposes the tree [default: eagle, with bets on repeated text on the CPU, if the directory has a draft, else ngram].",
 )
 @click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), help="What runs the engines [default: what they were made for].")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where they run [default: where they were made for].")

@@ -12,7 +12,7 @@ from typing import cast
 
 import numpy as np
 
-from policy import FixedPolicy, Policy
+from policy import FixedPolicy, Policy, Repeats, TreeSpec, rough_surface
 
 from .backend import expect_tree_size, load_models, open_backend
 from .cpu import physical_cores
@@ -22,13 +22,14 @@ from .encoder import load_encoder
 from .errors import DecoderBusy, DecoderClosed, EngineDirError, PromptError
 from .manifest import BACKENDS, Manifest, find_engine_dir, load_manifest
 from .nets import load_net
+from .repeats import RepeatsDrafter
 from .request import Request
 from .sampling import Sampling
 from .stream import Result, Run, Stream
 from .text import Message, StopStrings, Text
 from .tuned import POLICIES, default_tree, make_policy, trees_of, tuned_here
 
-DRAFTERS = ("eagle", "ngram", "none")
+DRAFTERS = ("eagle+ngram", "eagle", "ngram", "none")
 DEVICES = ("cpu", "cuda")
 Prompt = str | Sequence[int] | Sequence[Message]
 
@@ -37,7 +38,8 @@ class Decoder:
     """The draft-verify loop over one engine directory.
 
     ``policy`` chooses the trees: an object or a name of POLICIES (default: what resps-tune found for this machine, else a fixed tree).
-    ``draft`` names the drafter (default: "eagle" where the directory has a draft, else "ngram"). ``backend`` (onnxruntime or tensorrt) and
+    ``draft`` names the drafter: "eagle+ngram" (EAGLE-3 with bets on repeated text, on the CPU; the default there), "eagle" (the default on
+    a GPU), "ngram" (the default where the directory has no draft) or "none". ``backend`` (onnxruntime or tensorrt) and
     ``device`` (cpu or cuda) default to what the directory was made for, ``threads`` to the physical cores this process may use; ``verify``
     checks every file's hash. One request at a time: a second ``stream`` raises DecoderBusy.
     Raises EngineDirError when the directory is missing, unfinished, changed or made for something else.
@@ -61,11 +63,15 @@ class Decoder:
         directory = find_engine_dir(Path(engine_dir))
         self.manifest: Manifest = load_manifest(directory, verify=verify, backend=backend)
         self.backend, self.device = backend or self.manifest.backend, device or ("cpu" if self.manifest.tensorrt is None else "cuda")
-        self.draft = draft or ("eagle" if self.manifest.draft else "ngram")
-        if self.draft == "eagle" and self.manifest.draft is None:
+        with_bets = "eagle" if self.device == "cuda" else "eagle+ngram"
+        self.draft = draft or (with_bets if self.manifest.draft else "ngram")
+        eagle = self.draft.startswith("eagle")
+        if eagle and self.manifest.draft is None:
             raise EngineDirError(f"{directory} holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram")
+        if self.draft == "eagle+ngram" and self.device == "cuda":
+            raise ValueError("eagle+ngram works on the CPU only — choose eagle or ngram")
         threads = threads or physical_cores()
-        self._tuning = tuned_here(self.manifest, threads) if self.draft == "eagle" else None
+        self._tuning = tuned_here(self.manifest, threads) if eagle else None
         if isinstance(policy, FixedPolicy):
             expect_tree_size(self.manifest, policy.spec)  # before anything is loaded
         elif isinstance(policy, str):
@@ -81,7 +87,7 @@ class Decoder:
             self._named: dict[str | None, Policy] = {}
             self._policy = self.policy(policy)
             trees = trees_of(self._policy) or [default_tree(self.draft, self.manifest)]
-            models = load_models(opened, self.manifest, self.draft, trees)
+            models = load_models(opened, self.manifest, "eagle" if eagle else self.draft, trees, self._repeats())
             self._target, self._drafter, self._pick = models.target, models.drafter, models.picker
             self.models = models
             self._resources = cleanup.pop_all()
@@ -99,6 +105,14 @@ class Decoder:
         if isinstance(policy, FixedPolicy):
             expect_tree_size(self.manifest, policy.spec)
         return policy
+
+    def _repeats(self) -> Repeats | None:
+        """How bets are decided, where the drafter makes any: by what was measured here, or by what rounds cost elsewhere."""
+        if self.draft != "eagle+ngram":
+            return None
+        surface = self._tuning.surface if self._tuning else rough_surface(self.manifest.precision in ("int8", "int4"))
+        static = TreeSpec(*self._tuning.static) if self._tuning else default_tree(self.draft, self.manifest)
+        return Repeats(surface, static)
 
     @property
     def policies(self) -> tuple[str, ...]:
@@ -148,7 +162,7 @@ class Decoder:
     def _drafter_for(self, policy: Policy) -> Drafter:
         """Where nothing is drafted, plain decoding does not pay for keeping an EAGLE-3 draft up to date; each request begins it anew."""
         plain = isinstance(policy, FixedPolicy) and policy.spec.nodes == 1
-        return NoDrafter() if plain and isinstance(self._drafter, EagleDrafter) else self._drafter
+        return NoDrafter() if plain and isinstance(self._drafter, (EagleDrafter, RepeatsDrafter)) else self._drafter
 
     def generate(
         self,

@@ -1,4 +1,4 @@
-"""What the loop asks of a drafter; n-gram look-up and EAGLE-3 stand behind the same three verbs."""
+"""What the loop asks of a drafter; n-gram look-up and EAGLE-3 stand behind the same verbs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ class Drafter(Protocol):
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         """Tokens were committed; ``scores.features[rows]`` are their features. ``scores`` is valid during this call only."""
 
+    def bet(self, root: int, most: int) -> Tree | None:
+        """A tree of at most ``most`` rows that needs no policy and is better than what `draft` could do now; None mostly."""
+
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree | GrownTree:
         """A tree of at most ``spec`` whose root is ``root``, the token after the committed ones. ``growth`` is asked on the way, if the
         drafter grows its trees level by level."""
@@ -33,6 +36,9 @@ class NoDrafter:
 
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         """Nothing is kept."""
+
+    def bet(self, root: int, most: int) -> None:
+        """Never."""
 
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
         return Tree.chain([root])

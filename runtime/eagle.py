@@ -133,6 +133,9 @@ class EagleDrafter:
         self._memory.copy(self._buffers["fused"], self._buffers["waiting"], len(self._tokens) * size, count * size)
         self._tokens.extend(tokens)
 
+    def bet(self, root: int, most: int) -> None:
+        """Never: it takes a policy."""
+
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree | GrownTree:
         spec = self._fitting(spec)
         if spec.nodes == 1:  # so is a tree without depth or width

@@ -56,8 +56,12 @@ def rounds(
         started, past = perf_counter(), target.length
         # What the answer has no room for is not drafted, except on a device: another shape would cost more than the rows.
         deepest = (room if target.on_host else target.room) - 1
-        spec = policy.choose(Observation(past, room, root.features, read)).within(target.limits.tree_nodes, deepest)
-        draft = drafter.draft(root.token, spec, growth)
+        bet = drafter.bet(root.token, min(room, target.limits.tree_nodes))
+        if bet is None:
+            spec = policy.choose(Observation(past, room, root.features, read)).within(target.limits.tree_nodes, deepest)
+        else:
+            spec = TreeSpec(len(bet), len(bet) - 1, 1)
+        draft = bet or drafter.draft(root.token, spec, growth)
         drafted = perf_counter()
         scores = target.verify(draft)
         verified = perf_counter()
@@ -67,7 +71,8 @@ def rounds(
         root = Root(verdict.tokens[-1], partial(_features, scores, verdict.path[-1]))
         budget -= len(verdict.tokens)
         seconds = perf_counter() - started
-        policy.observe(Outcome(spec, len(scores.tree), len(verdict.tokens), seconds))
+        if bet is None:
+            policy.observe(Outcome(spec, len(scores.tree), len(verdict.tokens), seconds))
         yield Round(verdict.tokens, spec, len(scores.tree), drafted - started, verified - drafted, seconds)
 
 

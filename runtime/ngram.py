@@ -39,6 +39,9 @@ class NgramDrafter:
                 if len(places) > RECENT:
                     del places[0]
 
+    def bet(self, root: int, most: int) -> None:
+        """Never: all it does is look up."""
+
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
         tokens, parent, children = [root], [-1], [0]
         edges: dict[tuple[int, int], int] = {}

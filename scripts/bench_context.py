@@ -23,15 +23,25 @@ from scripts.drafting.openings import library_passages
 REQUEST = "\n\nSummarize the text above."
 
 
-def prompt_of(decoder: Decoder, length: int, choice: random.Random) -> list[dict[str, str]]:
-    """One user turn of about ``length`` tokens."""
+def text_of(decoder: Decoder, length: int, choice: random.Random) -> str:
+    """Passages of about ``length`` tokens, at most that many."""
     passages = library_passages(600)
     words: list[str] = []
     while len(decoder._text.encode(" ".join(words))) < length:
         words += choice.choice(passages).split(" ")
     while len(decoder._text.encode(" ".join(words))) > length:
         words = words[: max(1, int(len(words) * 0.97))]
-    return [{"role": "user", "content": " ".join(words) + REQUEST}]
+    return " ".join(words)
+
+
+def prompt_of(decoder: Decoder, length: int, choice: random.Random) -> list[dict[str, str]]:
+    """One user turn of about ``length`` tokens."""
+    return [{"role": "user", "content": text_of(decoder, length, choice) + REQUEST}]
+
+
+def passage(decoder: Decoder, length: int, seed: int) -> list[int]:
+    """A user turn of exactly ``length`` tokens: what is too much is cut away at the front."""
+    return decoder.encode(prompt_of(decoder, length, random.Random(f"{length} {seed}")))[-length:]
 
 
 @click.command()
@@ -43,7 +53,7 @@ def prompt_of(decoder: Decoder, length: int, choice: random.Random) -> list[dict
 def main(engine_dir: Path, tree: str, lengths: tuple[int, ...], prompts: int, max_new_tokens: int) -> None:
     """One line per length."""
     spec = TreeSpec.parse(tree)
-    with Decoder(engine_dir) as decoder:
+    with Decoder(engine_dir, draft="eagle") as decoder:
         for length in lengths:
             choice, tokens, cycles = random.Random(length), 0, 0
             for _ in range(prompts):

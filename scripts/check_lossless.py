@@ -44,7 +44,7 @@ def margin(decoder: Decoder, prompt: list[int], answer: list[int], at: int, othe
 
 @click.command()
 @click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--drafter", type=click.Choice(["planted", "eagle"]), default="planted", show_default=True)
+@click.option("--drafter", type=click.Choice(["planted", "eagle", "eagle+ngram"]), default="planted", show_default=True)
 @click.option("--temperature", default=0.0, show_default=True)
 @click.option("--prompts", default=len(PROMPTS), help="How many of the project's test prompts.")
 @click.option("--new-tokens", default=64)
@@ -52,8 +52,8 @@ def margin(decoder: Decoder, prompt: list[int], answer: list[int], at: int, othe
 @click.option("--threads", default=2)
 def main(engine_dir: Path, drafter: str, temperature: float, prompts: int, new_tokens: int, allowed: float, threads: int) -> None:
     """Print one line per shape and one per difference."""
-    decoder = Decoder(engine_dir, draft="eagle" if drafter == "eagle" else "none", threads=threads)
-    eagle = decoder._drafter
+    decoder = Decoder(engine_dir, draft="none" if drafter == "planted" else drafter, threads=threads)
+    own = decoder._drafter
     vocab = decoder.manifest.shape.vocab
     ids = [decoder._text.encode(prompt) for prompt in PROMPTS[:prompts]]
     decoder._drafter = DummyRowDrafter(vocab)
@@ -63,7 +63,7 @@ def main(engine_dir: Path, drafter: str, temperature: float, prompts: int, new_t
     for shape in SHAPES:
         cycles = compared = differing = 0
         for seed, (prompt, answer) in enumerate(zip(ids, plain, strict=True)):
-            decoder._drafter = eagle if drafter == "eagle" else PlantedDrafter(len(prompt), answer, vocab, seed)
+            decoder._drafter = PlantedDrafter(len(prompt), answer, vocab, seed) if drafter == "planted" else own
             result = decoder.generate(prompt, max_new_tokens=new_tokens, policy=FixedPolicy(shape), sampling=draws[seed])
             cycles += result.stats.cycles
             compared += len(answer)

@@ -62,7 +62,7 @@ class GrowthClock(Clock):
 def main(engine_dir: Path, names: tuple[str, ...], prompts: Path | None, most: int) -> None:
     """Print a table in Markdown."""
     click.echo("| policy | calls a round | microseconds a call | of decode time |\n| --- | --- | --- | --- |")
-    with Decoder(engine_dir) as decoder:
+    with Decoder(engine_dir, draft="eagle") as decoder:
         for name in names or decoder.policies:
             policy = decoder.policy(name)
             clock = GrowthClock(policy) if isinstance(policy, GrowthPolicy) else Clock(policy)

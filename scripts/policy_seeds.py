@@ -67,7 +67,7 @@ def main(
     sets: tuple[Path, ...],
 ) -> None:
     """Print a table in Markdown for each temperature."""
-    with tempfile.TemporaryDirectory() as scratch, Decoder(engine_dir, policy="fixed", threads=threads) as decoder:
+    with tempfile.TemporaryDirectory() as scratch, Decoder(engine_dir, policy="fixed", draft="eagle", threads=threads) as decoder:
         texts = open_texts(Path(scratch), threads, NAME in names) if not check and NAME in (names or VARIANTS) else None
         names = tuple(name for name in names or VARIANTS if texts or name != NAME)
         grid, cache = grid_for(decoder.manifest), cache_directory() / "tuning" / decoder.manifest.engine_id

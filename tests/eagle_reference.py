@@ -212,6 +212,9 @@ class Watched:
             if each:
                 each.extend(tokens, scores, rows)
 
+    def bet(self, root: int, most: int) -> None:
+        """Never."""
+
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
         tree = self.eagle.draft(root, spec, growth)
         waiting = len(self.eagle._tokens)

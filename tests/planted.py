@@ -29,6 +29,9 @@ class PlantedDrafter:
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         self._committed += len(tokens)
 
+    def bet(self, root: int, most: int) -> None:
+        """Never."""
+
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
         after_root = self._committed - self._prompt_length + 1
         true_length = int(self._random.integers(0, min(spec.depth, spec.nodes - 1) + 1))
@@ -62,6 +65,9 @@ class DummyRowDrafter:
 
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         """Nothing is kept."""
+
+    def bet(self, root: int, most: int) -> None:
+        """Never."""
 
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
         # A child at depth 1 can be accepted by chance; it is then right all the same.

@@ -163,7 +163,7 @@ def test_the_shipped_draft_changes_no_token_and_is_often_right(
 ) -> None:
     """Greedy and sampled, against plain decoding with a dummy row; scripts/check_lossless.py --drafter eagle runs more of it."""
     with Decoder(demo_engine(precision), threads=2) as decoder:
-        assert decoder.draft == "eagle"
+        assert decoder.draft == "eagle+ngram"
         eagle, tokens, cycles = decoder._drafter, 0, 0
         for number, prompt in enumerate(PROMPTS[1:16:4]):
             for sampling in (Sampling(), Sampling(temperature=1.0, seed=number)):

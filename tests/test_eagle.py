@@ -19,6 +19,7 @@ from runtime.drafter import NoDrafter
 from runtime.eagle import EagleDrafter
 from runtime.manifest import FILE_NAME, load_manifest
 from runtime.ngram import NgramDrafter
+from runtime.repeats import RepeatsDrafter
 from tests.eagle_engines import export, write_echo, write_random_draft
 from tests.eagle_reference import ReferenceDrafter, Watched, expect_same, expect_well_formed, paths
 from tests.planted import PlantedDrafter
@@ -240,7 +241,8 @@ def test_features_that_are_no_numbers_do_not_change_the_answer(
 
 def test_directory_decides_the_drafter(engines: Mapping[str, Path], tiny_engine: Path) -> None:
     for directory, choice, kind in (
-        (engines["echo"], None, EagleDrafter),
+        (engines["echo"], None, RepeatsDrafter),
+        (engines["echo"], "eagle+ngram", RepeatsDrafter),
         (engines["echo"], "eagle", EagleDrafter),
         (engines["echo"], "ngram", NgramDrafter),
         (engines["echo"], "none", NoDrafter),

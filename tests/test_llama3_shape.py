@@ -106,7 +106,7 @@ def write_eagle(directory: Path) -> None:
 
 def test_it_runs_losslessly(engine: Path) -> None:
     with Decoder(engine, threads=1) as decoder:
-        assert decoder.draft == "eagle"
+        assert decoder.draft == "eagle+ngram"
         assert decoder.manifest.shape.captured_layers == (2, 4, 5)
         ask: Callable[[TreeSpec, Sampling], tuple[int, ...]] = lambda spec, sampling: (  # noqa: E731
             decoder.generate("the cat sat on the mat", max_new_tokens=48, policy=FixedPolicy(spec), sampling=sampling).tokens

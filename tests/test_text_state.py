@@ -172,7 +172,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def decoder(engine: Path) -> Iterator[Decoder]:
-    with Decoder(engine) as opened:
+    with Decoder(engine, draft="eagle") as opened:
         yield opened
 
 
@@ -325,7 +325,7 @@ def test_installed_it_decides_as_it_replayed_and_changes_no_token(tiny: Path, de
     answer = decoder.generate(prompt_of(20), max_new_tokens=90).tokens
     traces = {width: trace(decoder, "x", prompt_of(20), answer, 4, width) for width in (1, 2, 3)}
     found = replay(trained["resps-text"].policy(), [traces], SURFACE)
-    with Decoder(tiny, threads=2) as tuned:
+    with Decoder(tiny, draft="eagle", threads=2) as tuned:
         policy = tuned.policy()
         assert isinstance(policy, Watched)
         stats = tuned.generate(prompt_of(20), max_new_tokens=90, policy=policy.policy).stats
@@ -345,7 +345,7 @@ def test_installed_it_decides_as_it_replayed_and_changes_no_token(tiny: Path, de
 
 def test_embeddings_that_are_no_numbers_pin_the_fixed_tree(tiny: Path, texts: Texts) -> None:
     install(tiny, load_manifest(tiny), a_tuning(tiny, {"resps-text": reading(texts)}, policy="resps-text"))
-    with Decoder(tiny, threads=2) as tuned:
+    with Decoder(tiny, draft="eagle", threads=2) as tuned:
         policy = tuned.policy()
         assert isinstance(policy, Watched)
         policy.policy.policy._see = lambda _: np.full(WIDTH, np.nan, np.float32)  # type: ignore[attr-defined]

@@ -87,7 +87,7 @@ def _tuned(
     from .surface import measure
     from .tune import confirm, fit, learn, simulate, split
 
-    if decoder.draft != "eagle":
+    if decoder.manifest.draft is None:
         raise TuningError("the engine has no EAGLE-3 draft, so there is nothing to tune — export with --draft-weights")
     if len(asked) < LEAST_PROMPTS:
         raise TuningError(f"{len(asked)} prompts are too few, tuning needs {LEAST_PROMPTS} — give more with --prompts")

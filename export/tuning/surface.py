@@ -32,8 +32,8 @@ def measure(
     progress: Callable[[float], None] = lambda _: None,
 ) -> Surface:
     """Medians of ``times`` turns; in every turn each point is measured once, so that a slow moment of the machine hits all of them."""
-    target, drafter, limits = decoder.models.target, decoder.models.drafter, decoder.manifest.limits
-    assert isinstance(drafter, EagleDrafter)
+    target, drafter, limits = decoder.models.target, decoder.models.eagle, decoder.manifest.limits
+    assert drafter is not None
     sizes = decoder.manifest.tree_sizes if decoder.manifest.tensorrt else ROWS
     rows = tuple(count for count in sizes if count <= min(most_rows, limits.tree_nodes))
     spans = tuple(span for span in SPANS if span + most_rows < limits.context) or (limits.context - 1,)

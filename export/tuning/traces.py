@@ -69,8 +69,8 @@ def write_answer(decoder: Decoder, prompt: Sequence[int], tokens: int, sampling:
 
 def trace(decoder: Decoder, name: str, prompt: Sequence[int], answer: Sequence[int], depth: int, width: int) -> Trace:
     """Draft at every position of ``answer`` but the last. Raises ValueError when the engine has no draft or the answer no second token."""
-    target, drafter = decoder.models.target, decoder.models.drafter
-    if not isinstance(drafter, EagleDrafter):
+    target, drafter = decoder.models.target, decoder.models.eagle
+    if drafter is None:
         raise ValueError("traces need an EAGLE-3 draft")
     if len(answer) < 2:
         raise ValueError("the answer is too short")

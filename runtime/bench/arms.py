@@ -62,7 +62,7 @@ def _possible(tree: TreeSpec, decoder: Decoder) -> TreeSpec:
     """The loop would cut a larger tree without a word, and the table would name a tree that never grew."""
     manifest = decoder.manifest
     expect_tree_size(manifest, tree)
-    limits, model = manifest.limits, manifest.draft if decoder.draft == "eagle" else None
+    limits, model = manifest.limits, manifest.draft if decoder.draft.startswith("eagle") else None
     if tree.nodes > limits.tree_nodes or (model and (tree.depth > model.max_depth or tree.width > model.max_width)):
         most = f"{limits.tree_nodes} nodes" + (f", depth {model.max_depth}, width {model.max_width}" if model else "")
         raise BenchError(f"the tree {tree} is larger than the engine allows ({most}) — choose a smaller one")

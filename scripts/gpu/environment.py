@@ -77,7 +77,7 @@ def _runs(folder: Path, flavour: str, capabilities: str | None) -> dict[str, Any
     from export.sample import build_sample
 
     vocab = 1000
-    (folder / "sample.onnx").write_bytes(build_sample(vocab).SerializeToString())
+    (folder / "sample.onnx").write_bytes(build_sample(vocab, static=True).SerializeToString())
     graph = _sample_graph(vocab)
     gpu = find_gpu()
     if gpu is None:
