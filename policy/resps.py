@@ -17,6 +17,9 @@ from .spec import PLAIN, TreeSpec
 Net = Callable[[np.ndarray], np.ndarray]
 """float32 [1, F] -> logits [1, A]; any scaling of the input is inside."""
 
+Encode = Callable[[str], np.ndarray]
+"""Text -> its embedding, float32 [E]."""
+
 Action = tuple[int, int, int]
 """(nodes, depth, width), counted as in TreeSpec; (1, 0, 0) is plain decoding."""
 
@@ -24,12 +27,33 @@ HOLD, HOLD_IN_TRAINING = 30, 10  # rounds
 CAPTURED = 3  # vectors in the features
 
 
-def _average(features: np.ndarray) -> np.ndarray:
-    return np.asarray(np.asarray(features, np.float32).reshape(CAPTURED, -1).mean(0))
+def _features(observation: Observation, _: Encode | None) -> np.ndarray:
+    return np.asarray(observation.features)
 
 
-STATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"features": np.asarray, "average": _average}
-"""What the network sees of the features [3H]: all of them, as the paper says, or the mean of the three vectors [H], as its code does."""
+def _average(observation: Observation, _: Encode | None) -> np.ndarray:
+    return np.asarray(np.asarray(observation.features, np.float32).reshape(CAPTURED, -1).mean(0))
+
+
+def _text(observation: Observation, encode: Encode | None) -> np.ndarray:
+    assert encode is not None  # seeing() saw to it
+    return encode(observation.text)
+
+
+STATES: dict[str, Callable[[Observation, Encode | None], np.ndarray]] = {"features": _features, "average": _average, "text": _text}
+"""What the network sees: all of the features [3H], as the paper says; the mean of the three vectors [H], as its code does; or, the paper's
+other state, an embedding of the text so far [E], which costs the pass of an encoder."""
+
+
+def seeing(state: str, encode: Encode | None = None) -> Callable[[Observation], np.ndarray]:
+    """How ``state`` (of STATES) is made of an observation; ``encode`` is the "text" state's. Raises ValueError without it, or for an
+    unknown state."""
+    if state not in STATES:
+        raise ValueError(f"resps' state is one of {', '.join(STATES)}, not {state!r}")
+    if state == "text" and encode is None:
+        raise ValueError("resps' state text needs an encoder")
+    return lambda observation: STATES[state](observation, encode)
+
 
 _SMALL: tuple[Action, ...] = (
     (1, 0, 0),
@@ -56,10 +80,10 @@ _SMALL: tuple[Action, ...] = (
 class Resps:
     """One decision per call of ``choose``. ``margin``: how far the best logit must exceed the last action's to replace it. ``temperature``
     above 0 samples from softmax(logits / temperature) instead (the paper's max-entropy variant: 1.5), drawn with ``seed``. ``state``: of
-    STATES.
+    STATES, "text" with an ``encode``.
 
-    Raises ValueError for actions that are no trees or an unknown state, and in ``choose`` for logits that are not finite or not one per
-    action.
+    Raises ValueError for actions that are no trees and a state that cannot be, and in ``choose`` for logits that are not finite or not one
+    per action.
     """
 
     net: Net
@@ -68,6 +92,8 @@ class Resps:
     temperature: float = 0.0
     seed: int = 0
     state: str = "features"
+    encode: Encode | None = None
+    _see: Callable[[Observation], np.ndarray] = field(init=False, repr=False)
     _specs: tuple[TreeSpec, ...] = field(init=False, repr=False)
     _last: int | None = field(default=None, init=False)
     _random: np.random.Generator = field(init=False, repr=False)
@@ -75,8 +101,7 @@ class Resps:
     def __post_init__(self) -> None:
         if not self.actions:
             raise ValueError("resps needs at least one action")
-        if self.state not in STATES:
-            raise ValueError(f"resps' state is one of {', '.join(STATES)}, not {self.state!r}")
+        self._see = seeing(self.state, self.encode)
         self._specs = tuple(TreeSpec(*action) for action in self.actions)
         self._random = np.random.default_rng(self.seed)
 
@@ -89,7 +114,7 @@ class Resps:
         self._last = None
 
     def choose(self, observation: Observation) -> TreeSpec:
-        logits = asked("resps", self.net, STATES[self.state](observation.features), len(self.actions))
+        logits = asked("resps", self.net, self._see(observation), len(self.actions))
         self._last = self._drawn(logits) if self.temperature > 0 else self._likeliest(logits)
         return self._specs[self._last]
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from policy import Repeats, TreeSpec
+from policy.repeats import ROWS
 
 from .drafter import Drafter, NoDrafter
 from .draws import GumbelMax
@@ -26,6 +27,10 @@ from .target import GROWN, ORDER, Target
 
 class Backend(Protocol):
     """Memory and engines of one directory. Everything is freed by ``close``."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the engines' files are."""
 
     @property
     def memory(self) -> Memory:
@@ -100,7 +105,7 @@ def load_models(backend: Backend, manifest: Manifest, drafter: str, specs: Seque
     eagle: EagleDrafter | None = None
     if draft is not None:
         eagle = _eagle(backend, manifest, draft, {ORDER: order, "features": features, **{f"tree.{name}": grown[name] for name in GROWN}})
-    target.warm_up((1, 2) if memory.on_host else manifest.tree_sizes)
+    target.warm_up((1, 2, *(ROWS if repeats else ())) if memory.on_host else manifest.tree_sizes)
     if eagle is None:
         return Models(target, NgramDrafter() if drafter == "ngram" else NoDrafter(), picker)
     eagle.warm_up(specs)

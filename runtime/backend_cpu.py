@@ -14,7 +14,7 @@ from .host_memory import HostMemory
 from .kv import KVCache
 from .manifest import Manifest
 
-_LARGE = ("target", "fuse", "draft")  # graphs for which a second thread does not only wait
+_LARGE = ("target", "fuse", "draft", "encoder")  # graphs for which a second thread does not only wait
 
 
 class CpuBackend:
@@ -30,6 +30,10 @@ class CpuBackend:
         self._sessions: dict[str, Any] = {} if sessions is None else sessions
         self.memory = HostMemory()
         self._cleanup = ExitStack()
+
+    @property
+    def directory(self) -> Path:
+        return self._directory
 
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> OrtEngine:
         graph = self._manifest.graph(name)

@@ -37,6 +37,10 @@ class CudaBackend:
             self._trt = _TensorRT(self._cuda, self.memory, manifest) if with_plans else None
             self._cleanup = cleanup.pop_all()
 
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> Engine:
         graph = self._manifest.graph(name)
         engine: Engine

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), help="What runs the engines [default: what they were made for].")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where they run [default: where they were made for].")
-@click.option("--policy", type=click.Choice(["none", "fixed", "cost-model", "resps", "ltd", "resps+ltd"]),
+@click.option("--policy", type=click.Choice(["none", "fixed", "cost-model", "resps", "resps-text", "ltd", "resps+ltd"]),
               help="What decides how big the tree is [default: as tuned].")  # fmt: skip
 @click.option("--tree", metavar="NODES,DEPTH,WIDTH", help="Fixed tree; 1,0,0 is plain decoding.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a pass [default: physical cores].")

@@ -18,6 +18,7 @@ from .backend import Backend, expect_tree_size, load_models, open_backend
 from .cpu import physical_cores
 from .drafter import Drafter, NoDrafter
 from .eagle import EagleDrafter
+from .encoder import load_encoder
 from .errors import DecoderBusy, DecoderClosed, EngineDirError, enough_memory
 from .manifest import BACKENDS, Manifest, find_engine_dir, load_manifest
 from .nets import load_net
@@ -90,7 +91,7 @@ class Decoder:
         with ExitStack() as cleanup, enough_memory():
             cleanup.callback(opened.close)
             self._opened, self._asked = opened, policy
-            self._load = partial(load_net, opened)
+            self._load, self._reader = partial(load_net, opened), partial(load_encoder, opened, self._tuning)
             self._named: dict[str | None, Policy] = {}
             self._policy = self.policy(policy)
             self.models = load_models(opened, self.manifest, self.draft, self._trees, self._repeats())
@@ -145,7 +146,7 @@ class Decoder:
             if policy not in self._named:
                 self._expect_policy(policy)
                 sizes = self.manifest.tree_sizes if self.manifest.tensorrt else None
-                made = make_policy(policy, self._tuning, default_tree(self.draft, self.manifest), sizes, self._load)
+                made = make_policy(policy, self._tuning, default_tree(self.draft, self.manifest), sizes, self._load, self._reader)
                 self._named[policy] = made
             policy = self._named[policy]
         if isinstance(policy, FixedPolicy):
@@ -252,6 +253,10 @@ class Decoder:
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of any form of prompt, checked against vocabulary and context. Raises PromptError."""
         return encode(prompt, self._text, self.manifest.shape.vocab, self.manifest.limits.context)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Token ids as text, without special tokens."""
+        return self._text.decode(tokens)
 
     def close(self) -> None:
         """Cancel what runs, wait for its round to end, free everything. May be repeated, from any thread; inside a round of its own thread,

@@ -59,8 +59,10 @@ def prefill(target: Target, drafter: Drafter, pick: Pick, prompt: Sequence[int])
             yield Root(token, partial(_features, scores, -1))
 
 
-def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: Root, budget: int) -> Iterator[Round]:
-    """Decode after ``prefill`` until ``budget`` tokens came or the context is full."""
+def rounds(
+    target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: Root, budget: int, read: Callable[[], str] | None = None
+) -> Iterator[Round]:
+    """Decode after ``prefill`` until ``budget`` tokens came or the context is full. ``read``: the text so far, for policies that ask."""
     growth = policy if isinstance(policy, GrowthPolicy) else None
     policy.begin()
     while (room := min(budget, target.room)) > 0:
@@ -70,7 +72,7 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: R
         with DRAFT:
             bet = drafter.bet(root.token, min(room, target.limits.tree_nodes))
             if bet is None:
-                spec = policy.choose(Observation(past, room, root.features)).within(target.limits.tree_nodes, deepest)
+                spec = policy.choose(Observation(past, room, root.features, read)).within(target.limits.tree_nodes, deepest)
             else:
                 spec = TreeSpec(len(bet), len(bet) - 1, 1)
             draft = bet or drafter.draft(root.token, spec, growth)

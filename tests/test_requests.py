@@ -287,5 +287,6 @@ def test_warmup_prepares_what_the_first_request_needs(engine: Path) -> None:
 
 
 def engines(decoder: Decoder) -> dict[str, Any]:
-    drafter: Any = decoder._drafter
-    return {"target": decoder._target._engine, "expand": drafter._engines.expand}
+    eagle = decoder.models.eagle
+    assert eagle is not None
+    return {"target": decoder._target._engine, "expand": eagle._engines.expand}

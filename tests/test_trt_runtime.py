@@ -15,6 +15,7 @@ import pytest
 import runtime.backend_cuda
 import runtime.trt
 from export.tuning.install import install
+from export.tuning.texts import texts_of
 from policy import PLAIN, FixedPolicy, TreeSpec
 from runtime import Decoder, EngineDirError, EngineFailure, Sampling
 from runtime.cli import command
@@ -24,7 +25,8 @@ from runtime.errors import GpuMemoryError
 from runtime.manifest import load_manifest
 from tests.eagle_engines import export, write_echo
 from tests.emulated_gpu import EmulatedCuda, EmulatedRtx, EmulatedTrt
-from tests.tunings import FAST, SLOW, a_tuning
+from tests.tiny_encoder import WIDTH, write_bert
+from tests.tunings import FAST, SLOW, a_tuning, net
 
 SIZES = (1, 2, 5, 16, 40)
 TREES = [PLAIN, TreeSpec(2, 1, 1), TreeSpec(5, 3, 2), TreeSpec(16, 4, 4), TreeSpec(40, 9, 3)]
@@ -294,16 +296,21 @@ def test_tuned_networks_are_engines_there_too(
     slow = dataclasses.replace(SLOW, actions=((1, 0, 0), (5, 3, 2), (16, 4, 4)))
     fast = dataclasses.replace(FAST, tree=(5, 3, 2), sizes=(1, 2, 5))
     both = dataclasses.replace(fast, slow=slow.slow, actions=((1, 0, 0), (2, 2, 2), (5, 3, 2)))
-    install(directory, load_manifest(directory), a_tuning(directory, {"resps": slow, "ltd": fast, "resps+ltd": both}, threads=1))
+    for folder in ("bert", "encoder"):
+        (tmp_path / folder).mkdir()
+    write_bert(tmp_path / "bert")
+    text = dataclasses.replace(slow, slow=net(WIDTH, 3), state="text", texts=texts_of(tmp_path / "bert", tmp_path / "encoder", 1))
+    trained = {"resps": slow, "ltd": fast, "resps+ltd": both, "resps-text": text}
+    install(directory, load_manifest(directory), a_tuning(directory, trained, threads=1))
     tuning = load_manifest(directory).tuning
     assert tuning is not None
-    assert {Path(name).suffix for name in tuning.files} == {".onnx", ".plan"}
+    assert {Path(name).suffix for name in tuning.files} == {".onnx", ".plan", ".data", ".json"}
     place = Place(directory, monkeypatch)
     with place.decoder(threads=1) as device:
-        for name in ("resps", "ltd", "resps+ltd", "cost-model"):
+        for name in (*trained, "cost-model"):
             for sampling in (Sampling(), Sampling(0.8, seed=4)):
                 expected = host.generate(prompt_of(20), max_new_tokens=60, sampling=sampling, policy=FixedPolicy(PLAIN)).tokens
                 assert device.generate(prompt_of(20), max_new_tokens=60, sampling=sampling, policy=name).tokens == expected, name
     ran = {engine.file.name.split("-")[-2] for engine in place.trt.engines if engine.file.name.startswith("tuned") and engine.contexts}
-    assert ran == {"slow", "depth", "size"}
+    assert ran == {"slow", "depth", "size", "encoder"}
     assert place.cuda.leaked() == (0, 0)

@@ -50,7 +50,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def decoder(engine: Path) -> Iterator[Decoder]:
-    with Decoder(engine) as opened:
+    with Decoder(engine, draft="eagle") as opened:
         yield opened
 
 
@@ -308,7 +308,7 @@ def test_learned_policies_decode_as_they_replayed_and_change_no_token(tiny: Path
     trained = {"resps": SLOW, "ltd": FAST, "resps+ltd": both, "resps-average": average}
     install(tiny, load_manifest(tiny), a_tuning(tiny, trained, policy="ltd"))
     answer = [traced(decoder, Sampling())]
-    with Decoder(tiny, threads=2) as tuned:
+    with Decoder(tiny, draft="eagle", threads=2) as tuned:
         plain = tuned.generate(prompt_of(20), max_new_tokens=90, policy="none").tokens
         for name, each in trained.items():
             policy = tuned.policy(name)

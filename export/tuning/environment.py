@@ -14,9 +14,9 @@ import numpy as np
 
 from policy import FixedPolicy, Growing, Policy, Surface, TreeSpec
 from policy.ltd import CONTINUE, bounded, depth_state, size_state
-from policy.resps import HOLD_IN_TRAINING, STATES, Action
+from policy.resps import HOLD_IN_TRAINING, Action, Encode, seeing
 
-from .replay import Answers, Replay, candidates, play_round, reached
+from .replay import Answers, Replay, candidates, observed, play_round, reached
 from .traces import Trace
 
 Step = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
@@ -50,8 +50,8 @@ class _Walk(gymnasium.Env):  # type: ignore[misc]
 
 
 class RespsWindow(_Walk):
-    """Re-SpS: a step is ``hold`` rounds with one action, an episode one answer. Observes ``state`` (of STATES) of the features before the
-    window.
+    """Re-SpS: a step is ``hold`` rounds with one action, an episode one answer. Observes ``state`` (of STATES) before the window;
+    ``encode`` is the text state's.
 
     ``under``: who plays the rounds that an action's tree bounds, such as an `Ltd` with that tree as its slow choice; the calls of its own
     networks are not charged. Raises ValueError for actions of a width that has no traces.
@@ -67,11 +67,12 @@ class RespsWindow(_Walk):
         policy_ms: float = 0.0,
         under: Callable[[TreeSpec], Policy] = FixedPolicy,
         state: str = "features",
+        encode: Encode | None = None,
     ) -> None:
         super().__init__(answers, surface, rate, policy_ms)
         if missing := {width for nodes, _, width in actions if nodes > 1} - set(self._traces):
             raise ValueError(f"no traces of width {', '.join(map(str, sorted(missing)))}")
-        self._state = STATES[state]
+        self._state = seeing(state, encode)
         self._players, self._hold = [under(TreeSpec(*action)) for action in actions], hold
         self.action_space = gymnasium.spaces.Discrete(len(actions))
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, self._features().shape, np.float32)
@@ -90,7 +91,7 @@ class RespsWindow(_Walk):
 
     def _features(self) -> np.ndarray:
         """After the answer's end, which nobody acts upon, those of its last place."""
-        return np.asarray(self._state(self._some.features[min(self._place, len(self._some) - 1)]), np.float32)
+        return np.asarray(self._state(observed(self._some, min(self._place, len(self._some) - 1))), np.float32)
 
 
 class _Rounds(_Walk):

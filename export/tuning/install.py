@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from runtime.encoder import GRAPH, STEP
 from runtime.manifest import FILE_NAME, File, Graph, Manifest, Tensor, load_manifest, sha256_of
+from runtime.tuning import Encoder
 
 from ..gpu import Platform
 from ..plan_build import build_plan
 from .errors import TuningError
 from .nets import Mlp, graph
 from .outcome import Tuned
+from .texts import PREFIX
 from .trained import Trained, graph_name
 
-PREFIX = "tuned-"
 AGREEMENT = 1e-4  # largest difference of a logit between training's network and the graph
 
 
@@ -33,9 +35,11 @@ def install(directory: Path, expected: Manifest, tuned: Tuned) -> Manifest:
     scratch = directory / f".tuning-{os.getpid()}"
     scratch.mkdir()
     try:
-        graphs = _written(scratch, tuned.learned, _platform(manifest))
+        platform = _platform(manifest)
+        encoder, graphs = _encoder(scratch, tuned.learned, platform)
+        graphs |= _written(scratch, tuned.learned, platform)
         files = {path.name: File(sha256_of(path), path.stat().st_size) for path in sorted(scratch.iterdir())}
-        tuning = dataclasses.replace(tuned.tuning, graphs=graphs, files=files)
+        tuning = dataclasses.replace(tuned.tuning, graphs=graphs, files=files, encoder=encoder)
         installed = dataclasses.replace(manifest, tuning=tuning)
         (scratch / FILE_NAME).write_text(installed.to_json(), encoding="utf-8")
         for name in files:  # their names say what is in them: none replaces one that the old manifest means
@@ -61,6 +65,21 @@ def _platform(manifest: Manifest) -> Platform | None:
     from ..gpu import find_gpu
 
     return Platform(load(built.flavour), built.compute_capabilities, find_gpu())
+
+
+def _encoder(scratch: Path, learned: Mapping[str, Trained], platform: Platform | None) -> tuple[Encoder | None, dict[str, Graph]]:
+    """What reads text, where a policy needs it; its graph, with a plan for ``platform``, beside its weights and its tokenizer."""
+    written = next((trained.texts.written for trained in learned.values() if trained.texts), None)
+    if written is None:
+        return None, {}
+    for name in written.files:
+        shutil.copyfile(written.folder / name, scratch / name)
+    graph = written.graph
+    if platform:
+        profile = {"n": (min(STEP, written.pieces), written.pieces, written.pieces)}
+        graph = dataclasses.replace(graph, plan=f"{Path(graph.file).stem}.plan", profiles=(profile,))
+        build_plan(scratch, graph, platform, None, lambda *_: None)
+    return Encoder(GRAPH, written.tokenizer, written.pieces), {GRAPH: graph}
 
 
 def _written(scratch: Path, learned: Mapping[str, Trained], platform: Platform | None) -> dict[str, Graph]:

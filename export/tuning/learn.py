@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from policy import FixedPolicy, Held, Policy, Surface
 from policy.ltd import Ltd
-from policy.resps import HOLD, HOLD_IN_TRAINING, Action, Net, Resps
+from policy.resps import HOLD, HOLD_IN_TRAINING, Action, Encode, Net, Resps
 
 from .environment import LtdDepth, LtdSize, RespsWindow
 from .nets import EPSILON, Activation, Layers, Mlp
@@ -106,6 +106,7 @@ def learn_resps(
     settings: Settings = RESPS,
     under: Callable[[Policy], Policy] = lambda slow: slow,
     state: str = "features",
+    encode: Encode | None = None,
 ) -> Learned:
     """``under`` puts the slow policy, or one tree, under a fast one: ``lambda slow: Ltd(..., slow=slow)`` trains for resps+ltd."""
 
@@ -119,9 +120,10 @@ def learn_resps(
             limits.policy_ms,
             lambda spec: under(FixedPolicy(spec)),
             state,
+            encode,
         )
 
-    return learn(environment, lambda net: under(Held(Resps(net, actions, state=state), HOLD)), lesson, limits, settings)
+    return learn(environment, lambda net: under(Held(Resps(net, actions, state=state, encode=encode), HOLD)), lesson, limits, settings)
 
 
 def learn_ltd(

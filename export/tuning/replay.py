@@ -53,8 +53,9 @@ def replay(policy: Policy, answers: Answers, surface: Surface) -> Replay:
 
 def play_round(policy: Policy, traces: Mapping[int, Trace], some: Trace, place: int, surface: Surface, done: Replay) -> int:
     """One round at ``place`` of an answer, added to ``done``; returns its tokens. ``some``: any of its ``traces``."""
-    length, room = some.prompt + place, len(some) - place
-    spec = policy.choose(Observation(length, room, lambda: some.features[place]))
+    seen = observed(some, place)
+    length, room = seen.length, seen.room
+    spec = policy.choose(seen)
     asked = spec
     nodes, depth, gained = 1, 0, 1
     if spec.nodes > 1:
@@ -72,6 +73,11 @@ def play_round(policy: Policy, traces: Mapping[int, Trace], some: Trace, place: 
     done.cycles += 1
     done.trees[nodes, depth, asked.width if depth else 0] += 1
     return gained
+
+
+def observed(some: Trace, place: int) -> Observation:
+    """What a policy may look at before the round at ``place``."""
+    return Observation(some.prompt + place, len(some) - place, lambda: some.features[place], lambda: some.text(place))
 
 
 def _grown(policy: GrowthPolicy, spec: TreeSpec, trace: Trace, place: int, length: int) -> tuple[int, int]:

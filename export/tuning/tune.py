@@ -15,7 +15,8 @@ from .grid import Grid
 from .learn import Lesson
 from .lessons import Course, policy_cost, train, turns_of
 from .record import LEAST_PROMPTS, Progress, asked
-from .replay import Answers, Replay, best_static, oracle, replay, static_trees
+from .replay import Answers, Replay, best_static, oracle, static_trees
+from .texts import Texts, replay_paid
 from .trained import Trained
 
 LEAST_TURN = 5.0  # seconds: a training shorter than that learns nothing
@@ -49,12 +50,17 @@ class Found:
     calibration: Calibration
     learned: Mapping[str, Trained]
 
-    def policies(self, surface: Surface, sizes: tuple[int, ...] | None) -> dict[str, Policy]:
-        """Each as it runs in service, plain decoding and the fixed tree first."""
+    def policies(self, surface: Surface, sizes: tuple[int, ...] | None, by_clock: bool = False) -> dict[str, Policy]:
+        """Each as it runs in service, plain decoding and the fixed tree first. ``by_clock``: nothing is remembered of texts."""
         tuned: dict[str, Policy] = {"cost-model": CostModel(self.calibration, surface, sizes)}
-        tuned |= {name: trained.policy() for name, trained in self.learned.items()}
+        tuned |= {name: trained.policy(by_clock) for name, trained in self.learned.items()}
         guarded = {name: watch(policy, self.static, surface) for name, policy in tuned.items()}
         return {"none": FixedPolicy(PLAIN), "fixed": FixedPolicy(self.static), **guarded}
+
+    def replay(self, name: str, answers: Answers, surface: Surface, sizes: tuple[int, ...] | None) -> Replay:
+        """One of ``policies`` in simulated time."""
+        texts = self.learned[name].texts if name in self.learned else None
+        return replay_paid(self.policies(surface, sizes)[name], texts, answers, surface)
 
 
 def fit(parts: Split, surface: Surface, grid: Grid) -> tuple[Found, float]:
@@ -74,8 +80,10 @@ def learn(
     seconds: float,
     seed: int,
     progress: Progress,
+    texts: Texts | None = None,
 ) -> Found:
-    """``found`` with the policies ``names`` trained, in about so many seconds; without any where that is too short."""
+    """``found`` with the policies ``names`` trained, in about so many seconds; without any where that is too short. ``texts``: for those
+    that read."""
     turns = turns_of(names)
     if not turns or seconds / turns < LEAST_TURN:
         return found
@@ -89,13 +97,14 @@ def learn(
         policy_ms=policy_cost(some.features.shape[1], len(grid.actions(found.static))),
         seed=seed,
         progress=lambda share: progress("training", round(1000 * share), 1000),
+        texts=texts,
     )
     return Found(found.static, found.calibration, train(names, course))
 
 
 def simulate(found: Found, answers: Answers, surface: Surface, grid: Grid) -> dict[str, Replay]:
     """What each policy and the oracle do with answers that nothing was fitted to."""
-    results = {name: replay(policy, answers, surface) for name, policy in found.policies(surface, grid.sizes).items()}
+    results = {name: found.replay(name, answers, surface, grid.sizes) for name in found.policies(surface, grid.sizes)}
     trees = static_trees(grid.widths, grid.depths, grid.nodes, grid.sizes)
     best = oracle(answers, surface, trees, results["fixed"].rate)
     return {**results, "oracle": oracle(answers, surface, trees, best.rate)}
