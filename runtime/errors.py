@@ -18,9 +18,12 @@ from types import TracebackType
 
 
 class RespsError(Exception):
-    """Base of everything this project raises on purpose."""
+    """Base of everything this project raises on purpose. Its text is one line, whatever it quotes."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())
 
 
 class EngineDirError(RespsError):
@@ -62,7 +65,7 @@ class EngineFailure(RespsError):
         self.stage = stage
 
     def __str__(self) -> str:
-        return f"{self.stage}: {self.args[0]}" if self.stage else str(self.args[0])
+        return f"{self.stage}: {super().__str__()}" if self.stage else super().__str__()
 
 
 class Stage:

@@ -2,8 +2,8 @@
 
     python scripts/bench_forks.py --engine-dir DIR [--forks 2] [--turns 5] [--tokens 48]
 
-Prints JSON: MiB of the process with 1, 2 and 4 forks, each after an answer; tokens per second of all together, medians over the turns;
-their ratio.
+Prints JSON: MiB of the process with 1, 2 and 4 forks, each after an answer; tokens per second of all together, medians over the
+turns; their ratio.
 """
 
 from __future__ import annotations

@@ -239,5 +239,6 @@ def test_calls_are_reused_from_round_to_round(decoder: Decoder) -> None:
     decoder.generate(PROMPT, max_new_tokens=50, policy=policy)
     calls = decoder._target._engine._calls  # type: ignore[attr-defined]
     before = {key: id(call) for key, call in calls.items()}
+    decoder.forget()
     decoder.generate(PROMPT, max_new_tokens=50, policy=policy)
     assert {key: id(call) for key, call in calls.items()} == before
