@@ -79,11 +79,9 @@ class Pool:
             taken = True
             return replica
         except TimeoutError:
-            seconds = f"{self._settings.queue_seconds:g} s"
-            raise ApiError(
-                503, f"no engine became free within {seconds} — send the request again later", code="queue_timeout", outcome="queue_timeout",
-                retry_after=min(max(ceil(self._mean_seconds), 1), 60),
-            ) from None  # fmt: skip
+            message = f"no engine became free within {self._settings.queue_seconds:g} s — send the request again later"
+            wait = min(max(ceil(self._mean_seconds), 1), 60)
+            raise ApiError(503, message, code="queue_timeout", outcome="queue_timeout", retry_after=wait) from None
         finally:
             if turn in self._waiting:
                 self._waiting.remove(turn)

@@ -40,6 +40,7 @@ class Server(uvicorn.Server):
         self._app, self._drain_seconds, self._what = app, drain_seconds, what
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
         click.echo(f"resps-serve: {self._what}", err=True)
 
@@ -49,8 +50,7 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        loop = asyncio.get_running_loop()
-        before = {each: signal.signal(each, lambda *_: loop.call_soon_threadsafe(self.end)) for each in (signal.SIGTERM, signal.SIGINT)}
+        before = {each: signal.signal(each, lambda *_: self.loop.call_soon_threadsafe(self.end)) for each in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
