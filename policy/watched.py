@@ -51,6 +51,11 @@ class Watched:
     _logs: list[float] = field(default_factory=list, init=False)  # of the policy's rate over the static tree's, by comparison
 
     @property
+    def state(self) -> str:
+        """What it does now: "policy", "fixed" when the policy was given up, or "paused" while decoding is plain."""
+        return "paused" if self._resting else "fixed" if self.pinned else "policy"
+
+    @property
     def _comparing(self) -> bool:
         return self._round // WINDOW % EVERY == EVERY - 1
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .decoder import Decoder
     from .errors import DecoderBusy, DecoderClosed, EngineDirError, EngineFailure, PromptError, RespsError
+    from .logprobs import TokenLogprob
     from .request import Chunk
     from .sampling import Sampling
     from .stats import Stats
     from .stream import Result, Stream
+    from .totals import Totals
 
 _HOMES = {
     "Chunk": "request",
@@ -29,6 +31,8 @@ _HOMES = {
     "Sampling": "sampling",
     "Stats": "stats",
     "Stream": "stream",
+    "TokenLogprob": "logprobs",
+    "Totals": "totals",
 }
 
 __all__ = [
@@ -44,6 +48,8 @@ __all__ = [
     "Sampling",
     "Stats",
     "Stream",
+    "TokenLogprob",
+    "Totals",
 ]
 
 

@@ -35,8 +35,11 @@ class Backend(Protocol):
     def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str, value_dtype: str) -> Cache:
         """An empty cache, with the types of its keys and of its values."""
 
+    def fork(self) -> Backend:
+        """Another one over the same weights in memory, for another thread. Raises RespsError where it cannot be."""
+
     def close(self) -> None:
-        """May be repeated."""
+        """Free what is this one's; the last fork frees the weights. May be repeated."""
 
 
 def open_backend(directory: Path, manifest: Manifest, name: str, device: str, threads: int) -> Backend:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from .engine import Buffer, dtype_of
-from .engine_ort import OrtEngine
+from .engine_ort import OrtEngine, open_session
 from .errors import EngineDirError
 from .host_memory import HostMemory
 from .kv import KVCache
@@ -17,18 +18,24 @@ _LARGE = ("target", "fuse", "draft")  # graphs for which a second thread does no
 
 
 class CpuBackend:
-    """Every graph in a session of its own; ``threads`` for those with many weights."""
+    """Every graph in a session of its own; ``threads`` for those with many weights.
 
-    def __init__(self, directory: Path, manifest: Manifest, threads: int) -> None:
+    Sessions hold the weights and may run in several threads at once, so forks share them; bindings, buffers and caches are each fork's own.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, threads: int, sessions: dict[str, Any] | None = None) -> None:
         if manifest.tensorrt is not None:
             raise EngineDirError(f"{directory} is for a GPU — for the CPU export again without --backend tensorrt")
         self._directory, self._manifest, self._threads = directory, manifest, threads
+        self._sessions: dict[str, Any] = {} if sessions is None else sessions
         self.memory = HostMemory()
         self._cleanup = ExitStack()
 
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> OrtEngine:
-        threads = self._threads if name in _LARGE else 1
-        engine = OrtEngine(self._directory, self._manifest.graph(name), limits, shared, threads)
+        graph = self._manifest.graph(name)
+        if name not in self._sessions:
+            self._sessions[name] = open_session(self._directory / graph.file, self._threads if name in _LARGE else 1)
+        engine = OrtEngine(self._sessions[name], graph, limits, shared)
         self._cleanup.callback(engine.close)
         return engine
 
@@ -36,5 +43,9 @@ class CpuBackend:
         step = self._manifest.limits.span_step
         return KVCache(layers, kv_heads, capacity, head_dim, dtype_of(dtype), step, dtype_of(value_dtype))
 
+    def fork(self) -> CpuBackend:
+        return CpuBackend(self._directory, self._manifest, self._threads, self._sessions)
+
     def close(self) -> None:
         self._cleanup.close()
+        self._sessions = {}  # those of the forks stay

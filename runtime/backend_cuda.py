@@ -14,7 +14,7 @@ from .device_memory import DeviceMemory
 from .engine import Buffer, Engine, dtype_of
 from .engine_ort_cuda import OrtCudaEngine
 from .engine_trt import Scratch, TrtEngine, read_plan
-from .errors import EngineDirError, GpuMemoryError
+from .errors import EngineDirError, GpuMemoryError, RespsError
 from .kv_device import DeviceKVCache
 from .manifest import Manifest, Tensor
 
@@ -52,6 +52,9 @@ class CudaBackend:
             raise EngineDirError("int8 and int4 graphs for the CPU do not run on a GPU — export for it: resps-export --backend tensorrt")
         shape, step = (layers, kv_heads, capacity, head_dim), self._manifest.limits.span_step
         return DeviceKVCache(self._cuda, self.memory, shape, dtype_of(dtype), step, static=self._manifest.tensorrt is not None)
+
+    def fork(self) -> CudaBackend:
+        raise RespsError("a Decoder on a GPU cannot be forked yet — make a second Decoder, or use the CPU")
 
     def close(self) -> None:
         self._cleanup.close()

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
-from typing import cast
 
-import numpy as np
+from policy import PLAIN, FixedPolicy, Policy, TreeSpec
 
-from policy import FixedPolicy, Policy
-
-from .backend import expect_tree_size, load_models, open_backend
+from .backend import Backend, expect_tree_size, load_models, open_backend
 from .cpu import physical_cores
 from .drafter import Drafter, NoDrafter
 from .eagle import EagleDrafter
-from .errors import DecoderBusy, DecoderClosed, EngineDirError, PromptError
+from .errors import DecoderBusy, DecoderClosed, EngineDirError
+from .logprobs import MOST
 from .manifest import BACKENDS, Manifest, find_engine_dir, load_manifest
 from .nets import load_net
+from .prompt import Prompt as Prompt
+from .prompt import encode
 from .request import Request
 from .sampling import Sampling
 from .stream import Result, Run, Stream
-from .text import Message, StopStrings, Text
+from .text import StopStrings, Text
+from .totals import Ledger, Totals
 from .tuned import POLICIES, default_tree, make_policy, trees_of, tuned_here
 
 DRAFTERS = ("eagle", "ngram", "none")
 DEVICES = ("cpu", "cuda")
-Prompt = str | Sequence[int] | Sequence[Message]
+WARM_UP_TOKENS = 8
 
 
 class Decoder:
@@ -38,7 +42,7 @@ class Decoder:
     ``policy`` chooses the trees: an object or a name of POLICIES (default: what resps-tune found for this machine, else a fixed tree).
     ``draft`` names the drafter (default: "eagle" where the directory has a draft, else "ngram"). ``backend`` (onnxruntime or tensorrt) and
     ``device`` (cpu or cuda) default to what the directory was made for, ``threads`` to the physical cores this process may use; ``verify``
-    checks every file's hash. One request at a time: a second ``stream`` raises DecoderBusy.
+    checks every file's hash. One request at a time: a second ``stream`` raises DecoderBusy; ``fork`` makes another over the same weights.
     Raises EngineDirError when the directory is missing, unfinished, changed or made for something else.
     """
 
@@ -70,20 +74,54 @@ class Decoder:
         elif isinstance(policy, str):
             self._expect_policy(policy)
         self._text = Text(directory, self.manifest.tokens)
-        self._lock = threading.Lock()
+        self._open(open_backend(directory, self.manifest, self.backend, self.device, threads), policy)
+
+    def _open(self, opened: Backend, policy: Policy | str | None) -> None:
+        """Everything that belongs to this Decoder alone."""
+        self._lock = threading.RLock()  # a signal handler may call close() while it is held
         self._run: Run | None = None
         self._closed = False
+        self._ledger = Ledger()
         with ExitStack() as cleanup:
-            opened = open_backend(directory, self.manifest, self.backend, self.device, threads)
             cleanup.callback(opened.close)
+            self._opened, self._asked = opened, policy
             self._load = partial(load_net, opened)
             self._named: dict[str | None, Policy] = {}
             self._policy = self.policy(policy)
-            trees = trees_of(self._policy) or [default_tree(self.draft, self.manifest)]
-            models = load_models(opened, self.manifest, self.draft, trees)
-            self._target, self._drafter, self._pick = models.target, models.drafter, models.picker
-            self.models = models
+            self.models = load_models(opened, self.manifest, self.draft, self._trees)
+            self._target, self._drafter, self._pick = self.models.target, self.models.drafter, self.models.picker
             self._resources = cleanup.pop_all()
+
+    def fork(self) -> Decoder:
+        """Another Decoder over the same weights in memory, with its own cache, buffers and policies (one given as an object is copied):
+        both run at the same time, in different threads. Closing one leaves the others alive; the last one frees the weights.
+
+        Raises DecoderClosed, and RespsError where the backend cannot share its weights.
+        """
+        with self._lock:
+            self._expect_open()
+            twin = object.__new__(type(self))
+            for name in ("manifest", "backend", "device", "draft", "_tuning", "_text"):
+                setattr(twin, name, getattr(self, name))
+            twin._open(self._opened.fork(), self._asked if self._asked is None or isinstance(self._asked, str) else deepcopy(self._asked))
+            return twin
+
+    def warmup(self) -> None:
+        """Decode a little with each tree that the policy is known to ask for, so that the first request is as fast as all others. Nothing
+        of it is counted or kept. Raises DecoderBusy, DecoderClosed and EngineFailure."""
+        limits = self.manifest.limits
+        prompt = [1 % self.manifest.shape.vocab] * min(limits.prefill_rows + 1, max(1, limits.context - WARM_UP_TOKENS))
+        if self.manifest.tokens.chat_template:
+            self._text.encode([{"role": "user", "content": "Say something."}])
+        for spec in dict.fromkeys((*self._trees, *(() if self.manifest.tensorrt else (PLAIN,)))):
+            request = Request(prompt, WARM_UP_TOKENS, self._pick(Sampling()), FixedPolicy(spec), StopStrings(()), stop_tokens=frozenset())
+            for _ in self._start(request, Ledger()):
+                pass
+
+    @property
+    def _trees(self) -> list[TreeSpec]:
+        """The largest that the policy will ask for, as far as one can know."""
+        return trees_of(self._policy) or [default_tree(self.draft, self.manifest)]
 
     def policy(self, policy: Policy | str | None = None) -> Policy:
         """The policy of that name [default: as tuned], made when it is first asked for and then kept. Raises ValueError for a name that
@@ -105,8 +143,17 @@ class Decoder:
         tuning = self._tuning
         return ("none", "fixed", *(("cost-model",) if tuning and tuning.cost_model else ()), *(tuning.learned if tuning else ()))
 
+    @property
+    def totals(self) -> Totals:
+        """What all requests that are over came to, since this Decoder was loaded or forked."""
+        return self._ledger.totals(self._policy)
+
     def _expect_policy(self, name: str | None) -> None:
         _expect("policy", name, tuple(dict.fromkeys((*POLICIES, *self.policies))))
+
+    def _expect_open(self) -> None:
+        if self._closed:
+            raise DecoderClosed("this Decoder was closed — make a new one")
 
     def stream(
         self,
@@ -116,33 +163,52 @@ class Decoder:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         policy: Policy | str | None = None,
+        logprobs: int | None = None,
+        deadline: float | None = None,
     ) -> Stream:
         """Start a request; iterate over the returned Stream for its Chunks.
 
-        ``prompt``: text as it stands, chat messages (rendered by the model's template), or token ids. Raises PromptError, ValueError,
-        EngineDirError (a policy that has not been tuned), DecoderBusy or DecoderClosed here, not at the first chunk.
+        ``prompt``: text as it stands, chat messages (rendered by the model's template), or token ids. ``logprobs``: each token's
+        log-probability before temperature and cuts, and those of this many likeliest tokens (0 to 20). ``deadline``: seconds from now; then
+        the answer ends with the running round, or without a token while the prompt is still being read.
+        Raises PromptError, ValueError, EngineDirError (a policy that has not been tuned), DecoderBusy or DecoderClosed here, not at the
+        first chunk; the chunks may raise EngineFailure.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
         if isinstance(stop, str) or not all(isinstance(each, str) and each for each in stop):
             raise ValueError("stop must be a sequence of non-empty strings")
+        if logprobs is not None and (isinstance(logprobs, bool) or not 0 <= logprobs <= MOST):
+            raise ValueError(f"logprobs must be None or from 0 to {MOST}, not {logprobs}")
+        if deadline is not None and (math.isnan(deadline) or deadline < 0):
+            raise ValueError(f"deadline must be 0 seconds or more, not {deadline}")
+        ends = None if deadline is None else perf_counter() + deadline
         ids = self.encode(prompt)
         with self._lock:
-            if self._closed:
-                raise DecoderClosed("this Decoder was closed — make a new one")
-            if self._run is not None and not self._run.over:
-                raise DecoderBusy("a Stream of this Decoder is still open — finish it, close() it, or use a second Decoder")
-            chosen = self._policy if policy is None else self.policy(policy)
+            self._expect_open()
+            self._expect_free()
             request = Request(
                 prompt=ids,
                 max_new_tokens=max_new_tokens,
                 pick=self._pick(sampling or Sampling()),
-                policy=chosen,
+                policy=self._policy if policy is None else self.policy(policy),
                 stops=StopStrings(tuple(stop)),
                 stop_tokens=frozenset(self.manifest.tokens.stop),
+                logprobs=logprobs,
+                deadline=ends,
             )
-            self._run = Run(request)
-            return Stream(self._run, request.run(self._target, self._drafter_for(request.policy), self._text))
+            return self._start(request, self._ledger)
+
+    def _expect_free(self) -> None:
+        if self._run is not None and not self._run.over:
+            raise DecoderBusy("a Stream of this Decoder is still open — finish it, close() it, or use a second Decoder")
+
+    def _start(self, request: Request, ledger: Ledger) -> Stream:
+        with self._lock:
+            self._expect_free()
+            self._run = run = Run(request, ledger)
+            self._expect_open()  # after the run is known to close()
+            return Stream(run, request.run(self._target, self._drafter_for(request.policy), self._text))
 
     def _drafter_for(self, policy: Policy) -> Drafter:
         """Where nothing is drafted, plain decoding does not pay for keeping an EAGLE-3 draft up to date; each request begins it anew."""
@@ -157,40 +223,38 @@ class Decoder:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         policy: Policy | str | None = None,
+        logprobs: int | None = None,
+        deadline: float | None = None,
     ) -> Result:
         """The whole answer at once: ``stream`` with the same arguments, joined."""
-        with self.stream(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, policy=policy) as stream:
+        asked = self.stream(
+            prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, policy=policy, logprobs=logprobs, deadline=deadline
+        )
+        with asked as stream:
             return stream.result()
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of any form of prompt, checked against vocabulary and context."""
-        if isinstance(prompt, str):
-            ids = self._text.encode(prompt)
-        else:
-            items = list(prompt)
-            if items and isinstance(items[0], Mapping):
-                ids = self._text.encode(cast(Sequence[Message], items))
-            else:
-                ids = _checked_ids(cast(Iterable[int], items), self.manifest.shape.vocab)
-        if not ids:
-            raise PromptError("the prompt is empty — give at least one token")
-        if len(ids) >= self.manifest.limits.context:
-            raise PromptError(
-                f"the prompt has {len(ids)} tokens, the context holds {self.manifest.limits.context} — shorten it, or export with a "
-                "larger --max-context"
-            )
-        return ids
+        """Token ids of any form of prompt, checked against vocabulary and context. Raises PromptError."""
+        return encode(prompt, self._text, self.manifest.shape.vocab, self.manifest.limits.context)
 
     def close(self) -> None:
-        """Cancel what runs, wait for its round to end, free everything. May be repeated, from any thread."""
+        """Cancel what runs, wait for its round to end, free everything. May be repeated, from any thread; inside a round of its own thread,
+        as in a signal handler, it frees when the round has ended."""
         with self._lock:
             self._closed = True
-            run, self._run = self._run, None
+            run = self._run
         if run is not None:
             run.request.cancelled = True
             with run.working:
-                run.over = True
-        self._resources.close()
+                if run.inside:  # in this very thread: nobody else can be here
+                    run.afterwards = self._free
+                    return
+                run.end()
+        self._free()
+
+    def _free(self) -> None:
+        with self._lock:
+            self._resources.close()
 
     def __enter__(self) -> Decoder:
         return self
@@ -202,12 +266,3 @@ class Decoder:
 def _expect(what: str, value: str | None, choices: Sequence[str]) -> None:
     if value not in (None, *choices):
         raise ValueError(f"unknown {what} {value!r} — choose from {', '.join(choices)}")
-
-
-def _checked_ids(items: Iterable[int], vocab: int) -> list[int]:
-    ids = []
-    for item in items:
-        if isinstance(item, bool) or not isinstance(item, (int, np.integer)) or not 0 <= item < vocab:
-            raise PromptError(f"{item!r} is no token id — ids are whole numbers from 0 to {vocab - 1}")
-        ids.append(int(item))
-    return ids

@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from .device_memory import DeviceBuffer, DeviceMemory, aligned
-from .engine import dtype_of
+from .engine import DeviceOutputs, dtype_of
 from .manifest import Graph, Tensor
 
 
@@ -21,7 +21,7 @@ class Bound:
     shape: tuple[int, ...]
 
 
-class Reading(Mapping[str, np.ndarray]):
+class Reading(DeviceOutputs):
     """Outputs that are copied to the host when they are looked at."""
 
     def __init__(self, memory: DeviceMemory, bound: Mapping[str, Bound]) -> None:
@@ -30,6 +30,11 @@ class Reading(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         found = self._bound[name]
         return self._memory.read(found.buffer, found.shape)
+
+    def element(self, name: str, row: int, column: int) -> float:
+        bound = self._bound[name]
+        place = bound.buffer.address + (row * bound.shape[-1] + column) * bound.buffer.dtype.itemsize
+        return float(self._memory.read(DeviceBuffer(place, 1, bound.buffer.dtype), (1,))[0])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._bound)

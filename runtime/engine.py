@@ -44,6 +44,14 @@ class Memory(Protocol):
         """target[start : start + size] = source[:size]."""
 
 
+class DeviceOutputs(Mapping[str, np.ndarray]):
+    """Outputs that lie on a device: each is copied as a whole when it is looked at, or one number of it."""
+
+    def element(self, name: str, row: int, column: int) -> float:
+        """One number of a tensor [1, rows, columns]."""
+        raise NotImplementedError
+
+
 class Call(Protocol):
     """One graph prepared for fixed sizes. Fill ``inputs``, ``run()``, read ``outputs``: the same buffers every time."""
 

@@ -34,16 +34,15 @@ class OrtCall:
 
 
 class OrtEngine(Prepared):
-    """One graph in one session on the CPU.
+    """One graph on the CPU, in a session that other engines may run too.
 
     Every tensor has one flat buffer, of which a call uses the front. ``shared`` buffers (the KV cache) are the caller's; the others
     are made here, sized by ``limits`` for the largest call.
     """
 
-    def __init__(self, directory: Path, graph: Graph, limits: Mapping[str, int], shared: Mapping[str, np.ndarray], threads: int) -> None:
+    def __init__(self, session: Any, graph: Graph, limits: Mapping[str, int], shared: Mapping[str, np.ndarray]) -> None:
         super().__init__(MAX_CALLS)
-        self._graph, self._limits = graph, limits
-        self._session: Any = _session(directory / graph.file, threads)
+        self._session, self._graph, self._limits = session, graph, limits
         self._buffers: dict[str, np.ndarray] = dict(shared)
 
     def _bind(self, names: Mapping[str, str], sizes: Mapping[str, int]) -> OrtCall:
@@ -79,7 +78,8 @@ def _ort_value(array: np.ndarray) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
-def _session(file: Path, threads: int) -> Any:
+def open_session(file: Path, threads: int) -> Any:
+    """The graph with its weights; with one thread it computes on the thread that calls. Raises EngineDirError."""
     try:
         import onnxruntime
     except ImportError:

@@ -7,10 +7,13 @@ RespsError                    base of everything raised on purpose
 ├── BenchError                a benchmark that cannot be run, read or shown as asked             (exit 2)
 ├── DecoderBusy               a Stream is open: finish it or close it
 ├── DecoderClosed             used after close()
-└── EngineFailure             a pass of an engine failed; says which stage                    (exit 1)
+└── EngineFailure             a pass of an engine failed, or gave no numbers; `stage` says where (exit 1)
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class RespsError(Exception):
@@ -50,4 +53,22 @@ class DecoderClosed(RespsError):
 
 
 class EngineFailure(RespsError):
-    """A pass failed inside the inference engine."""
+    """A pass failed inside the inference engine, or its results are no numbers. ``stage``: prefill, draft, verify, sample or commit; None
+    outside of a request."""
+
+    def __init__(self, message: str, stage: str | None = None) -> None:
+        super().__init__(message)
+        self.stage = stage
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.args[0]}" if self.stage else str(self.args[0])
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """What fails inside the block failed at this stage, unless it knows better."""
+    try:
+        yield
+    except EngineFailure as failure:
+        failure.stage = failure.stage or name
+        raise

@@ -13,6 +13,7 @@ from policy import GrowthPolicy, Observation, Outcome, Policy, TreeSpec
 
 from .accept import accept
 from .drafter import Drafter
+from .errors import stage
 from .sampling import Pick, Scores
 from .target import Target
 
@@ -43,7 +44,7 @@ def prefill(target: Target, drafter: Drafter, pick: Pick, prompt: Sequence[int])
     for chunk, scores in target.prefill(prompt):
         drafter.extend(chunk, scores, range(len(chunk)))
         done = target.length == len(prompt)
-        yield Root(pick(scores, 0, target.length), partial(_features, scores, -1)) if done else None
+        yield Root(_pick(pick, scores, 0, target.length), partial(_features, scores, -1)) if done else None
 
 
 def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: Root, budget: int) -> Iterator[Round]:
@@ -54,14 +55,18 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: R
         started, past = perf_counter(), target.length
         # What the answer has no room for is not drafted, except on a device: another shape would cost more than the rows.
         deepest = (room if target.on_host else target.room) - 1
-        spec = policy.choose(Observation(past, room, root.features)).within(target.limits.tree_nodes, deepest)
-        draft = drafter.draft(root.token, spec, growth)
+        with stage("draft"):
+            spec = policy.choose(Observation(past, room, root.features)).within(target.limits.tree_nodes, deepest)
+            draft = drafter.draft(root.token, spec, growth)
         drafted = perf_counter()
-        scores = target.verify(draft)
+        with stage("verify"):
+            scores = target.verify(draft)
         verified = perf_counter()
-        verdict = accept(scores.tree, partial(_choose, pick, scores), room)
-        target.commit(verdict.path)
-        drafter.extend((root.token, *verdict.tokens[:-1]), scores, verdict.path)
+        with stage("verify"):
+            verdict = accept(scores.tree, partial(_choose, pick, scores), room)
+        with stage("commit"):
+            target.commit(verdict.path)
+            drafter.extend((root.token, *verdict.tokens[:-1]), scores, verdict.path)
         root = Root(verdict.tokens[-1], partial(_features, scores, verdict.path[-1]))
         budget -= len(verdict.tokens)
         seconds = perf_counter() - started
@@ -71,7 +76,15 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: R
 
 def _choose(pick: Pick, scores: Scores, row: int) -> int:
     """The target's token after ``row``, for the position that follows the row's own."""
-    return pick(scores, row, scores.past + int(scores.tree.depth[row]) + 1)
+    return _pick(pick, scores, row, scores.past + int(scores.tree.depth[row]) + 1)
+
+
+def _pick(pick: Pick, scores: Scores, row: int, position: int) -> int:
+    """A choice among numbers. Raises EngineFailure where the target gave none."""
+    with stage("sample"):
+        token = pick(scores, row, position)
+    scores.expect_numbers(row, token)
+    return token
 
 
 def _features(scores: Scores, row: int) -> np.ndarray:

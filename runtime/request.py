@@ -9,6 +9,8 @@ from time import perf_counter
 from policy import Policy, TreeSpec
 
 from .drafter import Drafter
+from .errors import stage
+from .logprobs import Noting, TokenLogprob
 from .loop import Root, prefill, rounds
 from .sampling import Pick
 from .stats import Tally
@@ -18,7 +20,8 @@ from .text import Detokenizer, StopStrings, Text
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one verification round brought. ``accepted`` counts draft tokens.
+    """What one verification round brought. ``accepted`` counts draft tokens, ``nodes`` the rows that were verified, ``spec`` is the tree
+    that was asked for. ``logprobs``: one per token, if they were asked for.
 
     ``spec`` is None for the first token, which prefill brings, and for a closing chunk without tokens: text that was held back in case it
     became a stop string or a whole character.
@@ -28,11 +31,14 @@ class Chunk:
     tokens: tuple[int, ...]
     accepted: int
     spec: TreeSpec | None
+    nodes: int = 0
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass
 class Request:
-    """A prompt, its limits, and what has come of it so far. ``stop`` says why it ended: eos, length, stop_string, cancelled."""
+    """A prompt, its limits, and what has come of it so far. ``logprobs``: alternatives beside each token's own, None for none at all;
+    ``deadline``: by perf_counter. ``stop`` says why it ended: eos, length, stop_string, cancelled or deadline."""
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -40,43 +46,60 @@ class Request:
     policy: Policy
     stops: StopStrings
     stop_tokens: frozenset[int]
+    logprobs: int | None = None
+    deadline: float | None = None
     tally: Tally = field(init=False)
     stop: str | None = None
     cancelled: bool = False
+    _noting: Noting | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.tally = Tally(prompt_tokens=len(self.prompt))
+        if self.logprobs is not None:
+            self.pick = self._noting = Noting(self.pick, self.logprobs)
 
     def run(self, target: Target, drafter: Drafter, text: Text) -> Iterator[Chunk]:
-        """Decode; yields a Chunk per round. ``cancelled`` is honoured between passes."""
+        """Decode; yields a Chunk per round. ``cancelled`` and ``deadline`` are honoured between passes."""
         target.cache.truncate(0)
-        started, root = perf_counter(), None
-        for step in prefill(target, drafter, self.pick, self.prompt):
-            root = step
-            if self.cancelled:
-                break
-        self.tally.prefill_seconds = perf_counter() - started
+        root = self._prefilled(target, drafter)
         detokenizer = Detokenizer(text)
-        if root is not None and not self.cancelled:
+        if root is not None:
             self.tally.new_tokens = 1
             yield self._chunk(detokenizer, (root.token,), None)
-            yield from self._decode(target, drafter, detokenizer, root)
-        self.stop = self.stop or ("cancelled" if self.cancelled else "length")
+            if not self._is_over():
+                yield from self._decode(target, drafter, detokenizer, root)
+        self.stop = self.stop or "length"
         tail = "" if self.stop == "stop_string" else self.stops.push(detokenizer.flush()) + self.stops.flush()
         if tail:
-            yield Chunk(tail, (), 0, None)
+            yield Chunk(tail, (), 0, None, logprobs=None if self._noting is None else ())
+
+    def _prefilled(self, target: Target, drafter: Drafter) -> Root | None:
+        """None when the request was over before its first token."""
+        started, root = perf_counter(), None
+        with stage("prefill"):
+            steps = prefill(target, drafter, self.pick, self.prompt)
+            while root is None and not self._is_over():
+                root = next(steps)
+        self.tally.prefill_seconds = perf_counter() - started
+        return None if self._is_over() else root
 
     def _decode(self, target: Target, drafter: Drafter, detokenizer: Detokenizer, root: Root) -> Iterator[Chunk]:
-        if self.stop or self.cancelled:
-            return
         for round_ in rounds(target, drafter, self.policy, self.pick, root, self.max_new_tokens - 1):
-            chunk = self._chunk(detokenizer, round_.tokens, round_.spec)
+            chunk = self._chunk(detokenizer, round_.tokens, round_.spec, round_.nodes)
             self.tally.add(round_, len(chunk.tokens))
             yield chunk
-            if self.stop or self.cancelled:
+            if self._is_over():
                 return
 
-    def _chunk(self, detokenizer: Detokenizer, tokens: tuple[int, ...], spec: TreeSpec | None) -> Chunk:
+    def _is_over(self) -> bool:
+        if self.stop is None and self.tally.new_tokens < self.max_new_tokens:
+            if self.cancelled:
+                self.stop = "cancelled"
+            elif self.deadline is not None and perf_counter() >= self.deadline:
+                self.stop = "deadline"
+        return self.stop is not None
+
+    def _chunk(self, detokenizer: Detokenizer, tokens: tuple[int, ...], spec: TreeSpec | None, nodes: int = 0) -> Chunk:
         """Text of a round, cut after the first token that ends the answer."""
         shown, kept = "", 0
         while kept < len(tokens) and not self.stop:
@@ -88,4 +111,5 @@ class Request:
             shown += self.stops.push(detokenizer.push(token))
             if self.stops.found:
                 self.stop = "stop_string"
-        return Chunk(shown, tokens[:kept], min(kept, len(tokens) - 1), spec)
+        logprobs = None if self._noting is None else self._noting.taken()[:kept]
+        return Chunk(shown, tokens[:kept], min(kept, len(tokens) - 1), spec, nodes, logprobs)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .engine import Buffer, Call, Engine, Memory
+from .engine import Buffer, Call, DeviceOutputs, Engine, Memory
+from .errors import EngineFailure
 from .tree import Tree
 
 Pick = Callable[["Scores", int, int], int]
@@ -41,6 +42,15 @@ class Scores:
     def features(self) -> np.ndarray:
         """[n, 3H]."""
         return self._first("features")
+
+    def expect_numbers(self, row: int, token: int) -> None:
+        """Raises EngineFailure unless the logits that ``token`` was chosen from are numbers. On a device only its own is looked at."""
+        if isinstance(self.outputs, DeviceOutputs):
+            total = self.outputs.element("logits", row, token)
+        else:
+            total = float(np.add.reduce(self.logits[row]))  # NaN if any of them is; a few microseconds
+        if not total < math.inf:
+            raise EngineFailure("the target's scores are no numbers — its precision is too low or the engine damaged: export again")
 
     def _first(self, name: str) -> np.ndarray:
         batch_of_one: np.ndarray = self.outputs[name][0]

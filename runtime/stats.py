@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from .loop import Round
@@ -12,7 +14,12 @@ from .loop import Round
 @dataclass(frozen=True)
 class Stats:
     """One request. ``tokens_per_cycle`` counts the bonus token (the papers' tau) and leaves out the first token, which prefill brings;
-    ``tokens_per_second`` is those same tokens over ``decode_seconds``. ``accepted`` counts draft tokens only."""
+    ``tokens_per_second`` is those same tokens over ``decode_seconds``. ``accepted`` counts draft tokens only, ``drafted`` those proposed,
+    without the root.
+
+    ``cached_prompt_tokens``: the beginning of the prompt that an earlier request had left in the cache; ``num_accepted_tokens_per_pos``:
+    how many rounds accepted a draft token at depth 1, 2, ...; ``actions``: rounds by the tree that was asked for, "nodes,depth,width".
+    """
 
     prompt_tokens: int
     new_tokens: int
@@ -25,6 +32,9 @@ class Stats:
     decode_seconds: float
     draft_seconds: float
     verify_seconds: float
+    cached_prompt_tokens: int = 0
+    num_accepted_tokens_per_pos: tuple[int, ...] = ()
+    actions: Mapping[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -32,24 +42,32 @@ class Stats:
 
 @dataclass
 class Tally:
-    """Sums rounds while a request runs."""
+    """Sums rounds while a request runs. ``drafts``: rounds in which anything was drafted."""
 
     prompt_tokens: int
+    cached_prompt_tokens: int = 0
     new_tokens: int = 0
     cycles: int = 0
+    drafts: int = 0
     drafted: int = 0
     accepted: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
+    per_position: Counter[int] = field(default_factory=Counter)
+    actions: Counter[tuple[int, int, int]] = field(default_factory=Counter)
 
     def add(self, round_: Round, kept: int) -> None:
         """``kept`` of the round's tokens belong to the answer: a stop may cut the rest."""
+        accepted, spec = min(kept, len(round_.tokens) - 1), round_.spec
         self.new_tokens += kept
         self.cycles += 1
+        self.drafts += round_.nodes > 1
         self.drafted += round_.nodes - 1
-        self.accepted += min(kept, len(round_.tokens) - 1)
+        self.accepted += accepted
+        self.per_position[accepted] += 1
+        self.actions[spec.nodes, spec.depth, spec.width] += 1
         self.decode_seconds += round_.seconds
         self.draft_seconds += round_.draft_seconds
         self.verify_seconds += round_.verify_seconds
@@ -57,7 +75,30 @@ class Tally:
     def stats(self) -> Stats:
         decoded = max(0, self.new_tokens - 1)
         return Stats(
-            **dataclasses.asdict(self),
+            prompt_tokens=self.prompt_tokens,
+            new_tokens=self.new_tokens,
+            cycles=self.cycles,
+            drafted=self.drafted,
+            accepted=self.accepted,
             tokens_per_cycle=decoded / self.cycles if self.cycles else 0.0,
             tokens_per_second=decoded / self.decode_seconds if self.decode_seconds else 0.0,
+            prefill_seconds=self.prefill_seconds,
+            decode_seconds=self.decode_seconds,
+            draft_seconds=self.draft_seconds,
+            verify_seconds=self.verify_seconds,
+            cached_prompt_tokens=self.cached_prompt_tokens,
+            num_accepted_tokens_per_pos=reached(self.per_position),
+            actions=named(self.actions),
         )
+
+
+def reached(longest: Mapping[int, int]) -> tuple[int, ...]:
+    """Rounds by how many draft tokens they accepted -> how many accepted at least 1, 2, ..."""
+    return tuple(
+        sum(rounds for accepted, rounds in longest.items() if accepted >= depth) for depth in range(1, max(longest, default=0) + 1)
+    )
+
+
+def named(actions: Mapping[tuple[int, int, int], int]) -> dict[str, int]:
+    """The most frequent first."""
+    return {",".join(map(str, spec)): rounds for spec, rounds in sorted(actions.items(), key=lambda each: -each[1])}

@@ -14,14 +14,15 @@ class Malformed(Exception):
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
-    """JSON -> the annotated type, exactly: unknown, missing or wrongly typed keys are errors."""
+    """JSON -> the annotated type, exactly: unknown or wrongly typed keys are errors, and missing ones that have no default."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        if not isinstance(value, dict) or value.keys() != hints.keys():
-            keys = set(value) ^ set(hints) if isinstance(value, dict) else set(hints)
+        needed = {field.name for field in dataclasses.fields(kind) if _is_needed(field)}
+        if not isinstance(value, dict) or not needed <= value.keys() <= hints.keys():
+            keys = (needed - value.keys()) | (value.keys() - hints.keys()) if isinstance(value, dict) else needed
             raise Malformed(f"{where} has wrong keys: {', '.join(sorted(map(str, keys)))}")
-        return kind(**{key: decode(hint, value[key], f"{where}.{key}") for key, hint in hints.items()})  # type: ignore[operator]
+        return kind(**{key: decode(hints[key], value[key], f"{where}.{key}") for key in hints if key in value})  # type: ignore[operator]
     if origin is tuple and isinstance(value, list):
         if arguments[-1] is not Ellipsis and len(arguments) != len(value):
             raise Malformed(f"{where} needs {len(arguments)} entries")
@@ -44,3 +45,7 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     if type(value) is int and value < 0:
         raise Malformed(f"{where} is negative")
     return value
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

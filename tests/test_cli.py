@@ -53,7 +53,7 @@ def test_json_is_exactly_one_object(tiny_engine: Path) -> None:
     assert done.stderr == b""
     result = json.loads(done.stdout)
     assert done.stdout.count(b"\n") == 1
-    assert list(result) == ["schema", "text", "tokens", "stop", "stats"]
+    assert list(result) == ["schema", "text", "tokens", "stop", "stats", "logprobs"]
     named = {"new_tokens", "cycles", "tokens_per_cycle", "tokens_per_second", "prefill_seconds", "decode_seconds"}
     assert named <= result["stats"].keys()
     plain = run(tiny_engine, "--max-new-tokens", "20", PROMPT)

@@ -18,7 +18,7 @@ PROMPT = "the cat sat on the"
 
 def test_result_has_the_documented_fields(decoder: Decoder) -> None:
     result = decoder.generate(PROMPT, max_new_tokens=20)
-    assert list(result.as_dict()) == ["schema", "text", "tokens", "stop", "stats"]
+    assert list(result.as_dict()) == ["schema", "text", "tokens", "stop", "stats", "logprobs"]
     assert result.schema == 1
     assert result.stop in ("length", "eos")
     assert result.text == decoder._text.decode(result.tokens)
