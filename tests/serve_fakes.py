@@ -20,8 +20,8 @@ CONTEXT, EOS = 200, 0
 class ToyStream(Iterator[Chunk]):
     """One answer: 0 to 3 accepted letters a round, until its own end, its limit, or a stop string."""
 
-    def __init__(self, decoder: ToyDecoder, tokens: Sequence[int], prompt: int, stop: Sequence[str], logprobs: int | None, end: float) -> None:
-        self._decoder, self._tokens, self._prompt, self._logprobs, self._end = decoder, list(tokens), prompt, logprobs, end
+    def __init__(self, decoder: ToyDecoder, tokens: list[int], prompt: int, stop: Sequence[str], logprobs: int | None, end: float) -> None:
+        self._decoder, self._tokens, self._prompt, self._logprobs, self._end = decoder, tokens, prompt, logprobs, end
         self._stops = StopStrings(tuple(stop))
         self._given, self.rounds, self.accepted, self.cancelled = 0, 0, 0, False
         self.stop: str | None = None

@@ -103,7 +103,9 @@ def test_what_is_not_followed_is_refused_by_name(fields: dict[str, Any], param: 
     assert "\n" not in error["message"]
 
 
-@pytest.mark.parametrize("fields", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"prompt": ["a", "b"]}, {"logprobs": 21}, {"prompt": None}])
+@pytest.mark.parametrize(
+    "fields", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"prompt": ["a", "b"]}, {"logprobs": 21}, {"prompt": None}], ids=str
+)
 def test_completions_refuse_what_they_do_not_do(fields: dict[str, Any]) -> None:
     with pytest.raises(ApiError, match=next(iter(fields))):
         completed(**fields)

@@ -10,7 +10,8 @@ from itertools import accumulate
 from typing import Any
 
 from ..decoder import Decoder
-from ..request import Chunk, TokenLogprob
+from ..logprobs import TokenLogprob
+from ..request import Chunk
 from ..stats import Stats
 from .replica import Ended
 from .requests import Ask

@@ -50,7 +50,11 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {each: signal.signal(each, lambda *_: self.loop.call_soon_threadsafe(self.end)) for each in (signal.SIGTERM, signal.SIGINT)}
+
+        def heard(*_: object) -> None:
+            self.loop.call_soon_threadsafe(self.end)
+
+        before = {each: signal.signal(each, heard) for each in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
