@@ -284,16 +284,20 @@ def test_an_unexpected_exception_is_one_line_to_the_client(served: Served, toy: 
 
 def test_repeated_failures_give_a_replica_up(toy: ToyDecoder) -> None:
     other = ToyDecoder()
-    with serving([toy, other], failures=2) as served:
+    with serving([toy, other], failures=2) as served, ThreadPoolExecutor(1) as clients:
         toy.failing = broken()
-        codes = []
-        while served.house.pool.replicas[0].healthy:
-            codes.append(post(served).status_code)
-            served.wait("resps:num_requests_running", 0)
-        assert codes.count(500) == 2
+        assert post(served).status_code == 500
+        served.wait("resps:num_requests_running", 0)
+        other.gate.clear()
+        busy = clients.submit(post, served)  # the one that has waited longest is taken: the other
+        served.wait("resps:num_requests_running", 1)
+        assert post(served).status_code == 500
+        until(lambda: not served.house.pool.replicas[0].healthy)
         health = served.http.get("/healthz")
         assert (health.status_code, health.json()["replicas"]) == (503, [False, True])
         assert served.metric('resps:replica_healthy{replica="0"}') == 0
+        other.gate.set()
+        assert busy.result().status_code == 200
         assert [post(served).status_code for _ in range(4)] == [200] * 4  # the other goes on
         other.failing = broken()
         assert [post(served).status_code for _ in range(3)] == [500, 500, 503]

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import click
 import uvicorn
@@ -22,10 +22,12 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket that nobody can connect to yet: a port that is taken is known before anything is loaded. Raises ServeError."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart must not wait for the old connections' end
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
+        with ExitStack() as cleanup:
+            listener = cleanup.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart must not wait for the old connections' end
+            listener.bind((host, port))
+            cleanup.pop_all()
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ServeError(f"cannot listen on {host} port {port}: {reason} — choose another --host or --port") from None
     return listener
