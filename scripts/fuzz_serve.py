@@ -126,8 +126,18 @@ async def asked(app: Any, case: Case) -> tuple[int | None, bytes]:
         else:
             body.extend(message.get("body", b""))
 
-    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": case.method, "path": case.path, 
-             "scheme": "http", "raw_path": case.path.encode(), "query_string": b"", "root_path": "", "headers": [], "server": None, "client": None}  # fmt: skip
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": case.method,
+        "path": case.path,
+        "raw_path": case.path.encode(),
+        "scheme": "http",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [],
+    }
     await asyncio.wait_for(app(scope, receive, send), CASE_SECONDS)
     assert len(status) <= 1
     return (status[0] if status else None), bytes(body)

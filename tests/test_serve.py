@@ -236,7 +236,7 @@ def test_a_client_that_leaves_before_its_whole_answer_ends_it(served: Served, to
 
 def test_a_slow_reader_holds_no_engine_and_not_for_ever(toy: ToyDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     filler = "x" * 300_000
-    monkeypatch.setattr("runtime.serve.forms.extension", lambda ended: {"filler": filler})
+    monkeypatch.setattr("runtime.serve.forms.extension", lambda *_: {"filler": filler})
     monkeypatch.setattr("runtime.serve.forms.Form._logprobs", lambda *_: {"filler": filler})  # so that socket buffers fill up
     with serving([toy], write_seconds=0.3, queue=1) as served:
         client = open_stream(served)

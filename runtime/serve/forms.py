@@ -42,7 +42,7 @@ class Form:
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}")
 
-    def whole(self, chunks: Sequence[Chunk], ended: Ended) -> dict[str, Any]:
+    def whole(self, chunks: Sequence[Chunk], ended: Ended, queued: float) -> dict[str, Any]:
         """The whole answer as one object."""
         text = "".join(chunk.text for chunk in chunks)
         if self.chat:
@@ -50,7 +50,7 @@ class Form:
         else:
             choice = {"index": 0, "text": text}
         choice |= {"logprobs": self._logprobs(chunks, 0), "finish_reason": FINISH[ended.stop]}
-        return {**self._head(""), "choices": [choice], "usage": usage(ended.stats), "resps": extension(ended)}
+        return {**self._head(""), "choices": [choice], "usage": usage(ended.stats), "resps": extension(ended, queued)}
 
     def event(self, chunk: Chunk, before: int | None) -> dict[str, Any]:
         """One round. ``before``: characters shown before it, None for the first."""
@@ -62,11 +62,11 @@ class Form:
         choice |= {"logprobs": self._logprobs([chunk], before or 0), "finish_reason": None}
         return {**self._head(".chunk"), "choices": [choice], **self._no_usage}
 
-    def end(self, ended: Ended) -> dict[str, Any]:
+    def end(self, ended: Ended, queued: float) -> dict[str, Any]:
         """The last event of the choice: why it ended, and what it cost."""
         empty: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
         choice = {"index": 0, **empty, "logprobs": None, "finish_reason": FINISH[ended.stop]}
-        return {**self._head(".chunk"), "choices": [choice], **self._no_usage, "resps": extension(ended)}
+        return {**self._head(".chunk"), "choices": [choice], **self._no_usage, "resps": extension(ended, queued)}
 
     def usage(self, ended: Ended) -> dict[str, Any]:
         """The event that ``stream_options.include_usage`` asks for."""
@@ -111,6 +111,6 @@ def usage(stats: Stats) -> dict[str, Any]:
     }
 
 
-def extension(ended: Ended) -> dict[str, Any]:
-    """Ours: the Decoder's own word for the end, and its statistics."""
-    return {"stop": ended.stop, "stats": ended.stats.as_dict()}
+def extension(ended: Ended, queued: float) -> dict[str, Any]:
+    """Ours: the Decoder's own word for the end, seconds in the queue, and the Decoder's statistics."""
+    return {"stop": ended.stop, "queue_seconds": round(queued, 6), "stats": ended.stats.as_dict()}

@@ -48,6 +48,7 @@ class Reply(Response):
         super().__init__()
         self._house, self._ask, self._form, self._arrived = house, ask, form, arrived
         self._outcome = "error"
+        self._queued = 0.0
         self._told = 0.0  # when the last round was handed over, by the clock ``monotonic``
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,7 +91,8 @@ class Reply(Response):
         until = self._arrived + house.settings.request_seconds
         answer = Answer(prompt, ask, min(ask.max_tokens or room, room), until)
         replica = await house.pool.replica(prompt)
-        house.metrics.queue_seconds.observe(monotonic() - self._arrived)
+        self._queued = monotonic() - self._arrived
+        house.metrics.queue_seconds.observe(self._queued)
         house.pool.run(replica, answer)
         return answer
 
@@ -121,7 +123,7 @@ class Reply(Response):
         chunks = []
         while not isinstance(came := await self._next(answer), Ended):
             chunks.append(came)
-        body = json.dumps(self._form.whole(chunks, came), ensure_ascii=False).encode()
+        body = json.dumps(self._form.whole(chunks, came, self._queued), ensure_ascii=False).encode()
         await self._sent(send, {"type": "http.response.start", "status": 200, "headers": _headers("application/json", len(body))})
         await self._sent(send, {"type": "http.response.body", "body": body})
 
@@ -138,7 +140,7 @@ class Reply(Response):
             self._outcome = error.outcome
             await self._event(send, error.body)
         else:
-            await self._event(send, form.end(came))
+            await self._event(send, form.end(came, self._queued))
             if self._ask.include_usage:
                 await self._event(send, form.usage(came))
             await self._sent(send, {"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
