@@ -10,6 +10,7 @@ import numpy as np
 from .arch import arch_from_config
 from .checkpoint import files_fingerprint
 from .errors import CheckpointError
+from .gguf_header import check_header
 
 _LAYER_NAMES = {
     "input_layernorm": "attn_norm",
@@ -38,6 +39,7 @@ class GgufCheckpoint:
         import gguf
 
         self.path = file
+        check_header(file)
         try:
             self._reader = gguf.GGUFReader(file)
         except Exception as error:  # the reader raises whatever a damaged header leads it to

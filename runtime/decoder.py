@@ -110,13 +110,23 @@ class Decoder:
         """Decode a little with each tree that the policy is known to ask for, so that the first request is as fast as all others. Nothing
         of it is counted or kept. Raises DecoderBusy, DecoderClosed and EngineFailure."""
         limits = self.manifest.limits
-        prompt = [1 % self.manifest.shape.vocab] * min(limits.prefill_rows + 1, max(1, limits.context - WARM_UP_TOKENS))
+        long = [1 % self.manifest.shape.vocab] * min(limits.prefill_rows + 1, max(1, limits.context - WARM_UP_TOKENS))
         if self.manifest.tokens.chat_template:
             self._text.encode([{"role": "user", "content": "Say something."}])
-        for spec in dict.fromkeys((*self._trees, *(() if self.manifest.tensorrt else (PLAIN,)))):
-            request = Request(prompt, WARM_UP_TOKENS, self._pick(Sampling()), FixedPolicy(spec), StopStrings(()), stop_tokens=frozenset())
+        trees = dict.fromkeys((*self._trees, *(() if self.manifest.tensorrt else (PLAIN,))))
+        for prompt, spec in ((long, next(iter(trees))), *((long[:8], spec) for spec in trees)):
+            request = Request(prompt, WARM_UP_TOKENS, self._pick(Sampling()), FixedPolicy(spec), StopStrings(()), frozenset())
             for _ in self._start(request, Ledger()):
                 pass
+            self.forget()
+
+    def forget(self) -> None:
+        """The next request computes its whole prompt: nothing of the last one is used again. For measuring, and between strangers. Raises
+        DecoderBusy and DecoderClosed."""
+        with self._lock:
+            self._expect_open()
+            self._expect_free()
+            self._target.sound = False
 
     @property
     def _trees(self) -> list[TreeSpec]:

@@ -14,8 +14,9 @@ from .tree import GrownTree, Tree
 class Drafter(Protocol):
     """Proposes trees. Must be deterministic given the committed tokens: that is what makes `accept` lossless."""
 
-    def begin(self) -> None:
-        """Forget the last request."""
+    def begin(self, tokens: Sequence[int] = ()) -> int:
+        """A new request. ``tokens`` begin its prompt and are what the target still holds of it. Returns how many of them need not be told
+        again; nothing else is remembered of earlier requests."""
 
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         """Tokens were committed; ``scores.features[rows]`` are their features. ``scores`` is valid during this call only."""
@@ -28,8 +29,8 @@ class Drafter(Protocol):
 class NoDrafter:
     """Plain decoding: the tree is its root."""
 
-    def begin(self) -> None:
-        """Nothing is kept."""
+    def begin(self, tokens: Sequence[int] = ()) -> int:
+        return len(tokens)
 
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         """Nothing is kept."""

@@ -17,7 +17,7 @@ from .engine import Buffer, Engine, Memory
 from .kv import Cache
 from .manifest import Draft, Limits, Manifest
 from .sampling import Scores
-from .target import GROWN, ORDER
+from .target import GROWN, ORDER, common_prefix
 from .tree import GrownTree, Tree
 
 POOL = ("pool_scores", "pool_tokens", "pool_parents")
@@ -100,6 +100,9 @@ class EagleDrafter:
         self._limits = limits
         self._most, self._scored = most_rows(limits, draft), max(limits.tree_nodes, limits.prefill_rows)
         self._steps = [*(1 << power for power in range((self._most - 1).bit_length())), self._most]
+        self._known: list[int] = []  # what was told since the cache was empty
+        self._tokens: list[int] = []  # the last of them, which wait to be committed
+        self._whole = True  # not while something changes, nor after an interruption or NaN
         self.begin()
 
     def warm_up(self, specs: Sequence[TreeSpec]) -> None:
@@ -114,13 +117,23 @@ class EagleDrafter:
                     self.draft(0, spec) if spec else self._catch_up(0, width=1)
         self.begin()
 
-    def begin(self) -> None:
-        self._tokens: list[int] = []
-        self._cache.truncate(0)
+    def begin(self, tokens: Sequence[int] = ()) -> int:
+        """A slot holds a token's features and the token after it, so of n tokens that are the same as before n - 1 slots are right. Once in
+        the cache, features are gone: the target has to compute those of the last of the n again."""
+        same = common_prefix(self._known, tokens) if self._whole else 0
+        kept = max(0, min(self._cache.length, same - 1))
+        self._whole = False
+        self._cache.truncate(kept)
+        self._known, self._tokens = list(tokens[:kept]), []
+        self._whole = True
+        return kept
 
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         """The features themselves are where the target left them."""
+        whole, self._whole = self._whole, False
         self._fuse(tokens, rows)
+        self._known.extend(tokens)
+        self._whole = whole
 
     def _fuse(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
         """Fused features of committed tokens wait for the token after them."""
@@ -137,16 +150,23 @@ class EagleDrafter:
         spec = self._fitting(spec)
         if spec.nodes == 1:  # so is a tree without depth or width
             return Tree.chain([root])
+        whole, self._whole = self._whole, False
+        tree = self._drafted(root, spec, growth)
+        # Scores that are no numbers make bad guesses only, but what made them may be in the cache.
+        self._whole = whole and not (self._memory.on_host and bool(np.isnan(self._buffers["log_probs"][: spec.width]).any()))
+        return tree
+
+    def _drafted(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None) -> Tree | GrownTree:
         # Once for the whole tree: laying the cache out anew keeps committed rows, not those of the levels above.
         self._reserve(self._cache.length + len(self._tokens) + spec.width * (spec.depth - 1))
         if growth is None:
-            return self._finish(self._grow(root, spec.depth, spec.width), spec.depth, spec.nodes)
+            return self._finish(root, self._grow(root, spec.depth, spec.width), spec.depth, spec.nodes)
         pool, level = self._grow(root, 1, spec.width), 1
         while level < spec.depth and growth.deepen(self._growing(spec, level, pool)):
             self._step(level, spec.width)
             pool, level = self._expand(level, pool, spec.width), level + 1
         nodes = min(growth.budget(self._growing(spec, level, pool)), spec.nodes, pool)
-        return self._finish(pool, level, nodes) if nodes > 1 else Tree.chain([root])
+        return self._finish(root, pool, level, nodes) if nodes > 1 else Tree.chain([root])
 
     def _growing(self, spec: TreeSpec, level: int, pool: int) -> Growing:
         scores = self._memory.read(self._buffers[f"pool_scores.{level % 2}"], (pool,))
@@ -225,13 +245,14 @@ class EagleDrafter:
         self._engines.expand.prepare(_TURNS[2 - level % 2], **sizes).run()
         return grown
 
-    def _finish(self, pool: int, depth: int, nodes: int) -> Tree | GrownTree:
+    def _finish(self, root: int, pool: int, depth: int, nodes: int) -> Tree | GrownTree:
         """The best ``nodes`` of the pool after ``depth`` levels; on the host copied, because the buffers are used again."""
         call = self._engines.tree.prepare(_FINISH[depth % 2], p=pool, n=nodes)
         call.run()
         if not self._memory.on_host:
             return GrownTree(nodes)
-        return Tree(*(call.outputs[name].copy() for name in GROWN))
+        tree = Tree(*(call.outputs[name].copy() for name in GROWN))
+        return tree if tree.tokens[0] == root else Tree.chain([root])  # infinite scores outrank it
 
     def _reserve(self, slots: int) -> None:
         if slots > self._cache.span:

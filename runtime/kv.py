@@ -41,7 +41,7 @@ class Cache(Protocol):
         """Keep the rows ``path`` of the last pass (ascending, starting at row 0), moved down to follow the committed slots."""
 
     def truncate(self, length: int) -> None:
-        """Forget everything from slot ``length`` on. Absolute, hence safe to repeat."""
+        """Forget everything from slot ``length`` on and make do with as few slots as ``fitting`` says. Absolute, hence safe to repeat."""
 
     def rows(self) -> np.ndarray:
         """The committed part, [layers, 2, 1, Hkv, length, D]; a view or a copy."""
@@ -100,9 +100,13 @@ class KVCache:
         """Lay the tensors out for ``span`` slots, at least as many as before; committed rows keep their values."""
         if not self._span <= span <= self.capacity:
             raise ValueError(f"cannot lay {self._span} slots out for {span} of {self.capacity}")
-        kept = self._length
+        self._lay_out(span)
+
+    def _lay_out(self, span: int) -> None:
+        """Upwards the last head first, downwards the first: nothing is overwritten before it moved."""
+        kept, heads = self._length, range(1, self._heads)
         for before, after in zip(self._laid_out(self._span), self._laid_out(span), strict=True):
-            for head in reversed(range(1, self._heads)):  # upwards, the last first: nothing is overwritten before it moved
+            for head in heads if span < self._span else reversed(heads):
                 after[:, head, :kept] = before[:, head, :kept]
         self._span = span
 
@@ -122,7 +126,8 @@ class KVCache:
         self._length = start + len(path)
 
     def truncate(self, length: int) -> None:
-        """Forget everything from slot ``length`` on. Absolute, hence safe to repeat. An empty cache may be laid out anew."""
+        """Forget everything from slot ``length`` on. Absolute, hence safe to repeat. What is left is laid out for as few slots as it needs:
+        a pass reads all that there are."""
         if not 0 <= length <= self._length:
             raise ValueError(f"cannot truncate {self._length} committed slots to {length}")
         self._length = length
@@ -131,6 +136,8 @@ class KVCache:
             for rows in self._laid_out(self._span):
                 rows[:] = 0
             self._span = 0
+        elif (span := self.fitting(length)) < self._span:
+            self._lay_out(span)
 
     def rows(self) -> np.ndarray:
         """The committed part, [layers, 2, 1, Hkv, length, D]; a copy."""

@@ -81,10 +81,10 @@ class DeviceKVCache:
         self._span = span
 
     def _lay_out(self, span: int, passage: DeviceBuffer) -> None:
-        """Heads move apart, the last first, and through another buffer, because source and target may overlap."""
+        """Heads move apart, the last first, or together, the first first; through another buffer, because source and target may overlap."""
         length, rows = self._length * self._row, 2 * self._layers
-        pitch, start = self._room, self._buffer.address
-        for head in reversed(range(1, self._heads)):
+        pitch, start, heads = self._room, self._buffer.address, range(1, self._heads)
+        for head in heads if span < self._span else reversed(heads):
             for layer in range(rows):
                 place = passage.address + layer * length
                 self._cuda.copy(place, start + layer * pitch + head * self._span * self._row, length)
@@ -103,7 +103,7 @@ class DeviceKVCache:
         self._length = start + len(path)
 
     def truncate(self, length: int) -> None:
-        """Forget everything from slot ``length`` on. Absolute, hence safe to repeat."""
+        """Forget everything from slot ``length`` on and go back to the span that the rest needs. Absolute, hence safe to repeat."""
         if not 0 <= length <= self._length:
             raise ValueError(f"cannot truncate {self._length} committed slots to {length}")
         self._length = length
@@ -113,6 +113,10 @@ class DeviceKVCache:
                 for address, pitch, rows in self._pieces():
                     self._cuda.clear_rows(address, pitch, self._span * self._row, rows)
             self._span = 0
+        elif (span := self.fitting(length)) < self._span:
+            if self._passage is not None:
+                self._lay_out(span, self._passage)
+            self._span = span
 
     def _pieces(self) -> Iterator[tuple[int, int, int]]:
         """(address, pitch in bytes, rows): strided sets that together hold slot 0 of every head."""

@@ -46,7 +46,8 @@ class Noting:
 def token_logprob(logits: np.ndarray, token: int, top: int) -> TokenLogprob:
     """``logits``: float32 [V]. The sum runs in float64."""
     highest = logits.max()
-    total = float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
+    with np.errstate(invalid="ignore"):  # what is no number is noticed by who asked for the choice
+        total = float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
     return TokenLogprob(token, float(logits[token]) - total, tuple((each, float(logits[each]) - total) for each in _largest(logits, top)))
 
 

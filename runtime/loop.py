@@ -13,9 +13,10 @@ from policy import GrowthPolicy, Observation, Outcome, Policy, TreeSpec
 
 from .accept import accept
 from .drafter import Drafter
-from .errors import stage
+from .errors import EngineFailure, stage
 from .sampling import Pick, Scores
 from .target import Target
+from .tree import Tree
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,17 @@ class Root:
     features: Callable[[], np.ndarray]
 
 
+def begin(target: Target, drafter: Drafter, prompt: Sequence[int]) -> int:
+    """Keep what the caches hold of ``prompt`` from the request before; returns how many tokens that is."""
+    common, target.sound = target.common(prompt), False
+    kept = drafter.begin(common)
+    target.truncate(kept)
+    return kept
+
+
 def prefill(target: Target, drafter: Drafter, pick: Pick, prompt: Sequence[int]) -> Iterator[Root | None]:
-    """Commit the prompt; yields None after each chunk but the last, then the root that holds the answer's first token."""
-    drafter.begin()
-    for chunk, scores in target.prefill(prompt):
+    """Commit the prompt after ``begin``; yields None after each chunk but the last, then the root that holds the answer's first token."""
+    for chunk, scores in target.prefill(prompt[target.length :]):
         drafter.extend(chunk, scores, range(len(chunk)))
         done = target.length == len(prompt)
         yield Root(_pick(pick, scores, 0, target.length), partial(_features, scores, -1)) if done else None
@@ -63,6 +71,7 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: R
             scores = target.verify(draft)
         verified = perf_counter()
         with stage("verify"):
+            _expect_root(scores.tree, root.token)
             verdict = accept(scores.tree, partial(_choose, pick, scores), room)
         with stage("commit"):
             target.commit(verdict.path)
@@ -72,6 +81,12 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: R
         seconds = perf_counter() - started
         policy.observe(Outcome(spec, len(scores.tree), len(verdict.tokens), seconds))
         yield Round(verdict.tokens, spec, len(scores.tree), drafted - started, verified - drafted, seconds)
+
+
+def _expect_root(tree: Tree, token: int) -> None:
+    """Nothing below another root is the target's own. Raises EngineFailure."""
+    if int(tree.tokens[0]) != token:
+        raise EngineFailure("the draft's tree does not hang where it should — its engine is damaged: export again", "draft")
 
 
 def _choose(pick: Pick, scores: Scores, row: int) -> int:

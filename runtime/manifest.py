@@ -19,6 +19,7 @@ from .errors import EngineDirError
 from .graphs import File as File
 from .graphs import Graph as Graph
 from .graphs import Tensor as Tensor
+from .onnx_files import external_files
 from .tuning import Tuning as Tuning
 from .typed_json import Malformed, decode
 
@@ -266,6 +267,9 @@ def _check_files(directory: Path, manifest: Manifest, verify: bool, backend: str
             raise EngineDirError(f"{directory / FILE_NAME} names {name!r} without its hash — export again: {remedy}")
     for name, expected in manifest.files.items():
         _check_file(directory, name, expected, verify and not name.endswith(unread), "export", f"export again: {remedy}")
+    if backend != "tensorrt":
+        for graph in manifest.graphs.values():
+            _check_graph(directory, graph.file, manifest.files, f"export again: {remedy}")
     if tuning := manifest.tuning:
         for name, expected in tuning.files.items():
             _check_file(
@@ -276,6 +280,19 @@ def _check_files(directory: Path, manifest: Manifest, verify: bool, backend: str
                 "tuning",
                 f"tune again: resps-tune --engine-dir {directory}",
             )
+        if backend != "tensorrt":
+            for graph in tuning.graphs.values():
+                _check_graph(directory, graph.file, tuning.files, f"tune again: resps-tune --engine-dir {directory}")
+
+
+def _check_graph(directory: Path, name: str, known: Mapping[str, File], remedy: str) -> None:
+    """Weights beside a graph are files of the manifest, too."""
+    try:
+        strange = sorted(external_files((directory / name).read_bytes()) - set(known))
+    except Malformed as problem:
+        raise EngineDirError(f"{directory / name} is no ONNX graph: {problem} — {remedy}") from None
+    if strange:
+        raise EngineDirError(f"{directory / name} reads {strange[0]!r}, which {FILE_NAME} does not list — {remedy}")
 
 
 def _files_of(graphs: Mapping[str, Graph]) -> list[str]:
@@ -288,6 +305,8 @@ def _check_file(directory: Path, name: str, expected: File, verify: bool, made_b
     path = directory / name
     if not path.is_file():
         raise EngineDirError(f"{directory} lacks {name} — {remedy}")
+    if path.resolve().parent != directory.resolve():
+        raise EngineDirError(f"{path} is a link to a place outside the directory — {remedy}")
     if path.stat().st_size != expected.bytes or (verify and sha256_of(path) != expected.sha256):
         raise EngineDirError(f"{path} was changed after the {made_by} — {remedy}")
 

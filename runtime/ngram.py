@@ -25,11 +25,17 @@ class NgramDrafter:
     def __init__(self) -> None:
         self.begin()
 
-    def begin(self) -> None:
+    def begin(self, tokens: Sequence[int] = ()) -> int:
+        """Looks at tokens only, so it reads again what the target need not compute again."""
         self._tokens: list[int] = []
         self._places: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        self._read(tokens)
+        return len(tokens)
 
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
+        self._read(tokens)
+
+    def _read(self, tokens: Sequence[int]) -> None:
         for token in tokens:
             self._tokens.append(token)
             end = len(self._tokens)

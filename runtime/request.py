@@ -11,7 +11,7 @@ from policy import Policy, TreeSpec
 from .drafter import Drafter
 from .errors import stage
 from .logprobs import Noting, TokenLogprob
-from .loop import Root, prefill, rounds
+from .loop import Root, begin, prefill, rounds
 from .sampling import Pick
 from .stats import Tally
 from .target import Target
@@ -52,6 +52,7 @@ class Request:
     stop: str | None = None
     cancelled: bool = False
     _noting: Noting | None = field(default=None, init=False)
+    _begun: bool = field(default=False, init=False)  # the caches are this request's
 
     def __post_init__(self) -> None:
         self.tally = Tally(prompt_tokens=len(self.prompt))
@@ -60,7 +61,13 @@ class Request:
 
     def run(self, target: Target, drafter: Drafter, text: Text) -> Iterator[Chunk]:
         """Decode; yields a Chunk per round. ``cancelled`` and ``deadline`` are honoured between passes."""
-        target.cache.truncate(0)
+        for chunk in self._answered(target, drafter, text):
+            target.sound = True  # between rounds both caches are whole, so the next request may begin with what they hold
+            yield chunk
+            target.sound = False
+        target.sound = target.sound or self._begun
+
+    def _answered(self, target: Target, drafter: Drafter, text: Text) -> Iterator[Chunk]:
         root = self._prefilled(target, drafter)
         detokenizer = Detokenizer(text)
         if root is not None:
@@ -76,7 +83,11 @@ class Request:
     def _prefilled(self, target: Target, drafter: Drafter) -> Root | None:
         """None when the request was over before its first token."""
         started, root = perf_counter(), None
+        if self._is_over():
+            return None
         with stage("prefill"):
+            self.tally.cached_prompt_tokens = begin(target, drafter, self.prompt)
+            self._begun = True
             steps = prefill(target, drafter, self.pick, self.prompt)
             while root is None and not self._is_over():
                 root = next(steps)

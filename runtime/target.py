@@ -26,6 +26,9 @@ class Target:
 
     def __init__(self, engine: Engine, cache: Cache, limits: Limits, memory: Memory, grown: Mapping[str, Buffer] | None = None) -> None:
         self._engine, self.cache, self.limits, self._memory, self._grown = engine, cache, limits, memory, grown or {}
+        self._tokens: list[int] = []  # what was committed
+        self._tree = Tree.chain([0])  # what was verified last
+        self.sound = True  # whether cache and tokens can be believed: not while a pass runs, nor after one that was interrupted
 
     @property
     def length(self) -> int:
@@ -42,19 +45,33 @@ class Target:
         """Tokens that may still be chosen: the last one needs no slot."""
         return self.limits.context - self.length - 1
 
+    def common(self, prompt: Sequence[int]) -> Sequence[int]:
+        """The beginning of ``prompt`` that an earlier request left in the cache; never all of it, as the last token's scores are needed."""
+        if not self.sound or len(self._tokens) != self.length:
+            return ()
+        return prompt[: min(common_prefix(self._tokens, prompt), len(prompt) - 1)]
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` committed tokens."""
+        self.cache.truncate(length)
+        del self._tokens[length:]
+
     def prefill(self, tokens: Sequence[int]) -> Iterator[tuple[Sequence[int], Scores]]:
         """Commit ``tokens`` chunk by chunk. Yields each chunk with its scores: features of all its rows, logits of its last one."""
         step = self.limits.prefill_rows
+        del self._tokens[self.length :]
         for start in range(0, len(tokens), step):
             chunk = tokens[start : start + step]
             scores = self._run_chunk(chunk)
             self.cache.commit(range(len(chunk)))
+            self._tokens.extend(chunk)
             yield chunk, scores
 
     def verify(self, tree: Tree | GrownTree) -> Scores:
         """Score every node of ``tree`` in one pass; commits nothing."""
         scores = self._run_grown(tree.nodes) if isinstance(tree, GrownTree) else self._run(tree)
         _ = scores.next_token  # waits for a device, so that its time counts as verifying
+        self._tree = scores.tree
         return scores
 
     def verify_chain(self, tokens: Sequence[int]) -> Scores:
@@ -64,6 +81,7 @@ class Target:
     def commit(self, path: Sequence[int]) -> None:
         """Keep the rows ``path`` of the tree just verified."""
         self.cache.commit(path)
+        self._tokens.extend(self._tree.tokens[list(path)].tolist())
 
     def warm_up(self, sizes: Sequence[int]) -> None:
         """Run a pass of each kind, so that the first request finds every buffer and thread in place: a chunk of the prompt, and trees of
@@ -121,3 +139,11 @@ class Target:
         if past + count > self.cache.span:
             self.cache.reserve(self.cache.fitting(past + count))
         return past
+
+
+def common_prefix(some: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    for place, (one, other) in enumerate(zip(some, others, strict=False)):
+        if one != other:
+            return place
+    return min(len(some), len(others))

@@ -193,7 +193,8 @@ class Watched:
         self.eagle, self._target, self._planted, self._spoil = eagle, decoder._target, planted, spoil
         monkeypatch.setattr(decoder, "_drafter", self)
 
-    def begin(self) -> None:
+    def begin(self, tokens: Sequence[int] = ()) -> int:
+        """Wants to see every prompt as a whole."""
         self.tokens: list[int] = []
         self.features: list[np.ndarray] = []
         self.drafted: list[Drafted] = []
@@ -201,6 +202,7 @@ class Watched:
         for each in (self.eagle, self._planted):
             if each:
                 each.begin()
+        return 0
 
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         if self._spoil:

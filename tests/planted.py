@@ -23,8 +23,9 @@ class PlantedDrafter:
         self._random = np.random.default_rng(seed)
         self.begin()
 
-    def begin(self) -> None:
-        self._committed = 0
+    def begin(self, tokens: Sequence[int] = ()) -> int:
+        self._committed = len(tokens)
+        return len(tokens)
 
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         self._committed += len(tokens)
@@ -57,8 +58,8 @@ class DummyRowDrafter:
     def __init__(self, vocab: int) -> None:
         self._vocab = vocab
 
-    def begin(self) -> None:
-        """Nothing is kept."""
+    def begin(self, tokens: Sequence[int] = ()) -> int:
+        return len(tokens)
 
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         """Nothing is kept."""

@@ -300,6 +300,9 @@ class FakeDecoder:
     def generate(self, prompt: str, *, max_new_tokens: int, policy: Any) -> None:
         self.warmed.append(policy.spec)
 
+    def forget(self) -> None:
+        """Keeps nothing."""
+
 
 def asked(decoder: FakeDecoder, questions: Sequence[Question], settings: Settings = SETTINGS) -> list[tuple[Answer, ...] | Skipped]:
     return list(measure(decoder, questions, ARMS, settings, lambda done, total: None))  # type: ignore[arg-type]

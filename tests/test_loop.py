@@ -9,7 +9,7 @@ import pytest
 
 from policy import PLAIN, FixedPolicy, Observation, Outcome, Policy, TreeSpec
 from runtime.drafter import Drafter, NoDrafter
-from runtime.loop import Round, prefill, rounds
+from runtime.loop import Round, begin, prefill, rounds
 from runtime.ngram import NgramDrafter
 from runtime.sampling import Pick, Scores, greedy, uniforms
 from runtime.target import Target
@@ -56,7 +56,7 @@ def sampled(seed: int) -> Pick:
 def decode(
     target: Target, drafter: Drafter, policy: Policy, pick: Pick, budget: int = 40, prompt: Sequence[int] = PROMPT
 ) -> tuple[list[int], list[Round]]:
-    target.cache.truncate(0)
+    begin(target, drafter, prompt)
     *waiting, root = prefill(target, drafter, pick, prompt)
     assert waiting == [None] * (len(waiting))
     assert root is not None
@@ -136,9 +136,9 @@ def test_full_context_ends_the_answer() -> None:
 
 def test_drafter_is_told_every_committed_token_once_with_its_features() -> None:
     class Witness(PlantedDrafter):
-        def begin(self) -> None:
-            super().begin()
-            self.told: list[int] = []
+        def begin(self, tokens: Sequence[int] = ()) -> int:
+            self.told: list[int] = list(tokens)
+            return super().begin(tokens)
 
         def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
             assert len(tokens) == len(rows)

@@ -73,6 +73,7 @@ def _ask(
     accepted: list[int] = []
     nodes: list[int] = []
     trees: list[str] = []
+    decoder.forget()  # every arm reads the prompt itself
     begun = asked = perf_counter()
     with decoder.stream(prompt, max_new_tokens=most, sampling=sampling, policy=arm.policy) as stream:
         drafted = 0

@@ -30,6 +30,7 @@ class Resps:
         self._stop = job.stop
 
     def answer(self, prompt: list[int], new_tokens: int) -> Answer:
+        self._decoder.forget()  # the others read every prompt too
         watch = Watch()
         with self._decoder.stream(prompt, max_new_tokens=new_tokens) as stream:
             for chunk in stream:
