@@ -47,21 +47,21 @@ def application(given: Arguments) -> serve.Application:
     def build() -> FastAPI:  # in Ray's process
         return build_app(arguments)
 
-    @serve.deployment(
-        name="resps",
-        num_replicas=given.processes,
-        ray_actor_options={"num_cpus": given.cpus or given.replicas},
-        max_ongoing_requests=4 * (given.replicas + given.queue),  # refusing is for the server's own queue, which says why and for how long
-        graceful_shutdown_timeout_s=given.drain_seconds,
-    )
-    @serve.ingress(build)
     class Resps:
         """A server; Ray restarts it when it is not healthy."""
 
         def check_health(self) -> None:
             expect_healthy()
 
-    return Resps.bind()
+    deployment = serve.deployment(
+        serve.ingress(build)(Resps),
+        name="resps",
+        num_replicas=given.processes,
+        ray_actor_options={"num_cpus": given.cpus or given.replicas},
+        max_ongoing_requests=4 * (given.replicas + given.queue),  # refusing is for the server's own queue, which says why and for how long
+        graceful_shutdown_timeout_s=given.drain_seconds,
+    )
+    return deployment.bind()
 
 
 def build_app(arguments: dict[str, Any]) -> FastAPI:
@@ -74,7 +74,7 @@ def build_app(arguments: dict[str, Any]) -> FastAPI:
         request_seconds=given.request_seconds,
         drain_seconds=given.drain_seconds,
     )
-    place = {"threads": given.threads, "policy": given.policy, "draft": given.draft}
+    place: dict[str, Any] = {"threads": given.threads, "policy": given.policy, "draft": given.draft}
     app = make_app(settings, lambda: load_replicas(Path(given.engine_dir), given.replicas, **place))
     _BUILT[:] = [app]
     return app
