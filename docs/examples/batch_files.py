@@ -1,4 +1,4 @@
-"""Every question in a folder, on all cores: python batch_files.py FOLDER. NAME.txt gets NAME.answer; it may be stopped and started again."""
+"""Every question in a folder, on all cores: python batch_files.py FOLDER. NAME.txt gets NAME.answer; start it again to go on."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
