@@ -18,7 +18,7 @@ from .errors import EngineDirError
 from .kv import Cache
 from .manifest import Draft, Graph, Manifest
 from .ngram import NgramDrafter
-from .sampling import BatchInverseCdf, InverseCdf, Pick, Sampling, greedy
+from .sampling import GREEDY_BELOW, BatchInverseCdf, InverseCdf, Pick, Sampling, greedy
 from .target import GROWN, ORDER, Target
 
 
@@ -110,7 +110,7 @@ def _picker(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer)
     engine = backend.engine("sample", shared, {"n": 1 if memory.on_host else nodes, "p": positions})
 
     def picker(sampling: Sampling) -> Pick:
-        if sampling.temperature == 0:
+        if sampling.temperature < GREEDY_BELOW:
             return greedy
         if memory.on_host:
             return InverseCdf(engine, sampling, positions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,12 +13,12 @@ from types import TracebackType
 
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec
 
+from .arguments import check_wishes
 from .backend import Backend, expect_tree_size, load_models, open_backend
 from .cpu import physical_cores
 from .drafter import Drafter, NoDrafter
 from .eagle import EagleDrafter
-from .errors import DecoderBusy, DecoderClosed, EngineDirError
-from .logprobs import MOST
+from .errors import DecoderBusy, DecoderClosed, EngineDirError, enough_memory
 from .manifest import BACKENDS, Manifest, find_engine_dir, load_manifest
 from .nets import load_net
 from .prompt import Prompt as Prompt
@@ -82,7 +81,7 @@ class Decoder:
         self._run: Run | None = None
         self._closed = False
         self._ledger = Ledger()
-        with ExitStack() as cleanup:
+        with ExitStack() as cleanup, enough_memory():
             cleanup.callback(opened.close)
             self._opened, self._asked = opened, policy
             self._load = partial(load_net, opened)
@@ -184,14 +183,7 @@ class Decoder:
         Raises PromptError, ValueError, EngineDirError (a policy that has not been tuned), DecoderBusy or DecoderClosed here, not at the
         first chunk; the chunks may raise EngineFailure.
         """
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
-        if isinstance(stop, str) or not all(isinstance(each, str) and each for each in stop):
-            raise ValueError("stop must be a sequence of non-empty strings")
-        if logprobs is not None and (isinstance(logprobs, bool) or not 0 <= logprobs <= MOST):
-            raise ValueError(f"logprobs must be None or from 0 to {MOST}, not {logprobs}")
-        if deadline is not None and (math.isnan(deadline) or deadline < 0):
-            raise ValueError(f"deadline must be 0 seconds or more, not {deadline}")
+        check_wishes(max_new_tokens, sampling, stop, policy, logprobs, deadline)
         ends = None if deadline is None else perf_counter() + deadline
         ids = self.encode(prompt)
         with self._lock:

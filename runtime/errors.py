@@ -72,3 +72,14 @@ def stage(name: str) -> Iterator[None]:
     except EngineFailure as failure:
         failure.stage = failure.stage or name
         raise
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """What cannot be allocated inside the block is one clear RespsError."""
+    try:
+        yield
+    except MemoryError as error:
+        raise RespsError(
+            f"there is not enough memory for the engines ({error}) — free some, or export with a smaller --max-context"
+        ) from None

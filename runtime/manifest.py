@@ -27,6 +27,7 @@ SCHEMA = 4
 FILE_NAME = "manifest.json"
 BACKENDS = ("onnxruntime", "tensorrt")
 _READ_BYTES = 1 << 20
+_LARGEST, _LARGEST_TREE, _WIDEST_TREE = 1 << 22, 1 << 12, 1 << 8  # beyond any model; buffers are as large as these say
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,9 @@ def _check_contract(manifest: Manifest) -> None:
     limits = manifest.limits
     if min(limits.context, limits.tree_nodes, limits.prefill_rows, limits.span_step, manifest.shape.layers) < 1:
         raise Malformed("manifest.limits holds a zero")
+    sizes = (*dataclasses.astuple(limits), *_numbers(manifest.shape), *(_numbers(manifest.draft) if manifest.draft else ()))
+    if max(sizes) > _LARGEST or limits.tree_nodes > _LARGEST_TREE:
+        raise Malformed("manifest.limits, shape or draft holds a size that no model has")
     if limits.context + limits.tree_nodes > limits.capacity:
         raise Malformed("manifest.limits.capacity is less than context and one tree")
     if manifest.backend not in BACKENDS or (manifest.backend == "tensorrt") != (manifest.tensorrt is not None):
@@ -236,10 +240,14 @@ def _check_contract(manifest: Manifest) -> None:
     if manifest.tuning:
         _check_tuning(manifest.tuning, manifest.tensorrt is not None)
     draft = manifest.draft
-    if draft and (min(draft.layers, draft.max_depth, draft.max_width) < 1 or draft.max_width > draft.vocab):
+    if draft and not (draft.layers >= 1 <= draft.max_depth <= _LARGEST_TREE and 1 <= draft.max_width <= min(_WIDEST_TREE, draft.vocab)):
         raise Malformed("manifest.draft holds a size that cannot be")
     if draft and limits.context + draft.max_width * (draft.max_depth - 1) > draft.capacity:
         raise Malformed("manifest.draft.capacity is less than context and one tree")
+
+
+def _numbers(sizes: Model | Draft) -> list[int]:
+    return [value for value in vars(sizes).values() if isinstance(value, int)]
 
 
 def _check_tuning(tuning: Tuning, plans: bool) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 
 from .engine import Buffer, Call, DeviceOutputs, Engine, Memory
 from .errors import EngineFailure
 from .tree import Tree
+
+GREEDY_BELOW = 1e-5
+"""Scores divided by less leave float32's range, and nothing but the likeliest token could be drawn."""
 
 Pick = Callable[["Scores", int, int], int]
 """(scores, row, position) -> token: the target's choice after ``row``, for the sequence position ``position``."""
@@ -59,7 +63,8 @@ class Scores:
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy; top_k 0 and top_p 1 are off. ``seed`` None draws a fresh one. Raises ValueError."""
+    """temperature 0 is greedy, and so is one below GREEDY_BELOW; top_k 0 and top_p 1 are off. ``seed`` None draws a fresh one. Raises
+    ValueError and TypeError."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -69,11 +74,11 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
             raise ValueError(f"temperature must be between 0 and 100, not {self.temperature}")
-        if self.top_k < 0:
+        if not 0 <= index(self.top_k) < 2**31:
             raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if self.seed is not None and not 0 <= self.seed < 2**64:
+        if self.seed is not None and not 0 <= index(self.seed) < 2**64:
             raise ValueError(f"seed must be between 0 and 2**64 - 1, not {self.seed}")
 
 
