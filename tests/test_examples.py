@@ -39,9 +39,11 @@ def said(here: Path, example: str, *arguments: str) -> str:
     return done.stdout
 
 
-def answer(here: Path, question: str, length: int) -> str:
-    with Decoder(here / "engines" / "smollm2-135m", threads=1) as decoder:
-        return decoder.generate([{"role": "user", "content": question}], max_new_tokens=length).text
+@pytest.fixture(scope="module")
+def answer(engine: Path) -> Iterator[Callable[[str, int], str]]:
+    """What the model says to a question, in so many tokens."""
+    with Decoder(engine, threads=1) as decoder:
+        yield lambda question, length: decoder.generate([{"role": "user", "content": question}], max_new_tokens=length).text
 
 
 def test_embed(here: Path) -> None:
@@ -53,12 +55,12 @@ def test_embed(here: Path) -> None:
     assert len(code) <= 15
 
 
-def test_asyncio(here: Path) -> None:
-    expected = [answer(here, question, 40) for question in ("What is snow?", "What is rain?")]
+def test_asyncio(here: Path, answer: Callable[[str, int], str]) -> None:
+    expected = [answer(question, 40) for question in ("What is snow?", "What is rain?")]
     assert said(here, "asyncio_answers.py") == "".join(f"- {text}\n" for text in expected)
 
 
-def test_batch_of_files(here: Path) -> None:
+def test_batch_of_files(here: Path, answer: Callable[[str, int], str]) -> None:
     questions = {"a": "What is ice?", "b": "What is wind?"}
     for name, question in questions.items():
         (here / f"{name}.txt").write_text(question)
@@ -69,17 +71,17 @@ def test_batch_of_files(here: Path) -> None:
     assert "c.txt: the prompt has" in out
     assert "done.txt" not in out
     for name, question in questions.items():
-        assert (here / f"{name}.answer").read_text() == answer(here, question, 60)
+        assert (here / f"{name}.answer").read_text() == answer(question, 60)
     assert not list(here.glob("*.part"))
 
 
-def test_fastapi_service(here: Path) -> None:
+def test_fastapi_service(here: Path, answer: Callable[[str, int], str]) -> None:
     spec = spec_from_file_location("fastapi_service", EXAMPLES / "fastapi_service.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     with TestClient(module.app) as client:
-        assert client.post("/ask", json={"text": "What is fire?"}).json()["answer"] == answer(here, "What is fire?", 60)
+        assert client.post("/ask", json={"text": "What is fire?"}).json()["answer"] == answer("What is fire?", 60)
         refused = client.post("/ask", json={"text": "far too long " * 2000})
         assert (refused.status_code, "shorten it" in refused.json()["detail"]) == (400, True)

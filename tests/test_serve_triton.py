@@ -61,10 +61,12 @@ def triton(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     write(root / "models", tiny_engine)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    path = os.pathsep.join((str(ROOT), *(each for each in sys.path if each.endswith("site-packages"))))
+    packages = server.parents[1]
+    python = packages.parents[2] / "bin"  # the backend takes the first Python on the path, and its working folder's packages
+    env = {**os.environ, "PATH": f"{python}{os.pathsep}{os.environ['PATH']}", "LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs")}
     line = [str(server / "bin" / "tritonserver"), "--model-repository", str(root / "models"), "--backend-directory", str(root / "backends"),
             "--http-port", str(port), "--allow-grpc=false", "--allow-metrics=false"]  # fmt: skip
-    with (root / "log").open("w") as log, subprocess.Popen(line, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path}) as process:
+    with (root / "log").open("w") as log, subprocess.Popen(line, stdout=log, stderr=log, env=env, cwd=ROOT) as process:
         url = f"http://127.0.0.1:{port}/v2"
 
         def ready() -> bool:
