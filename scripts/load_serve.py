@@ -72,8 +72,11 @@ async def ask(http: httpx.AsyncClient, question: Question, stream: bool, leave: 
     """Status, text and ours of the answer; for a refusal its code instead of the text. ``leave``: after the second event."""
     async with http.stream("POST", question.path, json={**question.body, "stream": stream}) as response:
         if response.status_code != 200:
-            error = json.loads(await response.aread())["error"]
-            return response.status_code, error["code"], {"retry": float(response.headers.get("retry-after", "nan"))}
+            try:
+                code = json.loads(await response.aread())["error"]["code"]
+            except (ValueError, KeyError):
+                code = "no error in OpenAI's form"
+            return response.status_code, code, {"retry": float(response.headers.get("retry-after", "nan"))}
         if not stream:
             whole = json.loads(await response.aread())
             choice = whole["choices"][0]

@@ -96,6 +96,39 @@ def test_logprobs_and_stop(client: openai.OpenAI, decoder: Decoder) -> None:
     assert all(each.logprob == each.top_logprobs[0].logprob for each in content)  # greedy takes the likeliest
 
 
+def metrics(url: str) -> dict[str, float]:
+    """Sums over replicas and labels, by name."""
+    sums: dict[str, float] = {}
+    for line in httpx.get(f"{url.removesuffix('/v1')}/metrics").text.splitlines():
+        if not line.startswith("#"):
+            name, value = line.partition("{")[0].partition(" ")[0], float(line.rpartition(" ")[2])
+            sums[name] = sums.get(name, 0.0) + value
+    return sums
+
+
+def test_metrics_count_what_answers_report(url: str) -> None:
+    before = metrics(url)
+    body = {"prompt": "the cat the cat the cat the", "max_tokens": 60, "temperature": 0}
+    answers = [httpx.post(f"{url}/completions", json=body, timeout=30).json() for _ in range(2)]
+    after = metrics(url)
+    stats = [answer["resps"]["stats"] for answer in answers]
+    for name, field in (
+        ("prompt_tokens", "prompt_tokens"),
+        ("prompt_tokens_cached", "cached_prompt_tokens"),
+        ("generation_tokens", "new_tokens"),
+        ("spec_decode_num_draft_tokens", "drafted"),
+        ("spec_decode_num_accepted_tokens", "accepted"),
+        ("policy_actions", "cycles"),
+    ):
+        told = after[f"resps:{name}_total"] - before.get(f"resps:{name}_total", 0.0)
+        assert told == sum(each[field] for each in stats), name
+    assert stats[1]["cached_prompt_tokens"] > 0  # the replica that knows the prompt was taken
+    assert stats[0]["drafted"] > 0
+    positions = sum(sum(each["num_accepted_tokens_per_pos"]) for each in stats)
+    name = "resps:spec_decode_num_accepted_tokens_per_pos_total"
+    assert after.get(name, 0.0) - before.get(name, 0.0) == positions == sum(each["accepted"] for each in stats)
+
+
 def test_errors_are_openai_s_exceptions(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="n: one answer"):
         client.chat.completions.create(model="tiny", messages=MESSAGES, n=2)

@@ -20,6 +20,8 @@ FINISH = {"eos": "stop", "stop_string": "stop", "length": "length", "deadline": 
 """Decoder's reasons in OpenAI's words. A deadline cut the answer short, as a limit of tokens does; ``resps.stop`` tells them apart."""
 Word = Callable[[int], str]
 """Text of one token."""
+LEAST = -9999.0
+"""Log-probability of what is impossible, as OpenAI's: JSON has no infinity."""
 
 
 def words(decoder: Decoder) -> Word:
@@ -88,8 +90,9 @@ class Form:
             return {"content": [{**self._token(each.token, each.logprob), "top_logprobs": self._top(each)} for each in tokens]}
         words = [self.word(each.token) for each in tokens]
         offsets = list(accumulate(map(len, words), initial=before))[:-1]
-        top = [{self.word(token): logprob for token, logprob in each.top} for each in tokens] if self.ask.logprobs else None
-        return {"tokens": words, "token_logprobs": [each.logprob for each in tokens], "top_logprobs": top, "text_offset": offsets}
+        top = [{self.word(token): max(logprob, LEAST) for token, logprob in each.top} for each in tokens] if self.ask.logprobs else None
+        logprobs = [max(each.logprob, LEAST) for each in tokens]
+        return {"tokens": words, "token_logprobs": logprobs, "top_logprobs": top, "text_offset": offsets}
 
     def _top(self, token: TokenLogprob) -> list[dict[str, Any]]:
         return [self._token(other, logprob) for other, logprob in token.top]
@@ -97,7 +100,7 @@ class Form:
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         """``bytes`` is null for a token that is a part of a character: its own bytes are not known here."""
         word = self.word(token)
-        return {"token": word, "logprob": logprob, "bytes": None if "\ufffd" in word else list(word.encode())}
+        return {"token": word, "logprob": max(logprob, LEAST), "bytes": None if "\ufffd" in word else list(word.encode())}
 
 
 def usage(stats: Stats) -> dict[str, Any]:
