@@ -51,8 +51,12 @@ def prefill(target: Target, drafter: Drafter, pick: Pick, prompt: Sequence[int])
     """Commit the prompt after ``begin``; yields None after each chunk but the last, then the root that holds the answer's first token."""
     for chunk, scores in target.prefill(prompt[target.length :]):
         drafter.extend(chunk, scores, range(len(chunk)))
-        done = target.length == len(prompt)
-        yield Root(_pick(pick, scores, 0, target.length), partial(_features, scores, -1)) if done else None
+        if target.length < len(prompt):
+            yield None
+        else:
+            token = _pick(pick, scores, 0, target.length)
+            scores.expect_numbers([0], [token])
+            yield Root(token, partial(_features, scores, -1))
 
 
 def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: Root, budget: int) -> Iterator[Round]:
@@ -69,10 +73,10 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: R
         drafted = perf_counter()
         with stage("verify"):
             scores = target.verify(draft)
-        verified = perf_counter()
-        with stage("verify"):
+            verified = perf_counter()
             _expect_root(scores.tree, root.token)
             verdict = accept(scores.tree, partial(_choose, pick, scores), room)
+            scores.expect_numbers(verdict.path, verdict.tokens)
         with stage("commit"):
             target.commit(verdict.path)
             drafter.extend((root.token, *verdict.tokens[:-1]), scores, verdict.path)
@@ -95,11 +99,8 @@ def _choose(pick: Pick, scores: Scores, row: int) -> int:
 
 
 def _pick(pick: Pick, scores: Scores, row: int, position: int) -> int:
-    """A choice among numbers. Raises EngineFailure where the target gave none."""
     with stage("sample"):
-        token = pick(scores, row, position)
-    scores.expect_numbers(row, token)
-    return token
+        return pick(scores, row, position)
 
 
 def _features(scores: Scores, row: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 
@@ -47,13 +47,15 @@ class Scores:
         """[n, 3H]."""
         return self._first("features")
 
-    def expect_numbers(self, row: int, token: int) -> None:
-        """Raises EngineFailure unless the logits that ``token`` was chosen from are numbers. On a device only its own is looked at."""
+    def expect_numbers(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Raises EngineFailure unless the logits that ``tokens`` were chosen from at ``rows`` are numbers. On a device, where looking is a
+        copy, only the last token's own: what is no number in a row gets into all that attend to it."""
         if isinstance(self.outputs, DeviceOutputs):
-            total = self.outputs.element("logits", row, token)
+            worst = self.outputs.element("logits", rows[-1], tokens[-1])
         else:
-            total = float(np.add.reduce(self.logits[row]))  # NaN if any of them is; a few microseconds
-        if not total < math.inf:
+            logits = self.logits
+            worst = sum(float(np.add.reduce(logits[row])) for row in rows)  # some microseconds a row; NaN and infinity stay what they are
+        if not worst < math.inf:
             raise EngineFailure("the target's scores are no numbers — its precision is too low or the engine damaged: export again")
 
     def _first(self, name: str) -> np.ndarray:

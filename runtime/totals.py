@@ -49,7 +49,7 @@ class Totals:
 
 @dataclass
 class Ledger:
-    """Takes in finished requests, from any thread and from finalizers: ``add`` takes no lock and only the reader sums."""
+    """Takes in finished requests, from any thread and from finalizers: ``add`` waits for no lock."""
 
     _new: deque[tuple[Tally, str]] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -58,7 +58,7 @@ class Ledger:
 
     def add(self, tally: Tally, reason: str) -> None:
         self._new.append((tally, reason))
-        if len(self._new) > 1000 and self._lock.acquire(blocking=False):  # nobody reads: keep it short
+        if self._lock.acquire(blocking=False):  # else whoever holds it, or the next one, sums this too
             try:
                 self._fold()
             finally:

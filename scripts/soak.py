@@ -2,8 +2,8 @@
 
     python scripts/soak.py --engine-dir DIR --requests 2000
 
-Requests are whole, sampled with seeds, stopped, cancelled, dropped, late, plain, with other trees, with log-probabilities, follow-up turns,
-or wrong (too long, empty, no token). What comes of each is compared with what one Decoder on one thread answered before. Prints JSON: requests
+Requests are whole, sampled, stopped, cancelled, dropped, late, plain, with other trees, with log-probabilities, follow-up turns, or wrong
+(too long, empty, no token). What comes of each is compared with what one Decoder on one thread answered before. Prints JSON: requests
 by kind and by end, wrong answers, resident memory (first, settled, last, most), its drift after the first fifth, threads, and the caches'
 lengths at the end. Exit code 1 when anything is wrong or memory drifts by more than 1 %.
 """
@@ -27,7 +27,7 @@ from policy import FixedPolicy, TreeSpec
 from runtime import Decoder, PromptError, Result, Sampling
 from runtime.bench.questions import read_questions
 
-MOST = 96  # tokens of an answer
+MOST = 64  # tokens of an answer
 EVERY = 10  # requests between two looks at the memory
 TREES = [TreeSpec(5, 3, 2), TreeSpec(12, 4, 3), TreeSpec(3, 2, 1)]
 KINDS = (
@@ -99,11 +99,16 @@ def cases(decoder: Decoder, count: int) -> list[Case]:
         messages = [{"role": "user", "content": question.turns[0]}]
         chat = bool(decoder.manifest.tokens.chat_template)
         for sampling in (Sampling(), Sampling(0.8, top_p=0.95, seed=number)):
-            first = answered(decoder, decoder.encode(messages if chat else question.turns[0]), sampling)
+            first = answered(decoder, encoded(decoder, messages if chat else question.turns[0]), sampling)
             told = [*messages, {"role": "assistant", "content": first.answer.text}, {"role": "user", "content": "Say it in other words."}]
-            again = decoder.encode(told if chat else f"{question.turns[0]}{first.answer.text}\nAgain:")
+            again = encoded(decoder, told) if chat else [*first.prompt, *first.answer.tokens, 5, 6]
             made += [first, answered(decoder, again, sampling)]
     return made
+
+
+def encoded(decoder: Decoder, prompt: Any) -> list[int]:
+    """At most what leaves room for two answers."""
+    return decoder._text.encode(prompt)[: decoder.manifest.limits.context - 2 * MOST - 8]
 
 
 def answered(decoder: Decoder, prompt: list[int], sampling: Sampling) -> Case:

@@ -23,6 +23,24 @@ def test_program_runs_as_printed(demo_engine: Callable[[str], Path], tmp_path: P
     assert "sky" in done.stdout
 
 
+def test_snippets_of_the_embedding_guide_run_as_printed(demo_engine: Callable[[str], Path], tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
+    assert guide.count("\n") <= 120
+    snippets = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    assert len(snippets) == guide.count("```python") == 4
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "smollm2-135m").symlink_to(demo_engine("fp32"))
+    said = []
+    for snippet in snippets:
+        done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), snippet
+        said.append(done.stdout)
+    assert said[0].split("\n")[0] in ("eos", "length", "stop_string", "deadline")
+    assert "cancelled" in said[1]
+    assert "{'length': " in said[2]
+    assert "the prompt is empty" in said[3]
+
+
 def test_tree_names_every_module() -> None:
     tree = README.split("## What is where")[1]
     for package in ("policy", "runtime", "export"):

@@ -206,12 +206,12 @@ def test_totals_are_the_sums_of_what_requests_said(engine: Path) -> None:
     )
 
 
-def test_a_thousand_requests_that_nobody_asks_about_do_not_pile_up(eagle: Decoder) -> None:
+def test_requests_that_nobody_asks_about_do_not_pile_up(eagle: Decoder) -> None:
     before = eagle.totals.requests.get("deadline", 0)
-    for _ in range(2500):
+    for _ in range(200):
         eagle.generate([5], deadline=0)
-    assert len(eagle._ledger._new) <= 1001
-    assert eagle.totals.requests["deadline"] == before + 2500
+    assert len(eagle._ledger._new) <= 1
+    assert eagle.totals.requests["deadline"] == before + 200
 
 
 # --- forks ---
