@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
 import pytest
+
+from runtime import RespsError
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
@@ -16,6 +19,10 @@ LISTED = [
     if row.startswith("| ") and not row.startswith(("| message", "| ---"))
     for message in re.findall(r"`([^`]+)`", row.split(" | ")[0])
 ]
+
+
+def descendants(cls: type) -> set[type]:
+    return {cls, *(below for each in cls.__subclasses__() for below in descendants(each))}
 
 
 def text(node: ast.AST) -> str:
@@ -31,18 +38,36 @@ def text(node: ast.AST) -> str:
             return "…"
 
 
-@pytest.fixture(scope="module")
-def messages() -> list[str]:
-    files = [file for package in ("runtime", "export") for file in (ROOT / package).rglob("*.py")]
-    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
-    return [text(node) for node in nodes if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp)) and " " in text(node)]
+def nodes() -> list[tuple[Path, ast.AST]]:
+    files = [file for package in ("runtime", "export") for file in sorted((ROOT / package).rglob("*.py"))]
+    return [(file, node) for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+
+
+NODES = nodes()
+MESSAGES = [text(node) for _, node in NODES if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp)) and " " in text(node)]
+for errors in ("export.errors", "export.tuning.errors", "runtime.serve.errors"):
+    importlib.import_module(errors)
+ERRORS = {cls.__name__ for cls in descendants(RespsError)}
+RAISED = [
+    (f"{file.relative_to(ROOT)}:{node.lineno}", text(node.args[0]))
+    for file, node in NODES
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS and node.args
+]
+
+
+def pattern(listed: str) -> re.Pattern[str]:
+    return re.compile(".*".join(re.escape(part.strip()) for part in listed.split("…")))
 
 
 @pytest.mark.parametrize("listed", LISTED)
-def test_listed_message_exists(listed: str, messages: list[str]) -> None:
-    pattern = re.compile(".*".join(re.escape(part.strip()) for part in listed.split("…")))
-    assert any(pattern.search(message) for message in messages)
+def test_listed_message_exists(listed: str) -> None:
+    assert any(pattern(listed).search(message) for message in MESSAGES)
 
 
-def test_the_guide_lists_some() -> None:
-    assert len(LISTED) > 60
+def test_every_message_is_listed() -> None:
+    known = [pattern(listed) for listed in LISTED]
+    unlisted = [
+        f"{where}: {message}" for where, message in RAISED if message.strip("… ") and not any(each.search(message) for each in known)
+    ]
+    assert len(RAISED) > 100
+    assert unlisted == []
