@@ -113,7 +113,7 @@ async def client(number: int, url: str, known: list[tuple[Question, str]], until
                 if not seen.down:
                     seen.counts["lost"] += 1
                     seen.wrong.append(f"{type(error).__name__}: {error}")
-                seen.counts["cut_by_kill"] += seen.down
+                seen.counts["cut_by_kill"] += seen.down and not isinstance(error, httpx.ConnectError)
                 await asyncio.sleep(0.2)
                 continue
             if status == 0:
