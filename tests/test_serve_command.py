@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +128,20 @@ def test_metrics_count_what_answers_report(url: str) -> None:
     positions = sum(sum(each["num_accepted_tokens_per_pos"]) for each in stats)
     name = "resps:spec_decode_num_accepted_tokens_per_pos_total"
     assert after.get(name, 0.0) - before.get(name, 0.0) == positions == sum(each["accepted"] for each in stats)
+
+
+def test_the_guide_names_options_and_metrics_that_there_are(url: str) -> None:
+    from export.tuning.cli import command as tune
+    from runtime.serve.triton.repository import command as repository
+    from scripts.fuzz_serve import main as fuzz
+    from scripts.load_serve import main as load
+
+    guide = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    given = {option for each in (command, tune, repository, fuzz, load) for parameter in each.params for option in parameter.opts}
+    assert set(re.findall(r"--[a-z][a-z-]+", guide)) - {"--model-repository"} <= given
+    page = httpx.get(f"{url.removesuffix('/v1')}/metrics").text
+    for name in re.findall(r"resps:[a-z_0-9]+", guide):
+        assert f"# TYPE {name} " in page or f"# TYPE {name.removesuffix('_total')} " in page, name
 
 
 def test_errors_are_openai_s_exceptions(client: openai.OpenAI) -> None:
