@@ -6,6 +6,7 @@ Committed tokens enter the draft's cache exactly once, paired with the target's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -153,7 +154,7 @@ class EagleDrafter:
         whole, self._whole = self._whole, False
         tree = self._drafted(root, spec, growth)
         # Scores that are no numbers make bad guesses only, but what made them may be in the cache.
-        self._whole = whole and not (self._memory.on_host and bool(np.isnan(self._buffers["log_probs"][: spec.width]).any()))
+        self._whole = whole and (not self._memory.on_host or not math.isnan(np.add.reduce(self._buffers["log_probs"][: spec.width])))
         return tree
 
     def _drafted(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None) -> Tree | GrownTree:

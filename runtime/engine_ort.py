@@ -14,7 +14,7 @@ from .errors import EngineDirError, EngineFailure
 from .huge_pages import huge_pages_for_new_memory
 from .manifest import Graph
 
-MAX_CALLS = 128  # prepared calls kept per engine, about 110 KiB each with 30 layers; one more starts over
+MAX_CALLS = 64  # prepared calls kept per engine, about 110 KiB each with 30 layers; one more starts over
 
 
 @dataclass(frozen=True)

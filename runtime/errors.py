@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 
 class RespsError(Exception):
@@ -64,14 +65,21 @@ class EngineFailure(RespsError):
         return f"{self.stage}: {self.args[0]}" if self.stage else str(self.args[0])
 
 
-@contextmanager
-def stage(name: str) -> Iterator[None]:
-    """What fails inside the block failed at this stage, unless it knows better."""
-    try:
-        yield
-    except EngineFailure as failure:
-        failure.stage = failure.stage or name
-        raise
+class Stage:
+    """What fails inside a block of it failed at this stage, unless it knows better."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        """Nothing to prepare: blocks are entered several times a round."""
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(value, EngineFailure):
+            value.stage = value.stage or self._name
+
+
+PREFILL, DRAFT, VERIFY, SAMPLE, COMMIT = map(Stage, ("prefill", "draft", "verify", "sample", "commit"))
 
 
 @contextmanager

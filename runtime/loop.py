@@ -13,7 +13,7 @@ from policy import GrowthPolicy, Observation, Outcome, Policy, TreeSpec
 
 from .accept import accept
 from .drafter import Drafter
-from .errors import EngineFailure, stage
+from .errors import COMMIT, DRAFT, SAMPLE, VERIFY, EngineFailure
 from .sampling import Pick, Scores
 from .target import Target
 from .tree import Tree
@@ -67,17 +67,17 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: R
         started, past = perf_counter(), target.length
         # What the answer has no room for is not drafted, except on a device: another shape would cost more than the rows.
         deepest = (room if target.on_host else target.room) - 1
-        with stage("draft"):
+        with DRAFT:
             spec = policy.choose(Observation(past, room, root.features)).within(target.limits.tree_nodes, deepest)
             draft = drafter.draft(root.token, spec, growth)
         drafted = perf_counter()
-        with stage("verify"):
+        with VERIFY:
             scores = target.verify(draft)
             verified = perf_counter()
             _expect_root(scores.tree, root.token)
             verdict = accept(scores.tree, partial(_choose, pick, scores), room)
             scores.expect_numbers(verdict.path, verdict.tokens)
-        with stage("commit"):
+        with COMMIT:
             target.commit(verdict.path)
             drafter.extend((root.token, *verdict.tokens[:-1]), scores, verdict.path)
         root = Root(verdict.tokens[-1], partial(_features, scores, verdict.path[-1]))
@@ -99,7 +99,7 @@ def _choose(pick: Pick, scores: Scores, row: int) -> int:
 
 
 def _pick(pick: Pick, scores: Scores, row: int, position: int) -> int:
-    with stage("sample"):
+    with SAMPLE:
         return pick(scores, row, position)
 
 

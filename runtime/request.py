@@ -9,7 +9,7 @@ from time import perf_counter
 from policy import Policy, TreeSpec
 
 from .drafter import Drafter
-from .errors import stage
+from .errors import PREFILL
 from .logprobs import Noting, TokenLogprob
 from .loop import Root, begin, prefill, rounds
 from .sampling import Pick
@@ -85,7 +85,7 @@ class Request:
         started, root = perf_counter(), None
         if self._is_over():
             return None
-        with stage("prefill"):
+        with PREFILL:
             self.tally.cached_prompt_tokens = begin(target, drafter, self.prompt)
             self._begun = True
             steps = prefill(target, drafter, self.pick, self.prompt)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,8 +54,8 @@ class Tally:
     decode_seconds: float = 0.0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
-    per_position: Counter[int] = field(default_factory=Counter)
-    actions: Counter[tuple[int, int, int]] = field(default_factory=Counter)
+    per_position: dict[int, int] = field(default_factory=dict)
+    actions: dict[tuple[int, int, int], int] = field(default_factory=dict)
 
     def add(self, round_: Round, kept: int) -> None:
         """``kept`` of the round's tokens belong to the answer: a stop may cut the rest."""
@@ -66,8 +65,9 @@ class Tally:
         self.drafts += round_.nodes > 1
         self.drafted += round_.nodes - 1
         self.accepted += accepted
-        self.per_position[accepted] += 1
-        self.actions[spec.nodes, spec.depth, spec.width] += 1
+        self.per_position[accepted] = self.per_position.get(accepted, 0) + 1
+        tree = (spec.nodes, spec.depth, spec.width)
+        self.actions[tree] = self.actions.get(tree, 0) + 1
         self.decode_seconds += round_.seconds
         self.draft_seconds += round_.draft_seconds
         self.verify_seconds += round_.verify_seconds

@@ -70,8 +70,9 @@ class Ledger:
             self._ended[reason] += 1
             for name in (each.name for each in dataclasses.fields(Tally)):
                 value = getattr(tally, name)
-                if isinstance(value, Counter):
-                    getattr(self._sum, name).update(value)
+                if isinstance(value, dict):
+                    sums = getattr(self._sum, name)
+                    sums.update({key: sums.get(key, 0) + count for key, count in value.items()})
                 else:
                     setattr(self._sum, name, getattr(self._sum, name) + value)
 
