@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {"policy": {"policy"}, "runtime": {"policy", "runtime"}, "export": {"policy", "runtime", "export"}}
-HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "tensorrt", "numpy", "tokenizers", "matplotlib"}
+HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "tensorrt", "numpy", "tokenizers", "matplotlib", "fastapi", "uvicorn", "pydantic"}
 
 
 def imported(file: Path) -> set[str]:
@@ -39,7 +39,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["runtime", "runtime.cli", "runtime.bench.cli", "export.cli", "export.tuning.cli"])
+@pytest.mark.parametrize("module", ["runtime", "runtime.cli", "runtime.bench.cli", "runtime.serve.cli", "export.cli", "export.tuning.cli"])
 def test_import_is_free(module: str) -> None:
     assert not loaded_by(f"import {module}") & HEAVY
 

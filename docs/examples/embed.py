@@ -1,0 +1,15 @@
+"""A conversation in your own process."""
+
+from runtime import Decoder, RespsError, Sampling
+
+try:
+    with Decoder("engines/smollm2-135m") as decoder:
+        decoder.warmup()
+        history = [{"role": "user", "content": "Name a river in France."}]
+        for question in ("Which sea does it flow into?", None):
+            with decoder.stream(history, max_new_tokens=40, sampling=Sampling(temperature=0.5, seed=1), deadline=60) as answer:
+                text = "".join(chunk.text for chunk in answer)
+            print(f"{text}\n  ({answer.stop}, {answer.stats.tokens_per_cycle:.1f} tokens a cycle)")
+            history += [{"role": "assistant", "content": text}, {"role": "user", "content": question}]  # its tokens stay in the cache
+except RespsError as error:
+    print(error)  # one line: what happened — what to do

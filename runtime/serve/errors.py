@@ -1,0 +1,79 @@
+"""Failures as OpenAI's clients read them: a status and {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ..errors import DecoderClosed, EngineDirError, EngineFailure, PromptError, RespsError
+
+LOG = logging.getLogger("runtime.serve")
+
+
+class ServeError(RespsError):
+    """The server cannot start: a port that is taken, packages that are missing."""
+
+
+class ApiError(Exception):
+    """One request's failure. ``param``: the field of the request that is to blame; ``outcome``: what /metrics counts it as."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        outcome: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+        self.outcome = outcome or ("invalid" if status < 500 else "error")
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else "rate_limit_error" if self.status == 429 else "invalid_request_error"
+        return {"error": {"message": " ".join(str(self).split()), "type": kind, "param": self.param, "code": self.code}}
+
+
+def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """A request that is refused because of what it says."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def shutting_down() -> ApiError:
+    """This server is going away."""
+    return ApiError(
+        503, "this server is shutting down — send the request again, to another one", code="shutting_down", outcome="shutting_down",
+        retry_after=1,
+    )  # fmt: skip
+
+
+def told(error: BaseException) -> ApiError:
+    """What the client is told of an exception that came out of a Decoder. Never more than one line, never a traceback."""
+    match error:
+        case ApiError():
+            return error
+        case PromptError():
+            return invalid(str(error), "prompt", "invalid_prompt")
+        case EngineFailure():
+            return ApiError(500, str(error), code="engine_failure")
+        case DecoderClosed():
+            return ApiError(503, "the engine was closed — send the request again, to another server", code="engine_closed")
+        case EngineDirError():  # a policy that was not tuned
+            return invalid(str(error), "policy")
+        case RespsError():
+            return ApiError(500, str(error), code="failed")
+        case _:
+            name = type(error).__name__
+            return ApiError(500, f"internal error, {name} — the server's log says more (resps-serve -vv)", code="internal_error")
+
+
+def logged(error: BaseException) -> ApiError:
+    """The same, and what is the server's fault goes to its log."""
+    known = told(error)
+    if known.status >= 500 and known is not error:
+        LOG.error("a request failed: %s", " ".join(str(error).split()), exc_info=error if known.code == "internal_error" else None)
+    return known

@@ -1,0 +1,107 @@
+"""What Triton's Python backend runs. Text comes back a round at a time (decoupled); one process holds the weights once for all replicas.
+
+Inputs: ``text_input``; ``chat`` (put it into the model's chat template), ``stream`` (a response per round instead of one), and
+``sampling_parameters``, a JSON object with the fields of /v1/completions, checked as there. Outputs: ``text_output``, and with the last
+response ``report``, a JSON object: why the answer ended, and its statistics.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+import numpy as np
+
+from ...decoder import Decoder
+from ..errors import ApiError, invalid, logged
+from ..load import load_replicas
+from ..requests import Ask, CompletionBody, completion, read
+
+
+class TritonPythonModel:
+    """Triton's interface: initialize, execute, finalize."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the engine directory that config.pbtxt names."""
+        import triton_python_backend_utils as backend
+
+        given = {name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()}
+        threads = int(given["threads"]) or None
+        decoders = load_replicas(Path(given["engine_dir"]), int(given["replicas"]), threads=threads, policy=given["policy"] or None)
+        self._backend = backend
+        self._decoders = decoders
+        self._free: SimpleQueue[Decoder] = SimpleQueue()
+        for each in decoders:
+            self._free.put(each)
+
+    def execute(self, requests: list[Any]) -> None:
+        """Start what is asked. Waits for a free replica, so that everything else waits in Triton's queue, by Triton's rules."""
+        for request in requests:
+            decoder = self._free.get()
+            inputs = {name: self._input(request, name) for name in ("text_input", "chat", "stream", "sampling_parameters")}
+            Thread(target=self._answer, args=(decoder, inputs, request.get_response_sender()), daemon=True).start()
+
+    def finalize(self) -> None:
+        """Let what runs end, then free everything."""
+        for _ in self._decoders:
+            self._free.get()
+        for each in self._decoders:
+            each.close()
+
+    def _input(self, request: Any, name: str) -> Any:
+        tensor = self._backend.get_input_tensor_by_name(request, name)
+        if tensor is None:
+            return None
+        value = tensor.as_numpy().reshape(-1)[0]
+        return value.decode() if isinstance(value, bytes) else value.item()
+
+    def _answer(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any) -> None:
+        final = self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        try:
+            last = self._decode(decoder, inputs, sender)
+        except BaseException as error:  # whatever it was, the replica must come back
+            last = self._backend.InferenceResponse(error=self._error(logged(error)))
+        self._free.put(decoder)
+        sender.send(last, flags=final)
+
+    def _decode(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any) -> Any:
+        ask = asked(inputs["text_input"], bool(inputs["chat"]), inputs["sampling_parameters"])
+        ids = decoder.encode(ask.prompt)
+        room = decoder.manifest.limits.context - len(ids)
+        limit = min(ask.max_tokens or room, room)
+        rest = ""
+        with decoder.stream(ids, max_new_tokens=limit, sampling=ask.sampling, stop=ask.stop, policy=ask.policy) as stream:
+            for chunk in stream:
+                if sender.is_cancelled():
+                    stream.cancel()
+                elif inputs["stream"]:
+                    sender.send(self._response(chunk.text))
+                else:
+                    rest += chunk.text
+        return self._response(rest, json.dumps({"stop": stream.stop, "stats": stream.stats.as_dict()}))
+
+    def _response(self, text: str, report: str = "") -> Any:
+        outputs = {"text_output": text, "report": report}
+        tensors = [self._backend.Tensor(name, np.array([[value.encode()]], dtype=np.object_)) for name, value in outputs.items()]
+        return self._backend.InferenceResponse(output_tensors=tensors)
+
+    def _error(self, error: ApiError) -> Any:
+        kinds = self._backend.TritonError
+        return kinds(str(error), kinds.INVALID_ARG if error.status < 500 else kinds.INTERNAL)
+
+
+def asked(text: str, chat: bool, parameters: str | None) -> Ask:
+    """The request in the Decoder's terms. Raises ApiError."""
+    try:
+        fields = json.loads(parameters or "{}")
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise invalid("sampling_parameters is no JSON object", "sampling_parameters")
+    ask = completion(read(CompletionBody, json.dumps({**fields, "prompt": text}).encode()))
+    return replace(ask, prompt=[{"role": "user", "content": text}]) if chat else ask

@@ -1,0 +1,364 @@
+"""The server over toy decoders, through real sockets: answers, streams, the queue, clients that leave, engines that fail, the end."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.serve_fakes import ToyDecoder, broken, toy_answer
+from tests.serving import Served, serving, until
+
+CHAT = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
+TEXT = "user:Hello;"
+LONG = next(text for text in map(str, range(1000)) if len(toy_answer(text.encode())) > 60)
+
+
+@pytest.fixture(name="toy")
+def toy_decoder() -> ToyDecoder:
+    return ToyDecoder()
+
+
+@pytest.fixture
+def served(toy: ToyDecoder) -> Iterator[Served]:
+    with serving([toy]) as served:
+        yield served
+
+
+def text_of(tokens: list[int]) -> str:
+    return "".join(chr(token) for token in tokens if token)
+
+
+def events(body: str) -> list[dict[str, Any]]:
+    """Of a finished stream."""
+    lines = [line for line in body.split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def test_a_chat_answer_has_openai_s_form(served: Served) -> None:
+    answer = served.http.post("/v1/chat/completions", json={**CHAT, "model": "toy"}).json()
+    expected = toy_answer(TEXT.encode())
+    assert answer["object"] == "chat.completion"
+    assert answer["model"] == "toy"
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": text_of(expected), "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert answer["usage"]["prompt_tokens"] == len(TEXT)
+    assert answer["usage"]["completion_tokens"] == len(expected)
+    assert answer["usage"]["total_tokens"] == len(TEXT) + len(expected)
+    assert answer["resps"]["stop"] == "eos"
+    assert answer["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] == answer["resps"]["stats"]["accepted"] > 0
+
+
+@pytest.mark.parametrize("more", [{}, {"max_tokens": 7}, {"seed": 5}, {"stop": ["q", "e"]}, {"logprobs": True, "top_logprobs": 2}], ids=str)
+def test_a_stream_says_the_same(served: Served, more: dict[str, Any]) -> None:
+    whole = served.http.post("/v1/chat/completions", json={**CHAT, **more}).json()
+    asked = {**CHAT, **more, "stream": True, "stream_options": {"include_usage": True}}
+    response = served.http.post("/v1/chat/completions", json=asked)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *rounds, end, usage = events(response.text)
+    choices = [each["choices"][0] for each in rounds]
+    (choice,) = whole["choices"]
+    assert "".join(each["delta"]["content"] for each in choices) == choice["message"]["content"]
+    assert choices[0]["delta"]["role"] == "assistant"
+    assert all("role" not in each["delta"] for each in choices[1:])
+    assert all(each["finish_reason"] is None for each in choices)
+    assert all(each["usage"] is None for each in (*rounds, end))
+    assert end["choices"][0]["finish_reason"] == choice["finish_reason"]
+    assert (usage["choices"], usage["usage"]) == ([], whole["usage"])
+    assert {each["id"] for each in (*rounds, end, usage)} == {end["id"]}
+    if "logprobs" in more:
+        tokens = [token for each in choices for token in each["logprobs"]["content"]]
+        assert tokens == choice["logprobs"]["content"]
+        assert len(tokens) == whole["usage"]["completion_tokens"]
+        assert len(tokens[0]["top_logprobs"]) == 2
+        assert "".join(token["token"] for token in tokens).rstrip("\0") == choice["message"]["content"]
+        assert tokens[0]["bytes"] == list(tokens[0]["token"].encode())
+
+
+def test_completions(served: Served) -> None:
+    expected = toy_answer(b"Hello")
+    asked = {"prompt": "Hello", "max_tokens": 5, "logprobs": 1}
+    answer = served.http.post("/v1/completions", json=asked).json()
+    assert answer["object"] == "text_completion"
+    (choice,) = answer["choices"]
+    assert (choice["text"], choice["finish_reason"]) == (text_of(expected[:5]), "length")
+    assert choice["logprobs"]["tokens"] == list(choice["text"])
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3, 4]
+    assert choice["logprobs"]["token_logprobs"] == [-0.5] * 5
+    *rounds, end = events(served.http.post("/v1/completions", json={**asked, "stream": True}).text)
+    assert "".join(each["choices"][0]["text"] for each in rounds) == choice["text"]
+    assert [at for each in rounds for at in each["choices"][0]["logprobs"]["text_offset"]] == [0, 1, 2, 3, 4]
+    assert end["choices"][0]["finish_reason"] == "length"
+    ids = served.http.post("/v1/completions", json={"prompt": list(b"Hello"), "max_tokens": 5}).json()
+    assert ids["choices"][0]["text"] == choice["text"]
+
+
+def test_what_is_asked_reaches_the_decoder(served: Served, toy: ToyDecoder) -> None:
+    for policy in ({"policy": "fixed"}, {"speculation": False}, {}):
+        assert served.http.post("/v1/chat/completions", json={**CHAT, "top_k": 3, "seed": 9, **policy}).status_code == 200
+    assert [each["policy"] for each in toy.asked] == ["fixed", "none", None]
+    assert (toy.asked[0]["sampling"].top_k, toy.asked[0]["sampling"].seed) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("POST", "/v1/chat/completions", b"{", 400, "invalid_value"),
+        ("POST", "/v1/chat/completions", json.dumps({**CHAT, "tools": [1]}).encode(), 400, "unsupported_parameter"),
+        ("POST", "/v1/chat/completions", json.dumps({**CHAT, "policy": "magic"}).encode(), 400, "invalid_value"),
+        ("POST", "/v1/chat/completions", json.dumps({**CHAT, "model": "other"}).encode(), 404, "model_not_found"),
+        ("POST", "/v1/completions", json.dumps({"prompt": "x" * 500}).encode(), 400, "invalid_prompt"),
+        ("POST", "/v1/completions", json.dumps({"prompt": []}).encode(), 400, "invalid_prompt"),
+        ("POST", "/v1/completions", b'{"prompt": "' + b"x" * (1 << 20) + b'"}', 413, "body_too_large"),
+        ("GET", "/v1/nonsense", b"", 404, "no_such_route"),
+        ("GET", "/v1/models/other", b"", 404, "model_not_found"),
+        ("GET", "/v1/completions", b"", 405, "no_such_route"),
+    ],
+)
+def test_every_refusal_has_openai_s_form(served: Served, method: str, path: str, body: bytes, status: int, code: str) -> None:
+    response = served.http.request(method, path, content=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (status, code)
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert "\n" not in error["message"]
+    assert served.http.post("/v1/chat/completions", json=CHAT).status_code == 200
+
+
+def test_models(served: Served) -> None:
+    (model,) = served.http.get("/v1/models").json()["data"]
+    assert (model["id"], model["max_model_len"]) == ("toy", 200)
+    assert served.http.get("/v1/models/toy").json() == model
+
+
+def post(served: Served, **more: Any) -> httpx.Response:
+    with httpx.Client(base_url=served.url, timeout=20) as http:
+        return http.post("/v1/completions", json={"prompt": LONG, "max_tokens": 1000, "temperature": 0, **more})
+
+
+def test_the_queue_is_bounded_and_those_inside_are_served(toy: ToyDecoder) -> None:
+    toy.gate.clear()
+    with serving([toy], queue=2) as served, ThreadPoolExecutor(8) as clients:
+        inside = [clients.submit(post, served) for _ in range(3)]
+        served.wait("resps:num_requests_waiting", 2)
+        refused = post(served)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "queue_full"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert served.metric("resps:num_requests_running") == 1
+        toy.gate.set()
+        texts = {each.result().json()["choices"][0]["text"] for each in inside}
+        assert texts == {text_of(toy_answer(LONG.encode()))}
+        served.wait('resps:requests_total{outcome="eos"}', 3)
+        assert served.metric('resps:requests_total{outcome="queue_full"}') == 1
+        assert served.metric("resps:num_requests_waiting") == served.metric("resps:num_requests_running") == 0
+
+
+def test_waiting_in_the_queue_has_an_end(toy: ToyDecoder) -> None:
+    toy.gate.clear()
+    with serving([toy], queue_seconds=0.05) as served, ThreadPoolExecutor(1) as clients:
+        first = clients.submit(post, served)
+        served.wait("resps:num_requests_running", 1)
+        refused = post(served)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_timeout")
+        toy.gate.set()
+        assert first.result().status_code == 200
+
+
+def test_a_request_has_a_deadline(toy: ToyDecoder) -> None:
+    toy.seconds = 0.05
+    with serving([toy], request_seconds=0.3) as served:
+        cut = post(served).json()
+        assert cut["choices"][0]["finish_reason"] == "length"
+        assert cut["resps"]["stop"] == "deadline"
+        assert text_of(toy_answer(LONG.encode())).startswith(cut["choices"][0]["text"])
+        toy.gate.clear()
+        threading.Timer(0.4, toy.gate.set).start()
+        late = post(served)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline")
+
+
+def open_stream(served: Served) -> socket.socket:
+    """A client that reads nothing by itself."""
+    body = json.dumps({"prompt": LONG, "max_tokens": 1000, "stream": True}).encode()
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # else the kernel reads megabytes ahead
+    client.connect(("127.0.0.1", int(served.url.rpartition(":")[2])))
+    client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    return client
+
+
+def test_a_client_that_leaves_ends_its_answer_within_a_round(served: Served, toy: ToyDecoder) -> None:
+    toy.seconds = 0.1
+    client = open_stream(served)
+    until(lambda: toy.rounds >= 2)
+    client.close()
+    until(lambda: toy.ended == ["cancelled"])
+    assert toy.rounds <= 5  # of some thirty
+    served.wait('resps:requests_total{outcome="disconnected"}', 1)
+    toy.seconds = 0.0
+    assert post(served).status_code == 200
+
+
+def test_a_client_that_leaves_the_queue_is_never_decoded(served: Served, toy: ToyDecoder) -> None:
+    toy.gate.clear()
+    first, second = open_stream(served), open_stream(served)
+    served.wait("resps:num_requests_waiting", 1)
+    second.close()
+    served.wait("resps:num_requests_waiting", 0)
+    served.wait('resps:requests_total{outcome="disconnected"}', 1)
+    toy.gate.set()
+    until(lambda: len(toy.ended) == 1)
+    served.wait('resps:requests_total{outcome="eos"}', 1)
+    assert len(toy.asked) == 1
+    first.close()
+
+
+def test_a_client_that_leaves_before_its_whole_answer_ends_it(served: Served, toy: ToyDecoder) -> None:
+    toy.seconds = 0.1
+    with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=served.url, timeout=0.3) as http:
+        http.post("/v1/completions", json={"prompt": LONG, "max_tokens": 1000})
+    until(lambda: toy.ended == ["cancelled"])
+
+
+def test_a_slow_reader_holds_no_engine_and_not_for_ever(toy: ToyDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    filler = "x" * 300_000
+    monkeypatch.setattr("runtime.serve.forms.extension", lambda *_: {"filler": filler})
+    monkeypatch.setattr("runtime.serve.forms.Form._logprobs", lambda *_: {"filler": filler})  # so that socket buffers fill up
+    with serving([toy], write_seconds=0.3, queue=1) as served:
+        client = open_stream(served)
+        until(lambda: len(toy.ended) == 1)  # decoded to the end, though nobody reads
+        assert toy.ended == ["eos"]
+        assert served.house.pool.running == 0
+        served.wait('resps:requests_total{outcome="slow_reader"}', 1)
+        assert served.house.pool._inside == 0
+        client.close()
+
+
+def test_a_failed_pass_is_told_and_the_replica_used_again(served: Served, toy: ToyDecoder) -> None:
+    toy.failing = broken()
+    failed = post(served)
+    error = failed.json()["error"]
+    assert (failed.status_code, error["code"], error["type"]) == (500, "engine_failure", "server_error")
+    assert "verify" in error["message"]
+    assert "Traceback" not in failed.text
+    toy.failing = None
+    assert post(served).status_code == 200
+    assert served.http.get("/healthz").status_code == 200
+    assert served.metric('resps:requests_total{outcome="error"}') == 1
+
+
+def test_a_failure_in_the_middle_of_a_stream_is_an_event(served: Served, toy: ToyDecoder) -> None:
+    toy.seconds = 0.02
+    asked = {"prompt": LONG, "max_tokens": 99, "stream": True}
+    with httpx.stream("POST", f"{served.url}/v1/completions", json=asked, timeout=20) as stream:
+        lines = (line.removeprefix("data: ") for line in stream.iter_lines() if line)
+        came = [next(lines)]
+        toy.failing = broken()
+        came += lines
+    assert json.loads(came[-1])["error"]["code"] == "engine_failure"
+    assert "[DONE]" not in came
+    assert stream.status_code == 200
+
+
+def test_an_unexpected_exception_is_one_line_to_the_client(served: Served, toy: ToyDecoder) -> None:
+    toy.failing = RuntimeError("secret\nlines")
+    failed = post(served)
+    assert (failed.status_code, failed.json()["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in failed.text
+    assert "\n" not in failed.json()["error"]["message"]
+
+
+def test_repeated_failures_give_a_replica_up(toy: ToyDecoder) -> None:
+    other = ToyDecoder()
+    with serving([toy, other], failures=2) as served, ThreadPoolExecutor(1) as clients:
+        toy.failing = broken()
+        assert post(served).status_code == 500
+        served.wait("resps:num_requests_running", 0)
+        other.gate.clear()
+        busy = clients.submit(post, served)  # the one that has waited longest is taken: the other
+        served.wait("resps:num_requests_running", 1)
+        assert post(served).status_code == 500
+        until(lambda: not served.house.pool.replicas[0].healthy)
+        health = served.http.get("/healthz")
+        assert (health.status_code, health.json()["replicas"]) == (503, [False, True])
+        assert served.metric('resps:replica_healthy{replica="0"}') == 0
+        other.gate.set()
+        assert busy.result().status_code == 200
+        assert [post(served).status_code for _ in range(4)] == [200] * 4  # the other goes on
+        other.failing = broken()
+        assert [post(served).status_code for _ in range(3)] == [500, 500, 503]
+
+
+def test_replicas_run_side_by_side_and_keep_their_prefixes(toy: ToyDecoder) -> None:
+    other = ToyDecoder()
+    with serving([toy, other]) as served, ThreadPoolExecutor(2) as clients:
+        toy.gate.clear()
+        other.gate.clear()
+        both = [clients.submit(post, served, prompt=prompt) for prompt in ("apple", "berry")]
+        served.wait("resps:num_requests_running", 2)
+        toy.gate.set()
+        other.gate.set()
+        assert all(each.result().status_code == 200 for each in both)
+        served.wait("resps:num_requests_running", 0)
+        knows = {bytes(each.asked[0]["prompt"]): each for each in (toy, other)}
+        for prompt in (b"apple", b"berry", b"berry", b"apple"):
+            post(served, prompt=f"{prompt.decode()} and so on")
+            assert bytes(knows[prompt].asked[-1]["prompt"]).startswith(prompt)
+            served.wait("resps:num_requests_running", 0)
+
+
+def test_metrics_tell_of_times_and_tokens(served: Served) -> None:
+    post(served)
+    post(served, stream=True)
+    served.wait('resps:requests_total{outcome="eos"}', 2)
+    tokens = len(toy_answer(LONG.encode()))
+    counts = {"request_queue_time": 2, "time_to_first_token": 2, "e2e_request_latency": 2, "inter_token_latency": 2 * tokens - 2}
+    for name, count in counts.items():
+        assert served.metric(f"resps:{name}_seconds_count") == count, name
+    page = served.http.get("/metrics").text
+    for name in ("drafts", "draft_tokens", "accepted_tokens"):
+        assert f'resps:spec_decode_num_{name}_total{{replica="0"}} 0.0' in page
+    assert 'resps:policy_watchdog{replica="0",state="none"} 1.0' in page
+
+
+def test_draining_finishes_what_runs_and_refuses_the_rest(toy: ToyDecoder) -> None:
+    toy.gate.clear()
+    with serving([toy]) as served, ThreadPoolExecutor(3) as clients:
+        runs = clients.submit(post, served)
+        served.wait("resps:num_requests_running", 1)
+        waits = clients.submit(post, served)
+        served.wait("resps:num_requests_waiting", 1)
+        served.server.loop.call_soon_threadsafe(served.server.end)
+        refused = waits.result()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        toy.gate.set()
+        assert runs.result().json()["choices"][0]["finish_reason"] == "stop"
+    assert toy.closed
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_outlives_the_drain_is_told_that_it_was_cut(toy: ToyDecoder, stream: bool) -> None:
+    toy.seconds = 0.05
+    with serving([toy], drain_seconds=0.2) as served, ThreadPoolExecutor(1) as clients:
+        runs = clients.submit(post, served, stream=stream)
+        until(lambda: toy.rounds >= 1)
+        served.server.loop.call_soon_threadsafe(served.server.end)
+        cut = runs.result()
+    assert cut.status_code == (200 if stream else 503)
+    error = json.loads(cut.text.split("\n\n")[-2].removeprefix("data: ") if stream else cut.text)["error"]
+    assert error["code"] == "shutting_down"
+    assert toy.ended == ["cancelled"]
