@@ -32,7 +32,7 @@ TREES = (
     *(TreeSpec(17, 16, 1), TreeSpec(64, 16, 16), TreeSpec(31, 30, 1), TreeSpec(41, 1, 40), TreeSpec(200, 30, 30)),
 )
 SAMPLINGS = (
-    *(Sampling(), Sampling(0.8, seed=1), Sampling(1.0, seed=2), Sampling(1.0, top_k=20, seed=3)),
+    *(Sampling(), Sampling(0.8, seed=1), Sampling(1.0, seed=6), Sampling(1.0, top_k=20, seed=3)),
     Sampling(0.8, top_p=0.9, seed=4),
 )
 PROMPT_ROWS = {"random": 32, "echo": 4, "echo-int8": 32}
