@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--tree", metavar="NODES,DEPTH,WIDTH", help="Fixed tree; 1,0,0 is plain decoding.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a pass [default: physical cores].")
 @click.option("--stats", is_flag=True, help="Print a summary to stderr.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: schema, text, tokens, stop, stats.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: schema, text, tokens, stop, stats, logprobs.")
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is complete.")
 @click.option("-v", "--verbose", count=True, help="Say what is done; -vv shows tracebacks.")
 @click.version_option(package_name="resps")

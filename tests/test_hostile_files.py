@@ -21,7 +21,7 @@ from export.checkpoint import SafetensorsFiles
 from export.errors import CheckpointError
 from export.gguf import GgufCheckpoint
 from export.gguf_header import check_header
-from runtime import Decoder, EngineDirError
+from runtime import Decoder, EngineDirError, PromptError
 from runtime.manifest import FILE_NAME, load_manifest
 from runtime.onnx_files import external_files
 from runtime.typed_json import Malformed
@@ -152,6 +152,27 @@ def test_what_is_no_graph(data: bytes) -> None:
 
 def _field(number: int, data: bytes) -> bytes:
     return bytes([number << 3 | 2, len(data)]) + data
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 / 0 }}",
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ missing.part.part }}",
+        "{{ raise_exception('no\\nline') }}",
+    ],
+)
+def test_a_template_that_misbehaves_is_a_prompt_error(directory: Path, template: str) -> None:
+    (directory / "evil.jinja").write_text(template)
+    change = {"evil.jinja": entry(directory / "evil.jinja")}
+    edit(directory, lambda data: (data["tokens"].update(chat_template="evil.jinja"), data["files"].update(change)))
+    with Decoder(directory, threads=1) as decoder:
+        with pytest.raises(PromptError) as caught:
+            decoder.encode([{"role": "user", "content": "the cat"}])
+        assert "\n" not in str(caught.value)
 
 
 # --- checkpoints ---

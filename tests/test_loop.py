@@ -9,6 +9,7 @@ import pytest
 
 from policy import PLAIN, FixedPolicy, Observation, Outcome, Policy, TreeSpec
 from runtime.drafter import Drafter, NoDrafter
+from runtime.errors import EngineFailure
 from runtime.loop import Round, begin, prefill, rounds
 from runtime.ngram import NgramDrafter
 from runtime.sampling import Pick, Scores, greedy, uniforms
@@ -169,3 +170,13 @@ def test_sampled_tokens_have_the_targets_distribution() -> None:
     often = joint * count >= 5
     observed = [*seen[often], seen[~often].sum()]
     assert chisquare(observed, [*(joint[often] * count), joint[~often].sum() * count]).pvalue > 1e-3
+
+
+def test_a_tree_below_another_root_is_an_error_and_not_an_answer() -> None:
+    class Lost(NoDrafter):
+        def draft(self, root: int, spec: TreeSpec, growth: object = None) -> Tree:
+            return Tree.chain([(root + 1) % VOCAB, root])
+
+    with pytest.raises(EngineFailure, match="does not hang where it should") as caught:
+        decode(toy_target(), Lost(), FixedPolicy(TREES[1]), greedy)
+    assert caught.value.stage == "draft"

@@ -12,7 +12,7 @@ import pytest
 import runtime.backend_cuda
 import runtime.engine_ort_cuda
 from policy import FixedPolicy, TreeSpec
-from runtime import Decoder, EngineDirError, Sampling
+from runtime import Decoder, EngineDirError, RespsError, Sampling
 from tests.eagle_engines import export, write_echo
 from tests.emulated_gpu import EmulatedCuda
 
@@ -52,6 +52,20 @@ def test_device_answers_as_the_host_does(engine: Path, gpu: EmulatedCuda, tree: 
             assert device.generate(prompt, max_new_tokens=150, sampling=sampling, policy=FixedPolicy(tree)).tokens == expected
             mine, theirs = device._target.cache.rows(), host._target.cache.rows()
             np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
+
+
+def test_a_conversation_goes_on_from_what_the_cache_holds(engine: Path, gpu: EmulatedCuda) -> None:
+    """Longer, shorter and other prompts: heads move apart and together."""
+    first, options = np.random.default_rng(1).integers(3, 100, 100).tolist(), {"max_new_tokens": 40, "policy": FixedPolicy(TREES[2])}
+    with Decoder(engine) as host, Decoder(engine, device="cuda") as device:
+        for prompt, least in ((first, 0), ([*first, 7, 8, 9], 98), (first[:30], 28), ([*first[:20], *first], 18), (first[1:], 0)):
+            host.forget()
+            expected, came = (each.generate(prompt, **options) for each in (host, device))  # type: ignore[arg-type]
+            assert came.tokens == expected.tokens
+            assert came.stats.cached_prompt_tokens >= least
+            np.testing.assert_allclose(device._target.cache.rows(), host._target.cache.rows(), rtol=0, atol=1e-5)
+        with pytest.raises(RespsError, match="cannot be forked"):
+            device.fork()
 
 
 def test_context_may_be_filled_to_the_last_token(engine: Path, gpu: EmulatedCuda) -> None:

@@ -122,6 +122,16 @@ def test_bad_wishes_fail_at_the_call(eagle: Decoder, bad: dict[str, Any]) -> Non
         eagle.stream(PROMPT, **bad)
 
 
+def test_a_temperature_too_small_to_divide_by_is_greedy(eagle: Decoder) -> None:
+    greedy = eagle.generate(PROMPT, max_new_tokens=20)
+    for temperature in (5e-324, 1e-300, 1e-38, 1e-9):
+        assert eagle.generate(PROMPT, max_new_tokens=20, sampling=Sampling(temperature, seed=1)).tokens == greedy.tokens
+    eagle.generate(PROMPT, max_new_tokens=20, sampling=Sampling(1e-5, seed=1))  # numbers still
+    for bad in ({"top_k": 2**40}, {"top_k": -1}, {"seed": 2**64}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            Sampling(1.0, **bad)
+
+
 # --- deadline ---
 
 

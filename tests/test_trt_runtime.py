@@ -88,6 +88,17 @@ def test_device_answers_as_the_host_does(host: Decoder, engines: tuple[Path, Pat
                 np.testing.assert_allclose(device._target.cache.rows(), host._target.cache.rows(), rtol=0, atol=1e-5)
 
 
+def test_a_conversation_goes_on_from_what_the_cache_holds(host: Decoder, place: Place) -> None:
+    first, options = prompt_of(100), {"max_new_tokens": 40, "policy": FixedPolicy(TREES[-1])}
+    with place.decoder() as device:
+        for prompt, least in ((first, 0), ([*first, 7, 8, 9], 98), (first[:30], 28), ([*first[:20], *first], 18), (first[1:], 0)):
+            host.forget()
+            expected, came = (each.generate(prompt, **options) for each in (host, device))  # type: ignore[arg-type]
+            assert came.tokens == expected.tokens
+            assert came.stats.cached_prompt_tokens >= least
+            np.testing.assert_allclose(device._target.cache.rows(), host._target.cache.rows(), rtol=0, atol=1e-5)
+
+
 def test_enterprise_tensorrt_answers_too(host: Decoder, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has neither validity nor configuration, and its plans belong to one compute capability."""
     copy = altered(place, tmp_path, lambda m: m["tensorrt"].update(flavour="tensorrt", compute_capabilities=["9.0"], gpu="Emulated"))
