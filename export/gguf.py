@@ -50,7 +50,10 @@ class GgufCheckpoint:
     def field(self, key: str, default: Any = None) -> Any:
         """A metadata value, or ``default``."""
         field = self._reader.get_field(key)
-        return default if field is None else field.contents()
+        try:
+            return default if field is None else field.contents()
+        except ValueError as error:  # text that is not UTF-8
+            raise CheckpointError(f"cannot read {key} in {self.path}: {error} — the file is damaged, download it again") from None
 
     def _config(self) -> dict[str, Any]:
         """The HF config.json that this header amounts to."""
