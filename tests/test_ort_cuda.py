@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import runtime.backend
 import runtime.backend_cuda
 import runtime.engine_ort_cuda
 from policy import FixedPolicy, TreeSpec
 from runtime import Decoder, EngineDirError, RespsError, Sampling
+from tests.device_draws import DeviceDraws
 from tests.eagle_engines import export, write_echo
 from tests.emulated_gpu import EmulatedCuda
 
@@ -38,6 +40,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedCuda]:
     yield cuda
     if cuda.closed:
         assert cuda.leaked() == (0, 0)
+
+
+@pytest.fixture(autouse=True)
+def host_draws_as_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.backend, "GumbelMax", DeviceDraws)
 
 
 @pytest.mark.parametrize("tree", TREES, ids=str)

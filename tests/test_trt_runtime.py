@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import runtime.backend
 import runtime.backend_cuda
 import runtime.trt
 from export.tuning.install import install
@@ -23,6 +24,7 @@ from runtime.console import run_command
 from runtime.cuda import Gpu
 from runtime.errors import GpuMemoryError
 from runtime.manifest import load_manifest
+from tests.device_draws import DeviceDraws
 from tests.eagle_engines import export, write_echo
 from tests.emulated_gpu import EmulatedCuda, EmulatedRtx, EmulatedTrt
 from tests.tiny_encoder import WIDTH, write_bert
@@ -69,6 +71,11 @@ def place(engines: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterat
     yield made
     assert made.cuda.closed
     assert made.cuda.leaked() == (0, 0)
+
+
+@pytest.fixture(autouse=True)
+def host_draws_as_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.backend, "GumbelMax", DeviceDraws)
 
 
 def prompt_of(length: int) -> list[int]:
