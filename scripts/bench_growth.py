@@ -41,7 +41,8 @@ print(json.dumps([loaded, sizes]))
 
 
 def decoded(decoder: Decoder, prompt: list[int], policy: Policy, tokens: int) -> Stats:
-    """An answer's figures."""
+    """An answer's figures; the whole prompt is read."""
+    decoder.forget()
     return decoder.generate(prompt, max_new_tokens=tokens, policy=policy).stats
 
 
