@@ -77,8 +77,8 @@ def _exported_logits(file: Path, checkpoint: Checkpoint, precision: Precision, t
         model = float32_twin(model)
     slots = _shortened(model)
     compute = NUMPY_TYPES[_stream_type(model)]
-    kinds = {value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in model.graph.input}
-    zeros = {kind: np.zeros((1, arch.kv_heads, slots, arch.head_dim), kind) for kind in set(kinds.values())}
+    caches = {value.name: _shape(value, slots) for value in model.graph.input if value.name.startswith("past.")}
+    zeros = {shape: np.zeros(shape, compute) for shape in set(caches.values())}
     feeds: dict[str, Any] = {
         "tokens": tree.tokens[None],
         "depth": tree.depth[None],
@@ -86,7 +86,7 @@ def _exported_logits(file: Path, checkpoint: Checkpoint, precision: Precision, t
         "past": np.zeros(1, np.int64),
         "slots": np.arange(SLOTS),
         "rows": np.arange(len(tree)),
-        **{name: zeros[kind] for name, kind in kinds.items() if name.startswith("past.")},
+        **{name: zeros[shape] for name, shape in caches.items()},
     }
     for source, result in _pieces(model, arch.layers):
         feeds[result] = _run(file.with_name(f"check.{result}.onnx"), _subgraph(model, source, result), feeds, compute)
@@ -104,6 +104,10 @@ def _shortened(model: onnx.ModelProto) -> int:
             if dim.dim_value:
                 dim.dim_value = slots = 2 * SLOTS
     return slots
+
+
+def _shape(cache: onnx.ValueInfoProto, slots: int) -> tuple[int, ...]:
+    return tuple(dim.dim_value or slots for dim in cache.type.tensor_type.shape.dim)
 
 
 def _pieces(model: onnx.ModelProto, layers: int) -> Iterator[tuple[str | None, str]]:

@@ -89,7 +89,6 @@ class LayerWriter:
         self.name, self.arch, self.source, self.precision, self.capacity, self.weights = name, arch, source, precision, capacity, weights
         self.static = static
         self.g = GraphBuilder(name)
-        self.value_type = precision.compute  # of the cached values
         self._presents: list[tuple[str, int, list[int | str]]] = []
 
     def _declare_presents(self) -> None:
@@ -135,35 +134,43 @@ class LayerWriter:
 
     def _attention(self, layer: int, normed: str) -> str:
         g, arch = self.g, self.arch
-        heads = arch.heads + 2 * arch.kv_heads
-        joined = g.op("Reshape", self._linear(layer, "qkv", normed), g.const([1, -1, heads, arch.head_dim]))
-        by_head = g.op("Transpose", joined, perm=[0, 2, 1, 3])
-        sizes = g.const([arch.heads, arch.kv_heads, arch.kv_heads])
-        query, key, value = g.ops("Split", by_head, sizes, outs=(None, None, None), axis=1)
+        query, key, value = self._heads(self._linear(layer, "qkv", normed))
         if arch.qk_norm:
             query = self._norm(query, f"model.layers.{layer}.self_attn.q_norm.weight", arch.head_dim)
             key = self._norm(key, f"model.layers.{layer}.self_attn.k_norm.weight", arch.head_dim)
         query = g.op("RotaryEmbedding", query, *self.query_rope, self.positions)
         key = g.op("RotaryEmbedding", key, *self.key_rope, self.positions)
-        keys, values = self._cached(layer, "key", key), self._cached(layer, "value", value)
-        flat = g.op("Transpose", self._attend(query, keys, values), perm=[0, 2, 1, 3])
-        return self._linear(layer, "o", g.op("Reshape", flat, g.const([-1, arch.heads * arch.head_dim])))
+        keys = self._cached(layer, "key", key, arch.kv_heads, arch.head_dim)
+        values = self._cached(layer, "value", value, *self._value_form())
+        flat = g.op("Reshape", self._attend(query, keys, values), g.const([-1, arch.heads * arch.head_dim]))
+        return self._linear(layer, "o", flat)
+
+    def _heads(self, joined: str) -> tuple[str, str, str]:
+        """The product for all parts -> queries, keys and values [1, heads, n, D]."""
+        g, arch = self.g, self.arch
+        heads = arch.heads + 2 * arch.kv_heads
+        by_head = g.op("Transpose", g.op("Reshape", joined, g.const([1, -1, heads, arch.head_dim])), perm=[0, 2, 1, 3])
+        query, key, value = g.ops("Split", by_head, g.const([arch.heads, arch.kv_heads, arch.kv_heads]), outs=(None,) * 3, axis=1)
+        return query, key, value
+
+    def _value_form(self) -> tuple[int, int]:
+        """Heads and numbers a head of the cached values."""
+        return self.arch.kv_heads, self.arch.head_dim
 
     def _attend(self, query: str, keys: str, values: str) -> str:
-        return self.g.op("Attention", query, keys, values, self.mask, scale=self.arch.head_dim**-0.5)
+        """[1, n, heads, D]."""
+        attended = self.g.op("Attention", query, keys, values, self.mask, scale=self.arch.head_dim**-0.5)
+        return self.g.op("Transpose", attended, perm=[0, 2, 1, 3])
 
-    def _cached(self, layer: int, kind: str, update: str) -> str:
-        """Write the new rows into the cache in place; all of its `span` slots are returned.
+    def _cached(self, layer: int, kind: str, update: str, heads: int, width: int) -> str:
+        """Write the new rows [1, heads, n, width] into the cache in place; all of its `span` slots are returned.
 
         TensorScatter must sit directly between a graph input and a graph output, or it copies the cache.
         """
         g = self.g
-        shape: list[int | str] = [1, self.arch.kv_heads, self.capacity if self.static else "span", self.arch.head_dim]
-        cached = self.value_type if kind == "value" else self.precision.compute
-        past = g.input(f"past.{layer}.{kind}", cached, shape)
-        self._presents.append((f"present.{layer}.{kind}", cached, shape))
-        if cached != self.precision.compute:
-            update = g.op("Cast", update, to=cached)
+        shape: list[int | str] = [1, heads, self.capacity if self.static else "span", width]
+        past = g.input(f"past.{layer}.{kind}", self.precision.compute, shape)
+        self._presents.append((f"present.{layer}.{kind}", self.precision.compute, shape))
         present = g.op("TensorScatter", past, update, self.write, out=f"present.{layer}.{kind}", axis=-2, mode="linear")
         return g.op("Slice", present, g.const([0]), self.span, g.const([2])) if self.static else present
 

@@ -12,17 +12,21 @@ slots instead, and attention reads a slice of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
 from . import integer
 from .checkpoint import Checkpoint
-from .graph import BOOL, DOUBLE, FLOAT, INT8, INT64
+from .graph import BOOL, FLOAT, INT8, INT64
 from .layers import LayerWriter, Precision, is_quantized
 from .weights import WeightFile, quantize_outputs
 
 EMBEDDING = "model.embed_tokens.weight"
+ORDERED_WIDTH = 16
+"""Columns of a matrix that ONNX Runtime's products (MLAS) take in stretches of 1,024 rows; of 64 columns only 256, and more threads
+than matrices would split them."""
 
 
 class TargetWriter(LayerWriter):
@@ -41,8 +45,6 @@ class TargetWriter(LayerWriter):
         super().__init__("target", checkpoint.arch, checkpoint, precision, capacity, weights, static)
         self.captured = captured or checkpoint.arch.captured
         self.ordered = is_ordered(precision) and not static
-        if self.ordered:
-            self.value_type = DOUBLE
         self._zeros: dict[bool, str] = {}
 
     def build(self) -> Iterator[int]:
@@ -60,7 +62,9 @@ class TargetWriter(LayerWriter):
         if self.ordered:  # its scores are not scaled by an operator of their own
             self.query_rope = self._rotary(arch.head_dim**-0.5)
             hidden = g.op("Where", self.mask, g.const(0, np.float32), g.const(-np.inf, np.float32))
-            self.mask = g.op("Concat", *[hidden] * (arch.heads // arch.kv_heads), axis=2)
+            self.mask = g.op("Concat", *[hidden] * self._queries_of_a_key(), axis=2)
+            shape = g.op("Concat", g.const([1, 1, 1]), g.op("Shape", slots), g.const([self._value_form()[1]]), axis=0)
+            self.ones = g.op("Expand", g.const(1, np.float32), shape)
 
         embedding = self._stored(EMBEDDING, (arch.vocab, arch.hidden), [EMBEDDING])
         rows_of_tokens = self._computable(g.op("Gather", embedding, tokens))
@@ -94,26 +98,54 @@ class TargetWriter(LayerWriter):
             self._zeros[head] = integer.zero_points(self.g, *("rows", 0) if head else ("tokens", 1))
         return self._zeros[head]
 
+    def _heads(self, joined: str) -> tuple[str, str, str]:
+        if not self.ordered:
+            return super()._heads(joined)
+        g, arch = self.g, self.arch
+        heads, (chunks, width) = arch.heads + arch.kv_heads, self._value_form()
+        sizes = g.const([heads * arch.head_dim, arch.kv_heads * arch.head_dim])
+        attending, value = g.ops("Split", joined, sizes, outs=(None, None), axis=1)
+        by_head = g.op("Transpose", g.op("Reshape", attending, g.const([1, -1, heads, arch.head_dim])), perm=[0, 2, 1, 3])
+        query, key = g.ops("Split", by_head, g.const([arch.heads, arch.kv_heads]), outs=(None, None), axis=1)
+        return query, key, g.op("Transpose", g.op("Reshape", value, g.const([1, -1, chunks, width])), perm=[0, 2, 1, 3])
+
+    def _value_form(self) -> tuple[int, int]:
+        if not self.ordered:
+            return super()._value_form()
+        width = math.gcd(self.arch.head_dim, ORDERED_WIDTH)
+        return self.arch.kv_heads * self.arch.head_dim // width, width
+
     def _attend(self, query: str, keys: str, values: str) -> str:
         return self._ordered_attention(query, keys, values) if self.ordered else super()._attend(query, keys, values)
+
+    def _queries_of_a_key(self) -> int:
+        """Rows of a key head's matrix for each row of the pass: at least two, because a single one takes another kernel."""
+        return max(2, self.arch.heads // self.arch.kv_heads)
 
     def _ordered_attention(self, query: str, keys: str, values: str) -> str:
         """Attention whose result does not depend on where in the cache the attended slots lie, nor on how many rows a pass has.
 
-        A draft tree leaves gaps between a node's ancestors, so float32 sums over slots run in another order than in plain decoding and
-        differ by 1e-7. Products with int8 activations (MatMulNBits) round that up to 1e-2 and more, which changes tokens: measured in
-        docs/design.md. Sums in float64, rounded once, come out the same. All heads that share a key form one matrix of at least two
-        rows, because single rows take another kernel. The cache holds the values in float64: converting them took longer than all the rest.
+        A draft tree leaves gaps between a node's ancestors. ONNX Runtime's Attention then sums over slots in another order than in plain
+        decoding, which makes a difference of 1e-7, and products with integer activations round that up to 1e-2 and more, which changes
+        tokens: measured in docs/design.md, section 7. Its float32 matrix products add up one slot after the other, and a slot of weight
+        zero changes nothing, so here both sums over slots are such products: the values', and the weights' with a matrix of ones. They
+        go in order through stretches of slots (runtime.target.STRETCH, which the loop minds), that long where a matrix has few columns:
+        so the cache holds values in columns of ORDERED_WIDTH.
         """
         g, arch = self.g, self.arch
+        each, (chunks, width) = self._queries_of_a_key(), self._value_form()
+        if arch.heads == arch.kv_heads:
+            query = g.op("Concat", query, query, axis=2)
         grouped = g.op("Reshape", query, g.const([1, arch.kv_heads, -1, arch.head_dim]))
-        scores = g.op("MatMul", grouped, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
-        masked = g.op("Add", scores, self.mask)
+        masked = g.op("Add", g.op("MatMul", grouped, g.op("Transpose", keys, perm=[0, 1, 3, 2])), self.mask)
         weights = g.op("Exp", g.op("Sub", masked, g.op("ReduceMax", masked, g.const([-1]))))
-        exact = g.op("Cast", weights, to=DOUBLE)
-        summed = g.op("MatMul", exact, values)
-        context = g.op("Cast", g.op("Div", summed, g.op("ReduceSum", exact, g.const([-1]))), to=FLOAT)
-        return g.op("Reshape", context, g.const([1, arch.heads, -1, arch.head_dim]))
+        weights = g.op("Unsqueeze", weights, g.const([2]))
+        columns = g.op("Reshape", values, g.const([1, arch.kv_heads, chunks // arch.kv_heads, -1, width]))
+        context = g.op("Div", g.op("MatMul", weights, columns), g.op("MatMul", weights, self.ones))
+        split = g.op("Reshape", context, g.const([arch.kv_heads, chunks // arch.kv_heads, each, -1, width]))
+        if arch.heads == arch.kv_heads:
+            split = g.op("Slice", split, g.const([0]), g.const([1]), g.const([2]))
+        return g.op("Transpose", split, perm=[3, 0, 2, 1, 4])
 
     def _head(self, hidden: str, embedding: str) -> None:
         g, arch, precision = self.g, self.arch, self.precision
@@ -130,7 +162,7 @@ class TargetWriter(LayerWriter):
 
 
 def is_ordered(precision: Precision) -> bool:
-    """Whether weights are integers in a graph for the CPU, whose attention then does not depend on slots and caches values in float64."""
+    """Whether weights are integers in a graph for the CPU, whose attention then does not depend on slots."""
     return precision.matrix is not None and precision.compute == FLOAT
 
 

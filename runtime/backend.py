@@ -15,10 +15,10 @@ from policy.repeats import ROWS
 from .drafter import Drafter, NoDrafter
 from .draws import GumbelMax
 from .eagle import DraftEngines, EagleDrafter, largest_pool, most_rows, shared_buffers
-from .engine import Buffer, Engine, Memory
+from .engine import Buffer, Engine, Memory, dtype_of
 from .errors import EngineDirError
-from .kv import Cache
-from .manifest import Draft, Graph, Manifest
+from .kv import Cache, Form
+from .manifest import Draft, Graph, Manifest, Tensor
 from .ngram import NgramDrafter
 from .repeats import RepeatsDrafter
 from .sampling import GREEDY_BELOW, BatchInverseCdf, Pick, Sampling, greedy
@@ -39,7 +39,7 @@ class Backend(Protocol):
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> Engine:
         """Load a graph. ``limits``: the largest value of each of its sizes. Raises EngineDirError."""
 
-    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str, value_dtype: str) -> Cache:
+    def cache(self, layers: int, keys: Form, values: Form, capacity: int) -> Cache:
         """An empty cache, with the types of its keys and of its values."""
 
     def fork(self) -> Backend:
@@ -95,7 +95,7 @@ def load_models(backend: Backend, manifest: Manifest, drafter: str, specs: Seque
     features = memory.zeros(rows * len(shape.captured_layers) * shape.hidden, graph.outputs["features"].dtype)
     logits = memory.zeros(nodes * shape.vocab, "float32")
 
-    cache = backend.cache(shape.layers, shape.kv_heads, limits.capacity, shape.head_dim, *_cache_types(graph))
+    cache = backend.cache(shape.layers, *_cache_forms(graph), limits.capacity)
     shared = {ORDER: order, "next_token": mail["next_token"], "logits": logits, "features": features}
     shared |= {**cache.tensors(), **{f"tree.{name}": grown[name] for name in GROWN}}
     engine = backend.engine("target", shared, {"n": rows, "span": limits.capacity, "r": nodes})
@@ -112,9 +112,15 @@ def load_models(backend: Backend, manifest: Manifest, drafter: str, specs: Seque
     return Models(target, eagle, picker) if repeats is None else Models(target, RepeatsDrafter(eagle, repeats), picker)
 
 
-def _cache_types(graph: Graph) -> tuple[str, str]:
+def _cache_forms(graph: Graph) -> tuple[Form, Form]:
     """Of keys and values."""
-    return graph.inputs["past.0.key"].dtype, graph.inputs["past.0.value"].dtype
+    keys, values = (graph.inputs[f"past.0.{kind}"] for kind in ("key", "value"))
+    return _form(keys), _form(values)
+
+
+def _form(tensor: Tensor) -> Form:
+    _, heads, _, width = tensor.shape
+    return Form(int(heads), int(width), dtype_of(tensor.dtype))
 
 
 def _picker(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer) -> Callable[[Sampling], Pick]:
@@ -135,8 +141,7 @@ def _picker(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer)
 
 def _eagle(backend: Backend, manifest: Manifest, draft: Draft, shared: Mapping[str, Buffer]) -> EagleDrafter:
     limits, memory, rows, width = manifest.limits, backend.memory, most_rows(manifest.limits, draft), draft.max_width
-    kinds = _cache_types(manifest.graphs["draft"])
-    cache = backend.cache(draft.layers, draft.kv_heads, draft.capacity, draft.head_dim, *kinds)
+    cache = backend.cache(draft.layers, *_cache_forms(manifest.graphs["draft"]), draft.capacity)
     buffers = {**shared, **shared_buffers(manifest, draft, memory)}
     columns, pool = 1 + width * draft.max_depth, largest_pool(draft)
     sizes = {"m": rows, "w": max(rows, columns), "span": draft.capacity, "r": width, "k": width}

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from .engine import Buffer, dtype_of
+from .engine import Buffer
 from .engine_ort import OrtEngine, open_session
 from .errors import EngineDirError
 from .host_memory import HostMemory
-from .kv import KVCache
+from .kv import Form, KVCache
 from .manifest import Manifest
 
 _LARGE = ("target", "fuse", "draft", "encoder")  # graphs for which a second thread does not only wait
@@ -43,9 +43,8 @@ class CpuBackend:
         self._cleanup.callback(engine.close)
         return engine
 
-    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str, value_dtype: str) -> KVCache:
-        step = self._manifest.limits.span_step
-        return KVCache(layers, kv_heads, capacity, head_dim, dtype_of(dtype), step, dtype_of(value_dtype))
+    def cache(self, layers: int, keys: Form, values: Form, capacity: int) -> KVCache:
+        return KVCache(layers, keys, values, capacity, self._manifest.limits.span_step)
 
     def fork(self) -> CpuBackend:
         return CpuBackend(self._directory, self._manifest, self._threads, self._sessions)

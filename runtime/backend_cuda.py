@@ -15,6 +15,7 @@ from .engine import Buffer, Engine, dtype_of
 from .engine_ort_cuda import OrtCudaEngine
 from .engine_trt import Scratch, TrtEngine, read_plan
 from .errors import EngineDirError, GpuMemoryError, RespsError
+from .kv import Form
 from .kv_device import DeviceKVCache
 from .manifest import Manifest, Tensor
 
@@ -51,11 +52,11 @@ class CudaBackend:
         self._cleanup.callback(engine.close)
         return engine
 
-    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str, value_dtype: str) -> DeviceKVCache:
-        if value_dtype != dtype:
+    def cache(self, layers: int, keys: Form, values: Form, capacity: int) -> DeviceKVCache:
+        if values != keys:
             raise EngineDirError("int8 and int4 graphs for the CPU do not run on a GPU — export for it: resps-export --backend tensorrt")
-        shape, step = (layers, kv_heads, capacity, head_dim), self._manifest.limits.span_step
-        return DeviceKVCache(self._cuda, self.memory, shape, dtype_of(dtype), step, static=self._manifest.tensorrt is not None)
+        shape, step = (layers, keys.heads, capacity, keys.width), self._manifest.limits.span_step
+        return DeviceKVCache(self._cuda, self.memory, shape, keys.dtype, step, static=self._manifest.tensorrt is not None)
 
     def fork(self) -> CudaBackend:
         raise RespsError("a Decoder on a GPU cannot be forked yet — make a second Decoder, or use the CPU")

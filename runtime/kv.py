@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from .engine import Buffer
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a graph has a layer's keys or values: [1, heads, span, width]. The CPU's quantized graphs have values in several parts a head."""
+
+    heads: int
+    width: int
+    dtype: np.dtype
 
 
 class Cache(Protocol):
@@ -50,25 +60,16 @@ class Cache(Protocol):
 class KVCache:
     """Keys and values of ``layers`` layers; slots below ``length`` are committed.
 
-    Every tensor owns room for ``capacity`` slots and uses the front of it as [1, Hkv, span, D], laid out for the ``span`` slots that a pass
-    may touch. So attention reads the used part as a whole, without a Slice and its copy, which took 5 % of a pass (docs/design.md).
-    ``value_dtype``: of the values, where it is not the keys'.
+    Every tensor owns room for ``capacity`` slots and uses the front of it as [1, heads, span, width], laid out for the ``span`` slots that a
+    pass may touch. So attention reads the used part as a whole, without a Slice and its copy, which took 5 % of a pass (docs/design.md).
     """
 
-    def __init__(
-        self,
-        layers: int,
-        kv_heads: int,
-        capacity: int,
-        head_dim: int,
-        dtype: np.dtype,
-        span_step: int = 64,
-        value_dtype: np.dtype | None = None,
-    ) -> None:
+    def __init__(self, layers: int, keys: Form, values: Form, capacity: int, span_step: int = 64) -> None:
+        self._forms = {"key": keys, "value": values}
         # np.zeros takes pages only when they are written: unused capacity costs no memory.
-        size = (layers, kv_heads * capacity * head_dim)
-        self._buffers = {"key": np.zeros(size, dtype), "value": np.zeros(size, value_dtype or dtype)}
-        self._heads, self._head_dim = kv_heads, head_dim
+        self._buffers = {
+            kind: np.zeros((layers, form.heads * capacity * form.width), form.dtype) for kind, form in self._forms.items()
+        }
         self.capacity, self._step = capacity, span_step
         self._length = self._span = 0
 
@@ -104,16 +105,17 @@ class KVCache:
 
     def _lay_out(self, span: int) -> None:
         """Upwards the last head first, downwards the first: nothing is overwritten before it moved."""
-        kept, heads = self._length, range(1, self._heads)
+        kept = self._length
         for before, after in zip(self._laid_out(self._span), self._laid_out(span), strict=True):
+            heads = range(1, before.shape[1])
             for head in heads if span < self._span else reversed(heads):
                 after[:, head, :kept] = before[:, head, :kept]
         self._span = span
 
     def _laid_out(self, span: int) -> list[np.ndarray]:
-        """Keys and values, each [layers, Hkv, span, D]; views."""
-        used = [buffer[:, : self._heads * span * self._head_dim] for buffer in self._buffers.values()]
-        return [part.reshape(len(part), self._heads, span, self._head_dim) for part in used]
+        """Keys and values, each [layers, heads, span, width]; views."""
+        forms = ((self._buffers[kind], form.heads, form.width) for kind, form in self._forms.items())
+        return [room[:, : heads * span * width].reshape(len(room), heads, span, width) for room, heads, width in forms]
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the rows ``path`` of the last pass (ascending, starting at row 0), moved down to follow the committed slots."""
@@ -141,4 +143,7 @@ class KVCache:
 
     def rows(self) -> np.ndarray:
         """The committed part, [layers, 2, 1, Hkv, length, D]; a copy."""
-        return np.stack([rows[:, None, :, : self._length] for rows in self._laid_out(self._span)], axis=1)
+        keys, values = (rows[:, :, : self._length] for rows in self._laid_out(self._span))
+        layers, heads, length, _ = keys.shape
+        parts = values.reshape(layers, heads, -1, length, values.shape[-1]).swapaxes(2, 3)
+        return np.stack([keys[:, None], parts.reshape(keys.shape)[:, None]], axis=1)

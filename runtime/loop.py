@@ -70,9 +70,9 @@ def rounds(
         # What the answer has no room for is not drafted, except on a device: another shape would cost more than the rows.
         deepest = (room if target.on_host else target.room) - 1
         with DRAFT:
-            bet = drafter.bet(root.token, min(room, target.limits.tree_nodes))
+            bet = drafter.bet(root.token, min(room, target.most_nodes))
             if bet is None:
-                spec = policy.choose(Observation(past, room, root.features, read)).within(target.limits.tree_nodes, deepest)
+                spec = policy.choose(Observation(past, room, root.features, read)).within(target.most_nodes, deepest)
             else:
                 spec = TreeSpec(len(bet), len(bet) - 1, 1)
             draft = bet or drafter.draft(root.token, spec, growth)

@@ -223,6 +223,8 @@ def _check_contract(manifest: Manifest) -> None:
         graph = manifest.graphs.get(name)
         if graph is None or not inputs <= graph.inputs.keys() or not outputs <= graph.outputs.keys():
             raise Malformed(f"manifest.graphs.{name} lacks tensors")
+        for kind in ("key", "value"):
+            _check_cached(name, graph, f"past.0.{kind}", manifest.draft if name == "draft" else manifest.shape)
     limits = manifest.limits
     if min(limits.context, limits.tree_nodes, limits.prefill_rows, limits.span_step, manifest.shape.layers) < 1:
         raise Malformed("manifest.limits holds a zero")
@@ -244,6 +246,16 @@ def _check_contract(manifest: Manifest) -> None:
         raise Malformed("manifest.draft holds a size that cannot be")
     if draft and limits.context + draft.max_width * (draft.max_depth - 1) > draft.capacity:
         raise Malformed("manifest.draft.capacity is less than context and one tree")
+
+
+def _check_cached(name: str, graph: Graph, tensor: str, model: Model | Draft | None) -> None:
+    """Keys and values are [1, heads, span, width], however heads are divided."""
+    if tensor not in graph.inputs or model is None:
+        return
+    shape = graph.inputs[tensor].shape
+    heads, width = (shape[1], shape[3]) if len(shape) == 4 and shape[0] == 1 else (0, 0)
+    if not isinstance(heads, int) or not isinstance(width, int) or heads * width != model.kv_heads * model.head_dim or heads % model.kv_heads:
+        raise Malformed(f"manifest.graphs.{name} has {tensor} as {list(shape)}, which is no cache of this model")
 
 
 def _numbers(sizes: Model | Draft) -> list[int]:

@@ -13,6 +13,9 @@ from .tree import GrownTree, Tree
 ORDER = "order"
 """Name of the buffer that holds 0, 1, 2, ...: slots, rows and beams, wherever all of them are meant."""
 GROWN = ("tokens", "parent", "depth", "tree_mask")
+STRETCH = 1024
+"""Slots that the CPU's ordered attention adds up in one go (export.target). Rows of a tree on both sides of a multiple of it would be added
+up in other groups than in plain decoding."""
 _VERIFY = {"slots": ORDER, "rows": ORDER}
 _VERIFY_GROWN = {**_VERIFY, **{name: f"tree.{name}" for name in GROWN if name != "parent"}}
 _PREFILL = {"slots": ORDER}
@@ -44,6 +47,12 @@ class Target:
     def room(self) -> int:
         """Tokens that may still be chosen: the last one needs no slot."""
         return self.limits.context - self.length - 1
+
+    @property
+    def most_nodes(self) -> int:
+        """Nodes of the largest tree that may be verified now."""
+        most = self.limits.tree_nodes
+        return min(most, STRETCH - self.length % STRETCH) if self.on_host else most
 
     def common(self, prompt: Sequence[int]) -> Sequence[int]:
         """The beginning of ``prompt`` that an earlier request left in the cache; never all of it, as the last token's scores are needed."""

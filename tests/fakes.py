@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.host_memory import HostMemory
-from runtime.kv import KVCache
+from runtime.kv import Form, KVCache
 from runtime.manifest import Limits
 from runtime.target import Target
 
@@ -87,5 +87,6 @@ class ToyEngine:
 
 def toy_target() -> Target:
     """A fresh target with an empty cache."""
-    cache = KVCache(layers=1, kv_heads=1, capacity=LIMITS.capacity, head_dim=2, dtype=np.dtype(np.float32), span_step=16)
+    form = Form(heads=1, width=2, dtype=np.dtype(np.float32))
+    cache = KVCache(1, form, form, LIMITS.capacity, span_step=16)
     return Target(ToyEngine(cache), cache, LIMITS, HostMemory())

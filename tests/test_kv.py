@@ -5,20 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime.kv import KVCache
+from runtime.kv import Form, KVCache
+
+WHOLE, IN_PARTS = Form(2, 4, np.dtype(np.float32)), Form(4, 2, np.dtype(np.float32))
 
 
-def laid_out(cache: KVCache, name: str = "past.0.key") -> np.ndarray:
+def laid_out(cache: KVCache, name: str = "past.0.key", form: Form = WHOLE) -> np.ndarray:
     """A tensor as a call binds it."""
-    return cache.tensors()[name][: 2 * cache.span * 4].reshape(1, 2, cache.span, 4)
+    return cache.tensors()[name][: 2 * cache.span * 4].reshape(1, form.heads, cache.span, form.width)
 
 
-def filled(span: int = 40) -> KVCache:
+def filled(span: int = 40, values: Form = WHOLE) -> KVCache:
     """Slot s of head h of every tensor holds the value 100 h + s."""
-    cache = KVCache(layers=3, kv_heads=2, capacity=40, head_dim=4, dtype=np.dtype(np.float32))
+    cache = KVCache(3, WHOLE, values, capacity=40)
     cache.reserve(span)
     for name in cache.tensors():
-        laid_out(cache, name)[:] = (100 * np.arange(2)[:, None] + np.arange(span))[..., None]
+        form = values if name.endswith("value") else WHOLE
+        heads = np.arange(form.heads) * 2 // form.heads
+        laid_out(cache, name, form)[:] = (100 * heads[:, None] + np.arange(span))[..., None]
     return cache
 
 
@@ -37,8 +41,9 @@ def test_tensors_are_views_of_one_allocation_past_and_present_alike() -> None:
     assert all(array.shape == (2 * 40 * 4,) and array.flags.c_contiguous for array in tensors.values())
 
 
-def test_reserve_keeps_what_is_committed() -> None:
-    cache = filled(8)
+@pytest.mark.parametrize("values", [WHOLE, IN_PARTS], ids=["whole", "in-parts"])
+def test_reserve_keeps_what_is_committed(values: Form) -> None:
+    cache = filled(8, values)
     cache.commit(range(6))
     for span in (8, 9, 16, 40):
         cache.reserve(span)
@@ -52,9 +57,10 @@ def test_reserve_keeps_what_is_committed() -> None:
     cache.reserve(8)
 
 
+@pytest.mark.parametrize("values", [WHOLE, IN_PARTS], ids=["whole", "in-parts"])
 @pytest.mark.parametrize("path", [[0], [0, 1, 2], [0, 2], [0, 1, 4, 5, 9], [0, 5, 6, 7]])
-def test_commit_moves_the_path_down(path: list[int]) -> None:
-    cache = filled()
+def test_commit_moves_the_path_down(path: list[int], values: Form) -> None:
+    cache = filled(values=values)
     cache.commit(range(10))
     cache.commit(path)
     assert cache.length == 10 + len(path)

@@ -20,7 +20,10 @@ from export.layers import PRECISIONS
 from export.plan import weight_bytes
 from export.target import TargetWriter
 from export.weights import ALIGNMENT, BLOCK, WeightFile
+from policy import TreeSpec
+from runtime.target import STRETCH
 from runtime.tree import Tree
+from tests.planted import PlantedDrafter
 from tests.tiny import ARCHITECTURES, VOCAB, reference, tiny_model, weights_of
 
 CAPACITY = 128
@@ -32,13 +35,16 @@ MATRICES = ("qkv", "o", "gate_up", "down")
 class Graph:
     """An exported target on disk, its session, and a cache that is handed from pass to pass."""
 
-    def __init__(self, directory: Path, model: Any, precision: str = "fp32", level: str = "4", optimized: bool = True) -> None:
+    def __init__(
+        self, directory: Path, model: Any, precision: str = "fp32", level: str = "4", optimized: bool = True, capacity: int = CAPACITY
+    ) -> None:
         model.save_pretrained(directory)
         self.checkpoint = SafetensorsCheckpoint(directory)
         self.arch, self.precision = self.checkpoint.arch, PRECISIONS[precision]
         with WeightFile(directory / "target.data") as weights:
-            writer = TargetWriter(self.checkpoint, self.precision, CAPACITY, weights)
+            writer = TargetWriter(self.checkpoint, self.precision, capacity, weights)
             assert list(writer.build()) == list(range(1, self.arch.layers + 1))
+        self.capacity = capacity
         self.file = directory / "target.onnx"
         onnx.save(writer.model(), self.file)
         self.session = self.open(level, optimized)
@@ -54,10 +60,9 @@ class Graph:
         return onnxruntime.InferenceSession(str(self.file), options, providers=["CPUExecutionProvider"])
 
     def clear(self) -> None:
-        shape = (1, self.arch.kv_heads, CAPACITY, self.arch.head_dim)
-        kinds = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+        kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         caches = [each for each in self.session.get_inputs() if each.name.startswith("past.")]
-        self.cache = {each.name: np.zeros(shape, kinds[each.type]) for each in caches}
+        self.cache = {each.name: np.zeros((1, each.shape[1], self.capacity, each.shape[3]), kinds[each.type]) for each in caches}
 
     def run(self, tree: Tree, past: int, span: int = 64, rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         feeds = {
@@ -75,9 +80,9 @@ class Graph:
             array[:, :, :span] = result.pop(name.replace("past.", "present."))
         return result
 
-    def prefill(self, tokens: Sequence[int], step: int) -> dict[str, np.ndarray]:
+    def prefill(self, tokens: Sequence[int], step: int, span: int = 64) -> dict[str, np.ndarray]:
         """All rows of all chunks, joined."""
-        passes = [self.run(Tree.chain(tokens[start : start + step]), start) for start in range(0, len(tokens), step)]
+        passes = [self.run(Tree.chain(tokens[start : start + step]), start, span) for start in range(0, len(tokens), step)]
         return {name: np.concatenate([each[name] for each in passes], axis=1) for name in passes[0]}
 
 
@@ -196,6 +201,34 @@ def test_quantized_weights_are_the_model_dequantized(tmp_path: Path, precision: 
     fused = graph.prefill(PROMPT, 4)["logits"]
     assert np.abs(fused - result["logits"]).mean() < 0.05 * exact.std()
     assert np.abs(fused[0] - exact).mean() < (0.05 if precision == "int8" else 0.4) * exact.std()
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_quantized_rows_are_the_same_bits_in_any_tree(tmp_path: Path, precision: str, kv_heads: int) -> None:
+    """In trees that go through every gap, at the start and up to and beyond the end of a stretch of slots; kv_heads = 4: one query a key."""
+    model = tiny_model("llama", num_hidden_layers=2, num_key_value_heads=kv_heads, max_position_embeddings=2 * STRETCH)
+    graph, random = Graph(tmp_path, model, precision, capacity=2 * STRETCH), np.random.default_rng(5)
+    tokens = random.integers(0, VOCAB, STRETCH + 64).tolist()
+    for begin in (3, STRETCH - 30):
+        graph.clear()
+        span = graph.capacity if begin > 3 else 64
+        graph.prefill(tokens[:begin], 100, span)
+        start = {name: array.copy() for name, array in graph.cache.items()}
+        expected = [graph.run(Tree.chain([token]), begin + at, span)["logits"][0, 0] for at, token in enumerate(tokens[begin : begin + 50])]
+        graph.cache, past = start, begin
+        while past < begin + 40:
+            most = min(10, STRETCH - past % STRETCH)
+            drafter = PlantedDrafter(0, tokens, VOCAB, past)
+            drafter.begin(tokens[:past])
+            tree = drafter.draft(tokens[past], TreeSpec(most, 4, 3)) if most > 1 else Tree.chain([tokens[past]])
+            logits, path = graph.run(tree, past, span)["logits"][0], [0]
+            while (node := tree.child(path[-1], tokens[past + len(path)])) is not None:
+                path.append(node)
+            np.testing.assert_array_equal(logits[path], expected[past - begin : past - begin + len(path)])
+            for array in graph.cache.values():
+                array[:, :, past : past + len(path)] = array[:, :, [past + row for row in path]]
+            past += len(path)
 
 
 def test_matrix_that_does_not_divide_into_blocks_stays_in_floating_point(tmp_path: Path) -> None:
