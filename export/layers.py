@@ -29,8 +29,8 @@ class Precision:
     head: int | None = None
 
 
-Quantize = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""float32 [outputs, inputs] -> integers of that shape and scales [outputs, ...]."""
+Quantize = Callable[[np.ndarray], tuple[np.ndarray, ...]]
+"""float32 [outputs, inputs] -> integers of that shape, scales [outputs, ...] and perhaps more that is as long as these."""
 NUMPY_TYPES: dict[int, np.dtype[Any]] = {FLOAT: np.dtype(np.float32), FLOAT16: np.dtype(np.float16), BFLOAT16: np.dtype(bfloat16)}
 
 
@@ -209,22 +209,20 @@ class LayerWriter:
     @np.errstate(over="ignore")  # as for _stored
     def _blocked(self, stem: str, shape: tuple[int, int], parts: list[str], bits: int) -> str:
         """Blocked int8 or int4 weights behind a DequantizeLinear."""
-        value, scale = self._quantized(shape, parts, partial(quantize_blocks, bits=bits))
+        return self._dequantized(stem, *self._quantized(shape, parts, partial(quantize_blocks, bits=bits)), bits)
+
+    def _dequantized(self, stem: str, value: np.ndarray, scale: np.ndarray, bits: int) -> str:
+        """Stored integers [inputs, outputs] behind a DequantizeLinear."""
         data, dtype = (pack_int4(np.ascontiguousarray(value)), INT4) if bits == 4 else (value, INT8)
         quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", dtype, value.shape, [data]))
         scale_name = self._array(f"{stem}.scale", scale)
         return self.g.op("DequantizeLinear", quantized, scale_name, axis=0, block_size=BLOCK)
 
-    def _quantized(self, shape: tuple[int, int], parts: list[str], quantize: Quantize) -> tuple[np.ndarray, np.ndarray]:
+    def _quantized(self, shape: tuple[int, int], parts: list[str], quantize: Quantize) -> list[np.ndarray]:
         """Values [inputs, outputs] and scales [..., outputs] of a matrix, of which only this small integer form is in memory."""
         self._expect_shape(shape, parts)
-        values, scales = [], []
-        for part in parts:
-            for chunk in row_chunks(self.source, part):
-                value, scale = quantize(chunk)
-                values.append(value.T)
-                scales.append(scale.T)
-        return np.concatenate(values, axis=1), np.concatenate(scales, axis=-1)
+        chunks = (quantize(chunk) for part in parts for chunk in row_chunks(self.source, part))
+        return [np.concatenate([array.T for array in arrays], axis=-1) for arrays in zip(*chunks, strict=True)]
 
     @np.errstate(over="ignore", invalid="ignore")  # as for _stored
     def _scaled(self, stem: str, shape: tuple[int, int], parts: list[str]) -> str:

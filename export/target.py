@@ -19,9 +19,9 @@ import numpy as np
 
 from . import integer
 from .checkpoint import Checkpoint
-from .graph import BOOL, FLOAT, INT8, INT64
+from .graph import BOOL, FLOAT, INT4, INT8, INT64
 from .layers import LayerWriter, Precision, is_quantized
-from .weights import WeightFile, quantize_outputs
+from .weights import BLOCK, WeightFile, quantize_blocks_with_offset, quantize_outputs
 
 EMBEDDING = "model.embed_tokens.weight"
 ORDERED_WIDTH = 16
@@ -85,12 +85,24 @@ class TargetWriter(LayerWriter):
 
     @np.errstate(over="ignore")  # as for _blocked
     def _product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int | None, *bias: str) -> str:
-        if self.static or not is_integer(self.precision, shape, kind):
+        if self.static or not (is_offset(self.precision, shape, kind) or is_integer(self.precision, shape, kind)):
             return super()._product(x, stem, shape, parts, kind, *bias)
+        if kind == INT4:
+            product = self._offset_product(x, stem, shape, parts)
+            return self.g.op("Add", product, *bias) if bias else product
         value, scale = self._quantized(shape, parts, quantize_outputs)
         weight = self.g.initializer(self.weights.add(f"{stem}.quantized", INT8, value.shape, [value]))
         product = integer.integer_product(self.g, x, self._zero_points(head=stem == "head"), weight, self._array(f"{stem}.scale", scale))
         return self.g.op("Add", product, *bias) if bias else product
+
+    def _offset_product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str]) -> str:
+        """Every input of a block meets the block's offset: their sums times the offsets are added to the product with symmetric integers,
+        the only ones whose product ONNX Runtime fuses."""
+        g = self.g
+        value, scale, offset = self._quantized(shape, parts, quantize_blocks_with_offset)
+        product = g.op("MatMul", x, self._dequantized(stem, value, scale, bits=4))
+        sums = g.op("ReduceSum", g.op("Reshape", x, g.const([-1, shape[1] // BLOCK, BLOCK])), g.const([-1]), keepdims=0)
+        return g.op("Gemm", sums, self._array(f"{stem}.offset", offset), product)
 
     def _zero_points(self, head: bool) -> str:
         """Of the rows of the pass, or of those that the head gets; made where they are first needed."""
@@ -164,6 +176,11 @@ class TargetWriter(LayerWriter):
 def is_ordered(precision: Precision) -> bool:
     """Whether weights are integers in a graph for the CPU, whose attention then does not depend on slots."""
     return precision.matrix is not None and precision.compute == FLOAT
+
+
+def is_offset(precision: Precision, shape: tuple[int, int], kind: int | None) -> bool:
+    """Whether a matrix [outputs, inputs] of the target has four bits and an offset a block."""
+    return is_ordered(precision) and kind == INT4 and is_quantized(kind, shape[1])
 
 
 def is_integer(precision: Precision, shape: tuple[int, int], kind: int | None) -> bool:

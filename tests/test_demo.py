@@ -90,10 +90,11 @@ def test_every_tree_gives_the_plain_answer(decoder: Decoder, monkeypatch: pytest
             assert decoder.generate(ids, max_new_tokens=40, policy=FixedPolicy(shape)).tokens == answer, (prompt, shape)
 
 
-def test_int8_logits_are_the_same_bits_for_any_rows_and_any_tree(demo_engine: Engine) -> None:
-    """Without float64 sums in attention they differ by 1, and so do answers: see docs/design.md, losslessness."""
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_quantized_logits_are_the_same_bits_for_any_rows_and_any_tree(demo_engine: Engine, precision: str) -> None:
+    """Without ordered sums in attention they differ by 1, and so do answers: see docs/design.md, losslessness."""
     random = np.random.default_rng(0)
-    with Decoder(demo_engine("int8"), draft="none", threads=2) as decoder:
+    with Decoder(demo_engine(precision), draft="none", threads=2) as decoder:
         target, ids = decoder._target, decoder._text.encode(PROMPTS[1])
         expected = logits_of(decoder, ids)
         target.cache.truncate(0)

@@ -19,7 +19,7 @@ from export.errors import CheckpointError
 from export.layers import PRECISIONS
 from export.plan import weight_bytes
 from export.target import TargetWriter
-from export.weights import ALIGNMENT, BLOCK, WeightFile
+from export.weights import ALIGNMENT, BLOCK, WeightFile, quantize_blocks_with_offset
 from policy import TreeSpec
 from runtime.target import STRETCH
 from runtime.tree import Tree
@@ -160,7 +160,9 @@ def dequantized(file: Path, precision: str) -> dict[str, np.ndarray]:
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear":
             values, scales = (numpy_helper.to_array(arrays[name]).astype(np.float32) for name in node.input)
-            found[node.input[0].removesuffix(".quantized")] = values * np.repeat(scales, BLOCK, axis=0)
+            name = node.input[0].removesuffix(".quantized")
+            offset = np.repeat(numpy_helper.to_array(arrays[f"{name}.offset"]), BLOCK, axis=0) if f"{name}.offset" in arrays else 0
+            found[name] = values * np.repeat(scales, BLOCK, axis=0) + offset
     bits = {onnx.TensorProto.INT4: 4, onnx.TensorProto.INT8: 8}
     widths = {name.removesuffix(".quantized"): bits[each.data_type] for name, each in arrays.items() if name.endswith(".quantized")}
     assert widths == {name: 8 if name == "head" or precision == "int8" else 4 for name in found}
@@ -181,7 +183,7 @@ def with_matrices(model: Any, matrices: dict[str, np.ndarray]) -> Any:
     return model
 
 
-@pytest.mark.parametrize(("precision", "step"), [("int8", 1 / 127), ("int4", 1 / 8)])
+@pytest.mark.parametrize(("precision", "step"), [("int8", 1 / 127), ("int4", 1 / 15)])
 def test_quantized_weights_are_the_model_dequantized(tmp_path: Path, precision: str, step: float) -> None:
     """The graph as the standard defines it equals transformers with the dequantized weights; those are one step from the true ones."""
     model = tiny_model("llama-bias", tied=False)
@@ -231,6 +233,24 @@ def test_quantized_rows_are_the_same_bits_in_any_tree(tmp_path: Path, precision:
             past += len(path)
 
 
+def test_four_bits_lose_nothing_of_weights_that_had_four_bits() -> None:
+    """Blocks of sixteen evenly spaced values, as a Q4_1 file has them."""
+    random = np.random.default_rng(0)
+    levels = random.integers(0, 16, (24, 4, BLOCK))
+    levels[..., :2] = 0, 15
+    scale, low = random.standard_normal((2, 24, 4, 1)).astype(np.float16).astype(np.float32)
+    weight = (np.abs(scale) * levels + low).astype(np.float32).reshape(24, -1)
+    values, scales, offsets = quantize_blocks_with_offset(weight)
+    np.testing.assert_array_equal(values, levels.reshape(24, -1) - 8)
+    restored = values.reshape(24, 4, BLOCK) * scales[..., None] + offsets[..., None]
+    np.testing.assert_allclose(restored.reshape(24, -1), weight, rtol=0, atol=1e-5)
+
+
+def test_a_block_of_one_value_is_its_offset() -> None:
+    values, scales, offsets = quantize_blocks_with_offset(np.full((2, BLOCK), 0.37, np.float32))
+    assert (values * scales + offsets == np.float32(0.37)).all()
+
+
 def test_matrix_that_does_not_divide_into_blocks_stays_in_floating_point(tmp_path: Path) -> None:
     graph = Graph(tmp_path, tiny_model("llama", intermediate_size=80), "int4", optimized=False)
     assert "layers.0.down" not in dequantized(graph.file, "int4")
@@ -253,7 +273,8 @@ def test_graph_is_standard_and_lean(tmp_path: Path, name: str, precision: str) -
     stored |= {
         node.output[0]: stored[node.input[0]] for node in nodes if node.op_type in ("Cast", "DequantizeLinear") if node.input[0] in stored
     }
-    products = [sorted(stored[node.input[1]]) for node in nodes if node.op_type in ("MatMul", "Gemm") if node.input[1] in stored]
+    weighted = [node for node in nodes if node.op_type in ("MatMul", "Gemm") and node.input[1] in stored]
+    products = [sorted(stored[node.input[1]]) for node in weighted if not node.input[1].endswith(".offset")]
     joined = [(outputs, inputs) for _, outputs, inputs in arch.linears.values()]  # qkv, o, gate and up, down: one product each
     assert products == [sorted(shape) for shape in joined] * layers + [sorted((arch.vocab, arch.hidden))]
     kinds = [node.op_type for node in nodes]
