@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import export as export_package
 from export.boxed import FILE, put_in, take_out
 from export.errors import ExportError
 from export.tuning.install import install
@@ -64,6 +65,16 @@ def test_another_drafts_tuning_is_not_used_and_says_so(made: Path, tmp_path: Pat
     with caplog.at_level(logging.WARNING):
         assert take_out(draft, "fp32", "id", tmp_path) is None
     assert "is about another draft: not used — make it again" in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_what_comes_with_the_demo_model_is_whole_and_holds_nothing_twice(precision: str, tmp_path: Path) -> None:
+    draft = Path(export_package.__file__).parent / "drafts" / "smollm2-135m"
+    tuning = take_out(draft, precision, "id", tmp_path)
+    assert tuning is not None
+    assert {graph.file for graph in tuning.graphs.values()} == set(tuning.files)
+    assert len({file.sha256 for file in tuning.files.values()}) == len(tuning.files)
+    assert {path.name for path in (draft / "tuning" / precision).iterdir()} == {FILE, *tuning.files}
 
 
 @pytest.mark.parametrize("trouble", ["json", "keys", "changed", "outside"])

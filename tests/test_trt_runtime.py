@@ -329,6 +329,7 @@ def test_tuned_networks_are_engines_there_too(
             for sampling in (Sampling(), Sampling(0.8, seed=4)):
                 expected = host.generate(prompt_of(20), max_new_tokens=60, sampling=sampling, policy=FixedPolicy(PLAIN)).tokens
                 assert device.generate(prompt_of(20), max_new_tokens=60, sampling=sampling, policy=name).tokens == expected, name
-    ran = {engine.file.name.split("-")[-2] for engine in place.trt.engines if engine.file.name.startswith("tuned") and engine.contexts}
-    assert ran == {"slow", "depth", "size", "encoder"}
+    ran = {engine.file.name for engine in place.trt.engines if engine.file.name.startswith("tuned") and engine.contexts}
+    assert ran == {graph.file for graph in tuning.graphs.values()}
+    assert tuning.graphs["ltd.depth"] == tuning.graphs["resps+ltd.depth"]  # one file, one plan
     assert place.cuda.leaked() == (0, 0)

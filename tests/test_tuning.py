@@ -349,11 +349,33 @@ def test_graph_that_differs_from_the_network_is_not_installed(tiny: Path, monkey
     assert not [*tiny.glob(".tuning*"), *tiny.glob("tuned-*")]
 
 
+def test_policies_share_the_networks_they_have_in_common(tiny: Path) -> None:
+    """One file each, which stays for as long as some policy names it."""
+    both = dataclasses.replace(FAST, slow=SLOW.slow, actions=SLOW.actions)
+    first = install(tiny, load_manifest(tiny), a_tuning(tiny, {"resps": SLOW, "ltd": FAST, "resps+ltd": both})).tuning
+    assert first is not None
+    assert len(first.graphs) == 6
+    assert len(first.files) == 3
+    shared = first.graphs["ltd.depth"].file
+    assert shared == first.graphs["resps+ltd.depth"].file
+    written = (tiny / shared).read_bytes()
+    for learned in ({"resps+ltd": both}, {"ltd": dataclasses.replace(FAST, size=net(12, 3, 9))}):
+        after = install(tiny, load_manifest(tiny), a_tuning(tiny, learned)).tuning
+        assert after is not None
+        assert {path.name for path in tiny.glob("tuned-*")} == set(after.files)
+        assert (tiny / shared).read_bytes() == written
+        with Decoder(tiny, threads=2) as decoder:
+            plain = decoder.generate(prompt_of(20), max_new_tokens=30, policy="none").tokens
+            assert decoder.generate(prompt_of(20), max_new_tokens=30, policy=next(iter(learned))).tokens == plain
+    install(tiny, load_manifest(tiny), a_tuning(tiny, {"resps": SLOW}))
+    assert not (tiny / shared).exists()  # now nobody does
+
+
 TROUBLES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "actions": (lambda t: t["learned"]["resps"]["slow"]["actions"].pop(), r"resps has 2 actions, resps\.slow gives 3 — export again"),
     "state": (lambda t: t["learned"]["resps"]["slow"].update(state="colour"), r"resps sees 'colour', which nobody knows"),
     "graph": (lambda t: t["graphs"].clear(), r"manifest\.tuning\.graphs lacks resps\.slow of the policy resps"),
-    "hash": (lambda t: t["files"].clear(), r"names 'tuned-resps-slow-\w+\.onnx' without its hash"),
+    "hash": (lambda t: t["files"].clear(), r"names 'tuned-\w+\.onnx' without its hash"),
     "outside": (lambda t: t["files"].update({"../x": {"sha256": "", "bytes": 1}}), r"names a file outside the directory: '\.\./x'"),
     "missing": (lambda t: t["files"].update({"x.onnx": {"sha256": "", "bytes": 1}}), r"lacks x\.onnx — tune again: resps-tune"),
     "changed": (lambda t: next(iter(t["files"].values())).update(sha256="00"), r"was changed after the tuning — tune again: resps-tune"),
