@@ -26,8 +26,9 @@ from export.tuning.cli import command
 from export.tuning.encoder import write_encoder
 from export.tuning.grid import Grid
 from export.tuning.install import install
-from export.tuning.learn import RESPS, Lesson, Limits, learn_resps
+from export.tuning.learn import RESPS, learn_resps
 from export.tuning.minilm import MINILM, PackagedEncoder, packaged_encoder
+from export.tuning.ppo import Lesson, Limits
 from export.tuning.record import record
 from export.tuning.replay import replay
 from export.tuning.texts import Texts, open_texts, places_of, replay_paid, texts_of
