@@ -14,7 +14,9 @@ from scripts.bench_hopeless import REQUESTS, ask, line, main, random_ids
 
 
 def an_answer(tokens: int, cycles: int, seconds: float) -> Stats:
-    return Stats(10, tokens, cycles, 2 * cycles, tokens - 1 - cycles, 0.0, 0.0, 0.5, seconds, 0.1, 0.2)
+    decoded = tokens - 1
+    rates = (decoded / cycles, decoded / seconds) if cycles else (0.0, 0.0)
+    return Stats(10, tokens, cycles, 2 * cycles, decoded - cycles, *rates, 0.5, seconds, 0.1, 0.2)
 
 
 def test_figures_of_a_small_example() -> None:
