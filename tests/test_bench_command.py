@@ -100,7 +100,7 @@ def test_interruption_shows_what_there_is(
     assert capfd.readouterr() == ("", "resps-bench: interrupted\n")
 
 
-def test_bad_usage_is_one_line(echo_engine: Path, asked_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_bad_usage_is_one_line(echo_engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.jsonl").write_text("{}")
     (tmp_path / "long.txt").write_text("the cat " * 400)
     (tmp_path / "x.json").write_text("{}")

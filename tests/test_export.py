@@ -69,7 +69,7 @@ def test_every_precision_has_its_own_directory(run: Run, engines: Path, precisio
     assert 0 < manifest.check.mean_kl <= export.check.MAX_KL[precision]
 
 
-def test_name_and_model_of_the_directory(run: Run, engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_and_model_of_the_directory(run: Run, engines: Path) -> None:
     """A known model's own chat template stands in where the checkpoint has none."""
     (engines.parent / "tiny" / "tokenizer_config.json").unlink()
     assert run("--model", "vicuna-13b", "--no-draft", "--name", "mine").code == 0
@@ -232,7 +232,7 @@ def test_changed_options_or_a_damaged_file_are_exported_again(run: Run, engines:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "int4"])
-def test_dry_run_writes_nothing_and_plans_the_right_sizes(run: Run, tmp_path: Path, engines: Path, precision: str) -> None:
+def test_dry_run_writes_nothing_and_plans_the_right_sizes(run: Run, tmp_path: Path, precision: str) -> None:
     write_checkpoint(tmp_path / "wide", "qwen2", hidden_size=256, intermediate_size=768, num_attention_heads=8)
     before = snapshot(tmp_path)
     arguments = ("--weights", str(tmp_path / "wide"), "--precision", precision)

@@ -82,7 +82,7 @@ STAGES: Mapping[str, tuple[Any, str, int]] = {
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("existing", [False, True], ids=["fresh", "existing"])
 def test_failure_at_any_stage_leaves_what_was_there(
-    run: Run, source: Path, engines: Path, monkeypatch: pytest.MonkeyPatch, stage: str, existing: bool
+    run: Run, engines: Path, monkeypatch: pytest.MonkeyPatch, stage: str, existing: bool
 ) -> None:
     owner, name, at = STAGES[stage]
     if stage == "last rename" and not existing:
@@ -292,7 +292,7 @@ def test_hub_out_of_reach(run: Run, engines: Path, monkeypatch: pytest.MonkeyPat
     assert not engines.exists()
 
 
-def test_model_name_goes_to_its_repository(tmp_path: Path, source: Path, engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_name_goes_to_its_repository(source: Path, engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def download(repository: str, **_: Any) -> str:
