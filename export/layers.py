@@ -209,7 +209,8 @@ class LayerWriter:
     @np.errstate(over="ignore")  # as for _stored
     def _blocked(self, stem: str, shape: tuple[int, int], parts: list[str], bits: int) -> str:
         """Blocked int8 or int4 weights behind a DequantizeLinear."""
-        return self._dequantized(stem, *self._quantized(shape, parts, partial(quantize_blocks, bits=bits)), bits)
+        value, scale = self._quantized(shape, parts, partial(quantize_blocks, bits=bits))
+        return self._dequantized(stem, value, scale, bits)
 
     def _dequantized(self, stem: str, value: np.ndarray, scale: np.ndarray, bits: int) -> str:
         """Stored integers [inputs, outputs] behind a DequantizeLinear."""

@@ -17,9 +17,9 @@ LEAST = 2
 """Tokens in common below which nothing is bet."""
 ROWS = (3, 5, 8, 12)
 """Sizes of a bet, its root included."""
-_MATCHED = (LEAST, 3, 4, 6, 9, 13)  # classes of matches, by their least length
-# How often the first token of a bet is right, and each further one after a right one: counted in 214,828 tokens of conversations that the
-# demo model wrote by itself. A request corrects them by what it sees; the prior weighs as much as so many bets.
+MATCHED = (LEAST, 3, 4, 6, 9, 13)  # classes of matches, by their least length
+# How often the first token of a bet is right, and each further one after a right one: counted in conversations that the demo model wrote by
+# itself (scripts/count_repeats.py). A request corrects them by what it sees; the prior weighs as much as so many bets.
 _FIRST = (0.51, 0.61, 0.71, 0.77, 0.85, 0.95)
 _NEXT = (0.70, 0.75, 0.80, 0.83, 0.88, 0.94)
 _PRIOR, _MEMORY = 4.0, 32.0  # bets
@@ -91,7 +91,7 @@ class Repeats:
 
 
 def _class(matched: int) -> int:
-    return bisect_right(_MATCHED, matched) - 1
+    return bisect_right(MATCHED, matched) - 1
 
 
 def rough_surface(quantized: bool) -> Surface:

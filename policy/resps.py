@@ -142,12 +142,6 @@ def asked(name: str, net: Net, state: np.ndarray, actions: int) -> np.ndarray:
     return logits
 
 
-def paper_actions() -> tuple[Action, ...]:
-    """The paper's grid: total tokens x depth x top-k without those its code rejects, 177 rows. Its depth does not count the first level."""
-    grid = ((total, depth, top) for total in (32, 48, 64, 80, 96, 128) for depth in range(3, 9) for top in (8, 12, 16, 20, 32))
-    return tuple((total, depth + 1, top) for total, depth, top in grid if total <= top ** (depth - 1))
-
-
 def small_actions(max_nodes: int) -> tuple[Action, ...]:
     """Trees for machines where every verified row costs, a CPU: up to 16 nodes, plain decoding first."""
     table = tuple(action for action in _SMALL if action[0] <= max_nodes)

@@ -17,14 +17,12 @@ from .arguments import check_wishes
 from .backend import Backend, expect_tree_size, load_models, open_backend
 from .cpu import physical_cores
 from .drafter import Drafter, NoDrafter
-from .eagle import EagleDrafter
 from .encoder import load_encoder
 from .errors import DecoderBusy, DecoderClosed, EngineDirError, enough_memory
 from .manifest import BACKENDS, Manifest, find_engine_dir, load_manifest
 from .nets import load_net
 from .prompt import Prompt as Prompt
 from .prompt import encode
-from .repeats import RepeatsDrafter
 from .request import Request
 from .sampling import Sampling
 from .stream import Result, Run, Stream
@@ -230,7 +228,7 @@ class Decoder:
     def _drafter_for(self, policy: Policy) -> Drafter:
         """Where nothing is drafted, plain decoding does not pay for keeping an EAGLE-3 draft up to date; each request begins it anew."""
         plain = isinstance(policy, FixedPolicy) and policy.spec.nodes == 1
-        return NoDrafter() if plain and isinstance(self._drafter, (EagleDrafter, RepeatsDrafter)) else self._drafter
+        return NoDrafter() if plain and self.models.eagle is not None else self._drafter
 
     def generate(
         self,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+FILE_NAME = "manifest.json"
+_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,3 +37,12 @@ class File:
 
     sha256: str
     bytes: int
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in small pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()

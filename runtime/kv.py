@@ -67,9 +67,7 @@ class KVCache:
     def __init__(self, layers: int, keys: Form, values: Form, capacity: int, span_step: int = 64) -> None:
         self._forms = {"key": keys, "value": values}
         # np.zeros takes pages only when they are written: unused capacity costs no memory.
-        self._buffers = {
-            kind: np.zeros((layers, form.heads * capacity * form.width), form.dtype) for kind, form in self._forms.items()
-        }
+        self._buffers = {kind: np.zeros((layers, form.heads * capacity * form.width), form.dtype) for kind, form in self._forms.items()}
         self.capacity, self._step = capacity, span_step
         self._length = self._span = 0
 

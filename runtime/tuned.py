@@ -14,7 +14,7 @@ from .tuning import Chooser, Learned, Tuning
 
 LEARNED = ("resps", "ltd", "resps+ltd")
 POLICIES = ("none", "fixed", "cost-model", *LEARNED)
-DEFAULT_TREES = {"eagle": TreeSpec(5, 3, 2), "eagle+ngram": TreeSpec(5, 3, 2), "ngram": TreeSpec(6, 5, 2), "none": PLAIN}
+DEFAULT_TREES = {"eagle": TreeSpec(5, 3, 2), "ngram": TreeSpec(6, 5, 2), "none": PLAIN}
 QUANTIZED_TREE = TreeSpec(3, 2, 2)  # for "eagle" beside int8 and int4, where a row more costs more (docs/benchmarks.md)
 GPU_TREE = (7, 8)  # depth and width of "eagle" with TensorRT: near EAGLE-3's own, a row costs little there
 
@@ -29,10 +29,11 @@ _log = logging.getLogger("resps")
 
 def default_tree(draft: str, manifest: Manifest) -> TreeSpec:
     """What is grown when nothing was tuned and nothing else is asked for."""
+    eagle = draft.startswith("eagle")  # with bets on repeated text or without
     if manifest.tensorrt is not None and draft != "none":
         nodes = max((size for size in manifest.tree_sizes if size <= 32), default=min(manifest.tree_sizes))
-        return TreeSpec(nodes, *(GPU_TREE if draft.startswith("eagle") else (5, 2))) if nodes > 1 else PLAIN
-    return QUANTIZED_TREE if draft.startswith("eagle") and manifest.precision in ("int8", "int4") else DEFAULT_TREES[draft]
+        return TreeSpec(nodes, *(GPU_TREE if eagle else (5, 2))) if nodes > 1 else PLAIN
+    return QUANTIZED_TREE if eagle and manifest.precision in ("int8", "int4") else DEFAULT_TREES["eagle" if eagle else draft]
 
 
 def make_policy(

@@ -15,6 +15,7 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no installed package
 
 from export.boxed import put_in
+from runtime.console import run_command
 from runtime.manifest import find_engine_dir, load_manifest
 
 
@@ -35,4 +36,4 @@ def main(engine_dir: Path, draft: Path, policy: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, "box_tuning"))

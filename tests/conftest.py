@@ -1,4 +1,4 @@
-"""Engine directories shared by the tests: a tiny random one, and the demo model's."""
+"""Engine directories shared by the tests, tiny random ones and the demo model's; and the export of a tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from export.cli import command
 from runtime import Decoder
 from runtime.console import run_command
+from tests.ended import Ended
+from tests.exporting import Run
 
 # The references run in torch on one thread: with two, the second thread's half of a rotary table was once 1e-4 off, in one run of several,
 # by a call that is exact otherwise.
@@ -35,6 +37,23 @@ def decoder(tiny_engine: Path) -> Iterator[Decoder]:
 
 
 @pytest.fixture(scope="session")
+def echo_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny target with a draft that is often right. Whoever changes it changes a copy."""
+    from tests.eagle_engines import export, write_echo
+
+    root = tmp_path_factory.mktemp("echo")
+    write_echo(root / "target", root / "draft")
+    return export(root / "target", root / "draft", root, "--max-context", "250", "--prefill-rows", "16")
+
+
+@pytest.fixture(scope="module")
+def eagle_decoder(echo_engine: Path) -> Iterator[Decoder]:
+    """Of that engine, without bets on repeated text."""
+    with Decoder(echo_engine, draft="eagle") as decoder:
+        yield decoder
+
+
+@pytest.fixture(scope="session")
 def demo_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """SmolLM2-135M in a precision, exported once per session (its weights come from the package index)."""
     root = tmp_path_factory.mktemp("engines")
@@ -45,3 +64,30 @@ def demo_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         return root / precision
 
     return engine
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A Hugging Face directory of a tiny llama, ready to be exported."""
+    from tests.tiny import write_checkpoint
+
+    write_checkpoint(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Path:
+    return tmp_path / "engines"
+
+
+@pytest.fixture
+def run(source: Path, engines: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The command on ``source`` in this process; further arguments may override --weights."""
+
+    def run(*arguments: str) -> Ended:
+        capfd.readouterr()
+        base = ["--weights", str(source), "--out", str(engines), "--max-context", "64"]
+        code = run_command(command, "resps-export", [*base, *arguments])
+        return Ended(code, *capfd.readouterr())
+
+    return run

@@ -102,6 +102,11 @@ def _write(directory: Path, tensors: dict[str, np.ndarray], tokens: np.ndarray, 
     save_file({**stored, "d2t": tokens - np.arange(len(tokens)), "t2d": np.isin(np.arange(VOCAB), tokens)}, directory / "model.safetensors")
 
 
+def prompt_of(length: int) -> list[int]:
+    """Random tokens that both know."""
+    return [int(token) for token in np.random.default_rng(length).integers(3, 100, length)]
+
+
 def export(target: Path, draft: Path, out: Path, *more: str) -> Path:
     """The engine directory of both."""
     arguments = ["--weights", str(target), "--draft-weights", str(draft), "--out", str(out), "--name", "engine", *more]

@@ -10,14 +10,19 @@ from pathlib import Path
 
 import pytest
 
+import export as export_package
 from export.boxed import FILE, put_in, take_out
 from export.errors import ExportError
 from export.tuning.install import install
+from export.tuning.texts import texts_of
 from policy import Watched
 from runtime import Decoder
+from runtime.console import run_command
 from runtime.manifest import load_manifest
+from scripts.box_tuning import main as box_tuning
 from tests.eagle_engines import export, write_echo
-from tests.tunings import FAST, SLOW, a_tuning
+from tests.tiny_encoder import WIDTH, write_bert
+from tests.tunings import FAST, SLOW, a_tuning, net
 
 SIZES = ("--max-context", "250", "--prefill-rows", "16")
 
@@ -64,6 +69,36 @@ def test_another_drafts_tuning_is_not_used_and_says_so(made: Path, tmp_path: Pat
     with caplog.at_level(logging.WARNING):
         assert take_out(draft, "fp32", "id", tmp_path) is None
     assert "is about another draft: not used — make it again" in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_what_comes_with_the_demo_model_is_whole_and_holds_nothing_twice(precision: str, tmp_path: Path) -> None:
+    draft = Path(export_package.__file__).parent / "drafts" / "smollm2-135m"
+    tuning = take_out(draft, precision, "id", tmp_path)
+    assert tuning is not None
+    assert {graph.file for graph in tuning.graphs.values()} == set(tuning.files)
+    assert len({file.sha256 for file in tuning.files.values()}) == len(tuning.files)
+    assert {path.name for path in (draft / "tuning" / precision).iterdir()} == {FILE, *tuning.files}
+
+
+def test_an_encoder_is_not_boxed(made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is downloaded where it is wanted, and would make the draft's folder several times as large."""
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "bert").mkdir()
+    write_bert(tmp_path / "bert")
+    engine = Path(shutil.copytree(made / "first" / "engine", tmp_path / "engine"))
+    reading = dataclasses.replace(SLOW, slow=net(WIDTH, 3), state="text", texts=texts_of(tmp_path / "bert", tmp_path / "encoder", 1))
+    install(engine, load_manifest(engine), a_tuning(engine, {"resps-text": reading}, policy="resps-text"))
+    boxed = {path: path.read_bytes() for path in (made / "draft" / "tuning").rglob("*.*")}
+    capfd.readouterr()
+    assert run_command(box_tuning, "box_tuning", ["--engine-dir", str(engine), "--draft", str(made / "draft")]) == 1
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "has a policy that reads text: its encoder would put" in err
+    assert "tune again without resps-text" in err
+    assert {path: path.read_bytes() for path in (made / "draft" / "tuning").rglob("*.*")} == boxed
+    assert run_command(box_tuning, "box_tuning", ["--engine-dir", str(made / "first"), "--draft", str(made / "draft")]) == 0
+    assert {path: path.read_bytes() for path in (made / "draft" / "tuning").rglob("*.*")} == boxed
 
 
 @pytest.mark.parametrize("trouble", ["json", "keys", "changed", "outside"])

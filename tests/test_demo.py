@@ -128,7 +128,7 @@ def test_committed_cache_equals_a_fresh_prefill(decoder: Decoder, monkeypatch: p
     np.testing.assert_allclose(committed, fresh, rtol=0, atol=0 if exact else 2e-4)
 
 
-def test_sampled_tokens_have_the_models_own_distribution(fp32: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampled_tokens_have_the_models_own_distribution(fp32: Decoder) -> None:
     """First sampled token after one prompt over many seeds, drawn through the loop, against softmax of the logits."""
     from scipy.stats import chisquare
 

@@ -15,7 +15,7 @@ from export.tuning.replay import Replay, candidates, replay
 from export.tuning.traces import Trace
 from policy import PLAIN, FixedPolicy, Growing, GrowthPolicy, Held, Observation, Outcome, Surface, TreeSpec
 from policy.ltd import PAD, Ltd, bounded, depth_state, size_state
-from policy.resps import Action, Resps, paper_actions, small_actions
+from policy.resps import Action, Resps, small_actions
 
 # A row costs 1, a level 1, plain decoding 11: a token is worth about 10.
 SURFACE = Surface((1, 16), (128, 4096), ((10.0, 25.0), (10.0, 25.0)), (1, 4), (1, 6), ((1.0, 6.0), (1.0, 6.0)), 1.0)
@@ -85,12 +85,7 @@ def by_places(x: np.ndarray) -> np.ndarray:
 # Re-SpS
 
 
-def test_action_tables() -> None:
-    paper = paper_actions()
-    assert len(paper) == len(set(paper)) == 177
-    assert {(TreeSpec(*action).nodes, TreeSpec(*action).depth) for action in paper} >= {(32, 4), (128, 9)}
-    assert (80, 4, 8) not in paper
-    assert (64, 4, 8) in paper
+def test_action_table() -> None:
     small = small_actions(16)
     assert small[0] == (1, 0, 0)
     assert 14 <= len(small) == len(set(small)) <= 18
@@ -384,7 +379,7 @@ def test_gymnasium_accepts_them() -> None:
 
 
 def toy_lesson() -> object:
-    from export.tuning.learn import Lesson
+    from export.tuning.ppo import Lesson
 
     return Lesson(toy_answers(), toy_answers(2), SURFACE, rate=0.15)
 
@@ -401,7 +396,8 @@ def at_random() -> float:
 
 @pytest.mark.parametrize("entropy", [0.01, 0.1])
 def test_resps_learns_when_the_draft_is_right(entropy: float) -> None:
-    from export.tuning.learn import RESPS, Limits, learn_resps
+    from export.tuning.learn import RESPS, learn_resps
+    from export.tuning.ppo import Limits
 
     shares: list[float] = []
     settings = replace(RESPS, learning_rate=2e-3, entropy=entropy)
@@ -419,7 +415,8 @@ def test_resps_learns_when_the_draft_is_right(entropy: float) -> None:
 
 
 def test_ltd_learns_when_to_stop_and_what_to_verify() -> None:
-    from export.tuning.learn import LTD_DEPTH, LTD_SIZE, Limits, learn_ltd
+    from export.tuning.learn import LTD_DEPTH, LTD_SIZE, learn_ltd
+    from export.tuning.ppo import Limits
 
     small = {"rollout": 128, "batch": 32, "envs": 4, "learning_rate": 2e-3, "hidden": (32,), "critic": (32,)}
     depth, size = learn_ltd(
@@ -440,7 +437,8 @@ def test_ltd_learns_when_to_stop_and_what_to_verify() -> None:
 
 
 def test_ltd_turns_have_names() -> None:
-    from export.tuning.learn import Limits, learn_ltd
+    from export.tuning.learn import learn_ltd
+    from export.tuning.ppo import Limits
 
     with pytest.raises(ValueError, match="'width'"):
         learn_ltd(toy_lesson(), TREE, (1,), Limits(10), turns=("width",))  # type: ignore[arg-type]
@@ -449,7 +447,8 @@ def test_ltd_turns_have_names() -> None:
 def test_weights_leave_and_enter_the_trainer_unchanged() -> None:
     import torch
 
-    from export.tuning.learn import RESPS, Limits, _load, _ppo, layers_of
+    from export.tuning.learn import RESPS
+    from export.tuning.ppo import Limits, _load, _ppo, layers_of
 
     def environment() -> RespsWindow:
         return RespsWindow(toy_answers(), SURFACE, 0.1, ACTIONS)
@@ -467,7 +466,8 @@ def test_weights_leave_and_enter_the_trainer_unchanged() -> None:
 
 
 def test_time_ends_a_training() -> None:
-    from export.tuning.learn import RESPS, Limits, learn_resps
+    from export.tuning.learn import RESPS, learn_resps
+    from export.tuning.ppo import Limits
 
     learned = learn_resps(toy_lesson(), ACTIONS, Limits(10**7, 0.2), RESPS)  # type: ignore[arg-type]
     assert learned.curve[-1][0] < 10**5

@@ -14,21 +14,15 @@ import runtime.backend_cuda
 import runtime.engine_ort_cuda
 from policy import FixedPolicy, TreeSpec
 from runtime import Decoder, EngineDirError, RespsError, Sampling
+from tests.beside_host import expect_one_conversation
 from tests.device_draws import DeviceDraws
-from tests.eagle_engines import export, write_echo
+from tests.eagle_engines import prompt_of
 from tests.emulated_gpu import EmulatedCuda
 
 # In place of the CUDA provider stands the one that is the second choice anyway.
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate provider")
 
 TREES = [TreeSpec(1, 0, 0), TreeSpec(5, 3, 2), TreeSpec(16, 4, 4), TreeSpec(40, 9, 3)]
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ort-cuda")
-    write_echo(folder / "target", folder / "draft")
-    return export(folder / "target", folder / "draft", folder, "--max-context", "250", "--prefill-rows", "16")
 
 
 @pytest.fixture
@@ -50,46 +44,39 @@ def host_draws_as_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("tree", TREES, ids=str)
 @pytest.mark.parametrize("draft", ["eagle", "ngram", "none"])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, 12, 0.9, seed=4)], ids=["greedy", "sampled"])
-def test_device_answers_as_the_host_does(engine: Path, gpu: EmulatedCuda, tree: TreeSpec, draft: str, sampling: Sampling) -> None:
+def test_device_answers_as_the_host_does(echo_engine: Path, gpu: EmulatedCuda, tree: TreeSpec, draft: str, sampling: Sampling) -> None:
     """Prompts that fill chunks exactly and not, answers that make the cache grow several times."""
-    with Decoder(engine, draft=draft) as host, Decoder(engine, draft=draft, device="cuda") as device:
+    with Decoder(echo_engine, draft=draft) as host, Decoder(echo_engine, draft=draft, device="cuda") as device:
         for length in (1, 16, 45):
-            prompt = np.random.default_rng(length).integers(3, 100, length).tolist()
+            prompt = prompt_of(length)
             expected = host.generate(prompt, max_new_tokens=150, sampling=sampling, policy=FixedPolicy(tree)).tokens
             assert device.generate(prompt, max_new_tokens=150, sampling=sampling, policy=FixedPolicy(tree)).tokens == expected
             mine, theirs = device._target.cache.rows(), host._target.cache.rows()
             np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
 
 
-def test_a_conversation_goes_on_from_what_the_cache_holds(engine: Path, gpu: EmulatedCuda) -> None:
-    """Longer, shorter and other prompts: heads move apart and together."""
-    first, options = np.random.default_rng(1).integers(3, 100, 100).tolist(), {"max_new_tokens": 40, "policy": FixedPolicy(TREES[2])}
-    with Decoder(engine) as host, Decoder(engine, device="cuda") as device:
-        for prompt, least in ((first, 0), ([*first, 7, 8, 9], 98), (first[:30], 28), ([*first[:20], *first], 18), (first[1:], 0)):
-            host.forget()
-            expected, came = (each.generate(prompt, **options) for each in (host, device))  # type: ignore[arg-type]
-            assert came.tokens == expected.tokens
-            assert came.stats.cached_prompt_tokens >= least
-            np.testing.assert_allclose(device._target.cache.rows(), host._target.cache.rows(), rtol=0, atol=1e-5)
+def test_a_conversation_goes_on_from_what_the_cache_holds(echo_engine: Path, gpu: EmulatedCuda) -> None:
+    with Decoder(echo_engine) as host, Decoder(echo_engine, device="cuda") as device:
+        expect_one_conversation(host, device, TREES[2])
         with pytest.raises(RespsError, match="cannot be forked"):
             device.fork()
 
 
-def test_context_may_be_filled_to_the_last_token(engine: Path, gpu: EmulatedCuda) -> None:
-    prompt = np.random.default_rng(0).integers(3, 100, 246).tolist()
-    with Decoder(engine) as host, Decoder(engine, device="cuda") as device:
+def test_context_may_be_filled_to_the_last_token(echo_engine: Path, gpu: EmulatedCuda) -> None:
+    prompt = prompt_of(246)
+    with Decoder(echo_engine) as host, Decoder(echo_engine, device="cuda") as device:
         assert device.generate(prompt).tokens == host.generate(prompt).tokens
 
 
-def test_no_gpu_is_one_clear_line(engine: Path) -> None:
+def test_no_gpu_is_one_clear_line(echo_engine: Path) -> None:
     with pytest.raises(EngineDirError, match=r"no NVIDIA GPU can be used here .* — .*export for the CPU"):
-        Decoder(engine, device="cuda")
+        Decoder(echo_engine, device="cuda")
 
 
-def test_no_cuda_provider_is_refused(engine: Path, gpu: EmulatedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_cuda_provider_is_refused(echo_engine: Path, gpu: EmulatedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime.engine_ort_cuda, "PROVIDER", "CUDAExecutionProvider")
     with pytest.raises(EngineDirError, match=r"has no CUDA — .*resps\[gpu\]"):
-        Decoder(engine, device="cuda")
+        Decoder(echo_engine, device="cuda")
     assert gpu.leaked() == (0, 0)
 
 
@@ -111,24 +98,24 @@ class Part:
     ids=["session", "operators"],
 )
 def test_falling_back_to_the_host_is_refused(
-    engine: Path, gpu: EmulatedCuda, monkeypatch: pytest.MonkeyPatch, pretends: dict[str, Any], says: str
+    echo_engine: Path, gpu: EmulatedCuda, monkeypatch: pytest.MonkeyPatch, pretends: dict[str, Any], says: str
 ) -> None:
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", type("Pretender", (onnxruntime.InferenceSession,), pretends))
     with pytest.raises(EngineDirError, match=says):
-        Decoder(engine, device="cuda")
+        Decoder(echo_engine, device="cuda")
     assert gpu.leaked() == (0, 0)
 
 
-def test_too_little_memory_says_what_would_fit(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_says_what_would_fit(echo_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime.backend_cuda, "Cuda", lambda: EmulatedCuda(memory=1 << 20))
     with pytest.raises(Exception, match=r"Emulated has 1 MiB free of 1, the engines need about \d+") as raised:
-        Decoder(engine, device="cuda")
+        Decoder(echo_engine, device="cuda")
     assert type(raised.value).__name__ == "GpuMemoryError"
     assert raised.value.exit_code == 1  # type: ignore[attr-defined]
 
 
-def test_unknown_device_is_refused(engine: Path) -> None:
+def test_unknown_device_is_refused(echo_engine: Path) -> None:
     with pytest.raises(ValueError, match="unknown device 'tpu' — choose from cpu, cuda"):
-        Decoder(engine, device="tpu")
+        Decoder(echo_engine, device="tpu")

@@ -208,7 +208,7 @@ def test_quantized_weights_are_the_model_dequantized(tmp_path: Path, precision: 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_quantized_rows_are_the_same_bits_in_any_tree(tmp_path: Path, precision: str, kv_heads: int) -> None:
-    """In trees that go through every gap, at the start and up to and beyond the end of a stretch of slots; kv_heads = 4: one query a key."""
+    """In trees with every kind of gap, at the start and across the end of a stretch of slots; of four key heads each has one query."""
     model = tiny_model("llama", num_hidden_layers=2, num_key_value_heads=kv_heads, max_position_embeddings=2 * STRETCH)
     graph, random = Graph(tmp_path, model, precision, capacity=2 * STRETCH), np.random.default_rng(5)
     tokens = random.integers(0, VOCAB, STRETCH + 64).tolist()

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from export.tuning.cli import command
 from export.tuning.encoder import write_encoder
 from export.tuning.grid import Grid
 from export.tuning.install import install
-from export.tuning.learn import RESPS, Lesson, Limits, learn_resps
+from export.tuning.learn import RESPS, learn_resps
 from export.tuning.minilm import MINILM, PackagedEncoder, packaged_encoder
+from export.tuning.ppo import Lesson, Limits
 from export.tuning.record import record
 from export.tuning.replay import replay
 from export.tuning.texts import Texts, open_texts, places_of, replay_paid, texts_of
@@ -38,8 +39,7 @@ from runtime import Decoder, EngineDirError, Sampling
 from runtime.console import run_command
 from runtime.manifest import FILE_NAME, load_manifest
 from runtime.text import Detokenizer
-from tests.eagle_engines import export as export_engine
-from tests.eagle_engines import write_echo
+from tests.eagle_engines import prompt_of
 from tests.tiny_encoder import POSITIONS, WIDTH, embedded, write_bert
 from tests.tunings import SLOW, SURFACE, a_tuning, net
 
@@ -163,48 +163,31 @@ class Reader:
         """Learns nothing."""
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("texts")
-    write_echo(folder / "target", folder / "draft")
-    return export_engine(folder / "target", folder / "draft", folder, "--max-context", "250", "--prefill-rows", "16")
-
-
-@pytest.fixture(scope="module")
-def decoder(engine: Path) -> Iterator[Decoder]:
-    with Decoder(engine, draft="eagle") as opened:
-        yield opened
-
-
 @pytest.fixture
-def tiny(engine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(engine, tmp_path / "engine"))
+def tiny(echo_engine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(echo_engine, tmp_path / "engine"))
 
 
-def prompt_of(length: int) -> list[int]:
-    return [int(token) for token in np.random.default_rng(length).integers(3, 100, length)]
-
-
-def test_the_text_is_prompt_and_answer_so_far(decoder: Decoder) -> None:
+def test_the_text_is_prompt_and_answer_so_far(eagle_decoder: Decoder) -> None:
     reader, prompt, tokens = Reader(), prompt_of(20), []
     expected = []
-    with decoder.stream(prompt, max_new_tokens=40, policy=reader) as stream:
+    with eagle_decoder.stream(prompt, max_new_tokens=40, policy=reader) as stream:
         for chunk in stream:
             tokens += chunk.tokens
-            expected.append(decoder.decode([*prompt, *tokens]))
+            expected.append(eagle_decoder.decode([*prompt, *tokens]))
     assert len(reader.read) > 10
     assert reader.read == expected[: len(reader.read)]
     assert len(expected) - len(reader.read) in (1, 2)  # the last round's, and what was held back
 
 
-def test_nothing_is_decoded_for_policies_that_do_not_read(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_decoded_for_policies_that_do_not_read(eagle_decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> str:
         raise AssertionError("decoded")
 
     monkeypatch.setattr(Detokenizer, "after", never)
-    assert len(decoder.generate(prompt_of(20), max_new_tokens=10, policy=FixedPolicy(TreeSpec(5, 3, 2))).tokens) == 10
+    assert len(eagle_decoder.generate(prompt_of(20), max_new_tokens=10, policy=FixedPolicy(TreeSpec(5, 3, 2))).tokens) == 10
     with pytest.raises(AssertionError, match="decoded"):
-        decoder.generate(prompt_of(20), max_new_tokens=10, policy=Reader())
+        eagle_decoder.generate(prompt_of(20), max_new_tokens=10, policy=Reader())
 
 
 # Training
@@ -288,11 +271,11 @@ def test_by_the_clock_nothing_is_remembered() -> None:
     assert (texts.calls, len(texts._known)) == (1, 1)
 
 
-def test_records_without_text_get_it_and_keep_the_rest(decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_without_text_get_it_and_keep_the_rest(eagle_decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = Grid(widths=(1, 2), depths=(1, 2, 3), nodes=6, new_tokens=12)
 
     def recorded(texts: bool) -> list[dict[int, Trace]]:
-        return record(decoder, ["the cat sat", "a dog"], grid, tmp_path, float("inf"), lambda *_: None, least=1, texts=texts)
+        return record(eagle_decoder, ["the cat sat", "a dog"], grid, tmp_path, float("inf"), lambda *_: None, least=1, texts=texts)
 
     first = recorded(False)
     for file in tmp_path.glob("*.npz"):  # as earlier versions wrote them
@@ -306,7 +289,7 @@ def test_records_without_text_get_it_and_keep_the_rest(decoder: Decoder, tmp_pat
         for answer, before in zip(again, first, strict=True):
             assert answer[1].tokens.tolist() == before[1].tokens.tolist()
             assert answer[2].scores.tolist() == before[2].scores.tolist()
-            assert answer[2].text(3) == before[2].text(3) == decoder.decode(before[2].tokens[: before[2].prompt + 4].tolist())
+            assert answer[2].text(3) == before[2].text(3) == eagle_decoder.decode(before[2].tokens[: before[2].prompt + 4].tolist())
 
 
 # In an engine directory
@@ -316,14 +299,14 @@ def reading(texts: Texts) -> Trained:
     return dataclasses.replace(SLOW, slow=net(WIDTH, 3, seed=4), state="text", texts=texts)
 
 
-def test_installed_it_decides_as_it_replayed_and_changes_no_token(tiny: Path, decoder: Decoder, texts: Texts) -> None:
+def test_installed_it_decides_as_it_replayed_and_changes_no_token(tiny: Path, eagle_decoder: Decoder, texts: Texts) -> None:
     trained = {"resps-text": reading(texts), "resps": SLOW}
     installed = install(tiny, load_manifest(tiny), a_tuning(tiny, trained, policy="resps-text")).tuning
     assert installed is not None
     assert installed.encoder is not None
     assert set(texts.written.files) < set(installed.files) == {path.name for path in tiny.glob("tuned-*")}
-    answer = decoder.generate(prompt_of(20), max_new_tokens=90).tokens
-    traces = {width: trace(decoder, "x", prompt_of(20), answer, 4, width) for width in (1, 2, 3)}
+    answer = eagle_decoder.generate(prompt_of(20), max_new_tokens=90).tokens
+    traces = {width: trace(eagle_decoder, "x", prompt_of(20), answer, 4, width) for width in (1, 2, 3)}
     found = replay(trained["resps-text"].policy(), [traces], SURFACE)
     with Decoder(tiny, draft="eagle", threads=2) as tuned:
         policy = tuned.policy()

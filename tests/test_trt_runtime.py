@@ -24,8 +24,9 @@ from runtime.console import run_command
 from runtime.cuda import Gpu
 from runtime.errors import GpuMemoryError
 from runtime.manifest import load_manifest
+from tests.beside_host import expect_one_conversation
 from tests.device_draws import DeviceDraws
-from tests.eagle_engines import export, write_echo
+from tests.eagle_engines import export, prompt_of, write_echo
 from tests.emulated_gpu import EmulatedCuda, EmulatedRtx, EmulatedTrt
 from tests.tiny_encoder import WIDTH, write_bert
 from tests.tunings import FAST, SLOW, a_tuning, net
@@ -78,10 +79,6 @@ def host_draws_as_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime.backend, "GumbelMax", DeviceDraws)
 
 
-def prompt_of(length: int) -> list[int]:
-    return [int(token) for token in np.random.default_rng(length).integers(3, 100, length)]
-
-
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, 12, 0.9, seed=4)], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("draft", ["eagle", "ngram", "none"])
 def test_device_answers_as_the_host_does(host: Decoder, engines: tuple[Path, Path], place: Place, draft: str, sampling: Sampling) -> None:
@@ -96,14 +93,8 @@ def test_device_answers_as_the_host_does(host: Decoder, engines: tuple[Path, Pat
 
 
 def test_a_conversation_goes_on_from_what_the_cache_holds(host: Decoder, place: Place) -> None:
-    first, options = prompt_of(100), {"max_new_tokens": 40, "policy": FixedPolicy(TREES[-1])}
     with place.decoder() as device:
-        for prompt, least in ((first, 0), ([*first, 7, 8, 9], 98), (first[:30], 28), ([*first[:20], *first], 18), (first[1:], 0)):
-            host.forget()
-            expected, came = (each.generate(prompt, **options) for each in (host, device))  # type: ignore[arg-type]
-            assert came.tokens == expected.tokens
-            assert came.stats.cached_prompt_tokens >= least
-            np.testing.assert_allclose(device._target.cache.rows(), host._target.cache.rows(), rtol=0, atol=1e-5)
+        expect_one_conversation(host, device, TREES[-1])
 
 
 def test_enterprise_tensorrt_answers_too(host: Decoder, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,6 +320,7 @@ def test_tuned_networks_are_engines_there_too(
             for sampling in (Sampling(), Sampling(0.8, seed=4)):
                 expected = host.generate(prompt_of(20), max_new_tokens=60, sampling=sampling, policy=FixedPolicy(PLAIN)).tokens
                 assert device.generate(prompt_of(20), max_new_tokens=60, sampling=sampling, policy=name).tokens == expected, name
-    ran = {engine.file.name.split("-")[-2] for engine in place.trt.engines if engine.file.name.startswith("tuned") and engine.contexts}
-    assert ran == {"slow", "depth", "size", "encoder"}
+    ran = {engine.file.name for engine in place.trt.engines if engine.file.name.startswith("tuned") and engine.contexts}
+    assert ran == {graph.file for graph in tuning.graphs.values()}
+    assert tuning.graphs["ltd.depth"] == tuning.graphs["resps+ltd.depth"]  # one file, one plan
     assert place.cuda.leaked() == (0, 0)

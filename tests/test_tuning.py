@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +34,10 @@ from runtime.console import run_command
 from runtime.cpu import processor_name
 from runtime.manifest import FILE_NAME, load_manifest
 from runtime.tuned import POLICIES
-from tests.eagle_engines import export as export_engine
-from tests.eagle_engines import write_echo
+from tests.eagle_engines import prompt_of
 from tests.tunings import FAST, SLOW, SURFACE, a_tuning, net
 
 TREES = [PLAIN, TreeSpec(2, 1, 1), TreeSpec(5, 3, 2), TreeSpec(7, 4, 2), TreeSpec(9, 2, 3), TreeSpec(5, 4, 1)]
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tuning")
-    write_echo(folder / "target", folder / "draft")
-    return export_engine(folder / "target", folder / "draft", folder, "--max-context", "250", "--prefill-rows", "16")
-
-
-@pytest.fixture(scope="module")
-def decoder(engine: Path) -> Iterator[Decoder]:
-    with Decoder(engine, draft="eagle") as opened:
-        yield opened
-
-
-def prompt_of(length: int) -> list[int]:
-    return [int(token) for token in np.random.default_rng(length).integers(3, 100, length)]
 
 
 def traced(decoder: Decoder, sampling: Sampling, length: int = 20, count: int = 90) -> dict[int, Trace]:
@@ -65,17 +47,17 @@ def traced(decoder: Decoder, sampling: Sampling, length: int = 20, count: int = 
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, seed=3)], ids=["greedy", "sampled"])
-def test_replayed_rounds_are_those_that_really_happen(decoder: Decoder, sampling: Sampling) -> None:
+def test_replayed_rounds_are_those_that_really_happen(eagle_decoder: Decoder, sampling: Sampling) -> None:
     """The law that everything else stands on: a tree's rounds follow from the record, exactly."""
-    answer = [traced(decoder, sampling)]
+    answer = [traced(eagle_decoder, sampling)]
     for tree in TREES:
-        really = decoder.generate(prompt_of(20), max_new_tokens=90, sampling=sampling, policy=FixedPolicy(tree)).stats
+        really = eagle_decoder.generate(prompt_of(20), max_new_tokens=90, sampling=sampling, policy=FixedPolicy(tree)).stats
         found = replay(FixedPolicy(tree), answer, SURFACE)
         assert (found.cycles, found.tokens) == (really.cycles, really.new_tokens - 1), tree
 
 
-def test_replayed_closed_form_decides_as_in_service(decoder: Decoder) -> None:
-    answer = [traced(decoder, Sampling())]
+def test_replayed_closed_form_decides_as_in_service(eagle_decoder: Decoder) -> None:
+    answer = [traced(eagle_decoder, Sampling())]
     model = CostModel(Calibration(1.0, 0.0, 0.5, 0.5, 0.08, (9, 4, 2)), SURFACE)
     found = replay(model, answer, SURFACE)
     seen: list[tuple[int, int]] = []
@@ -86,7 +68,7 @@ def test_replayed_closed_form_decides_as_in_service(decoder: Decoder) -> None:
             super().observe(dataclasses.replace(outcome, seconds=0.0))  # the replay's milliseconds are not this machine's
 
     patient = Witness(model.calibration, SURFACE)
-    stats = decoder.generate(prompt_of(20), max_new_tokens=90, policy=patient).stats
+    stats = eagle_decoder.generate(prompt_of(20), max_new_tokens=90, policy=patient).stats
     again = replay(Witness(model.calibration, SURFACE), answer, SURFACE)
     assert (again.cycles, again.tokens) == (stats.cycles, stats.new_tokens - 1)
     # The last tree is cut to what the answer has room for, which a record does not know.
@@ -95,9 +77,9 @@ def test_replayed_closed_form_decides_as_in_service(decoder: Decoder) -> None:
     assert found.tokens == again.tokens
 
 
-def test_trees_that_are_cut_while_they_grow_change_no_token(decoder: Decoder) -> None:
+def test_trees_that_are_cut_while_they_grow_change_no_token(eagle_decoder: Decoder) -> None:
     """Any decision at any level, at random, also every round another."""
-    expected = decoder.generate(prompt_of(33), max_new_tokens=120, policy=FixedPolicy(PLAIN)).tokens
+    expected = eagle_decoder.generate(prompt_of(33), max_new_tokens=120, policy=FixedPolicy(PLAIN)).tokens
 
     class Whims:
         def __init__(self, seed: int) -> None:
@@ -124,15 +106,15 @@ def test_trees_that_are_cut_while_they_grow_change_no_token(decoder: Decoder) ->
 
     for seed in range(6):
         whims = Whims(seed)
-        assert decoder.generate(prompt_of(33), max_new_tokens=120, policy=whims).tokens == expected
+        assert eagle_decoder.generate(prompt_of(33), max_new_tokens=120, policy=whims).tokens == expected
         assert {1, 2} <= set(whims.asked)
         sampling = Sampling(0.8, seed=seed)
-        sampled = decoder.generate(prompt_of(33), max_new_tokens=60, sampling=sampling, policy=FixedPolicy(PLAIN)).tokens
-        assert decoder.generate(prompt_of(33), max_new_tokens=60, sampling=sampling, policy=Whims(seed)).tokens == sampled
+        sampled = eagle_decoder.generate(prompt_of(33), max_new_tokens=60, sampling=sampling, policy=FixedPolicy(PLAIN)).tokens
+        assert eagle_decoder.generate(prompt_of(33), max_new_tokens=60, sampling=sampling, policy=Whims(seed)).tokens == sampled
 
 
-def test_reached_counts_as_the_rerank_does(decoder: Decoder) -> None:
-    each = traced(decoder, Sampling())[2]
+def test_reached_counts_as_the_rerank_does(eagle_decoder: Decoder) -> None:
+    each = traced(eagle_decoder, Sampling())[2]
     for place in range(len(each)):
         counts = [reached(each, place, 4, nodes) for nodes in range(1, 20)]
         assert counts == sorted(counts)  # the best n are among the best n + 1
@@ -143,8 +125,8 @@ def test_reached_counts_as_the_rerank_does(decoder: Decoder) -> None:
     assert each.on_path().sum() == (each.right >= 0).sum()
 
 
-def test_nothing_beats_the_oracle_and_the_best_tree_beats_the_others(decoder: Decoder) -> None:
-    answers = [traced(decoder, Sampling(), length) for length in (5, 20)]
+def test_nothing_beats_the_oracle_and_the_best_tree_beats_the_others(eagle_decoder: Decoder) -> None:
+    answers = [traced(eagle_decoder, Sampling(), length) for length in (5, 20)]
     trees = static_trees((1, 2, 3), (1, 2, 3), 8)
     best, done = best_static(answers, SURFACE, trees)
     assert best in trees
@@ -176,7 +158,7 @@ def test_surface_interpolates_and_goes_on() -> None:
 
 
 @pytest.fixture
-def tiny(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tiny(echo_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory to tune, few prompts, short answers, a cache of its own."""
     monkeypatch.setenv("RESPS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(export.tuning.record, "LEAST_PROMPTS", 3)
@@ -185,7 +167,7 @@ def tiny(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     grid = Grid(widths=(1, 2), depths=(1, 2, 3), nodes=6, new_tokens=20)
     monkeypatch.setattr(export.tuning.grid, "grid_for", lambda _: grid)
     (tmp_path / "prompts.txt").write_text("".join(f"the quick brown fox {number}\n" for number in range(9)))
-    return Path(shutil.copytree(engine, tmp_path / "engine"))
+    return Path(shutil.copytree(echo_engine, tmp_path / "engine"))
 
 
 def tune(directory: Path, *more: str) -> int:
@@ -265,11 +247,11 @@ def test_engine_that_changed_meanwhile_is_left_alone(tiny: Path) -> None:
     assert load_manifest(tiny) == manifest
 
 
-def test_untuned_policy_and_unknown_name(engine: Path) -> None:
+def test_untuned_policy_and_unknown_name(echo_engine: Path) -> None:
     with pytest.raises(EngineDirError, match="cost-model has not been tuned"):
-        Decoder(engine, policy="cost-model")
+        Decoder(echo_engine, policy="cost-model")
     with pytest.raises(ValueError, match="unknown policy 'best' — choose from none, fixed, cost-model"):
-        Decoder(engine, policy="best")
+        Decoder(echo_engine, policy="best")
 
 
 def test_too_few_prompts_and_no_draft(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -301,13 +283,13 @@ def edited(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     file.write_text(json.dumps(manifest))
 
 
-def test_learned_policies_decode_as_they_replayed_and_change_no_token(tiny: Path, decoder: Decoder) -> None:
+def test_learned_policies_decode_as_they_replayed_and_change_no_token(tiny: Path, eagle_decoder: Decoder) -> None:
     """What was trained in simulated time and what runs from the installed graphs take the same decisions."""
     both = dataclasses.replace(FAST, slow=SLOW.slow, actions=SLOW.actions)
     average = dataclasses.replace(SLOW, slow=net(64, 3), state="average")
     trained = {"resps": SLOW, "ltd": FAST, "resps+ltd": both, "resps-average": average}
     install(tiny, load_manifest(tiny), a_tuning(tiny, trained, policy="ltd"))
-    answer = [traced(decoder, Sampling())]
+    answer = [traced(eagle_decoder, Sampling())]
     with Decoder(tiny, draft="eagle", threads=2) as tuned:
         plain = tuned.generate(prompt_of(20), max_new_tokens=90, policy="none").tokens
         for name, each in trained.items():
@@ -349,11 +331,33 @@ def test_graph_that_differs_from_the_network_is_not_installed(tiny: Path, monkey
     assert not [*tiny.glob(".tuning*"), *tiny.glob("tuned-*")]
 
 
+def test_policies_share_the_networks_they_have_in_common(tiny: Path) -> None:
+    """One file each, which stays for as long as some policy names it."""
+    both = dataclasses.replace(FAST, slow=SLOW.slow, actions=SLOW.actions)
+    first = install(tiny, load_manifest(tiny), a_tuning(tiny, {"resps": SLOW, "ltd": FAST, "resps+ltd": both})).tuning
+    assert first is not None
+    assert len(first.graphs) == 6
+    assert len(first.files) == 3
+    shared = first.graphs["ltd.depth"].file
+    assert shared == first.graphs["resps+ltd.depth"].file
+    written = (tiny / shared).read_bytes()
+    for learned in ({"resps+ltd": both}, {"ltd": dataclasses.replace(FAST, size=net(12, 3, 9))}):
+        after = install(tiny, load_manifest(tiny), a_tuning(tiny, learned)).tuning
+        assert after is not None
+        assert {path.name for path in tiny.glob("tuned-*")} == set(after.files)
+        assert (tiny / shared).read_bytes() == written
+        with Decoder(tiny, threads=2) as decoder:
+            plain = decoder.generate(prompt_of(20), max_new_tokens=30, policy="none").tokens
+            assert decoder.generate(prompt_of(20), max_new_tokens=30, policy=next(iter(learned))).tokens == plain
+    install(tiny, load_manifest(tiny), a_tuning(tiny, {"resps": SLOW}))
+    assert not (tiny / shared).exists()  # now nobody does
+
+
 TROUBLES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "actions": (lambda t: t["learned"]["resps"]["slow"]["actions"].pop(), r"resps has 2 actions, resps\.slow gives 3 — export again"),
     "state": (lambda t: t["learned"]["resps"]["slow"].update(state="colour"), r"resps sees 'colour', which nobody knows"),
     "graph": (lambda t: t["graphs"].clear(), r"manifest\.tuning\.graphs lacks resps\.slow of the policy resps"),
-    "hash": (lambda t: t["files"].clear(), r"names 'tuned-resps-slow-\w+\.onnx' without its hash"),
+    "hash": (lambda t: t["files"].clear(), r"names 'tuned-\w+\.onnx' without its hash"),
     "outside": (lambda t: t["files"].update({"../x": {"sha256": "", "bytes": 1}}), r"names a file outside the directory: '\.\./x'"),
     "missing": (lambda t: t["files"].update({"x.onnx": {"sha256": "", "bytes": 1}}), r"lacks x\.onnx — tune again: resps-tune"),
     "changed": (lambda t: next(iter(t["files"].values())).update(sha256="00"), r"was changed after the tuning — tune again: resps-tune"),

@@ -76,23 +76,21 @@ def _encoder(scratch: Path, learned: Mapping[str, Trained], platform: Platform |
         shutil.copyfile(written.folder / name, scratch / name)
     graph = written.graph
     if platform:
-        profile = {"n": (min(STEP, written.pieces), written.pieces, written.pieces)}
-        graph = dataclasses.replace(graph, plan=f"{Path(graph.file).stem}.plan", profiles=(profile,))
-        build_plan(scratch, graph, platform, None, lambda *_: None)
+        graph = _planned(scratch, graph, platform, {"n": (min(STEP, written.pieces), written.pieces, written.pieces)})
     return Encoder(GRAPH, written.tokenizer, written.pieces), {GRAPH: graph}
 
 
 def _written(scratch: Path, learned: Mapping[str, Trained], platform: Platform | None) -> dict[str, Graph]:
-    """Every network's graph, and its plan for ``platform``, in files named after their contents."""
-    graphs = {}
+    """Every network's graph, and its plan for ``platform``, in files named after their contents: policies share them."""
+    graphs: dict[str, Graph] = {}
+    saved: dict[str, Graph] = {}  # by file
     for policy, trained in learned.items():
         for role, net in trained.nets():
             name = graph_name(policy, role)
-            graphs[name] = _saved(scratch, name, net)
-            if platform:
-                plan = dataclasses.replace(graphs[name], plan=f"{Path(graphs[name].file).stem}.plan", profiles=({},))
-                build_plan(scratch, plan, platform, None, lambda *_: None)
-                graphs[name] = plan
+            graph = _saved(scratch, name, net)
+            if graph.file not in saved:
+                saved[graph.file] = _planned(scratch, graph, platform, {}) if platform else graph
+            graphs[name] = saved[graph.file]
     return graphs
 
 
@@ -100,12 +98,24 @@ def _saved(scratch: Path, name: str, net: Mlp) -> Graph:
     model = graph(net)
     onnx.checker.check_model(model)
     _check(model, name, net)
-    partial = scratch / f"{name}.onnx"
+    partial = scratch / "net.partial"
     onnx.save(model, partial)
-    file = f"{PREFIX}{name.replace('.', '-').replace('+', '-')}-{sha256_of(partial)[:12]}.onnx"
-    partial.rename(scratch / file)
     inputs, outputs = {"x": Tensor("float32", (1, net.inputs))}, {"logits": Tensor("float32", (1, net.actions))}
-    return Graph(file, None, (), inputs, outputs)
+    return Graph(_named(partial, ".onnx"), None, (), inputs, outputs)
+
+
+def _planned(scratch: Path, graph: Graph, platform: Platform, sizes: Mapping[str, tuple[int, int, int]]) -> Graph:
+    """``graph`` with a plan of one profile, ``sizes``. Two builds of a graph need not give the same plan."""
+    partial = dataclasses.replace(graph, plan="plan.partial", profiles=(sizes,))
+    build_plan(scratch, partial, platform, None, lambda *_: None)
+    return dataclasses.replace(partial, plan=_named(scratch / "plan.partial", ".plan"))
+
+
+def _named(partial: Path, suffix: str) -> str:
+    """Give a file its lasting name, which says what is in it."""
+    name = f"{PREFIX}{sha256_of(partial)[:12]}{suffix}"
+    partial.replace(partial.with_name(name))
+    return name
 
 
 def _check(model: onnx.ModelProto, name: str, net: Mlp) -> None:

@@ -14,8 +14,9 @@ from policy.ltd import Ltd
 from policy.resps import Action
 
 from .grid import Grid
-from .learn import RESPS, RESPS_MAX_ENTROPY, Learned, Lesson, Limits, Settings, learn_ltd, learn_resps
+from .learn import RESPS, RESPS_MAX_ENTROPY, learn_ltd, learn_resps
 from .nets import Mlp
+from .ppo import Learned, Lesson, Limits, Settings
 from .texts import NAME, Texts, places_of
 from .trained import EVERY, Trained
 

@@ -12,8 +12,8 @@ from runtime import Decoder
 
 from .calibrate import fit_cost_model
 from .grid import Grid
-from .learn import Lesson
 from .lessons import Course, policy_cost, train, turns_of
+from .ppo import Lesson
 from .record import LEAST_PROMPTS, Progress, asked
 from .replay import Answers, Replay, best_static, oracle, static_trees
 from .texts import Texts, replay_paid

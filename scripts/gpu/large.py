@@ -35,10 +35,10 @@ def large(work: Path, layers: int, precision: str, shape: Shape = LLAMA3_8B) -> 
     started = time.perf_counter()
     with Decoder(work / name, policy=FixedPolicy(TREES[2])) as decoder:
         loaded = time.perf_counter() - started
-        return {"export_seconds": round(built), "load_seconds": round(loaded), **measure(decoder, work / name)}
+        return {"export_seconds": round(built), "load_seconds": round(loaded), **measure(decoder)}
 
 
-def measure(decoder: Decoder, directory: Path) -> dict[str, Any]:
+def measure(decoder: Decoder) -> dict[str, Any]:
     """Everything about one engine directory."""
     cuda = Cuda()
     speed = bandwidth(cuda)

@@ -1,0 +1,40 @@
+"""Runs of resps-export on a tiny checkpoint, and what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime.manifest import Manifest, load_manifest
+from tests.ended import Ended
+
+ROOT = Path(__file__).parents[1]
+FILES = {"manifest.json", "target.onnx", "target.data", "sample.onnx", "tokenizer.json", "chat_template.jinja"}
+LAYERS = 6
+Run = Callable[..., Ended]
+
+
+def snapshot(directory: Path) -> dict[str, tuple[int, int, int]]:
+    """Everything below ``directory``: a change of any file or directory shows."""
+    found = [directory, *directory.rglob("*")] if directory.exists() else []
+    return {str(path): (path.stat().st_ino, path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+
+
+def names_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()} if directory.exists() else set()
+
+
+def expect_engine(directory: Path) -> Manifest:
+    """A complete directory, and nothing unfinished beside it."""
+    assert names_in(directory.parent) == {directory.name}
+    assert names_in(directory) == FILES
+    return load_manifest(directory)
+
+
+def elsewhere(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A Python program run in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment, check=False)
