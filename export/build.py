@@ -44,6 +44,7 @@ from .checkpoint import Checkpoint
 from .draft_build import write_draft
 from .draft_checkpoint import DraftCheckpoint
 from .errors import ExportError
+from .fused import fused_target
 from .gguf import GgufCheckpoint
 from .gpu import Platform
 from .layers import BACKENDS, ONNXRUNTIME, TENSORRT
@@ -56,6 +57,7 @@ from .trt_build import add_policy, build_plans, describe
 from .weights import WeightFile
 
 SPAN_STEP = {ONNXRUNTIME: 64, TENSORRT: 256}  # coarser where every span is recorded on its own
+FUSED_FILE = "target.cpu.onnx"
 
 
 def is_current(plan: Plan, source: Source) -> bool:
@@ -132,6 +134,8 @@ def _write(scratch: Path, job: Job) -> Manifest:
     captured = job.draft.arch.captured if job.draft else arch.captured
     written = _write_graphs(scratch, job, captured, tokenizer)
     graphs = {name: _described(f"{name}.onnx", model) for name, model in written.models.items()}
+    if (scratch / FUSED_FILE).is_file():
+        graphs["target"] = replace(graphs["target"], fused=FUSED_FILE)
     limits = Limits(plan.context, plan.capacity, max(plan.tree_sizes), plan.prefill_rows, SPAN_STEP[plan.backend])
     # Not the version of a package "onnxruntime": its GPU build is installed under another name.
     versions = {"resps": version("resps"), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
@@ -179,11 +183,16 @@ def _write_graphs(scratch: Path, job: Job, captured: tuple[int, ...], tokenizer:
     for name, model in models.items():
         onnx.save(model, scratch / f"{name}.onnx")
         onnx.checker.check_model(str(scratch / f"{name}.onnx"))
+    fused = fused_target(writer, models["target"])
+    if fused:
+        onnx.save(fused, scratch / FUSED_FILE)
     (scratch / TOKENIZER_FILE).write_text(tokenizer.tokenizer_json, encoding="utf-8")
     if tokenizer.chat_template:
         (scratch / TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
     progress("check", 0, 1)
     check = check_target(scratch / "target.onnx", job.checkpoint, precision)
+    if fused:
+        check_target(scratch / FUSED_FILE, job.checkpoint, precision)
     progress("check", 1, 1)
     written = _Written(models, {"target.data": File(weights.sha256, weights.size)}, check)
     if job.draft and plan.draft_precision:

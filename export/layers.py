@@ -89,6 +89,7 @@ class LayerWriter:
         self.name, self.arch, self.source, self.precision, self.capacity, self.weights = name, arch, source, precision, capacity, weights
         self.static = static
         self.g = GraphBuilder(name)
+        self.attended: list[tuple[str, str]] = []  # a layer's joined queries, keys and values, and what attention makes of them
         self._presents: list[tuple[str, int, list[int | str]]] = []
 
     def _declare_presents(self) -> None:
@@ -134,7 +135,8 @@ class LayerWriter:
 
     def _attention(self, layer: int, normed: str) -> str:
         g, arch = self.g, self.arch
-        query, key, value = self._heads(self._linear(layer, "qkv", normed))
+        joined = self._linear(layer, "qkv", normed)
+        query, key, value = self._heads(joined)
         if arch.qk_norm:
             query = self._norm(query, f"model.layers.{layer}.self_attn.q_norm.weight", arch.head_dim)
             key = self._norm(key, f"model.layers.{layer}.self_attn.k_norm.weight", arch.head_dim)
@@ -142,8 +144,9 @@ class LayerWriter:
         key = g.op("RotaryEmbedding", key, *self.key_rope, self.positions)
         keys = self._cached(layer, "key", key, arch.kv_heads, arch.head_dim)
         values = self._cached(layer, "value", value, *self._value_form())
-        flat = g.op("Reshape", self._attend(query, keys, values), g.const([-1, arch.heads * arch.head_dim]))
-        return self._linear(layer, "o", flat)
+        attended = g.op("Reshape", self._attend(query, keys, values), g.const([-1, arch.heads * arch.head_dim]))
+        self.attended.append((joined, attended))
+        return self._linear(layer, "o", attended)
 
     def _heads(self, joined: str) -> tuple[str, str, str]:
         """The product for all parts -> queries, keys and values [1, heads, n, D]."""

@@ -38,7 +38,7 @@ class CpuBackend:
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> OrtEngine:
         graph = self._manifest.graph(name)
         if name not in self._sessions:
-            self._sessions[name] = open_session(self._directory / graph.file, self._threads if name in _LARGE else 1)
+            self._sessions[name] = open_session(self._directory / (graph.fused or graph.file), self._threads if name in _LARGE else 1)
         engine = OrtEngine(self._sessions[name], graph, limits, shared)
         self._cleanup.callback(engine.close)
         return engine

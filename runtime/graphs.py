@@ -22,13 +22,15 @@ class Tensor:
 @dataclass(frozen=True)
 class Graph:
     """One ONNX graph and its tensors. ``plan``: the TensorRT engine built from it; ``profiles``: for each of its optimization profiles,
-    the least, best and largest value of every size that is chosen per call."""
+    the least, best and largest value of every size that is chosen per call. ``fused``: the same graph with ONNX Runtime's own operators,
+    for its CPU."""
 
     file: str
     plan: str | None
     profiles: tuple[Mapping[str, tuple[int, int, int]], ...]
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
+    fused: str | None = None
 
 
 @dataclass(frozen=True)

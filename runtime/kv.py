@@ -60,8 +60,8 @@ class Cache(Protocol):
 class KVCache:
     """Keys and values of ``layers`` layers; slots below ``length`` are committed.
 
-    Every tensor owns room for ``capacity`` slots and uses the front of it as [1, heads, span, width], laid out for the ``span`` slots that a
-    pass may touch. So attention reads the used part as a whole, without a Slice and its copy, which took 5 % of a pass (docs/design.md).
+    Every tensor owns room for ``capacity`` slots and uses the front of it as [1, heads, span, width], laid out for the ``span`` slots that
+    a pass may touch. So attention reads the used part as a whole, without a Slice and its copy, which took 5 % of a pass (docs/design.md).
     """
 
     def __init__(self, layers: int, keys: Form, values: Form, capacity: int, span_step: int = 64) -> None:

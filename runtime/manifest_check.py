@@ -127,8 +127,8 @@ def check_files(directory: Path, manifest: Manifest, verify: bool, backend: str)
     for name, expected in manifest.files.items():
         _check_file(directory, name, expected, verify and not name.endswith(unread), "export", f"export again: {remedy}")
     if backend != "tensorrt":
-        for graph in manifest.graphs.values():
-            _check_graph(directory, graph.file, manifest.files, f"export again: {remedy}")
+        for name in _files_of(manifest.graphs, plans=False):
+            _check_graph(directory, name, manifest.files, f"export again: {remedy}")
     if tuning := manifest.tuning:
         for name, expected in tuning.files.items():
             _check_file(
@@ -140,8 +140,8 @@ def check_files(directory: Path, manifest: Manifest, verify: bool, backend: str)
                 f"tune again: resps-tune --engine-dir {directory}",
             )
         if backend != "tensorrt":
-            for graph in tuning.graphs.values():
-                _check_graph(directory, graph.file, tuning.files, f"tune again: resps-tune --engine-dir {directory}")
+            for name in _files_of(tuning.graphs, plans=False):
+                _check_graph(directory, name, tuning.files, f"tune again: resps-tune --engine-dir {directory}")
 
 
 def _check_graph(directory: Path, name: str, known: Mapping[str, File], remedy: str) -> None:
@@ -154,8 +154,8 @@ def _check_graph(directory: Path, name: str, known: Mapping[str, File], remedy: 
         raise EngineDirError(f"{directory / name} reads {strange[0]!r}, which {FILE_NAME} does not list — {remedy}")
 
 
-def _files_of(graphs: Mapping[str, Graph]) -> list[str]:
-    return [name for graph in graphs.values() for name in (graph.file, graph.plan) if name]
+def _files_of(graphs: Mapping[str, Graph], plans: bool = True) -> list[str]:
+    return [name for graph in graphs.values() for name in (graph.file, graph.fused, graph.plan if plans else None) if name]
 
 
 def _check_file(directory: Path, name: str, expected: File, verify: bool, made_by: str, remedy: str) -> None:

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 
 from export.checkpoint import SafetensorsCheckpoint
 from export.errors import CheckpointError
+from export.fused import fused_target
 from export.layers import PRECISIONS
 from export.plan import weight_bytes
 from export.target import TargetWriter
@@ -42,7 +43,7 @@ class Graph:
         self.checkpoint = SafetensorsCheckpoint(directory)
         self.arch, self.precision = self.checkpoint.arch, PRECISIONS[precision]
         with WeightFile(directory / "target.data") as weights:
-            writer = TargetWriter(self.checkpoint, self.precision, capacity, weights)
+            self.writer = writer = TargetWriter(self.checkpoint, self.precision, capacity, weights)
             assert list(writer.build()) == list(range(1, self.arch.layers + 1))
         self.capacity = capacity
         self.file = directory / "target.onnx"
@@ -203,6 +204,42 @@ def test_quantized_weights_are_the_model_dequantized(tmp_path: Path, precision: 
     fused = graph.prefill(PROMPT, 4)["logits"]
     assert np.abs(fused - result["logits"]).mean() < 0.05 * exact.std()
     assert np.abs(fused[0] - exact).mean() < (0.05 if precision == "int8" else 0.4) * exact.std()
+
+
+def written(graph: Graph) -> dict[str, np.ndarray]:
+    """What the cache holds after PROMPT and TREE."""
+    return {name: array[:, :, : len(PROMPT) + len(TREE)].copy() for name, array in graph.cache.items()}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_fused_attention_gives_what_the_standard_graph_gives(tmp_path: Path, name: str) -> None:
+    """Also for a tree at the very beginning, which the operator could take for a prompt, and in the cache."""
+    graph = Graph(tmp_path, tiny_model(name))
+    fused = fused_target(graph.writer, onnx.load(graph.file, load_external_data=False))
+    if graph.arch.qk_norm:
+        assert fused is None
+        return
+    assert fused is not None
+    expected = [graph.prefill(PROMPT, 4), graph.run(TREE, len(PROMPT)), written(graph), graph.run(TREE, 0)]
+    graph.file = tmp_path / "fused.onnx"
+    onnx.save(fused, graph.file)
+    kinds = [node.op_type for node in fused.graph.node]
+    assert kinds.count("GroupQueryAttention") == graph.arch.layers
+    assert not {"Attention", "TensorScatter", "RotaryEmbedding", "Transpose"} & set(kinds)
+    graph.session = graph.open("4", optimized=True)
+    graph.clear()
+    actual = [graph.prefill(PROMPT, 4), graph.run(TREE, len(PROMPT)), written(graph), graph.run(TREE, 0)]
+    for one, other in zip(expected, actual, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_allclose(one[key], other[key], rtol=0, atol=1e-4)
+
+
+def test_nothing_is_fused_where_sums_have_an_order_or_numbers_are_not_float32(tmp_path: Path) -> None:
+    for precision, fuses in (("bf16", True), ("fp16", False), ("int8", False)):
+        graph = Graph(tmp_path / precision, tiny_model(), precision)
+        fused = fused_target(graph.writer, onnx.load(graph.file, load_external_data=False))
+        assert (fused is not None) == fuses
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
