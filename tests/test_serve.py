@@ -85,7 +85,7 @@ def test_a_stream_says_the_same(served: Served, more: dict[str, Any]) -> None:
         assert len(tokens) == whole["usage"]["completion_tokens"]
         assert len(tokens[0]["top_logprobs"]) == 2
         assert "".join(token["token"] for token in tokens).rstrip("\0") == choice["message"]["content"]
-        assert tokens[0]["bytes"] == list(tokens[0]["token"].encode())
+        assert bytes(byte for token in tokens for byte in token["bytes"]).decode() == choice["message"]["content"]
 
 
 def test_completions(served: Served) -> None:
@@ -120,7 +120,7 @@ def test_what_is_asked_reaches_the_decoder(served: Served, toy: ToyDecoder) -> N
         ("POST", "/v1/chat/completions", json.dumps({**CHAT, "tools": [1]}).encode(), 400, "unsupported_parameter"),
         ("POST", "/v1/chat/completions", json.dumps({**CHAT, "policy": "magic"}).encode(), 400, "invalid_value"),
         ("POST", "/v1/chat/completions", json.dumps({**CHAT, "model": "other"}).encode(), 404, "model_not_found"),
-        ("POST", "/v1/completions", json.dumps({"prompt": "x" * 500}).encode(), 400, "invalid_prompt"),
+        ("POST", "/v1/completions", json.dumps({"prompt": "x" * 500}).encode(), 400, "context_length_exceeded"),
         ("POST", "/v1/completions", json.dumps({"prompt": []}).encode(), 400, "invalid_prompt"),
         ("POST", "/v1/completions", b'{"prompt": "' + b"x" * (1 << 20) + b'"}', 413, "body_too_large"),
         ("GET", "/v1/nonsense", b"", 404, "no_such_route"),

@@ -97,6 +97,38 @@ def test_logprobs_and_stop(client: openai.OpenAI, decoder: Decoder) -> None:
     assert all(each.logprob == each.top_logprobs[0].logprob for each in content)  # greedy takes the likeliest
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_joined_bytes_are_the_answer_and_none_is_unknown(client: openai.OpenAI, stream: bool) -> None:
+    asked: dict[str, Any] = {"max_tokens": 60, "temperature": 1.5, "seed": 2, "logprobs": True, "top_logprobs": 20}
+    came = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=stream, **asked)
+    choices = [event.choices[0] for event in came] if stream else [came.choices[0]]
+    text = "".join((choice.delta if stream else choice.message).content or "" for choice in choices)
+    entries = [entry for choice in choices if choice.logprobs for entry in choice.logprobs.content or ()]
+    assert b"".join(bytes(entry.bytes) for entry in entries).decode("utf-8", "replace") == text
+    likely = [each for entry in entries for each in entry.top_logprobs]
+    assert all(each.bytes is not None for each in likely)
+    assert any(each.token == "\ufffd" and len(each.bytes) == 1 for each in likely)  # a part of a character
+
+
+def test_completions_name_parts_of_characters_by_their_bytes(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"prompt": "the cat", "max_tokens": 60, "temperature": 1.5, "seed": 2, "logprobs": 20}
+    (choice,) = client.completions.create(model="tiny", **asked).choices
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens is not None
+    assert choice.logprobs.text_offset is not None
+    parts = [token for token in choice.logprobs.tokens if token.startswith("bytes:")]
+    assert all(re.fullmatch(r"bytes:(\\x[0-9a-f]{2})+", part) for part in parts)
+    assert parts
+    assert choice.logprobs.text_offset == sorted(choice.logprobs.text_offset)
+    before = ""
+    for token, offset in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True):
+        if token.isalpha() and token.isascii() and not before.startswith("bytes:"):
+            assert choice.text[offset:].startswith(token)
+        before = token
+    streamed = [event.choices[0].logprobs for event in client.completions.create(model="tiny", stream=True, **asked)]
+    assert [offset for each in streamed if each for offset in each.text_offset or ()] == choice.logprobs.text_offset
+
+
 def metrics(url: str) -> dict[str, float]:
     """Sums over replicas and labels, by name."""
     sums: dict[str, float] = {}
@@ -151,8 +183,19 @@ def test_errors_are_openai_s_exceptions(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="other", messages=MESSAGES)
     with pytest.raises(openai.BadRequestError, match="unknown policy"):
         client.chat.completions.create(model="tiny", messages=MESSAGES, extra_body={"policy": "magic"})
-    with pytest.raises(openai.BadRequestError, match="the context holds"):
+    with pytest.raises(openai.BadRequestError, match="the context holds") as caught:
         client.completions.create(model="tiny", prompt="the cat " * 5000)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
+    long: Any = [{"role": "user", "content": "the cat " * 5000}]
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny", messages=long)
+    assert (caught.value.code, caught.value.param, caught.value.type) == ("context_length_exceeded", "messages", "invalid_request_error")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="tiny", prompt=[99999])
+    assert (caught.value.code, caught.value.param) == ("invalid_prompt", "prompt")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny", messages=MESSAGES, temperature=3)
+    assert (caught.value.code, caught.value.param) == ("decimal_above_max_value", "temperature")
     assert [model.id for model in client.models.list()] == ["tiny"]
 
 

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from ..decoder import Decoder
 from .errors import ApiError
-from .forms import Form, words
+from .forms import Form
 from .metrics import Metrics
 from .pool import Pool
 from .replica import Replica
@@ -101,7 +101,7 @@ async def _reply(request: Request, is_chat: bool, understand: Callable[[bytes], 
     except ApiError as error:
         house.metrics.requests.labels(error.outcome).inc()
         raise
-    return Reply(house, ask, Form(is_chat, house.settings.model, ask, words(house.decoder)), arrived)
+    return Reply(house, ask, Form(is_chat, house.settings.model, ask, house.decoder), arrived)
 
 
 async def _read(request: Request, settings: Settings) -> bytes:
