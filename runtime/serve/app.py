@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -80,6 +81,7 @@ def make_app(settings: Settings, load: Callable[[], Sequence[Decoder]]) -> FastA
             "replicas": [each.healthy for each in house.pool.replicas],
             "running": house.pool.running,
             "waiting": house.pool.waiting,
+            "process": os.getpid(),  # of several behind one address
         }
         return JSONResponse(body, 200 if house.pool.healthy else 503)
 
