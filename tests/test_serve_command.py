@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +29,10 @@ MESSAGES: Any = [{"role": "user", "content": "the cat sat on the mat"}]
 
 
 @contextmanager
-def running(engine_dir: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def running(engine_dir: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process and its address."""
     line = [sys.executable, "-c", "from runtime.serve.cli import main; main()", "--engine-dir", str(engine_dir), "--port", "0", *arguments]
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment}) as process:
         try:
             assert process.stderr is not None
             said = process.stderr.readline()
@@ -225,6 +229,48 @@ def test_a_killed_server_s_port_serves_again_at_once(tiny_engine: Path) -> None:
         with running(tiny_engine, "--no-warmup", "--port", port) as (_, again), httpx.Client(timeout=30) as other:
             assert again == url
             assert other.post(f"{again}/completions", json=asked).json()["choices"][0]["text"] == text
+
+
+def read(url: str, body: dict[str, Any], begun: threading.Semaphore) -> tuple[str, bool]:
+    """Text of a stream, and whether it had an end. ``begun``: told when its first event is there, or when it broke."""
+    text, ended, told = "", False, False
+    try:
+        with httpx.stream("POST", f"{url}/completions", json=body, timeout=60) as stream:
+            for line in filter(None, stream.iter_lines()):
+                ended = line == "data: [DONE]"
+                text += "" if ended else json.loads(line.removeprefix("data: "))["choices"][0]["text"]
+                if not told:
+                    begun.release()
+                    told = True
+    except httpx.TransportError:
+        return text, False
+    return text, ended
+
+
+def test_killed_under_streams_it_serves_again_and_leaves_nothing(tiny_engine: Path, tmp_path: Path) -> None:
+    place = {name: str(tmp_path / name) for name in ("TMPDIR", "XDG_RUNTIME_DIR", "HOME")}
+    for folder in place.values():
+        Path(folder).mkdir()
+    files = {file.name: file.stat().st_mtime_ns for file in tiny_engine.iterdir()}
+    asked = [{"prompt": "the cat", "max_tokens": 1500, "temperature": 1.5, "seed": seed, "stream": True} for seed in range(12)]
+    options, begun = ("--no-warmup", "--replicas", "2"), threading.Semaphore(0)
+    with ThreadPoolExecutor(12) as clients:
+        with running(tiny_engine, *options, **place) as (first, url):
+            broken = [clients.submit(read, url, body, begun) for body in asked]
+            begun.acquire()  # of twelve, two run and ten wait
+            first.kill()
+            first.wait()
+        cut = [each.result() for each in broken]
+        assert not all(ended for _, ended in cut)
+        with running(tiny_engine, *options, "--port", url.split(":")[-1].partition("/")[0], **place) as (second, again):
+            assert again == url
+            whole = [each.result() for each in [clients.submit(read, again, body, begun) for body in asked]]
+            assert all(ended for _, ended in whole)
+            assert all(text.startswith(part) for (text, _), (part, _) in zip(whole, cut, strict=True))
+            second.kill()
+            second.wait()
+    assert [list(Path(folder).iterdir()) for folder in place.values()] == [[], [], []]
+    assert {file.name: file.stat().st_mtime_ns for file in tiny_engine.iterdir()} == files
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
