@@ -102,7 +102,7 @@ class Decoder:
         """Another Decoder over the same weights in memory, with its own cache, buffers and policies (one given as an object is copied):
         both run at the same time, in different threads. Closing one leaves the others alive; the last one frees the weights.
 
-        Raises DecoderClosed, and RespsError where the backend cannot share its weights.
+        Raises DecoderClosed, and GpuMemoryError where a GPU has no room for another cache.
         """
         with self._lock:
             self._expect_open()
