@@ -98,7 +98,8 @@ class GgufCheckpoint:
         if found is None:
             return 0
         if len(found.shape) != 2:
-            raise CheckpointError(f"token_embd.weight in {self.path} has {len(found.shape)} dimensions, not 2 — the file is damaged")
+            what = f"token_embd.weight has {len(found.shape)} dimensions, not 2"
+            raise CheckpointError(f"cannot read {self.path}: {what} — the file is damaged, download it again")
         return int(found.shape[1])
 
     def _tensor(self, name: str) -> Any:
