@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from runtime import EngineDirError
 from tests.serve_fakes import ToyDecoder, broken, toy_answer
 from tests.serving import Served, serving, until
 
@@ -280,6 +281,12 @@ def test_an_unexpected_exception_is_one_line_to_the_client(served: Served, toy: 
     assert (failed.status_code, failed.json()["error"]["code"]) == (500, "internal_error")
     assert "secret" not in failed.text
     assert "\n" not in failed.json()["error"]["message"]
+
+
+def test_a_damaged_policy_is_the_server_s_fault(served: Served, toy: ToyDecoder) -> None:
+    toy.failing = EngineDirError("the network's file was changed — tune again")
+    failed = post(served)
+    assert (failed.status_code, failed.json()["error"]["code"]) == (500, "failed")
 
 
 def test_repeated_failures_give_a_replica_up(toy: ToyDecoder) -> None:

@@ -235,7 +235,7 @@ def read(url: str, body: dict[str, Any], begun: threading.Semaphore) -> tuple[st
     """Text of a stream, and whether it had an end. ``begun``: told when its first event is there, or when it broke."""
     text, ended, told = "", False, False
     try:
-        with httpx.stream("POST", f"{url}/completions", json=body, timeout=60) as stream:
+        with httpx.stream("POST", f"{url}/completions", json=body, timeout=300) as stream:
             for line in filter(None, stream.iter_lines()):
                 ended = line == "data: [DONE]"
                 text += "" if ended else json.loads(line.removeprefix("data: "))["choices"][0]["text"]
@@ -253,11 +253,11 @@ def test_killed_under_streams_it_serves_again_and_leaves_nothing(tiny_engine: Pa
         Path(folder).mkdir()
     files = {file.name: file.stat().st_mtime_ns for file in tiny_engine.iterdir()}
     asked = [{"prompt": "the cat", "max_tokens": 1500, "temperature": 1.5, "seed": seed, "stream": True} for seed in range(12)]
-    options, begun = ("--no-warmup", "--replicas", "2"), threading.Semaphore(0)
+    options, begun = ("--no-warmup", "--replicas", "2", "--queue-seconds", "300", "--request-seconds", "600"), threading.Semaphore(0)
     with ThreadPoolExecutor(12) as clients:
         with running(tiny_engine, *options, **place) as (first, url):
             broken = [clients.submit(read, url, body, begun) for body in asked]
-            begun.acquire()  # of twelve, two run and ten wait
+            assert begun.acquire(timeout=60)  # of twelve, two run and ten wait
             first.kill()
             first.wait()
         cut = [each.result() for each in broken]

@@ -47,7 +47,7 @@ def came_of(program: str, engine: Path, folder: Path, *arguments: str) -> object
     path = os.pathsep.join((str(ROOT), *(each for each in sys.path if each.endswith("site-packages"))))
     env = {**os.environ, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
     line = [sys.executable, "-c", program, str(engine), str(port), *arguments]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, env=env, cwd=folder, timeout=240)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=env, cwd=folder, timeout=600)
     assert done.returncode == 0, done.stderr
     (came,) = [line.removeprefix("came: ") for line in done.stdout.splitlines() if line.startswith("came: ")]  # Ray talks too
     return json.loads(came)
@@ -77,7 +77,7 @@ def ask(prompt):
         return http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 20, "temperature": 0}).json()["choices"][0]["text"]
 
 def processes(wanted, gone=()):
-    end, found = time.monotonic() + 90, set()
+    end, found = time.monotonic() + 240, set()
     while len(found) < wanted:
         assert time.monotonic() < end, (found, gone)
         try:

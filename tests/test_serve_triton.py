@@ -145,7 +145,7 @@ def test_triton_answers_as_the_decoder_does(triton: Triton, decoder: Decoder) ->
 
 
 def test_triton_tells_what_is_wrong(triton: Triton) -> None:
-    for parameters, what in (('{"n": 2}', "one answer a request"), ("[]", "no JSON object")):
+    for parameters, what in (('{"n": 2}', "one answer a request"), ("[]", "no JSON object"), ('{"policy": "magic"}', "unknown policy")):
         body = {"text_input": PROMPT, "sampling_parameters": parameters}
         refused = httpx.post(f"{triton.url}/models/resps/generate", json=body, timeout=60)
         assert refused.status_code >= 400

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import DecoderClosed, EngineDirError, EngineFailure, PromptError, PromptKind, RespsError
+from ..errors import DecoderClosed, EngineFailure, PromptError, PromptKind, RespsError
 
 LOG = logging.getLogger("runtime.serve")
 
@@ -68,8 +68,6 @@ def told(error: BaseException, param: str = "prompt") -> ApiError:
             return ApiError(500, str(error), code="engine_failure")
         case DecoderClosed():
             return ApiError(503, "the engine was closed — send the request again, to another server", code="engine_closed")
-        case EngineDirError():  # a policy that was not tuned
-            return invalid(str(error), "policy")
         case RespsError():
             return ApiError(500, str(error), code="failed")
         case _:

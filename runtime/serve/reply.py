@@ -14,12 +14,12 @@ from starlette.types import Receive, Scope, Send
 
 from ..decoder import Decoder, Prompt
 from ..request import Chunk
-from .errors import ApiError, invalid, logged, shutting_down
+from .errors import ApiError, logged, shutting_down
 from .forms import FINISH, Form, Spelling
 from .metrics import Metrics
 from .pool import Pool
 from .replica import Answer, Ended
-from .requests import Ask
+from .requests import Ask, expect_policy
 from .settings import Settings
 
 
@@ -84,8 +84,7 @@ class Reply(Response):
     async def _start(self) -> Answer:
         """The answer on its way, when its turn has come."""
         house, ask = self._house, self._ask
-        if ask.policy is not None and ask.policy not in house.decoder.policies:
-            raise invalid(f"unknown policy {ask.policy!r} — choose from {', '.join(house.decoder.policies)}", "policy")
+        expect_policy(ask, house.decoder.policies)
         prompt = await asyncio.to_thread(_encoded, house.decoder, ask.prompt)
         room = house.decoder.manifest.limits.context - len(prompt)
         until = self._arrived + house.settings.request_seconds

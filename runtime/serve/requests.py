@@ -6,7 +6,7 @@ parameters, null, and the parameters of ``HARMLESS`` are let through.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -181,6 +181,12 @@ def _expect_followed(body: BaseModel, where: str) -> None:
         for at, each in enumerate(value) if isinstance(value, list) else ((None, value),):
             if isinstance(each, BaseModel):
                 _expect_followed(each, f"{where}{name}." if at is None else f"{where}{name}[{at}].")
+
+
+def expect_policy(ask: Ask, policies: Sequence[str]) -> None:
+    """Raises ApiError for a policy that is not among those that can be had."""
+    if ask.policy is not None and ask.policy not in policies:
+        raise invalid(f"unknown policy {ask.policy!r} — choose from {', '.join(policies)}", "policy")
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 from ...decoder import Decoder
 from ..errors import ApiError, invalid, logged
 from ..load import load_replicas
-from ..requests import Ask, CompletionBody, completion, read
+from ..requests import Ask, CompletionBody, completion, expect_policy, read
 from .counters import Counters
 
 LOOK_SECONDS = 0.05  # how often one that waits for a replica looks whether its client is still there
@@ -106,6 +106,7 @@ class TritonPythonModel:
 
     def _decode(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any) -> Any:
         ask = asked(inputs["text_input"], bool(inputs["chat"]), inputs["sampling_parameters"])
+        expect_policy(ask, decoder.policies)
         ids = decoder.encode(ask.prompt)
         room = decoder.manifest.limits.context - len(ids)
         limit = min(ask.max_tokens or room, room)
