@@ -180,14 +180,14 @@ def test_waiting_in_the_queue_has_an_end(toy: ToyDecoder) -> None:
 
 
 def test_a_request_has_a_deadline(toy: ToyDecoder) -> None:
-    toy.seconds = 0.05
-    with serving([toy], request_seconds=0.3) as served:
+    toy.seconds = 0.1
+    with serving([toy], request_seconds=1.0) as served:
         cut = post(served).json()
         assert cut["choices"][0]["finish_reason"] == "length"
         assert cut["resps"]["stop"] == "deadline"
         assert text_of(toy_answer(LONG.encode())).startswith(cut["choices"][0]["text"])
         toy.gate.clear()
-        threading.Timer(0.4, toy.gate.set).start()
+        threading.Timer(1.2, toy.gate.set).start()
         late = post(served)
         assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline")
 
@@ -245,7 +245,7 @@ def test_a_slow_reader_holds_no_engine_and_not_for_ever(toy: ToyDecoder, monkeyp
         assert toy.ended == ["eos"]
         assert served.house.pool.running == 0
         served.wait('resps:requests_total{outcome="slow_reader"}', 1)
-        assert served.house.pool._inside == 0
+        until(lambda: served.house.pool._inside == 0)
         client.close()
 
 
@@ -259,7 +259,7 @@ def test_a_failed_pass_is_told_and_the_replica_used_again(served: Served, toy: T
     toy.failing = None
     assert post(served).status_code == 200
     assert served.http.get("/healthz").status_code == 200
-    assert served.metric('resps:requests_total{outcome="error"}') == 1
+    served.wait('resps:requests_total{outcome="error"}', 1)
 
 
 def test_a_failure_in_the_middle_of_a_stream_is_an_event(served: Served, toy: ToyDecoder) -> None:
