@@ -12,6 +12,7 @@ import numpy as np
 from .errors import UnsupportedModel
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+LARGEST = 1 << 22  # of any size: beyond any model
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,9 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
             qk_norm=kind == "qwen3",
             window=None if window is None else int(window),
         )
+        sizes = (arch.hidden, arch.layers, arch.heads, arch.kv_heads, arch.head_dim, arch.intermediate)
+        if not (all(1 <= size <= LARGEST for size in sizes) and 0 <= arch.vocab <= LARGEST):
+            raise ValueError(f"a size that no model has, among {', '.join(map(str, (*sizes, arch.vocab)))}")
         arch.rope.tables(arch.head_dim, 1)  # a scaling that is unknown or lacks a number is refused here, before anything is written
     except KeyError as missing:
         raise UnsupportedModel(f"config.json lacks {missing} — is this a complete {kind} checkpoint?") from None

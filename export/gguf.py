@@ -45,7 +45,11 @@ class GgufCheckpoint:
         except Exception as error:  # the reader raises whatever a damaged header leads it to
             raise CheckpointError(f"cannot read {file}: {error} — the file is truncated or damaged, download it again") from None
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        self.arch = arch_from_config(self._config())
+        try:
+            config = self._config()
+        except (TypeError, ArithmeticError) as error:  # a number that is a text, or zero heads
+            raise CheckpointError(f"cannot read {file}: its header has a value that cannot be used ({error}) — download it again") from None
+        self.arch = arch_from_config(config)
 
     def field(self, key: str, default: Any = None) -> Any:
         """A metadata value, or ``default``."""
@@ -85,9 +89,18 @@ class GgufCheckpoint:
             "partial_rotary_factor": value("rope.dimension_count", head_dim) / head_dim,
             "attention_bias": kind != "qwen2" and "blk.0.attn_q.bias" in self._tensors,
             "max_position_embeddings": value("context_length"),
-            "vocab_size": int(self._tensors["token_embd.weight"].shape[1]) if "token_embd.weight" in self._tensors else 0,
+            "vocab_size": self._vocabulary(),
             "tie_word_embeddings": "output.weight" not in self._tensors,
         }
+
+    def _vocabulary(self) -> int:
+        found = self._tensors.get("token_embd.weight")
+        if found is None:
+            return 0
+        if len(found.shape) != 2:
+            what = f"token_embd.weight has {len(found.shape)} dimensions, not 2"
+            raise CheckpointError(f"cannot read {self.path}: {what} — the file is damaged, download it again")
+        return int(found.shape[1])
 
     def _tensor(self, name: str) -> Any:
         stored = _TOP_NAMES.get(name)

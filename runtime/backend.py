@@ -43,7 +43,7 @@ class Backend(Protocol):
         """An empty cache, with the types of its keys and of its values."""
 
     def fork(self) -> Backend:
-        """Another one over the same weights in memory, for another thread. Raises RespsError where it cannot be."""
+        """Another one over the same weights in memory, for another thread. Raises GpuMemoryError where there is no room for it."""
 
     def close(self) -> None:
         """Free what is this one's; the last fork frees the weights. May be repeated."""

@@ -7,14 +7,15 @@ from contextlib import ExitStack
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from .cuda import Cuda, Gpu
 from .device_memory import DeviceMemory
 from .engine import Buffer, Engine, dtype_of
-from .engine_ort_cuda import OrtCudaEngine
+from .engine_ort_cuda import OrtCudaEngine, open_session
 from .engine_trt import Scratch, TrtEngine, read_plan
-from .errors import EngineDirError, GpuMemoryError, RespsError
+from .errors import EngineDirError, GpuMemoryError
 from .kv import Form
 from .kv_device import DeviceKVCache
 from .manifest import Manifest, Tensor
@@ -23,19 +24,28 @@ _WORK = 256 << 20  # bytes: CUDA's own context, scratch and small buffers
 
 
 class CudaBackend:
-    """Everything in one stream of the first GPU. Raises EngineDirError for the wrong GPU or TensorRT, GpuMemoryError."""
+    """Everything in a stream of the first GPU. Raises EngineDirError for the wrong GPU or TensorRT, GpuMemoryError.
 
-    def __init__(self, directory: Path, manifest: Manifest, *, with_plans: bool) -> None:
-        """``with_plans``: TensorRT runs them; otherwise ONNX Runtime runs the ONNX files."""
-        self._directory, self._manifest = directory, manifest
+    Forks have their own buffers and caches and, with TensorRT, their own stream, execution contexts and scratch block: they run at the same
+    time. ONNX Runtime's sessions belong to one stream, so there forks put their passes into it in turn.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, *, with_plans: bool, twin: CudaBackend | None = None) -> None:
+        """``with_plans``: TensorRT runs them; otherwise ONNX Runtime runs the ONNX files. ``twin``: its weights are shared."""
+        self._directory, self._manifest, self._with_plans = directory, manifest, with_plans
         with ExitStack() as cleanup:
-            self._cuda = Cuda()
-            cleanup.callback(self._cuda.close)
-            expect_fitting(manifest if with_plans else replace(manifest, tensorrt=None), self._cuda.gpu(), self._cuda.free_memory())
+            self._stream: _Stream = _Stream() if twin is None or with_plans else twin._stream
+            self._stream.enter(cleanup)
+            self._cuda = self._stream.cuda
+            expect_fitting(
+                manifest if with_plans else replace(manifest, tensorrt=None), self._cuda.gpu(), self._cuda.free_memory(), twin is not None
+            )
             self.memory = DeviceMemory(self._cuda)
             cleanup.callback(self.memory.close)
             cleanup.callback(self._cuda.synchronize)
-            self._trt = _TensorRT(self._cuda, self.memory, manifest) if with_plans else None
+            shared = twin._trt if twin else None
+            self._trt: _TensorRT | None = _TensorRT(self._cuda, self.memory, manifest, shared) if with_plans else None
+            cleanup.callback(setattr, self, "_trt", None)  # plans that forks use stay
             self._cleanup = cleanup.pop_all()
 
     @property
@@ -45,9 +55,14 @@ class CudaBackend:
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> Engine:
         graph = self._manifest.graph(name)
         engine: Engine
-        if self._trt is None:
-            engine = OrtCudaEngine(self._directory, graph, shared, limits, self._cuda, self.memory)
+        if not self._with_plans:
+            sessions = self._stream.sessions
+            if name not in sessions:
+                sessions[name] = open_session(self._directory / graph.file, self._cuda)
+            session, options = sessions[name]
+            engine = OrtCudaEngine(session, options, self._stream.turn, graph, shared, limits, self.memory)
         else:
+            assert self._trt is not None
             engine = self._trt.engine(name, self._directory, shared, limits)
         self._cleanup.callback(engine.close)
         return engine
@@ -59,34 +74,66 @@ class CudaBackend:
         return DeviceKVCache(self._cuda, self.memory, shape, keys.dtype, step, static=self._manifest.tensorrt is not None)
 
     def fork(self) -> CudaBackend:
-        raise RespsError("a Decoder on a GPU cannot be forked yet — make a second Decoder, or use the CPU")
+        return CudaBackend(self._directory, self._manifest, with_plans=self._with_plans, twin=self)
 
     def close(self) -> None:
         self._cleanup.close()
 
 
+class _Stream:
+    """A stream, and ONNX Runtime's sessions that are bound to it, with their weights. The last backend that leaves closes it."""
+
+    def __init__(self) -> None:
+        self.cuda = Cuda()
+        self.sessions: dict[str, tuple[Any, Any]] = {}
+        self.turn = Lock()
+        self._users = 0
+
+    def enter(self, cleanup: ExitStack) -> None:
+        """Use it until ``cleanup``."""
+        with self.turn:
+            self._users += 1
+        cleanup.callback(self._leave)
+
+    def _leave(self) -> None:
+        with self.turn:
+            self._users -= 1
+            if self._users == 0:
+                self.sessions.clear()
+                self.cuda.close()
+
+
 class _TensorRT:
-    """What all plans of a directory have in common: the module, its runtime and the scratch block."""
+    """What all plans of a directory have in common: the module, its runtime and the scratch block. Forks share the plans, hence weights."""
 
-    def __init__(self, cuda: Cuda, memory: DeviceMemory, manifest: Manifest) -> None:
-        from .trt import load, logger
-
-        built = manifest.tensorrt
-        assert built is not None
-        self._module: Any = load(built.flavour)
-        if self._module.__version__ != built.version:
-            raise EngineDirError(
-                f"the engines were built with {built.flavour} {built.version}, installed is {self._module.__version__} — export again: "
-                f"{manifest.rebuild}"
-            )
-        self._runtime = self._module.Runtime(logger(self._module))
+    def __init__(self, cuda: Cuda, memory: DeviceMemory, manifest: Manifest, twin: _TensorRT | None) -> None:
         self._cuda, self._memory, self._manifest = cuda, memory, manifest
         self._scratch = Scratch(memory)
+        if twin is None:
+            self._module, self._runtime = self._started()
+            self._plans: dict[str, Any] = {}
+        else:
+            self._module, self._runtime, self._plans = twin._module, twin._runtime, twin._plans
+
+    def _started(self) -> tuple[Any, Any]:
+        from .trt import load, logger
+
+        manifest = self._manifest
+        built = manifest.tensorrt
+        assert built is not None
+        module: Any = load(built.flavour)
+        if module.__version__ != built.version:
+            raise EngineDirError(
+                f"the engines were built with {built.flavour} {built.version}, installed is {module.__version__} — export again: "
+                f"{manifest.rebuild}"
+            )
+        return module, module.Runtime(logger(module))
 
     def engine(self, name: str, directory: Path, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> TrtEngine:
         graph = self._manifest.graph(name)
-        plan = read_plan(directory, graph, self._module, self._runtime, self._manifest.rebuild)
-        return TrtEngine(name, plan, graph, shared, limits, self._cuda, self._memory, self._scratch, self._context)
+        if name not in self._plans:
+            self._plans[name] = read_plan(directory, graph, self._module, self._runtime, self._manifest.rebuild)
+        return TrtEngine(name, self._plans[name], graph, shared, limits, self._cuda, self._memory, self._scratch, self._context)
 
     def _context(self, plan: Any) -> Any:
         """An execution context that works in memory of ours."""
@@ -101,8 +148,9 @@ class _TensorRT:
         return plan.create_execution_context(config)
 
 
-def expect_fitting(manifest: Manifest, gpu: Gpu, free: int) -> None:
-    """Raises EngineDirError for a GPU that the plans are not for, and GpuMemoryError when they do not fit."""
+def expect_fitting(manifest: Manifest, gpu: Gpu, free: int, loaded: bool = False) -> None:
+    """Raises EngineDirError for a GPU that the plans are not for, and GpuMemoryError when they do not fit. ``loaded``: the weights are
+    there already."""
     built = manifest.tensorrt
     # A plan of TensorRT-RTX is compiled on the GPU that loads it, and says itself whether it can be.
     if built is not None and built.flavour == "tensorrt" and gpu.compute_capability not in built.compute_capabilities:
@@ -111,6 +159,7 @@ def expect_fitting(manifest: Manifest, gpu: Gpu, free: int) -> None:
             f"the engines were built for {made_for}, this is {gpu.name} ({gpu.compute_capability}) — export again here: {manifest.rebuild}"
         )
     weights, cache = _bytes(manifest)
+    weights = 0 if loaded else weights
     needed = weights + cache + _WORK
     if needed > free:
         context = manifest.limits.context * max(0, free - weights - _WORK) // cache // 64 * 64

@@ -59,7 +59,7 @@ def command(prompt: str | None, **options: Any) -> None:
     sampling, policy = _parsed(options)
     text = _read_stdin() if prompt in (None, "-") else str(prompt)
     if not text.strip():
-        raise PromptError("the prompt is empty — give some text")
+        raise PromptError("the prompt is empty — give some text", "empty")
     system = [{"role": "system", "content": options["system"]}] if options["system"] else []
     asked = [*system, {"role": "user", "content": text}] if options["chat"] else text
 
@@ -102,7 +102,8 @@ def _read_stdin() -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
-        raise PromptError(f"standard input is not UTF-8 text (byte {error.start}) — convert it first, for example with iconv") from None
+        line = f"standard input is not UTF-8 text (byte {error.start}) — convert it first, for example with iconv"
+        raise PromptError(line, "not_text") from None
 
 
 def summary(stats: Stats) -> str:

@@ -1,4 +1,4 @@
-"""How both commands end: exit codes, one-line errors, closed pipes."""
+"""How the commands begin and end: exit codes, one-line errors, closed pipes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     An expected failure prints one line on stderr, ``name: what happened — what to do``; a traceback only with ``-vv``.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Official builds of ONNX Runtime send usage data to Microsoft and keep files for it at home, unless this is set before they start.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         # Not command.main(): it would turn a closed pipe into exit 1 before this function sees it.
         with command.make_context(name, arguments) as context:

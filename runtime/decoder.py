@@ -100,7 +100,7 @@ class Decoder:
         """Another Decoder over the same weights in memory, with its own cache, buffers and policies (one given as an object is copied):
         both run at the same time, in different threads. Closing one leaves the others alive; the last one frees the weights.
 
-        Raises DecoderClosed, and RespsError where the backend cannot share its weights.
+        Raises DecoderClosed, and GpuMemoryError where a GPU has no room for another cache.
         """
         with self._lock:
             self._expect_open()
@@ -255,6 +255,16 @@ class Decoder:
     def decode(self, tokens: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""
         return self._text.decode(tokens)
+
+    def token_bytes(self, token: int, *, first: bool = False, special: bool = False) -> bytes:
+        """What one token adds to a text: bytes, because a character may need several tokens. Joined bytes of tokens are ``decode`` of them.
+
+        ``first``: the token begins the text; there SentencePiece's tokenizers leave one space out. ``special``: special tokens give their
+        names; else, as in ``decode``, nothing. Ids of the vocabulary that no token has give b"". Raises ValueError outside of it.
+        """
+        if not 0 <= token < self.manifest.shape.vocab:
+            raise ValueError(f"{token} is no token id — ids are whole numbers from 0 to {self.manifest.shape.vocab - 1}")
+        return self._text.token_bytes(token, first=first, special=special)
 
     def close(self) -> None:
         """Cancel what runs, wait for its round to end, free everything. May be repeated, from any thread; inside a round of its own thread,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from .cuda import Cuda
@@ -28,32 +29,35 @@ class OrtCudaCall(DeviceCall):
     _binding: Any
     _options: Any
     _memory: DeviceMemory
+    _turn: Lock
 
     def run(self) -> None:
         if self.bindings.block.size:
             self._memory.upload(self.bindings.address, self.bindings.block)
         self._memory.ran()
         try:
-            self._session.run_with_iobinding(self._binding, self._options)
+            with self._turn:
+                self._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # onnxruntime raises its own unrelated classes
             raise EngineFailure(f"a pass failed inside ONNX Runtime: {error} — run resps-run with -vv for details") from error
 
 
 class OrtCudaEngine(Prepared):
-    """One graph in one session on the GPU. Raises EngineDirError rather than computing on the host."""
+    """One graph on the GPU, in a session that engines of forks run too, in ``turn``: a session has one stream."""
 
     def __init__(
         self,
-        directory: Path,
+        session: Any,
+        options: Any,
+        turn: Lock,
         graph: Graph,
         buffers: Mapping[str, Buffer],
         limits: Mapping[str, int],
-        cuda: Cuda,
         memory: DeviceMemory,
     ) -> None:
         super().__init__(MAX_CALLS)
+        self._session, self._options, self._turn = session, options, turn
         self._graph, self._buffers, self._limits, self._memory = graph, dict(buffers), limits, memory
-        self._session, self._options = _session(directory / graph.file, cuda)
 
     def _bind(self, names: Mapping[str, str], sizes: Mapping[str, int]) -> OrtCudaCall:
         bindings = bind(self._graph, self._memory, self._buffers, self._limits, names, sizes)
@@ -62,7 +66,7 @@ class OrtCudaEngine(Prepared):
             binding.bind_input(name, *_place(bound))
         for name, bound in bindings.bound_outputs.items():
             binding.bind_output(name, *_place(bound))
-        return OrtCudaCall(bindings, self._session, binding, self._options, self._memory)
+        return OrtCudaCall(bindings, self._session, binding, self._options, self._memory, self._turn)
 
     def close(self) -> None:
         """May be repeated."""
@@ -75,7 +79,8 @@ def _place(bound: Bound) -> tuple[Any, ...]:
     return DEVICE, 0, bound.buffer.dtype.type, bound.shape, bound.buffer.address
 
 
-def _session(file: Path, cuda: Cuda) -> tuple[Any, Any]:
+def open_session(file: Path, cuda: Cuda) -> tuple[Any, Any]:
+    """The graph with its weights, and how to run it. Raises EngineDirError rather than computing on the host."""
     import onnxruntime
 
     if PROVIDER not in onnxruntime.get_available_providers():

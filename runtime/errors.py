@@ -2,7 +2,7 @@
 
 RespsError                    base of everything raised on purpose
 ├── EngineDirError            engine directory missing, incomplete, changed or incompatible   (exit 3)
-├── PromptError               a prompt that cannot be decoded: empty, too long, not text      (exit 2; also a ValueError)
+├── PromptError               a prompt that cannot be decoded; `kind` says why                (exit 2; also a ValueError)
 ├── GpuMemoryError                the GPU is too small: how much is needed, and what would fit (exit 1)
 ├── BenchError                a benchmark that cannot be run, read or shown as asked             (exit 2)
 ├── DecoderBusy               a Stream is open: finish it or close it
@@ -15,6 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Literal
+
+PromptKind = Literal["empty", "too_long", "not_text", "token_ids", "messages", "no_chat_template", "unreadable"]
+"""Why a prompt cannot be decoded. messages: of the wrong form, or refused by the chat template; unreadable: a file of prompts."""
 
 
 class RespsError(Exception):
@@ -33,9 +37,13 @@ class EngineDirError(RespsError):
 
 
 class PromptError(RespsError, ValueError):
-    """The prompt cannot be decoded: empty, longer than the context, or not text."""
+    """The prompt cannot be decoded. ``kind``: why, for programs."""
 
     exit_code = 2
+
+    def __init__(self, message: str, kind: PromptKind = "unreadable") -> None:
+        super().__init__(message)
+        self.kind: PromptKind = kind
 
 
 class GpuMemoryError(RespsError):

@@ -25,10 +25,11 @@ def encode(prompt: Prompt, text: Text, vocab: int, context: int) -> list[int]:
         else:
             ids = _checked_ids(cast(Iterable[int], items), vocab)
     if not ids:
-        raise PromptError("the prompt is empty — give at least one token")
+        raise PromptError("the prompt is empty — give at least one token", "empty")
     if len(ids) >= context:
         raise PromptError(
-            f"the prompt has {len(ids)} tokens, the context holds {context} — shorten it, or export with a larger --max-context"
+            f"the prompt has {len(ids)} tokens, the context holds {context} — shorten it, or export with a larger --max-context",
+            "too_long",
         )
     return ids
 
@@ -37,6 +38,6 @@ def _checked_ids(items: Iterable[int], vocab: int) -> list[int]:
     ids = []
     for item in items:
         if isinstance(item, bool) or not isinstance(item, (int, np.integer)) or not 0 <= item < vocab:
-            raise PromptError(f"{item!r} is no token id — ids are whole numbers from 0 to {vocab - 1}")
+            raise PromptError(f"{item!r} is no token id — ids are whole numbers from 0 to {vocab - 1}", "token_ids")
         ids.append(int(item))
     return ids

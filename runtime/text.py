@@ -10,6 +10,7 @@ from typing import Any
 
 from .errors import EngineDirError, PromptError
 from .manifest import Tokens
+from .token_bytes import TokenBytes
 
 Message = Mapping[str, str]
 """One chat turn: {"role": "system" | "user" | "assistant", "content": text}."""
@@ -27,6 +28,7 @@ class Text:
             raise EngineDirError(f"cannot read {directory / tokens.tokenizer}: {error} — export again with --force") from None
         self._template = _compiled(directory / tokens.chat_template) if tokens.chat_template else None
         self._special = {"bos_token": self._token(tokens.bos), "eos_token": self._token(tokens.stop[0] if tokens.stop else None)}
+        self.token_bytes = TokenBytes(self._tokenizer)
 
     def _token(self, token: int | None) -> str:
         return "" if token is None else self._tokenizer.id_to_token(token) or ""
@@ -37,7 +39,7 @@ class Text:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            raise PromptError("the prompt holds lone surrogates, which are not text — decode the input as UTF-8") from None
+            raise PromptError("the prompt holds lone surrogates, which are not text — decode the input as UTF-8", "not_text") from None
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def encode_raw(self, text: str) -> list[int]:
@@ -50,14 +52,14 @@ class Text:
     def render(self, messages: Sequence[Message]) -> str:
         """Chat messages as the model is to read them, up to the point where its answer begins. Raises PromptError."""
         if self._template is None:
-            raise PromptError("this model has no chat template — give the prompt as plain text")
+            raise PromptError("this model has no chat template — give the prompt as plain text", "no_chat_template")
         for message in messages:
             if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-                raise PromptError(f'a chat message needs "role" and "content", both text; this one is {message!r}')
+                raise PromptError(f'a chat message needs "role" and "content", both text; this one is {message!r}', "messages")
         try:
             return str(self._template.render(messages=list(messages), add_generation_prompt=True, **self._special))
         except Exception as error:  # it is a program that came with the model, in a sandbox
-            raise PromptError(f"the chat template refuses these messages: {error}") from None
+            raise PromptError(f"the chat template refuses these messages: {error}", "messages") from None
 
 
 def _compiled(file: Path) -> Any:

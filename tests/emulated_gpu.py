@@ -40,12 +40,24 @@ class EmulatedCuda:
         self._recording: list[Callable[[], None]] | None = None
         self._graphs: dict[int, list[Callable[[], None]]] = {}
         self.closed = False
+        self.streams = [self]
+
+    def another(self) -> EmulatedCuda:
+        """Another stream of the same GPU."""
+        other = EmulatedCuda(self.capability, self.memory, self.eager)
+        other.stream, other._alive, other._pinned, other.streams = self.stream + len(self.streams), self._alive, self._pinned, self.streams
+        self.streams.append(other)
+        return other
+
+    def on(self, stream: int) -> EmulatedCuda:
+        """The one with this stream."""
+        return next(each for each in self.streams if each.stream == stream)
 
     def gpu(self) -> Gpu:
         return Gpu("Emulated", self.capability, self.memory)
 
     def used(self) -> int:
-        return sum(len(block) for address, block in self._alive.items() if address not in self._pinned)
+        return sum(len(block) for address, block in list(self._alive.items()) if address not in self._pinned)
 
     def free_memory(self) -> int:
         return self.memory - self.used()
@@ -75,7 +87,7 @@ class EmulatedCuda:
 
     def check(self, address: int, size: int) -> None:
         """The range lies inside one living allocation."""
-        assert any(start <= address and address + size <= start + len(block) for start, block in self._alive.items()), (address, size)
+        assert any(start <= address and address + size <= start + len(block) for start, block in list(self._alive.items())), (address, size)
 
     def put(self, work: Callable[[], None]) -> None:
         if self._recording is not None:
@@ -94,7 +106,7 @@ class EmulatedCuda:
         self.check(target, size)
         self.check(source, size)
         assert target + size <= source or source + size <= target, "copies must not overlap"
-        self.downloads += any(start <= target < start + len(self._alive[start]) for start in self._pinned)
+        self.downloads += any(start <= target < start + len(self._alive[start]) for start in list(self._pinned))
         self.put(lambda: ctypes.memmove(target, source, size) and None)
 
     def copy_rows(self, target: int, source: int, pitch: int, width: int, rows: int) -> None:
@@ -166,7 +178,7 @@ class EmulatedCuda:
 
     def leaked(self) -> tuple[int, int]:
         """(allocations, recordings) that nobody gave back."""
-        return len(self._alive), self.calls["record"] - self.calls["discard"]
+        return len(self._alive), sum(each.calls["record"] - each.calls["discard"] for each in self.streams)
 
 
 class EmulatedTrt:
@@ -182,6 +194,7 @@ class EmulatedTrt:
             digest = hashlib.sha256((directory / graph["plan"]).read_bytes()).hexdigest()
             self.graphs[digest] = directory / graph["file"], graph
         self.engines: list[EmulatedEngine] = []
+        self.workplaces: dict[int, int] = {}  # scratch block -> the stream that works in it
         self.failing = ""
 
     def Runtime(self, logger: Any) -> Any:
@@ -278,7 +291,8 @@ class EmulatedContext:
         self._scratch = address, size
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        assert stream == self.cuda.stream
+        self.cuda = self.cuda.on(stream)
+        assert self.engine.trt.workplaces.setdefault(self._scratch[0], stream) == stream, "two streams work in the same place"
         assert self.profile is None, "a context stays with its profile"
         self.profile = index
         return 0 <= index < self.engine.num_optimization_profiles

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from runtime import Chunk, EngineFailure, PromptError, Sampling, Stats
+from runtime.errors import PromptKind
 from runtime.logprobs import TokenLogprob
 from runtime.text import StopStrings
 from runtime.totals import Ledger, Totals
@@ -87,14 +88,17 @@ class ToyDecoder:
         self.asked: list[dict[str, Any]] = []
         self.closed = False
         self.manifest = SimpleNamespace(limits=SimpleNamespace(context=CONTEXT))
-        self._text = SimpleNamespace(_tokenizer=SimpleNamespace(decode=lambda ids, skip_special_tokens: "".join(map(chr, ids))))
+
+    def token_bytes(self, token: int, *, first: bool = False, special: bool = False) -> bytes:
+        return bytes([token]) if token != EOS or special else b""
 
     def encode(self, prompt: Any) -> list[int]:
         if not isinstance(prompt, str) and prompt and not isinstance(prompt[0], int):
             prompt = "".join(f"{each['role']}:{each['content']};" for each in prompt)
         ids = list(prompt.encode()) if isinstance(prompt, str) else list(prompt)
         if not ids or len(ids) >= CONTEXT or not all(0 <= each < 256 for each in ids):
-            raise PromptError(f"a prompt of {len(ids)} tokens — between 1 and {CONTEXT - 1} bytes are taken")
+            kind: PromptKind = "token_ids" if not all(0 <= each < 256 for each in ids) else "too_long" if ids else "empty"
+            raise PromptError(f"a prompt of {len(ids)} tokens — between 1 and {CONTEXT - 1} bytes are taken", kind)
         return ids
 
     def stream(

@@ -208,6 +208,9 @@ def test_head_dim_of_qwen3_does_not_follow_from_its_width() -> None:
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}, "partial"),
         ({"hidden_size": "wide"}, "config.json .*'wide'"),
         ({"num_attention_heads": None}, "config.json .*NoneType"),
+        ({"num_attention_heads": 0}, "config.json .*zero"),
+        ({"num_hidden_layers": -1}, "config.json .*no model has"),
+        ({"head_dim": 1 << 31}, "config.json .*no model has"),
     ],
 )
 def test_configs_whose_graph_would_not_be_exact_are_refused(change: Mapping[str, Any], message: str) -> None:

@@ -88,8 +88,19 @@ def test_context_ends_the_answer(decoder: Decoder) -> None:
     context = decoder.manifest.limits.context
     result = decoder.generate([5] * (context - 3), max_new_tokens=50)
     assert len(result.tokens) == 3 or result.stop == "eos"
-    with pytest.raises(PromptError, match="max-context"):
+    with pytest.raises(PromptError, match="max-context") as caught:
         decoder.generate([5] * context)
+    assert caught.value.kind == "too_long"
+
+
+def test_joined_bytes_of_an_answer_are_its_text(decoder: Decoder) -> None:
+    for temperature in (0.0, 1.5):  # of a random model: parts of characters, and no UTF-8 at all
+        result = decoder.generate(PROMPT, max_new_tokens=60, sampling=Sampling(temperature, seed=3))
+        joined = b"".join(decoder.token_bytes(token) for token in result.tokens)
+        assert joined.decode("utf-8", "replace") == result.text
+    for wrong in (-1, decoder.manifest.shape.vocab):
+        with pytest.raises(ValueError, match="no token id"):
+            decoder.token_bytes(wrong)
 
 
 def test_second_stream_is_refused_until_the_first_is_over(decoder: Decoder) -> None:
@@ -213,10 +224,18 @@ def test_failing_pass_is_an_engine_failure(decoder: Decoder, monkeypatch: pytest
     assert decoder.generate(PROMPT, max_new_tokens=3).tokens
 
 
-@pytest.mark.parametrize("prompt", ["", [], [320], [-1], [1.5], [True], ["a"], [None], "caf\udce9"], ids=repr)
-def test_bad_prompts_fail_at_the_call(decoder: Decoder, prompt: Any) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "kind"),
+    [
+        *(("", "empty"), ([], "empty"), ("caf\udce9", "not_text"), ([{"role": "user"}], "messages")),
+        *((ids, "token_ids") for ids in ([320], [-1], [1.5], [True], ["a"], [None])),
+    ],
+    ids=repr,
+)
+def test_bad_prompts_fail_at_the_call(decoder: Decoder, prompt: Any, kind: str) -> None:
     with pytest.raises(PromptError) as caught:
         decoder.stream(prompt)
+    assert caught.value.kind == kind
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, RespsError)
     assert decoder.generate(PROMPT, max_new_tokens=2).tokens

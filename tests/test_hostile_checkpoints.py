@@ -89,6 +89,29 @@ def test_a_real_gguf_header_passes(tmp_path: Path) -> None:
     check_header(tmp_path / "model.gguf")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "shape"),
+    [({"heads": 0}, (8, 64)), ({"head_dim": 0}, (8, 64)), ({"head_dim": "x"}, (8, 64)), ({}, (64,)), ({}, (2, 2, 16))],
+    ids=str,
+)
+def test_a_gguf_of_impossible_numbers(tmp_path: Path, wrong: dict[str, Any], shape: tuple[int, ...]) -> None:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    for key, value in {"embedding_length": 64, "feed_forward_length": 96, "block_count": 1, "context_length": 128}.items():
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_uint32("llama.attention.head_count", wrong.get("heads", 4))
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    if "head_dim" in wrong:
+        (writer.add_string if wrong["head_dim"] else writer.add_uint32)("llama.attention.key_length", wrong["head_dim"])
+    writer.add_tensor("token_embd.weight", np.zeros(shape, np.float32))
+    for part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        part()
+    writer.close()
+    with pytest.raises(CheckpointError, match=r"model\.gguf.*(cannot be used|dimensions)"):
+        GgufCheckpoint(tmp_path / "model.gguf")
+
+
 def header(data: Any, length: int | None = None, rest: int = 0) -> bytes:
     body = data if isinstance(data, bytes) else json.dumps(data).encode()
     return struct.pack("<Q", len(body) if length is None else length) + body + bytes(rest)

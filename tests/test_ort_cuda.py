@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import runtime.backend
 import runtime.backend_cuda
 import runtime.engine_ort_cuda
 from policy import FixedPolicy, TreeSpec
-from runtime import Decoder, EngineDirError, RespsError, Sampling
+from runtime import Decoder, EngineDirError, Sampling
 from tests.beside_host import expect_one_conversation
 from tests.device_draws import DeviceDraws
 from tests.eagle_engines import prompt_of
@@ -58,8 +59,26 @@ def test_device_answers_as_the_host_does(echo_engine: Path, gpu: EmulatedCuda, t
 def test_a_conversation_goes_on_from_what_the_cache_holds(echo_engine: Path, gpu: EmulatedCuda) -> None:
     with Decoder(echo_engine) as host, Decoder(echo_engine, device="cuda") as device:
         expect_one_conversation(host, device, TREES[2])
-        with pytest.raises(RespsError, match="cannot be forked"):
-            device.fork()
+
+
+def test_forks_share_sessions_and_their_stream(echo_engine: Path, gpu: EmulatedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 40, "policy": FixedPolicy(TREES[2])}
+    prompts = [prompt_of(length) for length in (3, 20, 45)]
+    opened: list[Path] = []
+    right = runtime.backend_cuda.open_session
+    monkeypatch.setattr(runtime.backend_cuda, "open_session", lambda file, cuda: (opened.append(file), right(file, cuda))[1])
+    with Decoder(echo_engine) as host, ThreadPoolExecutor(2) as threads:
+        expected = [host.generate(prompt, **options).tokens for prompt in prompts]
+        first = Decoder(echo_engine, device="cuda")
+        second = first.fork()
+        came = threads.map(lambda fork: [fork.generate(prompt, **options).tokens for prompt in prompts], (first, second))
+        assert list(came) == [expected] * 2
+        first.close()
+        assert not gpu.closed
+        assert second.generate(prompts[0], **options).tokens == expected[0]
+        second.close()
+        assert gpu.closed
+    assert len(opened) == len(set(opened))
 
 
 def test_context_may_be_filled_to_the_last_token(echo_engine: Path, gpu: EmulatedCuda) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +29,10 @@ MESSAGES: Any = [{"role": "user", "content": "the cat sat on the mat"}]
 
 
 @contextmanager
-def running(engine_dir: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def running(engine_dir: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process and its address."""
     line = [sys.executable, "-c", "from runtime.serve.cli import main; main()", "--engine-dir", str(engine_dir), "--port", "0", *arguments]
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment}) as process:
         try:
             assert process.stderr is not None
             said = process.stderr.readline()
@@ -97,6 +101,38 @@ def test_logprobs_and_stop(client: openai.OpenAI, decoder: Decoder) -> None:
     assert all(each.logprob == each.top_logprobs[0].logprob for each in content)  # greedy takes the likeliest
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_joined_bytes_are_the_answer_and_none_is_unknown(client: openai.OpenAI, stream: bool) -> None:
+    asked: dict[str, Any] = {"max_tokens": 60, "temperature": 1.5, "seed": 2, "logprobs": True, "top_logprobs": 20}
+    came = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=stream, **asked)
+    choices = [event.choices[0] for event in came] if stream else [came.choices[0]]
+    text = "".join((choice.delta if stream else choice.message).content or "" for choice in choices)
+    entries = [entry for choice in choices if choice.logprobs for entry in choice.logprobs.content or ()]
+    assert b"".join(bytes(entry.bytes) for entry in entries).decode("utf-8", "replace") == text
+    likely = [each for entry in entries for each in entry.top_logprobs]
+    assert all(each.bytes is not None for each in likely)
+    assert any(each.token == "\ufffd" and len(each.bytes) == 1 for each in likely)  # a part of a character
+
+
+def test_completions_name_parts_of_characters_by_their_bytes(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"prompt": "the cat", "max_tokens": 60, "temperature": 1.5, "seed": 2, "logprobs": 20}
+    (choice,) = client.completions.create(model="tiny", **asked).choices
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens is not None
+    assert choice.logprobs.text_offset is not None
+    parts = [token for token in choice.logprobs.tokens if token.startswith("bytes:")]
+    assert all(re.fullmatch(r"bytes:(\\x[0-9a-f]{2})+", part) for part in parts)
+    assert parts
+    assert choice.logprobs.text_offset == sorted(choice.logprobs.text_offset)
+    before = ""
+    for token, offset in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True):
+        if token.isalpha() and token.isascii() and not before.startswith("bytes:"):
+            assert choice.text[offset:].startswith(token)
+        before = token
+    streamed = [event.choices[0].logprobs for event in client.completions.create(model="tiny", stream=True, **asked)]
+    assert [offset for each in streamed if each for offset in each.text_offset or ()] == choice.logprobs.text_offset
+
+
 def metrics(url: str) -> dict[str, float]:
     """Sums over replicas and labels, by name."""
     sums: dict[str, float] = {}
@@ -151,8 +187,19 @@ def test_errors_are_openai_s_exceptions(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="other", messages=MESSAGES)
     with pytest.raises(openai.BadRequestError, match="unknown policy"):
         client.chat.completions.create(model="tiny", messages=MESSAGES, extra_body={"policy": "magic"})
-    with pytest.raises(openai.BadRequestError, match="the context holds"):
+    with pytest.raises(openai.BadRequestError, match="the context holds") as caught:
         client.completions.create(model="tiny", prompt="the cat " * 5000)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
+    long: Any = [{"role": "user", "content": "the cat " * 5000}]
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny", messages=long)
+    assert (caught.value.code, caught.value.param, caught.value.type) == ("context_length_exceeded", "messages", "invalid_request_error")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="tiny", prompt=[99999])
+    assert (caught.value.code, caught.value.param) == ("invalid_prompt", "prompt")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny", messages=MESSAGES, temperature=3)
+    assert (caught.value.code, caught.value.param) == ("decimal_above_max_value", "temperature")
     assert [model.id for model in client.models.list()] == ["tiny"]
 
 
@@ -182,6 +229,48 @@ def test_a_killed_server_s_port_serves_again_at_once(tiny_engine: Path) -> None:
         with running(tiny_engine, "--no-warmup", "--port", port) as (_, again), httpx.Client(timeout=30) as other:
             assert again == url
             assert other.post(f"{again}/completions", json=asked).json()["choices"][0]["text"] == text
+
+
+def read(url: str, body: dict[str, Any], begun: threading.Semaphore) -> tuple[str, bool]:
+    """Text of a stream, and whether it had an end. ``begun``: told when its first event is there, or when it broke."""
+    text, ended, told = "", False, False
+    try:
+        with httpx.stream("POST", f"{url}/completions", json=body, timeout=300) as stream:
+            for line in filter(None, stream.iter_lines()):
+                ended = line == "data: [DONE]"
+                text += "" if ended else json.loads(line.removeprefix("data: "))["choices"][0]["text"]
+                if not told:
+                    begun.release()
+                    told = True
+    except httpx.TransportError:
+        return text, False
+    return text, ended
+
+
+def test_killed_under_streams_it_serves_again_and_leaves_nothing(tiny_engine: Path, tmp_path: Path) -> None:
+    place = {name: str(tmp_path / name) for name in ("TMPDIR", "XDG_RUNTIME_DIR", "HOME")}
+    for folder in place.values():
+        Path(folder).mkdir()
+    files = {file.name: file.stat().st_mtime_ns for file in tiny_engine.iterdir()}
+    asked = [{"prompt": "the cat", "max_tokens": 1500, "temperature": 1.5, "seed": seed, "stream": True} for seed in range(12)]
+    options, begun = ("--no-warmup", "--replicas", "2", "--queue-seconds", "300", "--request-seconds", "600"), threading.Semaphore(0)
+    with ThreadPoolExecutor(12) as clients:
+        with running(tiny_engine, *options, **place) as (first, url):
+            broken = [clients.submit(read, url, body, begun) for body in asked]
+            assert begun.acquire(timeout=60)  # of twelve, two run and ten wait
+            first.kill()
+            first.wait()
+        cut = [each.result() for each in broken]
+        assert not all(ended for _, ended in cut)
+        with running(tiny_engine, *options, "--port", url.split(":")[-1].partition("/")[0], **place) as (second, again):
+            assert again == url
+            whole = [each.result() for each in [clients.submit(read, again, body, begun) for body in asked]]
+            assert all(ended for _, ended in whole)
+            assert all(text.startswith(part) for (text, _), (part, _) in zip(whole, cut, strict=True))
+            second.kill()
+            second.wait()
+    assert [list(Path(folder).iterdir()) for folder in place.values()] == [[], [], []]
+    assert {file.name: file.stat().st_mtime_ns for file in tiny_engine.iterdir()} == files
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

@@ -68,9 +68,9 @@ def test_parts_of_a_message_are_joined_and_developers_are_the_system() -> None:
         ({"messages": []}, "messages"),
         ({"messages": HELLO * 5}, "messages"),
         ({"messages": "Hello"}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages.0.content"),
-        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages.tool_calls"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
         ({"temperature": 2.5}, "temperature"),
         ({"temperature": "1"}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
@@ -99,8 +99,37 @@ def test_what_is_not_followed_is_refused_by_name(fields: dict[str, Any], param: 
     assert error["param"] is not None
     assert error["param"].startswith(param)
     assert error["type"] == "invalid_request_error"
-    assert param.rpartition(".")[2] in error["message"] or param.partition(".")[0] in error["message"]
+    assert error["param"] in error["message"]
     assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"messages": None}, "messages", "invalid_type"),
+        ({"messages": []}, "messages", "empty_array"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
+        ({"messages": [*HELLO, {"role": "king", "content": "x"}]}, "messages[1].role", "invalid_value"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "invalid_type"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "invalid_value"),
+        ({"temperature": 2.5}, "temperature", "decimal_above_max_value"),
+        ({"top_p": 0}, "top_p", "decimal_below_min_value"),
+        ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
+        ({"stop": ["a"] * 5}, "stop", "array_above_max_length"),
+        ({"stop": 3}, "stop", "invalid_type"),
+        ({"policy": "x" * 99}, "policy", "string_above_max_length"),
+        ({"n": 2}, "n", "unsupported_value"),
+        ({"tools": [1]}, "tools", "unsupported_parameter"),
+        ({"nonsense": 1}, "nonsense", "unknown_parameter"),
+    ],
+    ids=str,
+)
+def test_codes_and_places_are_openai_s(fields: dict[str, Any], param: str, code: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        asked(**fields)
+    error = refused.value.body["error"]
+    assert (error["param"], error["code"]) == (param, code)
 
 
 @pytest.mark.parametrize(

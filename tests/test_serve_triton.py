@@ -10,19 +10,25 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 
-from runtime import Decoder
+from runtime import Decoder, Sampling
 from runtime.serve.errors import ApiError
-from runtime.serve.triton.model import asked
+from runtime.serve.triton.model import Cancelled, TritonPythonModel, asked
 from runtime.serve.triton.repository import write_repository
 from tests.serving import until
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "the cat sat on the mat"
+LONG = 400  # tokens, where an answer should take its time
 
 
 def write(out: Path, engine_dir: Path) -> Path:
@@ -47,61 +53,151 @@ def test_parameters_are_those_of_completions() -> None:
             asked("hello", False, wrong)
 
 
+def test_waiting_for_a_replica_has_an_end() -> None:
+    model = TritonPythonModel()
+    model._free, model._queue_seconds = SimpleQueue(), 0.1
+    with pytest.raises(ApiError, match="no engine became free") as refused:
+        model._replica(SimpleNamespace(is_cancelled=lambda: False))
+    assert (refused.value.status, refused.value.outcome) == (503, "queue_timeout")
+    looks = iter((False, True))
+    model._queue_seconds = 60.0
+    with pytest.raises(Cancelled):
+        model._replica(SimpleNamespace(is_cancelled=lambda: next(looks)))
+
+
+@dataclass(frozen=True)
+class Triton:
+    """Addresses of a running Triton."""
+
+    url: str
+    grpc: str
+    metrics: str
+
+    def counted(self, line: str) -> float:
+        """The value of ``name{labels}`` on its page of metrics; 0 where it is not."""
+        lines = httpx.get(self.metrics).text.splitlines()
+        return next((float(each.rpartition(" ")[2]) for each in lines if each.rpartition(" ")[0] == line), 0.0)
+
+    def ask(self, seed: int) -> httpx.Response:
+        """A long answer, the same for the same seed."""
+        body = {"text_input": PROMPT, "sampling_parameters": json.dumps({"max_tokens": LONG, **sampled(seed)})}
+        return httpx.post(f"{self.url}/models/resps/generate", json=body, timeout=120)
+
+
+def sampled(seed: int) -> dict[str, Any]:
+    return {"temperature": 1.5, "seed": seed}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
-def triton(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a real Triton."""
-    found = importlib.util.find_spec("pytriton")
-    if found is None or not found.submodule_search_locations:
+def triton(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
+    """A real Triton."""
+    package = importlib.util.find_spec("pytriton")
+    if package is None or not package.submodule_search_locations:
         pytest.skip("tritonserver is not installed (pip install nvidia-pytriton, in an environment of its own)")
-    server = Path(found.submodule_search_locations[0]) / "tritonserver"
+    server = Path(package.submodule_search_locations[0]) / "tritonserver"
     root = tmp_path_factory.mktemp("triton")
     shutil.copytree(server / "backends", root / "backends")
     stub = server / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / "triton_python_backend_stub"
     shutil.copy(stub, root / "backends" / "python")
     write(root / "models", tiny_engine)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    http, grpc, metrics = (free_port() for _ in range(3))
     packages = server.parents[1]
     python = packages.parents[2] / "bin"  # the backend takes the first Python on the path, and its working folder's packages
     env = {**os.environ, "PATH": f"{python}{os.pathsep}{os.environ['PATH']}", "LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs")}
     line = [str(server / "bin" / "tritonserver"), "--model-repository", str(root / "models"), "--backend-directory", str(root / "backends"),
-            "--http-port", str(port), "--allow-grpc=false", "--allow-metrics=false"]  # fmt: skip
+            "--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]  # fmt: skip
     with (root / "log").open("w") as log, subprocess.Popen(line, stdout=log, stderr=log, env=env, cwd=ROOT) as process:
-        url = f"http://127.0.0.1:{port}/v2"
+        found = Triton(f"http://127.0.0.1:{http}/v2", f"127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}/metrics")
 
         def ready() -> bool:
             assert process.poll() is None, (root / "log").read_text()
             try:
-                return httpx.get(f"{url}/models/resps/ready").status_code == 200
+                return httpx.get(f"{found.url}/models/resps/ready").status_code == 200
             except httpx.TransportError:
                 return False
 
         try:
             until(ready, 120)
-            yield url
+            yield found
         finally:
             process.terminate()
             process.wait(60)
 
 
-def test_triton_answers_as_the_decoder_does(triton: str, decoder: Decoder) -> None:
+def test_triton_answers_as_the_decoder_does(triton: Triton, decoder: Decoder) -> None:
     expected = decoder.generate(PROMPT, max_new_tokens=20)
     parameters = json.dumps({"max_tokens": 20, "temperature": 0})
     body = {"text_input": PROMPT, "sampling_parameters": parameters}
-    whole = httpx.post(f"{triton}/models/resps/generate", json=body, timeout=60).json()
+    whole = httpx.post(f"{triton.url}/models/resps/generate", json=body, timeout=60).json()
     assert whole["text_output"] == expected.text
     assert json.loads(whole["report"])["stats"]["new_tokens"] == len(expected.tokens)
-    streamed = httpx.post(f"{triton}/models/resps/generate_stream", json={**body, "stream": True}, timeout=60).text
+    streamed = httpx.post(f"{triton.url}/models/resps/generate_stream", json={**body, "stream": True}, timeout=60).text
     events = [json.loads(line.removeprefix("data: ")) for line in streamed.splitlines() if line]
     assert len(events) > 2
     assert "".join(event["text_output"] for event in events) == expected.text
-    chat = httpx.post(f"{triton}/models/resps/generate", json={**body, "chat": True}, timeout=60).json()
+    chat = httpx.post(f"{triton.url}/models/resps/generate", json={**body, "chat": True}, timeout=60).json()
     assert chat["text_output"] == decoder.generate([{"role": "user", "content": PROMPT}], max_new_tokens=20).text
 
 
-def test_triton_tells_what_is_wrong(triton: str) -> None:
-    for parameters, what in (('{"n": 2}', "one answer a request"), ("[]", "no JSON object")):
+def test_triton_tells_what_is_wrong(triton: Triton) -> None:
+    for parameters, what in (('{"n": 2}', "one answer a request"), ("[]", "no JSON object"), ('{"policy": "magic"}', "unknown policy")):
         body = {"text_input": PROMPT, "sampling_parameters": parameters}
-        refused = httpx.post(f"{triton}/models/resps/generate", json=body, timeout=60)
+        refused = httpx.post(f"{triton.url}/models/resps/generate", json=body, timeout=60)
         assert refused.status_code >= 400
         assert what in refused.json()["error"]
+
+
+def test_a_full_queue_refuses_at_once_and_those_inside_are_served(triton: Triton, decoder: Decoder) -> None:
+    with ThreadPoolExecutor(30) as clients:
+        came = list(clients.map(triton.ask, range(30)))  # two run, one waits in the model, eight in the queue
+    told = [each.json() for each in came]
+    refused = [each["error"] for each in told if "error" in each]
+    assert len(refused) < len(told) - 1
+    assert any("maximum queue size" in error for error in refused)
+    assert all("maximum queue size" in error or "timeout" in error or "no engine became free" in error for error in refused)
+    for seed, each in enumerate(told):
+        if "error" not in each:
+            assert each["text_output"] == long_answer(decoder, seed).text
+
+
+def test_a_cancelled_request_ends_after_its_round(triton: Triton, decoder: Decoder) -> None:
+    grpc = pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed (pip install 'tritonclient[grpc]')")
+    import numpy as np
+
+    seed = max(range(30), key=lambda seed: len(long_answer(decoder, seed).tokens))
+    whole = long_answer(decoder, seed)
+    before, tokens = triton.counted(CANCELLED), triton.counted("resps:generation_tokens_total")
+
+    def text(name: str, kind: str, value: Any) -> Any:
+        given = grpc.InferInput(name, [1, 1], kind)
+        given.set_data_from_numpy(np.array([[value]], dtype=bool if kind == "BOOL" else np.object_))
+        return given
+
+    inputs = [
+        text("text_input", "BYTES", PROMPT),
+        text("stream", "BOOL", True),
+        text("sampling_parameters", "BYTES", json.dumps({"max_tokens": LONG, **sampled(seed)})),
+    ]
+    came: SimpleQueue[Any] = SimpleQueue()
+    with grpc.InferenceServerClient(triton.grpc) as client:
+        client.start_stream(lambda result, error: came.put((result, error)))
+        client.async_stream_infer("resps", inputs)
+        result, error = came.get(timeout=30)
+        assert error is None
+        assert result.as_numpy("text_output") is not None
+        client.stop_stream(cancel_requests=True)
+    until(lambda: triton.counted(CANCELLED) == before + 1, 30)
+    assert triton.counted("resps:generation_tokens_total") - tokens < len(whole.tokens)
+    assert triton.ask(seed).json()["text_output"] == whole.text  # the replica is free again
+
+
+CANCELLED = 'resps:requests_total{outcome="cancelled"}'
+
+
+def long_answer(decoder: Decoder, seed: int) -> Any:
+    return decoder.generate(PROMPT, max_new_tokens=LONG, sampling=Sampling(1.5, seed=seed))

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,8 @@ class Place:
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, kind: type[EmulatedTrt] = EmulatedRtx) -> None:
         self.directory, self.cuda = directory, EmulatedCuda()
         self.trt: Any = kind(directory, self.cuda)
-        monkeypatch.setattr(runtime.backend_cuda, "Cuda", lambda: self.cuda)
+        streams = chain((self.cuda,), iter(self.cuda.another, None))  # every Decoder its own
+        monkeypatch.setattr(runtime.backend_cuda, "Cuda", lambda: next(streams))
         monkeypatch.setattr(runtime.trt, "load", lambda flavour: self.trt)
         monkeypatch.setattr(runtime.trt, "logger", lambda module: None)
 
@@ -70,7 +73,7 @@ class Place:
 def place(engines: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     made = Place(engines[1], monkeypatch)
     yield made
-    assert made.cuda.closed
+    assert all(each.closed for each in made.cuda.streams)
     assert made.cuda.leaked() == (0, 0)
 
 
@@ -95,6 +98,33 @@ def test_device_answers_as_the_host_does(host: Decoder, engines: tuple[Path, Pat
 def test_a_conversation_goes_on_from_what_the_cache_holds(host: Decoder, place: Place) -> None:
     with place.decoder() as device:
         expect_one_conversation(host, device, TREES[-1])
+
+
+def test_forks_run_at_the_same_time_over_the_same_plans(host: Decoder, place: Place) -> None:
+    """In streams and scratch memory of their own; closing one, even the first, leaves the others alive."""
+    options: dict[str, Any] = {"max_new_tokens": 40, "policy": FixedPolicy(TREES[3])}
+    prompts = [prompt_of(length) for length in (3, 20, 45)]
+    expected = [host.generate(prompt, **options).tokens for prompt in prompts]
+    with ThreadPoolExecutor(3) as threads, place.decoder() as first:
+        plans = len(place.trt.engines)
+        forks = [first, first.fork()]
+        forks.append(forks[1].fork())
+        for at, closed in enumerate(forks):
+            alive = forks[at:]
+            came = threads.map(lambda fork: [fork.generate(prompt, **options).tokens for prompt in prompts], alive)
+            assert list(came) == [expected] * len(alive)
+            closed.close()
+    assert len(place.trt.engines) == plans
+    assert len({each.stream for each in place.cuda.streams}) == 3
+
+
+def test_a_fork_that_does_not_fit_is_refused_and_frees_what_it_took(place: Place) -> None:
+    with place.decoder() as first:
+        used, place.cuda.memory = place.cuda.used(), place.cuda.used() + (1 << 20)
+        with pytest.raises(GpuMemoryError, match=r"\(0 weights, "):
+            first.fork()
+        assert place.cuda.used() == used
+        assert first.generate(prompt_of(5), max_new_tokens=3).tokens
 
 
 def test_enterprise_tensorrt_answers_too(host: Decoder, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from ..decoder import Decoder
 from .errors import ApiError
-from .forms import Form, words
+from .forms import Form
 from .metrics import Metrics
 from .pool import Pool
 from .replica import Replica
@@ -80,6 +81,7 @@ def make_app(settings: Settings, load: Callable[[], Sequence[Decoder]]) -> FastA
             "replicas": [each.healthy for each in house.pool.replicas],
             "running": house.pool.running,
             "waiting": house.pool.waiting,
+            "process": os.getpid(),  # of several behind one address
         }
         return JSONResponse(body, 200 if house.pool.healthy else 503)
 
@@ -101,7 +103,7 @@ async def _reply(request: Request, is_chat: bool, understand: Callable[[bytes], 
     except ApiError as error:
         house.metrics.requests.labels(error.outcome).inc()
         raise
-    return Reply(house, ask, Form(is_chat, house.settings.model, ask, words(house.decoder)), arrived)
+    return Reply(house, ask, Form(is_chat, house.settings.model, ask, house.decoder), arrived)
 
 
 async def _read(request: Request, settings: Settings) -> bytes:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
-from ..errors import DecoderClosed, EngineDirError, EngineFailure, PromptError, RespsError
+from ..errors import DecoderClosed, EngineFailure, PromptError, PromptKind, RespsError
 
 LOG = logging.getLogger("runtime.serve")
 
@@ -51,19 +52,22 @@ def shutting_down() -> ApiError:
     )  # fmt: skip
 
 
-def told(error: BaseException) -> ApiError:
-    """What the client is told of an exception that came out of a Decoder. Never more than one line, never a traceback."""
+PROMPT_CODES: Mapping[PromptKind, str] = {"too_long": "context_length_exceeded"}
+"""OpenAI's codes for what is wrong with a prompt, where it has one; else ``invalid_prompt``."""
+
+
+def told(error: BaseException, param: str = "prompt") -> ApiError:
+    """What the client is told of an exception that came out of a Decoder. Never more than one line, never a traceback. ``param``: the field
+    that the prompt came from."""
     match error:
         case ApiError():
             return error
         case PromptError():
-            return invalid(str(error), "prompt", "invalid_prompt")
+            return invalid(str(error), param, PROMPT_CODES.get(error.kind, "invalid_prompt"))
         case EngineFailure():
             return ApiError(500, str(error), code="engine_failure")
         case DecoderClosed():
             return ApiError(503, "the engine was closed — send the request again, to another server", code="engine_closed")
-        case EngineDirError():  # a policy that was not tuned
-            return invalid(str(error), "policy")
         case RespsError():
             return ApiError(500, str(error), code="failed")
         case _:
@@ -71,9 +75,9 @@ def told(error: BaseException) -> ApiError:
             return ApiError(500, f"internal error, {name} — the server's log says more (resps-serve -vv)", code="internal_error")
 
 
-def logged(error: BaseException) -> ApiError:
+def logged(error: BaseException, param: str = "prompt") -> ApiError:
     """The same, and what is the server's fault goes to its log."""
-    known = told(error)
+    known = told(error, param)
     if known.status >= 500 and known is not error:
         LOG.error("a request failed: %s", " ".join(str(error).split()), exc_info=error if known.code == "internal_error" else None)
     return known

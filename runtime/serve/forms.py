@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from codecs import getincrementaldecoder
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 from ..decoder import Decoder
@@ -18,26 +18,56 @@ from .requests import Ask
 
 FINISH = {"eos": "stop", "stop_string": "stop", "length": "length", "deadline": "length"}
 """Decoder's reasons in OpenAI's words. A deadline cut the answer short, as a limit of tokens does; ``resps.stop`` tells them apart."""
-Word = Callable[[int], str]
-"""Text of one token."""
 LEAST = -9999.0
 """Log-probability of what is impossible, as OpenAI's: JSON has no infinity."""
 
 
-def words(decoder: Decoder) -> Word:
-    """The text of single tokens, special ones too."""
-    tokenizer = decoder._text._tokenizer
-    return lambda token: str(tokenizer.decode([token], skip_special_tokens=False))
+class Spelling:
+    """The tokens of one answer as text, in their order: the first begins the text, and a character may take several tokens.
+
+    ``begun``: whether an event of the answer was made; ``characters``: how many the tokens so far have completed.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._text = getincrementaldecoder("utf-8")("replace")
+        self._first = True
+        self.begun = False
+        self.characters = 0
+
+    def added(self, token: int) -> bytes:
+        """What ``token`` would add here."""
+        return self._decoder.token_bytes(token, first=self._first)
+
+    def word(self, token: int) -> str:
+        """For people: special tokens by their names."""
+        return self._name(token).decode("utf-8", "replace")
+
+    def key(self, token: int) -> str:
+        """The same, and a part of a character by its bytes, as in OpenAI's completions, which have no other place for them."""
+        name = self._name(token)
+        try:
+            return name.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{each:02x}" for each in name)
+
+    def _name(self, token: int) -> bytes:
+        return self._decoder.token_bytes(token, first=self._first, special=True)
+
+    def take(self, token: int) -> None:
+        """``token`` was chosen."""
+        self.characters += len(self._text.decode(self.added(token)))
+        self._first = self._first and not self._decoder.token_bytes(token)
 
 
 @dataclass(frozen=True)
 class Form:
-    """How one endpoint writes answers. ``word`` gives the text of a token, for logprobs."""
+    """How one endpoint writes answers. ``decoder`` spells the tokens, for logprobs."""
 
     chat: bool
     model: str
     ask: Ask
-    word: Word
+    decoder: Decoder
     id: str = field(init=False)
     created: int = field(init=False, default_factory=lambda: int(time.time()))
 
@@ -51,17 +81,18 @@ class Form:
             choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text, "refusal": None}}
         else:
             choice = {"index": 0, "text": text}
-        choice |= {"logprobs": self._logprobs(chunks, 0), "finish_reason": FINISH[ended.stop]}
+        choice |= {"logprobs": self._logprobs(chunks, Spelling(self.decoder)), "finish_reason": FINISH[ended.stop]}
         return {**self._head(""), "choices": [choice], "usage": usage(ended.stats), "resps": extension(ended, queued)}
 
-    def event(self, chunk: Chunk, before: int | None) -> dict[str, Any]:
-        """One round. ``before``: characters shown before it, None for the first."""
+    def event(self, chunk: Chunk, spelling: Spelling) -> dict[str, Any]:
+        """One round. ``spelling``: of this answer, the same for all its events."""
         if self.chat:
-            delta = {"content": chunk.text} if before is not None else {"role": "assistant", "content": chunk.text}
+            delta = {"content": chunk.text} if spelling.begun else {"role": "assistant", "content": chunk.text}
             choice: dict[str, Any] = {"index": 0, "delta": delta}
         else:
             choice = {"index": 0, "text": chunk.text}
-        choice |= {"logprobs": self._logprobs([chunk], before or 0), "finish_reason": None}
+        choice |= {"logprobs": self._logprobs([chunk], spelling), "finish_reason": None}
+        spelling.begun = True
         return {**self._head(".chunk"), "choices": [choice], **self._no_usage}
 
     def end(self, ended: Ended, queued: float) -> dict[str, Any]:
@@ -82,25 +113,33 @@ class Form:
         kind = f"chat.completion{chunk}" if self.chat else "text_completion"
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def _logprobs(self, chunks: Sequence[Chunk], before: int) -> dict[str, Any] | None:
+    def _logprobs(self, chunks: Sequence[Chunk], spelling: Spelling) -> dict[str, Any] | None:
         if self.ask.logprobs is None:
             return None
         tokens = [token for chunk in chunks for token in chunk.logprobs or ()]
-        if self.chat:
-            return {"content": [{**self._token(each.token, each.logprob), "top_logprobs": self._top(each)} for each in tokens]}
-        words = [self.word(each.token) for each in tokens]
-        offsets = list(accumulate(map(len, words), initial=before))[:-1]
-        top = [{self.word(token): max(logprob, LEAST) for token, logprob in each.top} for each in tokens] if self.ask.logprobs else None
+        return {"content": [_entry(each, spelling) for each in tokens]} if self.chat else self._table(tokens, spelling)
+
+    def _table(self, tokens: Sequence[TokenLogprob], spelling: Spelling) -> dict[str, Any]:
+        """The form of /v1/completions: a list for each property."""
+        words, offsets, top = list[str](), list[int](), list[dict[str, float]]()
+        for each in tokens:
+            words.append(spelling.key(each.token))
+            offsets.append(spelling.characters)
+            top.append({spelling.key(token): max(logprob, LEAST) for token, logprob in reversed(each.top)})  # of one key the likelier stays
+            spelling.take(each.token)
         logprobs = [max(each.logprob, LEAST) for each in tokens]
-        return {"tokens": words, "token_logprobs": logprobs, "top_logprobs": top, "text_offset": offsets}
+        return {"tokens": words, "token_logprobs": logprobs, "top_logprobs": top if self.ask.logprobs else None, "text_offset": offsets}
 
-    def _top(self, token: TokenLogprob) -> list[dict[str, Any]]:
-        return [self._token(other, logprob) for other, logprob in token.top]
 
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        """``bytes`` is null for a token that is a part of a character: its own bytes are not known here."""
-        word = self.word(token)
-        return {"token": word, "logprob": max(logprob, LEAST), "bytes": None if "\ufffd" in word else list(word.encode())}
+def _entry(token: TokenLogprob, spelling: Spelling) -> dict[str, Any]:
+    """A token in the form of /v1/chat/completions. ``bytes`` of all entries joined are the answer's text: special tokens have none."""
+
+    def told(token: int, logprob: float) -> dict[str, Any]:
+        return {"token": spelling.word(token), "logprob": max(logprob, LEAST), "bytes": list(spelling.added(token))}
+
+    entry = {**told(token.token, token.logprob), "top_logprobs": [told(*each) for each in token.top]}
+    spelling.take(token.token)
+    return entry
 
 
 def usage(stats: Stats) -> dict[str, Any]:

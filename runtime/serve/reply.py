@@ -14,12 +14,12 @@ from starlette.types import Receive, Scope, Send
 
 from ..decoder import Decoder, Prompt
 from ..request import Chunk
-from .errors import ApiError, invalid, logged, shutting_down
-from .forms import FINISH, Form
+from .errors import ApiError, logged, shutting_down
+from .forms import FINISH, Form, Spelling
 from .metrics import Metrics
 from .pool import Pool
 from .replica import Answer, Ended
-from .requests import Ask
+from .requests import Ask, expect_policy
 from .settings import Settings
 
 
@@ -84,8 +84,7 @@ class Reply(Response):
     async def _start(self) -> Answer:
         """The answer on its way, when its turn has come."""
         house, ask = self._house, self._ask
-        if ask.policy is not None and ask.policy not in house.decoder.policies:
-            raise invalid(f"unknown policy {ask.policy!r} — choose from {', '.join(house.decoder.policies)}", "policy")
+        expect_policy(ask, house.decoder.policies)
         prompt = await asyncio.to_thread(_encoded, house.decoder, ask.prompt)
         room = house.decoder.manifest.limits.context - len(prompt)
         until = self._arrived + house.settings.request_seconds
@@ -128,13 +127,12 @@ class Reply(Response):
         await self._sent(send, {"type": "http.response.body", "body": body})
 
     async def _events(self, answer: Answer, send: Send) -> None:
-        form, shown = self._form, None
+        form, spelling = self._form, Spelling(self._house.decoder)
         came = await self._next(answer)
         await self._sent(send, {"type": "http.response.start", "status": 200, "headers": _headers("text/event-stream; charset=utf-8")})
         try:
             while not isinstance(came, Ended):
-                await self._event(send, form.event(came, shown))
-                shown = (shown or 0) + len(came.text)
+                await self._event(send, form.event(came, spelling))
                 came = await self._next(answer)
         except ApiError as error:
             self._outcome = error.outcome
@@ -163,7 +161,11 @@ def _encoded(decoder: Decoder, prompt: Prompt) -> list[int]:
     try:
         return decoder.encode(prompt)
     except BaseException as error:  # the tokenizer's panics are no Exceptions
-        raise logged(error) from None
+        raise logged(error, "messages" if _is_chat(prompt) else "prompt") from None
+
+
+def _is_chat(prompt: Prompt) -> bool:
+    return not isinstance(prompt, str) and any(isinstance(each, Mapping) for each in prompt)
 
 
 async def _left(receive: Receive) -> None:

@@ -6,7 +6,7 @@ parameters, null, and the parameters of ``HARMLESS`` are let through.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -48,6 +48,12 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "stop_token_ids": ([],),
     "ignore_eos": (False,),
+}
+CODES = {
+    "missing": "missing_required_parameter",
+    "too_short": "empty_array",
+    "too_long": "array_above_max_length",
+    "string_too_long": "string_above_max_length",
 }
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=1, le=1 << 30)]
@@ -133,11 +139,30 @@ def read(kind: type[Body], body: bytes) -> Body:
     try:
         read = kind.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(step) for step in first["loc"])[:80] or None
-        raise invalid(f"{where + ': ' if where else 'the body is no JSON object of this kind: '}{first['msg']}", where) from None
+        found = error.errors(include_url=False, include_input=False)
+        first = next(
+            (each for each in found if each["loc"] == () or not each["type"].endswith("_type")), found[0]
+        )  # what fits no form is told last
+        where = _place(first["loc"])
+        message = f"{where + ': ' if where else 'the body is no JSON object of this kind: '}{first['msg']}"
+        raise invalid(message, where, _code(first["type"], first.get("ctx", {}))) from None
     _expect_followed(read, "")
     return read
+
+
+def _place(steps: tuple[int | str, ...]) -> str | None:
+    """Of a field, as OpenAI writes it: messages[0].role. Which form of a value was tried last is no part of it."""
+    named = (step for step in steps if isinstance(step, int) or (step != "str" and step.isidentifier()))
+    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in named)
+    return place.removeprefix(".")[:80] or None
+
+
+def _code(kind: str, context: Mapping[str, Any]) -> str:
+    """OpenAI's code for pydantic's kind of failure."""
+    if kind.startswith(("greater_than", "less_than")):
+        number = "decimal" if any(isinstance(each, float) for each in context.values()) else "integer"
+        return f"{number}_{'below_min' if kind.startswith('greater') else 'above_max'}_value"
+    return "invalid_type" if kind.endswith("_type") and kind != "model_type" else CODES.get(kind, "invalid_value")
 
 
 def _expect_followed(body: BaseModel, where: str) -> None:
@@ -153,9 +178,15 @@ def _expect_followed(body: BaseModel, where: str) -> None:
         raise invalid(f"unknown parameter {what} — leave it out", what, "unknown_parameter")
     for name in type(body).model_fields:
         value = getattr(body, name)
-        for each in value if isinstance(value, list) else [value]:
+        for at, each in enumerate(value) if isinstance(value, list) else ((None, value),):
             if isinstance(each, BaseModel):
-                _expect_followed(each, f"{where}{name}.")
+                _expect_followed(each, f"{where}{name}." if at is None else f"{where}{name}[{at}].")
+
+
+def expect_policy(ask: Ask, policies: Sequence[str]) -> None:
+    """Raises ApiError for a policy that is not among those that can be had."""
+    if ask.policy is not None and ask.policy not in policies:
+        raise invalid(f"unknown policy {ask.policy!r} — choose from {', '.join(policies)}", "policy")
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -11,8 +11,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,18 @@ import numpy as np
 from ...decoder import Decoder
 from ..errors import ApiError, invalid, logged
 from ..load import load_replicas
-from ..requests import Ask, CompletionBody, completion, read
+from ..requests import Ask, CompletionBody, completion, expect_policy, read
+from .counters import Counters
+
+LOOK_SECONDS = 0.05  # how often one that waits for a replica looks whether its client is still there
+
+
+class Cancelled(Exception):
+    """Nobody waits for the answer any more. ``tokens``: made so far."""
+
+    def __init__(self, tokens: int = 0) -> None:
+        super().__init__()
+        self.tokens = tokens
 
 
 class TritonPythonModel:
@@ -35,6 +47,8 @@ class TritonPythonModel:
         decoders = load_replicas(Path(given["engine_dir"]), int(given["replicas"]), threads=threads, policy=given["policy"] or None)
         self._backend = backend
         self._decoders = decoders
+        self._queue_seconds = float(given["queue_seconds"])
+        self._counters = Counters(backend)
         self._free: SimpleQueue[Decoder] = SimpleQueue()
         for each in decoders:
             self._free.put(each)
@@ -42,9 +56,28 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Start what is asked. Waits for a free replica, so that everything else waits in Triton's queue, by Triton's rules."""
         for request in requests:
-            decoder = self._free.get()
-            inputs = {name: self._input(request, name) for name in ("text_input", "chat", "stream", "sampling_parameters")}
-            Thread(target=self._answer, args=(decoder, inputs, request.get_response_sender()), daemon=True).start()
+            sender = request.get_response_sender()
+            try:
+                inputs = {name: self._input(request, name) for name in ("text_input", "chat", "stream", "sampling_parameters")}
+                decoder = self._replica(sender)
+            except Exception as error:  # the others go on
+                self._end(sender, self._failed(error))
+                continue
+            Thread(target=self._answer, args=(decoder, inputs, sender), daemon=True).start()
+
+    def _replica(self, sender: Any) -> Decoder:
+        """A free one. Raises Cancelled when the client has gone before, ApiError when it takes longer than one may wait in the queue: a
+        request that waits here has left Triton's, which would refuse it."""
+        end = monotonic() + self._queue_seconds
+        while True:
+            if sender.is_cancelled():
+                raise Cancelled
+            try:
+                return self._free.get(timeout=LOOK_SECONDS)
+            except Empty:
+                if monotonic() >= end:
+                    line = f"no engine became free within {self._queue_seconds:g} s — send the request again later"
+                    raise ApiError(503, line, code="queue_timeout", outcome="queue_timeout") from None
 
     def finalize(self) -> None:
         """Let what runs end, then free everything."""
@@ -58,19 +91,22 @@ class TritonPythonModel:
         if tensor is None:
             return None
         value = tensor.as_numpy().reshape(-1)[0]
-        return value.decode() if isinstance(value, bytes) else value.item()
+        try:
+            return value.decode() if isinstance(value, bytes) else value.item()
+        except UnicodeDecodeError as error:
+            raise invalid(f"{name} is not UTF-8 text (byte {error.start})", name) from None
 
     def _answer(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any) -> None:
-        final = self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         try:
             last = self._decode(decoder, inputs, sender)
         except BaseException as error:  # whatever it was, the replica must come back
-            last = self._backend.InferenceResponse(error=self._error(logged(error)))
+            last = self._failed(error)
         self._free.put(decoder)
-        sender.send(last, flags=final)
+        self._end(sender, last)
 
     def _decode(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any) -> Any:
         ask = asked(inputs["text_input"], bool(inputs["chat"]), inputs["sampling_parameters"])
+        expect_policy(ask, decoder.policies)
         ids = decoder.encode(ask.prompt)
         room = decoder.manifest.limits.context - len(ids)
         limit = min(ask.max_tokens or room, room)
@@ -78,21 +114,35 @@ class TritonPythonModel:
         with decoder.stream(ids, max_new_tokens=limit, sampling=ask.sampling, stop=ask.stop, policy=ask.policy) as stream:
             for chunk in stream:
                 if sender.is_cancelled():
-                    stream.cancel()
-                elif inputs["stream"]:
+                    raise Cancelled(stream.stats.new_tokens)
+                if inputs["stream"]:
                     sender.send(self._response(chunk.text))
                 else:
                     rest += chunk.text
+        self._counters.ended(str(stream.stop), stream.stats.new_tokens)
         return self._response(rest, json.dumps({"stop": stream.stop, "stats": stream.stats.as_dict()}))
+
+    def _end(self, sender: Any, last: Any) -> None:
+        sender.send(last, flags=self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _response(self, text: str, report: str = "") -> Any:
         outputs = {"text_output": text, "report": report}
         tensors = [self._backend.Tensor(name, np.array([[value.encode()]], dtype=np.object_)) for name, value in outputs.items()]
         return self._backend.InferenceResponse(output_tensors=tensors)
 
-    def _error(self, error: ApiError) -> Any:
+    def _failed(self, error: BaseException) -> Any:
+        """The last response of a request that has no answer. Triton counts those that were cancelled by themselves."""
         kinds = self._backend.TritonError
-        return kinds(str(error), kinds.INVALID_ARG if error.status < 500 else kinds.INTERNAL)
+        if isinstance(error, Cancelled):
+            self._counters.ended("cancelled", error.tokens)
+            told = kinds("the request was cancelled", kinds.CANCELLED)
+        else:
+            known = logged(error)
+            self._counters.ended(known.outcome, 0)
+            told = kinds(
+                str(known), kinds.INVALID_ARG if known.status < 500 else kinds.UNAVAILABLE if known.status == 503 else kinds.INTERNAL
+            )
+        return self._backend.InferenceResponse(error=told)
 
 
 def asked(text: str, chat: bool, parameters: str | None) -> Ask:

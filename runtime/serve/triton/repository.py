@@ -39,6 +39,7 @@ parameters [
   {{ key: "engine_dir", value: {{ string_value: {engine_dir} }} }},
   {{ key: "replicas", value: {{ string_value: "{replicas}" }} }},
   {{ key: "threads", value: {{ string_value: "{threads}" }} }},
+  {{ key: "queue_seconds", value: {{ string_value: "{queue_seconds}" }} }},
   {{ key: "policy", value: {{ string_value: {policy} }} }}
 ]
 """
@@ -60,6 +61,7 @@ def write_repository(
         replicas=replicas,
         threads=threads,
         queue=queue,
+        queue_seconds=queue_seconds,
         queue_microseconds=int(queue_seconds * 1e6),
     )
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
