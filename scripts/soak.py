@@ -2,10 +2,10 @@
 
     python scripts/soak.py --engine-dir DIR --requests 2000
 
-Requests are whole, sampled, stopped, cancelled, dropped, late, plain, with other trees, with log-probabilities, follow-up turns, or wrong
-(too long, empty, no token). What comes of each is compared with what one Decoder on one thread answered before. Prints JSON: requests
-by kind and by end, wrong answers, resident memory (first, settled, last, most), its drift after the first fifth, threads, and the caches'
-lengths at the end. Exit code 1 when anything is wrong or memory drifts by more than 1 %.
+The forks are loaded and warmed up as resps-serve does it. Requests are whole, sampled, stopped, cancelled, dropped, late, plain, with other
+trees, with log-probabilities, follow-up turns, or wrong (too long, empty, no token). What comes of each is compared with what one Decoder
+on one thread answered before. Prints JSON: requests by kind and by end, wrong answers, resident memory (first, settled, last, most), its
+drift after the first fifth, threads, and the caches' lengths at the end. Exit code 1 when anything is wrong or memory drifts by more than 1 %.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 from policy import FixedPolicy, TreeSpec
 from runtime import Decoder, PromptError, Result, Sampling
 from runtime.bench.questions import read_questions
+from runtime.serve.load import load_replicas
 
 MOST = 64  # tokens of an answer
 EVERY = 10  # requests between two looks at the memory
@@ -186,9 +187,8 @@ def work(decoder: Decoder, known: list[Case], log: Log, seed: int) -> None:
 
 def soak(engine_dir: Path, requests: int, questions: int) -> dict[str, Any]:
     before = threading.active_count()
-    with Decoder(engine_dir, threads=1) as decoder, decoder.fork() as fork:
-        for each in (decoder, fork):
-            each.warmup()
+    decoder, fork = load_replicas(engine_dir, 2)
+    with decoder, fork:
         known = cases(decoder, questions)
         loaded_threads, log, started = os_threads(), Log(requests), perf_counter()
         workers = [threading.Thread(target=work, args=(each, known, log, seed)) for seed, each in enumerate((decoder, fork))]
