@@ -5,7 +5,7 @@
 The forks are loaded and warmed up as resps-serve does it. Requests are whole, sampled, stopped, cancelled, dropped, late, plain, with other
 trees, with log-probabilities, follow-up turns, or wrong (too long, empty, no token). What comes of each is compared with what one Decoder
 on one thread answered before. Prints JSON: requests by kind and by end, wrong answers, resident memory (first, settled, last, most), its
-drift after the first fifth, threads, and the caches' lengths at the end. Exit code 1 when anything is wrong or memory drifts by more than 1 %.
+drift after the first fifth, threads, and the caches' lengths at the end. Exit code 1 if anything is wrong or memory drifts more than 1 %.
 """
 
 from __future__ import annotations
