@@ -28,7 +28,7 @@ def load_replicas(engine_dir: Path, replicas: int, *, warm: bool = True, threads
 
 def warm_up(decoders: Sequence[Decoder]) -> None:
     """All at the same time, because that is how they will work: passes that run at once each need room of their own in ONNX Runtime's
-    arenas (11 MiB for 128 rows of the demo model), which stays. Else the process would grow on the day when two long prompts meet."""
+    arenas (11 MiB for 128 rows of the demo model), which stays. Else all of it would come on the day when two long prompts meet."""
     with ThreadPoolExecutor(len(decoders)) as threads:
         for warming in [threads.submit(each.warmup) for each in decoders]:
             warming.result()
