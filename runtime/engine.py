@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -81,24 +82,33 @@ class Engine(Protocol):
 
 
 class Prepared:
-    """Keeps the calls of one graph by their sizes and names. At most ``most``: one more starts over, once ``_drop`` has freed them."""
+    """Keeps the calls of one graph by their sizes and names: at most ``most``, without those that were not asked for the longest.
+
+    One by one, not all at once: a service that asks for more sizes than are kept would otherwise go on making all of them again, and its
+    memory would go up and down with it."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._calls: dict[tuple[tuple[tuple[str, int], ...], tuple[tuple[str, str], ...]], Call] = {}
+        self._calls: OrderedDict[tuple[tuple[tuple[str, int], ...], tuple[tuple[str, str], ...]], Call] = OrderedDict()
 
     def prepare(self, names: Mapping[str, str] | None = None, /, **sizes: int) -> Call:
         names = names or {}
         key = (tuple(sizes.items()), tuple(names.items()))
         call = self._calls.get(key)
-        if call is None:
-            if len(self._calls) >= self._most:
-                self._drop()
-            call = self._calls[key] = self._bind(names, sizes)
+        if call is not None:
+            self._calls.move_to_end(key)
+            return call
+        if len(self._calls) >= self._most:
+            self._free(self._calls.popitem(last=False)[1])
+        call = self._calls[key] = self._bind(names, sizes)
         return call
 
     def _bind(self, names: Mapping[str, str], sizes: Mapping[str, int]) -> Call:
         raise NotImplementedError
 
+    def _free(self, call: Call) -> None:
+        """What a call holds beside itself."""
+
     def _drop(self) -> None:
-        self._calls.clear()
+        while self._calls:
+            self._free(self._calls.popitem()[1])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -14,10 +15,18 @@ from .errors import EngineDirError, EngineFailure
 from .huge_pages import huge_pages_for_new_memory
 from .manifest import Graph
 
-MAX_CALLS = 64  # prepared calls kept per engine, about 110 KiB each with 30 layers; one more starts over
+MAX_CALLS = 64  # prepared calls kept per engine
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """The front of a buffer in one shape, as numpy and as ONNX Runtime see it."""
+
+    view: np.ndarray
+    value: Any
+
+
+@dataclass(frozen=True, eq=False)
 class OrtCall:
     """An I/O binding whose tensors alias ``inputs`` and ``outputs``."""
 
@@ -25,6 +34,7 @@ class OrtCall:
     outputs: Mapping[str, np.ndarray]
     _session: Any
     _binding: Any
+    _tensors: Sequence[Tensor]  # for as long as they live, other calls use them too
 
     def run(self) -> None:
         try:
@@ -44,9 +54,11 @@ class OrtEngine(Prepared):
         super().__init__(MAX_CALLS)
         self._session, self._graph, self._limits = session, graph, limits
         self._buffers: dict[str, np.ndarray] = dict(shared)
+        # By buffer and shape. Calls with the same span see the same cache: 60 tensors of 30 layers, most of what a call takes.
+        self._tensors: WeakValueDictionary[tuple[int, tuple[int, ...]], Tensor] = WeakValueDictionary()
 
     def _bind(self, names: Mapping[str, str], sizes: Mapping[str, int]) -> OrtCall:
-        binding = self._session.io_binding()
+        binding, used = self._session.io_binding(), []
         inputs: dict[str, np.ndarray] = {}
         outputs: dict[str, np.ndarray] = {}
         sides = (
@@ -56,9 +68,19 @@ class OrtEngine(Prepared):
         for tensors, views, bind in sides:
             for name, tensor in tensors.items():
                 shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape)
-                views[name] = self._buffer(names.get(name, name), tensor.dtype, tensor.shape)[: int(np.prod(shape))].reshape(shape)
-                bind(name, _ort_value(views[name]))
-        return OrtCall(inputs, outputs, self._session, binding)
+                made = self._tensor(names.get(name, name), tensor.dtype, tensor.shape, shape)
+                used.append(made)
+                views[name] = made.view
+                bind(name, made.value)
+        return OrtCall(inputs, outputs, self._session, binding, used)
+
+    def _tensor(self, name: str, dtype: str, largest: tuple[int | str, ...], shape: tuple[int, ...]) -> Tensor:
+        buffer = self._buffer(name, dtype, largest)
+        made = self._tensors.get((id(buffer), shape))
+        if made is None:
+            view = buffer[: int(np.prod(shape))].reshape(shape)
+            made = self._tensors[id(buffer), shape] = Tensor(view, _ort_value(view))
+        return made
 
     def _buffer(self, name: str, dtype: str, shape: tuple[int | str, ...]) -> np.ndarray:
         if name not in self._buffers:

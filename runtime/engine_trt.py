@@ -12,7 +12,7 @@ import numpy as np
 from .cuda import Cuda
 from .device_call import DeviceCall, bind
 from .device_memory import DeviceBuffer, DeviceMemory
-from .engine import Buffer, Prepared
+from .engine import Buffer, Call, Prepared
 from .errors import EngineDirError, EngineFailure
 from .manifest import Graph
 
@@ -130,13 +130,13 @@ class TrtEngine(Prepared):
             self._contexts[profile] = context
         return self._contexts[profile]
 
-    def _drop(self) -> None:
-        for call in self._calls.values():
-            if isinstance(call, TrtCall) and call.graph is not None:
-                self._cuda.discard(call.graph)
-                call.graph = None
-        self._bound.clear()
-        super()._drop()
+    def _free(self, call: Call) -> None:
+        assert isinstance(call, TrtCall)
+        if call.graph is not None:
+            self._cuda.discard(call.graph)
+            call.graph = None
+        if self._bound.get(call.profile) is call:
+            del self._bound[call.profile]
 
     def close(self) -> None:
         """May be repeated."""

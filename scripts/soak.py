@@ -2,10 +2,10 @@
 
     python scripts/soak.py --engine-dir DIR --requests 2000
 
-Requests are whole, sampled, stopped, cancelled, dropped, late, plain, with other trees, with log-probabilities, follow-up turns, or wrong
-(too long, empty, no token). What comes of each is compared with what one Decoder on one thread answered before. Prints JSON: requests
-by kind and by end, wrong answers, resident memory (first, settled, last, most), its drift after the first fifth, threads, and the caches'
-lengths at the end. Exit code 1 when anything is wrong or memory drifts by more than 1 %.
+The forks are loaded and warmed up as resps-serve does it. Requests are whole, sampled, stopped, cancelled, dropped, late, plain, with other
+trees, with log-probabilities, follow-up turns, or wrong (too long, empty, no token). What comes of each is compared with what one Decoder
+on one thread answered before. Prints JSON: requests by kind and by end, wrong answers, resident memory (first, settled, last, most), its
+drift after the first fifth, threads, and the caches' lengths at the end. Exit code 1 if anything is wrong or memory drifts more than 1 %.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 from policy import FixedPolicy, TreeSpec
 from runtime import Decoder, PromptError, Result, Sampling
 from runtime.bench.questions import read_questions
+from runtime.serve.load import load_replicas
 
-MOST = 64  # tokens of an answer
 EVERY = 10  # requests between two looks at the memory
 TREES = [TreeSpec(5, 3, 2), TreeSpec(12, 4, 3), TreeSpec(3, 2, 1)]
 KINDS = (
@@ -49,10 +49,11 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt and how to sample, with the whole answer of the unloaded run."""
+    """A prompt, how to sample and how many tokens, with the whole answer of the unloaded run."""
 
     prompt: list[int]
     sampling: Sampling
+    tokens: int
     answer: Result
 
 
@@ -92,33 +93,33 @@ def os_threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
-def cases(decoder: Decoder, count: int) -> list[Case]:
-    """Questions and follow-up turns, greedy and sampled, answered without load."""
+def cases(decoder: Decoder, count: int, tokens: int) -> list[Case]:
+    """Questions and follow-up turns, greedy and sampled, answered without load in at most ``tokens``."""
     made = []
     for number, question in enumerate(read_questions([], count)):
         messages = [{"role": "user", "content": question.turns[0]}]
         chat = bool(decoder.manifest.tokens.chat_template)
         for sampling in (Sampling(), Sampling(0.8, top_p=0.95, seed=number)):
-            first = answered(decoder, encoded(decoder, messages if chat else question.turns[0]), sampling)
+            first = answered(decoder, encoded(decoder, messages if chat else question.turns[0], tokens), sampling, tokens)
             told = [*messages, {"role": "assistant", "content": first.answer.text}, {"role": "user", "content": "Say it in other words."}]
-            again = encoded(decoder, told) if chat else [*first.prompt, *first.answer.tokens, 5, 6]
-            made += [first, answered(decoder, again, sampling)]
+            again = encoded(decoder, told, tokens) if chat else [*first.prompt, *first.answer.tokens, 5, 6]
+            made += [first, answered(decoder, again, sampling, tokens)]
     return made
 
 
-def encoded(decoder: Decoder, prompt: Any) -> list[int]:
+def encoded(decoder: Decoder, prompt: Any, tokens: int) -> list[int]:
     """At most what leaves room for two answers."""
-    return decoder._text.encode(prompt)[: decoder.manifest.limits.context - 2 * MOST - 8]
+    return decoder._text.encode(prompt)[: decoder.manifest.limits.context - 2 * tokens - 8]
 
 
-def answered(decoder: Decoder, prompt: list[int], sampling: Sampling) -> Case:
+def answered(decoder: Decoder, prompt: list[int], sampling: Sampling, tokens: int) -> Case:
     decoder.forget()
-    return Case(prompt, sampling, decoder.generate(prompt, max_new_tokens=MOST, sampling=sampling, logprobs=2))
+    return Case(prompt, sampling, tokens, decoder.generate(prompt, max_new_tokens=tokens, sampling=sampling, logprobs=2))
 
 
 def ask(decoder: Decoder, kind: str, case: Case, draw: random.Random) -> tuple[str, str | None]:
     """One request: how it ended, and what was wrong with it."""
-    options: dict[str, Any] = {"max_new_tokens": MOST, "sampling": case.sampling}
+    options: dict[str, Any] = {"max_new_tokens": case.tokens, "sampling": case.sampling}
     whole = case.answer
     if kind in ("too long", "wrong"):
         prompt: Any = (
@@ -184,12 +185,11 @@ def work(decoder: Decoder, known: list[Case], log: Log, seed: int) -> None:
             log.note(kind, "error", f"{kind}: {type(error).__name__}: {error}")
 
 
-def soak(engine_dir: Path, requests: int, questions: int) -> dict[str, Any]:
+def soak(engine_dir: Path, requests: int, questions: int, tokens: int = 64) -> dict[str, Any]:
     before = threading.active_count()
-    with Decoder(engine_dir, threads=1) as decoder, decoder.fork() as fork:
-        for each in (decoder, fork):
-            each.warmup()
-        known = cases(decoder, questions)
+    decoder, fork = load_replicas(engine_dir, 2)
+    with decoder, fork:
+        known = cases(decoder, questions, tokens)
         loaded_threads, log, started = os_threads(), Log(requests), perf_counter()
         workers = [threading.Thread(target=work, args=(each, known, log, seed)) for seed, each in enumerate((decoder, fork))]
         for worker in workers:
@@ -228,8 +228,9 @@ def main() -> None:
     parser.add_argument("--engine-dir", type=Path, required=True)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--questions", type=int, default=6)
+    parser.add_argument("--tokens", type=int, default=64, help="at most, of an answer")
     options = parser.parse_args()
-    report = soak(options.engine_dir, options.requests, options.questions)
+    report = soak(options.engine_dir, options.requests, options.questions, options.tokens)
     print(json.dumps(report))  # noqa: T201
     fine = not report["wrong"] and report["drift"] <= 0.01 and report["cache_length_at_the_end"] == [3, 3]
     threads = report["threads"]

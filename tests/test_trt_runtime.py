@@ -16,6 +16,7 @@ import pytest
 
 import runtime.backend
 import runtime.backend_cuda
+import runtime.engine_trt
 import runtime.trt
 from export.tuning.install import install
 from export.tuning.texts import texts_of
@@ -213,6 +214,18 @@ def test_failing_pass_is_a_typed_error_and_the_decoder_lives_on(host: Decoder, p
                 device.generate(prompt_of(9), max_new_tokens=30, policy=shape)
             place.trt.failing = ""
             assert device.generate(prompt_of(9), max_new_tokens=30, policy=shape).tokens == expected
+
+
+def test_recordings_that_make_room_are_freed_and_made_again(host: Decoder, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.engine_trt, "MAX_CALLS", 3)
+    with place.decoder() as device:
+        discarded = place.cuda.calls["discard"]
+        for tree in TREES[2:]:
+            options = {"max_new_tokens": 30, "policy": FixedPolicy(tree)}
+            expected = host.generate(prompt_of(45), **options).tokens  # type: ignore[arg-type]
+            assert device.generate(prompt_of(45), **options).tokens == expected  # type: ignore[arg-type]
+        assert place.cuda.calls["discard"] > discarded
+        assert len(device._target._engine._calls) == 3  # type: ignore[attr-defined]
 
 
 def test_not_a_number_in_the_cache_does_not_stay(host: Decoder, place: Place) -> None:
