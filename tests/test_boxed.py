@@ -71,7 +71,7 @@ def test_another_drafts_tuning_is_not_used_and_says_so(made: Path, tmp_path: Pat
     assert "is about another draft: not used — make it again" in caplog.text
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_what_comes_with_the_demo_model_is_whole_and_holds_nothing_twice(precision: str, tmp_path: Path) -> None:
     draft = Path(export_package.__file__).parent / "drafts" / "smollm2-135m"
     tuning = take_out(draft, precision, "id", tmp_path)
