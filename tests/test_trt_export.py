@@ -41,7 +41,7 @@ from runtime.backend import load_models
 from runtime.console import run_command
 from runtime.errors import EngineDirError
 from runtime.host_memory import HostMemory
-from runtime.kv import KVCache
+from runtime.kv import Form, KVCache
 from runtime.manifest import FILE_NAME, File, Graph, Manifest, load_manifest, sha256_of
 from runtime.sampling import Sampling, Scores
 from runtime.tree import GrownTree, Tree
@@ -322,9 +322,8 @@ class Recording:
     def engine(self, name: str, shared: Mapping[str, Any], limits: Mapping[str, int]) -> Recorder:
         return Recorder(name, self._manifest.graphs[name], self.asked)
 
-    def cache(self, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: str, value_dtype: str) -> KVCache:
-        step = self._manifest.limits.span_step
-        return KVCache(layers, kv_heads, capacity, head_dim, np.dtype(dtype), step, np.dtype(value_dtype))
+    def cache(self, layers: int, keys: Form, values: Form, capacity: int) -> KVCache:
+        return KVCache(layers, keys, values, capacity, self._manifest.limits.span_step)
 
     def close(self) -> None:
         """Nothing to free."""
