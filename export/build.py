@@ -48,10 +48,11 @@ from .fused import fused_target
 from .gguf import GgufCheckpoint
 from .gpu import Platform
 from .layers import BACKENDS, ONNXRUNTIME, TENSORRT
+from .order_check import adds_in_order
 from .plan import Plan
 from .plan_build import TIMING_CACHE, Progress
 from .sample import build_sample
-from .target import EMBEDDING, TargetWriter
+from .target import EMBEDDING, TargetWriter, is_ordered
 from .tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, TokenizerFiles, tokenizer_of_directory, tokenizer_of_gguf
 from .trt_build import add_policy, build_plans, describe
 from .weights import WeightFile
@@ -175,6 +176,11 @@ def _write_graphs(scratch: Path, job: Job, captured: tuple[int, ...], tokenizer:
     """Every ONNX graph with its weights, checked, and the tokenizer's files."""
     plan, arch, progress = job.plan, job.checkpoint.arch, job.progress
     precision = BACKENDS[plan.backend][plan.precision]
+    if plan.backend == ONNXRUNTIME and is_ordered(precision) and not adds_in_order():
+        raise ExportError(
+            "ONNX Runtime's products on this processor add up in an order of their own, so that answers of integer weights could depend on "
+            "the draft — use --precision fp32 or bf16"
+        )
     with WeightFile(scratch / "target.data") as weights:
         writer = TargetWriter(job.checkpoint, precision, plan.capacity, weights, captured, static=plan.backend == TENSORRT)
         for done in writer.build():

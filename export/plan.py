@@ -87,8 +87,7 @@ def make_plan(
     capacity = -(-(context + max(tree_sizes)) // 64) * 64
     compute = NUMPY_TYPES[precision.compute].itemsize
     weights = weight_bytes(arch, precision, capacity)
-    value = 8 if is_ordered(precision) else compute
-    cache = arch.layers * arch.kv_heads * capacity * arch.head_dim * (compute + value)
+    cache = arch.layers * arch.kv_heads * capacity * arch.head_dim * 2 * compute
     head = arch.vocab * arch.hidden * 4
     widest = max(outputs * inputs for _, outputs, inputs in arch.linears.values())
     layer = weights // (arch.layers + 1)

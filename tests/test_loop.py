@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+import runtime.target
 from policy import PLAIN, FixedPolicy, Observation, Outcome, Policy, TreeSpec
 from runtime.drafter import Drafter, NoDrafter
 from runtime.errors import EngineFailure
@@ -124,6 +125,25 @@ def test_budget_is_met_exactly(budget: int) -> None:
     for seed in range(3):
         tokens, _ = decode(toy_target(), PlantedDrafter(len(PROMPT), answer, VOCAB, seed), FixedPolicy(TREES[-1]), greedy, budget)
         assert tokens == answer[:budget]
+
+
+@pytest.mark.parametrize("spec", TREES[1:], ids=str)
+def test_no_tree_lies_on_both_sides_of_a_stretch(spec: TreeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums over slots would go in other groups than in plain decoding (docs/design.md, section 7)."""
+    monkeypatch.setattr(runtime.target, "STRETCH", 16)
+    target, passes = toy_target(), []
+    verify = target.verify
+
+    def watched(tree: Tree) -> Scores:
+        passes.append((target.length, len(tree)))
+        return verify(tree)
+
+    monkeypatch.setattr(target, "verify", watched)
+    answer = expected(greedy, 40)
+    tokens, _ = decode(target, PlantedDrafter(len(PROMPT), answer, VOCAB, 3), FixedPolicy(spec), greedy)
+    assert tokens == answer
+    assert all(length // 16 == (length + nodes - 1) // 16 for length, nodes in passes)
+    assert max(nodes for _, nodes in passes) == min(spec.nodes, max(16 - length % 16 for length, _ in passes))
 
 
 def test_full_context_ends_the_answer() -> None:
