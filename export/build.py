@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import glob
 import hashlib
-import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +43,7 @@ from .gguf import GgufCheckpoint
 from .gpu import Platform
 from .layers import BACKENDS, ONNXRUNTIME, TENSORRT
 from .order_check import adds_in_order
+from .place import expect_replaceable, move_into_place, scratch_directory
 from .plan import Plan
 from .plan_build import TIMING_CACHE, Progress
 from .sample import build_sample
@@ -115,7 +110,7 @@ def export(job: Job) -> Manifest:
     Raises ExportError; whatever happens, nothing unfinished is left at ``plan.directory``, and what was there stays until then.
     """
     plan = job.plan
-    _expect_replaceable(plan.directory)
+    expect_replaceable(plan.directory)
     parent = plan.directory.parent
     parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(parent).free
@@ -123,9 +118,9 @@ def export(job: Job) -> Manifest:
         raise ExportError(
             f"{parent} has {free >> 20} MiB free, the export needs {plan.disk_bytes >> 20} — free some space or use another --out"
         )
-    with _scratch_directory(plan.directory) as scratch:
+    with scratch_directory(plan.directory) as scratch:
         manifest = _write(scratch, job)
-        _move_into_place(scratch, plan.directory)
+        move_into_place(scratch, plan.directory)
     return manifest
 
 
@@ -234,71 +229,3 @@ def _described(file: str, model: onnx.ModelProto) -> Graph:
         }
 
     return Graph(file, None, (), tensors(model.graph.input), tensors(model.graph.output))
-
-
-def _expect_replaceable(directory: Path) -> None:
-    """Never overwrite what the exporter did not make."""
-    if directory.exists() and not _is_engine(directory) and (not directory.is_dir() or any(directory.iterdir())):
-        raise ExportError(f"{directory} exists and is no engine directory — move it away, or choose another --out or --name")
-
-
-def _is_engine(directory: Path) -> bool:
-    """Whether its manifest is ours, be it damaged: other software calls files manifest.json too."""
-    try:
-        manifest = json.loads((directory / FILE_NAME).read_text(encoding="utf-8"))
-    except OSError:
-        return False
-    except ValueError:
-        return True
-    return isinstance(manifest, dict) and "schema" in manifest
-
-
-@contextlib.contextmanager
-def _scratch_directory(directory: Path) -> Iterator[Path]:
-    """A hidden sibling, removed on the way out; those of runs that were killed are removed too."""
-    prefix = f".{directory.name}.partial-"
-    for stale in directory.parent.glob(f"{glob.escape(prefix)}*"):
-        owner = stale.name.removeprefix(prefix).split("-")[0]
-        if owner.isdecimal() and len(owner) < 10 and not _alive(int(owner)):
-            shutil.rmtree(stale, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=directory.parent))
-    scratch.chmod(0o755)
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _move_into_place(scratch: Path, directory: Path) -> None:
-    """By rename on one file system. An engine that is replaced changes places with the new one in a single step where the system can."""
-    for file in scratch.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    if not directory.exists():
-        scratch.rename(directory)
-    elif not _exchange(scratch, directory):
-        old = scratch.with_name(f"{scratch.name}.old")
-        directory.rename(old)
-        try:
-            scratch.rename(directory)
-        except BaseException:
-            old.rename(directory)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two directories atomically with Linux's renameat2; False where the system or file system has no such call."""
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    at_cwd, exchange = -100, 2
-    return renameat2 is not None and renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0

@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 import export.build
 import export.check
 import export.cli
+import export.place
 from export.cli import command
 from export.errors import CheckpointError
 from export.models import MODELS, ModelEntry
@@ -95,7 +96,7 @@ def test_failure_at_any_stage_leaves_what_was_there(
         fault = Fault(full, getattr(owner, name), at)
         patch.setattr(owner, name, fault)
         if "rename" in stage:  # as on a system that cannot exchange two directories in one step
-            patch.setattr(export.build, "_exchange", lambda first, second: False)
+            patch.setattr(export.place, "_exchange", lambda first, second: False)
         ended = run("--force")
     assert fault.left <= 0
     assert ended.code == 1
@@ -187,8 +188,8 @@ def test_killed_run_leaves_no_engine_and_the_next_one_cleans_up(run: Run, source
     ("patch", "left"),
     [
         (KILLS["before the move"], "old"),
-        ("export.build.shutil.rmtree = die", "new"),
-        ("export.build._exchange = lambda *_: False; Path.rename = second_rename", "none"),
+        ("export.place.shutil.rmtree = die", "new"),
+        ("export.place._exchange = lambda *_: False; Path.rename = second_rename", "none"),
     ],
     ids=["before the move", "after the exchange", "between two renames where nothing can be exchanged"],
 )
