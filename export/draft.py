@@ -74,11 +74,12 @@ class DraftWriter(LayerWriter):
         depth = g.input("depth", INT64, [1, "m"])
         tree_mask = g.input("tree_mask", BOOL, ["m", "w"])
         self.past, self.write = g.input("past", INT64, [1]), g.input("write", INT64, [1])
+        self.value_write = self.write
         slots = g.input("slots", INT64, ["span"])
         rows, beam = g.input("rows", INT64, ["r"]), g.input("beam", INT64, ["k"])
         self.positions = g.op("Add", depth, self.past)
         self.mask = self._attention_mask(tree_mask, slots)
-        self.key_rope = self.query_rope = self._rotary()
+        self.rope = self._rotary()
 
         feature = self._norm(hidden, "model.layers.0.hidden_norm.weight")
         both = g.op("Concat", self._norm(self._embedded(tokens), "model.layers.0.input_layernorm.weight"), feature, axis=1)

@@ -33,7 +33,7 @@ def fused_target(writer: TargetWriter, model: onnx.ModelProto) -> onnx.ModelProt
         past, present = ([f"{side}.{layer}.{kind}" for kind in ("key", "value")] for side in ("past", "present"))
         g.ops(
             "GroupQueryAttention",
-            *(g.op("Unsqueeze", joined, g.const([0])), "", "", *past, last, total, *writer.key_rope, writer.positions, bias),
+            *(g.op("Unsqueeze", joined, g.const([0])), "", "", *past, last, total, *writer.rope, writer.positions, bias),
             outs=(f"fused.{layer}", *present),
             domain=_DOMAIN,
             num_heads=arch.heads,

@@ -76,11 +76,11 @@ class LayerWriter:
 
     past: str  # committed slots: all of them are attended to
     write: str  # slot of the pass's first row
+    value_write: str  # the same, for each part of the values
     positions: str
     mask: str
     span: str  # how many slots attention reads, [1]; in the static form
-    key_rope: list[str]
-    query_rope: list[str]
+    rope: list[str]  # cos and sin
     window: int | None = None  # slots before ``past`` that are seen; None is all
 
     def __init__(
@@ -101,11 +101,10 @@ class LayerWriter:
         """The finished graph."""
         return self.g.model("resps-export")
 
-    def _rotary(self, scale: float = 1.0) -> list[str]:
-        """cos and sin tables, perhaps with a factor."""
+    def _rotary(self) -> list[str]:
+        """cos and sin tables."""
         cos, sin = self.arch.rope.tables(self.arch.head_dim, self.capacity)
-        stem = "rope" if scale == 1.0 else "rope.scaled"
-        return [self._array(f"{stem}.cos", cos * scale), self._array(f"{stem}.sin", sin * scale)]
+        return [self._array("rope.cos", cos), self._array("rope.sin", sin)]
 
     def _attention_mask(self, tree_mask: str, slots: str) -> str:
         """[1,1,n,span] bool, once per pass: the slots before ``past``, and after them what tree_mask [n, columns] allows."""
@@ -136,45 +135,51 @@ class LayerWriter:
     def _attention(self, layer: int, normed: str) -> str:
         g, arch = self.g, self.arch
         joined = self._linear(layer, "qkv", normed)
-        query, key, value = self._heads(joined)
-        if arch.qk_norm:
-            query = self._norm(query, f"model.layers.{layer}.self_attn.q_norm.weight", arch.head_dim)
-            key = self._norm(key, f"model.layers.{layer}.self_attn.k_norm.weight", arch.head_dim)
-        query = g.op("RotaryEmbedding", query, *self.query_rope, self.positions)
-        key = g.op("RotaryEmbedding", key, *self.key_rope, self.positions)
-        keys = self._cached(layer, "key", key, arch.kv_heads, arch.head_dim)
+        query, key, value = self._heads(layer, joined)
+        keys = self._cached(layer, "key", key, (1, arch.kv_heads), arch.head_dim)
         values = self._cached(layer, "value", value, *self._value_form())
         attended = g.op("Reshape", self._attend(query, keys, values), g.const([-1, arch.heads * arch.head_dim]))
         self.attended.append((joined, attended))
         return self._linear(layer, "o", attended)
 
-    def _heads(self, joined: str) -> tuple[str, str, str]:
-        """The product for all parts -> queries, keys and values [1, heads, n, D]."""
+    def _heads(self, layer: int, joined: str) -> tuple[str, str, str]:
+        """The product for all parts -> queries and keys, both turned to their positions, and values [1, heads, n, D]."""
         g, arch = self.g, self.arch
         heads = arch.heads + 2 * arch.kv_heads
         by_head = g.op("Transpose", g.op("Reshape", joined, g.const([1, -1, heads, arch.head_dim])), perm=[0, 2, 1, 3])
         query, key, value = g.ops("Split", by_head, g.const([arch.heads, arch.kv_heads, arch.kv_heads]), outs=(None,) * 3, axis=1)
-        return query, key, value
+        return *self._positioned(layer, query, key), value
 
-    def _value_form(self) -> tuple[int, int]:
-        """Heads and numbers a head of the cached values."""
-        return self.arch.kv_heads, self.arch.head_dim
+    def _positioned(self, layer: int, query: str, key: str) -> tuple[str, str]:
+        """Queries and keys [1, heads, n, D], perhaps with a norm each, turned."""
+        if self.arch.qk_norm:
+            query = self._norm(query, f"model.layers.{layer}.self_attn.q_norm.weight", self.arch.head_dim)
+            key = self._norm(key, f"model.layers.{layer}.self_attn.k_norm.weight", self.arch.head_dim)
+        return self._turned(query), self._turned(key)
+
+    def _turned(self, heads: str) -> str:
+        return self.g.op("RotaryEmbedding", heads, *self.rope, self.positions)
+
+    def _value_form(self) -> tuple[tuple[int, int], int]:
+        """The cached values' sizes before and behind their slots."""
+        return (1, self.arch.kv_heads), self.arch.head_dim
 
     def _attend(self, query: str, keys: str, values: str) -> str:
         """[1, n, heads, D]."""
         attended = self.g.op("Attention", query, keys, values, self.mask, scale=self.arch.head_dim**-0.5)
         return self.g.op("Transpose", attended, perm=[0, 2, 1, 3])
 
-    def _cached(self, layer: int, kind: str, update: str, heads: int, width: int) -> str:
-        """Write the new rows [1, heads, n, width] into the cache in place; all of its `span` slots are returned.
+    def _cached(self, layer: int, kind: str, update: str, heads: tuple[int, int], width: int) -> str:
+        """Write the new rows [*heads, n, width] into the cache in place; all of its `span` slots are returned.
 
         TensorScatter must sit directly between a graph input and a graph output, or it copies the cache.
         """
         g = self.g
-        shape: list[int | str] = [1, heads, self.capacity if self.static else "span", width]
+        shape: list[int | str] = [*heads, self.capacity if self.static else "span", width]
         past = g.input(f"past.{layer}.{kind}", self.precision.compute, shape)
         self._presents.append((f"present.{layer}.{kind}", self.precision.compute, shape))
-        present = g.op("TensorScatter", past, update, self.write, out=f"present.{layer}.{kind}", axis=-2, mode="linear")
+        write = self.write if kind == "key" else self.value_write
+        present = g.op("TensorScatter", past, update, write, out=f"present.{layer}.{kind}", axis=-2, mode="linear")
         return g.op("Slice", present, g.const([0]), self.span, g.const([2])) if self.static else present
 
     def _norm(self, x: str, name: str, width: int | None = None) -> str:

@@ -12,7 +12,7 @@ from .draft_build import MAX_WIDTH, draft_capacity
 from .graph import FLOAT8, INT4
 from .layers import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision, is_quantized
 from .profiles import WIDTHS
-from .target import is_integer, is_offset, is_ordered
+from .target import is_integer, is_offset
 from .weights import BLOCK
 
 TREE_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -180,10 +180,4 @@ def weight_bytes(arch: Arch, precision: Precision, capacity: int) -> int:
     embedding = arch.vocab * arch.hidden * stored
     own_head = not arch.tied_head or precision.head is not None
     head = matrix(arch.vocab, arch.hidden, precision.head) if own_head else 0
-    return (
-        embedding
-        + head
-        + arch.layers * layer
-        + arch.hidden * stored
-        + capacity * arch.head_dim * compute * (2 if is_ordered(precision) else 1)  # tables for scaled queries
-    )
+    return embedding + head + arch.layers * layer + arch.hidden * stored + capacity * arch.head_dim * compute

@@ -1,8 +1,8 @@
 """The target graph, written node by node (design.md section 4).
 
 inputs   tokens[1,n] depth[1,n] int64 · tree_mask[n,n] bool · past[1] int64 · slots[span] int64 · rows[r] int64
-         past.i.key / past.i.value [1,Hkv,span,D]
-outputs  next_token[1,r] int64 · logits[1,r,V] float32 · features[1,n,3H] · present.i.key / present.i.value [1,Hkv,span,D]
+         past.i.key / past.i.value [1,Hkv,span,D]; in the ordered form values are [D/16,Hkv,span,16]
+outputs  next_token[1,r] int64 · logits[1,r,V] float32 · features[1,n,3H] · present.i.key / present.i.value
 
 Row j of a pass writes its key and value to slot past+j and stands at position past+depth[j]. It attends to every committed
 slot (< past) and, among the rows of this pass, to those tree_mask[j] names. `slots` is 0, 1, ..., span - 1; the caller lays the cache out
@@ -53,17 +53,17 @@ class TargetWriter(LayerWriter):
         tokens = g.input("tokens", INT64, [1, "n"])
         depth = g.input("depth", INT64, [1, "n"])
         tree_mask = g.input("tree_mask", BOOL, ["n", "n"])
-        self.past = self.write = g.input("past", INT64, [1])
+        self.past = self.write = self.value_write = g.input("past", INT64, [1])
         slots = g.input("slots", INT64, ["span"])
         rows = g.input("rows", INT64, ["r"])
         self.positions = g.op("Add", depth, self.past)
         self.mask = self._attention_mask(tree_mask, slots)
-        self.key_rope = self.query_rope = self._rotary()
-        if self.ordered:  # its scores are not scaled by an operator of their own
-            self.query_rope = self._rotary(arch.head_dim**-0.5)
+        self.rope = self._rotary()
+        if self.ordered:
+            self.value_write = g.op("Expand", self.past, g.const([self._value_form()[0][0]]))
             hidden = g.op("Where", self.mask, g.const(0, np.float32), g.const(-np.inf, np.float32))
             self.mask = g.op("Concat", *[hidden] * self._queries_of_a_key(), axis=2)
-            shape = g.op("Concat", g.const([1, 1, 1]), g.op("Shape", slots), g.const([self._value_form()[1]]), axis=0)
+            shape = g.op("Concat", g.const([1, 1]), g.op("Shape", slots), g.const([self._value_form()[1]]), axis=0)
             self.ones = g.op("Expand", g.const(1, np.float32), shape)
 
         embedding = self._stored(EMBEDDING, (arch.vocab, arch.hidden), [EMBEDDING])
@@ -110,22 +110,25 @@ class TargetWriter(LayerWriter):
             self._zeros[head] = integer.zero_points(self.g, *("rows", 0) if head else ("tokens", 1))
         return self._zeros[head]
 
-    def _heads(self, joined: str) -> tuple[str, str, str]:
+    def _heads(self, layer: int, joined: str) -> tuple[str, str, str]:
         if not self.ordered:
-            return super()._heads(joined)
+            return super()._heads(layer, joined)
         g, arch = self.g, self.arch
-        heads, (chunks, width) = arch.heads + arch.kv_heads, self._value_form()
-        sizes = g.const([heads * arch.head_dim, arch.kv_heads * arch.head_dim])
-        attending, value = g.ops("Split", joined, sizes, outs=(None, None), axis=1)
-        by_head = g.op("Transpose", g.op("Reshape", attending, g.const([1, -1, heads, arch.head_dim])), perm=[0, 2, 1, 3])
-        query, key = g.ops("Split", by_head, g.const([arch.heads, arch.kv_heads]), outs=(None, None), axis=1)
-        return query, key, g.op("Transpose", g.op("Reshape", value, g.const([1, -1, chunks, width])), perm=[0, 2, 1, 3])
+        (parts, kv_heads), width = self._value_form()
+        sizes = [(arch.heads + kv_heads) * arch.head_dim, kv_heads * arch.head_dim]
+        attending, value = g.ops("Split", joined, g.const(sizes), outs=(None, None), axis=1)
+        by_head = g.op("Transpose", g.op("Reshape", attending, g.const([1, -1, arch.heads + kv_heads, arch.head_dim])), perm=[0, 2, 1, 3])
+        value = g.op("Transpose", g.op("Reshape", value, g.const([-1, kv_heads, parts, width])), perm=[2, 1, 0, 3])
+        if not arch.qk_norm:  # both turned by one node
+            by_head = self._turned(by_head)
+        query, key = g.ops("Split", by_head, g.const([arch.heads, kv_heads]), outs=(None, None), axis=1)
+        return *(self._positioned(layer, query, key) if arch.qk_norm else (query, key)), value
 
-    def _value_form(self) -> tuple[int, int]:
+    def _value_form(self) -> tuple[tuple[int, int], int]:
         if not self.ordered:
             return super()._value_form()
         width = math.gcd(self.arch.head_dim, ORDERED_WIDTH)
-        return self.arch.kv_heads * self.arch.head_dim // width, width
+        return (self.arch.head_dim // width, self.arch.kv_heads), width
 
     def _attend(self, query: str, keys: str, values: str) -> str:
         return self._ordered_attention(query, keys, values) if self.ordered else super()._attend(query, keys, values)
@@ -145,19 +148,18 @@ class TargetWriter(LayerWriter):
         so the cache holds values in columns of ORDERED_WIDTH.
         """
         g, arch = self.g, self.arch
-        each, (chunks, width) = self._queries_of_a_key(), self._value_form()
+        each, ((parts, _), width) = self._queries_of_a_key(), self._value_form()
         if arch.heads == arch.kv_heads:
             query = g.op("Concat", query, query, axis=2)
         grouped = g.op("Reshape", query, g.const([1, arch.kv_heads, -1, arch.head_dim]))
-        masked = g.op("Add", g.op("MatMul", grouped, g.op("Transpose", keys, perm=[0, 1, 3, 2])), self.mask)
+        products = g.op("MatMul", grouped, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
+        masked = g.op("Add", g.op("Mul", products, g.const(arch.head_dim**-0.5, np.float32)), self.mask)
         weights = g.op("Exp", g.op("Sub", masked, g.op("ReduceMax", masked, g.const([-1]))))
-        weights = g.op("Unsqueeze", weights, g.const([2]))
-        columns = g.op("Reshape", values, g.const([1, arch.kv_heads, chunks // arch.kv_heads, -1, width]))
-        context = g.op("Div", g.op("MatMul", weights, columns), g.op("MatMul", weights, self.ones))
-        split = g.op("Reshape", context, g.const([arch.kv_heads, chunks // arch.kv_heads, each, -1, width]))
+        context = g.op("Div", g.op("MatMul", weights, values), g.op("MatMul", weights, self.ones))
+        split = g.op("Reshape", context, g.const([parts, arch.kv_heads, each, -1, width]))
         if arch.heads == arch.kv_heads:
             split = g.op("Slice", split, g.const([0]), g.const([1]), g.const([2]))
-        return g.op("Transpose", split, perm=[3, 0, 2, 1, 4])
+        return g.op("Transpose", split, perm=[3, 1, 2, 0, 4])
 
     def _head(self, hidden: str, embedding: str) -> None:
         g, arch, precision = self.g, self.arch, self.precision

@@ -119,8 +119,8 @@ def _cache_forms(graph: Graph) -> tuple[Form, Form]:
 
 
 def _form(tensor: Tensor) -> Form:
-    _, heads, _, width = tensor.shape
-    return Form(int(heads), int(width), dtype_of(tensor.dtype))
+    parts, heads, _, width = tensor.shape
+    return Form(int(parts), int(heads), int(width), dtype_of(tensor.dtype))
 
 
 def _picker(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer) -> Callable[[Sampling], Pick]:

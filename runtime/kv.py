@@ -13,11 +13,18 @@ from .engine import Buffer
 
 @dataclass(frozen=True)
 class Form:
-    """How a graph has a layer's keys or values: [1, heads, span, width]. The CPU's quantized graphs have values in several parts a head."""
+    """How a graph has a layer's keys or values: [parts, heads, span, width]. The CPU's quantized graphs have a head's values in
+    several parts, all others in one."""
 
+    parts: int
     heads: int
     width: int
     dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        """Numbers in a slot."""
+        return self.parts * self.heads * self.width
 
 
 class Cache(Protocol):
@@ -60,14 +67,15 @@ class Cache(Protocol):
 class KVCache:
     """Keys and values of ``layers`` layers; slots below ``length`` are committed.
 
-    Every tensor owns room for ``capacity`` slots and uses the front of it as [1, heads, span, width], laid out for the ``span`` slots that
-    a pass may touch. So attention reads the used part as a whole, without a Slice and its copy, which took 5 % of a pass (docs/design.md).
+    Every tensor owns room for ``capacity`` slots and uses the front of it as [parts, heads, span, width], laid out for the ``span``
+    slots that a pass may touch. So attention reads the used part as a whole, without a
+    Slice and its copy, which took 5 % of a pass (docs/design.md).
     """
 
     def __init__(self, layers: int, keys: Form, values: Form, capacity: int, span_step: int = 64) -> None:
         self._forms = {"key": keys, "value": values}
         # np.zeros takes pages only when they are written: unused capacity costs no memory.
-        self._buffers = {kind: np.zeros((layers, form.heads * capacity * form.width), form.dtype) for kind, form in self._forms.items()}
+        self._buffers = {kind: np.zeros((layers, form.size * capacity), form.dtype) for kind, form in self._forms.items()}
         self.capacity, self._step = capacity, span_step
         self._length = self._span = 0
 
@@ -111,8 +119,8 @@ class KVCache:
         self._span = span
 
     def _laid_out(self, span: int) -> list[np.ndarray]:
-        """Keys and values, each [layers, heads, span, width]; views."""
-        forms = ((self._buffers[kind], form.heads, form.width) for kind, form in self._forms.items())
+        """Keys and values, each [layers, parts * heads, span, width]; views."""
+        forms = ((self._buffers[kind], form.parts * form.heads, form.width) for kind, form in self._forms.items())
         return [room[:, : heads * span * width].reshape(len(room), heads, span, width) for room, heads, width in forms]
 
     def commit(self, path: Sequence[int]) -> None:
@@ -143,5 +151,6 @@ class KVCache:
         """The committed part, [layers, 2, 1, Hkv, length, D]; a copy."""
         keys, values = (rows[:, :, : self._length] for rows in self._laid_out(self._span))
         layers, heads, length, _ = keys.shape
-        parts = values.reshape(layers, heads, -1, length, values.shape[-1]).swapaxes(2, 3)
-        return np.stack([keys[:, None], parts.reshape(keys.shape)[:, None]], axis=1)
+        parts = values.reshape(layers, -1, heads, length, values.shape[-1])
+        whole = parts.transpose(0, 2, 3, 1, 4).reshape(keys.shape)
+        return np.stack([keys[:, None], whole[:, None]], axis=1)

@@ -77,11 +77,10 @@ def check_contract(manifest: Manifest) -> None:
 
 
 def _check_cache(name: str, tensor: Tensor, model: Model | Draft) -> None:
-    """Keys and values are [1, heads, span, width], however heads are divided."""
+    """Keys and values are [parts, heads, span, width], where a head's width may be divided into parts."""
     sizes = [size if isinstance(size, int) else 0 for size in tensor.shape]
-    batch, heads, _, width = sizes if len(sizes) == 4 else (0, 0, 0, 0)
-    fits = min(heads, model.kv_heads) >= 1 and heads * width == model.kv_heads * model.head_dim and heads % model.kv_heads == 0
-    if batch != 1 or not fits:
+    parts, heads, _, width = sizes if len(sizes) == 4 else (0, 0, 0, 0)
+    if heads < 1 or heads != model.kv_heads or parts * width != model.head_dim:
         raise Malformed(f"manifest.graphs.{name} has a cache of {list(tensor.shape)}, which is not this model's")
 
 

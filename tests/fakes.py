@@ -87,6 +87,6 @@ class ToyEngine:
 
 def toy_target() -> Target:
     """A fresh target with an empty cache."""
-    form = Form(heads=1, width=2, dtype=np.dtype(np.float32))
+    form = Form(parts=1, heads=1, width=2, dtype=np.dtype(np.float32))
     cache = KVCache(1, form, form, LIMITS.capacity, span_step=16)
     return Target(ToyEngine(cache), cache, LIMITS, HostMemory())

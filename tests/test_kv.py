@@ -7,12 +7,12 @@ import pytest
 
 from runtime.kv import Form, KVCache
 
-WHOLE, IN_PARTS = Form(2, 4, np.dtype(np.float32)), Form(4, 2, np.dtype(np.float32))
+WHOLE, IN_PARTS = Form(1, 2, 4, np.dtype(np.float32)), Form(2, 2, 2, np.dtype(np.float32))
 
 
 def laid_out(cache: KVCache, name: str = "past.0.key", form: Form = WHOLE) -> np.ndarray:
     """A tensor as a call binds it."""
-    return cache.tensors()[name][: 2 * cache.span * 4].reshape(1, form.heads, cache.span, form.width)
+    return cache.tensors()[name][: 2 * cache.span * 4].reshape(form.parts, form.heads, cache.span, form.width)
 
 
 def filled(span: int = 40, values: Form = WHOLE) -> KVCache:
@@ -21,8 +21,7 @@ def filled(span: int = 40, values: Form = WHOLE) -> KVCache:
     cache.reserve(span)
     for name in cache.tensors():
         form = values if name.endswith("value") else WHOLE
-        heads = np.arange(form.heads) * 2 // form.heads
-        laid_out(cache, name, form)[:] = (100 * heads[:, None] + np.arange(span))[..., None]
+        laid_out(cache, name, form)[:] = (100 * np.arange(form.heads)[:, None] + np.arange(span))[..., None]
     return cache
 
 
