@@ -11,8 +11,6 @@ import numpy as np
 
 from .graph import FLOAT, GraphBuilder
 
-LEAST_WEIGHTS = 640 << 10
-"""A matrix with fewer stays in blocks: with one row its fifteen small nodes cost more than they save."""
 # The fast kernels multiply unsigned activations by signed weights. Processors without VNNI add two such products in 16 bits: digits of
 # seven bits, 1 to 127, cannot overflow there, 127 * 127 * 2 < 2**15.
 _ZERO = 64  # the digit that stands for zero

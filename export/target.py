@@ -187,7 +187,7 @@ def is_offset(precision: Precision, shape: tuple[int, int], kind: int | None) ->
 
 def is_integer(precision: Precision, shape: tuple[int, int], kind: int | None) -> bool:
     """Whether the product with a matrix [outputs, inputs] of the target is an integer product, with one scale an output and no blocks."""
-    return is_ordered(precision) and kind == INT8 and is_quantized(kind, shape[1]) and shape[0] * shape[1] >= integer.LEAST_WEIGHTS
+    return is_ordered(precision) and kind == INT8 and is_quantized(kind, shape[1])
 
 
 def stream(layer: int) -> str:

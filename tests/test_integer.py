@@ -10,7 +10,6 @@ import onnx
 import onnxruntime
 import pytest
 
-import export.integer
 from export.graph import FLOAT, GraphBuilder
 from export.integer import integer_product, zero_points
 from export.plan import weight_bytes
@@ -67,9 +66,8 @@ def test_extreme_values_do_not_overflow() -> None:
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_model_of_integer_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, tied: bool) -> None:
+def test_model_of_integer_products(tmp_path: Path, precision: str, tied: bool) -> None:
     """Every int8 matrix of a toy model, biases included, against the model itself with these weights rounded."""
-    monkeypatch.setattr(export.integer, "LEAST_WEIGHTS", 0)
     model = tiny_model("qwen2", tied=tied)
     graph = Graph(tmp_path, model, precision)
     nodes = [node.op_type for node in onnx.load(graph.file, load_external_data=False).graph.node]
