@@ -17,9 +17,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from . import integer
 from .checkpoint import Checkpoint
 from .graph import BOOL, FLOAT, INT4, INT8, INT64
+from .integer import FINE, integer_product
 from .layers import LayerWriter, Precision, is_quantized
 from .weights import BLOCK, WeightFile, quantize_blocks_with_offset, quantize_outputs
 
@@ -45,7 +45,6 @@ class TargetWriter(LayerWriter):
         super().__init__("target", checkpoint.arch, checkpoint, precision, capacity, weights, static)
         self.captured = captured or checkpoint.arch.captured
         self.ordered = is_ordered(precision) and not static
-        self._zeros: dict[bool, str] = {}
 
     def build(self) -> Iterator[int]:
         """Write the whole graph; yields the number of finished layers, for progress."""
@@ -92,7 +91,7 @@ class TargetWriter(LayerWriter):
             return self.g.op("Add", product, *bias) if bias else product
         value, scale = self._quantized(shape, parts, quantize_outputs)
         weight = self.g.initializer(self.weights.add(f"{stem}.quantized", INT8, value.shape, [value]))
-        product = integer.integer_product(self.g, x, self._zero_points(head=stem == "head"), weight, self._array(f"{stem}.scale", scale))
+        product = integer_product(self.g, x, weight, self._array(f"{stem}.scale", scale * FINE))
         return self.g.op("Add", product, *bias) if bias else product
 
     def _offset_product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str]) -> str:
@@ -103,12 +102,6 @@ class TargetWriter(LayerWriter):
         product = g.op("MatMul", x, self._dequantized(stem, value, scale, bits=4))
         sums = g.op("ReduceSum", g.op("Reshape", x, g.const([-1, shape[1] // BLOCK, BLOCK])), g.const([-1]), keepdims=0)
         return g.op("Gemm", sums, self._array(f"{stem}.offset", offset), product)
-
-    def _zero_points(self, head: bool) -> str:
-        """Of the rows of the pass, or of those that the head gets; made where they are first needed."""
-        if head not in self._zeros:
-            self._zeros[head] = integer.zero_points(self.g, *("rows", 0) if head else ("tokens", 1))
-        return self._zeros[head]
 
     def _heads(self, layer: int, joined: str) -> tuple[str, str, str]:
         if not self.ordered:

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from export.checkpoint import SafetensorsCheckpoint
 from export.errors import CheckpointError
 from export.fused import fused_target
+from export.integer import FINE
 from export.layers import PRECISIONS
 from export.plan import weight_bytes
 from export.target import TargetWriter
@@ -169,7 +170,7 @@ def dequantized(file: Path) -> dict[str, np.ndarray]:
     assert {arrays[f"{name}.quantized"].data_type for name in found} == {onnx.TensorProto.INT4}
     head = arrays["head.quantized"]
     assert head.data_type == onnx.TensorProto.INT8
-    return {**found, "head": numpy_helper.to_array(head) * numpy_helper.to_array(arrays["head.scale"])}
+    return {**found, "head": numpy_helper.to_array(head) * numpy_helper.to_array(arrays["head.scale"]) / FINE}
 
 
 def with_matrices(model: Any, matrices: dict[str, np.ndarray]) -> Any:
