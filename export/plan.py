@@ -11,6 +11,7 @@ from .draft_arch import DraftArch
 from .draft_build import MAX_WIDTH, draft_capacity
 from .graph import FLOAT8, INT4
 from .layers import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision, is_quantized
+from .offsets import widened
 from .profiles import WIDTHS
 from .target import is_integer, is_offset
 from .weights import BLOCK
@@ -156,11 +157,10 @@ def draft_bytes(draft: DraftArch, precision: Precision, capacity: int) -> int:
     return layers + first + fc + embedding + matrix(draft.vocab, layer.hidden, precision.head) + tables
 
 
-def _matrix_bytes(precision: Precision, outputs: int, inputs: int, kind: int | None, of_block: int = 1) -> int:
-    """Of one matrix, quantized to ``kind`` with its scales where blocks fit. ``of_block``: numbers that every block of integers has, its
-    scale and perhaps its offset; 0: there is one scale an output."""
+def _matrix_bytes(precision: Precision, outputs: int, inputs: int, kind: int | None, blocked: bool = True) -> int:
+    """Of one matrix, quantized to ``kind`` with its scales where blocks fit; of integers that are not ``blocked`` an output has one."""
     if is_quantized(kind, inputs):
-        scales = outputs if kind == FLOAT8 or not of_block else of_block * outputs * inputs // BLOCK
+        scales = outputs if kind == FLOAT8 or not blocked else outputs * inputs // BLOCK
         return outputs * inputs // (2 if kind == INT4 else 1) + scales * NUMPY_TYPES[precision.compute].itemsize
     return outputs * inputs * NUMPY_TYPES[precision.stored].itemsize
 
@@ -171,8 +171,9 @@ def weight_bytes(arch: Arch, precision: Precision, capacity: int) -> int:
 
     def matrix(outputs: int, inputs: int, kind: int | None) -> int:
         shape = outputs, inputs
-        of_block = 0 if is_integer(precision, shape, kind) else 2 if is_offset(precision, shape, kind) else 1
-        return _matrix_bytes(precision, outputs, inputs, kind, of_block)
+        if is_offset(precision, shape, kind):
+            inputs = widened(inputs)
+        return _matrix_bytes(precision, outputs, inputs, kind, not is_integer(precision, shape, kind))
 
     layer = sum(matrix(outputs, inputs, precision.matrix) for _, outputs, inputs in arch.linears.values())
     biases = arch.qkv_bias * arch.linears["qkv"][1] + arch.output_bias * arch.linears["o"][1]

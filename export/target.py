@@ -21,7 +21,8 @@ from .checkpoint import Checkpoint
 from .graph import BOOL, FLOAT, INT4, INT8, INT64
 from .integer import FINE, integer_product
 from .layers import LayerWriter, Precision, is_quantized
-from .weights import BLOCK, WeightFile, quantize_blocks_with_offset, quantize_outputs
+from .offsets import quantize_widened, wide
+from .weights import WeightFile, quantize_outputs
 
 EMBEDDING = "model.embed_tokens.weight"
 ORDERED_WIDTH = 16
@@ -45,6 +46,7 @@ class TargetWriter(LayerWriter):
         super().__init__("target", checkpoint.arch, checkpoint, precision, capacity, weights, static)
         self.captured = captured or checkpoint.arch.captured
         self.ordered = is_ordered(precision) and not static
+        self._blanks: dict[int, str] = {}
 
     def build(self) -> Iterator[int]:
         """Write the whole graph; yields the number of finished layers, for progress."""
@@ -87,21 +89,21 @@ class TargetWriter(LayerWriter):
         if self.static or not (is_offset(self.precision, shape, kind) or is_integer(self.precision, shape, kind)):
             return super()._product(x, stem, shape, parts, kind, *bias)
         if kind == INT4:
-            product = self._offset_product(x, stem, shape, parts)
+            value, scale = self._quantized(shape, parts, quantize_widened)
+            widened = wide(self.g, x, shape[1], self._blank)
+            product = self.g.op("MatMul", widened, self._dequantized(stem, value, scale, bits=4))
             return self.g.op("Add", product, *bias) if bias else product
         value, scale = self._quantized(shape, parts, quantize_outputs)
         weight = self.g.initializer(self.weights.add(f"{stem}.quantized", INT8, value.shape, [value]))
         product = integer_product(self.g, x, weight, self._array(f"{stem}.scale", scale * FINE))
         return self.g.op("Add", product, *bias) if bias else product
 
-    def _offset_product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str]) -> str:
-        """Every input of a block meets the block's offset: their sums times the offsets are added to the product with symmetric integers,
-        the only ones whose product ONNX Runtime fuses."""
-        g = self.g
-        value, scale, offset = self._quantized(shape, parts, quantize_blocks_with_offset)
-        product = g.op("MatMul", x, self._dequantized(stem, value, scale, bits=4))
-        sums = g.op("ReduceSum", g.op("Reshape", x, g.const([-1, shape[1] // BLOCK, BLOCK])), g.const([-1]), keepdims=0)
-        return g.op("Gemm", sums, self._array(f"{stem}.offset", offset), product)
+    def _blank(self, width: int) -> str:
+        """Zeros [n, width]; made where they are first needed."""
+        if width not in self._blanks:
+            shape = self.g.op("Concat", self.g.op("Shape", "tokens", start=1), self.g.const([width]), axis=0)
+            self._blanks[width] = self.g.op("Expand", self.g.const(0, np.float32), shape)
+        return self._blanks[width]
 
     def _heads(self, layer: int, joined: str) -> tuple[str, str, str]:
         if not self.ordered:

@@ -79,20 +79,6 @@ def quantize_blocks(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarr
     return values.reshape(weight.shape), scale[..., 0]
 
 
-def quantize_blocks_with_offset(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Four bits with an offset a block, of float32 [outputs, inputs], inputs a multiple of BLOCK: the scheme of llama.cpp's Q4_1, of whose
-    weights nothing is lost.
-
-    Returns int8 values from -8 to 7 [outputs, inputs], float32 scales and offsets [outputs, inputs / BLOCK]; value * scale + offset
-    approximates the weight.
-    """
-    blocks = weight.reshape(weight.shape[0], -1, BLOCK)
-    low, high = blocks.min(-1, keepdims=True), blocks.max(-1, keepdims=True)
-    scale = (high - low) / 15.0
-    values = np.rint((blocks - low) / np.where(scale == 0, 1.0, scale)) - 8.0
-    return values.astype(np.int8).reshape(weight.shape), scale[..., 0], (low + 8.0 * scale)[..., 0]
-
-
 def quantize_outputs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int8 values [outputs, inputs] of float32 [outputs, inputs] and one float32 scale an output; value * scale approximates the weight."""
     scale = np.abs(weight).max(-1) / 127.0

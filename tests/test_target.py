@@ -19,9 +19,10 @@ from export.errors import CheckpointError
 from export.fused import fused_target
 from export.integer import FINE
 from export.layers import PRECISIONS
+from export.offsets import widened
 from export.plan import weight_bytes
 from export.target import TargetWriter
-from export.weights import ALIGNMENT, BLOCK, WeightFile, quantize_blocks_with_offset
+from export.weights import ALIGNMENT, BLOCK, WeightFile
 from policy import TreeSpec
 from runtime.target import STRETCH
 from runtime.tree import Tree
@@ -156,17 +157,26 @@ def test_sixteen_bit_weights_are_rounded_once(tmp_path: Path) -> None:
     np.testing.assert_allclose(result["logits"][0], exact, rtol=0, atol=0.03)
 
 
-def dequantized(file: Path) -> dict[str, np.ndarray]:
+def wide_inputs(x: np.ndarray) -> np.ndarray:
+    """x [n, inputs], then the sums of its blocks twice, each time filled up to whole blocks, then what is missing of four blocks."""
+    sums = x.reshape(len(x), -1, BLOCK).sum(-1)
+    sums = np.pad(sums, ((0, 0), (0, -sums.shape[1] % BLOCK)))
+    wide = np.concatenate([x, sums, sums], axis=1)
+    return np.pad(wide, ((0, 0), (0, -wide.shape[1] % (4 * BLOCK))))
+
+
+def dequantized(graph: Graph) -> dict[str, np.ndarray]:
     """Matrices of an int4 graph, [inputs, outputs], computed from the stored integers and scales."""
-    model = onnx.load(file)
+    model = onnx.load(graph.file)
     arrays = {each.name: each for each in model.graph.initializer}
     found = {}
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in arrays:
             values, scales = (numpy_helper.to_array(arrays[name]).astype(np.float32) for name in node.input)
             name = node.input[0].removesuffix(".quantized")
-            offset = np.repeat(numpy_helper.to_array(arrays[f"{name}.offset"]), BLOCK, axis=0) if f"{name}.offset" in arrays else 0
-            found[name] = values * np.repeat(scales, BLOCK, axis=0) + offset
+            wide = values * np.repeat(scales, BLOCK, axis=0)
+            inputs = graph.arch.linears[name.split(".")[-1]][2]
+            found[name] = wide_inputs(np.eye(inputs, dtype=np.float32)) @ wide
     assert {arrays[f"{name}.quantized"].data_type for name in found} == {onnx.TensorProto.INT4}
     head = arrays["head.quantized"]
     assert head.data_type == onnx.TensorProto.INT8
@@ -194,7 +204,7 @@ def test_four_bits_are_the_model_dequantized(tmp_path: Path) -> None:
     graph = Graph(tmp_path, model, "int4", optimized=False)
     exact, _ = reference(model, PROMPT)
     original = weights_of(model)
-    matrices = dequantized(graph.file)
+    matrices = dequantized(graph)
     assert matrices.keys() == {"head", *(f"layers.{layer}.{matrix}" for layer in range(6) for matrix in MATRICES)}
     error = np.abs(matrices["layers.3.down"].T - original["model.layers.3.mlp.down_proj.weight"])
     assert 0 < error.max() <= 1.001 / 15 * np.abs(original["model.layers.3.mlp.down_proj.weight"]).max()
@@ -273,27 +283,9 @@ def test_quantized_rows_are_the_same_bits_in_any_tree(tmp_path: Path, precision:
             past += len(path)
 
 
-def test_four_bits_lose_nothing_of_weights_that_had_four_bits() -> None:
-    """Blocks of sixteen evenly spaced values, as a Q4_1 file has them."""
-    random = np.random.default_rng(0)
-    levels = random.integers(0, 16, (24, 4, BLOCK))
-    levels[..., :2] = 0, 15
-    scale, low = random.standard_normal((2, 24, 4, 1)).astype(np.float16).astype(np.float32)
-    weight = (np.abs(scale) * levels + low).astype(np.float32).reshape(24, -1)
-    values, scales, offsets = quantize_blocks_with_offset(weight)
-    np.testing.assert_array_equal(values, levels.reshape(24, -1) - 8)
-    restored = values.reshape(24, 4, BLOCK) * scales[..., None] + offsets[..., None]
-    np.testing.assert_allclose(restored.reshape(24, -1), weight, rtol=0, atol=1e-5)
-
-
-def test_a_block_of_one_value_is_its_offset() -> None:
-    values, scales, offsets = quantize_blocks_with_offset(np.full((2, BLOCK), 0.37, np.float32))
-    assert (values * scales + offsets == np.float32(0.37)).all()
-
-
 def test_matrix_that_does_not_divide_into_blocks_stays_in_floating_point(tmp_path: Path) -> None:
     graph = Graph(tmp_path, tiny_model("llama", intermediate_size=80), "int4", optimized=False)
-    assert "layers.0.down" not in dequantized(graph.file)
+    assert "layers.0.down" not in dequantized(graph)
     assert {node.op_type for node in onnx.load(graph.file).graph.node} >= {"Gemm", "MatMul"}
     assert np.isfinite(graph.prefill(PROMPT, 4)["logits"]).all()
 
@@ -314,8 +306,9 @@ def test_graph_is_standard_and_lean(tmp_path: Path, name: str, precision: str) -
         node.output[0]: stored[node.input[0]] for node in nodes if node.op_type in ("Cast", "DequantizeLinear") if node.input[0] in stored
     }
     weighted = [node for node in nodes if node.op_type in ("MatMul", "Gemm", "MatMulInteger") and node.input[1] in stored]
-    products = [sorted(stored[node.input[1]]) for node in weighted if not node.input[1].endswith(".offset")]
-    joined = [(outputs, inputs) for _, outputs, inputs in arch.linears.values()]  # qkv, o, gate and up, down: one product each
+    products = [sorted(stored[node.input[1]]) for node in weighted]
+    wide = widened if precision == "int4" else int
+    joined = [(outputs, wide(inputs)) for _, outputs, inputs in arch.linears.values()]  # qkv, o, gate and up, down: one product each
     assert products == [sorted(shape) for shape in joined] * layers + [sorted((arch.vocab, arch.hidden))]
     kinds = [node.op_type for node in nodes]
     together = precision in ("int8", "int4") and not arch.qk_norm  # queries and keys, turned by one node
