@@ -107,7 +107,8 @@ class Decoder:
             twin = object.__new__(type(self))
             for name in ("manifest", "backend", "device", "draft", "_tuning", "_text"):
                 setattr(twin, name, getattr(self, name))
-            twin._open(self._opened.fork(), self._asked if self._asked is None or isinstance(self._asked, str) else deepcopy(self._asked))
+            policy = self._asked if self._asked is None or isinstance(self._asked, str) else deepcopy(self._asked)
+            twin._open(self._opened.fork(), policy)
             return twin
 
     def warmup(self) -> None:
