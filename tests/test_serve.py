@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +14,9 @@ import httpx
 import pytest
 
 from runtime import EngineDirError
+from runtime.serve.app import make_app
+from runtime.serve.server import Server, bind
+from runtime.serve.settings import Settings
 from tests.serve_fakes import ToyDecoder, broken, toy_answer
 from tests.serving import Served, serving, until
 
@@ -354,6 +358,21 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(toy: ToyDecoder) -> No
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
         toy.gate.set()
         assert runs.result().json()["choices"][0]["finish_reason"] == "stop"
+    assert toy.closed
+
+
+def test_a_signal_while_it_starts_up_ends_it(toy: ToyDecoder) -> None:
+    def load() -> list[Any]:
+        server.loop.call_soon_threadsafe(server.end)
+        time.sleep(0.1)
+        return [toy]
+
+    with bind("127.0.0.1", 0) as listener:
+        server = Server(make_app(Settings("toy"), load), 5.0, "toy")
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
     assert toy.closed
 
 
