@@ -42,7 +42,7 @@ class Resps:
 
 
 def logits_of(decoder: Decoder, tokens: list[int], start: int) -> np.ndarray:
-    """float32 [len(tokens) - start, V]: what follows each of the tokens from ``start`` on. Read ROWS at a time, or as many as trees have."""
+    """float32 [len(tokens) - start, V]: what follows each token from ``start`` on; read ROWS at a time, or as many as trees have."""
     decoder.forget()
     target, rows = decoder._target, []
     step = min(ROWS, target.limits.tree_nodes)
