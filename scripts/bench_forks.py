@@ -63,7 +63,7 @@ def main(engine_dir: Path, number: int, turns: int, most: int) -> None:
         for _ in range(turns):
             begun = perf_counter()
             with ThreadPoolExecutor(number) as pool:
-                came = sum(pool.map(lambda pair: tokens(*pair, most), zip(forks, shares, strict=False)))
+                came = sum(pool.map(tokens, forks[:number], shares, [most] * number))
             rates["forks"].append(came / (perf_counter() - begun))
             begun = perf_counter()
             rates["one"].append(tokens(one, prompts, most) / (perf_counter() - begun))

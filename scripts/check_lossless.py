@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is 
 from policy import FixedPolicy, TreeSpec
 from runtime import Decoder, Sampling
 from runtime.console import run_command
+from runtime.decoder import Prompt
 from tests.planted import DummyRowDrafter, PlantedDrafter
 from tests.prompts import PROMPTS
 
@@ -61,7 +62,7 @@ def main(engine_dir: Path, drafter: str, temperature: float, prompts: int, new_t
     sys.exit(1 if worst > allowed else 0)
 
 
-def compared(decoder: Decoder, planted: bool, temperature: float, prompts: Sequence[str], new_tokens: int) -> float:
+def compared(decoder: Decoder, planted: bool, temperature: float, prompts: Sequence[Prompt], new_tokens: int) -> float:
     """Prints, and returns the largest margin of a difference."""
     own, vocab = decoder._drafter, decoder.manifest.shape.vocab
     ids = [decoder.encode(prompt) for prompt in prompts]
