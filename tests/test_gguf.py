@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from gguf import GGMLQuantizationType, quants
 from export.errors import UnsupportedModel
 from export.fetch import open_checkpoint
 from export.gguf import GgufCheckpoint
+from export.tokenizer import tokenizer_of_gguf
 from tests.checkpoints import LAYERS, TOKENS, expect_tensors, logits_of, refused
 from tests.tiny import reference, tiny_model, weights_of, write_gguf
 
@@ -100,3 +102,46 @@ def test_gguf_of_another_architecture(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"llama", b"gemma"))
     with refused("architecture 'gemma' is not supported — supported: llama", UnsupportedModel):
         open_checkpoint(file)
+
+
+class Header:
+    """The fields of a tokenizer in a GGUF header, some of them changed; None takes one away."""
+
+    path = Path("model.gguf")
+
+    def __init__(self, **changes: Any) -> None:
+        fields = {
+            "model": "gpt2",
+            "tokens": ["a", "b", "ab"],
+            "merges": ["a b"],
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "add_bos_token": True,
+        }
+        self._fields = {name: value for name, value in {**fields, **changes}.items() if value is not None}
+
+    def field(self, key: str, default: Any = None) -> Any:
+        return self._fields.get(key.removeprefix("tokenizer.ggml."), default)
+
+
+def test_a_tokenizer_of_a_header() -> None:
+    found = tokenizer_of_gguf(Header(eot_token_id=2))  # type: ignore[arg-type]
+    assert (found.stop, found.bos, found.chat_template) == ((1, 2), 0, None)
+    assert tokenizer_of_gguf(Header(bos_token_id=None)).bos is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"tokens": None}, "model.gguf has no texts in tokenizer.ggml.tokens — "),
+        ({"tokens": [1, 2]}, "has no texts in tokenizer.ggml.tokens — "),
+        ({"merges": None}, "has no texts in tokenizer.ggml.merges — "),
+        ({"merges": ["ab"]}, "cannot read the tokenizer of model.gguf: .* — the file is damaged"),
+        ({"merges": ["a c"]}, "cannot read the tokenizer of model.gguf: .* — the file is damaged"),
+        ({"bos_token_id": 3}, "model.gguf has 3 for its bos token — the file is damaged"),
+        ({"eos_token_id": "b"}, "has 'b' for its eos token — "),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -> None:
+    with refused(says):
+        tokenizer_of_gguf(Header(**changes))  # type: ignore[arg-type]
