@@ -63,11 +63,13 @@ def take_out(draft: Path, precision: str, engine_id: str, scratch: Path) -> Tuni
         _log.warning("%s is about another draft: not used — make it again with scripts/box_tuning.py", folder)
         return None
     for name, expected in boxed.tuning.files.items():
-        if name != Path(name).name or not (folder / name).is_file() or _file(folder / name) != expected:
+        if not is_whole(folder, name, expected):
             raise ExportError(f"{folder / name} is missing or changed — make the folder again with scripts/box_tuning.py")
         shutil.copyfile(folder / name, scratch / name)
     return dataclasses.replace(boxed.tuning, engine=engine_id)
 
 
-def _file(path: Path) -> File:
-    return File(sha256_of(path), path.stat().st_size)
+def is_whole(folder: Path, name: str, expected: File) -> bool:
+    """Whether ``folder`` itself has that file, unchanged."""
+    path = folder / name
+    return name == path.name and path.is_file() and File(sha256_of(path), path.stat().st_size) == expected

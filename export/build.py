@@ -41,6 +41,7 @@ from .errors import ExportError
 from .fused import fused_target
 from .gguf import GgufCheckpoint
 from .gpu import Platform
+from .kept import keep
 from .layers import BACKENDS, ONNXRUNTIME, TENSORRT
 from .order_check import adds_in_order
 from .place import expect_replaceable, move_into_place, scratch_directory
@@ -161,8 +162,10 @@ def _write(scratch: Path, job: Job) -> Manifest:
         source=job.source,
         rebuild=job.rebuild,
     )
-    if job.draft and not job.platform:
-        manifest = replace(manifest, tuning=take_out(job.draft.path, plan.precision, manifest.engine_id, scratch))
+    tuning = keep(plan.directory, manifest.engine_id, scratch)
+    if tuning is None and job.draft and not job.platform:
+        tuning = take_out(job.draft.path, plan.precision, manifest.engine_id, scratch)
+    manifest = replace(manifest, tuning=tuning)
     (scratch / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 

@@ -36,8 +36,8 @@ def check_target(file: Path, checkpoint: Checkpoint, precision: Precision) -> Ch
     expected = reference_logits(checkpoint, tree.tokens, tree.depth, tree.mask).astype(np.float64)
     actual = _exported_logits(file, checkpoint, precision, tree).astype(np.float64)
     return compared(
-        _log_softmax(expected),
-        _log_softmax(actual) if np.isfinite(actual).all() else actual,
+        log_softmax(expected),
+        log_softmax(actual) if np.isfinite(actual).all() else actual,
         precision,
         "target",
         np.abs(expected - actual).max(),
@@ -64,7 +64,8 @@ def compared(expected: np.ndarray, actual: np.ndarray, precision: Precision, wha
     return check
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
     shifted = logits - logits.max(-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.console import run_command, set_verbosity
+from runtime.console import run_command, set_verbosity, usage_errors
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -112,10 +112,8 @@ class Asked:
         """GPUs that were asked for. Raises UsageError."""
         from .gpu import parse_capabilities
 
-        try:
+        with usage_errors():
             return parse_capabilities(self.compute_capability) if self.compute_capability is not None else ()
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
 
     @property
     def command_line(self) -> str:
@@ -193,10 +191,8 @@ def _prepare(asked: Asked, dry_run: bool) -> Prepared:
 def _platform(asked: Asked) -> Platform:
     from .gpu import choose_platform
 
-    try:
+    with usage_errors():
         return choose_platform(asked.capabilities)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
 
 
 def _export(asked: Asked, prepared: Prepared, force: bool, as_json: bool) -> None:

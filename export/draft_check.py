@@ -10,7 +10,7 @@ import onnx
 
 from runtime.manifest import Check
 
-from .check import activations, compared
+from .check import activations, compared, log_softmax
 from .draft_checkpoint import EMBEDDING, HEAD, DraftCheckpoint
 from .graph import BFLOAT16, FLOAT
 from .layers import NUMPY_TYPES, Precision
@@ -53,8 +53,7 @@ def reference_pass(
         hidden = decoder_layer(draft, layer, stem, norm(draft, layer, f"{stem}input_layernorm", hidden), hidden, cos, sin, mask)
     normed = norm(draft, layer, "model.norm", hidden)
     logits = linear(draft, HEAD.removesuffix(".weight"), normed).astype(np.float64)
-    shifted = logits - logits.max(-1, keepdims=True)
-    return normed if arch.norm_output else hidden, shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return normed if arch.norm_output else hidden, log_softmax(logits)
 
 
 def check_draft(directory: Path, draft: DraftCheckpoint, precision: Precision, target: Precision) -> Check:

@@ -20,6 +20,7 @@ _LAYER_PARTS = (
     *(f"self_attn.{part}_proj" for part in "qkvo"),
     *(f"mlp.{part}_proj" for part in ("gate", "up", "down")),
 )
+_OPTIONAL = {"d2t", "t2d", HEAD, EMBEDDING}
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,6 @@ def _expect_tensors(arch: DraftArch, names: dict[str, str], directory: Path) -> 
         raise UnsupportedModel(
             f"{directory} has tensors that an EAGLE-3 draft of this kind does not use: {', '.join(extra[:3])} — not supported"
         )
-
-
-_OPTIONAL = {"d2t", "t2d", HEAD, EMBEDDING}
 
 
 def _expect_fc(arch: DraftArch, shape: tuple[int, ...]) -> None:

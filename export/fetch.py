@@ -20,6 +20,7 @@ from .gguf import GgufCheckpoint
 from .models import ModelEntry, PackagedGguf
 
 HUB_FILES = ("*.json", "*.jinja", "tokenizer*", "*.safetensors")
+OTHER_DRAFT = "--draft-weights DIR, or --no-draft"  # what to give where the hub is out of reach
 
 
 def cache_directory() -> Path:
@@ -41,6 +42,12 @@ def locate(entry: ModelEntry, weights: str | None) -> Path:
 
 def locate_draft(entry: ModelEntry, weights: str | None) -> Path | None:
     """Directory of the draft, downloaded if need be; None for a model without one. ``weights`` overrides the entry's own."""
+    source = _draft_source(entry, weights)
+    return hub_snapshot(source, option=OTHER_DRAFT) if isinstance(source, str) else source
+
+
+def _draft_source(entry: ModelEntry, weights: str | None) -> Path | str | None:
+    """A directory, or a repository of the hub; None for a model without a draft. Raises CheckpointError when it can be neither."""
     source = weights if weights is not None else entry.draft
     if source is None or isinstance(source, Path):
         return source
@@ -48,7 +55,7 @@ def locate_draft(entry: ModelEntry, weights: str | None) -> Path | None:
         return Path(source)
     if not _is_hub_id(source):
         raise CheckpointError(f"there is no draft at {source} — give a directory with config.json and its weights, or a hub id")
-    return hub_snapshot(source, option="--draft-weights DIR, or --no-draft")
+    return source
 
 
 def planned_arch(entry: ModelEntry, weights: str | None) -> Arch:
@@ -72,13 +79,11 @@ def _hub_repository(entry: ModelEntry, weights: str | None) -> str | None:
 
 def planned_draft(entry: ModelEntry, weights: str | None, target: Arch) -> tuple[str, DraftArch] | None:
     """Name and shape of the draft for a dry run. Of a hub repository only the config is fetched."""
-    source = weights if weights is not None else entry.draft
-    if isinstance(source, str) and not Path(source).exists() and _is_hub_id(source):
-        return source.split("/")[1], draft_arch(
-            read_json(hub_snapshot(source, ["config.json"], "--draft-weights DIR, or --no-draft") / "config.json"), target
-        )
-    directory = locate_draft(entry, weights)
-    return None if directory is None else (directory.name, draft_arch(read_json(directory / "config.json"), target))
+    source = _draft_source(entry, weights)
+    if source is None:
+        return None
+    directory = hub_snapshot(source, ["config.json"], OTHER_DRAFT) if isinstance(source, str) else source
+    return Path(source).name, draft_arch(read_json(directory / "config.json"), target)
 
 
 def _is_hub_id(text: str) -> bool:

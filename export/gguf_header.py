@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from .errors import CheckpointError
 
@@ -14,13 +14,15 @@ _MOST_FIELDS, _MOST_TENSORS, _MOST_DIMENSIONS = 1 << 16, 1 << 20, 4
 
 
 class _Header:
+    """Walks through a header of a file of ``size`` bytes. Raises ValueError for what cannot be in it."""
+
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size = file, size
-        self.order: str = "little"
+        self.order: Literal["little", "big"] = "little"
 
     def number(self, size: int) -> int:
         self.expect(size)
-        return int.from_bytes(self._file.read(size), "big" if self.order == "big" else "little")
+        return int.from_bytes(self._file.read(size), self.order)
 
     def skip(self, size: int) -> None:
         self.expect(size)

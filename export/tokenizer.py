@@ -33,17 +33,34 @@ def tokenizer_of_directory(directory: Path, chat_template: str | None) -> Tokeni
     """From an HF directory. ``chat_template`` stands in where the repository has none."""
     config = _optional_json(directory / "tokenizer_config.json")
     model, generation = read_json(directory / "config.json"), _optional_json(directory / "generation_config.json")
-    stop = generation.get("eos_token_id", model.get("eos_token_id"))
-    template_file = directory / TEMPLATE_FILE
-    template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        template = next((each.get("template") for each in template if each.get("name") == "default"), None)
-    return TokenizerFiles(
-        _tokenizer_json(directory),
-        template or chat_template,
-        tuple(stop) if isinstance(stop, list) else () if stop is None else (int(stop),),
-        model.get("bos_token_id"),
-    )
+    stop = _ids(directory, "eos_token_id", generation.get("eos_token_id", model.get("eos_token_id")))
+    bos = _ids(directory, "bos_token_id", model.get("bos_token_id"))
+    template = _template(directory, config.get("chat_template"))
+    return TokenizerFiles(_tokenizer_json(directory), template or chat_template, stop, bos[0] if bos else None)
+
+
+def _ids(directory: Path, name: str, value: Any) -> tuple[int, ...]:
+    """One token id or several; none where there is no value."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(each) is int and each >= 0 for each in ids):
+        raise CheckpointError(f"{directory} has {value!r} for {name}, which is no token id — download its config again")
+    return tuple(ids)
+
+
+def _template(directory: Path, configured: Any) -> str | None:
+    """Of a file of its own, else what tokenizer_config.json says: a template, or several with names."""
+    file = directory / TEMPLATE_FILE
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"cannot read {file}: {error} — download it again") from None
+    if isinstance(configured, list):
+        named = (each for each in configured if isinstance(each, dict) and each.get("name") == "default")
+        configured = next((each.get("template") for each in named), None)
+    if configured is not None and not isinstance(configured, str):
+        raise CheckpointError(f"{directory / 'tokenizer_config.json'} has a chat template that is no text — download it again")
+    return configured
 
 
 def _tokenizer_json(directory: Path) -> str:
@@ -73,27 +90,45 @@ def _optional_json(file: Path) -> dict[str, Any]:
 
 
 def tokenizer_of_gguf(checkpoint: GgufCheckpoint) -> TokenizerFiles:
-    """From the vocabulary and merges in a GGUF header (byte-level BPE only)."""
+    """From the vocabulary and merges in a GGUF header (byte-level BPE only). Raises UnsupportedModel and CheckpointError."""
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
     kind, split = checkpoint.field("tokenizer.ggml.model"), checkpoint.field("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or split not in ("smollm", "default", "gpt-2", *_SPLITS):
         raise UnsupportedModel(f"the GGUF's tokenizer {kind}/{split} is not supported — export from the HF directory instead")
-    tokens: list[str] = checkpoint.field("tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ", 1)) for merge in checkpoint.field("tokenizer.ggml.merges")]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    tokens, merges = (_words(checkpoint, name) for name in ("tokens", "merges"))
+    try:
+        pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
+        tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
+    except Exception as error:  # the Rust side raises plain Exception
+        raise CheckpointError(f"cannot read the tokenizer of {checkpoint.path}: {error} — the file is damaged, download it again") from None
     tokenizer.pre_tokenizer = _pre_tokenizer(split)
     tokenizer.decoder = decoders.ByteLevel()
     kinds = checkpoint.field("tokenizer.ggml.token_type", [])
     added = [(token, each) for token, each in zip(tokens, kinds, strict=False) if each in (_CONTROL, _USER_DEFINED)]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, each in added if each == _CONTROL])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token, each in added if each == _USER_DEFINED])
-    bos = checkpoint.field("tokenizer.ggml.bos_token_id")
-    if checkpoint.field("tokenizer.ggml.add_bos_token", False):
+    bos, *ends = (_token(checkpoint, name, len(tokens)) for name in ("bos", "eos", "eot"))
+    if bos is not None and checkpoint.field("tokenizer.ggml.add_bos_token", False):
         _prepend(tokenizer, tokens[bos], bos)
-    ends = (checkpoint.field(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
-    stop = tuple(dict.fromkeys(int(end) for end in ends if end is not None))
-    return TokenizerFiles(tokenizer.to_str(), checkpoint.field("tokenizer.chat_template"), stop, bos)
+    stop = tuple(dict.fromkeys(end for end in ends if end is not None))
+    template = checkpoint.field("tokenizer.chat_template")
+    return TokenizerFiles(tokenizer.to_str(), template if isinstance(template, str) else None, stop, bos)
+
+
+def _words(checkpoint: GgufCheckpoint, name: str) -> list[str]:
+    found = checkpoint.field(f"tokenizer.ggml.{name}")
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise CheckpointError(f"{checkpoint.path} has no texts in tokenizer.ggml.{name} — the file is incomplete, download it again")
+    return found
+
+
+def _token(checkpoint: GgufCheckpoint, name: str, count: int) -> int | None:
+    """A special token's id, if there is one."""
+    found = checkpoint.field(f"tokenizer.ggml.{name}_token_id")
+    if found is not None and not (isinstance(found, int) and 0 <= found < count):
+        raise CheckpointError(f"{checkpoint.path} has {found!r} for its {name} token — the file is damaged, download it again")
+    return found
 
 
 def _pre_tokenizer(name: str) -> Any:

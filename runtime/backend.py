@@ -52,8 +52,9 @@ class Backend(Protocol):
 def open_backend(directory: Path, manifest: Manifest, name: str, device: str, threads: int) -> Backend:
     """``name``: onnxruntime or tensorrt; ``device``: cpu or cuda. Raises EngineDirError when the directory cannot run there."""
     if name == "tensorrt" and (manifest.tensorrt is None or device == "cpu"):
-        missing = "has no TensorRT plans" if manifest.tensorrt is None else "holds TensorRT plans, which need a GPU"
-        raise EngineDirError(f"{directory} {missing} — make some: resps-export --backend tensorrt, or use --device cuda")
+        if manifest.tensorrt is not None:
+            raise EngineDirError(f"{directory} holds TensorRT plans, which need a GPU — leave --device cpu out, or export for the CPU")
+        raise EngineDirError(f"{directory} has no TensorRT plans — make some: resps-export --backend tensorrt, or leave --backend out")
     if device == "cpu":
         from .backend_cpu import CpuBackend
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import run_command, set_verbosity
+from .console import run_command, set_verbosity, usage_errors
 from .errors import PromptError
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 )
 @click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), help="What runs the engines [default: what they were made for].")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where they run [default: where they were made for].")
-@click.option("--policy", type=click.Choice(["none", "fixed", "cost-model", "resps", "resps-text", "ltd", "resps+ltd"]),
-              help="What decides how big the tree is [default: as tuned].")  # fmt: skip
+@click.option("--policy", metavar="NAME",
+              help="What decides how big the tree is: none, fixed, cost-model, resps, ltd, resps+ltd or another one that was tuned "
+              "[default: as tuned].")  # fmt: skip
 @click.option("--tree", metavar="NODES,DEPTH,WIDTH", help="Fixed tree; 1,0,0 is plain decoding.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a pass [default: physical cores].")
 @click.option("--stats", is_flag=True, help="Print a summary to stderr.")
@@ -56,7 +57,7 @@ def command(prompt: str | None, **options: Any) -> None:
         raise click.UsageError("--tree is a policy of its own: give it or --policy")
     if "" in options["stop"]:
         raise click.UsageError("--stop needs some text")
-    sampling, policy = _parsed(options)
+    sampling, fixed = _parsed(options)
     text = _read_stdin() if prompt in (None, "-") else str(prompt)
     if not text.strip():
         raise PromptError("the prompt is empty — give some text", "empty")
@@ -66,8 +67,10 @@ def command(prompt: str | None, **options: Any) -> None:
     from .decoder import Decoder
 
     chosen = {name: options[name] for name in ("draft", "backend", "device", "threads")}
+    with usage_errors():
+        opened = Decoder(options["engine_dir"], policy=fixed or options["policy"], **chosen)
     with (
-        Decoder(options["engine_dir"], policy=policy or options["policy"], **chosen) as decoder,
+        opened as decoder,
         decoder.stream(asked, max_new_tokens=options["max_new_tokens"], sampling=sampling, stop=options["stop"]) as stream,
     ):
         if options["as_json"]:
@@ -84,16 +87,14 @@ def command(prompt: str | None, **options: Any) -> None:
 
 
 def _parsed(options: dict[str, Any]) -> tuple[Any, Any]:
-    """Sampling and policy, or a usage error."""
+    """Sampling and the policy of --tree, if that was given. Raises UsageError."""
     from policy import FixedPolicy, TreeSpec
 
     from .sampling import Sampling
 
-    try:
+    with usage_errors():
         sampling = Sampling(options["temperature"], options["top_k"], options["top_p"], options["seed"])
         return sampling, FixedPolicy(TreeSpec.parse(options["tree"])) if options["tree"] else None
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
 
 
 def _read_stdin() -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 
@@ -51,6 +52,18 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         _trace_if_asked()
         _complain(name, f"internal error, {type(error).__name__}: {error}", "run again with -vv and report the traceback")
         return FAILED
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Around what is made of the options: a value that cannot be, or that does not go with another, is wrong usage (UsageError) and no
+    defect. Errors with an exit code of their own keep it."""
+    try:
+        yield
+    except RespsError:
+        raise
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def set_verbosity(level: int) -> None:

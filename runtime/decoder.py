@@ -107,7 +107,8 @@ class Decoder:
             twin = object.__new__(type(self))
             for name in ("manifest", "backend", "device", "draft", "_tuning", "_text"):
                 setattr(twin, name, getattr(self, name))
-            twin._open(self._opened.fork(), self._asked if self._asked is None or isinstance(self._asked, str) else deepcopy(self._asked))
+            policy = self._asked if self._asked is None or isinstance(self._asked, str) else deepcopy(self._asked)
+            twin._open(self._opened.fork(), policy)
             return twin
 
     def warmup(self) -> None:
@@ -253,7 +254,9 @@ class Decoder:
         return encode(prompt, self._text, self.manifest.shape.vocab, self.manifest.limits.context)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Token ids as text, without special tokens."""
+        """Token ids as text, without special tokens. Raises ValueError for one outside of the vocabulary."""
+        for token in tokens:
+            self._expect_token(token)
         return self._text.decode(tokens)
 
     def token_bytes(self, token: int, *, first: bool = False, special: bool = False) -> bytes:
@@ -262,9 +265,12 @@ class Decoder:
         ``first``: the token begins the text; there SentencePiece's tokenizers leave one space out. ``special``: special tokens give their
         names; else, as in ``decode``, nothing. Ids of the vocabulary that no token has give b"". Raises ValueError outside of it.
         """
+        self._expect_token(token)
+        return self._text.token_bytes(token, first=first, special=special)
+
+    def _expect_token(self, token: int) -> None:
         if not 0 <= token < self.manifest.shape.vocab:
             raise ValueError(f"{token} is no token id — ids are whole numbers from 0 to {self.manifest.shape.vocab - 1}")
-        return self._text.token_bytes(token, first=first, special=special)
 
     def close(self) -> None:
         """Cancel what runs, wait for its round to end, free everything. May be repeated, from any thread; inside a round of its own thread,

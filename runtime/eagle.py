@@ -56,7 +56,7 @@ def most_rows(limits: Limits, draft: Draft) -> int:
 
 def largest_pool(draft: Draft) -> int:
     """Entries of the pool of the widest and deepest tree, its root included."""
-    return 1 + draft.max_width + (draft.max_depth - 1) * draft.max_width**2
+    return TreeSpec(1, draft.max_depth, draft.max_width).capacity
 
 
 def shared_buffers(manifest: Manifest, draft: Draft, memory: Memory) -> dict[str, Buffer]:

@@ -100,8 +100,9 @@ def _ort_value(array: np.ndarray) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
-def open_session(file: Path, threads: int) -> Any:
-    """The graph with its weights; with one thread it computes on the thread that calls. Raises EngineDirError."""
+def open_session(file: Path, threads: int, profile: Path | None = None) -> Any:
+    """The graph with its weights; with one thread it computes on the thread that calls. ``profile``: ONNX Runtime's profiler notes every
+    node in a file whose name begins so, which the session's `end_profiling` gives. Raises EngineDirError."""
     try:
         import onnxruntime
     except ImportError:
@@ -114,6 +115,8 @@ def open_session(file: Path, threads: int) -> Any:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # 8-bit integer products with int32 sums: still one result per row whatever the other rows are, and several times faster than level 0.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
         with huge_pages_for_new_memory():
             return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -3,11 +3,11 @@
 RespsError                    base of everything raised on purpose
 ├── EngineDirError            engine directory missing, incomplete, changed or incompatible   (exit 3)
 ├── PromptError               a prompt that cannot be decoded; `kind` says why                (exit 2; also a ValueError)
-├── GpuMemoryError                the GPU is too small: how much is needed, and what would fit (exit 1)
-├── BenchError                a benchmark that cannot be run, read or shown as asked             (exit 2)
-├── DecoderBusy               a Stream is open: finish it or close it
-├── DecoderClosed             used after close()
-└── EngineFailure             a pass of an engine failed, or gave no numbers; `stage` says where (exit 1)
+├── GpuMemoryError            the GPU is too small: how much is needed, and what would fit    (exit 1)
+├── BenchError                a benchmark that cannot be run, read or shown as asked          (exit 2)
+├── DecoderBusy               a Stream is open: finish it or close it                         (exit 1)
+├── DecoderClosed             used after close()                                              (exit 1)
+└── EngineFailure             a pass failed, or gave no numbers; `stage` says where           (exit 1)
 """
 
 from __future__ import annotations

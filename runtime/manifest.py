@@ -173,8 +173,15 @@ def find_engine_dir(path: Path) -> Path:
 
 
 def load_manifest(directory: Path, *, verify: bool = True, backend: str | None = None) -> Manifest:
-    """Read and check an engine directory: schema, every key and, with ``verify``, the hash of every file that ``backend`` (default: the
-    one it was made for) reads. Raises EngineDirError."""
+    """Read and check an engine directory: its manifest, that every file is there and, with ``verify``, the hash of every one that
+    ``backend`` (default: the one it was made for) reads. Raises EngineDirError."""
+    manifest = read_manifest(directory)
+    check_files(directory, manifest, verify, backend or manifest.backend)
+    return manifest
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """manifest.json alone: schema, every key, and what must hold between them. Raises EngineDirError."""
     file = directory / FILE_NAME
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -188,5 +195,4 @@ def load_manifest(directory: Path, *, verify: bool = True, backend: str | None =
         check_contract(manifest)
     except Malformed as problem:
         raise EngineDirError(f"{file} is malformed: {problem} — export again: resps-export --model NAME --force") from None
-    check_files(directory, manifest, verify, backend or manifest.backend)
     return manifest

@@ -31,9 +31,8 @@ class TokenBytes:
         if self._alphabet is not None:
             known = [self._alphabet.get(each) for each in piece]
             return piece.encode() if None in known else bytes(each for each in known if each is not None)
-        if (
-            self._has_bytes and (byte := _BYTE.fullmatch(piece)) and (value := int(byte[1], 16)) >= 0x80
-        ):  # the others are text by themselves
+        byte = _BYTE.fullmatch(piece) if self._has_bytes else None
+        if byte and (value := int(byte[1], 16)) >= 0x80:  # the others are text by themselves
             return bytes([value])
         return self._joined(piece, first).encode()
 

@@ -35,17 +35,6 @@ def load(name: str | None = None) -> Any:
     raise EngineDirError(problems[0] if len(problems) == 1 else _both(problems))
 
 
-def flavour(name: str | None = None) -> str:
-    """The name of the module that ``load(name)`` gives. Raises EngineDirError."""
-    return str(load(name).__name__)
-
-
-def versions(name: str | None = None) -> dict[str, str]:
-    """{flavour: version} of what ``load(name)`` gives. Raises EngineDirError."""
-    module = load(name)
-    return {module.__name__: module.__version__}
-
-
 def _number(version: str) -> tuple[int, int]:
     major, minor = (int(part) for part in version.split(".")[:2])
     return major, minor

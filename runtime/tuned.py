@@ -12,8 +12,7 @@ from .errors import EngineDirError
 from .manifest import Manifest
 from .tuning import Chooser, Learned, Tuning
 
-LEARNED = ("resps", "ltd", "resps+ltd")
-POLICIES = ("none", "fixed", "cost-model", *LEARNED)
+POLICIES = ("none", "fixed", "cost-model", "resps", "ltd", "resps+ltd")
 DEFAULT_TREES = {"eagle": TreeSpec(5, 3, 2), "ngram": TreeSpec(6, 5, 2), "none": PLAIN}
 QUANTIZED_TREE = TreeSpec(3, 2, 2)  # for "eagle" beside int8 and int4, where a row more costs more (docs/benchmarks.md)
 GPU_TREE = (7, 8)  # depth and width of "eagle" with TensorRT: near EAGLE-3's own, a row costs little there

@@ -28,7 +28,7 @@ def decode(kind: Any, value: Any, where: str) -> Any:
             raise Malformed(f"{where} needs {len(arguments)} entries")
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
         return tuple(decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict) if isinstance(origin, type) else False:
+    if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, dict):
         return {key: decode(arguments[1], v, f"{where}.{key}") for key, v in value.items()}
     if isinstance(kind, types.UnionType):
         parts = [k for k in arguments if dataclasses.is_dataclass(k)]

@@ -20,6 +20,7 @@ from export.tuning.prompts import read_prompts
 from export.tuning.record import asked
 from policy import FixedPolicy, Policy, TreeSpec
 from runtime import Decoder, Sampling
+from runtime.console import run_command
 from runtime.stats import Stats
 
 DRAFTERS = ("eagle", "eagle+ngram")
@@ -45,6 +46,7 @@ def main(
     sets: tuple[Path, ...],
 ) -> None:
     """A table in Markdown."""
+    asked_of = {file.stem: read_prompts(file)[:questions] for file in sets}
     decoders = {drafter: Decoder(engine_dir, draft=drafter, threads=threads) for drafter in DRAFTERS}
     arms: dict[str, tuple[Decoder, Policy]] = {"none": (decoders["eagle"], decoders["eagle"].policy("none"))}
     for drafter, decoder in decoders.items():
@@ -53,23 +55,22 @@ def main(
     found: dict[str, dict[str, list[Stats]]] = {name: {} for name in arms}
     differing = compared = turn = 0
     for number in range(questions):
-        for file in sets:
-            prompt, results = read_prompts(file)[number], {}
+        for stem in [stem for stem, prompts in asked_of.items() if number < len(prompts)]:
+            prompt, results = asked_of[stem][number], {}
             for place in range(len(arms)):
                 name = list(arms)[(place + turn) % len(arms)]
                 decoder, policy = arms[name]
                 decoder.forget()
                 seed = Sampling(temperature, seed=turn)
                 results[name] = decoder.generate(asked(decoder, prompt), max_new_tokens=max_new_tokens, sampling=seed, policy=policy)
-                found[name].setdefault(file.stem, []).append(results[name].stats)
+                found[name].setdefault(stem, []).append(results[name].stats)
             turn += 1
             for result in results.values():
                 compared += len(result.tokens)
                 differing += sum(a != b for a, b in zip(result.tokens, results["none"].tokens, strict=False))
-    stems = [file.stem for file in sets]
-    lines = [f"| | {' | '.join(stems)} | mean |", "| --- |" + " --- |" * (len(sets) + 1)]
+    lines = [f"| | {' | '.join(asked_of)} | mean |", "| --- |" + " --- |" * (len(asked_of) + 1)]
     for name, by_set in found.items():
-        cells = [_cell(by_set[stem], found["none"][stem]) for stem in stems]
+        cells = [_cell(by_set[stem], found["none"][stem]) for stem in asked_of]
         cells.append((statistics.mean(ratio for ratio, _ in cells), statistics.mean(tokens for _, tokens in cells)))
         lines.append(f"| {name} | " + " | ".join(f"{ratio:.2f}x {tokens:.2f}" for ratio, tokens in cells) + " |")
     click.echo("\n".join([*lines, "", f"{differing} of {compared} tokens differ"]))
@@ -82,4 +83,4 @@ def _cell(stats: list[Stats], plain: list[Stats]) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, "bench_bets"))

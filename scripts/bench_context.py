@@ -14,10 +14,11 @@ from pathlib import Path
 
 import click
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no installed package
 
 from policy import FixedPolicy, TreeSpec
 from runtime import Decoder
+from runtime.console import run_command
 from scripts.drafting.openings import library_passages
 
 REQUEST = "\n\nSummarize the text above."
@@ -63,4 +64,4 @@ def main(engine_dir: Path, tree: str, lengths: tuple[int, ...], prompts: int, ma
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, "bench_context"))

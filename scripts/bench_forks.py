@@ -8,16 +8,21 @@ turns; their ratio.
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no installed package
+
 from runtime import Decoder
 from runtime.bench.questions import read_questions
+from runtime.console import run_command
 
 
 def resident() -> float:
@@ -34,38 +39,39 @@ def tokens(decoder: Decoder, prompts: list[str], most: int) -> int:
     return came
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--engine-dir", type=Path, required=True)
-    parser.add_argument("--forks", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=48)
-    options = parser.parse_args()
+@click.command()
+@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.option("--forks", "number", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--turns", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--tokens", "most", type=click.IntRange(1), default=48, show_default=True, help="Of an answer.")
+def main(engine_dir: Path, number: int, turns: int, most: int) -> None:
+    """Memory and speed of forks."""
     prompts = [question.turns[0] for question in read_questions([], 6)]
-    memory, rates = {}, {"forks": [], "one": []}  # type: dict[int, float], dict[str, list[float]]
+    memory: dict[int, float] = {}
+    rates: dict[str, list[float]] = {"forks": [], "one": []}
     with ExitStack() as stack:
-        first = stack.enter_context(Decoder(options.engine_dir, threads=1))
+        first = stack.enter_context(Decoder(engine_dir, threads=1))
         forks = [first]
-        for count in sorted({1, 2, 4, options.forks}):
+        for count in sorted({1, 2, 4, number}):
             forks += [stack.enter_context(first.fork()) for _ in range(count - len(forks))]
             for fork in forks:
                 tokens(fork, prompts[:1], 16)
             memory[count] = round(resident(), 1)
-        one = stack.enter_context(Decoder(options.engine_dir, threads=options.forks))
+        one = stack.enter_context(Decoder(engine_dir, threads=number))
         tokens(one, prompts[:1], 16)
-        shares = [prompts[number :: options.forks] for number in range(options.forks)]
-        for _ in range(options.turns):
+        shares = [prompts[share::number] for share in range(number)]
+        for _ in range(turns):
             begun = perf_counter()
-            with ThreadPoolExecutor(options.forks) as pool:
-                came = sum(pool.map(lambda pair: tokens(*pair, options.tokens), zip(forks, shares, strict=False)))
+            with ThreadPoolExecutor(number) as pool:
+                came = sum(pool.map(tokens, forks[:number], shares, [most] * number))
             rates["forks"].append(came / (perf_counter() - begun))
             begun = perf_counter()
-            rates["one"].append(tokens(one, prompts, options.tokens) / (perf_counter() - begun))
+            rates["one"].append(tokens(one, prompts, most) / (perf_counter() - begun))
     ratios = [forked / alone for forked, alone in zip(rates["forks"], rates["one"], strict=True)]
     medians = {arm: round(median(values), 2) for arm, values in rates.items()}
-    print(json.dumps({"memory_mib": memory, "tokens_per_second": medians, "ratio": round(median(ratios), 3),  # noqa: T201
-                      "ratios": [round(ratio, 3) for ratio in ratios]}))  # fmt: skip
+    found = {"memory_mib": memory, "tokens_per_second": medians, "ratio": round(median(ratios), 3)}
+    click.echo(json.dumps({**found, "ratios": [round(ratio, 3) for ratio in ratios]}))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, "bench_forks"))

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is 
 
 from policy import Policy
 from runtime import Decoder
+from runtime.console import run_command
 from runtime.stats import Stats
 from scripts.bench_context import passage
 
@@ -130,4 +131,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, "bench_growth"))

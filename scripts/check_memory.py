@@ -54,7 +54,9 @@ def shapes(layers: int) -> dict[str, tuple[int, ...]]:
 def write_checkpoint(directory: Path, gigabytes: float) -> int:
     """Returns its size in bytes."""
     layers, random = max(6, round(gigabytes * 1e9 / LAYER_BYTES)), np.random.default_rng(0)
-    weight_map, shard, size, total = {}, {}, 0, 0
+    weight_map: dict[str, str] = {}
+    shard: dict[str, np.ndarray] = {}
+    size = total = 0
     directory.mkdir(parents=True)
     names = shapes(layers)
     for index, (name, shape) in enumerate(names.items()):

@@ -16,10 +16,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no installed package
 
 from policy import PLAIN, FixedPolicy
 from runtime import Decoder
+from runtime.console import run_command
 from runtime.tree import Tree
 
 REPEATS = 4  # passes of a turn, after one that is not counted
@@ -64,4 +65,4 @@ def main(directories: tuple[Path, ...], contexts: tuple[int, ...], rows: str, ro
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, "compare_passes"))

@@ -9,10 +9,10 @@ shrinks what fails.
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import json
 import struct
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no installed package
 
 from export.checkpoint import SafetensorsFiles
 from export.gguf import GgufCheckpoint
@@ -313,20 +316,22 @@ def run(target: Target, cases: int, first_seed: int) -> Counter[str]:
     return ended
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--engine-dir", type=Path, required=True)
-    parser.add_argument("--cases", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--target", action="append", help="only this one; may be repeated")
-    options = parser.parse_args()
+@click.command()
+@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.option("--cases", type=click.IntRange(1), default=100_000, show_default=True)
+@click.option("--seed", "first_seed", type=int, default=0, show_default=True)
+@click.option("--target", "names", multiple=True, help="Only this one; may be repeated [default: all].")
+def main(engine_dir: Path, cases: int, first_seed: int, names: tuple[str, ...]) -> None:
+    """Fuzz everything that reads what strangers send."""
     report = {}
-    with targets(options.engine_dir) as found:
+    with targets(engine_dir) as found:
+        if unknown := set(names) - {target.name for target in found}:
+            raise click.UsageError(f"--target knows {', '.join(target.name for target in found)}, not {', '.join(sorted(unknown))}")
         for target in found:
-            if not options.target or target.name in options.target:
-                report[target.name] = dict(run(target, max(10, int(options.cases * target.share)), options.seed))
-                print(target.name, report[target.name], flush=True)  # noqa: T201
-    print(json.dumps({"cases": sum(sum(each.values()) for each in report.values()), "ended": report}))  # noqa: T201
+            if not names or target.name in names:
+                report[target.name] = dict(run(target, max(10, int(cases * target.share)), first_seed))
+                click.echo(f"{target.name} {report[target.name]}")
+    click.echo(json.dumps({"cases": sum(sum(each.values()) for each in report.values()), "ended": report}))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from typing import Any
 
 import click
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no installed package
+
 PARTS = ("environment", "rtx", "demo", "large", "torch")
 
 
@@ -35,6 +37,7 @@ PARTS = ("environment", "rtx", "demo", "large", "torch")
 @click.option("--layers", type=click.IntRange(4, 32), default=32, show_default=True, help="Of the Llama-3-8B shape.")
 @click.option("--precision", default="bf16", show_default=True, help="Of the Llama-3-8B shape.")
 def command(work: Path, weights: str | None, only: str, layers: int, precision: str) -> None:
+    """What this machine's GPU does with our engines, as one JSON object."""
     from scripts.gpu.demo import demo
     from scripts.gpu.environment import environment, runs_plans
     from scripts.gpu.large import large

@@ -1,4 +1,7 @@
-"""Write the demo model as a Hugging Face directory in float32: the same weights for transformers and other engines to load."""
+"""Write the demo model as a Hugging Face directory in float32: the same weights for transformers and other engines to load.
+
+python -m scripts.hf_copy DIRECTORY
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from export.tuning.prompts import read_prompts
 from export.tuning.record import asked
 from policy import Growing, GrowthPolicy, Observation, Outcome, Policy, TreeSpec
 from runtime import Decoder
+from runtime.console import run_command
 
 
 class Clock:
@@ -75,4 +76,4 @@ def main(engine_dir: Path, names: tuple[str, ...], prompts: Path | None, most: i
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, "policy_overhead"))

@@ -32,6 +32,7 @@ from export.tuning.texts import NAME, open_texts
 from export.tuning.tune import Found, fit, learn, split
 from policy import PLAIN, FixedPolicy, Surface, TreeSpec
 from runtime import Decoder, Sampling
+from runtime.console import run_command
 from runtime.tuned import default_tree, tuned_here
 
 VARIANTS = ("resps", "resps-average", "resps-max-entropy", "resps-text", "ltd-depth", "ltd-size", "ltd-both", "resps+ltd")
@@ -173,4 +174,4 @@ def _progress(step: str, done: int, total: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, "policy_seeds"))

@@ -1,9 +1,10 @@
-"""Engine directories shared by the tests, tiny random ones and the demo model's; and the export of a tiny checkpoint."""
+"""Engine directories shared by the tests, tiny ones and the demo model's; the export of a tiny checkpoint; a toy's server; an encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,6 +14,11 @@ from runtime import Decoder
 from runtime.console import run_command
 from tests.ended import Ended
 from tests.exporting import Run
+
+if TYPE_CHECKING:
+    from export.tuning.texts import Texts
+    from tests.serve_fakes import ToyDecoder
+    from tests.serving import Served
 
 # The references run in torch on one thread: with two, the second thread's half of a rotary table was once 1e-4 off, in one run of several,
 # by a call that is exact otherwise.
@@ -91,3 +97,39 @@ def run(source: Path, engines: Path, capfd: pytest.CaptureFixture[str]) -> Run:
         return Ended(code, *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture
+def toy() -> ToyDecoder:
+    """What `served` answers with."""
+    from tests.serve_fakes import ToyDecoder
+
+    return ToyDecoder()
+
+
+@pytest.fixture
+def served(toy: ToyDecoder) -> Iterator[Served]:
+    """A server over it."""
+    from tests.serving import serving
+
+    with serving([toy]) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a tiny encoder of text."""
+    from tests.tiny_encoder import write_bert
+
+    folder = tmp_path_factory.mktemp("bert")
+    write_bert(folder)
+    return folder
+
+
+@pytest.fixture
+def texts(bert: Path, tmp_path: Path) -> Texts:
+    """That encoder, its files in a folder of their own."""
+    from export.tuning.texts import texts_of
+
+    (tmp_path / "encoder").mkdir()
+    return texts_of(bert, tmp_path / "encoder", 1)

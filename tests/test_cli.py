@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from runtime.cli import command
@@ -106,6 +107,7 @@ def test_stop_string(tiny_engine: Path) -> None:
         (["--tree", "big", PROMPT], "tree"),
         (["--tree", "1,0", PROMPT], "tree"),
         (["--draft", "oracle", PROMPT], "draft"),
+        (["--policy", "best", PROMPT], "unknown policy 'best' — choose from none, fixed"),
         (["--system", "x", PROMPT], "--chat"),
         (["--stop", "", PROMPT], "stop"),
         (["--nonsense", PROMPT], "nonsense"),
@@ -119,6 +121,15 @@ def test_stop_string(tiny_engine: Path) -> None:
 )
 def test_bad_usage_is_one_line_and_exit_2(tiny_engine: Path, arguments: list[str], says: str) -> None:
     assert says in complaint(run(tiny_engine, *arguments), 2)
+
+
+def test_options_that_do_not_go_together_are_wrong_usage(echo_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Only the Decoder knows; it is no defect all the same."""
+    arguments = ["--engine-dir", str(echo_engine), "--draft", "eagle+ngram", "--device", "cuda", PROMPT]
+    assert run_command(command, "resps-run", arguments) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "eagle+ngram works on the CPU only — choose eagle or ngram — see resps-run --help" in err
 
 
 def test_invalid_utf8(tiny_engine: Path) -> None:
@@ -136,6 +147,7 @@ def test_bad_engine_directories_exit_3(tiny_engine: Path, tmp_path: Path) -> Non
         file.seek(5000)
         file.write(b"?")
     assert "changed" in complaint(run(tmp_path / "engine", PROMPT), 3)
+    assert "no TensorRT plans — make some" in complaint(run(tiny_engine, "--backend", "tensorrt", PROMPT), 3)
 
 
 def test_closed_pipe_is_quiet(tiny_engine: Path) -> None:
@@ -193,6 +205,17 @@ def test_double_verbose_shows_the_traceback(tmp_path: Path) -> None:
     done = run(tmp_path, "-vv", PROMPT)
     assert done.returncode == 3
     assert b"Traceback" in done.stderr
+
+
+def test_commands_offer_every_drafter_there_is() -> None:
+    from runtime.bench.cli import command as bench
+    from runtime.decoder import DRAFTERS
+    from runtime.serve.cli import command as serve
+
+    for each in (command, bench, serve):
+        (draft,) = (parameter for parameter in each.params if parameter.name == "draft")
+        assert isinstance(draft.type, click.Choice)
+        assert tuple(draft.type.choices) == DRAFTERS
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

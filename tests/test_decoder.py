@@ -101,6 +101,8 @@ def test_joined_bytes_of_an_answer_are_its_text(decoder: Decoder) -> None:
     for wrong in (-1, decoder.manifest.shape.vocab):
         with pytest.raises(ValueError, match="no token id"):
             decoder.token_bytes(wrong)
+        with pytest.raises(ValueError, match=f"{wrong} is no token id"):
+            decoder.decode([5, wrong])
 
 
 def test_second_stream_is_refused_until_the_first_is_over(decoder: Decoder) -> None:

@@ -169,7 +169,8 @@ def test_the_shipped_draft_changes_no_token_and_is_often_right(
         for number, prompt in enumerate(PROMPTS[1:16:4]):
             for sampling in (Sampling(), Sampling(temperature=1.0, seed=number)):
                 plant(decoder, monkeypatch, DummyRowDrafter(decoder.manifest.shape.vocab))
-                answer = decoder.generate(prompt, max_new_tokens=40, sampling=sampling).tokens
+                two_rows = FixedPolicy(TreeSpec(2, 1, 1))  # what was tuned may be plain decoding, which asks no drafter
+                answer = decoder.generate(prompt, max_new_tokens=40, sampling=sampling, policy=two_rows).tokens
                 plant(decoder, monkeypatch, eagle)
                 for shape in (TreeSpec(2, 1, 1), TreeSpec(6, 3, 3), TreeSpec(16, 5, 4), TreeSpec(64, 8, 8)):
                     result = decoder.generate(prompt, max_new_tokens=40, sampling=sampling, policy=FixedPolicy(shape))

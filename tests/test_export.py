@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -88,6 +89,24 @@ def test_tokenizer_facts_of_the_checkpoint(run: Run, source: Path, engines: Path
     (source / "chat_template.jinja").write_text("from its own file")
     assert run("--force").code == 0
     assert (engines / "tiny" / "chat_template.jinja").read_text() == "from its own file"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("generation_config.json", {"eos_token_id": "</s>"}, "has '</s>' for eos_token_id, which is no token id"),
+        ("generation_config.json", {"eos_token_id": [2, True]}, "has [2, True] for eos_token_id"),
+        ("tokenizer_config.json", {"chat_template": {"default": "x"}}, "has a chat template that is no text"),
+        ("tokenizer_config.json", {"chat_template": ["x", {"name": "default", "template": 3}]}, "has a chat template that is no text"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja: 'utf-8' codec"),
+    ],
+)
+def test_tokenizer_facts_that_cannot_be(run: Run, source: Path, engines: Path, name: str, content: Any, says: str) -> None:
+    (source / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    ended = run()
+    assert ended.code == 1
+    assert says in ended.complaint
+    assert not engines.exists() or not names_in(engines)
 
 
 def test_checkpoint_without_a_chat_template(run: Run, source: Path, engines: Path) -> None:

@@ -251,7 +251,7 @@ def test_gguf_reads_back_as_the_weights(tmp_path: Path, kind: str) -> None:
     values = dequantize(stored, gguf.GGMLQuantizationType.Q4_1)
 
     reader = gguf.GGUFReader(write_gguf(source, tmp_path / "out" / "copy.gguf", kind))
-    fields = {name: reader.get_field(name).contents() for name in reader.fields if not name.startswith("GGUF.")}  # type: ignore[union-attr]
+    fields = {name: reader.get_field(name).contents() for name in reader.fields if not name.startswith("GGUF.")}
     assert fields["tokenizer.ggml.tokens"] == ["a", "b"]
     assert (fields["llama.block_count"], fields["llama.rope.freq_base"]) == (1, pytest.approx(1e5))
     tensors = {tensor.name: tensor for tensor in reader.tensors}

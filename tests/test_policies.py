@@ -84,7 +84,7 @@ def test_choice_is_made_anew_when_acceptance_leaves_the_band() -> None:
 
 def model(**changes: float) -> CostModel:
     numbers = {"slope": 1.0, "level": 0.0, "bias": 0.0, "gain": 1.0, "rate": 0.1, **changes}
-    return CostModel(Calibration(**numbers, tree=(7, 4, 2)), SURFACE)  # type: ignore[arg-type]
+    return CostModel(Calibration(**numbers, tree=(7, 4, 2)), SURFACE)
 
 
 def growing(scores: list[float], level: int) -> Growing:

@@ -286,6 +286,17 @@ def test_a_policy_given_as_an_object_is_not_shared(engine: Path) -> None:
         assert fork._policy == policy
 
 
+def test_a_policy_that_cannot_be_copied_leaves_nothing_behind(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Single(FixedPolicy):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Single:
+            raise TypeError("there is one of me")
+
+    with Decoder(engine, threads=1, policy=Single(TreeSpec(4, 3, 1))) as decoder:
+        monkeypatch.setattr(decoder._opened, "fork", lambda: pytest.fail("opened what nobody will close"))
+        with pytest.raises(TypeError, match="there is one of me"):
+            decoder.fork()
+
+
 def test_warmup_prepares_what_the_first_request_needs(engine: Path) -> None:
     with Decoder(engine, threads=1, policy=TREE) as decoder:
         decoder.warmup()

@@ -130,11 +130,11 @@ def test_a_sick_replica_does_not_come_back() -> None:
         first, second = await pool.replica([]), await pool.replica([])
         waits = asyncio.create_task(pool.replica([]))
         await asyncio.sleep(0)
-        first.healthy = False  # type: ignore[misc]
+        first.healthy = False
         pool.give_back(first)
         await asyncio.sleep(0)
         assert not waits.done()
-        second.healthy = False  # type: ignore[misc]
+        second.healthy = False
         pool.give_back(second)
         with pytest.raises(ApiError, match="every engine has failed"):
             await waits

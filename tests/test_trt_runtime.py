@@ -209,7 +209,7 @@ def test_failing_pass_is_a_typed_error_and_the_decoder_lives_on(host: Decoder, p
             place.trt.failing = stage
             shape = FixedPolicy(TreeSpec(16, 4, 4))
             for engine in (device._target._engine, device._drafter._engines.draft, device._drafter._engines.tree):  # type: ignore[attr-defined]
-                engine._drop()  # type: ignore[attr-defined]
+                engine._drop()
             with pytest.raises(EngineFailure, match=f"a pass of {stage} failed inside TensorRT"):
                 device.generate(prompt_of(9), max_new_tokens=30, policy=shape)
             place.trt.failing = ""

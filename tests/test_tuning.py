@@ -7,6 +7,8 @@ import json
 import logging
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,6 +247,14 @@ def test_engine_that_changed_meanwhile_is_left_alone(tiny: Path) -> None:
     with pytest.raises(TuningError, match="was exported anew while it was tuned — tune again"):
         install(tiny, other, a_tuning(tiny))
     assert load_manifest(tiny) == manifest
+
+
+def test_what_a_killed_tuning_left_is_swept_away(tiny: Path) -> None:
+    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished.wait()
+    (tiny / f".tuning.partial-{finished.pid}-abc").mkdir()
+    install(tiny, load_manifest(tiny), a_tuning(tiny))
+    assert not list(tiny.glob(".*"))
 
 
 def test_untuned_policy_and_unknown_name(echo_engine: Path) -> None:

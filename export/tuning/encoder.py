@@ -25,7 +25,6 @@ from ..errors import CheckpointError, UnsupportedModel
 from ..graph import FLOAT, INT64, GraphBuilder
 from ..weights import WeightFile, row_chunks
 
-FOLDER_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 HIDDEN_MASK = -1e9  # added to the scores of padding
 LEAST_LENGTH = 1e-12  # of the mean before it is scaled, as sentence-transformers has it
 
@@ -59,8 +58,8 @@ class Written:
 
 
 def write_encoder(source: Path, folder: Path, prefix: str) -> Written:
-    """Turn the checkpoint in ``source`` (FOLDER_FILES) into files in ``folder`` whose names begin with ``prefix``. Raises UnsupportedModel
-    for one that is no plain BERT, CheckpointError for one that is not whole."""
+    """Turn the checkpoint in ``source`` (config.json, tokenizer.json and safetensors) into files in ``folder`` whose names begin with
+    ``prefix``. Raises UnsupportedModel for one that is no plain BERT, CheckpointError for one that is not whole."""
     shape, weights = read_shape(source), SafetensorsFiles(source)
     if not (source / "tokenizer.json").is_file():
         raise CheckpointError(f"{source} lacks tokenizer.json — an encoder of text needs it")
@@ -96,9 +95,9 @@ def read_shape(source: Path) -> Shape:
         layers, hidden, heads, epsilon, positions = (config[name] for name in names)
         shape = Shape(int(layers), int(hidden), int(heads), float(epsilon), int(positions))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{source / 'config.json'} does not say how large the encoder is: {error}") from None
+        raise CheckpointError(f"{source / 'config.json'} does not say how large the encoder is: {error} — download it again") from None
     if shape.heads < 1 or shape.hidden % shape.heads:
-        raise UnsupportedModel(f"{source}: {shape.heads} heads do not divide {shape.hidden} numbers")
+        raise UnsupportedModel(f"{source}: {shape.heads} heads do not divide {shape.hidden} numbers — download it again")
     return shape
 
 

@@ -47,17 +47,17 @@ class Grid:
         return tuple(sorted(usable | {(static.nodes, static.depth, static.width)}))
 
 
-def grid_for(manifest: Manifest, new_tokens: int = 128) -> Grid:
+def grid_for(manifest: Manifest) -> Grid:
     """Trees that are worth a try with this engine."""
     draft, limits = manifest.draft, manifest.limits
     assert draft is not None
     if manifest.tensorrt is None:
         nodes = min(CPU_NODES, limits.tree_nodes)
         widths, depths = _upto(CPU_WIDTHS, draft.max_width), _upto(CPU_DEPTHS, draft.max_depth)
-        return Grid(widths, depths, nodes, None, small_actions(nodes), new_tokens)
+        return Grid(widths, depths, nodes, None, small_actions(nodes))
     table = ((1, 0, 0), *action_table(manifest.tree_sizes, draft))
     depths = tuple(range(1, draft.max_depth + 1))
-    return Grid(_upto(GPU_WIDTHS, draft.max_width), depths, max(manifest.tree_sizes), manifest.tree_sizes, table, new_tokens)
+    return Grid(_upto(GPU_WIDTHS, draft.max_width), depths, max(manifest.tree_sizes), manifest.tree_sizes, table)
 
 
 def _upto(values: tuple[int, ...], most: int) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from runtime.manifest import FILE_NAME, File, Graph, Manifest, Tensor, load_mani
 from runtime.tuning import Encoder
 
 from ..gpu import Platform
+from ..place import scratch_directory
 from ..plan_build import build_plan
 from .errors import TuningError
 from .nets import Mlp, graph
@@ -32,9 +33,7 @@ def install(directory: Path, expected: Manifest, tuned: Tuned) -> Manifest:
     manifest = load_manifest(directory, verify=False)
     if dataclasses.replace(manifest, tuning=None) != dataclasses.replace(expected, tuning=None):
         raise TuningError(f"{directory} was exported anew while it was tuned — tune again")
-    scratch = directory / f".tuning-{os.getpid()}"
-    scratch.mkdir()
-    try:
+    with scratch_directory(directory / "tuning") as scratch:
         platform = _platform(manifest)
         encoder, graphs = _encoder(scratch, tuned.learned, platform)
         graphs |= _written(scratch, tuned.learned, platform)
@@ -47,8 +46,6 @@ def install(directory: Path, expected: Manifest, tuned: Tuned) -> Manifest:
         with (scratch / FILE_NAME).open("rb") as file:
             os.fsync(file.fileno())
         (scratch / FILE_NAME).replace(directory / FILE_NAME)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     for old in directory.glob(f"{PREFIX}*"):
         if old.name not in files:
             old.unlink(missing_ok=True)

@@ -62,9 +62,9 @@ class Mlp:
         return np.asarray(value)
 
 
-def graph(net: Mlp, name: str = "policy") -> onnx.ModelProto:
+def graph(net: Mlp) -> onnx.ModelProto:
     """The same network in standard operators, its weights inside the file."""
-    g = GraphBuilder(name)
+    g = GraphBuilder("policy")
     value = g.input("x", FLOAT, [1, net.inputs])
     if net.normalise:
         mean_square = g.op("ReduceMean", g.op("Mul", value, value), g.const([1]))
@@ -75,7 +75,7 @@ def graph(net: Mlp, name: str = "policy") -> onnx.ModelProto:
             value = g.op("Tanh" if net.activation == "tanh" else "Relu", value)
         parts = zip(("weight", "bias"), tensors, strict=True)
         stored = [
-            g.initializer(numpy_helper.from_array(np.ascontiguousarray(t, np.float32), f"{name}.{layer}.{part}")) for part, t in parts
+            g.initializer(numpy_helper.from_array(np.ascontiguousarray(t, np.float32), f"policy.{layer}.{part}")) for part, t in parts
         ]
         value = g.op("Gemm", value, *stored, transB=1, out="logits" if layer == last else None)
     g.output("logits", FLOAT, [1, net.actions])

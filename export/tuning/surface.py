@@ -13,6 +13,7 @@ import numpy as np
 from policy import FixedPolicy, Surface, TreeSpec
 from runtime import Decoder
 from runtime.eagle import EagleDrafter
+from runtime.sampling import Scores
 from runtime.target import Target
 from runtime.tree import Tree
 
@@ -76,8 +77,8 @@ def measure(
     return replace(surface, draft_ms=tuple(tuple(cost + missing for cost in costs) for costs in surface.draft_ms))
 
 
-def _drafted(drafter: EagleDrafter, spec: TreeSpec, scores: object) -> None:
-    drafter.extend([7] * COMMITTED, scores, range(COMMITTED))  # type: ignore[arg-type]
+def _drafted(drafter: EagleDrafter, spec: TreeSpec, scores: Scores) -> None:
+    drafter.extend([7] * COMMITTED, scores, range(COMMITTED))
     drafter.draft(7, spec)
 
 

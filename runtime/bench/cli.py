@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import run_command, set_verbosity
+from ..console import run_command, set_verbosity, usage_errors
 from ..errors import BenchError, RespsError
 
 if TYPE_CHECKING:
@@ -97,17 +97,17 @@ def _measured(options: dict[str, Any]) -> tuple[Measurement, BaseException | Non
     settings = Settings(
         tuple(map(str, files)), options["questions"], options["max_new_tokens"], options["temperature"], options["seed"], threads
     )
-    try:
+    with usage_errors():
         Sampling(settings.temperature, seed=settings.seed)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
     directory = find_engine_dir(options["engine_dir"])
     names = [name.strip() for group in options["policies"] for name in group.split(",")]
     answers: list[Answer] = []
     skipped: list[Skipped] = []
     problem: BaseException | None = None
     trees, place = _parsed(options["trees"]), {name: options[name] for name in ("draft", "backend", "device")}
-    with Decoder(directory, policy="none", threads=threads, **place) as decoder:
+    with usage_errors():
+        opened = Decoder(directory, policy="none", threads=threads, **place)
+    with opened as decoder:
         arms = make_arms(names, trees, decoder)
         engine = engine_of(decoder)
         warm_up(decoder, arms)
@@ -133,10 +133,8 @@ def _measured(options: dict[str, Any]) -> tuple[Measurement, BaseException | Non
 def _parsed(trees: tuple[str, ...]) -> list[TreeSpec]:
     from policy import TreeSpec
 
-    try:
+    with usage_errors():
         return [TreeSpec.parse(tree) for tree in trees]
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
 
 
 def _show(measurement: Measurement, as_json: bool, report_file: Path | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..console import run_command, set_verbosity
+from ..console import run_command, set_verbosity, usage_errors
 
 SECONDS = click.FloatRange(min=0, max=86400)
 
@@ -26,7 +26,9 @@ SECONDS = click.FloatRange(min=0, max=86400)
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a pass [default: physical cores; 1 with several replicas].")
 @click.option("--policy", help="What decides how big the tree is, where a request does not say [default: as tuned].")
-@click.option("--draft", type=click.Choice(["eagle", "ngram", "none"]), help="What proposes the tree [default: as resps-run].")
+@click.option(
+    "--draft", type=click.Choice(["eagle+ngram", "eagle", "ngram", "none"]), help="What proposes the tree [default: as resps-run]."
+)
 @click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), help="What runs the engines [default: what they were made for].")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where they run [default: where they were made for].")
 @click.option(
@@ -69,10 +71,8 @@ def command(engine_dir: Path, host: str, port: int, model_name: str | None, verb
     )
     with bind(host, port) as listener:
         place = {name: options[name] for name in ("policy", "draft", "backend", "device", "threads")}
-        try:
+        with usage_errors():  # an unknown policy, say
             decoders = load_replicas(directory, options["replicas"], warm=not options["no_warmup"], **place)
-        except ValueError as error:  # an unknown policy
-            raise click.UsageError(str(error)) from None
         app = make_app(settings, lambda: decoders)
         shown = f"[{host}]" if ":" in host else host
         server = Server(app, settings.drain_seconds, f"{settings.model} at http://{shown}:{listener.getsockname()[1]}/v1")

@@ -78,5 +78,5 @@ class PoolFigures(Collector):
                 positions.add_metric([replica, str(position)], accepted)
             for tree, rounds in total.actions.items():
                 actions.add_metric([replica, tree], rounds)
-            guard.add_metric([replica, str(total.guard)], 1.0)
+            guard.add_metric([replica, total.guard], 1.0)
         yield from (positions, actions, guard)

@@ -8,15 +8,18 @@ Every process is a whole server: ``replicas`` over one copy of the weights, the 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from .app import make_app
 from .load import load_replicas
 from .settings import Settings
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0)]
 
 _BUILT: list[FastAPI] = []  # this process' own, for Ray's health check
 
@@ -28,16 +31,16 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
     engine_dir: str
     model_name: str | None = None
-    processes: int = 1
-    replicas: int = 1
-    cpus: float | None = None
-    threads: int | None = None
+    processes: Count = 1
+    replicas: Count = 1
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    threads: Count | None = None
     policy: str | None = None
     draft: str | None = None
-    queue: int = 64
-    queue_seconds: float = 30.0
-    request_seconds: float = 300.0
-    drain_seconds: float = 30.0
+    queue: Annotated[int, Field(ge=0)] = 64
+    queue_seconds: Seconds = 30.0
+    request_seconds: Seconds = 300.0
+    drain_seconds: Seconds = 30.0
 
 
 def application(given: Arguments) -> serve.Application:

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from ..logprobs import MOST as MOST_LOGPROBS
 from ..sampling import Sampling
 from .errors import invalid
 
-MOST_LOGPROBS = 20
 HARMLESS = frozenset(
     {
         "user",
@@ -137,17 +137,16 @@ Body = TypeVar("Body", bound=_Body)
 def read(kind: type[Body], body: bytes) -> Body:
     """The body, checked. Raises ApiError that names what is wrong first."""
     try:
-        read = kind.model_validate_json(body)
+        checked = kind.model_validate_json(body)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
-        first = next(
-            (each for each in found if each["loc"] == () or not each["type"].endswith("_type")), found[0]
-        )  # what fits no form is told last
+        # A value of several forms fails once for each: what is wrong within a form says more than that another one does not fit.
+        first = next((each for each in found if each["loc"] == () or not each["type"].endswith("_type")), found[0])
         where = _place(first["loc"])
         message = f"{where + ': ' if where else 'the body is no JSON object of this kind: '}{first['msg']}"
         raise invalid(message, where, _code(first["type"], first.get("ctx", {}))) from None
-    _expect_followed(read, "")
-    return read
+    _expect_followed(checked, "")
+    return checked
 
 
 def _place(steps: tuple[int | str, ...]) -> str | None:

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from .app import CLOSE_SECONDS
 from .errors import ServeError
-from .pool import Pool
+from .reply import House
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -42,13 +42,13 @@ class Server(uvicorn.Server):
         self._app, self._drain_seconds, self._what = app, drain_seconds, what
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
         click.echo(f"resps-serve: {self._what}", err=True)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Instead of uvicorn's, which dies of the signal when everything is done."""
+        self.loop = asyncio.get_running_loop()
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -64,11 +64,11 @@ class Server(uvicorn.Server):
                 signal.signal(each, handler)
 
     def end(self) -> None:
-        """Drain; cut when called again. In the event loop's thread."""
-        pool: Pool = self._app.state.house.pool
-        if self.should_exit:
-            pool.cut()
-            return
-        pool.drain()
-        asyncio.get_running_loop().call_later(self._drain_seconds, pool.cut)
+        """Drain; cut when called again; while it still starts up, just end. In the event loop's thread."""
+        house: House | None = getattr(self._app.state, "house", None)
+        if house is not None and self.should_exit:
+            house.pool.cut()
+        elif house is not None:
+            house.pool.drain()
+            self.loop.call_later(self._drain_seconds, house.pool.cut)
         self.should_exit = True

@@ -13,6 +13,7 @@ from policy import PLAIN, FixedPolicy, Policy, TreeSpec
 from runtime import Decoder, RespsError, Sampling
 from runtime.console import run_command
 from runtime.cuda import Cuda
+from runtime.decoder import Prompt
 from tests.prompts import PROMPTS
 
 NEW_TOKENS, TIMES = 128, 3
@@ -45,7 +46,7 @@ def _export(*arguments: str) -> None:
         raise RuntimeError(f"resps-export {' '.join(arguments)} ended with {code}, see above")
 
 
-def _tokens(decoder: Decoder, prompt: str, policy: Policy | None = None, sampling: Sampling | None = None) -> tuple[int, ...]:
+def _tokens(decoder: Decoder, prompt: Prompt, policy: Policy | None = None, sampling: Sampling | None = None) -> tuple[int, ...]:
     return decoder.generate(prompt, max_new_tokens=NEW_TOKENS, policy=policy, sampling=sampling).tokens
 
 

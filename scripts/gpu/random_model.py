@@ -45,7 +45,7 @@ def write_model(folder: Path, shape: Shape, layers: int) -> None:
     target, draft = folder / "target", folder / "draft"
     for place in (target, draft):
         place.mkdir(parents=True, exist_ok=True)
-    index = {}
+    index: dict[str, str] = {}
     for number, shapes in enumerate(_target_shards(shape, layers)):
         save_file(tensors(shapes), target / f"model-{number}.safetensors")
         index |= dict.fromkeys(shapes, f"model-{number}.safetensors")

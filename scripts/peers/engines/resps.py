@@ -38,15 +38,22 @@ class Resps:
         return watch.answer(self._stop)
 
     def logits(self, tokens: list[int], start: int) -> np.ndarray:
-        target, rows = self._decoder._target, []
-        target.cache.truncate(0)
-        for _ in target.prefill(tokens[:start]):
-            pass
-        for at in range(start, len(tokens), ROWS):
-            chain = tokens[at : at + ROWS]
-            rows.append(target.verify_chain(chain).logits.copy())
-            target.commit(range(len(chain)))
-        return np.concatenate(rows)
+        return logits_of(self._decoder, tokens, start)
+
+
+def logits_of(decoder: Decoder, tokens: list[int], start: int) -> np.ndarray:
+    """float32 [len(tokens) - start, V]: what follows each token from ``start`` on; read ROWS at a time, or as many as trees have."""
+    decoder.forget()
+    target, rows = decoder._target, []
+    step = min(ROWS, target.limits.tree_nodes)
+    target.cache.truncate(0)
+    for _ in target.prefill(tokens[:start]):
+        pass
+    for at in range(start, len(tokens), step):
+        chain = tokens[at : at + step]
+        rows.append(target.verify_chain(chain).logits.copy())
+        target.commit(range(len(chain)))
+    return np.concatenate(rows)
 
 
 def open_engine(job: Job) -> Resps:
