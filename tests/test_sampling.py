@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from export.sample import build_sample
-from runtime.draws import GumbelMax, kept
+from runtime.draws import GumbelMax, keep, work_room
 from runtime.sampling import Sampling, Scores, uniforms
 from runtime.tree import Tree
 
@@ -83,7 +83,10 @@ def test_draws_have_the_distribution() -> None:
 
 def drawn(logits: np.ndarray, sampling: Sampling, positions: range) -> list[int]:
     """On the host: the same scores at every position."""
-    scores, pick = Scores({"logits": logits[None, None].astype(np.float32)}, Tree.chain([0]), 0, 1), GumbelMax(sampling)
+    scores, pick = (
+        Scores({"logits": logits[None, None].astype(np.float32)}, Tree.chain([0]), 0, 1),
+        GumbelMax(sampling, work_room(len(logits))),
+    )
     return [pick(scores, 0, position) for position in positions]
 
 
@@ -104,8 +107,9 @@ def test_host_draws_have_the_distribution(setting: tuple[float, int, float]) -> 
 def test_host_keeps_what_the_oracle_keeps(vocab: int, setting: tuple[float, int, float]) -> None:
     temperature, top_k, top_p = setting
     logits = (np.random.default_rng(vocab).normal(size=vocab) * (0.1 if vocab > 100 else 3)).astype(np.float32)
-    inside = np.isfinite(kept(logits.astype(np.float64) / temperature, top_k, top_p))
-    np.testing.assert_array_equal(inside, distribution(logits, temperature, top_k, top_p) > 0)
+    scaled = logits.astype(np.float64) / temperature
+    keep(scaled, top_k, top_p, work_room(vocab)[1:])
+    np.testing.assert_array_equal(np.isfinite(scaled), distribution(logits, temperature, top_k, top_p) > 0)
 
 
 def test_host_draws_belong_to_seed_and_position() -> None:
