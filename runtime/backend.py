@@ -13,7 +13,7 @@ from policy import Repeats, TreeSpec
 from policy.repeats import ROWS
 
 from .drafter import Drafter, NoDrafter
-from .draws import GumbelMax
+from .draws import GumbelMax, work_room
 from .eagle import DraftEngines, EagleDrafter, largest_pool, most_rows, shared_buffers
 from .engine import Buffer, Engine, Memory, dtype_of
 from .errors import EngineDirError
@@ -127,7 +127,8 @@ def _form(tensor: Tensor) -> Form:
 def _picker(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer) -> Callable[[Sampling], Pick]:
     memory, positions, nodes = backend.memory, manifest.limits.capacity, manifest.limits.tree_nodes
     if memory.on_host:
-        return lambda sampling: GumbelMax(sampling) if sampling.temperature >= GREEDY_BELOW else greedy
+        room = work_room(manifest.shape.vocab)
+        return lambda sampling: GumbelMax(sampling, room) if sampling.temperature >= GREEDY_BELOW else greedy
     uniforms = memory.zeros(positions, "float32")
     shared = {"logits": logits, "uniforms": uniforms, "token": token}
     engine = backend.engine("sample", shared, {"n": nodes, "p": positions})

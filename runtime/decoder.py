@@ -112,10 +112,10 @@ class Decoder:
             return twin
 
     def warmup(self) -> None:
-        """Decode a little with each tree that the policy is known to ask for, so that the first request is as fast as all others. Nothing
-        of it is counted or kept. Raises DecoderBusy, DecoderClosed and EngineFailure."""
+        """Decode a little with each tree that the policy is known to ask for, the first time after two whole chunks of a prompt: the first
+        request is then as fast as all others. Nothing of it is counted or kept. Raises DecoderBusy, DecoderClosed and EngineFailure."""
         limits = self.manifest.limits
-        long = [1 % self.manifest.shape.vocab] * min(limits.prefill_rows + 1, max(1, limits.context - WARM_UP_TOKENS))
+        long = [1 % self.manifest.shape.vocab] * min(2 * limits.prefill_rows, max(1, limits.context - WARM_UP_TOKENS))
         if self.manifest.tokens.chat_template:
             self._text.encode([{"role": "user", "content": "Say something."}])
         trees = dict.fromkeys((*self._trees, *(() if self.manifest.tensorrt else (PLAIN,))))

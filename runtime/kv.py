@@ -110,12 +110,14 @@ class KVCache:
         self._lay_out(span)
 
     def _lay_out(self, span: int) -> None:
-        """Upwards the last head first, downwards the first: nothing is overwritten before it moved."""
-        kept = self._length
-        for before, after in zip(self._laid_out(self._span), self._laid_out(span), strict=True):
-            heads = range(1, before.shape[1])
-            for head in heads if span < self._span else reversed(heads):
-                after[:, head, :kept] = before[:, head, :kept]
+        """Upwards the last head first, downwards the first: nothing is overwritten before it moved. Piece by piece, because of pieces in a
+        row numpy needs no copy between: one of all layers left a hole in the heap (draws.py)."""
+        for kind, form in self._forms.items():
+            before, after, size = self._span * form.width, span * form.width, self._length * form.width
+            heads = range(1, form.heads) if span < self._span else range(form.heads - 1, 0, -1)
+            for room in self._buffers[kind]:
+                for head in heads:
+                    room[head * after : head * after + size] = room[head * before : head * before + size]
         self._span = span
 
     def _laid_out(self, span: int) -> list[np.ndarray]:

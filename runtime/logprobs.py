@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +12,7 @@ from .sampling import Pick, Scores
 
 MOST = 20
 """Alternatives that may be asked for."""
+_PART = 16384  # tokens of the vocabulary that are looked at together: copies of all of it leave holes in the heap (draws.py)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def token_logprob(logits: np.ndarray, token: int, top: int) -> TokenLogprob:
     """``logits``: float32 [V]. The sum runs in float64."""
     highest = logits.max()
     with np.errstate(invalid="ignore"):  # what is no number is noticed by who asked for the choice
-        total = float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
+        total = float(highest) + math.log(sum(float(np.exp(part - highest).sum(dtype=np.float64)) for part in _parts(logits)))
     return TokenLogprob(token, float(logits[token]) - total, tuple((each, float(logits[each]) - total) for each in _largest(logits, top)))
 
 
@@ -55,7 +58,11 @@ def _largest(logits: np.ndarray, count: int) -> list[int]:
     """Indices of the ``count`` largest, in order."""
     if count == 0:
         return []
-    count = min(count, len(logits))
-    least = np.partition(logits, len(logits) - count)[len(logits) - count]
+    best = np.concatenate([np.partition(part, -min(count, len(part)))[-count:] for part in _parts(logits)])
+    least = np.sort(best)[-min(count, len(best))]
     found = np.flatnonzero(logits >= least)
     return [int(each) for each in found[np.argsort(-logits[found], kind="stable")][:count]]
+
+
+def _parts(logits: np.ndarray) -> Iterator[np.ndarray]:
+    return (logits[start : start + _PART] for start in range(0, len(logits), _PART))

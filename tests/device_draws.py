@@ -22,7 +22,7 @@ def _session(vocab: int) -> Any:
 class DeviceDraws:
     """In the place of GumbelMax."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, room: np.ndarray) -> None:
         self._inputs = {
             "temperature": np.array([sampling.temperature], np.float32),
             "top_k": np.array([sampling.top_k]),

@@ -102,18 +102,21 @@ class Warming:
     """Stands for a Decoder whose warm-up ends when the other's has begun."""
 
     def __init__(self, together: threading.Barrier, error: Exception | None = None) -> None:
-        self._together, self._error = together, error
+        self._together, self._error, self.times = together, error, 0
 
     def warmup(self) -> None:
         self._together.wait(20)
+        self.times += 1
         if self._error:
             raise self._error
 
 
-def test_replicas_warm_up_at_the_same_time() -> None:
+def test_replicas_warm_up_at_the_same_time_and_twice() -> None:
     together = threading.Barrier(3)
-    warm_up([Warming(together) for _ in range(3)])  # type: ignore[misc]
+    all_of_them = [Warming(together) for _ in range(3)]
+    warm_up(all_of_them)  # type: ignore[arg-type]
     assert not together.broken
+    assert [each.times for each in all_of_them] == [2, 2, 2]
 
 
 def test_a_warm_up_that_fails_is_told() -> None:

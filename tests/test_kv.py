@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -86,3 +88,19 @@ def test_an_emptied_cache_keeps_no_nan() -> None:
     cache.truncate(0)
     cache.reserve(40)
     assert not any(np.isnan(laid_out(cache, name)).any() for name in cache.tensors())
+
+
+@pytest.mark.parametrize("kept", [1000, 2000])
+def test_laying_out_anew_copies_nothing_on_the_way(kept: int) -> None:
+    """Arrays as large as the cache that come and go leave holes in the heap."""
+    cache = KVCache(4, WHOLE, IN_PARTS, capacity=4096)
+    cache.reserve(2048)
+    cache.commit(range(kept))
+    tracemalloc.start()
+    try:
+        cache.reserve(4096)
+        cache.truncate(kept // 2)
+        assert tracemalloc.get_traced_memory()[1] < 8192
+    finally:
+        tracemalloc.stop()
+    assert cache.span < 2048

@@ -299,7 +299,10 @@ def test_a_policy_that_cannot_be_copied_leaves_nothing_behind(engine: Path, monk
 
 def test_warmup_prepares_what_the_first_request_needs(engine: Path) -> None:
     with Decoder(engine, threads=1, policy=TREE) as decoder:
+        engines(decoder)["target"]._drop()
         decoder.warmup()
+        rows, chunks = decoder.manifest.limits.prefill_rows, [dict(sizes) for sizes, _ in engines(decoder)["target"]._calls]
+        assert len({sizes["span"] for sizes in chunks if (sizes["n"], sizes["r"]) == (rows, 1)}) == 2  # two chunks, one behind the other
         calls = {name: len(each._calls) for name, each in engines(decoder).items()}
         decoder.generate(PROMPT[:10], max_new_tokens=3)
         new = {name: len(each._calls) - calls[name] for name, each in engines(decoder).items()}

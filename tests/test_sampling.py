@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,8 @@ import onnxruntime
 import pytest
 
 from export.sample import build_sample
-from runtime.draws import GumbelMax, kept
+from runtime.draws import GumbelMax, keep, work_room
+from runtime.logprobs import token_logprob
 from runtime.sampling import Sampling, Scores, uniforms
 from runtime.tree import Tree
 
@@ -83,7 +86,10 @@ def test_draws_have_the_distribution() -> None:
 
 def drawn(logits: np.ndarray, sampling: Sampling, positions: range) -> list[int]:
     """On the host: the same scores at every position."""
-    scores, pick = Scores({"logits": logits[None, None].astype(np.float32)}, Tree.chain([0]), 0, 1), GumbelMax(sampling)
+    scores, pick = (
+        Scores({"logits": logits[None, None].astype(np.float32)}, Tree.chain([0]), 0, 1),
+        GumbelMax(sampling, work_room(len(logits))),
+    )
     return [pick(scores, 0, position) for position in positions]
 
 
@@ -104,8 +110,9 @@ def test_host_draws_have_the_distribution(setting: tuple[float, int, float]) -> 
 def test_host_keeps_what_the_oracle_keeps(vocab: int, setting: tuple[float, int, float]) -> None:
     temperature, top_k, top_p = setting
     logits = (np.random.default_rng(vocab).normal(size=vocab) * (0.1 if vocab > 100 else 3)).astype(np.float32)
-    inside = np.isfinite(kept(logits.astype(np.float64) / temperature, top_k, top_p))
-    np.testing.assert_array_equal(inside, distribution(logits, temperature, top_k, top_p) > 0)
+    scaled = logits.astype(np.float64) / temperature
+    keep(scaled, top_k, top_p, work_room(vocab)[1:])
+    np.testing.assert_array_equal(np.isfinite(scaled), distribution(logits, temperature, top_k, top_p) > 0)
 
 
 def test_host_draws_belong_to_seed_and_position() -> None:
@@ -125,6 +132,27 @@ def test_host_draws_do_not_hang_on_the_last_bits() -> None:
     noise = random.normal(size=logits.shape) * 1e-5
     some = range(300)
     assert drawn(logits, Sampling(1.0, seed=1), some) == drawn(logits + noise, Sampling(1.0, seed=1), some)
+
+
+@pytest.mark.parametrize("setting", [*SETTINGS, (9.0, 0, 0.9)], ids=str)
+def test_a_draw_takes_no_array_of_the_vocabulary_s_size(setting: tuple[float, int, float]) -> None:
+    """Of float64, that is: they came and went with every token, and left holes in the heap."""
+    vocab = 50_000
+    logits = np.random.default_rng(6).normal(size=(1, 1, vocab)).astype(np.float32)
+    scores, pick = Scores({"logits": logits}, Tree.chain([0]), 0, 1), GumbelMax(Sampling(*setting, seed=1), work_room(vocab))
+    assert peak_of(lambda: pick(scores, 0, 7)) < 4 * vocab
+    assert peak_of(lambda: token_logprob(logits[0, 0], 3, 20)) < 8 * vocab
+
+
+def peak_of(call: Callable[[], object]) -> int:
+    """The most bytes that were held at once."""
+    call()
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_uniforms_are_seeded_and_below_one() -> None:

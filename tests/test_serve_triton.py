@@ -5,19 +5,23 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from runtime import Decoder, Sampling
@@ -31,8 +35,9 @@ PROMPT = "the cat sat on the mat"
 LONG = 400  # tokens, where an answer should take its time
 
 
-def write(out: Path, engine_dir: Path) -> Path:
-    return write_repository(out, engine_dir, name="resps", replicas=2, threads=0, policy="", queue=8, queue_seconds=2)
+def write(out: Path, engine_dir: Path, request_seconds: float = 120) -> Path:
+    times = {"queue_seconds": 2, "request_seconds": request_seconds}
+    return write_repository(out, engine_dir, name="resps", replicas=2, threads=0, policy="", queue=8, **times)
 
 
 def test_repository_holds_what_triton_reads(tiny_engine: Path, tmp_path: Path) -> None:
@@ -40,8 +45,72 @@ def test_repository_holds_what_triton_reads(tiny_engine: Path, tmp_path: Path) -
     config = (folder / "config.pbtxt").read_text()
     assert f'key: "engine_dir", value: {{ string_value: "{tiny_engine.resolve()}" }}' in config
     assert "default_timeout_microseconds: 2000000" in config
+    assert parameters(folder)["request_seconds"] == "120"
     assert config.count("{") == config.count("}")
     assert "TritonPythonModel" in (folder / "1" / "model.py").read_text()
+
+
+def parameters(folder: Path) -> dict[str, str]:
+    """As Triton hands them to the model."""
+    found = re.findall(r'key: "(\w+)", value: \{ string_value: (".*") \}', (folder / "config.pbtxt").read_text())
+    return {name: json.loads(value) for name, value in found}
+
+
+class Sender:
+    """Stands for Triton's side of one request. ``told`` happens at each look whether the client is still there."""
+
+    def __init__(self, inputs: dict[str, Any], told: Callable[[], None] = lambda: None) -> None:
+        self._inputs, self._told, self.sent = inputs, told, SimpleQueue[Any]()
+
+    def get_response_sender(self) -> Sender:
+        return self
+
+    def is_cancelled(self) -> bool:
+        self._told()
+        return False
+
+    def send(self, response: Any, flags: int = 0) -> None:
+        self.sent.put(response)
+
+
+@pytest.fixture
+def model(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], TritonPythonModel]]:
+    """Makes the model with so many seconds for a request, with a stand-in for the module that only Triton's own process has."""
+
+    class NoMetrics(Exception):
+        pass
+
+    def no_metrics(**_: Any) -> None:
+        raise NoMetrics
+
+    no_metrics.COUNTER = 0  # type: ignore[attr-defined]
+    backend = SimpleNamespace(
+        MetricFamily=no_metrics,
+        TritonModelException=NoMetrics,
+        TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
+        TritonError=type("TritonError", (Exception,), {"INVALID_ARG": 1, "UNAVAILABLE": 2, "INTERNAL": 3, "CANCELLED": 4}),
+        Tensor=lambda name, values: (name, values[0, 0].decode()),
+        InferenceResponse=lambda output_tensors=(), error=None: SimpleNamespace(error=error, **dict(output_tensors)),
+        get_input_tensor_by_name=lambda request, name: request._inputs.get(name),
+    )
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
+    made: list[TritonPythonModel] = []
+
+    def make(request_seconds: float) -> TritonPythonModel:
+        given = parameters(write(tmp_path, tiny_engine, request_seconds))
+        made.append(TritonPythonModel())
+        made[-1].initialize({"model_config": json.dumps({"parameters": {name: {"string_value": each} for name, each in given.items()}})})
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.finalize()
+
+
+def asking(tokens: int, told: Callable[[], None] = lambda: None) -> Sender:
+    texts = {"text_input": PROMPT, "sampling_parameters": json.dumps({"max_tokens": tokens, "temperature": 0})}
+    tensors = {name: np.array([[text.encode()]], dtype=np.object_) for name, text in texts.items()}
+    return Sender({name: SimpleNamespace(as_numpy=lambda tensor=tensor: tensor) for name, tensor in tensors.items()}, told)
 
 
 def test_parameters_are_those_of_completions() -> None:
@@ -63,6 +132,33 @@ def test_waiting_for_a_replica_has_an_end() -> None:
     model._queue_seconds = 60.0
     with pytest.raises(Cancelled):
         model._replica(SimpleNamespace(is_cancelled=lambda: next(looks)))
+
+
+def test_a_request_has_no_more_than_its_seconds(model: Callable[[float], TritonPythonModel], decoder: Decoder) -> None:
+    whole = decoder.generate(PROMPT, max_new_tokens=20)
+    served, slept = model(2.0), Event()
+
+    def told() -> None:  # the first look is for the replica, the second when the first token has come
+        if slept.is_set():
+            sleep(2.0)
+        slept.set()
+
+    cut = asking(20, told)
+    served.execute([cut])
+    last = cut.sent.get(timeout=60)
+    assert last.error is None
+    assert json.loads(last.report)["stop"] == "deadline"
+    assert 0 < len(last.text_output) < len(whole.text)
+    assert whole.text.startswith(last.text_output)
+
+
+def test_a_request_whose_time_is_over_before_its_first_token_is_told_so(model: Callable[[float], TritonPythonModel]) -> None:
+    served = model(0.0)
+    for _ in range(4):  # two replicas: both come back
+        late = asking(20)
+        served.execute([late])
+        error = late.sent.get(timeout=60).error
+        assert error.args == ("the time of a request, 0 s, was over before the first token", error.UNAVAILABLE)
 
 
 @dataclass(frozen=True)
@@ -167,8 +263,6 @@ def test_a_full_queue_refuses_at_once_and_those_inside_are_served(triton: Triton
 
 def test_a_cancelled_request_ends_after_its_round(triton: Triton, decoder: Decoder) -> None:
     grpc = pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed (pip install 'tritonclient[grpc]')")
-    import numpy as np
-
     seed = max(range(30), key=lambda seed: len(long_answer(decoder, seed).tokens))
     whole = long_answer(decoder, seed)
     before, tokens = triton.counted(CANCELLED), triton.counted("resps:generation_tokens_total")

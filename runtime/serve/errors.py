@@ -44,6 +44,11 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
     return ApiError(400, message, code=code, param=param)
 
 
+def too_late(seconds: float) -> ApiError:
+    """``seconds``, all that a request may take, were over before anything came of it."""
+    return ApiError(504, f"the time of a request, {seconds:g} s, was over before the first token", code="deadline", outcome="deadline")
+
+
 def shutting_down() -> ApiError:
     """This server is going away."""
     return ApiError(

@@ -28,7 +28,10 @@ def load_replicas(engine_dir: Path, replicas: int, *, warm: bool = True, threads
 
 def warm_up(decoders: Sequence[Decoder]) -> None:
     """All at the same time, because that is how they will work: passes that run at once each need room of their own in ONNX Runtime's
-    arenas (11 MiB for 128 rows of the demo model), which stays. Else all of it would come on the day when two long prompts meet."""
+    arenas (11 MiB for 128 rows of the demo model), which stays. Else all of it would come on the day when two long prompts meet. And
+    twice: the first time ONNX Runtime takes a pass's room piece by piece and notes the sum, from the second time on it takes that at once,
+    and what was left of the pieces is too small for it."""
     with ThreadPoolExecutor(len(decoders)) as threads:
-        for warming in [threads.submit(each.warmup) for each in decoders]:
-            warming.result()
+        for _ in range(2):
+            for warming in [threads.submit(each.warmup) for each in decoders]:
+                warming.result()

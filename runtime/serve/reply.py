@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..decoder import Decoder, Prompt
 from ..request import Chunk
-from .errors import ApiError, logged, shutting_down
+from .errors import ApiError, logged, shutting_down, too_late
 from .forms import FINISH, Form, Spelling
 from .metrics import Metrics
 from .pool import Pool
@@ -101,10 +101,7 @@ class Reply(Response):
         now = monotonic()
         if isinstance(came, Ended):
             if came.stop == "deadline" and not came.stats.new_tokens:
-                seconds = f"{self._house.settings.request_seconds:g} s"
-                raise ApiError(
-                    504, f"the time of a request, {seconds}, was over before the first token", code="deadline", outcome="deadline"
-                )
+                raise too_late(self._house.settings.request_seconds)
             if came.stop not in FINISH:
                 raise shutting_down()
             self._outcome = came.stop

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...decoder import Decoder
-from ..errors import ApiError, invalid, logged
+from ..errors import ApiError, invalid, logged, too_late
 from ..load import load_replicas
 from ..requests import Ask, CompletionBody, completion, expect_policy, read
 from .counters import Counters
@@ -47,7 +47,7 @@ class TritonPythonModel:
         decoders = load_replicas(Path(given["engine_dir"]), int(given["replicas"]), threads=threads, policy=given["policy"] or None)
         self._backend = backend
         self._decoders = decoders
-        self._queue_seconds = float(given["queue_seconds"])
+        self._queue_seconds, self._request_seconds = (float(given[name]) for name in ("queue_seconds", "request_seconds"))
         self._counters = Counters(backend)
         self._free: SimpleQueue[Decoder] = SimpleQueue()
         for each in decoders:
@@ -56,14 +56,14 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Start what is asked. Waits for a free replica, so that everything else waits in Triton's queue, by Triton's rules."""
         for request in requests:
-            sender = request.get_response_sender()
+            sender, until = request.get_response_sender(), monotonic() + self._request_seconds
             try:
                 inputs = {name: self._input(request, name) for name in ("text_input", "chat", "stream", "sampling_parameters")}
                 decoder = self._replica(sender)
             except Exception as error:  # the others go on
                 self._end(sender, self._failed(error))
                 continue
-            Thread(target=self._answer, args=(decoder, inputs, sender), daemon=True).start()
+            Thread(target=self._answer, args=(decoder, inputs, sender, until), daemon=True).start()
 
     def _replica(self, sender: Any) -> Decoder:
         """A free one. Raises Cancelled when the client has gone before, ApiError when it takes longer than one may wait in the queue: a
@@ -96,22 +96,22 @@ class TritonPythonModel:
         except UnicodeDecodeError as error:
             raise invalid(f"{name} is not UTF-8 text (byte {error.start})", name) from None
 
-    def _answer(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any) -> None:
+    def _answer(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, until: float) -> None:
         try:
-            last = self._decode(decoder, inputs, sender)
+            last = self._decode(decoder, inputs, sender, until)
         except BaseException as error:  # whatever it was, the replica must come back
             last = self._failed(error)
         self._free.put(decoder)
         self._end(sender, last)
 
-    def _decode(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any) -> Any:
+    def _decode(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, until: float) -> Any:
         ask = asked(inputs["text_input"], bool(inputs["chat"]), inputs["sampling_parameters"])
         expect_policy(ask, decoder.policies)
         ids = decoder.encode(ask.prompt)
         room = decoder.manifest.limits.context - len(ids)
-        limit = min(ask.max_tokens or room, room)
-        rest = ""
-        with decoder.stream(ids, max_new_tokens=limit, sampling=ask.sampling, stop=ask.stop, policy=ask.policy) as stream:
+        limit, rest = min(ask.max_tokens or room, room), ""
+        wishes: dict[str, Any] = {"max_new_tokens": limit, "sampling": ask.sampling, "stop": ask.stop, "policy": ask.policy}
+        with decoder.stream(ids, **wishes, deadline=max(0.0, until - monotonic())) as stream:
             for chunk in stream:
                 if sender.is_cancelled():
                     raise Cancelled(stream.stats.new_tokens)
@@ -119,6 +119,8 @@ class TritonPythonModel:
                     sender.send(self._response(chunk.text))
                 else:
                     rest += chunk.text
+        if stream.stop == "deadline" and not stream.stats.new_tokens:
+            raise too_late(self._request_seconds)
         self._counters.ended(str(stream.stop), stream.stats.new_tokens)
         return self._response(rest, json.dumps({"stop": stream.stop, "stats": stream.stats.as_dict()}))
 
@@ -140,7 +142,7 @@ class TritonPythonModel:
             known = logged(error)
             self._counters.ended(known.outcome, 0)
             told = kinds(
-                str(known), kinds.INVALID_ARG if known.status < 500 else kinds.UNAVAILABLE if known.status == 503 else kinds.INTERNAL
+                str(known), kinds.INVALID_ARG if known.status < 500 else kinds.UNAVAILABLE if known.status in (503, 504) else kinds.INTERNAL
             )
         return self._backend.InferenceResponse(error=told)
 

@@ -40,6 +40,7 @@ parameters [
   {{ key: "replicas", value: {{ string_value: "{replicas}" }} }},
   {{ key: "threads", value: {{ string_value: "{threads}" }} }},
   {{ key: "queue_seconds", value: {{ string_value: "{queue_seconds}" }} }},
+  {{ key: "request_seconds", value: {{ string_value: "{request_seconds}" }} }},
   {{ key: "policy", value: {{ string_value: {policy} }} }}
 ]
 """
@@ -50,7 +51,16 @@ from runtime.serve.triton.model import TritonPythonModel  # noqa: F401
 
 
 def write_repository(
-    out: Path, engine_dir: Path, *, name: str, replicas: int, threads: int, policy: str, queue: int, queue_seconds: float
+    out: Path,
+    engine_dir: Path,
+    *,
+    name: str,
+    replicas: int,
+    threads: int,
+    policy: str,
+    queue: int,
+    queue_seconds: float,
+    request_seconds: float,
 ) -> Path:
     """The model's folder below ``out``. ``threads`` 0 and ``policy`` "" are the defaults. Raises EngineDirError, OSError."""
     folder = out / name
@@ -62,6 +72,7 @@ def write_repository(
         threads=threads,
         queue=queue,
         queue_seconds=queue_seconds,
+        request_seconds=request_seconds,
         queue_microseconds=int(queue_seconds * 1e6),
     )
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
@@ -78,6 +89,13 @@ def write_repository(
 @click.option("--policy", default="", help="What decides how big the tree is [default: as tuned].")
 @click.option("--queue", type=click.IntRange(min=1), default=64, show_default=True, help="Requests that may wait.")
 @click.option("--queue-seconds", type=click.FloatRange(min=0), default=30, show_default=True, help="How long.")
+@click.option(
+    "--request-seconds",
+    type=click.FloatRange(min=0, max=86400),
+    default=300,
+    show_default=True,
+    help="From Triton's queue to the last token; then the answer is cut.",
+)
 def command(out: Path, **options: Any) -> None:
     """Write a model repository that serves an engine directory."""
     click.echo(write_repository(out, **options))
