@@ -22,9 +22,9 @@ class Form:
     dtype: np.dtype
 
     @property
-    def size(self) -> int:
-        """Numbers in a slot."""
-        return self.parts * self.heads * self.width
+    def pieces(self) -> int:
+        """Of [span, width] each, one behind the other."""
+        return self.parts * self.heads
 
 
 class Cache(Protocol):
@@ -67,15 +67,15 @@ class Cache(Protocol):
 class KVCache:
     """Keys and values of ``layers`` layers; slots below ``length`` are committed.
 
-    Every tensor owns room for ``capacity`` slots and uses the front of it as [parts, heads, span, width], laid out for the ``span``
-    slots that a pass may touch. So attention reads the used part as a whole, without a
-    Slice and its copy, which took 5 % of a pass (docs/design.md).
+    Every tensor owns room for ``capacity`` slots and uses the front of it as [parts, heads, span, width], laid out for the ``span`` slots
+    that a pass may touch. So attention reads the used part as a whole, without a Slice and its copy, which took 5 % of a pass
+    (docs/design.md).
     """
 
     def __init__(self, layers: int, keys: Form, values: Form, capacity: int, span_step: int = 64) -> None:
         self._forms = {"key": keys, "value": values}
         # np.zeros takes pages only when they are written: unused capacity costs no memory.
-        self._buffers = {kind: np.zeros((layers, form.size * capacity), form.dtype) for kind, form in self._forms.items()}
+        self._buffers = {kind: np.zeros((layers, form.pieces * capacity * form.width), form.dtype) for kind, form in self._forms.items()}
         self.capacity, self._step = capacity, span_step
         self._length = self._span = 0
 
@@ -110,20 +110,20 @@ class KVCache:
         self._lay_out(span)
 
     def _lay_out(self, span: int) -> None:
-        """Upwards the last head first, downwards the first: nothing is overwritten before it moved. Piece by piece, because of pieces in a
+        """Upwards the last piece first, downwards the first: nothing is overwritten before it moved. Piece by piece, because of pieces in a
         row numpy needs no copy between: one of all layers left a hole in the heap (draws.py)."""
         for kind, form in self._forms.items():
             before, after, size = self._span * form.width, span * form.width, self._length * form.width
-            heads = range(1, form.heads) if span < self._span else range(form.heads - 1, 0, -1)
+            pieces = range(1, form.pieces) if span < self._span else range(form.pieces - 1, 0, -1)
             for room in self._buffers[kind]:
-                for head in heads:
-                    room[head * after : head * after + size] = room[head * before : head * before + size]
+                for piece in pieces:
+                    room[piece * after : piece * after + size] = room[piece * before : piece * before + size]
         self._span = span
 
     def _laid_out(self, span: int) -> list[np.ndarray]:
-        """Keys and values, each [layers, parts * heads, span, width]; views."""
-        forms = ((self._buffers[kind], form.parts * form.heads, form.width) for kind, form in self._forms.items())
-        return [room[:, : heads * span * width].reshape(len(room), heads, span, width) for room, heads, width in forms]
+        """Keys and values, each [layers, pieces, span, width]; views."""
+        forms = ((self._buffers[kind], form.pieces, form.width) for kind, form in self._forms.items())
+        return [room[:, : pieces * span * width].reshape(len(room), pieces, span, width) for room, pieces, width in forms]
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the rows ``path`` of the last pass (ascending, starting at row 0), moved down to follow the committed slots."""
