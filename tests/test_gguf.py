@@ -60,6 +60,16 @@ def test_gguf_with_rope_scaling(tmp_path: Path, kind: str) -> None:
     np.testing.assert_allclose(logits_of(open_checkpoint(tmp_path / "model.gguf")), reference(model, TOKENS)[0], rtol=0, atol=1e-4)
 
 
+def renamed(directory: Path, name: bytes, other: bytes) -> Path:
+    """A GGUF file in which what has this name, a tensor or a header field, has another one of the same length."""
+    file = directory / "model.gguf"
+    write_gguf(file, tiny_model(num_hidden_layers=1))
+    data = file.read_bytes()
+    assert data.count(name) == 1
+    file.write_bytes(data.replace(name, other))
+    return file
+
+
 def test_gguf_that_rotates_part_of_a_head_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "model.gguf", tiny_model(num_hidden_layers=1), rope__dimension_count=8)
     with refused("partial rotary", UnsupportedModel):
@@ -68,11 +78,7 @@ def test_gguf_that_rotates_part_of_a_head_is_refused(tmp_path: Path) -> None:
 
 def test_gguf_with_frequencies_of_its_own_is_refused(tmp_path: Path) -> None:
     """llama.cpp bakes Llama 3.1's scaling into a tensor, from which its parameters cannot be read."""
-    file = tmp_path / "model.gguf"
-    write_gguf(file, tiny_model(num_hidden_layers=1))
-    data = file.read_bytes()
-    assert data.count(b"token_embd.weight") == 1
-    file.write_bytes(data.replace(b"token_embd.weight", b"rope_freqs.weight"))
+    file = renamed(tmp_path, b"token_embd.weight", b"rope_freqs.weight")
     with refused("bakes rescaled rotary frequencies in — export from the HF checkpoint"):
         open_checkpoint(file)
 
@@ -87,11 +93,7 @@ def test_truncated_gguf(tmp_path: Path, share: float) -> None:
 
 
 def test_gguf_that_lacks_a_header_field(tmp_path: Path) -> None:
-    file = tmp_path / "model.gguf"
-    write_gguf(file, tiny_model(num_hidden_layers=1))
-    data = file.read_bytes()
-    assert data.count(b"llama.block_count") == 1
-    file.write_bytes(data.replace(b"llama.block_count", b"llama.block_xxxxx"))
+    file = renamed(tmp_path, b"llama.block_count", b"llama.block_xxxxx")
     with refused("lacks the header field llama.block_count — it is not a complete llama model"):
         GgufCheckpoint(file)
 
