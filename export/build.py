@@ -14,44 +14,30 @@ import onnx
 import onnxruntime
 
 from runtime.errors import EngineDirError
-from runtime.manifest import (
-    FILE_NAME,
-    SCHEMA,
-    Check,
-    Controller,
-    Draft,
-    File,
-    Graph,
-    Limits,
-    Manifest,
-    Model,
-    Source,
-    Tensor,
-    Tokens,
-    load_manifest,
-    sha256_of,
-)
+from runtime.manifest.graphs import FILE_NAME, File, Graph, Tensor, sha256_of
+from runtime.manifest.load import load_manifest
+from runtime.manifest.schema import SCHEMA, Check, Controller, Draft, Limits, Manifest, Source, TargetShape, Tokens
 
-from .boxed import take_out
-from .check import check_target
-from .checkpoint import Checkpoint
+from .checkpoints.draft_checkpoint import DraftCheckpoint
+from .checkpoints.gguf import GgufCheckpoint
+from .checkpoints.safetensors import Checkpoint
+from .checkpoints.tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, TokenizerFiles, tokenizer_of_directory, tokenizer_of_gguf
+from .directory.bundled_tuning import take_out
+from .directory.install import expect_replaceable, move_into_place, scratch_directory
+from .directory.kept_tuning import keep
 from .draft_build import write_draft
-from .draft_checkpoint import DraftCheckpoint
 from .errors import ExportError
-from .fused import fused_target
-from .gguf import GgufCheckpoint
-from .gpu import Platform
-from .kept import keep
-from .layers import BACKENDS, ONNXRUNTIME, TENSORRT
-from .order_check import adds_in_order
-from .place import expect_replaceable, move_into_place, scratch_directory
+from .graphs.fused import fused_target
+from .graphs.layers import BACKENDS, ONNXRUNTIME, TENSORRT
+from .graphs.sample import build_sample
+from .graphs.target import EMBEDDING, TargetWriter, is_ordered
+from .graphs.weights import WeightFile
+from .parity.summation_order import adds_in_order
+from .parity.target import check_target
 from .plan import Plan
-from .plan_build import TIMING_CACHE, Progress
-from .sample import build_sample
-from .target import EMBEDDING, TargetWriter, is_ordered
-from .tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, TokenizerFiles, tokenizer_of_directory, tokenizer_of_gguf
-from .trt_build import add_policy, build_plans, describe
-from .weights import WeightFile
+from .tensorrt.builder import TIMING_CACHE, Progress
+from .tensorrt.gpu import Platform
+from .tensorrt.plans import add_policy, build_plans, describe
 
 SPAN_STEP = {ONNXRUNTIME: 64, TENSORRT: 256}  # coarser where every span is recorded on its own
 FUSED_FILE = "target.cpu.onnx"
@@ -65,6 +51,9 @@ def is_current(plan: Plan, source: Source) -> bool:
         return False
 
 
+_NOT_THE_EXPORTER = ("training", "tuning")  # commands of their own: no file of a new engine depends on them
+
+
 def source_of(checkpoint: Checkpoint, draft: DraftCheckpoint | None, options: Mapping[str, Any]) -> Source:
     """What decides whether an existing directory is up to date."""
     found = [*checkpoint.fingerprint(), *(draft.fingerprint() if draft else [])]
@@ -73,15 +62,16 @@ def source_of(checkpoint: Checkpoint, draft: DraftCheckpoint | None, options: Ma
 
 
 def _exporter_hash() -> str:
-    """Hash of this package's own source: an engine made by other code is not up to date, whatever the version says."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
+    """Hash of the exporter's own source: an engine made by other code is not up to date, whatever the version says."""
+    digest, root = hashlib.sha256(), Path(__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        if file.relative_to(root).parts[0] not in _NOT_THE_EXPORTER:
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """One export. ``rebuild``: the command that makes it again, for error messages; ``platform``: of an engine for TensorRT."""
 
     plan: Plan
@@ -105,7 +95,7 @@ class _Written:
     policy: Controller | None = None
 
 
-def export(job: Job) -> Manifest:
+def export(job: ExportJob) -> Manifest:
     """Write the whole directory beside its place and move it there when it is complete and checked.
 
     Raises ExportError; whatever happens, nothing unfinished is left at ``plan.directory``, and what was there stays until then.
@@ -125,7 +115,7 @@ def export(job: Job) -> Manifest:
     return manifest
 
 
-def _write(scratch: Path, job: Job) -> Manifest:
+def _write(scratch: Path, job: ExportJob) -> Manifest:
     plan, arch = job.plan, job.checkpoint.arch
     tokenizer = _tokenizer_files(job.checkpoint, job.chat_template)
     captured = job.draft.arch.captured if job.draft else arch.captured
@@ -147,7 +137,7 @@ def _write(scratch: Path, job: Job) -> Manifest:
         model=plan.model,
         precision=plan.precision,
         backend=plan.backend,
-        shape=Model(arch.layers, arch.kv_heads, arch.head_dim, arch.hidden, arch.vocab, captured),
+        shape=TargetShape(arch.layers, arch.kv_heads, arch.head_dim, arch.hidden, arch.vocab, captured),
         limits=limits,
         tree_sizes=plan.tree_sizes,
         tokens=Tokens(TOKENIZER_FILE, TEMPLATE_FILE if tokenizer.chat_template else None, tokenizer.stop, tokenizer.bos),
@@ -170,7 +160,7 @@ def _write(scratch: Path, job: Job) -> Manifest:
     return manifest
 
 
-def _write_graphs(scratch: Path, job: Job, captured: tuple[int, ...], tokenizer: TokenizerFiles) -> _Written:
+def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], tokenizer: TokenizerFiles) -> _Written:
     """Every ONNX graph with its weights, checked, and the tokenizer's files."""
     plan, arch, progress = job.plan, job.checkpoint.arch, job.progress
     precision = BACKENDS[plan.backend][plan.precision]

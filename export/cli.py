@@ -14,11 +14,11 @@ import click
 from runtime.console import run_command, set_verbosity, usage_errors
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
-    from .draft_checkpoint import DraftCheckpoint
-    from .gpu import Platform
-    from .models import ModelEntry
+    from .checkpoints.draft_checkpoint import DraftCheckpoint
+    from .checkpoints.models import ModelEntry
+    from .checkpoints.safetensors import Checkpoint
     from .plan import Plan
+    from .tensorrt.gpu import Platform
 
 DEFAULT_OUT, DEFAULT_CONTEXT, DEFAULT_PREFILL_ROWS, DEFAULT_TREE_SIZES = Path("engines"), 4096, 128, "1,2,4,8,16,32,64"
 PRECISION_NAMES = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
@@ -110,7 +110,7 @@ class Asked:
     @property
     def capabilities(self) -> tuple[str, ...]:
         """GPUs that were asked for. Raises UsageError."""
-        from .gpu import parse_capabilities
+        from .tensorrt.gpu import parse_capabilities
 
         with usage_errors():
             return parse_capabilities(self.compute_capability) if self.compute_capability is not None else ()
@@ -127,7 +127,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class CheckedExport:
     """What an export needs. ``checkpoint`` is None in a dry run, which opens no weights."""
 
     plan: Plan
@@ -153,12 +153,12 @@ def _checked(asked: Asked) -> Asked:
     return asked
 
 
-def _prepare(asked: Asked, dry_run: bool) -> Prepared:
+def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     """Find weights and TensorRT, and plan. A dry run needs neither."""
-    from .draft_checkpoint import open_draft
-    from .fetch import locate, locate_draft, open_checkpoint, planned_arch, planned_draft
-    from .layers import BACKENDS
-    from .models import ModelEntry, model_entry
+    from .checkpoints.draft_checkpoint import open_draft
+    from .checkpoints.fetch import locate, locate_draft, open_checkpoint, planned_arch, planned_draft
+    from .checkpoints.models import ModelEntry, model_entry
+    from .graphs.layers import BACKENDS
     from .plan import PlannedDraft, default_draft_precision, make_plan
 
     entry = model_entry(asked.model) if asked.model is not None else ModelEntry(asked.weights or "", None)
@@ -185,19 +185,19 @@ def _prepare(asked: Asked, dry_run: bool) -> Prepared:
         backend=asked.backend,
         tree_sizes=asked.sizes,
     )
-    return Prepared(plan, entry, checkpoint, draft, platform)
+    return CheckedExport(plan, entry, checkpoint, draft, platform)
 
 
 def _platform(asked: Asked) -> Platform:
-    from .gpu import choose_platform
+    from .tensorrt.gpu import choose_platform
 
     with usage_errors():
         return choose_platform(asked.capabilities)
 
 
-def _export(asked: Asked, prepared: Prepared, force: bool, as_json: bool) -> None:
+def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -> None:
     """Write the directory, unless it is up to date."""
-    from .build import Job, export, is_current, source_of
+    from .build import ExportJob, export, is_current, source_of
 
     plan, checkpoint, platform = prepared.plan, prepared.checkpoint, prepared.platform
     assert checkpoint is not None
@@ -213,7 +213,7 @@ def _export(asked: Asked, prepared: Prepared, force: bool, as_json: bool) -> Non
         return
     if platform:
         click.echo("\n".join(plan.lines()), err=True)
-    job = Job(plan, checkpoint, prepared.draft, source, asked.command_line, prepared.entry.chat_template, platform, _progress)
+    job = ExportJob(plan, checkpoint, prepared.draft, source, asked.command_line, prepared.entry.chat_template, platform, _progress)
     manifest = export(job)
     ready = f"{plan.directory} is ready: max |logit difference| {manifest.check.max_abs_logit_diff:.1e}"
     click.echo(manifest.to_json().rstrip() if as_json else ready)

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import onnx
 
-from runtime.manifest import Draft, File
+from runtime.manifest.graphs import File
+from runtime.manifest.schema import Draft
 
-from .draft import DraftWriter, FuseWriter
-from .draft_check import check_draft
-from .draft_checkpoint import DraftCheckpoint
-from .growth import MAX_DEPTH, build_expand, build_tree
-from .layers import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
-from .weights import WeightFile
+from .checkpoints.draft_checkpoint import DraftCheckpoint
+from .graphs.draft import DraftWriter, FuseWriter
+from .graphs.layers import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
+from .graphs.tree_growth import MAX_DEPTH, build_expand, build_tree
+from .graphs.weights import WeightFile
+from .parity.draft import check_draft
 
 MAX_WIDTH = 16  # beams a level; the papers use 10
 

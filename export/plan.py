@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .arch import Arch
-from .check import PIECE_BYTES
-from .draft_arch import DraftArch
+from .checkpoints.arch import Arch
+from .checkpoints.draft_arch import DraftArch
 from .draft_build import MAX_WIDTH, draft_capacity
-from .graph import FLOAT8, INT4
-from .layers import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision, is_quantized
-from .offsets import widened
-from .profiles import WIDTHS
-from .target import is_integer, is_offset
-from .weights import BLOCK
+from .graphs.builder import FLOAT8, INT4
+from .graphs.int4_offsets import widened
+from .graphs.layers import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision, is_quantized
+from .graphs.target import is_integer, is_offset
+from .graphs.weights import BLOCK
+from .parity.target import PIECE_BYTES
+from .tensorrt.profiles import WIDTHS
 
 TREE_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _BASE_MEMORY = 350 << 20  # interpreter, numpy, onnx, onnxruntime, and the streaming buffers
 _SMALL_FILES = 8 << 20  # graphs, tokenizer, manifest
-# Rounded up from builds with TensorRT-RTX 1.7.1 (tests/test_trt_demo.py): what a profile adds to a plan, and every layer in it, which is
+# Rounded up from builds with TensorRT-RTX 1.7.1 (tests/export/tensorrt): what a profile adds to a plan, and every layer in it, which is
 # source text of kernels; the plans of graphs without layers; what building takes beside the weights, of which the builder holds copies.
 _PROFILE_BYTES, _LAYER_BYTES = 4 << 20, 512 << 10
 _SMALL_PLANS = 12 << 20

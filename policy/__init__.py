@@ -1,15 +1,15 @@
 """Which draft tree to grow next. Depends on nothing else of this project."""
 
-from .base import Growing, GrowthPolicy, Observation, Outcome, Policy
+from .base import GrowthPolicy, Observation, Outcome, PartialTree, Policy
 from .cost_model import Calibration, CostModel
 from .fixed import FixedPolicy
-from .held import Held
+from .latency import LatencyModel
+from .lookup import LookupGate, rough_latency
 from .ltd import Ltd
-from .repeats import Repeats, rough_surface
+from .persistence import ActionPersistence
 from .resps import Encode, Net, Resps
 from .spec import PLAIN, TreeSpec
-from .surface import Surface
-from .watched import Watched, watch
+from .watchdog import Watchdog, watch
 
 __all__ = [
     "PLAIN",
@@ -17,19 +17,19 @@ __all__ = [
     "CostModel",
     "Encode",
     "FixedPolicy",
-    "Growing",
+    "PartialTree",
     "GrowthPolicy",
-    "Held",
+    "ActionPersistence",
     "Ltd",
     "Net",
     "Observation",
     "Outcome",
     "Policy",
-    "Repeats",
+    "LookupGate",
     "Resps",
-    "Surface",
+    "LatencyModel",
     "TreeSpec",
-    "Watched",
-    "rough_surface",
+    "Watchdog",
+    "rough_latency",
     "watch",
 ]

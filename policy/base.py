@@ -46,7 +46,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Growing:
+class PartialTree:
     """A tree between two levels. ``level``: how many it has; ``scores``: summed log-probabilities of all candidates so far, float32, level
     by level (width, then width**2 each), a view; ``length``: committed tokens."""
 
@@ -78,8 +78,8 @@ class Policy(Protocol):
 class GrowthPolicy(Policy, Protocol):
     """Looks at the tree while it grows, within what ``choose`` allowed (LTD's two decisions). On a device every look is a copy."""
 
-    def deepen(self, growing: Growing) -> bool:
+    def should_expand(self, partial_tree: PartialTree) -> bool:
         """Whether to draft one more level."""
 
-    def budget(self, growing: Growing) -> int:
-        """How many nodes to verify, root included: 1 to ``growing.spec.nodes``."""
+    def num_nodes(self, partial_tree: PartialTree) -> int:
+        """How many nodes to verify, root included: 1 to ``partial_tree.spec.nodes``."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .base import Growing, Observation, Outcome
+from .base import Observation, Outcome, PartialTree
+from .latency import LatencyModel
 from .spec import TreeSpec
-from .surface import Surface
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CostModel:
     """Decides while the tree grows. ``sizes``: trees that may be verified, where not every size may."""
 
     calibration: Calibration
-    surface: Surface
+    latency: LatencyModel
     sizes: tuple[int, ...] | None = None
 
     def begin(self) -> None:
@@ -44,28 +44,30 @@ class CostModel:
     def choose(self, observation: Observation) -> TreeSpec:
         return TreeSpec(*self.calibration.tree)
 
-    def deepen(self, growing: Growing) -> bool:
-        fit, width = self.calibration, growing.spec.width
-        best = float(_sigmoid(fit.slope * growing.last.max() + fit.level * growing.level + fit.bias))
-        return best * fit.gain > fit.rate * (self.surface.draft(width, growing.level + 1) - self.surface.draft(width, growing.level))
+    def should_expand(self, partial_tree: PartialTree) -> bool:
+        fit, width = self.calibration, partial_tree.spec.width
+        best = float(_sigmoid(fit.slope * partial_tree.last.max() + fit.level * partial_tree.level + fit.bias))
+        return best * fit.gain > fit.rate * (
+            self.latency.draft(width, partial_tree.level + 1) - self.latency.draft(width, partial_tree.level)
+        )
 
-    def budget(self, growing: Growing) -> int:
-        most = min(growing.spec.nodes, len(growing.scores) + 1)
-        order = np.argsort(-growing.scores, kind="stable")[: most - 1]
+    def num_nodes(self, partial_tree: PartialTree) -> int:
+        most = min(partial_tree.spec.nodes, len(partial_tree.scores) + 1)
+        order = np.argsort(-partial_tree.scores, kind="stable")[: most - 1]
         fit = self.calibration
-        chances = _sigmoid(fit.slope * growing.scores[order] + fit.level * _levels(growing)[order] + fit.bias)
+        chances = _sigmoid(fit.slope * partial_tree.scores[order] + fit.level * _levels(partial_tree)[order] + fit.bias)
         tokens = 1 + np.concatenate([[0.0], np.cumsum(chances)])
         sizes = [size for size in self.sizes or range(1, most + 1) if size <= most] or [1]
-        values = [tokens[size - 1] - fit.rate * self.surface.verify(size, growing.length) for size in sizes]
+        values = [tokens[size - 1] - fit.rate * self.latency.verify(size, partial_tree.length) for size in sizes]
         return sizes[int(np.argmax(values))]
 
     def observe(self, outcome: Outcome) -> None:
         """What was fitted stays."""
 
 
-def _levels(growing: Growing) -> np.ndarray:
-    width = growing.spec.width
-    return np.concatenate([np.full(width if level == 0 else width**2, level + 1) for level in range(growing.level)])
+def _levels(partial_tree: PartialTree) -> np.ndarray:
+    width = partial_tree.spec.width
+    return np.concatenate([np.full(width if level == 0 else width**2, level + 1) for level in range(partial_tree.level)])
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Re-SpS (arXiv 2601.12212): a network looks at what the target felt at the last accepted position and names the next trees' shape.
 
-Used behind `Held`: its choice is kept for 30 rounds in service and for 10 in training (the paper's action caching). Where the paper samples
+With persistence its choice is kept for 30 rounds in service, 10 in training (the paper's action caching). Where the paper samples
 its actions in service, the likeliest one is taken here, with hysteresis: changing trees has a price and equal logits are no reason.
 """
 

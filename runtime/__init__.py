@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .decoder import Decoder
+    from .decoding.logprobs import TokenLogprob
+    from .decoding.sampling import Sampling
+    from .decoding.stats import Stats
+    from .decoding.totals import Totals
     from .errors import DecoderBusy, DecoderClosed, EngineDirError, EngineFailure, PromptError, RespsError
-    from .logprobs import TokenLogprob
     from .request import Chunk
-    from .sampling import Sampling
-    from .stats import Stats
     from .stream import Result, Stream
-    from .totals import Totals
 
 _HOMES = {
     "Chunk": "request",
@@ -28,11 +28,11 @@ _HOMES = {
     "PromptError": "errors",
     "RespsError": "errors",
     "Result": "stream",
-    "Sampling": "sampling",
-    "Stats": "stats",
+    "Sampling": "decoding.sampling",
+    "Stats": "decoding.stats",
     "Stream": "stream",
-    "TokenLogprob": "logprobs",
-    "Totals": "totals",
+    "TokenLogprob": "decoding.logprobs",
+    "Totals": "decoding.totals",
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ from .console import run_command, set_verbosity, usage_errors
 from .errors import PromptError
 
 if TYPE_CHECKING:
-    from .stats import Stats
+    from .decoding.stats import Stats
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -90,7 +90,7 @@ def _parsed(options: dict[str, Any]) -> tuple[Any, Any]:
     """Sampling and the policy of --tree, if that was given. Raises UsageError."""
     from policy import FixedPolicy, TreeSpec
 
-    from .sampling import Sampling
+    from .decoding.sampling import Sampling
 
     with usage_errors():
         sampling = Sampling(options["temperature"], options["top_k"], options["top_p"], options["seed"])

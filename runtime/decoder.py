@@ -11,24 +11,27 @@ from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 
-from policy import PLAIN, FixedPolicy, Policy, Repeats, TreeSpec, rough_surface
+from policy import PLAIN, FixedPolicy, LookupGate, Policy, TreeSpec, rough_latency
 
-from .arguments import check_wishes
-from .backend import Backend, expect_tree_size, load_models, open_backend
-from .cpu import physical_cores
-from .drafter import Drafter, NoDrafter
-from .encoder import load_encoder
+from .backends.base import Backend
+from .backends.cpu.processor import physical_cores
+from .backends.open import open_backend
+from .decoding.sampling import Sampling
+from .decoding.totals import Ledger, Totals
+from .drafters.base import Drafter, NoDrafter
 from .errors import DecoderBusy, DecoderClosed, EngineDirError, enough_memory
-from .manifest import BACKENDS, Manifest, find_engine_dir, load_manifest
-from .nets import load_net
-from .prompt import Prompt as Prompt
-from .prompt import encode
+from .manifest.load import find_engine_dir, load_manifest
+from .manifest.schema import BACKENDS, Manifest
+from .models import expect_tree_size, load_models
+from .policies.encoder import load_encoder
+from .policies.load import POLICIES, default_tree, load_net, make_policy, trees_of, tuned_here
 from .request import Request
-from .sampling import Sampling
+from .sampling_params import check_wishes
 from .stream import Result, Run, Stream
-from .text import StopStrings, Text
-from .totals import Ledger, Totals
-from .tuned import POLICIES, default_tree, make_policy, trees_of, tuned_here
+from .text.detokenizer import StopStrings
+from .text.prompt import Prompt as Prompt
+from .text.prompt import encode
+from .text.tokenizer import Text
 
 DRAFTERS = ("eagle+ngram", "eagle", "ngram", "none")
 DEVICES = ("cpu", "cuda")
@@ -92,7 +95,7 @@ class Decoder:
             self._load, self._reader = partial(load_net, opened), partial(load_encoder, opened, self._tuning)
             self._named: dict[str | None, Policy] = {}
             self._policy = self.policy(policy)
-            self.models = load_models(opened, self.manifest, self.draft, self._trees, self._repeats())
+            self.models = load_models(opened, self.manifest, self.draft, self._trees, self._lookup_gate())
             self._target, self._drafter, self._pick = self.models.target, self.models.drafter, self.models.picker
             self._resources = cleanup.pop_all()
 
@@ -131,7 +134,7 @@ class Decoder:
         with self._lock:
             self._expect_open()
             self._expect_free()
-            self._target.sound = False
+            self._target.cache_valid = False
 
     @property
     def _trees(self) -> list[TreeSpec]:
@@ -152,13 +155,13 @@ class Decoder:
             expect_tree_size(self.manifest, policy.spec)
         return policy
 
-    def _repeats(self) -> Repeats | None:
+    def _lookup_gate(self) -> LookupGate | None:
         """How bets are decided, where the drafter makes any: by what was measured here, or by what rounds cost elsewhere."""
         if self.draft != "eagle+ngram":
             return None
-        surface = self._tuning.surface if self._tuning else rough_surface(self.manifest.precision in ("int8", "int4"))
+        latency = self._tuning.latency if self._tuning else rough_latency(self.manifest.precision in ("int8", "int4"))
         static = TreeSpec(*self._tuning.static) if self._tuning else default_tree(self.draft, self.manifest)
-        return Repeats(surface, static)
+        return LookupGate(latency, static)
 
     @property
     def policies(self) -> tuple[str, ...]:

@@ -9,14 +9,15 @@ from time import perf_counter
 
 from policy import Policy, TreeSpec
 
-from .drafter import Drafter
+from .decoding.logprobs import LogprobRecorder, TokenLogprob
+from .decoding.loop import Root, begin, prefill, rounds
+from .decoding.sampling import Pick
+from .decoding.stats import Tally
+from .decoding.target import Target
+from .drafters.base import Drafter
 from .errors import PREFILL
-from .logprobs import Noting, TokenLogprob
-from .loop import Root, begin, prefill, rounds
-from .sampling import Pick
-from .stats import Tally
-from .target import Target
-from .text import Detokenizer, StopStrings, Text
+from .text.detokenizer import Detokenizer, StopStrings
+from .text.tokenizer import Text
 
 
 @dataclass(frozen=True)
@@ -52,21 +53,21 @@ class Request:
     tally: Tally = field(init=False)
     stop: str | None = None
     cancelled: bool = False
-    _noting: Noting | None = field(default=None, init=False)
+    _logprob_recorder: LogprobRecorder | None = field(default=None, init=False)
     _begun: bool = field(default=False, init=False)  # the caches are this request's
 
     def __post_init__(self) -> None:
         self.tally = Tally(prompt_tokens=len(self.prompt))
         if self.logprobs is not None:
-            self.pick = self._noting = Noting(self.pick, self.logprobs)
+            self.pick = self._logprob_recorder = LogprobRecorder(self.pick, self.logprobs)
 
     def run(self, target: Target, drafter: Drafter, text: Text) -> Iterator[Chunk]:
         """Decode; yields a Chunk per round. ``cancelled`` and ``deadline`` are honoured between passes."""
         for chunk in self._answered(target, drafter, text):
-            target.sound = True  # between rounds both caches are whole, so the next request may begin with what they hold
+            target.cache_valid = True  # between rounds both caches are whole, so the next request may begin with what they hold
             yield chunk
-            target.sound = False
-        target.sound = target.sound or self._begun
+            target.cache_valid = False
+        target.cache_valid = target.cache_valid or self._begun
 
     def _answered(self, target: Target, drafter: Drafter, text: Text) -> Iterator[Chunk]:
         root = self._prefilled(target, drafter)
@@ -79,7 +80,7 @@ class Request:
         self.stop = self.stop or "length"
         tail = "" if self.stop == "stop_string" else self.stops.push(detokenizer.flush()) + self.stops.flush()
         if tail:
-            yield Chunk(tail, (), 0, None, logprobs=None if self._noting is None else ())
+            yield Chunk(tail, (), 0, None, logprobs=None if self._logprob_recorder is None else ())
 
     def _prefilled(self, target: Target, drafter: Drafter) -> Root | None:
         """None when the request was over before its first token."""
@@ -124,5 +125,5 @@ class Request:
             shown += self.stops.push(detokenizer.push(token))
             if self.stops.found:
                 self.stop = "stop_string"
-        logprobs = None if self._noting is None else self._noting.taken()[:kept]
+        logprobs = None if self._logprob_recorder is None else self._logprob_recorder.taken()[:kept]
         return Chunk(shown, tokens[:kept], min(kept, len(tokens) - 1), spec, nodes, logprobs)

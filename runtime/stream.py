@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
-from .logprobs import TokenLogprob
+from .decoding.logprobs import TokenLogprob
+from .decoding.stats import Stats
+from .decoding.totals import Ledger
 from .request import Chunk, Request
-from .stats import Stats
-from .totals import Ledger
 
 
 @dataclass(frozen=True)

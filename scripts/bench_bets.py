@@ -14,14 +14,12 @@ from pathlib import Path
 
 import click
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no installed package
-
 from export.tuning.prompts import read_prompts
-from export.tuning.record import asked
+from export.tuning.replay.record import asked
 from policy import FixedPolicy, Policy, TreeSpec
 from runtime import Decoder, Sampling
 from runtime.console import run_command
-from runtime.stats import Stats
+from runtime.decoding.stats import Stats
 
 DRAFTERS = ("eagle", "eagle+ngram")
 

@@ -15,11 +15,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no installed package
-
 from runtime import Decoder
 from runtime.console import run_command
-from runtime.stats import Stats
+from runtime.decoding.stats import Stats
 
 REQUESTS = {
     "Finnish": "Kirjoita minulle pitkä kertomus siitä, miten vanha kalastaja lähti talvella järvelle ja mitä hän siellä näki.",

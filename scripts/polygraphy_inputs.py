@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.engine import dtype_of
-from runtime.manifest import load_manifest
-from runtime.tree import Tree
+from runtime.backends.base import dtype_of
+from runtime.decoding.tree import Tree
+from runtime.manifest.load import load_manifest
 
 ROWS, SPAN = 8, 64
 

@@ -12,13 +12,13 @@ import torch
 from export.cli import command
 from runtime import Decoder
 from runtime.console import run_command
-from tests.ended import Ended
-from tests.exporting import Run
+from tests.support.ended import Ended
+from tests.support.exporting import Run
 
 if TYPE_CHECKING:
     from export.tuning.texts import Texts
-    from tests.serve_fakes import ToyDecoder
-    from tests.serving import Served
+    from tests.support.serve.fakes import ToyDecoder
+    from tests.support.serve.serving import Served
 
 # The references run in torch on one thread: with two, the second thread's half of a rotary table was once 1e-4 off, in one run of several,
 # by a call that is exact otherwise.
@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A six-layer random llama with a vocabulary of 320, fully exported."""
-    from tests.tiny import write_checkpoint
+    from tests.support.tiny import write_checkpoint
 
     root = tmp_path_factory.mktemp("tiny")
     write_checkpoint(root / "source")
@@ -45,7 +45,7 @@ def decoder(tiny_engine: Path) -> Iterator[Decoder]:
 @pytest.fixture(scope="session")
 def echo_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny target with a draft that is often right. Whoever changes it changes a copy."""
-    from tests.eagle_engines import export, write_echo
+    from tests.support.eagle_engines import export, write_echo
 
     root = tmp_path_factory.mktemp("echo")
     write_echo(root / "target", root / "draft")
@@ -75,7 +75,7 @@ def demo_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A Hugging Face directory of a tiny llama, ready to be exported."""
-    from tests.tiny import write_checkpoint
+    from tests.support.tiny import write_checkpoint
 
     write_checkpoint(tmp_path / "tiny")
     return tmp_path / "tiny"
@@ -102,7 +102,7 @@ def run(source: Path, engines: Path, capfd: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture
 def toy() -> ToyDecoder:
     """What `served` answers with."""
-    from tests.serve_fakes import ToyDecoder
+    from tests.support.serve.fakes import ToyDecoder
 
     return ToyDecoder()
 
@@ -110,7 +110,7 @@ def toy() -> ToyDecoder:
 @pytest.fixture
 def served(toy: ToyDecoder) -> Iterator[Served]:
     """A server over it."""
-    from tests.serving import serving
+    from tests.support.serve.serving import serving
 
     with serving([toy]) as served:
         yield served
@@ -119,7 +119,7 @@ def served(toy: ToyDecoder) -> Iterator[Served]:
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a tiny encoder of text."""
-    from tests.tiny_encoder import write_bert
+    from tests.support.tiny_encoder import write_bert
 
     folder = tmp_path_factory.mktemp("bert")
     write_bert(folder)

@@ -11,9 +11,9 @@ import pytest
 
 from policy import PLAIN, FixedPolicy, TreeSpec
 from runtime import Decoder, Sampling
-from runtime.tree import Tree
-from tests.planted import DummyRowDrafter, PlantedDrafter
-from tests.prompts import PROMPTS
+from runtime.decoding.tree import Tree
+from tests.support.planted import DummyRowDrafter, PlantedDrafter
+from tests.support.prompts import PROMPTS
 
 SHAPES = (TreeSpec(4, 3, 1), TreeSpec(8, 7, 1), TreeSpec(11, 1, 10), TreeSpec(16, 4, 4), TreeSpec(32, 6, 4), TreeSpec(64, 8, 8))
 Engine = Callable[[str], Path]
@@ -37,7 +37,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from scripts.hf_copy import write_hf_directory
+    from scripts.peers.models.hf_copy import write_hf_directory
 
     directory = write_hf_directory(tmp_path_factory.mktemp("hf"))
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
@@ -79,7 +79,7 @@ def plant(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, drafter: Any) -> No
 
 
 def test_every_tree_gives_the_plain_answer(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part of what scripts/check_lossless.py runs in full: adversarial trees against plain decoding with a dummy row."""
+    """A part of what tests/stress/check_lossless.py runs in full: adversarial trees against plain decoding with a dummy row."""
     vocab = decoder.manifest.shape.vocab
     for number, prompt in enumerate(PROMPTS[::4]):
         ids = decoder._text.encode(prompt)
@@ -162,7 +162,7 @@ def test_same_seed_same_text_whatever_the_tree(fp32: Decoder, monkeypatch: pytes
 def test_the_shipped_draft_changes_no_token_and_is_often_right(
     demo_engine: Engine, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    """Greedy and sampled, against plain decoding with a dummy row; scripts/check_lossless.py --drafter eagle runs more of it."""
+    """Greedy and sampled, against plain decoding with a dummy row; tests/stress/check_lossless.py --drafter eagle runs more of it."""
     with Decoder(demo_engine(precision), threads=2) as decoder:
         assert decoder.draft == "eagle+ngram"
         eagle, tokens, cycles = decoder._drafter, 0, 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from runtime import Decoder, PromptError
-from runtime.cpu import physical_cores
+from runtime.backends.cpu.processor import physical_cores
 
 files = [file for file in sorted(Path(sys.argv[1]).glob("*.txt")) if not file.with_suffix(".answer").exists()]
 free: SimpleQueue[Decoder] = SimpleQueue()

@@ -48,8 +48,8 @@ def command(engine_dir: Path, **options: Any) -> None:
     """
     set_verbosity(options["verbose"])
     from runtime import Decoder
-    from runtime.cpu import physical_cores
-    from runtime.manifest import find_engine_dir
+    from runtime.backends.cpu.processor import physical_cores
+    from runtime.manifest.load import find_engine_dir
 
     from .install import install
     from .outcome import summary
@@ -79,12 +79,12 @@ def command(engine_dir: Path, **options: Any) -> None:
 def _tuned(
     decoder: Decoder, asked: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int, texts: Texts | None
 ) -> Tuned:
-    from ..fetch import cache_directory
+    from ..checkpoints.fetch import cache_directory
     from .errors import TuningError
-    from .grid import grid_for
     from .outcome import decide
-    from .record import LEAST_PROMPTS, record
-    from .surface import measure
+    from .replay.grid import grid_for
+    from .replay.latency import measure
+    from .replay.record import LEAST_PROMPTS, record
     from .tune import confirm, fit, learn, simulate, split
 
     if decoder.manifest.draft is None:
@@ -95,13 +95,13 @@ def _tuned(
     cache = cache_directory() / "tuning" / decoder.manifest.engine_id
     held_out, others = asked[::3], [prompt for index, prompt in enumerate(asked) if index % 3]
     parts = split(record(decoder, others, grid, cache, started + 60 * minutes * RECORDING, _progress, texts=bool(texts)))
-    surface = measure(decoder, grid.widths, grid.depths, grid.nodes, progress=lambda share: _progress("measuring", round(100 * share), 100))
-    found, rate = fit(parts, surface, grid)
-    found = learn(found, parts, surface, grid, rate, learned, 60 * minutes * TRAINING, seed, _progress, texts)
+    latency = measure(decoder, grid.widths, grid.depths, grid.nodes, progress=lambda share: _progress("measuring", round(100 * share), 100))
+    found, rate = fit(parts, latency, grid)
+    found = learn(found, parts, latency, grid, rate, learned, 60 * minutes * TRAINING, seed, _progress, texts)
     ratios = confirm(
-        decoder, held_out, found.policies(surface, grid.sizes, by_clock=True), grid.new_tokens, started + 60 * minutes, _progress
+        decoder, held_out, found.policies(latency, grid.sizes, by_clock=True), grid.new_tokens, started + 60 * minutes, _progress
     )
-    return decide(decoder.manifest, threads, found, surface, ratios, simulate(found, parts.test, surface, grid), parts.fitted, grid)
+    return decide(decoder.manifest, threads, found, latency, ratios, simulate(found, parts.test, latency, grid), parts.fitted, grid)
 
 
 def _progress(step: str, done: int, total: int) -> None:

@@ -17,13 +17,13 @@ from shutil import copyfile
 import numpy as np
 import onnx
 
-from runtime.encoder import PIECES
-from runtime.manifest import Graph, Tensor, sha256_of
+from runtime.manifest.graphs import Graph, Tensor, sha256_of
+from runtime.policies.encoder import PIECES
 
-from ..checkpoint import SafetensorsFiles, read_json
+from ..checkpoints.safetensors import SafetensorsFiles, read_json
 from ..errors import CheckpointError, UnsupportedModel
-from ..graph import FLOAT, INT64, GraphBuilder
-from ..weights import WeightFile, row_chunks
+from ..graphs.builder import FLOAT, INT64, GraphBuilder
+from ..graphs.weights import WeightFile, row_chunks
 
 HIDDEN_MASK = -1e9  # added to the scores of padding
 LEAST_LENGTH = 1e-12  # of the mean before it is scaled, as sentence-transformers has it

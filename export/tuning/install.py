@@ -11,18 +11,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from runtime.encoder import GRAPH, STEP
-from runtime.manifest import FILE_NAME, File, Graph, Manifest, Tensor, load_manifest, sha256_of
-from runtime.tuning import Encoder
+from runtime.manifest.graphs import FILE_NAME, File, Graph, Tensor, sha256_of
+from runtime.manifest.load import load_manifest
+from runtime.manifest.schema import Manifest
+from runtime.manifest.tuning import Encoder
+from runtime.policies.encoder import GRAPH, STEP
 
-from ..gpu import Platform
-from ..place import scratch_directory
-from ..plan_build import build_plan
+from ..directory.install import scratch_directory
+from ..tensorrt.builder import build_plan
+from ..tensorrt.gpu import Platform
 from .errors import TuningError
-from .nets import Mlp, graph
+from .learning.nets import Mlp, graph
+from .learning.trained import Trained, graph_name
 from .outcome import Tuned
 from .texts import PREFIX
-from .trained import Trained, graph_name
 
 AGREEMENT = 1e-4  # largest difference of a logit between training's network and the graph
 
@@ -57,9 +59,9 @@ def _platform(manifest: Manifest) -> Platform | None:
     built = manifest.tensorrt
     if built is None:
         return None
-    from runtime.trt import load
+    from runtime.backends.cuda.tensorrt_module import load
 
-    from ..gpu import find_gpu
+    from ..tensorrt.gpu import find_gpu
 
     return Platform(load(built.flavour), built.compute_capabilities, find_gpu())
 

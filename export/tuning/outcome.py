@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from policy import FixedPolicy, Surface, TreeSpec
-from runtime.cpu import processor_name
-from runtime.manifest import Manifest
-from runtime.tuning import Tuning
+from policy import FixedPolicy, LatencyModel, TreeSpec
+from runtime.backends.cpu.processor import processor_name
+from runtime.manifest.schema import Manifest
+from runtime.manifest.tuning import Tuning
 
-from .grid import Grid
-from .replay import Answers, Replay, replay, static_trees
-from .trained import Trained
+from .learning.trained import Trained
+from .replay.grid import TreeGrid
+from .replay.simulation import Answers, Replay, replay, static_trees
 from .tune import Found
 
 MARGIN = 1.0  # a policy must reach this many times the best fixed tree's tokens/s to be installed
@@ -33,11 +33,11 @@ def decide(
     manifest: Manifest,
     threads: int,
     found: Found,
-    surface: Surface,
+    latency: LatencyModel,
     ratios: Mapping[str, float],
     simulated: Mapping[str, Replay],
     fitted: Answers,
-    grid: Grid,
+    grid: TreeGrid,
 ) -> Tuned:
     """The fastest by the clock is used; where no policy reaches the best fixed tree that is, or plain decoding where nothing helps."""
     best = max((name for name in ratios if name != "none"), key=lambda name: ratios[name])
@@ -55,13 +55,13 @@ def decide(
         policy=best,
         static=(static.nodes, static.depth, static.width),
         cost_model=found.calibration,
-        surface=surface,
+        latency=latency,
         learned=learned,
         ratios=ratios,
         graphs={},
         files={},
     )
-    trees = [(tree, replay(FixedPolicy(tree), fitted, surface)) for tree in static_trees(grid.widths, grid.depths, grid.nodes, grid.sizes)]
+    trees = [(tree, replay(FixedPolicy(tree), fitted, latency)) for tree in static_trees(grid.widths, grid.depths, grid.nodes, grid.sizes)]
     return Tuned(tuning, found.learned, simulated, tuple(sorted(trees, key=lambda result: -result[1].rate)))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from policy import Surface
+from policy import LatencyModel
 from runtime.bench.svg import expect_matplotlib, new_figure, svg_of
-from runtime.manifest import Manifest
+from runtime.manifest.schema import Manifest
 
 from .errors import TuningError
 from .outcome import Tuned, label, verdict
@@ -28,7 +28,7 @@ def write_report(file: Path, manifest: Manifest, tuned: Tuned) -> None:
         verdict=verdict(tuned.tuning),
         policies=policy_rows(tuned),
         trees=tree_rows(tuned),
-        surface=svg_of(surface_figure(tuned.tuning.surface)),
+        latency=svg_of(latency_figure(tuned.tuning.latency)),
         gains=svg_of(tree_figure(tuned)),
         actions=svg_of(action_figure(tuned)),
     )
@@ -67,14 +67,14 @@ def tree_rows(tuned: Tuned) -> list[dict[str, Any]]:
     return [{"tree": tree, "recorded": done.rate / plain, "tokens": done.tokens_per_cycle} for tree, done in tuned.trees[:MOST_TREES]]
 
 
-def surface_figure(surface: Surface) -> Any:
+def latency_figure(latency: LatencyModel) -> Any:
     """A pass by rows, a line per span; a tree by depth, a line per width."""
     figure, (left, right) = new_figure(10, 3.6, 2)
-    for span, costs in zip(surface.spans, surface.verify_ms, strict=True):
-        left.plot(surface.rows, costs, marker=".", label=f"{span:,} slots")
+    for span, costs in zip(latency.spans, latency.verify_ms, strict=True):
+        left.plot(latency.rows, costs, marker=".", label=f"{span:,} slots")
     left.set(xlabel="rows of a pass", ylabel="milliseconds", title="Target", ylim=(0, None))
-    for width, costs in zip(surface.widths, surface.draft_ms, strict=True):
-        right.plot(surface.depths, costs, marker=".", label=f"width {width}")
+    for width, costs in zip(latency.widths, latency.draft_ms, strict=True):
+        right.plot(latency.depths, costs, marker=".", label=f"width {width}")
     right.set(xlabel="depth of the tree", title="Draft, with the catch-up before it", ylim=(0, None))
     left.legend()
     right.legend()

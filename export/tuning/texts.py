@@ -14,14 +14,14 @@ from time import perf_counter
 
 import numpy as np
 
-from policy import Encode, Policy, Surface
-from runtime.encoder import TextEncoder
-from runtime.engine_ort import OrtEngine, open_session
+from policy import Encode, LatencyModel, Policy
+from runtime.backends.cpu.onnxruntime import OrtEngine, open_session
+from runtime.policies.encoder import TextEncoder
 
 from ..errors import CheckpointError
 from .encoder import Written, write_encoder
 from .minilm import packaged_encoder
-from .replay import Answers, Replay, replay
+from .replay.simulation import Answers, Replay, replay
 
 NAME = "resps-text"
 PREFIX = "tuned-"  # of all files that a tuning puts into an engine directory
@@ -92,10 +92,10 @@ def places_of(answers: Answers, seed: int) -> list[str]:
     return [places[index][0].text(places[index][1]) for index in np.random.default_rng(seed).permutation(len(places))]
 
 
-def replay_paid(policy: Policy, texts: Texts | None, answers: Answers, surface: Surface) -> Replay:
+def replay_paid(policy: Policy, texts: Texts | None, answers: Answers, latency: LatencyModel) -> Replay:
     """`replay`, the calls of ``texts`` that it made charged."""
     before = texts.calls if texts else 0
-    done = replay(policy, answers, surface)
+    done = replay(policy, answers, latency)
     if texts:
         done.milliseconds += (texts.calls - before) * texts.milliseconds
     return done

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-from policy import PLAIN, Calibration, CostModel, FixedPolicy, Policy, Surface, TreeSpec, watch
+from policy import PLAIN, Calibration, CostModel, FixedPolicy, LatencyModel, Policy, TreeSpec, watch
 from runtime import Decoder
 
-from .calibrate import fit_cost_model
-from .grid import Grid
-from .lessons import Course, policy_cost, train, turns_of
-from .ppo import Lesson
-from .record import LEAST_PROMPTS, Progress, asked
-from .replay import Answers, Replay, best_static, oracle, static_trees
+from .learning.curriculum import Course, policy_cost, train, turns_of
+from .learning.ppo import Lesson
+from .learning.trained import Trained
+from .replay.calibrate import fit_cost_model
+from .replay.grid import TreeGrid
+from .replay.record import LEAST_PROMPTS, Progress, asked
+from .replay.simulation import Answers, Replay, best_static, oracle, static_trees
 from .texts import Texts, replay_paid
-from .trained import Trained
 
 LEAST_TURN = 5.0  # seconds: a training shorter than that learns nothing
 
@@ -50,31 +50,31 @@ class Found:
     calibration: Calibration
     learned: Mapping[str, Trained]
 
-    def policies(self, surface: Surface, sizes: tuple[int, ...] | None, by_clock: bool = False) -> dict[str, Policy]:
+    def policies(self, latency: LatencyModel, sizes: tuple[int, ...] | None, by_clock: bool = False) -> dict[str, Policy]:
         """Each as it runs in service, plain decoding and the fixed tree first. ``by_clock``: nothing is remembered of texts."""
-        tuned: dict[str, Policy] = {"cost-model": CostModel(self.calibration, surface, sizes)}
+        tuned: dict[str, Policy] = {"cost-model": CostModel(self.calibration, latency, sizes)}
         tuned |= {name: trained.policy(by_clock) for name, trained in self.learned.items()}
-        guarded = {name: watch(policy, self.static, surface) for name, policy in tuned.items()}
+        guarded = {name: watch(policy, self.static, latency) for name, policy in tuned.items()}
         return {"none": FixedPolicy(PLAIN), "fixed": FixedPolicy(self.static), **guarded}
 
-    def replay(self, name: str, answers: Answers, surface: Surface, sizes: tuple[int, ...] | None) -> Replay:
+    def replay(self, name: str, answers: Answers, latency: LatencyModel, sizes: tuple[int, ...] | None) -> Replay:
         """One of ``policies`` in simulated time."""
         texts = self.learned[name].texts if name in self.learned else None
-        return replay_paid(self.policies(surface, sizes)[name], texts, answers, surface)
+        return replay_paid(self.policies(latency, sizes)[name], texts, answers, latency)
 
 
-def fit(parts: Split, surface: Surface, grid: Grid) -> tuple[Found, float]:
+def fit(parts: Split, latency: LatencyModel, grid: TreeGrid) -> tuple[Found, float]:
     """The best fixed tree and the closed form; and the former's tokens per millisecond, the exchange rate for training."""
-    static, done = best_static(parts.fitted, surface, static_trees(grid.widths, grid.depths, grid.nodes, grid.sizes))
-    calibration, _ = fit_cost_model(parts.fitted, surface, grid.largest, done.rate, grid.sizes)
+    static, done = best_static(parts.fitted, latency, static_trees(grid.widths, grid.depths, grid.nodes, grid.sizes))
+    calibration, _ = fit_cost_model(parts.fitted, latency, grid.largest, done.rate, grid.sizes)
     return Found(static, calibration, {}), done.rate
 
 
 def learn(
     found: Found,
     parts: Split,
-    surface: Surface,
-    grid: Grid,
+    latency: LatencyModel,
+    grid: TreeGrid,
     rate: float,
     names: Sequence[str],
     seconds: float,
@@ -89,7 +89,7 @@ def learn(
         return found
     some = next(iter(parts.train[0].values()))
     course = Course(
-        lesson=Lesson(parts.train, parts.validation, surface, rate),
+        lesson=Lesson(parts.train, parts.validation, latency, rate),
         grid=grid,
         static=found.static,
         tree=found.calibration.tree,
@@ -102,12 +102,12 @@ def learn(
     return Found(found.static, found.calibration, train(names, course))
 
 
-def simulate(found: Found, answers: Answers, surface: Surface, grid: Grid) -> dict[str, Replay]:
+def simulate(found: Found, answers: Answers, latency: LatencyModel, grid: TreeGrid) -> dict[str, Replay]:
     """What each policy and the oracle do with answers that nothing was fitted to."""
-    results = {name: found.replay(name, answers, surface, grid.sizes) for name in found.policies(surface, grid.sizes)}
+    results = {name: found.replay(name, answers, latency, grid.sizes) for name in found.policies(latency, grid.sizes)}
     trees = static_trees(grid.widths, grid.depths, grid.nodes, grid.sizes)
-    best = oracle(answers, surface, trees, results["fixed"].rate)
-    return {**results, "oracle": oracle(answers, surface, trees, best.rate)}
+    best = oracle(answers, latency, trees, results["fixed"].rate)
+    return {**results, "oracle": oracle(answers, latency, trees, best.rate)}
 
 
 def confirm(

@@ -14,8 +14,8 @@ from ..errors import BenchError, RespsError
 if TYPE_CHECKING:
     from policy import TreeSpec
 
+    from .figures import Table
     from .record import Measurement
-    from .table import Table
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 SHOWING = {"again", "report_file", "as_json", "verbose"}
@@ -81,27 +81,27 @@ def _measured(options: dict[str, Any]) -> tuple[Measurement, BaseException | Non
     """What was measured, and what ended it too early."""
     import datetime
 
-    from ..cpu import physical_cores
+    from ..backends.cpu.processor import physical_cores
     from ..decoder import Decoder
-    from ..manifest import find_engine_dir
-    from ..sampling import Sampling
-    from .arms import make_arms
+    from ..decoding.sampling import Sampling
+    from ..manifest.load import find_engine_dir
+    from .contenders import make_arms
     from .machine import engine_of, this_machine
     from .measure import measure, warm_up
     from .questions import OWN, read_questions
-    from .record import SCHEMA, Answer, Measurement, Settings, Skipped
+    from .record import SCHEMA, BenchSettings, Measurement, Skipped, TurnRecord
 
     files = [*options["prompts"], *options["more"]] or [OWN]
     questions = read_questions(files, options["questions"])
     threads = options["threads"] or physical_cores()
-    settings = Settings(
+    settings = BenchSettings(
         tuple(map(str, files)), options["questions"], options["max_new_tokens"], options["temperature"], options["seed"], threads
     )
     with usage_errors():
         Sampling(settings.temperature, seed=settings.seed)
     directory = find_engine_dir(options["engine_dir"])
     names = [name.strip() for group in options["policies"] for name in group.split(",")]
-    answers: list[Answer] = []
+    answers: list[TurnRecord] = []
     skipped: list[Skipped] = []
     problem: BaseException | None = None
     trees, place = _parsed(options["trees"]), {name: options[name] for name in ("draft", "backend", "device")}
@@ -138,7 +138,7 @@ def _parsed(trees: tuple[str, ...]) -> list[TreeSpec]:
 
 
 def _show(measurement: Measurement, as_json: bool, report_file: Path | None) -> None:
-    from .table import tabulate
+    from .figures import tabulate
 
     table = tabulate(measurement)
     try:
@@ -151,8 +151,8 @@ def _show(measurement: Measurement, as_json: bool, report_file: Path | None) -> 
 
 
 def _print(measurement: Measurement, table: Table, as_json: bool) -> None:
-    from .grids import grids, headlines, markdown
     from .record import to_json
+    from .tables import grids, headlines, markdown
 
     if as_json:
         click.echo(to_json(measurement, table))

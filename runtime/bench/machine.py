@@ -8,9 +8,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..cpu import physical_cores, processor_name
+from ..backends.cpu.processor import physical_cores, processor_name
 from ..decoder import Decoder
-from .record import Engine, Machine
+from .record import EngineRecord, Machine
 
 PACKAGES = ("resps", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-cu13", "tensorrt-rtx")
 
@@ -20,12 +20,14 @@ def this_machine() -> Machine:
     return Machine(processor_name(), physical_cores(), _memory(), _peak(), f"{platform.system()} {platform.release()}", _versions())
 
 
-def engine_of(decoder: Decoder) -> Engine:
+def engine_of(decoder: Decoder) -> EngineRecord:
     """What it runs."""
     manifest = decoder.manifest
     draft = manifest.draft if decoder.draft.startswith("eagle") else None
     name, precision = (draft.name, draft.precision) if draft else (None, None)
-    return Engine(manifest.engine_id, manifest.model, manifest.precision, decoder.backend, decoder.device, decoder.draft, name, precision)
+    return EngineRecord(
+        manifest.engine_id, manifest.model, manifest.precision, decoder.backend, decoder.device, decoder.draft, name, precision
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -8,11 +8,11 @@ from time import perf_counter
 from policy import FixedPolicy, TreeSpec
 
 from ..decoder import Decoder, Prompt
+from ..decoding.sampling import Sampling
 from ..errors import PromptError
-from ..sampling import Sampling
-from .arms import Arm
+from .contenders import Contender
 from .questions import Question
-from .record import BASELINE, Answer, Rounds, Settings, Skipped
+from .record import BASELINE, BenchSettings, Rounds, Skipped, TurnRecord
 
 WARM_UP = "Say something, please."
 WARM_UP_TOKENS = 12
@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]
 """(questions done, questions in all)"""
 
 
-def warm_up(decoder: Decoder, arms: Sequence[Arm]) -> None:
+def warm_up(decoder: Decoder, arms: Sequence[Contender]) -> None:
     """One short answer with each tree, by fixed policies: the arms' own learn nothing from passes that are slow because they are first."""
     trees: list[TreeSpec] = list(dict.fromkeys(tree for arm in arms for tree in arm.trees))
     for tree in trees:
@@ -29,8 +29,8 @@ def warm_up(decoder: Decoder, arms: Sequence[Arm]) -> None:
 
 
 def measure(
-    decoder: Decoder, questions: Sequence[Question], arms: Sequence[Arm], settings: Settings, progress: Progress
-) -> Iterator[tuple[Answer, ...] | Skipped]:
+    decoder: Decoder, questions: Sequence[Question], arms: Sequence[Contender], settings: BenchSettings, progress: Progress
+) -> Iterator[tuple[TurnRecord, ...] | Skipped]:
     """The answers of all arms to one turn at a time, in the order of ``arms``; or why a turn could not be asked.
 
     Arm k is the first to answer turn k, k + len(arms), ... of the run. Later turns see the answer of BASELINE, whoever is asked.
@@ -47,7 +47,7 @@ def measure(
                 yield Skipped(question.set, question.number, turn, str(error))
                 break
             sampling = Sampling(settings.temperature, seed=(settings.seed + asked) % 2**64)
-            answers: dict[str, tuple[Answer, str]] = {}
+            answers: dict[str, tuple[TurnRecord, str]] = {}
             for place in range(len(arms)):
                 arm = arms[(place + asked) % len(arms)]
                 answers[arm.name] = _ask(decoder, prompt, arm, settings.max_new_tokens, sampling, question, turn)
@@ -63,8 +63,8 @@ def _prompt(decoder: Decoder, chat: list[dict[str, str]]) -> Prompt:
 
 
 def _ask(
-    decoder: Decoder, prompt: Sequence[int], arm: Arm, most: int, sampling: Sampling, question: Question, turn: int
-) -> tuple[Answer, str]:
+    decoder: Decoder, prompt: Sequence[int], arm: Contender, most: int, sampling: Sampling, question: Question, turn: int
+) -> tuple[TurnRecord, str]:
     """One answer, and its text. Only the waiting for a delivery is timed, not what is written down about it."""
     text, first = "", 0.0
     tokens: list[int] = []
@@ -94,4 +94,4 @@ def _ask(
             asked = perf_counter()
         stats, stop = stream.stats, stream.stop or "cancelled"
     rounds = Rounds(tuple(waits), tuple(counts), tuple(accepted), tuple(nodes), tuple(trees))
-    return Answer(question.set, question.number, turn, arm.name, tuple(tokens), stop, first, stats, rounds), text
+    return TurnRecord(question.set, question.number, turn, arm.name, tuple(tokens), stop, first, stats, rounds), text

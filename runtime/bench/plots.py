@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from .grids import label
+from .figures import Cell, Table, per_token
 from .ratio import Spread
 from .record import BASELINE, Measurement
 from .svg import new_figure, svg_of
-from .table import Cell, Table, per_token
+from .tables import label
 
 PARTS = {"draft": "#d98c3f", "verify": "#3f6fb0", "host": "#8a8a8a"}
 MOST_TREES = 10  # columns of the histogram by name, the rest together

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .record import Answer
+from .record import TurnRecord
 
 RESAMPLES = 2000
 INTERVAL = (2.5, 97.5)  # per cent
@@ -42,12 +42,12 @@ class Resampled:
     sums: np.ndarray
 
 
-def decoded(answer: Answer) -> int:
+def decoded(answer: TurnRecord) -> int:
     """Tokens without the first one, which prefill brings."""
     return max(0, answer.stats.new_tokens - 1)
 
 
-def compare(answers: Sequence[Answer], plain: Sequence[Answer]) -> Resampled | None:
+def compare(answers: Sequence[TurnRecord], plain: Sequence[TurnRecord]) -> Resampled | None:
     """An arm's answers to a set against the baseline's, all turns of a question together. Questions of which either decoded nothing say
     nothing about speed; None when there is no other."""
     mine, theirs = _by_question(answers), _by_question(plain)
@@ -80,7 +80,7 @@ def _over(sums: np.ndarray) -> np.ndarray:
     return np.asarray(sums[..., 0] / sums[..., 1] / (sums[..., 2] / sums[..., 3]))
 
 
-def _by_question(answers: Sequence[Answer]) -> dict[int, tuple[float, float]]:
+def _by_question(answers: Sequence[TurnRecord]) -> dict[int, tuple[float, float]]:
     """Tokens and seconds of each question."""
     found: dict[int, tuple[float, float]] = {}
     for answer in answers:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..decoding.stats import Stats
 from ..errors import BenchError
-from ..stats import Stats
-from ..typed_json import Malformed, decode
+from ..manifest.typed_json import Malformed, decode
 
 SCHEMA = 1
 BASELINE = "none"
@@ -31,7 +31,7 @@ class Rounds:
 
 
 @dataclass(frozen=True)
-class Answer:
+class TurnRecord:
     """One arm's answer to one turn of a question. ``set``: the question's file; ``first_token_seconds``: from the call to the first token,
     tokenizing and the prompt's passes included."""
 
@@ -57,7 +57,7 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Arm:
+class ContenderRecord:
     """``tree``: the one it always asks for, if it is fixed; ``given_up``: why a policy's guard went back to the fixed tree."""
 
     name: str
@@ -66,7 +66,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """How it was asked. ``prompts``: files; ``questions``: most of each file."""
 
     prompts: tuple[str, ...]
@@ -78,7 +78,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineRecord:
     """``id``: hash of the engine directory's files."""
 
     id: str
@@ -110,12 +110,12 @@ class Measurement:
     schema: int
     date: str
     interrupted: bool
-    settings: Settings
-    engine: Engine
+    settings: BenchSettings
+    engine: EngineRecord
     machine: Machine
-    arms: tuple[Arm, ...]
+    arms: tuple[ContenderRecord, ...]
     skipped: tuple[Skipped, ...]
-    answers: tuple[Answer, ...]
+    answers: tuple[TurnRecord, ...]
 
     @property
     def sets(self) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from html import escape
 
-from .grids import Grid, grids, headlines
+from .figures import Table
 from .plots import plots
 from .record import Measurement
-from .table import Table
+from .tables import TextTable, grids, headlines
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
@@ -44,7 +44,7 @@ def _loud(line: str) -> str:
     return " class='loud'" if line.split(":")[0].isupper() else ""
 
 
-def _grid(grid: Grid) -> str:
+def _grid(grid: TextTable) -> str:
     header = _cells(grid.header, "th", grid.texts)
     rows = "\n".join(f"<tr>{_cells(row, 'td', grid.texts)}</tr>" for row in grid.rows)
     return (

@@ -18,18 +18,18 @@ from starlette.requests import ClientDisconnect
 
 from ..decoder import Decoder
 from .errors import ApiError
-from .forms import Form
 from .metrics import Metrics
+from .openai_requests import ChatBody, CompletionBody, GenerationRequest, chat, completion, read
+from .openai_responses import ResponseFormat
 from .pool import Pool
 from .replica import Replica
-from .reply import House, Reply
-from .requests import Ask, ChatBody, CompletionBody, chat, completion, read
-from .settings import Settings
+from .reply import Reply, Services
+from .settings import ServerSettings
 
 CLOSE_SECONDS = 10.0  # for a replica's last round, after the draining
 
 
-def make_app(settings: Settings, load: Callable[[], Sequence[Decoder]]) -> FastAPI:
+def make_app(settings: ServerSettings, load: Callable[[], Sequence[Decoder]]) -> FastAPI:
     """The application. ``load`` is called once, when it starts up, and returns the Decoders, one a replica; they are closed at the end.
 
     ``app.state.house`` is there while it runs.
@@ -39,7 +39,7 @@ def make_app(settings: Settings, load: Callable[[], Sequence[Decoder]]) -> FastA
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         decoders = await asyncio.to_thread(load)
         pool = Pool([Replica(each, settings.failures) for each in decoders], settings)
-        app.state.house = House(settings, pool, Metrics(pool), decoders[0])
+        app.state.house = Services(settings, pool, Metrics(pool), decoders[0])
         app.state.created = int(time.time())
         yield
         app.state.clean = await pool.close(CLOSE_SECONDS)
@@ -74,7 +74,7 @@ def make_app(settings: Settings, load: Callable[[], Sequence[Decoder]]) -> FastA
     @app.get("/healthz")
     async def healthz(request: Request) -> Response:
         """200 when requests are taken and every replica works, else 503."""
-        house: House = request.app.state.house
+        house: Services = request.app.state.house
         body = {
             "ready": house.pool.healthy,
             "draining": house.pool.draining,
@@ -88,25 +88,25 @@ def make_app(settings: Settings, load: Callable[[], Sequence[Decoder]]) -> FastA
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         """For Prometheus."""
-        house: House = request.app.state.house
+        house: Services = request.app.state.house
         return Response(house.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
 
-async def _reply(request: Request, is_chat: bool, understand: Callable[[bytes], Ask]) -> Response:
+async def _reply(request: Request, is_chat: bool, understand: Callable[[bytes], GenerationRequest]) -> Response:
     arrived = monotonic()
-    house: House = request.app.state.house
+    house: Services = request.app.state.house
     try:
         ask = understand(await _read(request, house.settings))
         _expect_model(ask.model, house.settings.model)
     except ApiError as error:
         house.metrics.requests.labels(error.outcome).inc()
         raise
-    return Reply(house, ask, Form(is_chat, house.settings.model, ask, house.decoder), arrived)
+    return Reply(house, ask, ResponseFormat(is_chat, house.settings.model, ask, house.decoder), arrived)
 
 
-async def _read(request: Request, settings: Settings) -> bytes:
+async def _read(request: Request, settings: ServerSettings) -> bytes:
     """The body. Raises ApiError when it is too large or does not come."""
     body = bytearray()
     try:
@@ -126,7 +126,7 @@ def _expect_model(name: str | None, served: str) -> None:
 
 
 def _model(request: Request) -> dict[str, Any]:
-    house: House = request.app.state.house
+    house: Services = request.app.state.house
     about = {"id": house.settings.model, "object": "model", "created": request.app.state.created, "owned_by": "resps"}
     return {**about, "max_model_len": house.decoder.manifest.limits.context}
 

@@ -56,14 +56,14 @@ def command(engine_dir: Path, host: str, port: int, model_name: str | None, verb
         from .errors import ServeError
 
         raise ServeError(f"{', '.join(missing)} not installed — pip install 'resps[serve]'")
-    from ..manifest import find_engine_dir
+    from ..manifest.load import find_engine_dir
     from .app import make_app
     from .load import load_replicas
     from .server import Server, bind
-    from .settings import Settings
+    from .settings import ServerSettings
 
     directory = find_engine_dir(engine_dir)
-    settings = Settings(
+    settings = ServerSettings(
         model=model_name or directory.resolve().name,
         body_bytes=options["max_body"],
         messages=options["max_messages"],

@@ -61,7 +61,7 @@ PROMPT_CODES: Mapping[PromptKind, str] = {"too_long": "context_length_exceeded"}
 """OpenAI's codes for what is wrong with a prompt, where it has one; else ``invalid_prompt``."""
 
 
-def told(error: BaseException, param: str = "prompt") -> ApiError:
+def as_api_error(error: BaseException, param: str = "prompt") -> ApiError:
     """What the client is told of an exception that came out of a Decoder. Never more than one line, never a traceback. ``param``: the field
     that the prompt came from."""
     match error:
@@ -82,7 +82,7 @@ def told(error: BaseException, param: str = "prompt") -> ApiError:
 
 def logged(error: BaseException, param: str = "prompt") -> ApiError:
     """The same, and what is the server's fault goes to its log."""
-    known = told(error, param)
+    known = as_api_error(error, param)
     if known.status >= 500 and known is not error:
         LOG.error("a request failed: %s", " ".join(str(error).split()), exc_info=error if known.code == "internal_error" else None)
     return known

@@ -10,14 +10,14 @@ from math import ceil
 from time import monotonic
 
 from .errors import ApiError, shutting_down
-from .replica import Answer, Replica
-from .settings import Settings
+from .replica import Replica, RunningRequest
+from .settings import ServerSettings
 
 
 class Pool:
     """Who runs, who waits, who must go away. All of it in the event loop's thread."""
 
-    def __init__(self, replicas: Sequence[Replica], settings: Settings) -> None:
+    def __init__(self, replicas: Sequence[Replica], settings: ServerSettings) -> None:
         self.replicas = tuple(replicas)
         self.draining = False
         self._settings = settings
@@ -88,7 +88,7 @@ class Pool:
             if not taken and turn.done() and not turn.cancelled() and turn.exception() is None:
                 self.give_back(turn.result())  # it came in the same moment as the end of the waiting
 
-    def run(self, replica: Replica, answer: Answer) -> None:
+    def run(self, replica: Replica, answer: RunningRequest) -> None:
         """Start ``answer``; its replica comes back by itself when it has ended, whether or not anyone reads it."""
         began = monotonic()
 

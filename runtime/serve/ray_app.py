@@ -16,7 +16,7 @@ from ray import serve
 
 from .app import make_app
 from .load import load_replicas
-from .settings import Settings
+from .settings import ServerSettings
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -70,7 +70,7 @@ def application(given: Arguments) -> serve.Application:
 def build_app(arguments: dict[str, Any]) -> FastAPI:
     """The server of one process. Loads when Ray starts it up."""
     given = Arguments(**arguments)
-    settings = Settings(
+    settings = ServerSettings(
         model=given.model_name or Path(given.engine_dir).name,
         queue=given.queue,
         queue_seconds=given.queue_seconds,

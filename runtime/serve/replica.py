@@ -10,12 +10,12 @@ from queue import SimpleQueue
 from time import monotonic
 
 from ..decoder import Decoder
+from ..decoding.stats import Stats
 from ..errors import DecoderClosed, EngineFailure
 from ..request import Chunk
-from ..stats import Stats
 from ..stream import Stream
 from .errors import LOG, ApiError, logged, shutting_down
-from .requests import Ask
+from .openai_requests import GenerationRequest
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Ended:
     stats: Stats
 
 
-class Answer:
+class RunningRequest:
     """What a replica makes of one request, on asyncio's side. ``next`` until it gives an Ended; ``cancel`` ends it after the round.
 
     The replica never waits for the reader: what is not read yet lies here, at most ``max_tokens`` tokens and their text.
     """
 
-    def __init__(self, prompt: Sequence[int], ask: Ask, max_tokens: int, until: float) -> None:
+    def __init__(self, prompt: Sequence[int], ask: GenerationRequest, max_tokens: int, until: float) -> None:
         self.prompt, self.ask, self.max_tokens = prompt, ask, max_tokens
         self.until = until  # by the clock ``monotonic``
         self.tokens: list[int] = []
@@ -92,14 +92,14 @@ class Replica:
         self.decoder = decoder
         self.seen: list[int] = []
         self.healthy = True
-        self.running: Answer | None = None
+        self.running: RunningRequest | None = None
         self._failures, self._most = 0, failures
-        self._work: SimpleQueue[tuple[Answer, Callable[[], None]] | None] = SimpleQueue()
+        self._work: SimpleQueue[tuple[RunningRequest, Callable[[], None]] | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._serve, name="resps-replica", daemon=True)  # a hung engine must not hold the exit
         self._thread.start()
 
-    def start(self, answer: Answer, free: Callable[[], None]) -> None:
+    def start(self, answer: RunningRequest, free: Callable[[], None]) -> None:
         """Decode ``answer``; ``free`` is called in the event loop when the replica can take the next."""
         self.running = answer
         self._work.put((answer, free))

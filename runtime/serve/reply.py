@@ -15,19 +15,19 @@ from starlette.types import Receive, Scope, Send
 from ..decoder import Decoder, Prompt
 from ..request import Chunk
 from .errors import ApiError, logged, shutting_down, too_late
-from .forms import FINISH, Form, Spelling
 from .metrics import Metrics
+from .openai_requests import GenerationRequest, expect_policy
+from .openai_responses import FINISH, ResponseFormat, Spelling
 from .pool import Pool
-from .replica import Answer, Ended
-from .requests import Ask, expect_policy
-from .settings import Settings
+from .replica import Ended, RunningRequest
+from .settings import ServerSettings
 
 
 @dataclass(frozen=True)
-class House:
+class Services:
     """What every request needs. ``decoder``: any of the replicas', for what several threads may do with it at once."""
 
-    settings: Settings
+    settings: ServerSettings
     pool: Pool
     metrics: Metrics
     decoder: Decoder
@@ -44,7 +44,7 @@ class Reply(Response):
     A client that leaves ends its request: at once in the queue, after the running round on an engine.
     """
 
-    def __init__(self, house: House, ask: Ask, form: Form, arrived: float) -> None:
+    def __init__(self, house: Services, ask: GenerationRequest, form: ResponseFormat, arrived: float) -> None:
         super().__init__()
         self._house, self._ask, self._form, self._arrived = house, ask, form, arrived
         self._outcome = "error"
@@ -81,21 +81,21 @@ class Reply(Response):
             finally:
                 answer.cancel()
 
-    async def _start(self) -> Answer:
+    async def _start(self) -> RunningRequest:
         """The answer on its way, when its turn has come."""
         house, ask = self._house, self._ask
         expect_policy(ask, house.decoder.policies)
         prompt = await asyncio.to_thread(_encoded, house.decoder, ask.prompt)
         room = house.decoder.manifest.limits.context - len(prompt)
         until = self._arrived + house.settings.request_seconds
-        answer = Answer(prompt, ask, min(ask.max_tokens or room, room), until)
+        answer = RunningRequest(prompt, ask, min(ask.max_tokens or room, room), until)
         replica = await house.pool.replica(prompt)
         self._queued = monotonic() - self._arrived
         house.metrics.queue_seconds.observe(self._queued)
         house.pool.run(replica, answer)
         return answer
 
-    async def _next(self, answer: Answer) -> Chunk | Ended:
+    async def _next(self, answer: RunningRequest) -> Chunk | Ended:
         """Chunk or Ended. Raises ApiError for everything else, an answer that was cut off by a shutdown included."""
         came = await answer.next()
         now = monotonic()
@@ -115,7 +115,7 @@ class Reply(Response):
             self._told = now
         return came
 
-    async def _whole(self, answer: Answer, send: Send) -> None:
+    async def _whole(self, answer: RunningRequest, send: Send) -> None:
         chunks = []
         while not isinstance(came := await self._next(answer), Ended):
             chunks.append(came)
@@ -123,7 +123,7 @@ class Reply(Response):
         await self._sent(send, {"type": "http.response.start", "status": 200, "headers": _headers("application/json", len(body))})
         await self._sent(send, {"type": "http.response.body", "body": body})
 
-    async def _events(self, answer: Answer, send: Send) -> None:
+    async def _events(self, answer: RunningRequest, send: Send) -> None:
         form, spelling = self._form, Spelling(self._house.decoder)
         came = await self._next(answer)
         await self._sent(send, {"type": "http.response.start", "status": 200, "headers": _headers("text/event-stream; charset=utf-8")})

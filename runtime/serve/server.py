@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from .app import CLOSE_SECONDS
 from .errors import ServeError
-from .reply import House
+from .reply import Services
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -65,7 +65,7 @@ class Server(uvicorn.Server):
 
     def end(self) -> None:
         """Drain; cut when called again; while it still starts up, just end. In the event loop's thread."""
-        house: House | None = getattr(self._app.state, "house", None)
+        house: Services | None = getattr(self._app.state, "house", None)
         if house is not None and self.should_exit:
             house.pool.cut()
         elif house is not None:

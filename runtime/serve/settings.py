@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """``model``: the name that requests may give. ``queue``: how many requests may wait beside those that run; ``queue_seconds``: how long
     one may wait; ``request_seconds``: from arrival to the last token; ``drain_seconds``: for what runs when the server is told to end;
     ``read_seconds``, ``write_seconds``: for a body to come in, and for a client to take what is sent to it. ``body_bytes``, ``messages``:

@@ -11,10 +11,10 @@ from typing import Any
 from export.cli import command
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec
 from runtime import Decoder, RespsError, Sampling
+from runtime.backends.cuda.driver import Cuda
 from runtime.console import run_command
-from runtime.cuda import Cuda
 from runtime.decoder import Prompt
-from tests.prompts import PROMPTS
+from tests.support.prompts import PROMPTS
 
 NEW_TOKENS, TIMES = 128, 3
 TREES = [(2, 1, 1), (4, 3, 1), (8, 4, 4), (16, 5, 4), (32, 7, 8), (64, 8, 10)]

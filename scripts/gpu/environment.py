@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from runtime.cuda import Cuda
-from runtime.device_memory import DeviceMemory
-from runtime.engine_trt import Scratch, TrtEngine, read_plan
+from runtime.backends.cuda.driver import Cuda
+from runtime.backends.cuda.memory import DeviceMemory
+from runtime.backends.cuda.tensorrt import Scratch, TrtEngine, read_plan
+from runtime.backends.cuda.tensorrt_module import load, logger
 from runtime.errors import EngineDirError
-from runtime.manifest import Graph, Tensor
-from runtime.trt import load, logger
+from runtime.manifest.graphs import Graph, Tensor
 
 PACKAGES = ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "onnxruntime", "torch", "transformers", "cuda-bindings", "onnx")
 
@@ -72,9 +72,9 @@ def runs_plans(folder: Path) -> dict[str, Any]:
 def _runs(folder: Path, flavour: str, capabilities: str | None) -> dict[str, Any]:
     import onnxruntime
 
-    from export.gpu import Platform, find_gpu, parse_capabilities
-    from export.plan_build import build_plan
-    from export.sample import build_sample
+    from export.graphs.sample import build_sample
+    from export.tensorrt.builder import build_plan
+    from export.tensorrt.gpu import Platform, find_gpu, parse_capabilities
 
     vocab = 1000
     (folder / "sample.onnx").write_bytes(build_sample(vocab).SerializeToString())

@@ -10,19 +10,18 @@ from typing import Any
 
 from policy import PLAIN, FixedPolicy, TreeSpec
 from runtime import Decoder
-from runtime.cuda import Cuda
-from runtime.eagle import EagleDrafter
-from runtime.tree import Tree
-
-from .demo import _export
-from .environment import bandwidth
-from .random_model import LLAMA3_8B, Shape, write_model
+from runtime.backends.cuda.driver import Cuda
+from runtime.decoding.tree import Tree
+from runtime.drafters.eagle import EagleDrafter
+from scripts.gpu.demo import _export
+from scripts.gpu.environment import bandwidth
+from scripts.gpu.random_model import LLAMA3_8B, RandomShape, write_model
 
 CONTEXT, PAST, TIMES = 4096, 512, 50
 TREES = (TreeSpec(8, 4, 4), TreeSpec(16, 5, 8), TreeSpec(32, 7, 8), TreeSpec(64, 8, 10))
 
 
-def large(work: Path, layers: int, precision: str, shape: Shape = LLAMA3_8B) -> dict[str, Any]:
+def large(work: Path, layers: int, precision: str, shape: RandomShape = LLAMA3_8B) -> dict[str, Any]:
     """Milliseconds are medians of GPU time between two marks in the stream, unless they say wall."""
     weights, name = work / f"weights-{layers}", f"engines-{layers}-{precision}"
     if not (weights / "draft").is_dir():

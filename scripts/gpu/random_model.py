@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Shape:
+class RandomShape:
     """Sizes of a Llama."""
 
     hidden: int
@@ -22,11 +22,11 @@ class Shape:
     draft_vocab: int
 
 
-LLAMA3_8B = Shape(4096, 14336, 32, 8, 128, 128256, 32000)
+LLAMA3_8B = RandomShape(4096, 14336, 32, 8, 128, 128256, 32000)
 SHARD = 8  # layers
 
 
-def write_model(folder: Path, shape: Shape, layers: int) -> None:
+def write_model(folder: Path, shape: RandomShape, layers: int) -> None:
     """``folder``/target and ``folder``/draft, in bfloat16, made on the GPU where there is one."""
     import torch
     from safetensors.torch import save_file
@@ -60,7 +60,7 @@ def write_model(folder: Path, shape: Shape, layers: int) -> None:
     (draft / "config.json").write_text(json.dumps({**_config(shape), **special}))
 
 
-def _config(shape: Shape) -> dict[str, Any]:
+def _config(shape: RandomShape) -> dict[str, Any]:
     return {
         "model_type": "llama",
         "hidden_size": shape.hidden,
@@ -80,7 +80,7 @@ def _config(shape: Shape) -> dict[str, Any]:
     }
 
 
-def _target_shards(shape: Shape, layers: int) -> Iterator[dict[str, tuple[int, ...]]]:
+def _target_shards(shape: RandomShape, layers: int) -> Iterator[dict[str, tuple[int, ...]]]:
     yield {"model.embed_tokens.weight": (shape.vocab, shape.hidden), "model.norm.weight": (shape.hidden,)}
     yield {"lm_head.weight": (shape.vocab, shape.hidden)}
     for first in range(0, layers, SHARD):
@@ -92,7 +92,7 @@ def _target_shards(shape: Shape, layers: int) -> Iterator[dict[str, tuple[int, .
         yield found
 
 
-def _layer(shape: Shape, stem: str, inputs: int) -> dict[str, tuple[int, ...]]:
+def _layer(shape: RandomShape, stem: str, inputs: int) -> dict[str, tuple[int, ...]]:
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     return {
         f"{stem}self_attn.q_proj.weight": (queries, inputs),
@@ -105,7 +105,7 @@ def _layer(shape: Shape, stem: str, inputs: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _draft_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+def _draft_shapes(shape: RandomShape) -> dict[str, tuple[int, ...]]:
     norms = ("midlayer.input_layernorm", "midlayer.hidden_norm", "midlayer.post_attention_layernorm", "norm")
     return {
         **_layer(shape, "midlayer.", 2 * shape.hidden),

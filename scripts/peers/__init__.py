@@ -1,1 +1,1 @@
-"""Other engines side by side with ours: scripts/bench_peers.py."""
+"""Other engines side by side with ours: scripts/peers/__main__.py."""

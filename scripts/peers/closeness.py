@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from .arms import Arm
-from .compare import Closeness, closeness
-from .errors import PeerUnavailable
-from .turns import Bench
+from scripts.peers.compare import Closeness, closeness
+from scripts.peers.contenders import PeerContender
+from scripts.peers.errors import PeerUnavailable
+from scripts.peers.turns import Bench
 
 
-def teacher_forced(bench: Bench, arm: Arm, options: dict[str, Any], answers: list[list[int]]) -> list[np.ndarray]:
+def teacher_forced(bench: Bench, arm: PeerContender, options: dict[str, Any], answers: list[list[int]]) -> list[np.ndarray]:
     """The arm's logits for every token of ``answers``, [tokens, vocabulary] each. Raises PeerUnavailable."""
     directory = bench.work / "logits" / arm.name
     shutil.rmtree(directory, ignore_errors=True)
@@ -29,8 +29,8 @@ def teacher_forced(bench: Bench, arm: Arm, options: dict[str, Any], answers: lis
 
 def all_closeness(
     bench: Bench,
-    reference: Arm,
-    arms: Sequence[Arm],
+    reference: PeerContender,
+    arms: Sequence[PeerContender],
     options: Mapping[str, dict[str, Any]],
     answers: list[list[int]],
     say: Callable[[str], None],

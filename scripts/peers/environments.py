@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import PeerUnavailable
+from scripts.peers.errors import PeerUnavailable
 
 TORCH = "torch==2.13.0"
 

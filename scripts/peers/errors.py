@@ -9,7 +9,7 @@ class PeerUnavailable(RespsError):
     """One engine cannot be installed, given the model, or run here; the table says why and the others go on."""
 
 
-class BenchError(RespsError):
+class PeerError(RespsError):
     """The bench cannot be run as asked."""
 
     exit_code = 2

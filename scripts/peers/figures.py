@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .arms import Arm
-from .compare import Closeness, first_difference, same_prefix
-from .questions import Question
-from .turns import Turn
+from scripts.peers.compare import Closeness, first_difference, same_prefix
+from scripts.peers.contenders import PeerContender
+from scripts.peers.questions import PeerQuestion
+from scripts.peers.turns import Turn
 
 BASE = "transformers-fp32"
 
@@ -23,7 +23,7 @@ class Row:
     ``same``: answers like the plain arm's, of ``compared``; ``prefix``: share of the float32 answer that it begins with.
     """
 
-    arm: Arm
+    arm: PeerContender
     rate: float
     lowest: float
     highest: float
@@ -62,7 +62,7 @@ def median_rate(turns: Sequence[Turn]) -> float:
     return statistics.median([rate for turn in rates(turns) for rate in turn if rate] or [0.0])
 
 
-def best_peers(arms: Sequence[Arm], turns: Mapping[str, Sequence[Turn]]) -> dict[str, str]:
+def best_peers(arms: Sequence[PeerContender], turns: Mapping[str, Sequence[Turn]]) -> dict[str, str]:
     """The fastest engine of others for each precision."""
     found: dict[str, str] = {}
     for arm in arms:
@@ -74,14 +74,14 @@ def best_peers(arms: Sequence[Arm], turns: Mapping[str, Sequence[Turn]]) -> dict
     return found
 
 
-def reference_name(arms: Sequence[Arm], turns: Mapping[str, Sequence[Turn]]) -> str | None:
+def reference_name(arms: Sequence[PeerContender], turns: Mapping[str, Sequence[Turn]]) -> str | None:
     """Whose text and logits count as float32's: ours in plain decoding, else transformers', else the first plain one's."""
     plain = [arm.name for arm in arms if arm.precision == "fp32" and not arm.speculates and turns.get(arm.name)]
     return next((name for name in ("resps-fp32", BASE, *plain) if name in plain), None)
 
 
 def rows(
-    arms: Sequence[Arm], questions: Sequence[Question], turns: Mapping[str, Sequence[Turn]], close: Mapping[str, Closeness]
+    arms: Sequence[PeerContender], questions: Sequence[PeerQuestion], turns: Mapping[str, Sequence[Turn]], close: Mapping[str, Closeness]
 ) -> list[Row]:
     """One for each arm that finished a turn."""
     best, reference = best_peers(arms, turns), reference_name(arms, turns)

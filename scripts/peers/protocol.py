@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
-class Job:
+class PeerJob:
     """What one process is to do. ``options``: the engine's own; ``stop``: token ids that end an answer; ``prompts``: token ids.
 
     With ``answers`` the process decodes nothing and writes the logits that every answer's tokens were, or would have been, chosen from:
@@ -27,7 +27,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PeerAnswer:
     """One decoded answer. ``tokens`` ends before the stop token. ``first_seconds``: until the first token is there, prefill included;
     ``decode_seconds``: from there to the last token; in it ``decoded`` tokens came, a stop token among them, on ``arrivals`` occasions."""
 
@@ -56,20 +56,22 @@ class Watch:
             self.times.append((perf_counter(), len(tokens)))
             self.tokens.extend(tokens)
 
-    def answer(self, stop: list[int]) -> Answer:
+    def answer(self, stop: list[int]) -> PeerAnswer:
         """What was seen, cut before the first stop token. Raises ValueError when nothing came."""
         if not self.times:
             raise ValueError("the engine gave no token")
         ends = [place for place, token in enumerate(self.tokens) if token in stop]
         first, last = self.times[0], self.times[-1]
         kept = self.tokens[: ends[0]] if ends else self.tokens
-        return Answer(list(map(int, kept)), first[0] - self.started, last[0] - first[0], len(self.tokens) - first[1], len(self.times) - 1)
+        return PeerAnswer(
+            list(map(int, kept)), first[0] - self.started, last[0] - first[0], len(self.tokens) - first[1], len(self.times) - 1
+        )
 
 
-class Engine(Protocol):
+class PeerEngine(Protocol):
     """One engine with a model loaded, in a process of its own."""
 
-    def answer(self, prompt: list[int], new_tokens: int) -> Answer:
+    def answer(self, prompt: list[int], new_tokens: int) -> PeerAnswer:
         """Greedy, at most ``new_tokens``, ending with a stop token; nothing is kept from earlier prompts."""
 
     def logits(self, tokens: list[int], start: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
-from .figures import Row
+from scripts.peers.figures import Row
 
 HEADS = (
     "arm", "weights", "tokens/s", "lowest - highest", "to transformers", "to the best peer", "first token, ms", "prefill, tokens/s",

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .arms import Arm
-from .environments import last_line, python_of
-from .errors import PeerUnavailable
-from .files import model_file
-from .protocol import Answer, Job
-from .questions import Question
-from .quiet import Load, wait_for_quiet
+from scripts.peers.contenders import PeerContender
+from scripts.peers.environments import last_line, python_of
+from scripts.peers.errors import PeerUnavailable
+from scripts.peers.models.files import model_file
+from scripts.peers.protocol import PeerAnswer, PeerJob
+from scripts.peers.questions import PeerQuestion
+from scripts.peers.quiet import Load, wait_for_quiet
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LIMIT_SECONDS = 1800
@@ -34,7 +34,7 @@ class Turn:
     load_seconds: float
     peak_mib: float
     others: float
-    answers: list[Answer]
+    answers: list[PeerAnswer]
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Bench:
     take; a turn waits for it, and is repeated where it was disturbed all the same."""
 
     work: Path
-    questions: Sequence[Question]
+    questions: Sequence[PeerQuestion]
     stop: list[int]
     new_tokens: int
     threads: int
     quiet: float | None = None
 
-    def prepare(self, arm: Arm) -> tuple[dict[str, Any], str | None]:
+    def prepare(self, arm: PeerContender) -> tuple[dict[str, Any], str | None]:
         """The arm's options, with its environment and its model ready, and what has to be said of them. Raises PeerUnavailable."""
         if arm.environment is not None:
             python_of(self.work, arm.environment)
@@ -63,10 +63,10 @@ class Bench:
             return {**options, **arm.fallback}, f"{error}. It ran with {arm.fallback} instead."
         return options, None
 
-    def job(self, arm: Arm, options: dict[str, Any]) -> Job:
-        return Job(arm.engine, options, [question.tokens for question in self.questions], self.stop, self.new_tokens, self.threads)
+    def job(self, arm: PeerContender, options: dict[str, Any]) -> PeerJob:
+        return PeerJob(arm.engine, options, [question.tokens for question in self.questions], self.stop, self.new_tokens, self.threads)
 
-    def turn(self, arm: Arm, options: dict[str, Any], number: int) -> Turn:
+    def turn(self, arm: PeerContender, options: dict[str, Any], number: int) -> Turn:
         """Turn ``number`` of an arm; one that was finished earlier with the same questions is read again. Raises PeerUnavailable."""
         job = self.job(arm, options)
         mark = hashlib.sha256(json.dumps(dataclasses.asdict(job), sort_keys=True).encode()).hexdigest()[:16]
@@ -77,9 +77,9 @@ class Bench:
             file.with_suffix(".partial").write_text(json.dumps(result))
             file.with_suffix(".partial").replace(file)
         found = json.loads(file.read_text())
-        return Turn(**{**found, "answers": [Answer(**answer) for answer in found["answers"]]})
+        return Turn(**{**found, "answers": [PeerAnswer(**answer) for answer in found["answers"]]})
 
-    def _quietest(self, arm: Arm, job: Job, name: str) -> dict[str, Any]:
+    def _quietest(self, arm: PeerContender, job: PeerJob, name: str) -> dict[str, Any]:
         """The first undisturbed try, else the least disturbed one; one try only where the machine never became quiet."""
         tries: list[dict[str, Any]] = []
         for _ in range(TRIES):
@@ -91,7 +91,7 @@ class Bench:
                 break
         return min(tries, key=lambda each: float(each["others"]))
 
-    def run(self, arm: Arm, job: Job, name: str) -> dict[str, Any]:
+    def run(self, arm: PeerContender, job: PeerJob, name: str) -> dict[str, Any]:
         """What the arm's process says about ``job``. Raises PeerUnavailable with its last line when it fails."""
         scratch = self.work / "jobs"
         scratch.mkdir(parents=True, exist_ok=True)

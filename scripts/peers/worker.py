@@ -15,19 +15,19 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from scripts.peers.protocol import Engine, Job, peak_mib
+from scripts.peers.protocol import PeerEngine, PeerJob, peak_mib
 
 WARM_UP = 16
 """Tokens of the answer to the first prompt that nobody times."""
 
 
-def open_engine(job: Job) -> Engine:
+def open_engine(job: PeerJob) -> PeerEngine:
     module = importlib.import_module(f"scripts.peers.engines.{job.engine}")
-    engine: Engine = module.open_engine(job)
+    engine: PeerEngine = module.open_engine(job)
     return engine
 
 
-def write_logits(engine: Engine, job: Job) -> None:
+def write_logits(engine: PeerEngine, job: PeerJob) -> None:
     import numpy
 
     for number, (prompt, answer) in enumerate(zip(job.prompts, job.answers or [], strict=True)):
@@ -35,7 +35,7 @@ def write_logits(engine: Engine, job: Job) -> None:
         numpy.save(Path(job.logits_dir or ".") / f"{number}.npy", numpy.asarray(rows, numpy.float32))
 
 
-def work(job: Job) -> dict[str, Any]:
+def work(job: PeerJob) -> dict[str, Any]:
     """Load, then measure or write logits."""
     started = perf_counter()
     engine = open_engine(job)
@@ -49,5 +49,5 @@ def work(job: Job) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    result = work(Job(**json.loads(Path(sys.argv[1]).read_text())))
+    result = work(PeerJob(**json.loads(Path(sys.argv[1]).read_text())))
     Path(sys.argv[2]).write_text(json.dumps(result))

@@ -21,7 +21,7 @@ import numpy as np
 from ...decoder import Decoder
 from ..errors import ApiError, invalid, logged, too_late
 from ..load import load_replicas
-from ..requests import Ask, CompletionBody, completion, expect_policy, read
+from ..openai_requests import CompletionBody, GenerationRequest, completion, expect_policy, read
 from .counters import Counters
 
 LOOK_SECONDS = 0.05  # how often one that waits for a replica looks whether its client is still there
@@ -147,7 +147,7 @@ class TritonPythonModel:
         return self._backend.InferenceResponse(error=told)
 
 
-def asked(text: str, chat: bool, parameters: str | None) -> Ask:
+def asked(text: str, chat: bool, parameters: str | None) -> GenerationRequest:
     """The request in the Decoder's terms. Raises ApiError."""
     try:
         fields = json.loads(parameters or "{}")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ...console import run_command
-from ...manifest import find_engine_dir
+from ...manifest.load import find_engine_dir
 
 CONFIG = """\
 name: {name}

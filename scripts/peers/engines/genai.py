@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from scripts.peers.protocol import Answer, Job, Watch
+from scripts.peers.protocol import PeerAnswer, PeerJob, Watch
 
 
 class Genai:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: PeerJob) -> None:
         import onnxruntime_genai
 
         self._module, self._stop = onnxruntime_genai, job.stop
@@ -17,7 +17,7 @@ class Genai:
         config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": job.threads}}}}))
         self._model = onnxruntime_genai.Model(config)
 
-    def answer(self, prompt: list[int], new_tokens: int) -> Answer:
+    def answer(self, prompt: list[int], new_tokens: int) -> PeerAnswer:
         params = self._module.GeneratorParams(self._model)
         params.set_search_options(max_length=len(prompt) + new_tokens, do_sample=False)
         watch = Watch()
@@ -36,5 +36,5 @@ class Genai:
         return generator.get_output("logits")[0, start:]
 
 
-def open_engine(job: Job) -> Genai:
+def open_engine(job: PeerJob) -> Genai:
     return Genai(job)

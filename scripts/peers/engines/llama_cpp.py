@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from scripts.peers.protocol import Answer, Job, Watch
+from scripts.peers.protocol import PeerAnswer, PeerJob, Watch
 
 CONTEXT = 4096
 
 
 class LlamaCpp:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: PeerJob) -> None:
         import llama_cpp
 
         if not job.options.get("repack", True):
@@ -39,7 +39,7 @@ class LlamaCpp:
         self._llama.reset()
         self._llama._ctx.kv_cache_clear()
 
-    def answer(self, prompt: list[int], new_tokens: int) -> Answer:
+    def answer(self, prompt: list[int], new_tokens: int) -> PeerAnswer:
         self._forget()
         watch = Watch()
         for token in self._llama.generate(prompt, temp=0.0, repeat_penalty=1.0, top_k=1):
@@ -68,5 +68,5 @@ def _without_repacking() -> None:
     low.llama_model_default_params = parameters
 
 
-def open_engine(job: Job) -> LlamaCpp:
+def open_engine(job: PeerJob) -> LlamaCpp:
     return LlamaCpp(job)

@@ -7,13 +7,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scripts.peers.protocol import Answer, Job, Watch
+from scripts.peers.protocol import PeerAnswer, PeerJob, Watch
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 
 
 class OpenVino:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: PeerJob) -> None:
         import numpy
         import openvino
         import openvino_genai
@@ -51,7 +51,7 @@ class OpenVino:
 
         self._streamer = Streamer
 
-    def answer(self, prompt: list[int], new_tokens: int) -> Answer:
+    def answer(self, prompt: list[int], new_tokens: int) -> PeerAnswer:
         config = self._genai.GenerationConfig()
         config.max_new_tokens, config.do_sample, config.apply_chat_template = new_tokens, False, False
         config.eos_token_id, config.stop_token_ids = self._stop[0], set(self._stop)
@@ -73,5 +73,5 @@ class OpenVino:
         return self._compiled.create_infer_request().infer(inputs)["logits"][0, start:]
 
 
-def open_engine(job: Job) -> OpenVino:
+def open_engine(job: PeerJob) -> OpenVino:
     return OpenVino(job)

@@ -8,19 +8,19 @@ import numpy as np
 
 from policy import FixedPolicy
 from runtime import Decoder
-from runtime.tuned import default_tree
-from scripts.peers.protocol import Answer, Job, Watch
+from runtime.policies.load import default_tree
+from scripts.peers.protocol import PeerAnswer, PeerJob, Watch
 
 ROWS = 32
 
 
-class Resps:
-    def __init__(self, job: Job) -> None:
+class RespsEngine:
+    def __init__(self, job: PeerJob) -> None:
         which, engine_dir = job.options["policy"], Path(job.options["engine_dir"])
         if which == "none":
             self._decoder = Decoder(engine_dir, policy="none", draft="none", threads=job.threads)
         elif which == "default":
-            from runtime.manifest import find_engine_dir, load_manifest
+            from runtime.manifest.load import find_engine_dir, load_manifest
 
             manifest = load_manifest(find_engine_dir(engine_dir), verify=False)
             tree = default_tree("eagle" if manifest.draft else "ngram", manifest)
@@ -29,7 +29,7 @@ class Resps:
             self._decoder = Decoder(engine_dir, threads=job.threads)
         self._stop = job.stop
 
-    def answer(self, prompt: list[int], new_tokens: int) -> Answer:
+    def answer(self, prompt: list[int], new_tokens: int) -> PeerAnswer:
         self._decoder.forget()  # the others read every prompt too
         watch = Watch()
         with self._decoder.stream(prompt, max_new_tokens=new_tokens) as stream:
@@ -56,5 +56,5 @@ def logits_of(decoder: Decoder, tokens: list[int], start: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def open_engine(job: Job) -> Resps:
-    return Resps(job)
+def open_engine(job: PeerJob) -> RespsEngine:
+    return RespsEngine(job)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from scripts.peers.protocol import Answer, Job, Watch
+from scripts.peers.protocol import PeerAnswer, PeerJob, Watch
 
 
 class Transformers:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: PeerJob) -> None:
         import torch
         from transformers import AutoModelForCausalLM
         from transformers.generation.streamers import BaseStreamer
@@ -34,7 +34,7 @@ class Transformers:
 
         self._streamer = Streamer
 
-    def answer(self, prompt: list[int], new_tokens: int) -> Answer:
+    def answer(self, prompt: list[int], new_tokens: int) -> PeerAnswer:
         ids, streamer = self._torch.tensor([prompt]), self._streamer()
         self._model.generate(
             ids,
@@ -53,5 +53,5 @@ class Transformers:
             return self._model(self._torch.tensor([tokens])).logits[0, start:].float().numpy()
 
 
-def open_engine(job: Job) -> Transformers:
+def open_engine(job: PeerJob) -> Transformers:
     return Transformers(job)

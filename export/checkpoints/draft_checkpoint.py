@@ -1,0 +1,157 @@
+"""Draft checkpoints of every family under one set of names, and checked: a wrong draft would not fail, it would only never be right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError, UnsupportedModel
+from .draft_arch import DraftArch, draft_arch
+from .safetensors import Checkpoint, Files, files_of, read_json
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_LAYER_PARTS = (
+    "input_layernorm",
+    "hidden_norm",
+    "post_attention_layernorm",
+    *(f"self_attn.{part}_proj" for part in "qkvo"),
+    *(f"mlp.{part}_proj" for part in ("gate", "up", "down")),
+)
+_OPTIONAL = {"d2t", "t2d", HEAD, EMBEDDING}
+
+
+@dataclass(frozen=True)
+class DraftCheckpoint:
+    """A draft's weights under the names the writer uses (model.layers.0.…, model.fc.weight, lm_head.weight), and its vocabulary.
+
+    ``tokens``: target id of each draft token, int64 [Vd], distinct. A draft without a head of its own reads rows of the target's.
+    """
+
+    arch: DraftArch
+    path: Path
+    tokens: np.ndarray
+    target: Checkpoint
+    own_head: bool
+    _files: Files
+    _names: dict[str, str]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name == HEAD and not self.own_head:
+            return len(self.tokens), self.arch.layer.hidden
+        if name not in self._names:
+            raise CheckpointError(f"{self.path} has no tensor for {name!r} — it is incomplete, or no EAGLE-3 draft")
+        return self._files.shape(self._names[name])
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        self.shape(name)
+        if name == HEAD and not self.own_head:
+            wanted = self.tokens[start:stop]
+            first = int(wanted.min())
+            rows = self.target.read(EMBEDDING if self.target.arch.tied_head else HEAD, first, int(wanted.max()) + 1)
+            return np.asarray(rows[wanted - first])
+        return self._files.read(self._names[name], start, stop)
+
+    def fingerprint(self) -> list[list[Any]]:
+        return self._files.fingerprint()
+
+
+def open_draft(directory: Path, target: Checkpoint) -> DraftCheckpoint:
+    """Open and check a draft of ``target``. Raises CheckpointError or UnsupportedModel."""
+    if not directory.is_dir():
+        raise CheckpointError(f"there is no draft at {directory} — give a directory with config.json and its weights, or a hub id")
+    arch = draft_arch(read_json(directory / "config.json"), target.arch)
+    files = files_of(directory)
+    names = {_canonical(name): name for name in files.names()}
+    arch = replace(
+        arch,
+        norm_before_fc=_agreed(arch.norm_before_fc, "model.input_norm.weight" in names, "norm_before_fc", directory),
+        fc_norm=_agreed(arch.fc_norm, "model.fc_norm.0.weight" in names, "fc_norm", directory),
+    )
+    _expect_tensors(arch, names, directory)
+    _expect_fc(arch, files.shape(names["model.fc.weight"]))
+    own_head = HEAD in names
+    if not own_head and arch.layer.hidden != arch.target_hidden:
+        raise CheckpointError(f"{directory} has no lm_head, and the target's does not fit its hidden size — the checkpoint is incomplete")
+    tokens = _vocabulary(arch, files, names, directory)
+    return DraftCheckpoint(arch, directory, tokens, target, own_head, files, names)
+
+
+def _canonical(name: str) -> str:
+    """A tensor's name as a target would have it: midlayer.*, layers.0.* and model.layers.0.* are the same layer."""
+    name = name.removeprefix("model.")
+    if name.startswith("midlayer."):
+        name = f"layers.0.{name.removeprefix('midlayer.')}"
+    return name if name.startswith("lm_head.") or name in ("d2t", "t2d") else f"model.{name}"
+
+
+def _agreed(switch: bool | None, present: bool, name: str, directory: Path) -> bool:
+    """What config and tensors both say."""
+    if switch is not None and switch != present:
+        raise CheckpointError(
+            f"{directory} is contradictory: {name} is {str(switch).lower()} in its config, its norm weights are "
+            f"{'there' if present else 'missing'} — get the checkpoint again"
+        )
+    return present
+
+
+def _expect_tensors(arch: DraftArch, names: dict[str, str], directory: Path) -> None:
+    """All that the forward pass needs, and nothing that it would ignore."""
+    layer = arch.layer
+    biased = {"q": layer.qkv_bias, "k": layer.qkv_bias, "v": layer.qkv_bias, "o": layer.output_bias}
+    needed = {"model.fc.weight", "model.norm.weight"}
+    for index in range(layer.layers):
+        stem = f"model.layers.{index}."
+        parts = [part for part in _LAYER_PARTS if index == 0 or part != "hidden_norm"]
+        needed |= {f"{stem}{part}.weight" for part in parts}
+        needed |= {f"{stem}self_attn.{part}_proj.bias" for part, bias in biased.items() if bias}
+        needed |= {f"{stem}self_attn.{part}_norm.weight" for part in "qk" if layer.qk_norm}
+    if arch.norm_before_fc:
+        needed.add("model.input_norm.weight")
+    if arch.fc_norm:
+        needed |= {f"model.fc_norm.{index}.weight" for index in range(len(arch.captured))}
+    if arch.own_embedding:
+        needed.add(EMBEDDING)
+    missing, extra = sorted(needed - names.keys()), sorted(names.keys() - needed - _OPTIONAL)
+    if missing:
+        raise CheckpointError(
+            f"{directory} lacks {', '.join(missing[:3])} ({len(missing)} tensors) — it is incomplete, or no EAGLE-3 draft"
+        )
+    if extra:
+        raise UnsupportedModel(
+            f"{directory} has tensors that an EAGLE-3 draft of this kind does not use: {', '.join(extra[:3])} — not supported"
+        )
+
+
+def _expect_fc(arch: DraftArch, shape: tuple[int, ...]) -> None:
+    expected = (arch.layer.hidden, len(arch.captured) * arch.target_hidden)
+    if shape != expected:
+        raise UnsupportedModel(
+            f"the draft's fc has shape {list(shape)}, this target and {len(arch.captured)} captured layers ask for {list(expected)} — "
+            "it was trained for another target, or is no EAGLE-3 draft"
+        )
+
+
+def _vocabulary(arch: DraftArch, files: Files, names: dict[str, str], directory: Path) -> np.ndarray:
+    """Target ids of the draft's tokens, from d2t as offsets or as ids, whichever is possible; t2d decides where both are."""
+    size, vocab = arch.vocab, arch.layer.vocab
+    if "d2t" not in names:
+        if size != vocab:
+            raise CheckpointError(f"{directory} has {size} draft tokens and no d2t that says which of {vocab} they are — it is incomplete")
+        return np.arange(vocab)
+    d2t = files.read(names["d2t"]).astype(np.int64)
+    if d2t.shape != (size,):
+        raise CheckpointError(f"{directory}: d2t has {d2t.size} entries, the config says {size} draft tokens — get the checkpoint again")
+    readings = [ids for ids in (d2t + np.arange(size), d2t) if ids.min() >= 0 and ids.max() < vocab and len(np.unique(ids)) == size]
+    if "t2d" in names:
+        member = files.read(names["t2d"]).astype(bool)
+        readings = [ids for ids in readings if member.shape == (vocab,) and member[ids].all() and member.sum() == size]
+    if not readings:
+        raise CheckpointError(
+            f"{directory}: d2t names no {size} distinct tokens of the target's {vocab} — draft and target do not belong together"
+        )
+    if len(readings) > 1 and not np.array_equal(readings[0], readings[1]):
+        raise CheckpointError(f"{directory}: d2t can be read as offsets and as ids, and there is no t2d to decide — convert the checkpoint")
+    return readings[0]

@@ -1,0 +1,131 @@
+"""GGUF checkpoints: names, shapes and rotary order translated to Hugging Face's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+from .arch import arch_from_config
+from .gguf_header import check_header
+from .safetensors import files_fingerprint
+
+_LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_TOP_NAMES = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+
+
+class GgufCheckpoint:
+    """One GGUF file. Quantized tensors are dequantized to float32: those values *are* the model from then on."""
+
+    def __init__(self, file: Path) -> None:
+        import gguf
+
+        self.path = file
+        check_header(file)
+        try:
+            self._reader = gguf.GGUFReader(file)
+        except Exception as error:  # the reader raises whatever a damaged header leads it to
+            raise CheckpointError(f"cannot read {file}: {error} — the file is truncated or damaged, download it again") from None
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        try:
+            config = self._config()
+        except (TypeError, ArithmeticError) as error:  # a number that is a text, or zero heads
+            raise CheckpointError(f"cannot read {file}: its header has a value that cannot be used ({error}) — download it again") from None
+        self.arch = arch_from_config(config)
+
+    def field(self, key: str, default: Any = None) -> Any:
+        """A metadata value, or ``default``."""
+        field = self._reader.get_field(key)
+        try:
+            return default if field is None else field.contents()
+        except ValueError as error:  # text that is not UTF-8
+            raise CheckpointError(f"cannot read {key} in {self.path}: {error} — the file is damaged, download it again") from None
+
+    def _config(self) -> dict[str, Any]:
+        """The HF config.json that this header amounts to."""
+        kind = self.field("general.architecture")
+
+        def value(key: str, default: Any = None) -> Any:
+            found = self.field(f"{kind}.{key}", default)
+            if found is None:
+                raise CheckpointError(f"{self.path} lacks the header field {kind}.{key} — it is not a complete {kind} model")
+            return found
+
+        if "rope_freqs.weight" in self._tensors:
+            raise CheckpointError(f"{self.path} bakes rescaled rotary frequencies in — export from the HF checkpoint instead")
+        heads, width = value("attention.head_count"), value("embedding_length")
+        head_dim = self.field(f"{kind}.attention.key_length", width // heads)
+        rope_type, trained = self.field(f"{kind}.rope.scaling.type", "none"), self.field(f"{kind}.rope.scaling.original_context_length")
+        scaling = {"rope_type": rope_type, "factor": value("rope.scaling.factor", 1.0), "original_max_position_embeddings": trained}
+        return {
+            "model_type": kind,
+            "hidden_size": width,
+            "intermediate_size": value("feed_forward_length"),
+            "num_hidden_layers": value("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": value("attention.head_count_kv", heads),
+            "head_dim": head_dim,
+            "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
+            "rope_theta": value("rope.freq_base", 10000.0),
+            "rope_scaling": None if rope_type == "none" else scaling,
+            "partial_rotary_factor": value("rope.dimension_count", head_dim) / head_dim,
+            "attention_bias": kind != "qwen2" and "blk.0.attn_q.bias" in self._tensors,
+            "max_position_embeddings": value("context_length"),
+            "vocab_size": self._vocabulary(),
+            "tie_word_embeddings": "output.weight" not in self._tensors,
+        }
+
+    def _vocabulary(self) -> int:
+        found = self._tensors.get("token_embd.weight")
+        if found is None:
+            return 0
+        if len(found.shape) != 2:
+            what = f"token_embd.weight has {len(found.shape)} dimensions, not 2"
+            raise CheckpointError(f"cannot read {self.path}: {what} — the file is damaged, download it again")
+        return int(found.shape[1])
+
+    def _tensor(self, name: str) -> Any:
+        stored = _TOP_NAMES.get(name)
+        if stored is None:
+            _, _, layer, rest = name.split(".", 3)
+            part, _, kind = rest.rpartition(".")
+            stored = f"blk.{layer}.{_LAYER_NAMES.get(part, part)}.{kind}"
+        if stored not in self._tensors:
+            raise CheckpointError(f"{self.path} has no tensor {stored!r} — the file is incomplete or of another model")
+        return self._tensors[stored]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(int(n) for n in reversed(self._tensor(name).shape))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        from gguf.quants import dequantize
+
+        tensor = self._tensor(name)
+        heads = {"q_proj": self.arch.heads, "k_proj": self.arch.kv_heads}.get(name.split(".")[-2])
+        if heads and self.arch.model_type in ("llama", "mistral"):
+            # llama.cpp stores q/k rows in interleaved rotary order; ours is rotate-half. Whole tensor: rows move between slices.
+            whole = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+            rotated = whole.reshape(heads, -1, 2, *whole.shape[1:]).swapaxes(1, 2).reshape(whole.shape)
+            return np.ascontiguousarray(rotated[start:stop])
+        return np.asarray(dequantize(tensor.data[start:stop], tensor.tensor_type), np.float32)
+
+    def fingerprint(self) -> list[list[Any]]:
+        return files_fingerprint([self.path])

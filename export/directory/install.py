@@ -1,0 +1,85 @@
+"""Where an engine directory is put: written beside its place, moved there when it is whole, and nothing else is ever overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import glob
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from runtime.manifest.graphs import FILE_NAME
+
+from ..errors import ExportError
+
+
+def expect_replaceable(directory: Path) -> None:
+    """Never overwrite what the exporter did not make."""
+    if directory.exists() and not _is_engine(directory) and (not directory.is_dir() or any(directory.iterdir())):
+        raise ExportError(f"{directory} exists and is no engine directory — move it away, or choose another --out or --name")
+
+
+def _is_engine(directory: Path) -> bool:
+    """Whether its manifest is ours, be it damaged: other software calls files manifest.json too."""
+    try:
+        manifest = json.loads((directory / FILE_NAME).read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return True
+    return isinstance(manifest, dict) and "schema" in manifest
+
+
+@contextlib.contextmanager
+def scratch_directory(directory: Path) -> Iterator[Path]:
+    """A hidden sibling, removed on the way out; those of runs that were killed are removed too."""
+    prefix = f".{directory.name}.partial-"
+    for stale in directory.parent.glob(f"{glob.escape(prefix)}*"):
+        owner = stale.name.removeprefix(prefix).split("-")[0]
+        if owner.isdecimal() and len(owner) < 10 and not _alive(int(owner)):
+            shutil.rmtree(stale, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=directory.parent))
+    scratch.chmod(0o755)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def move_into_place(scratch: Path, directory: Path) -> None:
+    """By rename on one file system. An engine that is replaced changes places with the new one in a single step where the system can."""
+    for file in scratch.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    if not directory.exists():
+        scratch.rename(directory)
+    elif not _exchange(scratch, directory):
+        old = scratch.with_name(f"{scratch.name}.old")
+        directory.rename(old)
+        try:
+            scratch.rename(directory)
+        except BaseException:
+            old.rename(directory)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two directories atomically with Linux's renameat2; False where the system or file system has no such call."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    at_cwd, exchange = -100, 2
+    return renameat2 is not None and renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0

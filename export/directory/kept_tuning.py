@@ -1,0 +1,43 @@
+"""What resps-tune found for a directory, when that directory is exported again: kept where the new engine is the same bit for bit."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from runtime.errors import EngineDirError
+from runtime.manifest.graphs import FILE_NAME
+from runtime.manifest.load import read_manifest
+from runtime.manifest.tuning import Tuning
+
+from .bundled_tuning import is_whole
+
+_log = logging.getLogger("resps")
+
+
+def keep(directory: Path, engine_id: str, scratch: Path) -> Tuning | None:
+    """The own tuning of the engine in ``directory``, its files copied to ``scratch`` beside the new engine of that id. None where there is
+    none and where it cannot be kept, which is said."""
+    if not (directory / FILE_NAME).is_file():
+        return None
+    try:
+        tuning = read_manifest(directory).tuning
+    except EngineDirError:
+        _say_dropped(directory, "a tuning, if there is one, cannot be read by this version")
+        return None
+    if tuning is None or tuning.portable:  # what comes with a draft comes again
+        return None
+    broken = [name for name, expected in tuning.files.items() if not is_whole(directory, name, expected)]
+    if tuning.engine != engine_id or broken:
+        why = f"of its tuning {broken[0]} is missing or changed" if broken else "its tuning was for another engine than this one"
+        _say_dropped(directory, why)
+        return None
+    for name in tuning.files:
+        shutil.copyfile(directory / name, scratch / name)
+    _log.info("%s: its tuning is kept, the engine is the same", directory)
+    return tuning
+
+
+def _say_dropped(directory: Path, why: str) -> None:
+    _log.warning("%s: %s and is dropped — tune again: resps-tune --engine-dir %s", directory, why, directory)

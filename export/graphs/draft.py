@@ -1,0 +1,120 @@
+"""The draft's two graphs (design.md section 4): `fuse` for what comes from the target, `draft` for every pass of its layer.
+
+fuse     features[1,n,F] · rows[m] int64 -> hidden[1,m,H] (of those rows)
+draft    inputs   tokens[1,m] depth[1,m] int64 · hidden[1,m,H] · tree_mask[m,w] bool · past[1] write[1] int64 · slots[span] int64
+                  rows[r] int64 · beam[k] (only its length counts) · past.i.key / past.i.value [1,Hkv,span,D]
+         outputs  next_hidden[1,m,H] · log_probs[r,k] float32 · candidates[r,k] int64 (the target's ids) · present.i.key / .value
+
+Row j pairs the feature of a position with the token *after* it. It stands at position past + depth[j], writes its key and value to slot
+write + j, and attends to the slots before past (the last ones only, as many as the draft was trained for) and, from there on, to those that
+tree_mask[j] names. A committed row is computed once, from the target's own features: drafted rows lie behind the committed ones and are
+overwritten.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from ..checkpoints.draft_checkpoint import EMBEDDING, HEAD, DraftCheckpoint
+from .builder import BOOL, FLOAT, INT64
+from .layers import LayerWriter, Precision
+from .weights import WeightFile
+
+
+class FuseWriter(LayerWriter):
+    """fc, after the norms that some drafts put before it."""
+
+    def __init__(self, draft: DraftCheckpoint, precision: Precision, features: int, weights: WeightFile) -> None:
+        """``features``: ONNX type of the target's features."""
+        super().__init__("fuse", draft.arch.layer, draft, precision, 0, weights)
+        self.draft, self.features = draft.arch, features
+
+    def build(self) -> None:
+        """Write the whole graph."""
+        g, draft = self.g, self.draft
+        width = len(draft.captured) * draft.target_hidden
+        features = g.op("Reshape", g.input("features", self.features, [1, "n", width]), g.const([-1, width]))
+        features = g.op("Gather", features, g.input("rows", INT64, ["m"]))
+        if self.features != self.precision.compute:
+            features = g.op("Cast", features, to=self.precision.compute)
+        if draft.norm_before_fc:
+            features = self._norm(features, "model.input_norm.weight", width)
+        if draft.fc_norm:
+            count = len(draft.captured)
+            parts = g.ops("Split", features, outs=[None] * count, axis=1, num_outputs=count)
+            normed = [self._norm(part, f"model.fc_norm.{index}.weight", draft.target_hidden) for index, part in enumerate(parts)]
+            features = g.op("Concat", *normed, axis=1)
+        hidden = self._product(features, "fc", (draft.layer.hidden, width), ["model.fc.weight"], self.precision.matrix)
+        g.op("Unsqueeze", hidden, g.const([0]), out="hidden")
+        g.output("hidden", self.precision.compute, [1, "m", draft.layer.hidden])
+
+
+class DraftWriter(LayerWriter):
+    """``embedding``: the target's, as its graph has it, for drafts that share it."""
+
+    def __init__(
+        self,
+        draft: DraftCheckpoint,
+        precision: Precision,
+        capacity: int,
+        weights: WeightFile,
+        embedding: onnx.TensorProto,
+        static: bool = False,
+    ) -> None:
+        super().__init__("draft", draft.arch.layer, draft, precision, capacity, weights, static)
+        self.draft, self.checkpoint, self.embedding = draft.arch, draft, embedding
+        if draft.arch.layer.max_position < capacity:
+            self.window = draft.arch.layer.max_position  # no distance that it was not trained for
+
+    def build(self) -> None:
+        """Write the whole graph."""
+        g, size = self.g, self.arch.hidden
+        tokens = g.input("tokens", INT64, [1, "m"])
+        hidden = g.op("Reshape", g.input("hidden", self.precision.compute, [1, "m", size]), g.const([-1, size]))
+        depth = g.input("depth", INT64, [1, "m"])
+        tree_mask = g.input("tree_mask", BOOL, ["m", "w"])
+        self.past, self.write = g.input("past", INT64, [1]), g.input("write", INT64, [1])
+        self.value_write = self.write
+        slots = g.input("slots", INT64, ["span"])
+        rows, beam = g.input("rows", INT64, ["r"]), g.input("beam", INT64, ["k"])
+        self.positions = g.op("Add", depth, self.past)
+        self.mask = self._attention_mask(tree_mask, slots)
+        self.rope = self._rotary()
+
+        feature = self._norm(hidden, "model.layers.0.hidden_norm.weight")
+        both = g.op("Concat", self._norm(self._embedded(tokens), "model.layers.0.input_layernorm.weight"), feature, axis=1)
+        hidden = self._layer(0, both, feature if self.draft.norm_before_residual else hidden)
+        for layer in range(1, self.arch.layers):
+            hidden = self._layer(layer, self._norm(hidden, f"model.layers.{layer}.input_layernorm.weight"), hidden)
+        normed = self._norm(hidden, "model.norm.weight")
+        g.op("Unsqueeze", normed if self.draft.norm_output else hidden, g.const([0]), out="next_hidden")
+        self._candidates(g.op("Gather", normed, rows), beam)
+        g.output("next_hidden", self.precision.compute, [1, "m", size])
+        g.output("log_probs", FLOAT, ["r", "k"])
+        g.output("candidates", INT64, ["r", "k"])
+        self._declare_presents()
+
+    def _matrix(self, layer: int, matrix: str) -> tuple[tuple[str, ...], int, int]:
+        parts, outputs, inputs = super()._matrix(layer, matrix)
+        return parts, outputs, 2 * inputs if layer == 0 and matrix == "qkv" else inputs  # embedding and feature side by side
+
+    def _embedded(self, tokens: str) -> str:
+        """[m, H] in the compute type."""
+        g = self.g
+        if self.draft.own_embedding:
+            table = self._stored(EMBEDDING, (self.arch.vocab, self.arch.hidden), [EMBEDDING])
+            kind = self.precision.stored
+        else:
+            table, kind = g.initializer(self.embedding), int(self.embedding.data_type)
+        rows = g.op("Reshape", g.op("Gather", table, tokens), g.const([-1, self.arch.hidden]))
+        return rows if kind == self.precision.compute else g.op("Cast", rows, to=self.precision.compute)
+
+    def _candidates(self, normed: str, beam: str) -> None:
+        """The ``k`` most probable tokens of each row, in float32 whatever the weights are; ties go to the lower draft id."""
+        g, tokens = self.g, self.checkpoint.tokens
+        logits = self._product(normed, "head", (len(tokens), self.arch.hidden), [HEAD], self.precision.head)
+        if self.precision.compute != FLOAT:
+            logits = g.op("Cast", logits, to=FLOAT)
+        _, indices = g.ops("TopK", g.op("LogSoftmax", logits, axis=-1), g.op("Shape", beam), outs=("log_probs", None), axis=-1)
+        ids = g.initializer(self.weights.add("d2t", INT64, tokens.shape, [tokens]))
+        g.op("Gather", ids, indices, out="candidates")

@@ -1,0 +1,75 @@
+"""Four-bit weights with an offset a block, as one product with symmetric blocks of more inputs.
+
+Every input of a block meets the block's offset, so what offsets add to a product is the sums of the blocks' inputs times the offsets. Those
+sums stand behind the inputs themselves, twice, and there the weights are the offsets: as integers of eight bits, whose upper four meet the
+sums the first time and whose lower four the second time. ONNX Runtime fuses all of it into one MatMulNBits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .builder import GraphBuilder
+from .weights import BLOCK
+
+ALIGNED = 4 * BLOCK
+"""ONNX Runtime's product takes four blocks at a time, then one by one, which is slower: 20 blocks take less time than 18."""
+_MOST = 7 * 16 + 7  # 8 bits, but as upper digits from -7 to 7 and lower ones from -8 to 7
+
+
+def widened(inputs: int) -> int:
+    """How many inputs a matrix of ``inputs``, a multiple of BLOCK, has with its offsets."""
+    return _up(inputs + 2 * _up(inputs // BLOCK, BLOCK), ALIGNED)
+
+
+def wide(g: GraphBuilder, x: str, inputs: int, zeros: Callable[[int], str]) -> str:
+    """x [n, inputs] -> [n, widened(inputs)]: itself, the sums of its blocks, the same again, filled up with ``zeros(width)`` [n, width]."""
+    sums = g.op("ReduceSum", g.op("Reshape", x, g.const([-1, inputs // BLOCK, BLOCK])), g.const([-1]), keepdims=0)
+    between = _up(inputs // BLOCK, BLOCK) - inputs // BLOCK
+    behind = widened(inputs) - inputs - 2 * (inputs // BLOCK) - between
+    parts = [x, sums, *_filled(zeros, between), sums, *_filled(zeros, behind)]
+    return g.op("Concat", *parts, axis=1)
+
+
+def _filled(zeros: Callable[[int], str], width: int) -> list[str]:
+    return [zeros(width)] if width else []
+
+
+def quantize_widened(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [outputs, inputs], inputs a multiple of BLOCK -> int8 values from -8 to 7 [outputs, widened(inputs)] and float32 scales
+    [outputs, widened(inputs) / BLOCK]; of what `wide` makes of x, the product with value * scale is about x times the weight."""
+    values, scales, offsets = quantize_blocks_with_offset(weight)
+    outputs, inputs = weight.shape
+    sums = _up(inputs // BLOCK, BLOCK)
+    groups = np.pad(offsets, ((0, 0), (0, sums - inputs // BLOCK))).reshape(outputs, -1, BLOCK)
+    step = np.abs(groups).max(-1, keepdims=True) / _MOST
+    digits = np.rint(groups / np.where(step == 0, 1.0, step)).astype(np.int8)
+    upper = (digits + 8) >> 4
+    rest = np.zeros((outputs, widened(inputs) - inputs - 2 * sums), np.int8)
+    wide_values = np.concatenate([values, upper.reshape(outputs, -1), (digits - 16 * upper).reshape(outputs, -1), rest], axis=1)
+    return wide_values, np.concatenate([scales, 16 * step[..., 0], step[..., 0], rest[:, ::BLOCK].astype(np.float32)], axis=1)
+
+
+def quantize_blocks_with_offset(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Four bits with an offset a block, of float32 [outputs, inputs], inputs a multiple of BLOCK: the scheme of llama.cpp's Q4_1, of whose
+    weights nothing is lost where a block has both signs.
+
+    Returns int8 values from -8 to 7 [outputs, inputs], float32 scales and offsets [outputs, inputs / BLOCK]; value * scale + offset
+    approximates the weight. Offsets are small, because they are rounded later, and so are the sums that they meet: seven scales at most,
+    since zero is among a block's sixteen levels or between two, and of the two that a block can have, counted from below or, with a
+    negative scale, from above, the smaller.
+    """
+    blocks = weight.reshape(weight.shape[0], -1, BLOCK)
+    low, high = np.minimum(blocks.min(-1, keepdims=True), 0.0), np.maximum(blocks.max(-1, keepdims=True), 0.0)
+    step = (high - low) / 15.0
+    level = np.rint((blocks - low) / np.where(step == 0, 1.0, step))
+    above = low + high > 0
+    values = np.where(above, 7.0 - level, level - 8.0)
+    scale, offset = np.where(above, -step, step), low + np.where(above, 7.0, 8.0) * step
+    return values.astype(np.int8).reshape(weight.shape), scale[..., 0], offset[..., 0]
+
+
+def _up(number: int, step: int) -> int:
+    return -(-number // step) * step

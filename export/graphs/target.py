@@ -1,0 +1,190 @@
+"""The target graph, written node by node (design.md section 4).
+
+inputs   tokens[1,n] depth[1,n] int64 · tree_mask[n,n] bool · past[1] int64 · slots[span] int64 · rows[r] int64
+         past.i.key / past.i.value [1,Hkv,span,D]; in the ordered form values are [D/16,Hkv,span,16]
+outputs  next_token[1,r] int64 · logits[1,r,V] float32 · features[1,n,3H] · present.i.key / present.i.value
+
+Row j of a pass writes its key and value to slot past+j and stands at position past+depth[j]. It attends to every committed
+slot (< past) and, among the rows of this pass, to those tree_mask[j] names. `slots` is 0, 1, ..., span - 1; the caller lays the cache out
+for the slots in use, so that cost follows them and nothing is sliced. In the static form, TensorRT's, the cache tensors have all `capacity`
+slots instead, and attention reads a slice of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..checkpoints.safetensors import Checkpoint
+from .builder import BOOL, FLOAT, INT4, INT8, INT64
+from .int4_offsets import quantize_widened, wide
+from .int8_matmul import FINE, integer_product
+from .layers import LayerWriter, Precision, is_quantized
+from .weights import WeightFile, quantize_outputs
+
+EMBEDDING = "model.embed_tokens.weight"
+ORDERED_WIDTH = 16
+"""Columns of a matrix that ONNX Runtime's products (MLAS) take in stretches of 1,024 rows; of 64 columns only 256, and more threads
+than matrices would split them."""
+
+
+class TargetWriter(LayerWriter):
+    """Builds the target's graph. ``captured``: layers whose incoming residual stream goes into ``features``; the number of layers
+    stands for what leaves the last."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        precision: Precision,
+        capacity: int,
+        weights: WeightFile,
+        captured: tuple[int, ...] | None = None,
+        static: bool = False,
+    ) -> None:
+        super().__init__("target", checkpoint.arch, checkpoint, precision, capacity, weights, static)
+        self.captured = captured or checkpoint.arch.captured
+        self.ordered = is_ordered(precision) and not static
+        self._blanks: dict[int, str] = {}
+
+    def build(self) -> Iterator[int]:
+        """Write the whole graph; yields the number of finished layers, for progress."""
+        g, arch = self.g, self.arch
+        tokens = g.input("tokens", INT64, [1, "n"])
+        depth = g.input("depth", INT64, [1, "n"])
+        tree_mask = g.input("tree_mask", BOOL, ["n", "n"])
+        self.past = self.write = self.value_write = g.input("past", INT64, [1])
+        slots = g.input("slots", INT64, ["span"])
+        rows = g.input("rows", INT64, ["r"])
+        self.positions = g.op("Add", depth, self.past)
+        self.mask = self._attention_mask(tree_mask, slots)
+        self.rope = self._rotary()
+        if self.ordered:
+            self.value_write = g.op("Expand", self.past, g.const([self._value_form()[0][0]]))
+            hidden = g.op("Where", self.mask, g.const(0, np.float32), g.const(-np.inf, np.float32))
+            self.mask = g.op("Concat", *[hidden] * self._queries_of_a_key(), axis=2)
+            shape = g.op("Concat", g.const([1, 1]), g.op("Shape", slots), g.const([self._value_form()[1]]), axis=0)
+            self.ones = g.op("Expand", g.const(1, np.float32), shape)
+
+        embedding = self._stored(EMBEDDING, (arch.vocab, arch.hidden), [EMBEDDING])
+        rows_of_tokens = self._computable(g.op("Gather", embedding, tokens))
+        hidden = g.op("Reshape", rows_of_tokens, g.const([-1, arch.hidden]), out=stream(0))
+        streams = [hidden]
+        for layer in range(arch.layers):
+            normed = self._norm(hidden, f"model.layers.{layer}.input_layernorm.weight")
+            hidden = self._layer(layer, normed, hidden, out=stream(layer + 1))
+            streams.append(hidden)
+            yield layer + 1
+        features = g.op("Concat", *(streams[layer] for layer in self.captured), axis=1)
+        g.op("Unsqueeze", features, g.const([0]), out="features")
+        self._head(g.op("Gather", hidden, rows), embedding)
+        g.output("next_token", INT64, [1, "r"])
+        g.output("logits", FLOAT, [1, "r", arch.vocab])
+        g.output("features", self.precision.compute, [1, "n", len(self.captured) * arch.hidden])
+        self._declare_presents()
+
+    @np.errstate(over="ignore")  # as for _blocked
+    def _product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int | None, *bias: str) -> str:
+        if self.static or not (is_offset(self.precision, shape, kind) or is_integer(self.precision, shape, kind)):
+            return super()._product(x, stem, shape, parts, kind, *bias)
+        if kind == INT4:
+            value, scale = self._quantized(shape, parts, quantize_widened)
+            widened = wide(self.g, x, shape[1], self._blank)
+            product = self.g.op("MatMul", widened, self._dequantized(stem, value, scale, bits=4))
+            return self.g.op("Add", product, *bias) if bias else product
+        value, scale = self._quantized(shape, parts, quantize_outputs)
+        weight = self.g.initializer(self.weights.add(f"{stem}.quantized", INT8, value.shape, [value]))
+        product = integer_product(self.g, x, weight, self._array(f"{stem}.scale", scale * FINE))
+        return self.g.op("Add", product, *bias) if bias else product
+
+    def _blank(self, width: int) -> str:
+        """Zeros [n, width]; made where they are first needed."""
+        if width not in self._blanks:
+            shape = self.g.op("Concat", self.g.op("Shape", "tokens", start=1), self.g.const([width]), axis=0)
+            self._blanks[width] = self.g.op("Expand", self.g.const(0, np.float32), shape)
+        return self._blanks[width]
+
+    def _heads(self, layer: int, joined: str) -> tuple[str, str, str]:
+        if not self.ordered:
+            return super()._heads(layer, joined)
+        g, arch = self.g, self.arch
+        (parts, kv_heads), width = self._value_form()
+        sizes = [(arch.heads + kv_heads) * arch.head_dim, kv_heads * arch.head_dim]
+        attending, value = g.ops("Split", joined, g.const(sizes), outs=(None, None), axis=1)
+        by_head = g.op("Transpose", g.op("Reshape", attending, g.const([1, -1, arch.heads + kv_heads, arch.head_dim])), perm=[0, 2, 1, 3])
+        value = g.op("Transpose", g.op("Reshape", value, g.const([-1, kv_heads, parts, width])), perm=[2, 1, 0, 3])
+        if not arch.qk_norm:  # both turned by one node
+            by_head = self._turned(by_head)
+        query, key = g.ops("Split", by_head, g.const([arch.heads, kv_heads]), outs=(None, None), axis=1)
+        return *(self._positioned(layer, query, key) if arch.qk_norm else (query, key)), value
+
+    def _value_form(self) -> tuple[tuple[int, int], int]:
+        if not self.ordered:
+            return super()._value_form()
+        width = math.gcd(self.arch.head_dim, ORDERED_WIDTH)
+        return (self.arch.head_dim // width, self.arch.kv_heads), width
+
+    def _attend(self, query: str, keys: str, values: str) -> str:
+        return self._ordered_attention(query, keys, values) if self.ordered else super()._attend(query, keys, values)
+
+    def _queries_of_a_key(self) -> int:
+        """Rows of a key head's matrix for each row of the pass: at least two, because a single one takes another kernel."""
+        return max(2, self.arch.heads // self.arch.kv_heads)
+
+    def _ordered_attention(self, query: str, keys: str, values: str) -> str:
+        """Attention whose result does not depend on where in the cache the attended slots lie, nor on how many rows a pass has.
+
+        A draft tree leaves gaps between a node's ancestors. ONNX Runtime's Attention then sums over slots in another order than in plain
+        decoding, which makes a difference of 1e-7, and products with integer activations round that up to 1e-2 and more, which changes
+        tokens: measured in docs/design.md, section 7. Its float32 matrix products add up one slot after the other, and a slot of weight
+        zero changes nothing, so here both sums over slots are such products: the values', and the weights' with a matrix of ones. They
+        go in order through stretches of slots (runtime.decoding.target.SUM_BLOCK), that long where a matrix has few columns:
+        so the cache holds values in columns of ORDERED_WIDTH.
+        """
+        g, arch = self.g, self.arch
+        each, ((parts, _), width) = self._queries_of_a_key(), self._value_form()
+        if arch.heads == arch.kv_heads:
+            query = g.op("Concat", query, query, axis=2)
+        grouped = g.op("Reshape", query, g.const([1, arch.kv_heads, -1, arch.head_dim]))
+        products = g.op("MatMul", grouped, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
+        masked = g.op("Add", g.op("Mul", products, g.const(arch.head_dim**-0.5, np.float32)), self.mask)
+        weights = g.op("Exp", g.op("Sub", masked, g.op("ReduceMax", masked, g.const([-1]))))
+        context = g.op("Div", g.op("MatMul", weights, values), g.op("MatMul", weights, self.ones))
+        split = g.op("Reshape", context, g.const([parts, arch.kv_heads, each, -1, width]))
+        if arch.heads == arch.kv_heads:
+            split = g.op("Slice", split, g.const([0]), g.const([1]), g.const([2]))
+        return g.op("Transpose", split, perm=[3, 1, 2, 0, 4])
+
+    def _head(self, hidden: str, embedding: str) -> None:
+        g, arch, precision = self.g, self.arch, self.precision
+        normed = self._norm(hidden, "model.norm.weight")
+        name = EMBEDDING if arch.tied_head else "lm_head.weight"
+        if arch.tied_head and not is_quantized(precision.head, arch.hidden):
+            logits = g.op("Gemm", normed, self._computable(embedding), transB=1)
+        else:
+            logits = self._product(normed, "head", (arch.vocab, arch.hidden), [name], precision.head)
+        if precision.compute != FLOAT:
+            logits = g.op("Cast", logits, to=FLOAT)
+        g.op("Unsqueeze", logits, g.const([0]), out="logits")
+        g.op("ArgMax", "logits", out="next_token", axis=-1, keepdims=0)
+
+
+def is_ordered(precision: Precision) -> bool:
+    """Whether weights are integers in a graph for the CPU, whose attention then does not depend on slots."""
+    return precision.matrix is not None and precision.compute == FLOAT
+
+
+def is_offset(precision: Precision, shape: tuple[int, int], kind: int | None) -> bool:
+    """Whether a matrix [outputs, inputs] of the target has four bits and an offset a block."""
+    return is_ordered(precision) and kind == INT4 and is_quantized(kind, shape[1])
+
+
+def is_integer(precision: Precision, shape: tuple[int, int], kind: int | None) -> bool:
+    """Whether the product with a matrix [outputs, inputs] of the target is an integer product, with one scale an output and no blocks."""
+    return is_ordered(precision) and kind == INT8 and is_quantized(kind, shape[1])
+
+
+def stream(layer: int) -> str:
+    """Name of the residual stream [n, H] that enters ``layer``."""
+    return f"stream.{layer}"

@@ -1,0 +1,102 @@
+"""The external weight file: tensors appended one after the other, hashed while they are written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from ml_dtypes import float8_e4m3fn
+from onnx import StringStringEntryProto, TensorProto
+
+from ..checkpoints.safetensors import Weights
+
+ALIGNMENT = 4096  # both backends map the file into memory
+BLOCK = 32  # inputs that share one scale in int8 and int4
+CHUNK_BYTES = 32 << 20  # float32 bytes in memory at a time while streaming
+
+
+class WeightFile:
+    """Writes tensors to one file and hands out the TensorProtos that point into it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._hash = hashlib.sha256()
+        self._file = path.open("wb")
+
+    def __enter__(self) -> WeightFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def _append(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+
+    def add(self, name: str, dtype: int, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> TensorProto:
+        """Append one tensor given as consecutive pieces of its bytes."""
+        self._append(bytes(-self.size % ALIGNMENT))
+        offset = self.size
+        for chunk in chunks:
+            self._append(np.ascontiguousarray(chunk).view(np.uint8).reshape(-1).data)
+        tensor = TensorProto(name=name, data_type=dtype, dims=shape, data_location=TensorProto.EXTERNAL)
+        entries = {"location": self.path.name, "offset": str(offset), "length": str(self.size - offset)}
+        tensor.external_data.extend(StringStringEntryProto(key=key, value=value) for key, value in entries.items())
+        return tensor
+
+
+def row_chunks(checkpoint: Weights, name: str) -> Iterator[np.ndarray]:
+    """A tensor as float32 row blocks of at most CHUNK_BYTES."""
+    shape = checkpoint.shape(name)
+    row_bytes = 4 * int(np.prod(shape[1:], dtype=np.int64))
+    step = max(1, CHUNK_BYTES // row_bytes)
+    for start in range(0, shape[0], step):
+        yield checkpoint.read(name, start, min(start + step, shape[0]))
+
+
+def quantize_blocks(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric blocked quantization of float32 [outputs, inputs], inputs a multiple of BLOCK.
+
+    Returns int8 values [outputs, inputs] and float32 scales [outputs, inputs / BLOCK]; value * scale approximates the weight.
+    Zero point 0, the only form that both ONNX Runtime fuses and TensorRT builds. For 4 bits the entry of largest
+    magnitude maps to -8, which uses all sixteen levels (the scheme of llama.cpp's Q4_0).
+    """
+    blocks = weight.reshape(weight.shape[0], -1, BLOCK)
+    peak = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
+    scale = peak / -8.0 if bits == 4 else np.abs(peak) / 127.0
+    scale[scale == 0] = 1.0
+    low, high = (-8, 7) if bits == 4 else (-127, 127)
+    values = np.clip(np.rint(blocks / scale), low, high).astype(np.int8)
+    return values.reshape(weight.shape), scale[..., 0]
+
+
+def quantize_outputs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 values [outputs, inputs] of float32 [outputs, inputs] and one float32 scale an output; value * scale approximates the weight."""
+    scale = np.abs(weight).max(-1) / 127.0
+    scale[scale == 0] = 1.0
+    return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale
+
+
+def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float8 (e4m3fn) values of float32 [outputs, inputs], and one float16 scale an output; value * scale approximates the weight."""
+    largest, smallest = 448.0, np.float16(2.0**-24)
+    scale = np.maximum((np.abs(weight).max(-1) / largest).astype(np.float16), smallest)
+    values = np.clip(weight / scale.astype(np.float32)[:, None], -largest, largest)  # a scale that was rounded down
+    return values.astype(float8_e4m3fn), scale
+
+
+def pack_int4(values: np.ndarray) -> np.ndarray:
+    """ONNX INT4 storage: two consecutive values a byte, the first in the low half."""
+    flat = values.reshape(-1).view(np.uint8) & 0x0F
+    if flat.size % 2:
+        flat = np.append(flat, np.uint8(0))
+    return np.asarray(flat[0::2] | (flat[1::2] << 4), np.uint8)

@@ -1,0 +1,77 @@
+"""The same transformer in plain numpy, one weight at a time: the oracle that every export is checked against.
+
+Deliberately shares nothing with the graph but the checkpoint: no cache, float32 throughout, one dense mask.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..checkpoints.arch import Arch
+from ..checkpoints.safetensors import Checkpoint, Weights
+from ..graphs.weights import row_chunks
+
+
+def reference_logits(checkpoint: Checkpoint, tokens: np.ndarray, depth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Logits float32 [n, V] of a tree given as tokens [n], depth [n] and ancestor mask [n, n], starting at position 0."""
+    arch = checkpoint.arch
+    cos, sin = (table[depth][:, None, :] for table in arch.rope.tables(arch.head_dim, int(depth.max()) + 1))
+    hidden = np.stack([checkpoint.read("model.embed_tokens.weight", int(t), int(t) + 1)[0] for t in tokens])
+    for layer in range(arch.layers):
+        prefix = f"model.layers.{layer}."
+        hidden = decoder_layer(checkpoint, arch, prefix, norm(checkpoint, arch, prefix + "input_layernorm", hidden), hidden, cos, sin, mask)
+    head = "model.embed_tokens" if arch.tied_head else "lm_head"
+    return linear(checkpoint, head, norm(checkpoint, arch, "model.norm", hidden))
+
+
+@np.errstate(over="ignore")  # exp of a very negative gate: the quotient is then 0, as it should be
+def decoder_layer(
+    weights: Weights,
+    arch: Arch,
+    prefix: str,
+    normed: np.ndarray,
+    residual: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    mask: np.ndarray,
+) -> np.ndarray:
+    """One layer over all rows at once: ``normed`` is what attention reads, ``residual`` [n, H] what its result is added to."""
+    hidden = residual + _attention(weights, arch, prefix, normed, cos, sin, mask)
+    normed = norm(weights, arch, prefix + "post_attention_layernorm", hidden)
+    gate = linear(weights, prefix + "mlp.gate_proj", normed)
+    up = linear(weights, prefix + "mlp.up_proj", normed)
+    return np.asarray(hidden + linear(weights, prefix + "mlp.down_proj", gate / (1 + np.exp(-gate)) * up))
+
+
+def _attention(
+    checkpoint: Weights, arch: Arch, prefix: str, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, mask: np.ndarray
+) -> np.ndarray:
+    name = prefix + "self_attn."
+    q, k, v = (linear(checkpoint, f"{name}{part}_proj", x, arch.qkv_bias).reshape(len(x), -1, arch.head_dim) for part in "qkv")
+    if arch.qk_norm:
+        q, k = norm(checkpoint, arch, name + "q_norm", q), norm(checkpoint, arch, name + "k_norm", k)
+    q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+    shared = arch.heads // arch.kv_heads
+    scores = np.einsum("ihd,jhd->hij", q, k.repeat(shared, axis=1)) / np.sqrt(arch.head_dim)
+    scores = np.where(mask, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    context = np.einsum("hij,jhd->ihd", weights, v.repeat(shared, axis=1)).reshape(len(x), -1)
+    return linear(checkpoint, name + "o_proj", context.astype(np.float32), arch.output_bias)
+
+
+def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    first, second = np.split(x, 2, axis=-1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def norm(checkpoint: Weights, arch: Arch, name: str, x: np.ndarray) -> np.ndarray:
+    """RMSNorm over the last axis."""
+    scale = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + arch.rms_eps)
+    return np.asarray(x * scale * checkpoint.read(f"{name}.weight"))
+
+
+def linear(checkpoint: Weights, name: str, x: np.ndarray, bias: bool = False) -> np.ndarray:
+    """x times a stored matrix [outputs, inputs]."""
+    product = np.concatenate([x @ chunk.T for chunk in row_chunks(checkpoint, f"{name}.weight")], axis=-1)
+    return product + checkpoint.read(f"{name}.bias") if bias else product

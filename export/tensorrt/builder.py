@@ -1,0 +1,170 @@
+"""One ONNX graph -> one TensorRT plan: parsed, given its optimization profiles, built, and streamed to a file that is hashed on the way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from runtime.backends.cuda.tensorrt_module import logger
+from runtime.manifest.graphs import File, Graph
+
+from ..errors import EngineBuildError
+from .gpu import Platform
+
+Progress = Callable[[str, int, int], None]
+"""(stage, done, total)"""
+TIMING_CACHE = "timing.cache"
+"""File of the measurements that a build on a GPU made, for the next one."""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A network, and the objects that it needs while it lives."""
+
+    builder: Any
+    network: Any
+    parser: Any
+
+
+def parse_graph(trt: Any, file: Path) -> Parsed:
+    """Read an ONNX file. Attention in float32 may be taken apart: there is no fused kernel for it. Raises EngineBuildError."""
+    log = logger(trt)
+    log.messages.clear()
+    builder = trt.Builder(log)
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # newer versions know nothing else
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(file)):
+        said = [_at(parser.get_error(index)) for index in range(parser.num_errors)] or list(log.messages)
+        raise EngineBuildError(f"{trt.__name__} {trt.__version__} cannot read {file.name}: {_first(said)} — {_REMEDY}")
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        if layer.type == trt.LayerType.ATTENTION_INPUT and layer.get_input(0).dtype == trt.float32:
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
+    return Parsed(builder, network, parser)
+
+
+def build_plan(directory: Path, graph: Graph, platform: Platform, timings: Path | None, progress: Progress) -> File:
+    """Build ``graph.file`` into ``graph.plan``, both in ``directory``, with ``graph.profiles``. ``timings``: where the timing cache lies.
+
+    Raises EngineBuildError, and whatever ``progress`` raises.
+    """
+    assert graph.plan is not None
+    trt = platform.trt
+    parsed = parse_graph(trt, directory / graph.file)
+    config = parsed.builder.create_builder_config()
+    for profile in graph.profiles:
+        config.add_optimization_profile(_profile(parsed, graph, profile))
+    _choose_gpus(platform, config)
+    cache = _open_timings(config, timings) if timings else None
+    guard = _Guard()
+    config.progress_monitor = _monitor(trt, Path(graph.file).stem, progress, guard)
+    with (directory / graph.plan).open("wb") as file:
+        writer = _writer(trt, file, guard)
+        done = parsed.builder.build_serialized_network_to_stream(parsed.network, config, writer)
+    guard.check()
+    if not done:
+        said = _first(list(logger(trt).messages))
+        raise EngineBuildError(f"{platform.flavour} {platform.version} cannot build {graph.file}: {said} — {_REMEDY}")
+    if timings and cache:
+        timings.write_bytes(bytes(cache.serialize()))
+    return File(writer.digest.hexdigest(), writer.size)
+
+
+_REMEDY = "choose another --precision, or run again with -v and report what it says"
+
+
+def _at(error: Any) -> str:
+    where = f"{error.node_operator()} {error.node_name()}".strip()
+    return f"{where}: {error.desc()}" if where else str(error.desc())
+
+
+def _first(messages: list[str]) -> str:
+    return " ".join(messages[0].split()) if messages else "it gives no reason"
+
+
+def _profile(parsed: Parsed, graph: Graph, sizes: Mapping[str, tuple[int, int, int]]) -> Any:
+    """Least, best and largest shape of every input that has a size chosen per call."""
+    profile = parsed.builder.create_optimization_profile()
+    for name, tensor in graph.inputs.items():
+        if any(isinstance(dim, str) for dim in tensor.shape):
+            profile.set_shape(name, *(tuple(sizes[dim][i] if isinstance(dim, str) else dim for dim in tensor.shape) for i in range(3)))
+    return profile
+
+
+def _choose_gpus(platform: Platform, config: Any) -> None:
+    """Only TensorRT-RTX has a choice. A GPU that it has no name for is taken as it is."""
+    if not platform.rtx:
+        return
+    kinds, config.num_compute_capabilities = platform.trt.ComputeCapability, len(platform.capabilities)
+    for index, capability in enumerate(platform.capabilities):
+        config.set_compute_capability(getattr(kinds, f"SM{capability.replace('.', '')}", kinds.CURRENT), index)
+
+
+def _open_timings(config: Any, file: Path) -> Any:
+    cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
+
+
+class _Guard:
+    """Keeps what a callback raises: it must not pass through the builder, which is asked to stop instead."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def run(self, action: Callable[[], object]) -> bool:
+        """Whether to go on."""
+        try:
+            if self.error is None:
+                action()
+        except BaseException as error:
+            self.error = error
+        return self.error is None
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+def _monitor(trt: Any, name: str, progress: Progress, guard: _Guard) -> Any:
+    """Reports the outermost phases, one of which lasts nearly the whole time."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            if parent is None:
+                self.steps[phase] = steps
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            steps = self.steps.get(phase, 0)
+            return guard.run(lambda: progress(f"{name}.plan", step + 1, steps) if step + 1 < steps else None)
+
+        def phase_finish(self, phase: str) -> None:
+            if steps := self.steps.pop(phase, 0):
+                guard.run(lambda: progress(f"{name}.plan", steps, steps))
+
+    return Monitor()
+
+
+def _writer(trt: Any, file: BinaryIO, guard: _Guard) -> Any:
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+            self.digest, self.size = hashlib.sha256(), 0
+
+        def write(self, data: bytes) -> int:
+            return len(data) if guard.run(lambda: self._append(data)) else 0
+
+        def _append(self, data: bytes) -> None:
+            file.write(data)
+            self.digest.update(data)
+            self.size += len(data)
+
+    return Writer()

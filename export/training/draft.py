@@ -1,0 +1,174 @@
+"""The EAGLE-3 draft in torch, unrolled for training (arXiv 2503.01840: training-time test)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checkpoints.arch import Arch, Rope
+from ..checkpoints.safetensors import Checkpoint
+from .target import rotate
+
+Angles = tuple[Tensor, Tensor]
+"""cos and sin at the rows' positions, each [B, R, 1, D / 2]."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Shape of the draft. ``tokens``: target ids [Vd] of its reduced vocabulary, ascending."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    rms_eps: float
+    rope: Rope
+    vocab: int
+
+    @classmethod
+    def like(cls, arch: Arch) -> Recipe:
+        """One layer of the target's own size."""
+        return cls(arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.intermediate, arch.rms_eps, arch.rope, arch.vocab)
+
+
+class Attention(nn.Module):
+    """Projections only; ``DraftKeysAndValues`` does the rest."""
+
+    def __init__(self, r: Recipe) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(2 * r.hidden, r.heads * r.head_dim, bias=False)
+        self.k_proj = nn.Linear(2 * r.hidden, r.kv_heads * r.head_dim, bias=False)
+        self.v_proj = nn.Linear(2 * r.hidden, r.kv_heads * r.head_dim, bias=False)
+        self.o_proj = nn.Linear(r.heads * r.head_dim, r.hidden, bias=False)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, r: Recipe) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(r.hidden, r.intermediate, bias=False)
+        self.up_proj = nn.Linear(r.hidden, r.intermediate, bias=False)
+        self.down_proj = nn.Linear(r.intermediate, r.hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Norm(nn.Module):
+    """RMSNorm in the type of its input: torch's own is several times slower when the weight has another."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+class MidLayer(nn.Module):
+    """The one decoder layer: reads the embedding and the feature side by side, the embedding first."""
+
+    def __init__(self, r: Recipe) -> None:
+        super().__init__()
+        self.recipe = r
+        self.input_layernorm = Norm(r.hidden, r.rms_eps)
+        self.hidden_norm = Norm(r.hidden, r.rms_eps)
+        self.self_attn = Attention(r)
+        self.post_attention_layernorm = Norm(r.hidden, r.rms_eps)
+        self.mlp = FeedForward(r)
+
+    def joined(self, embedded: Tensor, feature: Tensor) -> Tensor:
+        """What attention reads: [.., 2H]."""
+        return torch.cat([self.input_layernorm(embedded), self.hidden_norm(feature)], -1)
+
+    def forward(self, embedded: Tensor, feature: Tensor, memory: DraftKeysAndValues, angles: Angles) -> Tensor:
+        """embedded, feature [B, R, H] of the rows of one step -> the next feature [B, R, H], before the final norm."""
+        both = self.joined(embedded, feature)
+        key, value = (None, None) if memory.fresh else self.keys_values(both, angles)
+        feature = feature + self.self_attn.o_proj(memory.attend(self._query(both, angles), key, value))
+        return feature + self.mlp(self.post_attention_layernorm(feature))
+
+    def keys_values(self, both: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values, each [B, Hkv, R, D]."""
+        key, value = (self._by_head(project(both)) for project in (self.self_attn.k_proj, self.self_attn.v_proj))
+        return rotate(key, *angles).transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous()
+
+    def _query(self, both: Tensor, angles: Angles) -> Tensor:
+        """Rotated and scaled queries [B, Hkv, R, group, D]."""
+        query = rotate(self._by_head(self.self_attn.q_proj(both)), *angles) * self.recipe.head_dim**-0.5
+        return query.unflatten(2, (self.recipe.kv_heads, -1)).transpose(1, 2).contiguous()
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.recipe.head_dim))
+
+
+class DraftKeysAndValues:
+    """Keys and values that a step may see: step 0's causally, each later step's by its own row only, as in one chain of a tree."""
+
+    def __init__(self, keys: Tensor, values: Tensor, rows: Tensor) -> None:
+        """keys, values [B, Hkv, S, D] of step 0; rows [B, R]: the positions that are unrolled."""
+        self.keys, self.values = keys, values
+        after = torch.arange(keys.shape[2], device=rows.device) > rows[..., None]
+        self.unseen = after[:, None, :, None, :]  # [B, 1, R, 1, S]
+        self.own: list[tuple[Tensor, Tensor]] = []
+        self.fresh = True
+
+    def attend(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
+        """query [B, Hkv, R, group, D]; key, value [B, Hkv, R, D] of this step, None in step 0. Returns [B, R, heads * D]."""
+        self.fresh = False
+        if key is not None and value is not None:
+            self.own.append((key, value))
+        flat, span = query.flatten(2, 3), self.keys.shape[2]
+        scores = (flat @ self.keys.transpose(-1, -2)).view(*query.shape[:4], span).float().masked_fill_(self.unseen, float("-inf"))
+        own = [(query * key[:, :, :, None]).sum(-1, keepdim=True, dtype=torch.float32) for key, _ in self.own]
+        weights = torch.cat([scores, *own], -1).softmax(-1).to(query.dtype)
+        context = (weights[..., :span].flatten(2, 3) @ self.values).view_as(query)
+        for index, (_, value) in enumerate(self.own):
+            context = context + weights[..., span + index, None] * value[:, :, :, None]
+        return context.transpose(1, 2).flatten(2)
+
+
+class TorchDraft(nn.Module):
+    """fc, one decoder layer, and a head over ``tokens`` [Vd] (target ids, ascending). Its state has the names of released checkpoints."""
+
+    def __init__(self, recipe: Recipe, tokens: Tensor) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.fc = nn.Linear(3 * recipe.hidden, recipe.hidden, bias=False)
+        self.midlayer = MidLayer(recipe)
+        self.norm = Norm(recipe.hidden, recipe.rms_eps)
+        self.lm_head = nn.Linear(recipe.hidden, len(tokens), bias=False)
+        self.tokens: Tensor
+        self.register_buffer("tokens", tokens, persistent=False)
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+
+    @torch.no_grad()
+    def start_from(self, target: Checkpoint) -> None:
+        """Begin as the target's last layer and head behind its high feature; what the embedding says is still faint."""
+        arch, h = target.arch, self.recipe.hidden
+        prefix = f"model.layers.{arch.layers - 1}."
+
+        def read(name: str) -> Tensor:
+            return torch.tensor(target.read(name))
+
+        self.fc.weight.zero_()
+        self.fc.weight[:, 2 * h :] = torch.eye(h)
+        for name, parameter in self.midlayer.named_parameters():
+            if parameter.shape == (parameter.shape[0], 2 * h) and name.startswith("self_attn.") and "o_proj" not in name:
+                parameter[:, :h].mul_(0.1)
+                parameter[:, h:] = read(prefix + name)
+            elif name == "hidden_norm.weight":
+                parameter.copy_(read(prefix + "input_layernorm.weight"))
+            elif name != "input_layernorm.weight":
+                parameter.copy_(read(prefix + name))
+        self.norm.weight.copy_(read("model.norm.weight"))
+        head = read("model.embed_tokens.weight" if arch.tied_head else "lm_head.weight")
+        self.lm_head.weight.copy_(head[self.tokens])

@@ -1,0 +1,82 @@
+"""A policy's network after training: in numpy for replay, as an ONNX graph for service.
+
+inputs   x[1,F] float32
+outputs  logits[1,A] float32
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from ...graphs.builder import FLOAT, GraphBuilder
+
+Layers = tuple[tuple[np.ndarray, np.ndarray], ...]
+"""(weight [outputs, inputs], bias [outputs]) of each layer, float32."""
+
+Activation = Literal["tanh", "relu"]
+EPSILON = 1e-6  # of the scaling, as in export/graphs/policy_net.py
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """Layers with ``activation`` between. ``normalise``: the input is first scaled to a root mean square of one (hidden states differ in
+    size from model to model). Raises ValueError for layers that do not fit together or an unknown activation."""
+
+    layers: Layers
+    activation: Activation
+    normalise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.activation not in ("tanh", "relu"):
+            raise ValueError(f"a network's activation is tanh or relu, not {self.activation!r}")
+        outputs = self.inputs if self.layers else 0
+        for weight, bias in self.layers:
+            if weight.ndim != 2 or weight.shape[1] != outputs or bias.shape != weight.shape[:1]:
+                raise ValueError(f"a layer of {weight.shape} with {bias.shape} biases does not fit {outputs} inputs")
+            outputs = weight.shape[0]
+        if not outputs:
+            raise ValueError("a network needs a layer")
+
+    @property
+    def inputs(self) -> int:
+        return int(self.layers[0][0].shape[1])
+
+    @property
+    def actions(self) -> int:
+        return int(self.layers[-1][0].shape[0])
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """float32 [n, F] -> [n, A]."""
+        value = np.asarray(x, np.float32)
+        if self.normalise:
+            value = value / np.sqrt(np.square(value).mean(axis=-1, keepdims=True) + np.float32(EPSILON))
+        for layer, (weight, bias) in enumerate(self.layers):
+            if layer:
+                value = np.tanh(value) if self.activation == "tanh" else np.maximum(value, 0)
+            value = value @ weight.T + bias
+        return np.asarray(value)
+
+
+def graph(net: Mlp) -> onnx.ModelProto:
+    """The same network in standard operators, its weights inside the file."""
+    g = GraphBuilder("policy")
+    value = g.input("x", FLOAT, [1, net.inputs])
+    if net.normalise:
+        mean_square = g.op("ReduceMean", g.op("Mul", value, value), g.const([1]))
+        value = g.op("Div", value, g.op("Sqrt", g.op("Add", mean_square, g.const(EPSILON, np.float32))))
+    last = len(net.layers) - 1
+    for layer, tensors in enumerate(net.layers):
+        if layer:
+            value = g.op("Tanh" if net.activation == "tanh" else "Relu", value)
+        parts = zip(("weight", "bias"), tensors, strict=True)
+        stored = [
+            g.initializer(numpy_helper.from_array(np.ascontiguousarray(t, np.float32), f"policy.{layer}.{part}")) for part, t in parts
+        ]
+        value = g.op("Gemm", value, *stored, transB=1, out="logits" if layer == last else None)
+    g.output("logits", FLOAT, [1, net.actions])
+    return g.model("resps-export")

@@ -1,0 +1,56 @@
+"""A learned policy between training and service: its networks in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from policy import ActionPersistence, Ltd, Policy, Resps
+from policy.resps import HOLD, Action
+from runtime.manifest.tuning import LearnedPolicy, LtdConfig, RespsConfig
+
+from ..texts import Texts
+from .nets import Mlp
+
+EVERY = 1  # levels between two questions to LTD's depth network; the paper's code asks at every third
+
+
+@dataclass(frozen=True)
+class Trained:
+    """``slow``: Re-SpS' network, of ``actions``, which sees ``state``, made by ``texts`` where that is the text; ``depth`` and ``size``:
+    LTD's, for trees up to ``tree`` and ``sizes`` to choose from. Either may be missing, not both."""
+
+    slow: Mlp | None = None
+    actions: tuple[Action, ...] = ()
+    state: str = "features"
+    depth: Mlp | None = None
+    size: Mlp | None = None
+    tree: Action = (1, 0, 0)
+    sizes: tuple[int, ...] = ()
+    texts: Texts | None = None
+
+    def policy(self, by_clock: bool = False) -> Policy:
+        """As in service. Texts are read anew ``by_clock``, otherwise those that were read before are remembered."""
+        encode = self.texts.encode if self.texts and by_clock else self.texts
+        slow = ActionPersistence(Resps(self.slow, self.actions, state=self.state, encode=encode), HOLD) if self.slow else None
+        if slow and not self.depth and not self.size:
+            return slow
+        return Ltd(self.depth, self.size, self.tree, EVERY, self.sizes, slow)
+
+    def nets(self) -> Iterator[tuple[str, Mlp]]:
+        """(role, network) of each."""
+        for role, net in (("slow", self.slow), ("depth", self.depth), ("size", self.size)):
+            if net:
+                yield role, net
+
+    def described(self, name: str) -> LearnedPolicy:
+        """The manifest's entry; graphs are called after policy and role."""
+        graphs = {role: graph_name(name, role) for role, _ in self.nets()}
+        chooser = RespsConfig(graphs["slow"], self.actions, self.state, HOLD, 0.0) if self.slow else None
+        fast = LtdConfig(graphs.get("depth"), graphs.get("size"), self.tree, EVERY, self.sizes) if self.depth or self.size else None
+        return LearnedPolicy(chooser, fast)
+
+
+def graph_name(policy: str, role: str) -> str:
+    """Of a network among the tuned graphs."""
+    return f"{policy}.{role}"

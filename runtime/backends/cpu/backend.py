@@ -1,0 +1,54 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ...errors import EngineDirError
+from ...manifest.schema import Manifest
+from ..base import Buffer
+from ..kv import CacheLayout, KVCache
+from .memory import HostMemory
+from .onnxruntime import OrtEngine, open_session
+
+_LARGE = ("target", "fuse", "draft", "encoder")  # graphs for which a second thread does not only wait
+
+
+class CpuBackend:
+    """Every graph in a session of its own; ``threads`` for those with many weights.
+
+    Sessions hold the weights and may run in several threads at once, so forks share them; bindings, buffers and caches are each fork's own.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, threads: int, sessions: dict[str, Any] | None = None) -> None:
+        if manifest.tensorrt is not None:
+            raise EngineDirError(f"{directory} is for a GPU — for the CPU export again without --backend tensorrt")
+        self._directory, self._manifest, self._threads = directory, manifest, threads
+        self._sessions: dict[str, Any] = {} if sessions is None else sessions
+        self.memory = HostMemory()
+        self._cleanup = ExitStack()
+
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
+    def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> OrtEngine:
+        graph = self._manifest.graph(name)
+        if name not in self._sessions:
+            self._sessions[name] = open_session(self._directory / (graph.fused or graph.file), self._threads if name in _LARGE else 1)
+        engine = OrtEngine(self._sessions[name], graph, limits, shared)
+        self._cleanup.callback(engine.close)
+        return engine
+
+    def cache(self, layers: int, keys: CacheLayout, values: CacheLayout, capacity: int) -> KVCache:
+        return KVCache(layers, keys, values, capacity, self._manifest.limits.span_step)
+
+    def fork(self) -> CpuBackend:
+        return CpuBackend(self._directory, self._manifest, self._threads, self._sessions)
+
+    def close(self) -> None:
+        self._cleanup.close()
+        self._sessions = {}  # those of the forks stay

@@ -1,0 +1,52 @@
+"""Finds an engine directory, and reads and checks its manifest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..errors import EngineDirError
+from .check import check_contract, check_files
+from .graphs import FILE_NAME
+from .schema import SCHEMA, Manifest
+from .typed_json import Malformed, decode
+
+
+def find_engine_dir(path: Path) -> Path:
+    """``path`` itself, or the one engine directory right below it. Raises EngineDirError."""
+    if not path.is_dir():
+        raise EngineDirError(f"there is no engine directory {path} — make one: resps-export --model smollm2-135m")
+    if (path / FILE_NAME).is_file():
+        return path
+    found = sorted(child for child in path.iterdir() if not child.name.startswith(".") and (child / FILE_NAME).is_file())
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise EngineDirError(f"{path} holds several engine directories — choose one: {', '.join(map(str, found))}")
+    raise EngineDirError(f"{path} has no {FILE_NAME}: it is not a finished engine directory — make one: resps-export --model NAME")
+
+
+def load_manifest(directory: Path, *, verify: bool = True, backend: str | None = None) -> Manifest:
+    """Read and check an engine directory: its manifest, that every file is there and, with ``verify``, the hash of every one that
+    ``backend`` (default: the one it was made for) reads. Raises EngineDirError."""
+    manifest = read_manifest(directory)
+    check_files(directory, manifest, verify, backend or manifest.backend)
+    return manifest
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """manifest.json alone: schema, every key, and what must hold between them. Raises EngineDirError."""
+    file = directory / FILE_NAME
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EngineDirError(f"cannot read {file}: {error} — export again: resps-export --model NAME --force") from None
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        raise EngineDirError(f"{file} has schema {schema!r}, this version reads {SCHEMA} — export again: resps-export --model NAME --force")
+    try:
+        manifest: Manifest = decode(Manifest, data, "manifest")
+        check_contract(manifest)
+    except Malformed as problem:
+        raise EngineDirError(f"{file} is malformed: {problem} — export again: resps-export --model NAME --force") from None
+    return manifest

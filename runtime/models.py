@@ -1,0 +1,128 @@
+"""Where an engine directory runs, and the target and drafter that are made of its engines there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from policy import LookupGate, TreeSpec
+from policy.lookup import ROWS
+
+from .backends.base import Backend, Buffer, dtype_of
+from .backends.kv import CacheLayout
+from .decoding.gumbel import GumbelMax, work_room
+from .decoding.sampling import GREEDY_BELOW, BatchInverseCdf, Pick, Sampling, greedy
+from .decoding.target import GROWN, ORDER, Target
+from .drafters.base import Drafter, NoDrafter
+from .drafters.eagle import DraftEngines, EagleDrafter, largest_pool, most_rows, shared_buffers
+from .drafters.ngram import NgramDrafter
+from .drafters.suffix import SuffixDrafter
+from .errors import EngineDirError
+from .manifest.graphs import Graph, Tensor
+from .manifest.schema import Draft, Manifest
+
+
+@dataclass(frozen=True)
+class Models:
+    """What decodes. ``picker`` makes the choice of tokens for one request."""
+
+    target: Target
+    drafter: Drafter
+    picker: Callable[[Sampling], Pick]
+
+    @property
+    def eagle(self) -> EagleDrafter | None:
+        """The EAGLE-3 draft by itself."""
+        drafter = self.drafter.drafter if isinstance(self.drafter, SuffixDrafter) else self.drafter
+        return drafter if isinstance(drafter, EagleDrafter) else None
+
+
+def load_models(
+    backend: Backend, manifest: Manifest, drafter: str, specs: Sequence[TreeSpec], lookup_gate: LookupGate | None = None
+) -> Models:
+    """``drafter``: eagle+ngram, eagle, ngram or none; ``specs``: trees that will be asked for, to be ready from the first request on;
+    ``lookup_gate``: how to bet on repeated text beside an EAGLE-3 draft."""
+    memory, limits, shape = backend.memory, manifest.limits, manifest.shape
+    draft = manifest.draft if drafter.startswith("eagle") else None
+    rows, nodes = max(limits.tree_nodes, limits.prefill_rows), limits.tree_nodes
+    graph = manifest.graphs["target"]
+    slots = max(limits.capacity, draft.capacity if draft else 0)
+    order = memory.zeros(slots, "int64")
+    memory.write(order, np.arange(slots))
+    often_read = {f"tree.{name}": (nodes, "int64") for name in GROWN if name != "tree_mask"}
+    often_read |= {"tree.tree_mask": (nodes * nodes, "bool"), "next_token": (nodes, "int64"), "token": (nodes, "int64")}
+    mail = memory.mailbox(often_read)
+    grown = {name: mail[f"tree.{name}"] for name in GROWN}
+    features = memory.zeros(rows * len(shape.captured_layers) * shape.hidden, graph.outputs["features"].dtype)
+    logits = memory.zeros(nodes * shape.vocab, "float32")
+
+    cache = backend.cache(shape.layers, *_cache_forms(graph), limits.capacity)
+    shared = {ORDER: order, "next_token": mail["next_token"], "logits": logits, "features": features}
+    shared |= {**cache.tensors(), **{f"tree.{name}": grown[name] for name in GROWN}}
+    engine = backend.engine("target", shared, {"n": rows, "span": limits.capacity, "r": nodes})
+    target = Target(engine, cache, limits, memory, None if memory.on_host or draft is None else grown)
+
+    picker = _picker(backend, manifest, logits, mail["token"])
+    eagle: EagleDrafter | None = None
+    if draft is not None:
+        eagle = _eagle(backend, manifest, draft, {ORDER: order, "features": features, **{f"tree.{name}": grown[name] for name in GROWN}})
+    target.warm_up((1, 2, *(ROWS if lookup_gate else ())) if memory.on_host else manifest.tree_sizes)
+    if eagle is None:
+        return Models(target, NgramDrafter() if drafter == "ngram" else NoDrafter(), picker)
+    eagle.warm_up(specs)
+    return Models(target, eagle, picker) if lookup_gate is None else Models(target, SuffixDrafter(eagle, lookup_gate), picker)
+
+
+def _cache_forms(graph: Graph) -> tuple[CacheLayout, CacheLayout]:
+    """Of keys and values."""
+    keys, values = (graph.inputs[f"past.0.{kind}"] for kind in ("key", "value"))
+    return _form(keys), _form(values)
+
+
+def _form(tensor: Tensor) -> CacheLayout:
+    parts, heads, _, width = tensor.shape
+    return CacheLayout(int(parts), int(heads), int(width), dtype_of(tensor.dtype))
+
+
+def _picker(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer) -> Callable[[Sampling], Pick]:
+    memory, positions, nodes = backend.memory, manifest.limits.capacity, manifest.limits.tree_nodes
+    if memory.on_host:
+        room = work_room(manifest.shape.vocab)
+        return lambda sampling: GumbelMax(sampling, room) if sampling.temperature >= GREEDY_BELOW else greedy
+    uniforms = memory.zeros(positions, "float32")
+    shared = {"logits": logits, "uniforms": uniforms, "token": token}
+    engine = backend.engine("sample", shared, {"n": nodes, "p": positions})
+
+    def picker(sampling: Sampling) -> Pick:
+        if sampling.temperature < GREEDY_BELOW:
+            return greedy
+        return BatchInverseCdf(engine, memory, uniforms, sampling, positions)
+
+    return picker
+
+
+def _eagle(backend: Backend, manifest: Manifest, draft: Draft, shared: Mapping[str, Buffer]) -> EagleDrafter:
+    limits, memory, rows, width = manifest.limits, backend.memory, most_rows(manifest.limits, draft), draft.max_width
+    cache = backend.cache(draft.layers, *_cache_forms(manifest.graphs["draft"]), draft.capacity)
+    buffers = {**shared, **shared_buffers(manifest, draft, memory)}
+    columns, pool = 1 + width * draft.max_depth, largest_pool(draft)
+    sizes = {"m": rows, "w": max(rows, columns), "span": draft.capacity, "r": width, "k": width}
+    engines = DraftEngines(
+        fuse=backend.engine("fuse", buffers, {"n": max(limits.tree_nodes, limits.prefill_rows), "m": rows}),
+        draft=backend.engine("draft", {**buffers, **cache.tensors()}, sizes),
+        expand=backend.engine("expand", buffers, {"b": width, "k": width, "m": rows, "w": columns, "p": pool, "v": columns, "q": pool}),
+        tree=backend.engine("tree", buffers, {"p": pool, "n": limits.tree_nodes}),
+    )
+    return EagleDrafter(engines, cache, draft, limits, memory, buffers)
+
+
+def expect_tree_size(manifest: Manifest, spec: TreeSpec) -> None:
+    """Raises EngineDirError when the engines have no profile for trees of this size."""
+    if manifest.tensorrt is not None and spec.nodes not in manifest.tree_sizes:
+        sizes = ", ".join(map(str, manifest.tree_sizes))
+        raise EngineDirError(
+            f"the engines have no profile for trees of {spec.nodes} nodes, only for {sizes} — choose one of these, or export with "
+            f"--tree-sizes {','.join(map(str, sorted({*manifest.tree_sizes, spec.nodes})))}"
+        )

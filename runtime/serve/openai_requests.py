@@ -1,0 +1,245 @@
+"""What a client may ask: the bodies of /v1/chat/completions and /v1/completions, checked and brought to one form.
+
+A parameter that would change the answer and that we do not follow is refused by name, never dropped in silence. ``NEUTRAL`` values of such
+parameters, null, and the parameters of ``HARMLESS`` are let through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from ..decoding.logprobs import MOST as MOST_LOGPROBS
+from ..decoding.sampling import Sampling
+from .errors import invalid
+
+HARMLESS = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+        "prediction",
+    }
+)
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "logit_bias": ({},),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),  # nothing to choose from
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "stop_token_ids": ([],),
+    "ignore_eos": (False,),
+}
+CODES = {
+    "missing": "missing_required_parameter",
+    "too_short": "empty_array",
+    "too_long": "array_above_max_length",
+    "string_too_long": "string_above_max_length",
+}
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Count = Annotated[int, Field(ge=1, le=1 << 30)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(_Body):
+    """``include_usage``: a last event with the usage and no choice."""
+
+    include_usage: bool | None = None
+
+
+class Sampled(_Body):
+    """What both bodies have in common. ``policy`` and ``speculation`` are ours (extra_body of OpenAI's client), ``top_k`` is vLLM's."""
+
+    model: str | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=1 << 30)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
+    max_tokens: Count | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    policy: Annotated[str, StringConstraints(max_length=64)] | None = None
+    speculation: bool | None = None
+
+
+class TextPart(_Body):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Body):
+    """One turn. A developer's message is a system message."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+
+class ChatBody(Sampled):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+
+class CompletionBody(Sampled):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A request in the Decoder's terms. ``max_tokens`` None: as many as fit. ``policy`` None: the server's."""
+
+    prompt: str | list[int] | list[dict[str, str]]
+    model: str | None
+    sampling: Sampling
+    max_tokens: int | None
+    stop: tuple[str, ...]
+    policy: str | None
+    logprobs: int | None
+    stream: bool
+    include_usage: bool
+
+
+Body = TypeVar("Body", bound=_Body)
+
+
+def read(kind: type[Body], body: bytes) -> Body:
+    """The body, checked. Raises ApiError that names what is wrong first."""
+    try:
+        checked = kind.model_validate_json(body)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        # A value of several forms fails once for each: what is wrong within a form says more than that another one does not fit.
+        first = next((each for each in found if each["loc"] == () or not each["type"].endswith("_type")), found[0])
+        where = _place(first["loc"])
+        message = f"{where + ': ' if where else 'the body is no JSON object of this kind: '}{first['msg']}"
+        raise invalid(message, where, _code(first["type"], first.get("ctx", {}))) from None
+    _expect_followed(checked, "")
+    return checked
+
+
+def _place(steps: tuple[int | str, ...]) -> str | None:
+    """Of a field, as OpenAI writes it: messages[0].role. Which form of a value was tried last is no part of it."""
+    named = (step for step in steps if isinstance(step, int) or (step != "str" and step.isidentifier()))
+    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in named)
+    return place.removeprefix(".")[:80] or None
+
+
+def _code(kind: str, context: Mapping[str, Any]) -> str:
+    """OpenAI's code for pydantic's kind of failure."""
+    if kind.startswith(("greater_than", "less_than")):
+        number = "decimal" if any(isinstance(each, float) for each in context.values()) else "integer"
+        return f"{number}_{'below_min' if kind.startswith('greater') else 'above_max'}_value"
+    return "invalid_type" if kind.endswith("_type") and kind != "model_type" else CODES.get(kind, "invalid_value")
+
+
+def _expect_followed(body: BaseModel, where: str) -> None:
+    """No parameter in ``body`` or below it that we would have to follow and do not."""
+    for name, value in (body.model_extra or {}).items():
+        if value is None or name in HARMLESS or any(_same(value, each) for each in NEUTRAL.get(name, ())):
+            continue
+        what = f"{where}{name}"[:80]
+        if name == "n":
+            raise invalid("n: one answer a request — send the request several times, with different seeds", "n", "unsupported_value")
+        if name in NEUTRAL:
+            raise invalid(f"{what} is not supported here and would change the answer — leave it out", what, "unsupported_parameter")
+        raise invalid(f"unknown parameter {what} — leave it out", what, "unknown_parameter")
+    for name in type(body).model_fields:
+        value = getattr(body, name)
+        for at, each in enumerate(value) if isinstance(value, list) else ((None, value),):
+            if isinstance(each, BaseModel):
+                _expect_followed(each, f"{where}{name}." if at is None else f"{where}{name}[{at}].")
+
+
+def expect_policy(ask: GenerationRequest, policies: Sequence[str]) -> None:
+    """Raises ApiError for a policy that is not among those that can be had."""
+    if ask.policy is not None and ask.policy not in policies:
+        raise invalid(f"unknown policy {ask.policy!r} — choose from {', '.join(policies)}", "policy")
+
+
+def _same(value: Any, other: Any) -> bool:
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
+
+
+def chat(body: ChatBody, most_messages: int) -> GenerationRequest:
+    """What a chat request asks. Raises ApiError."""
+    if len(body.messages) > most_messages:
+        raise invalid(f"{len(body.messages)} messages, at most {most_messages} are taken — shorten the conversation", "messages")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise invalid('top_logprobs needs "logprobs": true', "top_logprobs")
+    if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
+        raise invalid("max_tokens and max_completion_tokens are one thing — give one of them", "max_tokens")
+    messages = [
+        {
+            "role": "system" if message.role == "developer" else message.role,
+            "content": message.content if isinstance(message.content, str) else "".join(part.text for part in message.content),
+        }
+        for message in body.messages
+    ]
+    return _ask(body, messages, body.max_completion_tokens or body.max_tokens, (body.top_logprobs or 0) if body.logprobs else None)
+
+
+def completion(body: CompletionBody) -> GenerationRequest:
+    """What a completion request asks: 16 tokens where it does not say, as OpenAI's. Raises ApiError."""
+    prompt = body.prompt
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        if len(prompt) > 1:
+            raise invalid(f"{len(prompt)} prompts, one is taken — send them one by one", "prompt", "unsupported_value")
+        prompt = prompt[0]
+    return _ask(body, prompt, body.max_tokens or 16, body.logprobs)  # type: ignore[arg-type]  # one of one kind, by the lines above
+
+
+def _ask(body: Sampled, prompt: str | list[int] | list[dict[str, str]], max_tokens: int | None, logprobs: int | None) -> GenerationRequest:
+    if body.stream_options is not None and not body.stream:
+        raise invalid('stream_options needs "stream": true', "stream_options")
+    if body.speculation is False and body.policy not in (None, "none"):
+        raise invalid("policy: speculation is false, so there is nothing for a policy to decide — leave one of them out", "policy")
+    sampling = Sampling(
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_k=max(0, body.top_k or 0),
+        top_p=1.0 if body.top_p is None else body.top_p,
+        seed=None if body.seed is None else body.seed % 2**64,
+    )
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    return GenerationRequest(
+        prompt=prompt,
+        model=body.model,
+        sampling=sampling,
+        max_tokens=max_tokens,
+        stop=stop,
+        policy="none" if body.speculation is False else body.policy,
+        logprobs=logprobs,
+        stream=bool(body.stream),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+    )

@@ -1,0 +1,43 @@
+"""What may be asked, and its token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+import numpy as np
+
+from ..errors import PromptError
+from .tokenizer import Message, Text
+
+Prompt = str | Sequence[int] | Sequence[Message]
+"""Text as it stands, token ids, or chat messages."""
+
+
+def encode(prompt: Prompt, text: Text, vocab: int, context: int) -> list[int]:
+    """Token ids of any form of prompt, checked against vocabulary and context. Raises PromptError."""
+    if isinstance(prompt, str):
+        ids = text.encode(prompt)
+    else:
+        items = list(prompt)
+        if items and isinstance(items[0], Mapping):
+            ids = text.encode(cast(Sequence[Message], items))
+        else:
+            ids = _checked_ids(cast(Iterable[int], items), vocab)
+    if not ids:
+        raise PromptError("the prompt is empty — give at least one token", "empty")
+    if len(ids) >= context:
+        raise PromptError(
+            f"the prompt has {len(ids)} tokens, the context holds {context} — shorten it, or export with a larger --max-context",
+            "too_long",
+        )
+    return ids
+
+
+def _checked_ids(items: Iterable[int], vocab: int) -> list[int]:
+    ids = []
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, (int, np.integer)) or not 0 <= item < vocab:
+            raise PromptError(f"{item!r} is no token id — ids are whole numbers from 0 to {vocab - 1}", "token_ids")
+        ids.append(int(item))
+    return ids

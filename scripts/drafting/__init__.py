@@ -1,1 +1,0 @@
-"""What scripts/train_draft.py is made of: the target in torch, its own words as training data, the draft and its training."""

@@ -1,0 +1,75 @@
+"""What forks cost in memory and bring in speed: N forks on one thread each, in N threads, beside one Decoder on N threads; taking turns.
+
+    python -m scripts.lab.bench_forks --engine-dir DIR [--forks 2] [--turns 5] [--tokens 48]
+
+Prints JSON: MiB of the process with 1, 2 and 4 forks, each after an answer; tokens per second of all together, medians over the
+turns; their ratio.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import click
+
+from runtime import Decoder
+from runtime.bench.questions import read_questions
+from runtime.console import run_command
+
+
+def resident() -> float:
+    """MiB of this process in memory."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096 / 2**20
+
+
+def tokens(decoder: Decoder, prompts: list[str], most: int) -> int:
+    """Answer all of them, prompts included in the time."""
+    came = 0
+    for prompt in prompts:
+        decoder.forget()
+        came += len(decoder.generate(prompt, max_new_tokens=most).tokens)
+    return came
+
+
+@click.command()
+@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.option("--forks", "number", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--turns", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--tokens", "most", type=click.IntRange(1), default=48, show_default=True, help="Of an answer.")
+def main(engine_dir: Path, number: int, turns: int, most: int) -> None:
+    """Memory and speed of forks."""
+    prompts = [question.turns[0] for question in read_questions([], 6)]
+    memory: dict[int, float] = {}
+    rates: dict[str, list[float]] = {"forks": [], "one": []}
+    with ExitStack() as stack:
+        first = stack.enter_context(Decoder(engine_dir, threads=1))
+        forks = [first]
+        for count in sorted({1, 2, 4, number}):
+            forks += [stack.enter_context(first.fork()) for _ in range(count - len(forks))]
+            for fork in forks:
+                tokens(fork, prompts[:1], 16)
+            memory[count] = round(resident(), 1)
+        one = stack.enter_context(Decoder(engine_dir, threads=number))
+        tokens(one, prompts[:1], 16)
+        shares = [prompts[share::number] for share in range(number)]
+        for _ in range(turns):
+            begun = perf_counter()
+            with ThreadPoolExecutor(number) as pool:
+                came = sum(pool.map(tokens, forks[:number], shares, [most] * number))
+            rates["forks"].append(came / (perf_counter() - begun))
+            begun = perf_counter()
+            rates["one"].append(tokens(one, prompts, most) / (perf_counter() - begun))
+    ratios = [forked / alone for forked, alone in zip(rates["forks"], rates["one"], strict=True)]
+    medians = {arm: round(median(values), 2) for arm, values in rates.items()}
+    found = {"memory_mib": memory, "tokens_per_second": medians, "ratio": round(median(ratios), 3)}
+    click.echo(json.dumps({**found, "ratios": [round(ratio, 3) for ratio in ratios]}))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, "bench_forks"))

@@ -1,0 +1,37 @@
+"""Put what resps-tune found for an engine into the folder of its draft, so that every export of the pair starts with it.
+
+resps-tune --engine-dir engines/smollm2-135m
+python -m scripts.lab.bundle_tuning --engine-dir engines/smollm2-135m --draft export/drafts/smollm2-135m
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import click
+
+from export.directory.bundled_tuning import put_in
+from runtime.console import run_command
+from runtime.manifest.load import find_engine_dir, load_manifest
+
+
+@click.command()
+@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--draft", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="Checkpoint of its draft.")
+@click.option("--policy", help="Another of the tuned ones, where there is better evidence [default: the one that was chosen].")
+def main(engine_dir: Path, draft: Path, policy: str | None) -> None:
+    """Copy the tuning of ENGINE_DIR into DRAFT."""
+    directory = find_engine_dir(engine_dir)
+    manifest = load_manifest(directory)
+    if manifest.tuning is None or manifest.draft is None or manifest.tensorrt is not None:
+        raise click.UsageError(f"{directory} is no tuned engine for the CPU with a draft")
+    tuning = dataclasses.replace(manifest.tuning, policy=policy or manifest.tuning.policy)
+    if tuning.policy not in ("none", "fixed", "cost-model", *tuning.learned):
+        raise click.UsageError(f"{policy} was not tuned, only {', '.join(('cost-model', *tuning.learned))}")
+    click.echo(f"{put_in(draft, manifest.precision, tuning, directory)}: {tuning.policy}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, "box_tuning"))

@@ -1,0 +1,66 @@
+"""Milliseconds of a target pass by rows and context, engine directories side by side.
+
+    python -m scripts.lab.compare_passes --engine-dir BEFORE --engine-dir AFTER [--context 230 --context 1000] [--rows 1,2,4,8,16]
+
+All directories are loaded into one process and take turns at every number of rows; medians, and each over the first directory's.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import click
+import numpy as np
+
+from policy import PLAIN, FixedPolicy
+from runtime import Decoder
+from runtime.console import run_command
+from runtime.decoding.tree import Tree
+
+REPEATS = 4  # passes of a turn, after one that is not counted
+
+
+def seconds_of_turn(decoder: Decoder, rows: int) -> list[float]:
+    """Passes over a chain of ``rows`` after what is committed."""
+    target, tree, times = decoder._target, Tree.chain(list(range(100, 100 + rows))), []
+    target.verify(tree)
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        target.verify(tree)
+        times.append(time.perf_counter() - started)
+    return times
+
+
+@click.command()
+@click.option("--engine-dir", "directories", type=click.Path(path_type=Path, exists=True), multiple=True, required=True)
+@click.option(
+    "--context", "contexts", type=int, multiple=True, default=(230, 1000), show_default=True, help="Tokens, the last rows included."
+)
+@click.option("--rows", default="1,2,3,4,5,6,8,12,16", show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+def main(directories: tuple[Path, ...], contexts: tuple[int, ...], rows: str, rounds: int, threads: int) -> None:
+    """One line per context and number of rows."""
+    decoders = [Decoder(directory, policy=FixedPolicy(PLAIN), draft="none", threads=threads) for directory in directories]
+    counts, random = [int(count) for count in rows.split(",")], np.random.default_rng(0)
+    for context in contexts:
+        prompt = random.integers(0, min(each.manifest.shape.vocab for each in decoders), context - max(counts)).tolist()
+        for decoder in decoders:
+            decoder._target.cache.truncate(0)
+            list(decoder._target.prefill(prompt))
+        times: dict[tuple[int, int], list[float]] = defaultdict(list)
+        for number in range(rounds):
+            for count in counts:
+                for index in range(len(decoders))[:: 1 if number % 2 else -1]:
+                    times[count, index] += seconds_of_turn(decoders[index], count)
+        for count in counts:
+            medians = [1000 * statistics.median(times[count, index]) for index in range(len(decoders))]
+            click.echo(f"context {context} rows {count:2d}: " + "  ".join(f"{each:6.2f} ms {each / medians[0]:.3f}x" for each in medians))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, "compare_passes"))

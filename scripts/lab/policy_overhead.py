@@ -1,0 +1,77 @@
+"""What a policy's own decisions take of the time it decides about.
+
+python -m scripts.lab.policy_overhead --engine-dir DIR [--policy NAME]... [--prompts FILE]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import click
+
+from export.tuning.prompts import read_prompts
+from export.tuning.replay.record import asked
+from policy import GrowthPolicy, Observation, Outcome, PartialTree, Policy, TreeSpec
+from runtime import Decoder
+from runtime.console import run_command
+
+
+class Clock:
+    """Another policy, and how long it took to answer: ``seconds`` over ``calls``."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.seconds, self.calls = policy, 0.0, 0
+
+    def timed(self, verb: str, *arguments: Any) -> Any:
+        started = perf_counter()
+        answer = getattr(self.policy, verb)(*arguments)
+        self.seconds += perf_counter() - started
+        self.calls += 1
+        return answer
+
+    def begin(self) -> None:
+        self.timed("begin")
+
+    def choose(self, observation: Observation) -> TreeSpec:
+        spec: TreeSpec = self.timed("choose", observation)
+        return spec
+
+    def observe(self, outcome: Outcome) -> None:
+        self.timed("observe", outcome)
+
+
+class GrowthClock(Clock):
+    """The same for one that looks at growing trees."""
+
+    def should_expand(self, partial_tree: PartialTree) -> bool:
+        return bool(self.timed("should_expand", partial_tree))
+
+    def num_nodes(self, partial_tree: PartialTree) -> int:
+        return int(self.timed("num_nodes", partial_tree))
+
+
+@click.command()
+@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--policy", "names", multiple=True, help="By name [default: all that can be had].")
+@click.option("--prompts", type=click.Path(path_type=Path, exists=True), help="[default: the collection of resps-tune]")
+@click.option("--most", default=10, show_default=True, help="Prompts.")
+def main(engine_dir: Path, names: tuple[str, ...], prompts: Path | None, most: int) -> None:
+    """Print a table in Markdown."""
+    click.echo("| policy | calls a round | microseconds a call | of decode time |\n| --- | --- | --- | --- |")
+    with Decoder(engine_dir, draft="eagle") as decoder:
+        for name in names or decoder.policies:
+            policy = decoder.policy(name)
+            clock = GrowthClock(policy) if isinstance(policy, GrowthPolicy) else Clock(policy)
+            seconds, rounds = 0.0, 0
+            for prompt in read_prompts(prompts)[:most]:
+                stats = decoder.generate(asked(decoder, prompt), max_new_tokens=128, policy=clock).stats
+                seconds, rounds = seconds + stats.decode_seconds, rounds + stats.cycles
+            each = 1e6 * clock.seconds / clock.calls
+            click.echo(f"| {name} | {clock.calls / rounds:.1f} | {each:.1f} | {clock.seconds / seconds:.2%} |")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, "policy_overhead"))

@@ -1,0 +1,140 @@
+"""Where the time of a target pass goes, by ONNX Runtime's profiler: milliseconds and nodes of every operator.
+
+    python -m scripts.lab.profile_pass --engine-dir DIR [--rows 1] [--context 230] [--passes 20] [--shapes] [--json]
+
+Passes over a chain behind random tokens, as the runtime makes them on a CPU: its graph, session options, buffers and cache. Figures are
+medians over the passes. The profiler adds one to two microseconds a node, so that small nodes look larger than they are.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from runtime.backends.cpu.backend import CpuBackend
+from runtime.backends.cpu.onnxruntime import open_session
+from runtime.console import run_command
+from runtime.decoding.tree import Tree
+from runtime.manifest.load import find_engine_dir, load_manifest
+from runtime.manifest.schema import Manifest
+from runtime.models import load_models
+
+OF_A_NODE = "_kernel_time"
+"""How the profiler's events of single nodes end."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """All nodes of a kind in one pass."""
+
+    name: str
+    milliseconds: float
+    nodes: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """``milliseconds``: of a whole pass inside ONNX Runtime; its operators, the dearest first."""
+
+    milliseconds: float
+    operators: tuple[Operator, ...]
+
+
+def profile_pass(directory: Path, manifest: Manifest, rows: int, context: int, passes: int, threads: int, shapes: bool) -> Profile:
+    """The last of ``context`` tokens are ``rows`` of a chain. ``shapes``: operators are told apart by the shapes of their first two inputs
+    (weights are not named) and of their result. Raises EngineDirError, and UsageError for a context that does not fit."""
+    limits = manifest.limits
+    if not rows <= limits.tree_nodes or not rows < context <= limits.context:
+        most = (
+            f"the engine has {limits.context} tokens of context and passes of up to {limits.tree_nodes} rows, before which a token stands"
+        )
+        raise click.UsageError(f"--rows {rows} and --context {context} cannot be: {most}")
+    graph = manifest.graph("target")
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(directory / (graph.fused or graph.file), threads, Path(folder) / "profile")
+        backend = CpuBackend(directory, manifest, threads, {"target": session})
+        try:
+            target = load_models(backend, manifest, "none", ()).target
+            tokens = np.random.default_rng(0).integers(0, manifest.shape.vocab, context).tolist()
+            for _ in target.prefill(tokens[: context - rows]):
+                pass
+            for _ in range(passes + 1):  # the first is not counted
+                target.verify(Tree.chain(tokens[context - rows :]))
+        finally:
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+            backend.close()
+    return summed(events, passes, shapes)
+
+
+def summed(events: Iterable[dict[str, Any]], passes: int, shapes: bool) -> Profile:
+    """Of the last ``passes`` in what the profiler wrote."""
+    runs, kernels = [], []
+    for event in events:
+        if event.get("name") == "model_run":
+            runs.append((event["ts"], event["ts"] + event["dur"]))
+        elif event.get("cat") == "Node" and event["name"].endswith(OF_A_NODE):
+            kernels.append(event)
+    times: list[Counter[str]] = []
+    counts: Counter[str] = Counter()
+    for start, end in sorted(runs)[-passes:]:
+        times.append(Counter())
+        counts.clear()  # of every pass the same
+        for event in (each for each in kernels if start <= each["ts"] <= end):
+            name = _name(event["args"], shapes)
+            times[-1][name] += event["dur"]
+            counts[name] += 1
+    operators = [Operator(name, statistics.median(each[name] for each in times) / 1000, count) for name, count in counts.items()]
+    whole = statistics.median(end - start for start, end in sorted(runs)[-passes:]) / 1000
+    return Profile(whole, tuple(sorted(operators, key=lambda each: -each.milliseconds)))
+
+
+def _name(arguments: dict[str, Any], shapes: bool) -> str:
+    operator = str(arguments["op_name"])
+    if not shapes:
+        return operator
+    inputs, outputs = (
+        ["x".join(map(str, next(iter(each.values())))) or "scalar" for each in arguments.get(f"{side}_type_shape", [])[:most]]
+        for side, most in (("input", 2), ("output", 1))
+    )
+    return " ".join([operator, *inputs, "to", *outputs])
+
+
+@click.command()
+@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--rows", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--context", type=click.IntRange(2), default=230, show_default=True, help="Tokens, the rows included.")
+@click.option("--passes", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--shapes", is_flag=True, help="Tell operators apart by the shapes of their inputs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def main(engine_dir: Path, rows: int, context: int, passes: int, threads: int, shapes: bool, as_json: bool) -> None:
+    """A table in Markdown."""
+    directory = find_engine_dir(engine_dir)
+    manifest = load_manifest(directory)
+    found = profile_pass(directory, manifest, rows, context, passes, threads, shapes)
+    if as_json:
+        click.echo(
+            json.dumps({"engine": directory.name, "precision": manifest.precision, "rows": rows, "context": context, **asdict(found)})
+        )
+        return
+    kernels = sum(each.milliseconds for each in found.operators)
+    click.echo(
+        f"{directory.name} ({manifest.precision}), {rows} of {context} tokens: {found.milliseconds:.2f} ms, {kernels:.2f} in nodes\n"
+    )
+    click.echo("| operator | ms | of the pass | nodes |\n| --- | --- | --- | --- |")
+    for each in found.operators:
+        click.echo(f"| {each.name} | {each.milliseconds:.3f} | {each.milliseconds / found.milliseconds:.1%} | {each.nodes} |")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, "profile_pass"))

@@ -1,0 +1,292 @@
+"""config.json in the forms of transformers 4 and 5, what is refused, and rotary tables against transformers' own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from export.checkpoints.arch import Arch, Rope, arch_from_config
+from export.errors import UnsupportedModel
+from export.graphs.layers import PRECISIONS
+from export.plan import make_plan
+from tests.support.tiny import ARCHITECTURES, tiny_model
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+SIZES = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336, "vocab_size": 128256}
+COMMON = {"hidden": 4096, "layers": 32, "heads": 32, "intermediate": 14336, "vocab": 128256}
+
+# Published config.json files, cut to what matters, as transformers 4 wrote them, and what they mean.
+PUBLISHED: Mapping[str, tuple[Mapping[str, Any], Arch]] = {
+    "llama-2-style": (
+        {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "rope_scaling": None},
+        Arch("llama", **COMMON, kv_heads=32, head_dim=128, rms_eps=1e-5, rope=Rope(10000.0), max_position=4096, tied_head=False),
+    ),
+    "llama-3.1": (
+        {
+            "model_type": "llama",
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0,
+            "rope_scaling": {**LLAMA3, "rope_type": "llama3"},
+            "max_position_embeddings": 131072,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "hidden_act": "silu",
+        },
+        Arch(
+            "llama",
+            **COMMON,
+            kv_heads=8,
+            head_dim=128,
+            rms_eps=1e-5,
+            rope=Rope(500000.0, {**LLAMA3, "rope_type": "llama3"}),
+            max_position=131072,
+            tied_head=False,
+        ),
+    ),
+    "llama-with-biases": (
+        {"model_type": "llama", "attention_bias": True, "tie_word_embeddings": True, "head_dim": 64},
+        Arch(
+            "llama",
+            **COMMON,
+            kv_heads=32,
+            head_dim=64,
+            rms_eps=1e-6,
+            rope=Rope(10000.0),
+            max_position=2048,
+            tied_head=True,
+            qkv_bias=True,
+            output_bias=True,
+        ),
+    ),
+    "mistral": (
+        {
+            "model_type": "mistral",
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-5,
+            "sliding_window": 4096,
+            "max_position_embeddings": 32768,
+            "rope_theta": 10000.0,
+        },
+        Arch(
+            "mistral",
+            **COMMON,
+            kv_heads=8,
+            head_dim=128,
+            rms_eps=1e-5,
+            rope=Rope(10000.0),
+            max_position=32768,
+            tied_head=False,
+            window=4096,
+        ),
+    ),
+    "qwen2": (
+        {
+            "model_type": "qwen2",
+            "num_key_value_heads": 4,
+            "rope_theta": 1000000.0,
+            "max_position_embeddings": 32768,
+            "sliding_window": 131072,
+            "use_sliding_window": False,
+            "tie_word_embeddings": True,
+        },
+        Arch(
+            "qwen2",
+            **COMMON,
+            kv_heads=4,
+            head_dim=128,
+            rms_eps=1e-6,
+            rope=Rope(1000000.0),
+            max_position=32768,
+            tied_head=True,
+            qkv_bias=True,
+        ),
+    ),
+    "qwen2-with-a-window": (
+        {
+            "model_type": "qwen2",
+            "rope_theta": 1000000.0,
+            "max_position_embeddings": 32768,
+            "sliding_window": 16384,
+            "use_sliding_window": True,
+        },
+        Arch(
+            "qwen2",
+            **COMMON,
+            kv_heads=32,
+            head_dim=128,
+            rms_eps=1e-6,
+            rope=Rope(1000000.0),
+            max_position=32768,
+            tied_head=False,
+            qkv_bias=True,
+            window=16384,
+        ),
+    ),
+    "qwen3-yarn": (
+        {
+            "model_type": "qwen3",
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "rope_theta": 1000000,
+            "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+            "max_position_embeddings": 131072,
+            "attention_bias": False,
+            "sliding_window": None,
+            "use_sliding_window": False,
+        },
+        Arch(
+            "qwen3",
+            **COMMON,
+            kv_heads=8,
+            head_dim=128,
+            rms_eps=1e-6,
+            rope=Rope(1000000.0, {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}),
+            max_position=131072,
+            tied_head=False,
+            qk_norm=True,
+        ),
+    ),
+}
+
+
+def in_form_five(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config with rotary settings where transformers 5 keeps them."""
+    moved = {key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")}
+    return {**moved, "rope_parameters": {"rope_theta": config.get("rope_theta", 10000.0), **(config.get("rope_scaling") or {})}}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_both_forms_of_config_mean_the_same(name: str) -> None:
+    config, expected = PUBLISHED[name]
+    assert arch_from_config({**SIZES, **config}) == expected
+    assert arch_from_config(in_form_five({**SIZES, **config})) == expected
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_config_as_transformers_writes_it(tmp_path: Path, name: str, tied: bool) -> None:
+    model = tiny_model(name, tied=tied)
+    model.config.save_pretrained(tmp_path)
+    arch = arch_from_config(json.loads((tmp_path / "config.json").read_text()))
+    attention = model.model.layers[0].self_attn
+    assert (arch.layers, arch.hidden, arch.vocab) == (len(model.model.layers), *reversed(model.model.embed_tokens.weight.shape))
+    assert (arch.heads * arch.head_dim, arch.hidden) == tuple(attention.q_proj.weight.shape)
+    assert (arch.kv_heads * arch.head_dim, arch.hidden) == tuple(attention.k_proj.weight.shape)
+    assert arch.qkv_bias == (attention.q_proj.bias is not None)
+    assert arch.output_bias == (attention.o_proj.bias is not None)
+    assert arch.qk_norm == hasattr(attention, "q_norm")
+    assert (arch.tied_head, arch.window) == (tied, None)
+
+
+def test_head_dim_of_qwen3_does_not_follow_from_its_width() -> None:
+    """Its config class has a default of its own, which early checkpoints rely on."""
+    config = {**SIZES, "hidden_size": 1024, "num_attention_heads": 16}
+    assert arch_from_config({**config, "model_type": "qwen3"}).head_dim == 128
+    assert arch_from_config({**config, "model_type": "llama"}).head_dim == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gemma3"}, "architecture 'gemma3' is not supported — supported: llama, mistral, qwen2, qwen3"),
+        ({"model_type": None}, "architecture None is not supported"),
+        ({"mlp_bias": True}, "only SwiGLU without bias"),
+        ({"hidden_act": "gelu"}, "only SwiGLU without bias"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope scaling 'dynamic' is not supported — supported: default, linear"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope scaling 'longrope' is not supported"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "config.json lacks 'factor'"),
+        ({"partial_rotary_factor": 0.5}, "partial"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}, "partial"),
+        ({"hidden_size": "wide"}, "config.json .*'wide'"),
+        ({"num_attention_heads": None}, "config.json .*NoneType"),
+        ({"num_attention_heads": 0}, "config.json .*zero"),
+        ({"num_hidden_layers": -1}, "config.json .*no model has"),
+        ({"head_dim": 1 << 31}, "config.json .*no model has"),
+    ],
+)
+def test_configs_whose_graph_would_not_be_exact_are_refused(change: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModel, match=message) as caught:
+        arch_from_config({**SIZES, "model_type": "llama", **change})
+    assert "\n" not in str(caught.value)
+    assert " — " in str(caught.value)
+
+
+@pytest.mark.parametrize("key", SIZES)
+def test_a_missing_key_is_named(key: str) -> None:
+    config = {name: value for name, value in SIZES.items() if name != key}
+    with pytest.raises(UnsupportedModel, match=f"config.json lacks '{key}' — "):
+        arch_from_config({**config, "model_type": "llama"})
+
+
+SCALINGS: Mapping[str, Mapping[str, Any]] = {
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "llama3": {"rope_type": "llama3", **LLAMA3},
+    "llama3-small": {**LLAMA3, "rope_type": "llama3", "factor": 32.0, "original_max_position_embeddings": 256},
+    "llama3-without-length": {key: value for key, value in {"rope_type": "llama3", **LLAMA3}.items() if not key.startswith("original")},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024},
+    "yarn-without-length": {"rope_type": "yarn", "factor": 4.0},
+    "yarn-tuned": {
+        "rope_type": "yarn",
+        "factor": 16.0,
+        "original_max_position_embeddings": 2048,
+        "attention_factor": 1.25,
+        "beta_fast": 24,
+        "beta_slow": 2,
+    },
+    "yarn-mscale": {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 512, "mscale": 1.0, "mscale_all_dim": 0.7},
+    "yarn-untruncated": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512, "truncate": False},
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+@pytest.mark.parametrize(("theta", "head_dim"), [(10000.0, 64), (500000.0, 128)])
+def test_rotary_tables_equal_transformers(name: str, theta: float, head_dim: int) -> None:
+    sizes = {**SIZES, "head_dim": head_dim, "max_position_embeddings": 4096}
+    config = AutoConfig.for_model("llama", **sizes, rope_parameters={"rope_theta": theta, **SCALINGS[name]})
+    theirs = LlamaRotaryEmbedding(config)
+    rope = arch_from_config({**sizes, "model_type": "llama", "rope_parameters": {"rope_theta": theta, **SCALINGS[name]}}).rope
+    cos, sin = rope.tables(head_dim, 4096)
+    assert (cos.dtype, cos.shape, sin.shape) == (np.float32, (4096, head_dim // 2), (4096, head_dim // 2))
+
+    near = torch.arange(48)[None]
+    expected_cos, expected_sin = (table[0, :, : head_dim // 2].numpy() for table in theirs(torch.zeros(1), near))
+    np.testing.assert_allclose(cos[:48], expected_cos, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(sin[:48], expected_sin, rtol=0, atol=1e-5)
+    # Their angles are rounded to float32, which at 4095 is up to 2e-4 off; ours are not. So compare far away with their frequencies.
+    angles = np.arange(4096)[:, None] * theirs.inv_freq.double().numpy()
+    allowed = 1e-6 * np.arange(1, 4097)[:, None]
+    assert (np.abs(cos - np.cos(angles) * theirs.attention_scaling) <= allowed).all()
+    assert (np.abs(sin - np.sin(angles) * theirs.attention_scaling) <= allowed).all()
+
+
+@pytest.mark.parametrize(("layers", "captured"), [(32, (2, 16, 29)), (36, (2, 18, 33)), (6, (2, 3, 3)), (2, (1, 1, 0)), (1, (0, 0, 0))])
+def test_captured_layers(layers: int, captured: tuple[int, ...]) -> None:
+    assert arch_from_config({**SIZES, "model_type": "llama", "num_hidden_layers": layers}).captured == captured
+
+
+@pytest.mark.parametrize(
+    ("change", "asked", "context", "capacity"),
+    [
+        ({}, 1000, 1000, 1088),  # rounded up to whole spans, and room for the largest tree
+        ({}, 100000, 8192, 8256),
+        ({"model_type": "mistral", "sliding_window": 512}, 4096, 512, 576),
+        ({"model_type": "mistral", "sliding_window": 512}, 300, 300, 384),
+        ({"model_type": "qwen2", "sliding_window": 512}, 4096, 4096, 4160),
+        ({"model_type": "qwen2", "sliding_window": 512, "use_sliding_window": True}, 4096, 512, 576),
+        ({"model_type": "llama", "sliding_window": 512}, 4096, 4096, 4160),  # llama knows no window
+    ],
+)
+def test_context_is_capped_by_what_the_model_was_made_for(change: Mapping[str, Any], asked: int, context: int, capacity: int) -> None:
+    arch = arch_from_config({**SIZES, "model_type": "llama", "max_position_embeddings": 8192, **change})
+    plan = make_plan(Path("engines/x"), "x", arch, PRECISIONS["fp32"], asked, 128)
+    assert (plan.context, plan.capacity) == (context, capacity)

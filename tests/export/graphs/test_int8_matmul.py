@@ -1,0 +1,99 @@
+"""Integer products: as exact as two digits, the same for any number of rows, and planned to the byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from export.graphs.builder import FLOAT, GraphBuilder
+from export.graphs.int8_matmul import FINE, integer_product
+from export.graphs.weights import quantize_outputs
+from export.plan import weight_bytes
+from tests.export.graphs.test_target import CAPACITY, PROMPT, Graph, reference
+from tests.support.tiny import tiny_model, weights_of
+
+INPUTS, OUTPUTS = 192, 96
+DIGITS = 2 * 63 * 126  # two of them tell this many steps from -peak to peak
+
+
+def product(weight: np.ndarray) -> Any:
+    """A session that multiplies x [n, inputs] with float32 ``weight`` [outputs, inputs], and the weight it has in truth."""
+    g = GraphBuilder("product")
+    x = g.input("x", FLOAT, ["n", weight.shape[1]])
+    values, scale = quantize_outputs(weight)
+    weights, scales = g.const(values.T, np.int8), g.const(scale * FINE, np.float32)
+    result = integer_product(g, x, weights, scales)
+    g.output(result, FLOAT, ["n", len(weight)])
+    session = onnxruntime.InferenceSession(g.model("test").SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda rows: session.run(None, {"x": rows})[0], values.astype(np.float64) * scale[:, None]
+
+
+@pytest.mark.parametrize("magnitude", [1e-20, 1.0, 1e30])
+def test_error_is_that_of_two_digits(magnitude: float) -> None:
+    random = np.random.default_rng(0)
+    multiply, weight = product(random.standard_normal((OUTPUTS, INPUTS)).astype(np.float32))
+    x = (magnitude * random.standard_normal((7, INPUTS))).astype(np.float32)
+    x[:, 5] *= 30  # an outlier, as activations have them
+    peak = np.abs(x).max(-1, keepdims=True).astype(np.float64)
+    bound = (1.01 / DIGITS + 1e-6) * peak * np.abs(weight).sum(-1)
+    error = np.abs(multiply(x) - x.astype(np.float64) @ weight.T)
+    assert (error <= bound).all()
+    assert error.max() > 0
+
+
+def test_a_row_has_the_same_bits_among_any_others() -> None:
+    random = np.random.default_rng(1)
+    multiply, _ = product(random.standard_normal((OUTPUTS, INPUTS)).astype(np.float32))
+    x = (random.standard_normal((33, INPUTS)) * random.uniform(0.01, 100, (33, 1))).astype(np.float32)
+    every = multiply(x)
+    for count in (1, 2, 3, 5, 8, 16, 17):
+        np.testing.assert_array_equal(multiply(x[:count]), every[:count])
+        np.testing.assert_array_equal(multiply(x[-count:]), every[-count:])
+
+
+def test_extreme_values_do_not_overflow() -> None:
+    """All products of one sign and as large as they get."""
+    multiply, weight = product(np.ones((OUTPUTS, INPUTS), np.float32))
+    x = np.stack([np.full(INPUTS, 3.0), np.full(INPUTS, -3.0), np.zeros(INPUTS)]).astype(np.float32)
+    np.testing.assert_allclose(multiply(x), x @ weight.T, rtol=1e-6, atol=0)
+    assert (multiply(x)[2] == 0).all()
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_model_of_integer_products(tmp_path: Path, precision: str, tied: bool) -> None:
+    """Every int8 matrix of a toy model, biases included, against the model itself with these weights rounded."""
+    model = tiny_model("qwen2", tied=tied)
+    graph = Graph(tmp_path, model, precision)
+    nodes = [node.op_type for node in onnx.load(graph.file, load_external_data=False).graph.node]
+    assert nodes.count("MatMulInteger") == (1 if precision == "int4" else 1 + 4 * graph.arch.layers)
+    initializers = onnx.load(graph.file, load_external_data=False).graph.initializer
+    lengths = [int(entry.value) for each in initializers for entry in each.external_data if entry.key == "length"]
+    assert weight_bytes(graph.arch, graph.precision, CAPACITY) == sum(lengths)
+    if precision == "int4":
+        return
+    import torch
+
+    original = weights_of(model)
+    exact = graph.prefill(PROMPT, 4)["logits"][0]
+    head = None
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if name.endswith("_proj.weight") or (name == "lm_head.weight" and not tied):
+                values, scale = quantize_outputs(original[name])
+                tensor.copy_(torch.from_numpy(values * scale[:, None]))
+        if tied:  # the embedding stays as it is, the head is rounded
+            values, scale = quantize_outputs(original["model.embed_tokens.weight"])
+            head = torch.nn.Linear(values.shape[1], values.shape[0], bias=False)
+            head.weight.copy_(torch.from_numpy(values * scale[:, None]))
+    if head is not None:
+        model.lm_head = head
+    expected, _ = reference(model, PROMPT)
+    assert np.abs(exact - expected).max() < 0.01 * expected.std()  # what rounding activations to digits leaves
+    graph.clear()
+    np.testing.assert_array_equal(graph.prefill(PROMPT, 1)["logits"][0], exact)

@@ -1,0 +1,116 @@
+"""The demo model's real plans, with the full set of profiles, from TensorRT-RTX's builder on a machine without a GPU."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+
+import export.tensorrt.plans
+from export.cli import command
+from export.tensorrt.builder import Progress, build_plan, parse_graph
+from export.tensorrt.gpu import Platform
+from policy import PLAIN, FixedPolicy, TreeSpec
+from runtime import Decoder
+from runtime.console import run_command
+from runtime.manifest.graphs import File, Graph
+from runtime.manifest.load import load_manifest
+from runtime.manifest.schema import Manifest
+from tests.runtime.backends.test_tensorrt import Place
+
+trt = pytest.importorskip("tensorrt_rtx")
+LAYERS = 30
+# What a profile adds to a plan whatever the weights are: the source text of its kernels, 11 MiB for these thirty layers.
+PROFILE_BYTES = 14 << 20
+BOUND_SECONDS = 240  # the goal is 60 on two cores
+
+
+@pytest.fixture(scope="module")
+def seconds() -> dict[str, float]:
+    """Plan -> how long it took to build."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory, seconds: dict[str, float]) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("demo-trt")
+
+    def timed(directory: Path, graph: Graph, platform: Platform, timings: Path | None, progress: Progress) -> File:
+        start = time.perf_counter()
+        file = build_plan(directory, graph, platform, timings, progress)
+        seconds[str(graph.plan)] = time.perf_counter() - start
+        return file
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export.tensorrt.plans, "build_plan", timed)
+        line = ["--model", "smollm2-135m", "--backend", "tensorrt", "--compute-capability", "8.9,12.0", "--max-context", "1024"]
+        assert run_command(command, "resps-export", [*line, "--out", str(root)]) == 0
+    yield root / "smollm2-135m-trt"
+    for path in (root / "smollm2-135m-trt").iterdir():  # 740 MB, which pytest would keep for three more runs
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def manifest(engine: Path) -> Manifest:
+    return load_manifest(engine)
+
+
+def weight_bytes(engine: Path, graph: Graph) -> int:
+    """Of everything that an ONNX graph points to."""
+    model = onnx.load(engine / graph.file, load_external_data=False)
+    return sum(int(entry.value) for each in model.graph.initializer for entry in each.external_data if entry.key == "length")
+
+
+def test_one_profile_for_each_tree_size(manifest: Manifest) -> None:
+    assert manifest.tensorrt is not None
+    assert manifest.tensorrt.compute_capabilities == ("8.9", "12.0")
+    assert (manifest.precision, manifest.tree_sizes) == ("fp16", (1, 2, 4, 8, 16, 32, 64))
+    target = manifest.graphs["target"].profiles
+    assert [profile["n"][1] for profile in target] == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert [profile["m"][1] for profile in manifest.graphs["draft"].profiles] == [1, 2, 4, 8, 16, 128]
+    assert manifest.policy is not None
+    assert len(manifest.policy.actions) == 27
+
+
+def test_every_cache_tensor_is_updated_in_place(engine: Path) -> None:
+    for name, layers in (("target", LAYERS), ("draft", 1)):
+        network = parse_graph(trt, engine / f"{name}.onnx").network
+        kinds = Counter(network.get_layer(index).type for index in range(network.num_layers))
+        assert kinds[trt.LayerType.KV_CACHE_UPDATE] == 2 * layers
+        assert kinds[trt.LayerType.ATTENTION_INPUT] == layers
+
+
+def test_no_weights_are_stored_twice(engine: Path, manifest: Manifest, seconds: dict[str, float]) -> None:
+    for name, graph in manifest.graphs.items():
+        plan, weights = manifest.files[str(graph.plan)].bytes, weight_bytes(engine, graph)
+        print(f"{graph.plan}: {plan / 1e6:.1f} MB for {weights / 1e6:.1f} MB of weights, {seconds[str(graph.plan)]:.1f} s")  # noqa: T201
+        assert seconds[str(graph.plan)] < BOUND_SECONDS
+        if name in ("target", "draft"):
+            assert weights < plan < 1.05 * weights + len(graph.profiles) * PROFILE_BYTES
+
+
+def test_plan_bytes_are_foreseen(engine: Path, manifest: Manifest, capfd: pytest.CaptureFixture[str]) -> None:
+    line = ["--model", "smollm2-135m", "--backend", "tensorrt", "--max-context", "1024", "--dry-run", "--json", "--out", str(engine.parent)]
+    assert run_command(command, "resps-export", line) == 0
+    plan = json.loads(capfd.readouterr().out)
+    plans = sum(file.bytes for name, file in manifest.files.items() if name.endswith(".plan"))
+    assert plans < plan["plan_bytes"] < 1.5 * plans
+    assert sum(file.bytes for file in manifest.files.values()) < plan["disk_bytes"]
+
+
+def test_trees_and_plain_decoding_write_the_same_text_on_an_emulated_gpu(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole path in 16 bits, with the trained draft. Kernels are the CPU's; what the GPU's give, scripts/gpu_check.py tells."""
+    place = Place(engine, monkeypatch)
+    prompt = [{"role": "user", "content": "Why is the sky blue?"}]
+    with Decoder(engine) as decoder:
+        plain = decoder.generate(prompt, max_new_tokens=24, policy=FixedPolicy(PLAIN))
+        drafted = decoder.generate(prompt, max_new_tokens=24, policy=FixedPolicy(TreeSpec(16, 5, 4)))
+        assert drafted.tokens == plain.tokens
+        assert drafted.stats.tokens_per_cycle > 1.5
+        assert "blue" in plain.text
+    assert place.cuda.leaked() == (0, 0)

@@ -1,0 +1,183 @@
+"""The sample graph against a float64 oracle, its distribution, and the parameters' bounds."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from export.graphs.sample import build_sample
+from runtime.decoding.gumbel import GumbelMax, keep, work_room
+from runtime.decoding.logprobs import token_logprob
+from runtime.decoding.sampling import Sampling, Scores, uniforms
+from runtime.decoding.tree import Tree
+
+SETTINGS = [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 7, 1.0), (1.3, 0, 0.8), (0.8, 20, 0.9), (1.0, 1, 1.0), (1.0, 0, 1e-6), (2.0, 10_000, 1.0)]
+
+
+def session(vocab: int) -> Any:
+    return onnxruntime.InferenceSession(build_sample(vocab).SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def draw(run: Any, logits: np.ndarray, uniform: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
+    feeds = {
+        "logits": logits[None].astype(np.float32),
+        "temperature": np.array([temperature], np.float32),
+        "top_k": np.array([top_k]),
+        "top_p": np.array([top_p], np.float32),
+        "uniforms": np.append(np.float32(0.5), uniform.astype(np.float32)),
+        "depth": np.arange(len(uniform))[None],
+        "past": np.zeros(1, np.int64),
+    }
+    return np.asarray(run.run(None, feeds)[0][0])
+
+
+def distribution(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
+    """Temperature, then top-k, then top-p on what is left, as transformers and vLLM do; float64, by sorting."""
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max())
+    order = np.argsort(-weights, kind="stable")
+    keep = np.zeros(len(weights), bool)
+    keep[order[: top_k or None]] = True
+    weights = np.where(keep, weights, 0)
+    cumulative = np.cumsum(weights[order]) / weights.sum()
+    if top_p < 1:
+        weights[order[int(np.searchsorted(cumulative, top_p)) + 1 :]] = 0
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("vocab", [11, 4096])
+def test_graph_equals_the_oracle(vocab: int, setting: tuple[float, int, float]) -> None:
+    random, run = np.random.default_rng(vocab), session(vocab)
+    logits = random.normal(size=(64, vocab)) * 3
+    uniform = uniforms(1, 64)
+    tokens = draw(run, logits, uniform, *setting)
+    for row in range(64):
+        cumulative = np.cumsum(distribution(logits[row].astype(np.float32), *setting))
+        exact = int(np.searchsorted(cumulative, uniform[row], side="right"))
+        close = np.abs(cumulative - uniform[row]).min() < 1e-5  # float32 sums may fall on either side of a step this near
+        assert tokens[row] == exact or (close and abs(int(tokens[row]) - exact) <= 1)
+
+
+def test_extreme_uniforms_never_fall_on_a_forbidden_token() -> None:
+    vocab, run = 1000, session(1000)
+    logits = np.full((2, vocab), -200.0)
+    logits[:, 500] = logits[:, 501] = 0.0
+    assert draw(run, logits, np.array([0.0, 1 - 2**-23]), 1.0, 0, 1.0).tolist() == [500, 501]
+    logits[:, 0] = -1.0  # outside the nucleus of 0.6, and first in line
+    assert draw(run, logits, np.array([0.0, 1 - 2**-23]), 1.0, 2, 0.6).tolist() == [500, 501]
+
+
+def test_draws_have_the_distribution() -> None:
+    from scipy.stats import chisquare
+
+    logits, count = np.random.default_rng(3).normal(size=12) * 2, 20_000
+    tokens = draw(session(12), np.tile(logits, (count, 1)), uniforms(9, count), 0.9, 8, 0.95)
+    wanted = distribution(logits.astype(np.float32), 0.9, 8, 0.95)
+    assert set(tokens.tolist()) <= set(np.flatnonzero(wanted).tolist())
+    seen = np.bincount(tokens, minlength=12)[wanted > 0]
+    assert chisquare(seen, wanted[wanted > 0] * count).pvalue > 1e-3
+
+
+def drawn(logits: np.ndarray, sampling: Sampling, positions: range) -> list[int]:
+    """On the host: the same scores at every position."""
+    scores, pick = (
+        Scores({"logits": logits[None, None].astype(np.float32)}, Tree.chain([0]), 0, 1),
+        GumbelMax(sampling, work_room(len(logits))),
+    )
+    return [pick(scores, 0, position) for position in positions]
+
+
+@pytest.mark.parametrize("setting", [(1.0, 0, 1.0), (0.9, 8, 0.95), (2.5, 0, 0.8)], ids=str)
+def test_host_draws_have_the_distribution(setting: tuple[float, int, float]) -> None:
+    from scipy.stats import chisquare
+
+    logits, count = np.random.default_rng(3).normal(size=12) * 2, 20_000
+    wanted = distribution(logits.astype(np.float32), *setting)
+    tokens = drawn(logits, Sampling(*setting, seed=9), range(count))
+    assert set(tokens) <= set(np.flatnonzero(wanted).tolist())
+    seen = np.bincount(tokens, minlength=12)[wanted > 0]
+    assert chisquare(seen, wanted[wanted > 0] * count).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("vocab", [11, 4096])
+def test_host_keeps_what_the_oracle_keeps(vocab: int, setting: tuple[float, int, float]) -> None:
+    temperature, top_k, top_p = setting
+    logits = (np.random.default_rng(vocab).normal(size=vocab) * (0.1 if vocab > 100 else 3)).astype(np.float32)
+    scaled = logits.astype(np.float64) / temperature
+    keep(scaled, top_k, top_p, work_room(vocab)[1:])
+    np.testing.assert_array_equal(np.isfinite(scaled), distribution(logits, temperature, top_k, top_p) > 0)
+
+
+def test_host_draws_belong_to_seed_and_position() -> None:
+    logits, some = np.random.default_rng(4).normal(size=500), range(40)
+    tokens = drawn(logits, Sampling(1.0, seed=5), some)
+    assert tokens == drawn(logits, Sampling(1.0, seed=5), some)
+    assert tokens[7:] == drawn(logits, Sampling(1.0, seed=5), some[7:])
+    assert tokens != drawn(logits, Sampling(1.0, seed=6), some)
+    assert drawn(logits, Sampling(1.0), some) != drawn(logits, Sampling(1.0), some)
+    assert len(set(tokens)) > 30
+
+
+def test_host_draws_do_not_hang_on_the_last_bits() -> None:
+    """Scores of another tree, 2e-5 away, over a large vocabulary with a long tail: a draw by the inverse CDF would fall on a neighbour."""
+    random = np.random.default_rng(5)
+    logits = np.concatenate([random.normal(size=49_151), [9.0]])
+    noise = random.normal(size=logits.shape) * 1e-5
+    some = range(300)
+    assert drawn(logits, Sampling(1.0, seed=1), some) == drawn(logits + noise, Sampling(1.0, seed=1), some)
+
+
+@pytest.mark.parametrize("setting", [*SETTINGS, (9.0, 0, 0.9)], ids=str)
+def test_a_draw_takes_no_array_of_the_vocabulary_s_size(setting: tuple[float, int, float]) -> None:
+    """Of float64, that is: they came and went with every token, and left holes in the heap."""
+    vocab = 50_000
+    logits = np.random.default_rng(6).normal(size=(1, 1, vocab)).astype(np.float32)
+    scores, pick = Scores({"logits": logits}, Tree.chain([0]), 0, 1), GumbelMax(Sampling(*setting, seed=1), work_room(vocab))
+    assert peak_of(lambda: pick(scores, 0, 7)) < 4 * vocab
+    assert peak_of(lambda: token_logprob(logits[0, 0], 3, 20)) < 8 * vocab
+
+
+def peak_of(call: Callable[[], object]) -> int:
+    """The most bytes that were held at once."""
+    call()
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_uniforms_are_seeded_and_below_one() -> None:
+    drawn = uniforms(7, 100_000)
+    np.testing.assert_array_equal(drawn, uniforms(7, 100_000))
+    np.testing.assert_array_equal(drawn[:10], uniforms(7, 10))
+    assert 0 <= drawn.min() < 1e-4
+    assert 0.9999 < drawn.max() < 1
+    assert not np.array_equal(drawn, uniforms(8, 100_000))
+    assert not np.array_equal(uniforms(None, 100), uniforms(None, 100))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"seed": -1},
+    ],
+    ids=str,
+)
+def test_absurd_parameters_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Sampling(**bad)

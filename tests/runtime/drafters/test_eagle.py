@@ -1,0 +1,348 @@
+"""The EAGLE-3 drafter at work: answers never change, its cache is what a fresh one computes, its trees are the reference's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from policy import PLAIN, FixedPolicy, Observation, Outcome, Policy, TreeSpec
+from runtime import Decoder, EngineDirError, Sampling
+from runtime.cli import command
+from runtime.console import run_command
+from runtime.drafters.base import NoDrafter
+from runtime.drafters.eagle import EagleDrafter
+from runtime.drafters.ngram import NgramDrafter
+from runtime.drafters.suffix import SuffixDrafter
+from runtime.manifest.graphs import FILE_NAME
+from runtime.manifest.load import load_manifest
+from tests.support.eagle_engines import export, write_echo, write_random_draft
+from tests.support.eagle_reference import ReferenceDrafter, Watchdog, expect_same, expect_well_formed, paths
+from tests.support.planted import PlantedDrafter
+from tests.support.tiny import VOCAB, write_checkpoint
+
+WIDEST = DEEPEST = 16
+# The last ones are wider and deeper than the engine allows, and the two that are one node are no plain decoding by name.
+TREES = (
+    *(PLAIN, TreeSpec(1, 3, 0), TreeSpec(1, 2, 2), TreeSpec(2, 1, 1), TreeSpec(6, 3, 3), TreeSpec(16, 5, 4), TreeSpec(40, 6, 8)),
+    *(TreeSpec(17, 16, 1), TreeSpec(64, 16, 16), TreeSpec(31, 30, 1), TreeSpec(41, 1, 40), TreeSpec(200, 30, 30)),
+)
+SAMPLINGS = (
+    *(Sampling(), Sampling(0.8, seed=1), Sampling(1.0, seed=6), Sampling(1.0, top_k=20, seed=3)),
+    Sampling(0.8, top_p=0.9, seed=4),
+)
+PROMPT_ROWS = {"random": 32, "echo": 4, "echo-int8": 32}
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Of the draft that knows nothing, and of the one that is often right; the latter also with fewer rows a pass than a path can have."""
+    root = tmp_path_factory.mktemp("eagle")
+    write_checkpoint(root / "random-target")
+    write_random_draft(root / "random-draft")
+    write_echo(root / "echo-target", root / "echo-draft")
+    made = {}
+    for name, rows in PROMPT_ROWS.items():
+        target, draft = (root / f"{name.split('-')[0]}-{part}" for part in ("target", "draft"))
+        precision = "int8" if name.endswith("int8") else "fp32"
+        made[name] = export(target, draft, root / name, "--prefill-rows", str(rows), "--draft-precision", precision)
+    return made
+
+
+@pytest.fixture(scope="module")
+def decoders(engines: Mapping[str, Path]) -> Iterator[Mapping[str, Decoder]]:
+    loaded = {name: Decoder(directory, threads=1) for name, directory in engines.items()}
+    yield loaded
+    for decoder in loaded.values():
+        decoder.close()
+
+
+@pytest.fixture(scope="module")
+def plain(engines: Mapping[str, Path]) -> Iterator[Callable[..., tuple[int, ...]]]:
+    """Plain decoding's answer, from a decoder that never drafted."""
+    loaded = {name: Decoder(directory, draft="none", threads=1) for name, directory in engines.items()}
+
+    def answer(name: str, prompt: Sequence[int], count: int, sampling: Sampling | None = None) -> tuple[int, ...]:
+        return loaded[name].generate(prompt, max_new_tokens=count, sampling=sampling).tokens
+
+    yield answer
+    for decoder in loaded.values():
+        decoder.close()
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(3, VOCAB, length)]
+
+
+class Changing:
+    """Another tree every round, from ``specs`` in turn or at random."""
+
+    def __init__(self, specs: Sequence[TreeSpec], seed: int | None = None) -> None:
+        self._specs, self._turn = specs, 0
+        self._random = None if seed is None else np.random.default_rng(seed)
+
+    def begin(self) -> None:
+        """Goes on as it was."""
+
+    def choose(self, observation: Observation) -> TreeSpec:
+        self._turn += 1
+        return self._specs[int(self._random.integers(len(self._specs))) if self._random else min(self._turn, len(self._specs)) - 1]
+
+    def observe(self, outcome: Outcome) -> None:
+        """Nothing is learnt."""
+
+
+def policies(seed: int) -> list[Policy]:
+    """Each of TREES, and another one every round."""
+    return [*map(FixedPolicy, TREES), Changing(TREES, seed)]
+
+
+def fitted(spec: TreeSpec) -> TreeSpec:
+    """What the engine makes of ``spec``."""
+    depth, width = min(spec.depth, DEEPEST), min(spec.width, WIDEST)
+    return TreeSpec(min(spec.nodes, TreeSpec(1, depth, width).capacity), depth, width)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("name", PROMPT_ROWS)
+def test_every_tree_gives_the_plain_answer(
+    decoders: Mapping[str, Decoder], plain: Callable[..., tuple[int, ...]], name: str, sampling: Sampling
+) -> None:
+    for seed, length in enumerate((1, 70)):
+        prompt = prompt_of(length, seed)
+        answer, accepted = plain(name, prompt, 32, sampling), 0
+        for policy in policies(seed):
+            result = decoders[name].generate(prompt, max_new_tokens=32, sampling=sampling, policy=policy)
+            assert result.tokens == answer
+            accepted += result.stats.accepted
+        assert accepted > (100 if name.startswith("echo") else -1)  # or the paths that commit drafted rows were never taken
+
+
+@pytest.mark.parametrize("name", PROMPT_ROWS)
+def test_cache_after_many_rounds_is_that_of_a_fresh_drafter(
+    decoders: Mapping[str, Decoder], plain: Callable[..., tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Planted trees make long paths, so rows come from every slot of the tree and in chunks of every size."""
+    prompt, longest = prompt_of(45), 0
+    answer = plain(name, prompt, 120)
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        watched = Watchdog(decoders[name], monkeypatch, PlantedDrafter(len(prompt), answer, VOCAB, seed))
+        policy = Changing([spec for spec in TREES if spec == fitted(spec)], seed)
+        assert decoders[name].generate(prompt, max_new_tokens=120, policy=policy).tokens == answer
+        longest = max(longest, watched.longest_path)
+        root, eagle = 7, watched.eagle
+        eagle.draft(root, TreeSpec(4, 3, 1))  # what still waits is committed
+        rows = eagle._cache.rows().copy()
+        assert rows.shape[-2] == len(watched.tokens) == decoders[name]._target.length
+
+        eagle.begin()
+        start = 0
+        while start < len(watched.tokens):
+            stop = min(start + int(random.integers(1, PROMPT_ROWS[name] + 1)), len(watched.tokens))
+            eagle.extend(watched.tokens[start:stop], watched.scores(start, stop), range(stop - start))
+            start = stop
+            if start < len(watched.tokens) and random.random() < 0.3:
+                eagle.draft(watched.tokens[start], TREES[int(random.integers(len(TREES)))])
+        eagle.draft(root, TreeSpec(2, 1, 1))
+        np.testing.assert_allclose(eagle._cache.rows(), rows, rtol=0, atol=1e-5)
+        monkeypatch.undo()
+    assert longest > 8
+
+
+def expect_reference_trees(directory: Path, watched: Watchdog, rounds: int) -> None:
+    """The first ``rounds`` trees that were drafted are the reference's. Rows may come in another order: beams can be equally good."""
+    reference = ReferenceDrafter(directory)
+    real = [each for each in watched.drafted if each.spec.nodes > 1][:rounds]
+    assert real
+    for each in real:
+        spec = fitted(each.spec)
+        expected = reference.tree(watched.tokens[: each.committed], np.stack(watched.features[: each.committed]), each.root, spec)
+        expect_well_formed(each.tree, each.root, spec)
+        assert paths(each.tree) == paths(expected), (each.committed, each.spec)
+
+
+@pytest.mark.parametrize("name", ["random", "echo"])
+@pytest.mark.parametrize("spec", [spec for spec in TREES if spec.nodes > 1], ids=str)
+def test_trees_equal_the_reference(
+    engines: Mapping[str, Path], decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch, name: str, spec: TreeSpec
+) -> None:
+    watched = Watchdog(decoders[name], monkeypatch)
+    decoders[name].generate(prompt_of(13), max_new_tokens=14, policy=FixedPolicy(spec))
+    expect_reference_trees(engines[name], watched, 5)
+
+
+@pytest.mark.parametrize("name", ["random", "echo"])
+def test_trees_equal_the_reference_after_any_prompt(
+    engines: Mapping[str, Path], decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """One token, one chunk, a chunk and a row, several chunks; and lengths at which a tree grows over the end of what the cache spans."""
+    watched = Watchdog(decoders[name], monkeypatch)
+    for length in (1, 2, 31, 32, 33, 58, 64, 65, 120, 127, 200):
+        decoders[name].generate(prompt_of(length, length), max_new_tokens=10, policy=FixedPolicy(TreeSpec(30, 6, 4)))
+        expect_reference_trees(engines[name], watched, 2)
+
+
+@pytest.mark.parametrize("rounds", [1, 15, 16, 17, 18, 40])
+def test_tree_after_plain_rounds_knows_all_that_came_meanwhile(
+    engines: Mapping[str, Path], decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    """Committed rows wait through plain rounds, at most as many as one pass takes."""
+    policy = Changing([TreeSpec(6, 3, 3), *[PLAIN] * rounds, TreeSpec(16, 5, 4)])
+    watched = Watchdog(decoders["echo"], monkeypatch)
+    decoders["echo"].generate(prompt_of(9), max_new_tokens=rounds + 14, policy=policy)
+    expect_reference_trees(engines["echo"], watched, 4)
+
+
+@pytest.mark.parametrize("name", PROMPT_ROWS)
+def test_a_request_forgets_the_one_before(decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    decoder, specs = decoders[name], (TreeSpec(16, 5, 4), PLAIN, TreeSpec(64, 16, 16), TreeSpec(6, 3, 3))
+    watched, first, prompt = Watchdog(decoder, monkeypatch), [], prompt_of(40)
+    for turn in range(3):
+        decoder.generate(prompt, max_new_tokens=30, policy=Changing(specs, 5))
+        if turn == 0:
+            first = watched.drafted
+        assert len(watched.drafted) == len(first)
+        for each, same in zip(watched.drafted, first, strict=True):
+            assert (each.committed, each.root, each.spec) == (same.committed, same.root, same.spec)
+            expect_same(each.tree, same.tree)
+        with decoder.stream(prompt_of(100, turn), policy=FixedPolicy(TreeSpec(64, 16, 16))) as abandoned:
+            for _ in range(turn + 2):
+                next(abandoned)
+
+
+@pytest.mark.parametrize("name", PROMPT_ROWS)
+def test_full_context_ends_the_answer(decoders: Mapping[str, Decoder], plain: Callable[..., tuple[int, ...]], name: str) -> None:
+    context = decoders[name].manifest.limits.context
+    for left in (1, 2, 3, 17, 40):
+        prompt = prompt_of(context - left, left)
+        answer = plain(name, prompt, 100)
+        assert len(answer) == left
+        for policy in policies(left):
+            assert decoders[name].generate(prompt, max_new_tokens=100, policy=policy).tokens == answer
+
+
+@pytest.mark.parametrize("spec", [TreeSpec(6, 3, 3), TreeSpec(40, 6, 8)], ids=str)
+def test_features_that_are_no_numbers_do_not_change_the_answer(
+    engines: Mapping[str, Path], plain: Callable[..., tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, spec: TreeSpec
+) -> None:
+    """As large activations leave them in half precision."""
+    prompt = prompt_of(11)
+    with Decoder(engines["random"], threads=1) as decoder:
+        watched = Watchdog(decoder, monkeypatch, spoil=True)
+        assert decoder.generate(prompt, max_new_tokens=30, policy=FixedPolicy(spec)).tokens == plain("random", prompt, 30)
+        for each in watched.drafted:
+            expect_well_formed(each.tree, each.root, each.spec)
+
+
+def test_directory_decides_the_drafter(engines: Mapping[str, Path], tiny_engine: Path) -> None:
+    for directory, choice, kind in (
+        (engines["echo"], None, SuffixDrafter),
+        (engines["echo"], "eagle+ngram", SuffixDrafter),
+        (engines["echo"], "eagle", EagleDrafter),
+        (engines["echo"], "ngram", NgramDrafter),
+        (engines["echo"], "none", NoDrafter),
+        (tiny_engine, None, NgramDrafter),
+    ):
+        with Decoder(directory, draft=choice, threads=1) as decoder:
+            assert type(decoder._drafter) is kind
+            assert len(decoder.generate("the cat", max_new_tokens=9).tokens) == 9
+    with pytest.raises(EngineDirError, match=r"holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram"):
+        Decoder(tiny_engine, draft="eagle")
+
+
+def test_command_line_chooses_drafter_and_tree(engines: Mapping[str, Path], tiny_engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(*more: str) -> Any:
+        options = ["--engine-dir", str(engines["echo"]), "--json", "--max-new-tokens", "30", "--threads", "1", *more]
+        assert run_command(command, "resps-run", [*options, "the cat sat on"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    calls: tuple[list[str], ...] = (
+        [],
+        ["--draft", "eagle"],
+        ["--tree", "40,6,8"],
+        ["--draft", "ngram"],
+        ["--draft", "none"],
+        ["--tree", "1,0,0"],
+    )
+    default, eagle, large, ngram, none, plain = (answer(*more) for more in calls)
+    assert len({tuple(each["tokens"]) for each in (default, eagle, large, ngram, none, plain)}) == 1
+    assert default["stats"]["cycles"] <= eagle["stats"]["cycles"] > large["stats"]["cycles"]
+    assert large["stats"]["accepted"] > 0
+    assert none["stats"]["drafted"] == plain["stats"]["drafted"] == 0
+
+    assert run_command(command, "resps-run", ["--engine-dir", str(tiny_engine), "--draft", "eagle", "the cat"]) == EngineDirError.exit_code
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "--draft-weights" in err
+
+
+def edited(source: Path, copy: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    shutil.copytree(source, copy)
+    data = json.loads((copy / FILE_NAME).read_text())
+    change(data)
+    (copy / FILE_NAME).write_text(json.dumps(data))
+    return copy
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(lambda data, name=name: data["graphs"].pop(name) for name in ("fuse", "draft", "expand", "tree")),
+        lambda data: data["graphs"]["fuse"]["outputs"].pop("hidden"),
+        lambda data: data["graphs"]["draft"]["inputs"].pop("write"),
+        lambda data: data["graphs"]["expand"]["inputs"].pop("beam"),
+        lambda data: data["graphs"]["expand"]["outputs"].pop("next_pool_parents"),
+        lambda data: data["graphs"]["tree"]["outputs"].pop("tree_mask"),
+        lambda data: data["draft"].update(capacity=data["limits"]["context"] + WIDEST * (DEEPEST - 1) - 1),
+        lambda data: data["draft"].update(max_width=0),
+        lambda data: data["draft"].update(max_width=data["draft"]["vocab"] + 1, capacity=1 << 20),
+        lambda data: data["draft"].update(max_depth=0),
+        lambda data: data["draft"].update(layers=0),
+        lambda data: data["draft"].update(capacity="512"),
+        lambda data: data["draft"].pop("check"),
+    ],
+)
+def test_manifests_that_promise_no_working_draft_are_refused(
+    engines: Mapping[str, Path], tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    directory = edited(engines["random"], tmp_path / "engine", change)
+    with pytest.raises(EngineDirError, match=r"^[^\n]* is malformed: [^\n]*(graphs|draft)[^\n]* — export again: resps-export [^\n]*$"):
+        Decoder(directory)
+
+
+def test_manifest_with_just_enough_room_or_without_its_draft_is_accepted(engines: Mapping[str, Path], tmp_path: Path) -> None:
+    def tight(data: dict[str, Any]) -> None:
+        data["draft"]["capacity"] = data["limits"]["context"] + WIDEST * (DEEPEST - 1)
+
+    directory = edited(engines["random"], tmp_path / "tight", tight)
+    with Decoder(directory, threads=1) as decoder:
+        prompt = prompt_of(decoder.manifest.limits.context - 20)
+        assert len(decoder.generate(prompt, policy=FixedPolicy(TreeSpec(64, 16, 16))).tokens) == 20
+    directory = edited(engines["random"], tmp_path / "without", lambda data: data.update(draft=None))
+    assert load_manifest(directory).draft is None
+    with Decoder(directory, threads=1) as decoder:
+        assert decoder.draft == "ngram"
+
+
+def test_the_default_tree_is_smaller_beside_quantized_targets(decoders: Mapping[str, Decoder]) -> None:
+    """A row more costs more there: what gains in fp32 would gain nothing."""
+    for decoder in decoders.values():
+        chunks = list(decoder.stream(prompt_of(20, 1), max_new_tokens=12))
+        nodes = {chunk.spec.nodes for chunk in chunks if chunk.spec is not None}
+        assert max(nodes) == (3 if decoder.manifest.precision == "int8" else 5)
+
+
+def test_plain_decoding_leaves_the_draft_alone(decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = decoders["echo"]
+    expected = decoder.generate(prompt_of(30), max_new_tokens=30, policy=FixedPolicy(TreeSpec(6, 3, 3))).tokens
+    with monkeypatch.context() as patch:
+        for verb in ("begin", "extend", "draft"):
+            patch.setattr(EagleDrafter, verb, lambda *_: pytest.fail("asked the draft"))
+        assert decoder.generate(prompt_of(30), max_new_tokens=30, policy=FixedPolicy(PLAIN)).tokens == expected
+    assert decoder.generate(prompt_of(30), max_new_tokens=30, policy=FixedPolicy(TreeSpec(6, 3, 3))).tokens == expected

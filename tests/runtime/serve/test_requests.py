@@ -1,0 +1,156 @@
+"""Bodies: what is taken, what is refused and under which name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from runtime import Sampling
+from runtime.serve.errors import ApiError
+from runtime.serve.openai_requests import ChatBody, CompletionBody, GenerationRequest, chat, completion, read
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def asked(**fields: Any) -> GenerationRequest:
+    return chat(read(ChatBody, json.dumps({"messages": HELLO, **fields}).encode()), 4)
+
+
+def completed(**fields: Any) -> GenerationRequest:
+    return completion(read(CompletionBody, json.dumps({"prompt": "Hello", **fields}).encode()))
+
+
+def test_defaults_are_openai_s() -> None:
+    ask = asked()
+    assert (ask.sampling, ask.max_tokens, ask.stop, ask.policy, ask.logprobs, ask.stream) == (Sampling(1.0), None, (), None, None, False)
+    assert completed().max_tokens == 16
+
+
+def test_everything_arrives() -> None:
+    ask = asked(
+        model="m", temperature=0.5, top_p=0.9, top_k=7, seed=-1, max_completion_tokens=9, stop=["a", "b"], stream=True,
+        stream_options={"include_usage": True}, logprobs=True, top_logprobs=3, policy="fixed",
+    )  # fmt: skip
+    assert ask == GenerationRequest(HELLO, "m", Sampling(0.5, 7, 0.9, 2**64 - 1), 9, ("a", "b"), "fixed", 3, True, True)
+    assert asked(speculation=False).policy == "none"
+    assert asked(logprobs=True).logprobs == 0
+    assert asked(stop="x").stop == ("x",)
+    assert completed(prompt=[1, 2], logprobs=5) == GenerationRequest([1, 2], None, Sampling(1.0), 16, (), None, 5, False, False)
+    assert completed(prompt=["one"]).prompt == "one"
+    assert completed(prompt=[[1, 2]]).prompt == [1, 2]
+    assert completed(prompt=[]).prompt == []  # the Decoder says what is wrong with it
+
+
+def test_parts_of_a_message_are_joined_and_developers_are_the_system() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    ask = asked(messages=[{"role": "developer", "content": parts}, *HELLO])
+    assert ask.prompt == [{"role": "system", "content": "ab"}, *HELLO]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"n": True}, "n"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"presence_penalty": -1}, "presence_penalty"),
+        ({"logit_bias": {"5": 100}}, "logit_bias"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"nonsense": 1}, "nonsense"),
+        ({"stream": True, "stream_options": {"nonsense": 1}}, "stream_options.nonsense"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"messages": []}, "messages"),
+        ({"messages": HELLO * 5}, "messages"),
+        ({"messages": "Hello"}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+        ({"temperature": 2.5}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": 1.5}, "seed"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ["a", ""]}, "stop"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"policy": "fixed", "speculation": False}, "policy"),
+    ],
+    ids=str,
+)
+def test_what_is_not_followed_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        asked(**fields)
+    error = refused.value.body["error"]
+    assert refused.value.status == 400
+    assert error["param"] is not None
+    assert error["param"].startswith(param)
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] in error["message"]
+    assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"messages": None}, "messages", "invalid_type"),
+        ({"messages": []}, "messages", "empty_array"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
+        ({"messages": [*HELLO, {"role": "king", "content": "x"}]}, "messages[1].role", "invalid_value"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "invalid_type"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "invalid_value"),
+        ({"temperature": 2.5}, "temperature", "decimal_above_max_value"),
+        ({"top_p": 0}, "top_p", "decimal_below_min_value"),
+        ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
+        ({"stop": ["a"] * 5}, "stop", "array_above_max_length"),
+        ({"stop": 3}, "stop", "invalid_type"),
+        ({"policy": "x" * 99}, "policy", "string_above_max_length"),
+        ({"n": 2}, "n", "unsupported_value"),
+        ({"tools": [1]}, "tools", "unsupported_parameter"),
+        ({"nonsense": 1}, "nonsense", "unknown_parameter"),
+    ],
+    ids=str,
+)
+def test_codes_and_places_are_openai_s(fields: dict[str, Any], param: str, code: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        asked(**fields)
+    error = refused.value.body["error"]
+    assert (error["param"], error["code"]) == (param, code)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"prompt": ["a", "b"]}, {"logprobs": 21}, {"prompt": None}], ids=str
+)
+def test_completions_refuse_what_they_do_not_do(fields: dict[str, Any]) -> None:
+    with pytest.raises(ApiError, match=next(iter(fields))):
+        completed(**fields)
+
+
+def test_neutral_and_harmless_values_pass() -> None:
+    assert asked(
+        n=1, user="me", store=False, tools=[], tool_choice="auto", response_format={"type": "text"}, presence_penalty=0.0, logit_bias={},
+        parallel_tool_calls=True, metadata={"a": "b"}, reasoning_effort=None, stop=None, temperature=None,
+    ) == asked()  # fmt: skip
+    assert completed(echo=False, suffix=None, best_of=1) == completed()
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"messages": ' + b"[" * 100_000, b'{"a": "\\ud800"}'])
+def test_a_body_that_is_no_request_is_refused_in_one_line(body: bytes) -> None:
+    with pytest.raises(ApiError) as refused:
+        read(ChatBody, body)
+    assert refused.value.status == 400
+    assert "\n" not in refused.value.body["error"]["message"]

@@ -1,0 +1,297 @@
+"""The model repository, and the real Triton over it where its binary is installed (nvidia-pytriton brings it)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
+from time import sleep
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from runtime import Decoder, Sampling
+from runtime.serve.errors import ApiError
+from runtime.serve.triton.model import Cancelled, TritonPythonModel, asked
+from runtime.serve.triton.repository import write_repository
+from tests.support.serve.serving import until
+
+ROOT = Path(__file__).resolve().parents[3]
+PROMPT = "the cat sat on the mat"
+LONG = 400  # tokens, where an answer should take its time
+
+
+def write(out: Path, engine_dir: Path, request_seconds: float = 120) -> Path:
+    times = {"queue_seconds": 2, "request_seconds": request_seconds}
+    return write_repository(out, engine_dir, name="resps", replicas=2, threads=0, policy="", queue=8, **times)
+
+
+def test_repository_holds_what_triton_reads(tiny_engine: Path, tmp_path: Path) -> None:
+    folder = write(tmp_path, tiny_engine)
+    config = (folder / "config.pbtxt").read_text()
+    assert f'key: "engine_dir", value: {{ string_value: "{tiny_engine.resolve()}" }}' in config
+    assert "default_timeout_microseconds: 2000000" in config
+    assert parameters(folder)["request_seconds"] == "120"
+    assert config.count("{") == config.count("}")
+    assert "TritonPythonModel" in (folder / "1" / "model.py").read_text()
+
+
+def parameters(folder: Path) -> dict[str, str]:
+    """As Triton hands them to the model."""
+    found = re.findall(r'key: "(\w+)", value: \{ string_value: (".*") \}', (folder / "config.pbtxt").read_text())
+    return {name: json.loads(value) for name, value in found}
+
+
+class Sender:
+    """Stands for Triton's side of one request. ``told`` happens at each look whether the client is still there."""
+
+    def __init__(self, inputs: dict[str, Any], told: Callable[[], None] = lambda: None) -> None:
+        self._inputs, self._told, self.sent = inputs, told, SimpleQueue[Any]()
+
+    def get_response_sender(self) -> Sender:
+        return self
+
+    def is_cancelled(self) -> bool:
+        self._told()
+        return False
+
+    def send(self, response: Any, flags: int = 0) -> None:
+        self.sent.put(response)
+
+
+@pytest.fixture
+def model(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], TritonPythonModel]]:
+    """Makes the model with so many seconds for a request, with a stand-in for the module that only Triton's own process has."""
+
+    class NoMetrics(Exception):
+        pass
+
+    def no_metrics(**_: Any) -> None:
+        raise NoMetrics
+
+    no_metrics.COUNTER = 0  # type: ignore[attr-defined]
+    backend = SimpleNamespace(
+        MetricFamily=no_metrics,
+        TritonModelException=NoMetrics,
+        TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
+        TritonError=type("TritonError", (Exception,), {"INVALID_ARG": 1, "UNAVAILABLE": 2, "INTERNAL": 3, "CANCELLED": 4}),
+        Tensor=lambda name, values: (name, values[0, 0].decode()),
+        InferenceResponse=lambda output_tensors=(), error=None: SimpleNamespace(error=error, **dict(output_tensors)),
+        get_input_tensor_by_name=lambda request, name: request._inputs.get(name),
+    )
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
+    made: list[TritonPythonModel] = []
+
+    def make(request_seconds: float) -> TritonPythonModel:
+        given = parameters(write(tmp_path, tiny_engine, request_seconds))
+        made.append(TritonPythonModel())
+        made[-1].initialize({"model_config": json.dumps({"parameters": {name: {"string_value": each} for name, each in given.items()}})})
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.finalize()
+
+
+def asking(tokens: int, told: Callable[[], None] = lambda: None) -> Sender:
+    texts = {"text_input": PROMPT, "sampling_parameters": json.dumps({"max_tokens": tokens, "temperature": 0})}
+    tensors = {name: np.array([[text.encode()]], dtype=np.object_) for name, text in texts.items()}
+    return Sender({name: SimpleNamespace(as_numpy=lambda tensor=tensor: tensor) for name, tensor in tensors.items()}, told)
+
+
+def test_parameters_are_those_of_completions() -> None:
+    ask = asked("hello", False, '{"max_tokens": 7, "temperature": 0, "stop": ["x"]}')
+    assert (ask.prompt, ask.max_tokens, ask.sampling.temperature, ask.stop) == ("hello", 7, 0, ("x",))
+    assert asked("hello", True, None).prompt == [{"role": "user", "content": "hello"}]
+    for wrong in ("[]", "{", '{"n": 2}', '{"max_tokens": "x"}', "[" * 100_000):
+        with pytest.raises(ApiError):
+            asked("hello", False, wrong)
+
+
+def test_waiting_for_a_replica_has_an_end() -> None:
+    model = TritonPythonModel()
+    model._free, model._queue_seconds = SimpleQueue(), 0.1
+    with pytest.raises(ApiError, match="no engine became free") as refused:
+        model._replica(SimpleNamespace(is_cancelled=lambda: False))
+    assert (refused.value.status, refused.value.outcome) == (503, "queue_timeout")
+    looks = iter((False, True))
+    model._queue_seconds = 60.0
+    with pytest.raises(Cancelled):
+        model._replica(SimpleNamespace(is_cancelled=lambda: next(looks)))
+
+
+def test_a_request_has_no_more_than_its_seconds(model: Callable[[float], TritonPythonModel], decoder: Decoder) -> None:
+    whole = decoder.generate(PROMPT, max_new_tokens=20)
+    served, slept = model(2.0), Event()
+
+    def told() -> None:  # the first look is for the replica, the second when the first token has come
+        if slept.is_set():
+            sleep(2.0)
+        slept.set()
+
+    cut = asking(20, told)
+    served.execute([cut])
+    last = cut.sent.get(timeout=60)
+    assert last.error is None
+    assert json.loads(last.report)["stop"] == "deadline"
+    assert 0 < len(last.text_output) < len(whole.text)
+    assert whole.text.startswith(last.text_output)
+
+
+def test_a_request_whose_time_is_over_before_its_first_token_is_told_so(model: Callable[[float], TritonPythonModel]) -> None:
+    served = model(0.0)
+    for _ in range(4):  # two replicas: both come back
+        late = asking(20)
+        served.execute([late])
+        error = late.sent.get(timeout=60).error
+        assert error.args == ("the time of a request, 0 s, was over before the first token", error.UNAVAILABLE)
+
+
+@dataclass(frozen=True)
+class Triton:
+    """Addresses of a running Triton."""
+
+    url: str
+    grpc: str
+    metrics: str
+
+    def counted(self, line: str) -> float:
+        """The value of ``name{labels}`` on its page of metrics; 0 where it is not."""
+        lines = httpx.get(self.metrics).text.splitlines()
+        return next((float(each.rpartition(" ")[2]) for each in lines if each.rpartition(" ")[0] == line), 0.0)
+
+    def ask(self, seed: int) -> httpx.Response:
+        """A long answer, the same for the same seed."""
+        body = {"text_input": PROMPT, "sampling_parameters": json.dumps({"max_tokens": LONG, **sampled(seed)})}
+        return httpx.post(f"{self.url}/models/resps/generate", json=body, timeout=120)
+
+
+def sampled(seed: int) -> dict[str, Any]:
+    return {"temperature": 1.5, "seed": seed}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def triton(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
+    """A real Triton."""
+    package = importlib.util.find_spec("pytriton")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("tritonserver is not installed (pip install nvidia-pytriton, in an environment of its own)")
+    server = Path(package.submodule_search_locations[0]) / "tritonserver"
+    root = tmp_path_factory.mktemp("triton")
+    shutil.copytree(server / "backends", root / "backends")
+    stub = server / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / "triton_python_backend_stub"
+    shutil.copy(stub, root / "backends" / "python")
+    write(root / "models", tiny_engine)
+    http, grpc, metrics = (free_port() for _ in range(3))
+    packages = server.parents[1]
+    python = packages.parents[2] / "bin"  # the backend takes the first Python on the path, and its working folder's packages
+    env = {**os.environ, "PATH": f"{python}{os.pathsep}{os.environ['PATH']}", "LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs")}
+    line = [str(server / "bin" / "tritonserver"), "--model-repository", str(root / "models"), "--backend-directory", str(root / "backends"),
+            "--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]  # fmt: skip
+    with (root / "log").open("w") as log, subprocess.Popen(line, stdout=log, stderr=log, env=env, cwd=ROOT) as process:
+        found = Triton(f"http://127.0.0.1:{http}/v2", f"127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}/metrics")
+
+        def ready() -> bool:
+            assert process.poll() is None, (root / "log").read_text()
+            try:
+                return httpx.get(f"{found.url}/models/resps/ready").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        try:
+            until(ready, 120)
+            yield found
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def test_triton_answers_as_the_decoder_does(triton: Triton, decoder: Decoder) -> None:
+    expected = decoder.generate(PROMPT, max_new_tokens=20)
+    parameters = json.dumps({"max_tokens": 20, "temperature": 0})
+    body = {"text_input": PROMPT, "sampling_parameters": parameters}
+    whole = httpx.post(f"{triton.url}/models/resps/generate", json=body, timeout=60).json()
+    assert whole["text_output"] == expected.text
+    assert json.loads(whole["report"])["stats"]["new_tokens"] == len(expected.tokens)
+    streamed = httpx.post(f"{triton.url}/models/resps/generate_stream", json={**body, "stream": True}, timeout=60).text
+    events = [json.loads(line.removeprefix("data: ")) for line in streamed.splitlines() if line]
+    assert len(events) > 2
+    assert "".join(event["text_output"] for event in events) == expected.text
+    chat = httpx.post(f"{triton.url}/models/resps/generate", json={**body, "chat": True}, timeout=60).json()
+    assert chat["text_output"] == decoder.generate([{"role": "user", "content": PROMPT}], max_new_tokens=20).text
+
+
+def test_triton_tells_what_is_wrong(triton: Triton) -> None:
+    for parameters, what in (('{"n": 2}', "one answer a request"), ("[]", "no JSON object"), ('{"policy": "magic"}', "unknown policy")):
+        body = {"text_input": PROMPT, "sampling_parameters": parameters}
+        refused = httpx.post(f"{triton.url}/models/resps/generate", json=body, timeout=60)
+        assert refused.status_code >= 400
+        assert what in refused.json()["error"]
+
+
+def test_a_full_queue_refuses_at_once_and_those_inside_are_served(triton: Triton, decoder: Decoder) -> None:
+    with ThreadPoolExecutor(30) as clients:
+        came = list(clients.map(triton.ask, range(30)))  # two run, one waits in the model, eight in the queue
+    told = [each.json() for each in came]
+    refused = [each["error"] for each in told if "error" in each]
+    assert len(refused) < len(told) - 1
+    assert any("maximum queue size" in error for error in refused)
+    assert all("maximum queue size" in error or "timeout" in error or "no engine became free" in error for error in refused)
+    for seed, each in enumerate(told):
+        if "error" not in each:
+            assert each["text_output"] == long_answer(decoder, seed).text
+
+
+def test_a_cancelled_request_ends_after_its_round(triton: Triton, decoder: Decoder) -> None:
+    grpc = pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed (pip install 'tritonclient[grpc]')")
+    seed = max(range(30), key=lambda seed: len(long_answer(decoder, seed).tokens))
+    whole = long_answer(decoder, seed)
+    before, tokens = triton.counted(CANCELLED), triton.counted("resps:generation_tokens_total")
+
+    def text(name: str, kind: str, value: Any) -> Any:
+        given = grpc.InferInput(name, [1, 1], kind)
+        given.set_data_from_numpy(np.array([[value]], dtype=bool if kind == "BOOL" else np.object_))
+        return given
+
+    inputs = [
+        text("text_input", "BYTES", PROMPT),
+        text("stream", "BOOL", True),
+        text("sampling_parameters", "BYTES", json.dumps({"max_tokens": LONG, **sampled(seed)})),
+    ]
+    came: SimpleQueue[Any] = SimpleQueue()
+    with grpc.InferenceServerClient(triton.grpc) as client:
+        client.start_stream(lambda result, error: came.put((result, error)))
+        client.async_stream_infer("resps", inputs)
+        result, error = came.get(timeout=30)
+        assert error is None
+        assert result.as_numpy("text_output") is not None
+        client.stop_stream(cancel_requests=True)
+    until(lambda: triton.counted(CANCELLED) == before + 1, 30)
+    assert triton.counted("resps:generation_tokens_total") - tokens < len(whole.tokens)
+    assert triton.ask(seed).json()["text_output"] == whole.text  # the replica is free again
+
+
+CANCELLED = 'resps:requests_total{outcome="cancelled"}'
+
+
+def long_answer(decoder: Decoder, seed: int) -> Any:
+    return decoder.generate(PROMPT, max_new_tokens=LONG, sampling=Sampling(1.5, seed=seed))

@@ -1,0 +1,260 @@
+"""What a request leaves in the caches serves the next one: fewer prompt tokens to compute, the same answer, the same keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from policy import PLAIN, FixedPolicy, TreeSpec
+from runtime import Decoder, EngineFailure, Sampling
+from runtime.decoding.loop import begin, prefill, rounds
+from runtime.decoding.sampling import greedy
+from runtime.decoding.target import common_prefix
+from runtime.drafters.eagle import EagleDrafter
+from runtime.drafters.ngram import NgramDrafter
+from tests.support.eagle_engines import export, write_echo
+from tests.support.fakes import VOCAB as TOY_VOCAB
+from tests.support.fakes import toy_logits, toy_target
+from tests.support.planted import PlantedDrafter
+from tests.support.tiny import VOCAB
+
+TREE = TreeSpec(12, 4, 3)
+
+
+# --- the law, on the toy target ---
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_sequence_of_requests_gives_what_each_gives_alone(seed: int) -> None:
+    """Prompts that go on from, share a beginning with, or have nothing of the conversation before; abandoned anywhere."""
+    random, target, history = np.random.default_rng(seed), toy_target(), [1, 2, 3]
+    for turn in range(12):
+        shared = history[: int(random.integers(0, len(history) + 1))][:50]
+        prompt = [*shared, *random.integers(0, TOY_VOCAB, int(random.integers(1, 12))).tolist()]
+        answer: list[int] = []
+        while len(answer) < 12:
+            answer.append(int(toy_logits([*prompt, *answer]).argmax()))
+        drafter = NgramDrafter() if random.random() < 0.3 else PlantedDrafter(len(prompt), answer, TOY_VOCAB, int(random.integers(99)))
+        held = target._tokens[: target.length]
+        kept = begin(target, drafter, prompt)
+        assert kept == (min(common_prefix(held, prompt), len(prompt) - 1) if turn else 0)
+        *_, root = prefill(target, drafter, greedy, prompt)
+        assert root is not None
+        came = [root.token]
+        for each in rounds(target, drafter, FixedPolicy(TREE), greedy, root, 11):
+            came.extend(each.tokens)
+            if random.random() < 0.2:
+                break
+        assert came == answer[: len(came)]
+        fresh = toy_target()
+        list(fresh.prefill([*prompt, *came[:-1]]))
+        np.testing.assert_array_equal(target.cache.rows(), fresh.cache.rows())
+        assert target._tokens == [*prompt, *came[:-1]]
+        target.cache_valid, history = True, [*prompt, *came]
+
+
+def test_an_interrupted_request_leaves_nothing_to_the_next() -> None:
+    target = toy_target()
+    begin(target, NgramDrafter(), [1, 2, 3, 4])
+    list(target.prefill([1, 2, 3, 4]))
+    assert not target.cache_valid  # until somebody says that a round has ended
+    assert begin(target, NgramDrafter(), [1, 2, 3, 4, 5]) == target.length == 0
+
+
+def test_a_cache_that_was_used_behind_the_targets_back_is_not_believed() -> None:
+    target = toy_target()
+    list(target.prefill([1, 2, 3, 4]))
+    assert list(target.common([1, 2, 3, 9])) == [1, 2, 3]
+    assert list(target.common([1, 2, 3])) == [1, 2]  # the last token's scores are needed
+    target.cache.truncate(0)
+    assert list(target.common([1, 2, 3, 9])) == []
+
+
+# --- with real engines ---
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A draft that is often right, and few rows a pass."""
+    root = tmp_path_factory.mktemp("prefix")
+    write_echo(root / "target", root / "draft")
+    return export(root / "target", root / "draft", root / "out", "--prefill-rows", "8")
+
+
+@pytest.fixture(scope="module")
+def pair(engine: Path) -> Iterator[tuple[Decoder, Decoder]]:
+    """One that keeps, and one that is made to forget before each request."""
+    with Decoder(engine, draft="eagle", threads=1) as keeping, Decoder(engine, draft="eagle", threads=1) as fresh:
+        yield keeping, fresh
+
+
+def ids(length: int, seed: int = 0) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(3, VOCAB, length)]
+
+
+def expect_same_state(keeping: Decoder, fresh: Decoder) -> None:
+    """Keys and values of target and draft. Rows that were computed in other company differ in the last bits; wrong ones by more than 1."""
+    for mine, other in ((keeping._target.cache, fresh._target.cache), (_eagle(keeping)._cache, _eagle(fresh)._cache)):
+        assert mine.length == other.length
+        np.testing.assert_allclose(mine.rows(), other.rows(), rtol=0, atol=1e-3)
+    assert _eagle(keeping)._known == _eagle(fresh)._known
+
+
+def _eagle(decoder: Decoder) -> EagleDrafter:
+    eagle = decoder.models.eagle
+    assert eagle is not None
+    return eagle
+
+
+def expect_as_fresh(pair: tuple[Decoder, Decoder], prompt: list[int], **options: Any) -> int:
+    """Both answer alike, with the same trees, and are left in the same state. Returns how many prompt tokens were not computed again."""
+    keeping, fresh = pair
+    fresh.forget()
+    mine, other = (each.generate(prompt, **options) for each in (keeping, fresh))
+    assert (mine.tokens, mine.text, mine.stop) == (other.tokens, other.text, other.stop)
+    assert mine.stats.cycles == other.stats.cycles
+    assert mine.stats.actions == other.stats.actions
+    assert other.stats.cached_prompt_tokens == 0
+    expect_same_state(keeping, fresh)
+    return mine.stats.cached_prompt_tokens
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.9, seed=3)], ids=str)
+def test_a_conversation_is_not_read_again(pair: tuple[Decoder, Decoder], sampling: Sampling) -> None:
+    chat = ids(40, 1)
+    pair[0].forget()
+    options = {"max_new_tokens": 21, "sampling": sampling, "policy": FixedPolicy(TREE)}
+    assert expect_as_fresh(pair, chat, **options) == 0
+    for turn in range(4):
+        held = len(chat) + 20  # the last token of an answer was never computed
+        chat += [*pair[0].generate(chat, **options).tokens, *ids(5, turn)]  # the answer by heart: it is the same again
+        # The draft has not committed the last round's tokens, and of one more the features are needed again.
+        assert held - TREE.depth - 2 <= expect_as_fresh(pair, chat, **options) < held
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_conversation_with_any_interruption(pair: tuple[Decoder, Decoder], seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared beginnings of every length, and in between: plain requests, abandoned ones, cancelled ones, failures, stops inside a block."""
+    random, (keeping, _) = np.random.default_rng(seed), pair
+    history, kept = ids(30, seed), []
+    for turn in range(14):
+        shared = history[: int(random.integers(0, len(history) + 1))][:120]
+        prompt = [*shared, *ids(int(random.integers(1, 14)), 100 * seed + turn)]
+        kind = ("plain", "break", "cancel", "error", "interrupt", "stop", "whole", "whole")[int(random.integers(8))]
+        if kind == "plain":
+            keeping.generate(prompt, max_new_tokens=10, policy=FixedPolicy(PLAIN))
+        elif kind in ("break", "cancel"):
+            with keeping.stream(prompt, policy=FixedPolicy(TREE)) as stream:
+                for _ in range(int(random.integers(1, 5))):
+                    next(stream)
+                if kind == "cancel":
+                    stream.cancel()
+                    list(stream)
+        elif kind in ("error", "interrupt"):
+            fail(keeping, prompt, monkeypatch, int(random.integers(1, 40)), KeyboardInterrupt if kind == "interrupt" else RuntimeError)
+        elif kind == "stop":
+            text = keeping.generate(prompt, max_new_tokens=20).text
+            keeping.generate(prompt, max_new_tokens=20, stop=[text[len(text) // 2 :][:2] or "x"])
+        prompt = [*prompt, *ids(2, turn)] if random.random() < 0.5 else prompt
+        kept.append(expect_as_fresh(pair, prompt, max_new_tokens=12, policy=FixedPolicy(TREE)))
+        history = [*prompt, *keeping._target._tokens[len(prompt) :]]
+    assert sum(kept) > 50  # or nothing was ever kept
+
+
+def fail(decoder: Decoder, prompt: list[int], monkeypatch: pytest.MonkeyPatch, at: int, error: type[BaseException]) -> None:
+    """The pass number ``at`` of the request fails, half way through its work."""
+    import onnxruntime
+
+    run, count = onnxruntime.InferenceSession.run_with_iobinding, 0
+
+    def failing(*arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        run(*arguments)
+        if count == at:
+            raise error("in the middle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", failing)
+        try:
+            decoder.generate(prompt, max_new_tokens=30, policy=FixedPolicy(TREE))
+        except (EngineFailure, KeyboardInterrupt):
+            return
+    assert count < at
+
+
+def test_plain_requests_do_not_spoil_the_draft(pair: tuple[Decoder, Decoder]) -> None:
+    """The draft knows less than the target then, and is told the rest: only what both hold is kept."""
+    keeping, _ = pair
+    keeping.forget()
+    chat = ids(50, 5)
+    first = keeping.generate(chat, max_new_tokens=15, policy=FixedPolicy(TREE))
+    longer = [*chat, *first.tokens, *ids(6, 6)]
+    plain = keeping.generate(longer, max_new_tokens=15, policy=FixedPolicy(PLAIN))
+    assert plain.stats.cached_prompt_tokens == len(chat) + 14
+    kept = expect_as_fresh(pair, [*longer, *plain.tokens, 5], max_new_tokens=15, policy=FixedPolicy(TREE))
+    assert len(chat) < kept <= len(chat) + 14
+
+
+def test_the_same_prompt_again_and_a_shorter_one(pair: tuple[Decoder, Decoder]) -> None:
+    pair[0].forget()
+    prompt = ids(60, 8)
+    options = {"max_new_tokens": 9, "policy": FixedPolicy(TREE)}
+    assert expect_as_fresh(pair, prompt, **options) == 0
+    assert 0 < len(prompt) - expect_as_fresh(pair, prompt, **options) <= 2
+    assert 0 < 20 - expect_as_fresh(pair, prompt[:20], **options) <= 2
+    assert expect_as_fresh(pair, [prompt[0] + 1, *prompt[1:]], **options) == 0
+    assert pair[0]._target.cache.span <= 128  # and does not go on reading as many slots as the longest needed
+
+
+def test_forgetting_is_up_to_the_caller(pair: tuple[Decoder, Decoder]) -> None:
+    keeping, _ = pair
+    for expected in (0, 58):
+        keeping.forget()
+        if expected:
+            keeping.generate(ids(60, 9), max_new_tokens=3, policy=FixedPolicy(TREE))
+        assert keeping.generate(ids(60, 9), max_new_tokens=3, policy=FixedPolicy(TREE)).stats.cached_prompt_tokens >= expected
+
+
+def test_a_request_that_never_began_leaves_a_doubtful_cache_doubtful(pair: tuple[Decoder, Decoder]) -> None:
+    keeping, _ = pair
+    keeping.generate(ids(30, 4), max_new_tokens=3)
+    keeping.forget()
+    assert keeping.generate(ids(30, 4), deadline=0).stop == "deadline"
+    assert keeping.generate(ids(30, 4), max_new_tokens=3).stats.cached_prompt_tokens == 0
+
+
+def test_numbers_that_are_none_do_not_stay_in_the_draft(pair: tuple[Decoder, Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shared system prompt would keep them for ever."""
+    keeping, _ = pair
+    prompt = ids(40, 11)
+    with monkeypatch.context() as patch:
+        fuse = EagleDrafter._fuse
+
+        def spoilt(self: EagleDrafter, *arguments: Any) -> None:
+            fuse(self, *arguments)
+            self._buffers["waiting"][:] = np.nan
+
+        patch.setattr(EagleDrafter, "_fuse", spoilt)
+        keeping.generate(prompt, max_new_tokens=12, policy=FixedPolicy(TREE))
+    assert expect_as_fresh(pair, [*prompt, 7, 8], max_new_tokens=12, policy=FixedPolicy(TREE)) == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_chat_with_the_demo_model(demo_engine: Callable[[str], Path], precision: str) -> None:
+    """Whole messages through the template: the answer is tokenized anew as part of the next prompt."""
+    chat = [{"role": "system", "content": "You are a helpful assistant who answers in one sentence."}]
+    with Decoder(demo_engine(precision), threads=2) as keeping, Decoder(demo_engine(precision), threads=2) as fresh:
+        for place, question in enumerate(("Why is the sky blue?", "And at night?", "Thank you. What is the capital of France?")):
+            chat.append({"role": "user", "content": question})
+            mine = keeping.generate(chat, max_new_tokens=32)
+            fresh.forget()
+            assert mine.tokens == fresh.generate(chat, max_new_tokens=32).tokens
+            assert mine.stats.cached_prompt_tokens >= (0 if place == 0 else 30)
+            kept, anew = (each._target.cache.rows() for each in (keeping, fresh))
+            np.testing.assert_allclose(kept, anew, rtol=0, atol=0 if precision == "int8" else 2e-4)
+            chat.append({"role": "assistant", "content": mine.text})

@@ -1,0 +1,83 @@
+"""scripts/lab/count_repeats.py counts what bets would really have brought."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.training.shards import Conversation, ShardWriter
+from export.training.words import ANSWER, PROMPT
+from policy.lookup import MATCHED
+from runtime.console import run_command
+from scripts.lab.count_repeats import Count, count, main
+
+
+def counted(tokens: list[int], written: list[bool] | None = None) -> tuple[int, dict[int, Count]]:
+    counts = {least: Count() for least in MATCHED}
+    looked = count(tokens, written or [True] * len(tokens), counts)
+    return looked, {least: each for least, each in counts.items() if each.places}
+
+
+def test_bets_on_a_loop_are_right_and_end_with_the_text() -> None:
+    looked, counts = counted([5, 6, 7] * 4)
+    assert looked == 11
+    assert {least: each.places for least, each in counts.items()} == {2: 1, 3: 1, 4: 2, 6: 3}
+    assert all((each.first, each.following) == (1.0, 1.0) for each in counts.values())
+    assert counts[2].accepted == 7  # five tokens were read; seven were to come
+    assert counts[6].accepted == 3 + 2 + 1
+
+
+def test_the_first_wrong_token_ends_a_bet() -> None:
+    looked, counts = counted([1, 2, 3, 4, 5, 9, 9, 8, 1, 2, 3, 4, 6, 7, 1, 2, 5, 5])
+    assert looked == 17
+    assert counts[2] == Count(places=2, right=1, accepted=2, tries=2)  # 3, 4 and not 5; then not 3
+    assert (counts[2].first, counts[2].following) == (0.5, 0.5)
+    assert counts[3] == Count(places=1, right=1, accepted=1, tries=1)
+    assert counts[4] == Count(places=1)
+    assert (counts[4].first, counts[4].following) == (0.0, 0.0)
+
+
+def test_only_places_inside_answers_count() -> None:
+    tokens = [1, 2, 3, 1, 2, 3, 1, 2, 3]
+    looked, counts = counted(tokens, [False] * 6 + [True] * 3)
+    assert looked == 2
+    assert sum(each.places for each in counts.values()) == 2
+    assert counted(tokens, [False] * 9) == (0, {})
+
+
+def test_shards_and_answers_give_the_table(tmp_path: Path, tiny_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tokens = torch.tensor([3, 4, 5] * 5, dtype=torch.int32)
+    kinds = torch.tensor([PROMPT] * 3 + [ANSWER] * 12, dtype=torch.uint8)
+    writer = ShardWriter(tmp_path / "data", "words-000")
+    for _ in range(2):
+        writer.add(Conversation(tokens, kinds, torch.zeros(15, 6, dtype=torch.bfloat16), torch.zeros(15, 2, dtype=torch.bfloat16)))
+    writer.flush()
+    capfd.readouterr()
+    assert run_command(main, "count_repeats", [str(tmp_path / "data")]) == 0
+    out, err = capfd.readouterr()
+    assert (out.splitlines()[0], err) == ("22 places", "")
+    assert "| 2 | 9 % | 1.00 | 1.00 | 8.0 |" in out
+    assert [line.split("|")[1].strip() for line in out.splitlines()[4:]] == ["2", "3", "4 to 5", "6 to 8", "9 to 12", "13 and more"]
+
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps({"prompt": "a dog", "answer": "the cat sat on the mat, the cat sat on the mat"}) + "\n")
+    assert run_command(main, "count_repeats", ["--engine-dir", str(tiny_engine), str(file)]) == 0
+    assert int(capfd.readouterr().out.split()[0]) > 10
+
+
+def test_what_cannot_be_counted_is_one_line(tmp_path: Path, tiny_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n')
+    cases = [
+        ([str(tmp_path)], "holds no shards — make some"),
+        ([str(tmp_path / "bad.jsonl")], "is text: --engine-dir says how it is cut"),
+        (["--engine-dir", str(tiny_engine), str(tmp_path / "bad.jsonl")], "line 1 has no prompt and answer"),
+    ]
+    capfd.readouterr()
+    for arguments, says in cases:
+        assert run_command(main, "count_repeats", arguments) == 2
+        out, err = capfd.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert says in err

@@ -1,0 +1,87 @@
+"""scripts/gpu_check.py, rehearsed on an emulated GPU: its numbers mean nothing there, but every line of it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import runtime.backends.cuda.backend
+import runtime.backends.cuda.tensorrt_module
+import scripts.gpu.demo
+import scripts.gpu.environment
+import scripts.gpu.large
+from scripts.gpu.random_model import RandomShape, write_model
+from scripts.gpu_check import command
+from tests.support.gpu.emulated_gpu import EmulatedCuda, EmulatedRtx
+
+TINY = RandomShape(hidden=64, mlp=96, heads=4, kv_heads=2, head_dim=16, vocab=512, draft_vocab=96)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every Cuda is emulated; plans are those of the directory that is opened."""
+    opened: dict[str, Any] = {}
+
+    def backend(directory: Path, *arguments: Any, **options: Any) -> Any:
+        opened["directory"] = directory
+        return real(directory, *arguments, **options)
+
+    def cuda() -> EmulatedCuda:
+        opened["cuda"] = EmulatedCuda()
+        return opened["cuda"]
+
+    real = runtime.backends.cuda.backend.CudaBackend
+    monkeypatch.setattr(runtime.backends.cuda.backend, "CudaBackend", backend)
+    for module in (runtime.backends.cuda.backend, scripts.gpu.large, scripts.gpu.demo):
+        monkeypatch.setattr(module, "Cuda", cuda)
+    monkeypatch.setattr(scripts.gpu.large, "bandwidth", lambda cuda: 3.0)
+    monkeypatch.setattr(scripts.gpu.large, "TIMES", 2)
+    load = runtime.backends.cuda.tensorrt_module.load  # plans are built by the real one, which asks for no form of it
+    monkeypatch.setattr(
+        runtime.backends.cuda.tensorrt_module,
+        "load",
+        lambda name=None: EmulatedRtx(opened["directory"], opened["cuda"]) if name else load(),
+    )
+    logger = runtime.backends.cuda.tensorrt_module.logger
+    monkeypatch.setattr(
+        runtime.backends.cuda.tensorrt_module, "logger", lambda module: None if isinstance(module, EmulatedRtx) else logger(module)
+    )
+
+
+def test_large_part_measures_passes_drafts_and_cycles(gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripts.gpu.large, "CONTEXT", 420)
+    monkeypatch.setattr(scripts.gpu.large, "PAST", 64)
+    found = scripts.gpu.large.large(tmp_path, layers=4, precision="fp16", shape=TINY)
+    assert set(found["pass_ms"]) == set(found["pass_wall_ms"]) == {"1", "2", "4", "8", "16", "32", "64"}
+    assert {"plain_over_floor", "pass_32_over_plain", "profile_switch_ms", "prefill_chunk_ms"} <= found.keys()
+    assert found["drafting"]["8"]["tree_ms"].keys() == {"1", "2", "4", "8"}
+    assert set(found["cycles"]) == {"1,0,0", "8,4,4", "16,5,8", "32,7,8", "64,8,10"}
+
+
+def test_random_model_is_read_as_any_other(tmp_path: Path) -> None:
+    from export.checkpoints.draft_checkpoint import open_draft
+    from export.checkpoints.safetensors import SafetensorsCheckpoint
+
+    write_model(tmp_path, TINY, layers=6)
+    target = SafetensorsCheckpoint(tmp_path / "target")
+    assert (target.arch.layers, target.arch.vocab) == (6, 512)
+    assert open_draft(tmp_path / "draft", target).tokens.tolist() == list(range(0, 4 * 96, 4))
+
+
+def test_without_a_gpu_every_part_says_why_and_the_command_ends_well(tmp_path: Path) -> None:
+    done = CliRunner().invoke(command, ["--work", str(tmp_path), "--only", "environment,rtx"])
+    assert done.exit_code == 0
+    report = json.loads(done.stdout)
+    assert "no NVIDIA GPU can be used here" in report["environment"]["error"]
+    assert report["rtx"]["tensorrt_rtx for 8.9,12.0"]["runs"] is False
+    assert "no NVIDIA GPU" in report["rtx"]["tensorrt_rtx for 8.9,12.0"]["error"]
+
+
+def test_unknown_part_is_a_usage_error(tmp_path: Path) -> None:
+    done = CliRunner().invoke(command, ["--work", str(tmp_path), "--only", "weather"])
+    assert done.exit_code == 2
+    assert "weather" in done.stderr

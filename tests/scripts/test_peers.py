@@ -1,0 +1,294 @@
+"""scripts/peers/__main__.py: what needs no other engine. Comparing, counting, choosing arms, and GGUFs that hold the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from scripts.peers.__main__ import command
+from scripts.peers.compare import closeness, first_difference, margin, same_prefix
+from scripts.peers.contenders import PEERS, PRECISIONS, PeerContender, chosen, own_arms
+from scripts.peers.environments import ENVIRONMENTS, TORCH, last_line, refuse_cuda
+from scripts.peers.errors import PeerError, PeerUnavailable
+from scripts.peers.figures import best_peers, paired_ratio, reference_name, rows
+from scripts.peers.models.files import FORMS
+from scripts.peers.models.gguf_files import write_gguf
+from scripts.peers.protocol import PeerAnswer, PeerJob, Watch
+from scripts.peers.questions import PeerQuestion, read_questions
+from scripts.peers.quiet import cpu_seconds, wait_for_quiet
+from scripts.peers.tables import HEADS, cells, markdown, page
+from scripts.peers.turns import Bench, Turn
+from scripts.peers.worker import work
+
+STOP = [2]
+
+
+def answer(rate: float, tokens: list[int], first: float = 0.5) -> PeerAnswer:
+    return PeerAnswer(tokens, first, len(tokens) / rate, len(tokens), len(tokens))
+
+
+def turn(*answers: PeerAnswer, load: float = 1.0, peak: float = 100.0) -> Turn:
+    return Turn(load, peak, 0.25, list(answers))
+
+
+BASE = PeerContender("transformers-fp32", "transformers", "fp32", "transformers-fp32", "transformers")
+FAST = PeerContender("genai-fp32", "genai", "fp32", "genai-fp32", "onnxruntime-genai")
+OURS = PeerContender("resps-fp32", "resps", "fp32", "resps-fp32")
+TREE = PeerContender("resps-fp32-default", "resps", "fp32", "resps-fp32", note="a | tree")
+INT8 = PeerContender("resps-int8", "resps", "int8", "resps-int8")
+INT8_TREE = PeerContender("resps-int8-default", "resps", "int8", "resps-int8")
+QUESTIONS = [PeerQuestion("a:0", [1, 5, 6]), PeerQuestion("a:1", [1, 7])]
+
+
+@pytest.fixture
+def turns() -> dict[str, list[Turn]]:
+    """Two turns of two questions; the machine is half as fast in the second."""
+    right, left = [3, 4, 5, 6], [8, 9]
+
+    def both(fast: float, tokens: tuple[list[int], list[int]] = (right, left)) -> list[Turn]:
+        return [turn(*(answer(fast * speed, each) for each in tokens)) for speed in (1.0, 0.5)]
+
+    return {
+        BASE.name: both(10.0),
+        FAST.name: both(20.0),
+        OURS.name: both(22.0),
+        TREE.name: both(30.0, (right, [8, 8])),
+        INT8.name: both(40.0, ([3, 4, 1, 1], left)),
+        INT8_TREE.name: both(50.0, ([3, 4, 1, 1], left)),
+    }
+
+
+ARMS = [BASE, FAST, OURS, TREE, INT8, INT8_TREE]
+
+
+def test_ratios_pair_the_same_question_in_the_same_turn(turns: dict[str, list[Turn]]) -> None:
+    made = {row.arm.name: row for row in rows(ARMS, QUESTIONS, turns, {})}
+    assert made[OURS.name].to_base == pytest.approx(2.2)  # in both turns, however fast the machine was
+    assert made[OURS.name].to_peer == pytest.approx(1.1)
+    assert made[TREE.name].best_peer == FAST.name
+    assert made[INT8.name].best_peer is made[INT8.name].to_peer is None
+    assert (made[OURS.name].rate, made[OURS.name].lowest, made[OURS.name].highest) == pytest.approx((16.5, 11.0, 22.0))
+    assert made[OURS.name].prefill_rate == pytest.approx(5 / 1.0)
+    assert made[OURS.name].first_ms == pytest.approx(500.0)
+
+
+def test_text_is_compared_with_what_it_must_be(turns: dict[str, list[Turn]]) -> None:
+    made = {row.arm.name: row for row in rows(ARMS, QUESTIONS, turns, {})}
+    assert reference_name(ARMS, turns) == OURS.name
+    assert (made[BASE.name].same, made[BASE.name].compared) == (4, 4)
+    assert made[TREE.name].same == 2  # one of its two answers parts, in both turns
+    assert made[INT8.name].same is None  # nothing says that int8 writes what float32 writes
+    assert made[INT8_TREE.name].same == 4  # but speculation must not change it
+    assert made[INT8.name].prefix == pytest.approx((0.5 + 1.0) / 2)
+
+
+def test_best_peer_is_never_ours_and_needs_a_turn(turns: dict[str, list[Turn]]) -> None:
+    assert best_peers(ARMS, turns) == {"fp32": FAST.name}
+    assert best_peers(ARMS, {OURS.name: turns[OURS.name]}) == {}
+    assert reference_name([INT8], turns) is None
+
+
+def test_answer_of_one_token_has_no_rate() -> None:
+    short = PeerAnswer([], 0.1, 0.0, 0, 0)
+    assert short.rate is None
+    assert paired_ratio([turn(short)], [turn(answer(5.0, [1, 1]))]) is None
+
+
+def test_watch_counts_what_came_after_the_first() -> None:
+    watch = Watch(started=10.0)
+    watch.times, watch.tokens = [(10.5, 1), (11.0, 2), (12.5, 1)], [4, 5, 6, 2]
+    assert watch.answer(STOP) == PeerAnswer([4, 5, 6], 0.5, 2.0, 3, 2)
+    with pytest.raises(ValueError, match="no token"):
+        Watch().answer(STOP)
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "place", "share"),
+    [([1, 2], [1, 2], None, 1.0), ([1, 2, 3], [1, 9, 3], 1, 1 / 3), ([1, 2], [1, 2, 3, 4], 2, 0.5), ([], [], None, 1.0), ([], [1], 0, 0.0)],
+)
+def test_where_answers_part(mine: list[int], other: list[int], place: int | None, share: float) -> None:
+    assert first_difference(mine, other) == place
+    assert same_prefix(mine, other) == pytest.approx(share)
+
+
+def test_closeness_is_the_divergence_from_the_reference() -> None:
+    p, q = np.array([0.5, 0.25, 0.25]), np.array([0.25, 0.5, 0.25])
+    reference, other = np.log([p, p]).astype(np.float32) + 3.0, np.log([p, q]).astype(np.float32)
+    found = closeness([(reference, other)])
+    assert found.mean_kl == pytest.approx(0.5 * (0.5 * np.log(2) - 0.25 * np.log(2)), abs=1e-6)
+    assert (found.agreement, found.positions) == (0.5, 2)
+    with pytest.raises(ValueError, match="shape"):
+        closeness([(reference, other[:1])])
+    assert margin(np.array([1.0, 3.5, 2.0]), (2, 1)) == pytest.approx(1.5)
+
+
+def test_arms_are_sound() -> None:
+    names = [arm.name for arm in PEERS]
+    assert len(set(names)) == len(names)
+    for arm in PEERS:
+        assert arm.precision in PRECISIONS
+        assert arm.plain in names
+        assert not next(other for other in PEERS if other.name == arm.plain).speculates
+        assert arm.environment in ENVIRONMENTS
+        assert set(arm.forms.values()) <= set(FORMS)
+        assert (Path(__file__).parents[2] / "scripts" / "peers" / "engines" / f"{arm.engine}.py").is_file()
+    for environment in ENVIRONMENTS.values():
+        assert all("==" in pin for pin in environment.pins)
+
+
+def test_arms_are_chosen_by_name_or_beginning() -> None:
+    assert [arm.name for arm in chosen(ARMS, "resps-int8*,genai-fp32,resps-int8")] == [INT8.name, INT8_TREE.name, FAST.name]
+    assert chosen(ARMS, None) == ARMS
+    with pytest.raises(PeerError, match="no arm 'vllm'"):
+        chosen(ARMS, "vllm")
+
+
+def test_cuda_is_refused_before_it_is_fetched() -> None:
+    def plan(*names: str) -> str:
+        return "Looking\n" + json.dumps({"install": [{"metadata": {"name": name}} for name in names]})
+
+    refuse_cuda(plan("torch", "sympy"))
+    with pytest.raises(PeerUnavailable, match=TORCH):
+        refuse_cuda(plan("torch", "nvidia-cublas-cu12"))
+    assert last_line("first\nwhy\n\n") == "why"
+
+
+def test_table_shows_every_column(turns: dict[str, list[Turn]]) -> None:
+    made = rows(ARMS, QUESTIONS, turns, {INT8.name: closeness([(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))])})
+    assert all(len(cells(row)) == len(HEADS) for row in made)
+    text = markdown("Title", made, ["vllm: not here. No <wheel>."])
+    assert "| 2.20x | 1.10x |" in text
+    assert text.count("\n|") == len(made) + 2
+    assert "&lt;wheel&gt;" in page("Title", made, ["No <wheel>."])
+
+
+def test_finished_turn_is_not_run_again_but_another_job_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[PeerJob] = []
+
+    def run(self: Bench, arm: PeerContender, job: PeerJob, name: str) -> dict[str, object]:
+        ran.append(job)
+        return {
+            "load_seconds": 1.0,
+            "peak_mib": 2.0,
+            "answers": [{"tokens": [3], "first_seconds": 1, "decode_seconds": 1, "decoded": 1, "arrivals": 1}],
+        }
+
+    monkeypatch.setattr(Bench, "run", run)
+    bench = Bench(tmp_path, QUESTIONS, STOP, new_tokens=8, threads=2)
+    first = bench.turn(OURS, {}, 0)
+    assert bench.turn(OURS, {}, 0) == first
+    assert first.others >= 0
+    assert len(ran) == 1
+    bench.turn(OURS, {}, 1)
+    Bench(tmp_path, QUESTIONS, STOP, new_tokens=9, threads=2).turn(OURS, {}, 0)
+    assert [job.new_tokens for job in ran] == [8, 8, 9]
+
+
+def test_disturbed_turns_are_repeated_and_the_quietest_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads, made = iter([0.9, 0.4, 0.7]), iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr(Bench, "run", lambda *_: {"load_seconds": next(made), "peak_mib": 2.0, "answers": []})
+    monkeypatch.setattr("scripts.peers.turns.wait_for_quiet", lambda *_: True)
+    monkeypatch.setattr("scripts.peers.turns.Load.others", lambda _: next(loads))
+    bench = Bench(tmp_path, QUESTIONS, STOP, 8, 2, quiet=0.2)
+    assert bench.turn(OURS, {}, 0) == Turn(2.0, 2.0, 0.4, [])
+    loads, made = iter([0.9]), iter([1.0])
+    monkeypatch.setattr("scripts.peers.turns.wait_for_quiet", lambda *_: False)
+    assert bench.turn(OURS, {}, 1) == Turn(1.0, 2.0, 0.9, [])  # a machine that is never quiet is waited for once
+
+
+def test_quiet_is_waited_for_but_not_for_ever() -> None:
+    loads = iter([1.5, 0.6, 0.1])
+    assert wait_for_quiet(0.2, 60, lambda: next(loads))
+    assert next(loads, None) is None
+    assert not wait_for_quiet(0.2, 0, lambda: 1.5)
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert cpu_seconds(f"cpu  {ticks} 0 {ticks} 999 99 0 0 {ticks} 0 0\ncpu0 1\n") == 3
+
+
+def test_process_of_an_arm_that_fails_is_told_in_a_line(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, QUESTIONS, STOP, new_tokens=8, threads=2)
+    with pytest.raises(PeerUnavailable, match=r"resps-fp32 failed: runtime\.errors\.EngineDirError: .*nowhere"):
+        bench.turn(OURS, {"engine_dir": str(tmp_path / "nowhere"), "policy": "none"}, 0)
+
+
+def test_own_engine_gives_text_and_logits_that_agree(demo_engine: Callable[[str], Path], tmp_path: Path) -> None:
+    directory = demo_engine("fp32")
+    prompts = [[1, 4093, 198, 4898, 314, 260, 6376, 4461, 47, 2, 198, 1, 520, 9531, 198]]
+    job = PeerJob("resps", {"engine_dir": str(directory), "policy": "default"}, prompts, STOP, 12, 2)
+    found = work(job)
+    tokens = found["answers"][0]["tokens"]
+    assert len(tokens) == 12
+    assert found["peak_mib"] > 100
+    options = {"engine_dir": str(directory), "policy": "none"}
+    work(PeerJob("resps", options, prompts, STOP, 12, 2, answers=[tokens], logits_dir=str(tmp_path)))
+    assert np.load(tmp_path / "0.npy").argmax(axis=-1).tolist() == tokens
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_gguf_reads_back_as_the_weights(tmp_path: Path, kind: str) -> None:
+    import gguf
+    from gguf.quants import dequantize
+
+    source, draws = tmp_path / "source.gguf", np.random.default_rng(0)
+    matrix, vector = draws.normal(size=(8, 64)).astype(np.float32), draws.normal(size=64).astype(np.float32)
+    writer = gguf.GGUFWriter(source, "llama")
+    writer.add_block_count(1)
+    writer.add_token_list(["a", "b"])
+    writer.add_rope_freq_base(1e5)
+    stored = gguf.quants.quantize(matrix, gguf.GGMLQuantizationType.Q4_1)
+    writer.add_tensor("blk.0.attn_q.weight", stored, raw_dtype=gguf.GGMLQuantizationType.Q4_1)
+    writer.add_tensor("output_norm.weight", vector)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    values = dequantize(stored, gguf.GGMLQuantizationType.Q4_1)
+
+    reader = gguf.GGUFReader(write_gguf(source, tmp_path / "out" / "copy.gguf", kind))
+    fields = {name: reader.get_field(name).contents() for name in reader.fields if not name.startswith("GGUF.")}
+    assert fields["tokenizer.ggml.tokens"] == ["a", "b"]
+    assert (fields["llama.block_count"], fields["llama.rope.freq_base"]) == (1, pytest.approx(1e5))
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    copy, norm = tensors["blk.0.attn_q.weight"], tensors["output_norm.weight"]
+    assert norm.tensor_type == gguf.GGMLQuantizationType.F32
+    assert np.array_equal(norm.data, vector)
+    assert copy.tensor_type == gguf.GGMLQuantizationType[kind]
+    read = dequantize(copy.data, copy.tensor_type)
+    if kind == "F32":
+        assert np.array_equal(read, values)
+    else:
+        steps = np.abs(values.reshape(8, -1, 32)).max(axis=-1, keepdims=True) / 127
+        assert (np.abs(read - values).reshape(8, -1, 32) <= 0.51 * steps + 1e-3 * steps * 127).all()
+        assert not np.array_equal(read, values)
+
+
+def test_gguf_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Q9"):
+        write_gguf(tmp_path / "none.gguf", tmp_path / "out.gguf", "Q9")
+
+
+def test_wrong_questions_and_reports_are_refused(demo_engine: Callable[[str], Path], tmp_path: Path) -> None:
+    directory, bad = demo_engine("fp32"), tmp_path / "bad.jsonl"
+    bad.write_text('{"turns": ["Why?"]}\n{"turn": 1}\n')
+    (asked,), stop = read_questions(directory, [bad], 1)
+    assert (asked.name, asked.tokens[0], stop) == ("bad:0", 1, STOP)
+    with pytest.raises(PeerError, match=r"bad\.jsonl, line 2"):
+        read_questions(directory, [bad], 2)
+    done = CliRunner().invoke(command, ["--engine-dir", str(directory), "--work", str(tmp_path), "--report", "table.pdf"])
+    assert isinstance(done.exception, PeerError)
+    assert ".md or .html" in str(done.exception)
+
+
+def test_own_arms_follow_the_directories(demo_engine: Callable[[str], Path]) -> None:
+    directory = demo_engine("fp32")
+    names = [arm.name for arm in own_arms([directory])]
+    assert names == ["resps-fp32", "resps-fp32-default", "resps-fp32-tuned"]  # the tuning comes with the draft
+    assert {arm.plain for arm in own_arms([directory])} == {"resps-fp32"}
+    with pytest.raises(PeerError, match="one for each precision"):
+        own_arms([directory, directory])

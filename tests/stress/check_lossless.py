@@ -1,0 +1,94 @@
+"""Count the tokens in which tree decoding differs from plain decoding, over prompts and tree shapes, with the margin of every difference.
+
+    python -m tests.stress.check_lossless --engine-dir DIR [--drafter eagle] [--temperature T] [--prompts N] [--new-tokens N]
+
+The baseline is plain decoding with a second dummy row (docs/design.md, losslessness). Trees are adversarial, random nodes around a hidden
+true path, or with --drafter eagle the engine's own draft's. With a temperature both sides draw with the same seeds. A difference whose
+logit margin is above --margin is a bug, below it rounding; the exit code is 1 when one is above.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+
+from policy import FixedPolicy, TreeSpec
+from runtime import Decoder, Sampling
+from runtime.console import run_command
+from runtime.decoder import Prompt
+from tests.support.planted import DummyRowDrafter, PlantedDrafter
+from tests.support.prompts import PROMPTS
+
+SHAPES = (
+    TreeSpec(1, 0, 0),
+    TreeSpec(4, 3, 1),
+    TreeSpec(8, 7, 1),
+    TreeSpec(11, 1, 10),
+    TreeSpec(16, 4, 4),
+    TreeSpec(32, 6, 4),
+    TreeSpec(64, 8, 8),
+)
+BASELINE = FixedPolicy(TreeSpec(2, 1, 1))
+"""Asks for the dummy row. A policy of plain trees, which an engine's tuning may have chosen, would leave the drafter out."""
+
+
+def margin(decoder: Decoder, prompt: list[int], answer: list[int], at: int, other: int) -> float:
+    """|logit difference| of the two candidate tokens after the common beginning."""
+    target = decoder._target
+    target.cache.truncate(0)
+    for _, scores in target.prefill([*prompt, *answer[:at]]):
+        logits = scores.logits[0]
+    return float(abs(logits[answer[at]] - logits[other]))
+
+
+@click.command()
+@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--drafter", type=click.Choice(["planted", "eagle", "eagle+ngram"]), default="planted", show_default=True)
+@click.option("--temperature", default=0.0, show_default=True)
+@click.option("--prompts", default=len(PROMPTS), show_default=True, help="How many of the project's test prompts.")
+@click.option("--new-tokens", default=64, show_default=True)
+@click.option("--margin", "allowed", default=1e-4, show_default=True, help="Largest logit margin that counts as rounding.")
+@click.option("--threads", default=2, show_default=True)
+def main(engine_dir: Path, drafter: str, temperature: float, prompts: int, new_tokens: int, allowed: float, threads: int) -> None:
+    """Print one line per shape and one per difference."""
+    with Decoder(engine_dir, draft="none" if drafter == "planted" else drafter, threads=threads) as decoder:
+        worst = compared(decoder, drafter == "planted", temperature, PROMPTS[:prompts], new_tokens)
+    sys.exit(1 if worst > allowed else 0)
+
+
+def compared(decoder: Decoder, planted: bool, temperature: float, prompts: Sequence[Prompt], new_tokens: int) -> float:
+    """Prints, and returns the largest margin of a difference."""
+    own, vocab = decoder._drafter, decoder.manifest.shape.vocab
+    ids = [decoder.encode(prompt) for prompt in prompts]
+    decoder._drafter = DummyRowDrafter(vocab)
+    draws = [Sampling(temperature, seed=seed) for seed in range(len(ids))]
+    plain = [
+        list(decoder.generate(each, max_new_tokens=new_tokens, sampling=draw, policy=BASELINE).tokens)
+        for each, draw in zip(ids, draws, strict=True)
+    ]
+    worst = 0.0
+    for shape in SHAPES:
+        cycles = tokens = differing = 0
+        for seed, (prompt, answer) in enumerate(zip(ids, plain, strict=True)):
+            decoder._drafter = PlantedDrafter(len(prompt), answer, vocab, seed) if planted else own
+            result = decoder.generate(prompt, max_new_tokens=new_tokens, policy=FixedPolicy(shape), sampling=draws[seed])
+            cycles += result.stats.cycles
+            tokens += len(answer)
+            if list(result.tokens) != answer:
+                differing += 1
+                at = int(np.argmax([a != b for a, b in zip(result.tokens, answer, strict=False)]))
+                gap = margin(decoder, prompt, answer, at, result.tokens[at])
+                worst = max(worst, gap)
+                click.echo(
+                    f"  tree {shape}, prompt {seed}: token {at} is {result.tokens[at]}, plain has {answer[at]}; logit margin {gap:.2e}"
+                )
+        click.echo(f"tree {shape}: {tokens} tokens in {cycles} cycles, {differing} of {len(ids)} answers differ")
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, "check_lossless"))

@@ -1,0 +1,246 @@
+"""Hostile requests to the server's application over a toy decoder: ``python -m tests.stress.fuzz_serve --cases 50000``.
+
+Every one must be answered in OpenAI's form without an internal error, or be left alone because its client left; an answer must be the toy's
+own; and when it is over nobody may be inside and no replica busy. Prints one JSON object; fails with the smallest request that breaks this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runtime.serve.app import make_app
+from runtime.serve.openai_requests import HARMLESS, NEUTRAL, ChatBody, CompletionBody
+from runtime.serve.settings import ServerSettings
+from tests.support.serve.fakes import ToyDecoder, toy_answer
+
+CASE_SECONDS = 20  # nothing may hang
+REFUSALS = {400, 404, 405, 413}
+LARGEST = 4096
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request in pieces; ``leaves``: the client goes away after them."""
+
+    method: str
+    path: str
+    pieces: tuple[bytes, ...]
+    leaves: bool
+
+
+numbers = st.one_of(st.integers(), st.integers(-3, 3), st.floats(), st.sampled_from([2**31, 2**63, 2**64, 10**400, -0.0, 1e308]))
+texts = st.one_of(st.text(max_size=40), st.sampled_from(["", "a", "user", "system", "text", "<|im_end|>", "\x00", "\ufffd", "x" * 300]))
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, texts),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4)),
+    max_leaves=8,
+)
+roles = st.sampled_from(["system", "developer", "user", "assistant"])
+contents = st.one_of(texts, st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": texts}), max_size=3))
+messages = st.lists(st.fixed_dictionaries({"role": roles, "content": contents}), min_size=1, max_size=5)
+good = {
+    "temperature": st.floats(0, 2),
+    "top_p": st.floats(0.01, 1),
+    "top_k": st.integers(-1, 50),
+    "seed": st.integers(-(2**63), 2**64 - 1),
+    "max_tokens": st.integers(1, 10**9),
+    "stop": st.one_of(st.text(min_size=1, max_size=3), st.lists(st.text("abcdexyz", min_size=1, max_size=2), max_size=4)),
+    "stream": st.booleans(),
+    "policy": st.sampled_from(["none", "fixed"]),
+    "speculation": st.just(True),
+    "model": st.just("toy"),
+    "n": st.just(1),
+    "user": texts,
+}
+names = st.sampled_from(sorted({*ChatBody.model_fields, *CompletionBody.model_fields, *NEUTRAL, *HARMLESS, "extra"}))
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> tuple[bool, bytes]:
+    """Whether it is for the chat, and the body: good, good with a few fields made bad, any JSON, or any bytes."""
+    chat = draw(st.booleans())
+    kind = draw(st.sampled_from(["good", "good", "bad fields", "bad fields", "bad bytes", "json", "bytes"]))
+    if kind == "bytes":
+        return chat, draw(
+            st.one_of(st.binary(max_size=200), st.just(b"x" * (LARGEST + 1)), st.just(b"[" * LARGEST), st.just(b'{"a":' * 700))
+        )
+    if kind == "json":
+        return chat, dumped(draw(values))
+    prompts = st.one_of(texts, st.lists(st.integers(0, 255), min_size=1, max_size=20))
+    body = {"messages": draw(messages)} if chat else {"prompt": draw(prompts)}
+    body |= draw(st.fixed_dictionaries({}, optional=good))
+    if kind == "bad fields":
+        body |= draw(st.dictionaries(names, values, min_size=1, max_size=3))
+    data = dumped(body)
+    if kind == "bad bytes":
+        at = draw(st.integers(0, len(data)))
+        data = data[:at] + draw(st.binary(max_size=4)) + data[at + draw(st.integers(0, 4)) :]
+    return chat, data
+
+
+def dumped(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    chat, body = draw(bodies())
+    cuts = sorted(draw(st.lists(st.integers(0, len(body)), max_size=3)))
+    pieces = tuple(body[a:b] for a, b in zip([0, *cuts], [*cuts, len(body)], strict=True))
+    usual = ("POST", "/v1/chat/completions" if chat else "/v1/completions")
+    other = st.tuples(st.sampled_from(["GET", "POST", "PUT", "HEAD"]), st.sampled_from(["/", "/v1", "/v1/models/é", "/metrics", usual[1]]))
+    method, path = draw(st.one_of(st.just(usual), st.just(usual), st.just(usual), other))
+    return Case(method, path, pieces, draw(st.sampled_from([False, False, False, True])))
+
+
+async def asked(app: Any, case: Case) -> tuple[int | None, bytes]:
+    """Status and body as a server would send them; None when the client left before."""
+    coming = [{"type": "http.request", "body": piece, "more_body": True} for piece in case.pieces]
+    coming.append({"type": "http.disconnect"} if case.leaves else {"type": "http.request", "body": b"", "more_body": False})
+    status: list[int] = []
+    body = bytearray()
+
+    async def receive() -> dict[str, Any]:
+        if not coming:
+            await asyncio.Event().wait()
+        return coming.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            status.append(message["status"])
+        else:
+            body.extend(message.get("body", b""))
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": case.method,
+        "path": case.path,
+        "raw_path": case.path.encode(),
+        "scheme": "http",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [],
+    }
+    await asyncio.wait_for(app(scope, receive, send), CASE_SECONDS)
+    assert len(status) <= 1
+    return (status[0] if status else None), bytes(body)
+
+
+def judge(case: Case, status: int | None, body: bytes) -> str:
+    """What it was, if it was well."""
+    if status is None:
+        assert case.leaves, "no answer"
+        return "left"
+    if status != 200:
+        assert status in REFUSALS, (status, body)
+        if case.leaves and not body:
+            return "left"
+        if case.method == "HEAD":
+            return str(status)
+        error = json.loads(body)["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["type"] == "invalid_request_error"
+        assert error["message"]
+        assert len(error["message"].splitlines()) == 1
+        assert "Traceback" not in error["message"]
+        return str(status)
+    if case.method == "POST":
+        assert_answer(case, body)
+        return "answered"
+    return "other"
+
+
+def assert_answer(case: Case, body: bytes) -> None:
+    """The toy's own words for this prompt and seed."""
+    request = json.loads(b"".join(case.pieces))
+    chat = "chat" in case.path
+    prompt = ToyDecoder().encode(as_decoded(request["messages"]) if chat else unwrapped(request["prompt"]))
+    limit = (request.get("max_completion_tokens") or request.get("max_tokens")) if chat else request.get("max_tokens") or 16
+    tokens = toy_answer(prompt, (request.get("seed") or 0) % 2**64)[:limit]
+    full = "".join(chr(token) for token in tokens if token)
+    if request.get("stream"):
+        events = body.split(b"\n\n")
+        assert events[-2:] == [b"data: [DONE]", b""], body
+        choices = [choice for event in events[:-2] for choice in json.loads(event.removeprefix(b"data: "))["choices"]]
+        text = "".join((choice["delta"].get("content", "") if chat else choice["text"]) for choice in choices)
+    else:
+        (choice,) = json.loads(body)["choices"]
+        text = choice["message"]["content"] if chat else choice["text"]
+    stops = [request["stop"]] if isinstance(request.get("stop"), str) else request.get("stop") or []
+    ends = [full.find(stop) for stop in stops if stop in full]
+    assert text == full[: min(ends)] if ends else text == full, (text, full)
+
+
+def as_decoded(messages: list[dict[str, Any]]) -> list[dict[str, str]]:
+    joined = [
+        each["content"] if isinstance(each["content"], str) else "".join(part["text"] for part in each["content"]) for each in messages
+    ]
+    roles = ["system" if each["role"] == "developer" else each["role"] for each in messages]
+    return [{"role": role, "content": content} for role, content in zip(roles, joined, strict=True)]
+
+
+def unwrapped(prompt: Any) -> Any:
+    return prompt[0] if isinstance(prompt, list) and not isinstance(prompt[0], int) else prompt
+
+
+@contextmanager
+def application() -> Iterator[tuple[asyncio.Runner, Any]]:
+    """The application over a toy decoder, started, and the event loop it runs in."""
+    app = make_app(ServerSettings("toy", body_bytes=LARGEST), lambda: [ToyDecoder()])  # type: ignore[list-item]  # all that is used of one
+    with asyncio.Runner() as runner:
+        lifespan = app.router.lifespan_context(app)
+        runner.run(lifespan.__aenter__())
+        try:
+            yield runner, app
+        finally:
+            runner.run(lifespan.__aexit__(None, None, None))
+
+
+def fuzz(count: int) -> Counter[str]:
+    """So many requests, and what became of them. Raises what was wrong with one, which hypothesis makes as small as it can."""
+    came: Counter[str] = Counter()
+
+    with application() as (runner, app):
+
+        async def one(case: Case) -> None:
+            came[judge(case, *await asked(app, case))] += 1
+            pool = app.state.house.pool
+            end = time.monotonic() + CASE_SECONDS
+            while pool.running:
+                assert time.monotonic() < end, "a replica stays busy"
+                await asyncio.sleep(0)
+            assert (pool._inside, pool.waiting, len(pool._free)) == (0, 0, 1)
+
+        @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(cases())
+        def run(case: Case) -> None:
+            runner.run(one(case))
+
+        run()
+    return came
+
+
+@click.command()
+@click.option("--cases", "count", type=click.IntRange(min=1), default=1000, show_default=True)
+def main(count: int) -> None:
+    """Fuzz the server's application."""
+    started = time.monotonic()
+    came = fuzz(count)
+    click.echo(json.dumps({"cases": came.total(), "seconds": round(time.monotonic() - started, 1), **dict(sorted(came.items()))}))
+
+
+if __name__ == "__main__":
+    main()

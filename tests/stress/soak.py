@@ -1,0 +1,242 @@
+"""Two forks under mixed requests for a long time: nothing lost, nothing left, every answer the unloaded one.
+
+    python -m tests.stress.soak --engine-dir DIR --requests 2000
+
+The forks are loaded and warmed up as resps-serve does it. Requests are whole, sampled, stopped, cancelled, dropped, late, plain, with other
+trees, with log-probabilities, follow-up turns, or wrong (too long, empty, no token). What comes of each is compared with what one Decoder
+on one thread answered before. Prints JSON: requests by kind and by end, wrong answers, resident memory (first, settled, last, most), its
+drift after the first fifth, threads, and the caches' lengths at the end. Exit code 1 if anything is wrong or memory drifts more than 1 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import sys
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from policy import FixedPolicy, TreeSpec
+from runtime import Decoder, PromptError, Result, Sampling
+from runtime.bench.questions import read_questions
+from runtime.serve.load import load_replicas
+
+EVERY = 10  # requests between two looks at the memory
+TREES = [TreeSpec(5, 3, 2), TreeSpec(12, 4, 3), TreeSpec(3, 2, 1)]
+KINDS = (
+    "whole",
+    "whole",
+    "follow-up",
+    "sampled",
+    "stopped",
+    "cancelled",
+    "dropped",
+    "late",
+    "plain",
+    "tree",
+    "logprobs",
+    "too long",
+    "wrong",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt, how to sample and how many tokens, with the whole answer of the unloaded run."""
+
+    prompt: list[int]
+    sampling: Sampling
+    tokens: int
+    answer: Result
+
+
+@dataclass
+class Log:
+    """What happened; filled by both threads."""
+
+    left: int
+    kinds: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def next(self) -> int | None:
+        """The number of a request that nobody has taken yet."""
+        with self.lock:
+            self.left -= 1
+            if self.left >= 0 and self.left % EVERY == 0:
+                self.memory.append(resident())
+            return self.left if self.left >= 0 else None
+
+    def note(self, kind: str, end: str, problem: str | None) -> None:
+        with self.lock:
+            self.kinds[kind] += 1
+            self.ends[end] += 1
+            if problem:
+                self.wrong.append(problem)
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+
+
+def os_threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def cases(decoder: Decoder, count: int, tokens: int) -> list[Case]:
+    """Questions and follow-up turns, greedy and sampled, answered without load in at most ``tokens``."""
+    made = []
+    for number, question in enumerate(read_questions([], count)):
+        messages = [{"role": "user", "content": question.turns[0]}]
+        chat = bool(decoder.manifest.tokens.chat_template)
+        for sampling in (Sampling(), Sampling(0.8, top_p=0.95, seed=number)):
+            first = answered(decoder, encoded(decoder, messages if chat else question.turns[0], tokens), sampling, tokens)
+            told = [*messages, {"role": "assistant", "content": first.answer.text}, {"role": "user", "content": "Say it in other words."}]
+            again = encoded(decoder, told, tokens) if chat else [*first.prompt, *first.answer.tokens, 5, 6]
+            made += [first, answered(decoder, again, sampling, tokens)]
+    return made
+
+
+def encoded(decoder: Decoder, prompt: Any, tokens: int) -> list[int]:
+    """At most what leaves room for two answers."""
+    return decoder._text.encode(prompt)[: decoder.manifest.limits.context - 2 * tokens - 8]
+
+
+def answered(decoder: Decoder, prompt: list[int], sampling: Sampling, tokens: int) -> Case:
+    decoder.forget()
+    return Case(prompt, sampling, tokens, decoder.generate(prompt, max_new_tokens=tokens, sampling=sampling, logprobs=2))
+
+
+def ask(decoder: Decoder, kind: str, case: Case, draw: random.Random) -> tuple[str, str | None]:
+    """One request: how it ended, and what was wrong with it."""
+    options: dict[str, Any] = {"max_new_tokens": case.tokens, "sampling": case.sampling}
+    whole = case.answer
+    if kind in ("too long", "wrong"):
+        prompt: Any = (
+            [5] * (decoder.manifest.limits.context + 1) if kind == "too long" else draw.choice(["", [-1], ["x"], [10**9], "\udcff"])
+        )
+        try:
+            decoder.stream(prompt)
+        except PromptError:
+            return "refused", None
+        return "refused", f"{kind}: was not refused"
+    if kind == "stopped" and len(whole.text) > 20:
+        place = draw.randrange(10, len(whole.text) - 4)
+        options["stop"] = [whole.text[place : place + 4]]
+    if kind == "late":
+        options["deadline"] = draw.choice([0.0, 0.02, 0.1, 0.3])
+    if kind == "plain":
+        options["policy"] = "none"
+    if kind == "tree":
+        options["policy"] = FixedPolicy(draw.choice(TREES))
+    if kind == "logprobs":
+        options["logprobs"] = 2
+    stream = decoder.stream(case.prompt, **options)
+    if kind in ("cancelled", "dropped"):
+        got = [token for _ in range(draw.randrange(6)) for token in getattr(next(stream, None), "tokens", ())]
+        if kind == "dropped":
+            del stream
+            return "dropped", None if whole.tokens[: len(got)] == tuple(got) else "dropped: other tokens"
+        stream.cancel()
+        got += [token for chunk in stream for token in chunk.tokens]
+        return str(stream.stop), None if whole.tokens[: len(got)] == tuple(got) else "cancelled: other tokens"
+    return check(kind, stream.result(), whole, options)
+
+
+def check(kind: str, result: Result, whole: Result, options: dict[str, Any]) -> tuple[str, str | None]:
+    """Compared with the unloaded answer, as far as it may go."""
+    problem = None
+    if result.tokens != whole.tokens[: len(result.tokens)]:
+        problem = f"{kind}: other tokens"
+    elif kind == "stopped" and options.get("stop"):
+        if result.stop != "stop_string" or result.text != whole.text[: whole.text.index(options["stop"][0])]:
+            problem = f"{kind}: cut at another place"
+    elif kind != "late" and (result.tokens, result.text, result.stop) != (whole.tokens, whole.text, whole.stop):
+        problem = f"{kind}: another answer"
+    elif kind == "late" and result.stop not in ("deadline", whole.stop):
+        problem = f"{kind}: ended by {result.stop}"
+    if result.logprobs is not None and whole.logprobs is not None and not problem:
+        far = max((abs(a.logprob - b.logprob) for a, b in zip(result.logprobs, whole.logprobs, strict=False)), default=0.0)
+        problem = f"{kind}: log-probabilities differ by {far}" if far > 1e-2 else None
+    return result.stop, problem
+
+
+def work(decoder: Decoder, known: list[Case], log: Log, seed: int) -> None:
+    draw = random.Random(seed)
+    while (number := log.next()) is not None:
+        kind = KINDS[number % len(KINDS)]
+        turn = 1 if kind == "follow-up" else 0
+        case = known[2 * draw.randrange(len(known) // 2) + turn]
+        if kind == "sampled":
+            case = next(each for each in draw.sample(known, len(known)) if each.sampling.temperature)
+        try:
+            log.note(kind, *ask(decoder, kind, case, draw))
+        except Exception as error:  # whatever it is, it is a finding
+            log.note(kind, "error", f"{kind}: {type(error).__name__}: {error}")
+
+
+def soak(engine_dir: Path, requests: int, questions: int, tokens: int = 64) -> dict[str, Any]:
+    before = threading.active_count()
+    decoder, fork = load_replicas(engine_dir, 2)
+    with decoder, fork:
+        known = cases(decoder, questions, tokens)
+        loaded_threads, log, started = os_threads(), Log(requests), perf_counter()
+        workers = [threading.Thread(target=work, args=(each, known, log, seed)) for seed, each in enumerate((decoder, fork))]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        gc.collect()
+        seconds, threads = perf_counter() - started, os_threads()
+        lengths = []
+        for each in (decoder, fork):
+            each.forget()
+            each.generate([5, 6, 7], max_new_tokens=1)
+            lengths.append(each._target.length)
+        totals = [each.totals.as_dict() for each in (decoder, fork)]
+    settled = log.memory[len(log.memory) // 5 :]
+    part = max(1, len(settled) // 5)
+    first, last = median(settled[:part]), median(settled[-part:])
+    return {
+        "requests": requests,
+        "seconds": round(seconds, 1),
+        "kinds": dict(log.kinds),
+        "ends": dict(log.ends),
+        "wrong": log.wrong[:20],
+        "wrong_count": len(log.wrong),
+        "resident_mib": [round(each / 2**20, 1) for each in (log.memory[0], first, last, max(log.memory))],
+        "drift": round(last / first - 1, 5),
+        "threads": {"after loading": loaded_threads, "after the requests": threads, "python, before": before,
+                    "python, after closing": threading.active_count()},
+        "cache_length_at_the_end": lengths,
+        "totals": totals,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--engine-dir", type=Path, required=True)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--questions", type=int, default=6)
+    parser.add_argument("--tokens", type=int, default=64, help="at most, of an answer")
+    options = parser.parse_args()
+    report = soak(options.engine_dir, options.requests, options.questions, options.tokens)
+    print(json.dumps(report))  # noqa: T201
+    fine = not report["wrong"] and report["drift"] <= 0.01 and report["cache_length_at_the_end"] == [3, 3]
+    threads = report["threads"]
+    fine = fine and threads["after the requests"] <= threads["after loading"]
+    sys.exit(0 if fine and threads["python, after closing"] == threads["python, before"] else 1)
+
+
+if __name__ == "__main__":
+    main()

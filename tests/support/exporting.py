@@ -1,0 +1,47 @@
+"""Runs of resps-export on a tiny checkpoint, and what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime.manifest.load import load_manifest
+from runtime.manifest.schema import Manifest
+from tests.support.ended import Ended
+
+ROOT = Path(__file__).parents[2]
+FILES = {"manifest.json", "target.onnx", "target.cpu.onnx", "target.data", "sample.onnx", "tokenizer.json", "chat_template.jinja"}
+LAYERS = 6
+Run = Callable[..., Ended]
+
+
+def snapshot(directory: Path) -> dict[str, tuple[int, int, int]]:
+    """Everything below ``directory``: a change of any file or directory shows."""
+    found = [directory, *directory.rglob("*")] if directory.exists() else []
+    return {str(path): (path.stat().st_ino, path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+
+
+def names_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()} if directory.exists() else set()
+
+
+def files_of(precision: str) -> set[str]:
+    """Attention is fused where it is computed in float32 and in no particular order."""
+    return FILES if precision in ("fp32", "bf16") else FILES - {"target.cpu.onnx"}
+
+
+def expect_engine(directory: Path) -> Manifest:
+    """A complete directory, and nothing unfinished beside it."""
+    assert names_in(directory.parent) == {directory.name}
+    manifest = load_manifest(directory)
+    assert names_in(directory) == files_of(manifest.precision)
+    return manifest
+
+
+def elsewhere(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A Python program run in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment, check=False)

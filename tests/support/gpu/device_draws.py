@@ -1,0 +1,37 @@
+"""The host, drawing as devices do: by the sample graph's inverse CDF, so that both can be compared token for token."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from export.graphs.sample import build_sample
+from runtime.decoding.sampling import Sampling, Scores, uniforms
+
+POSITIONS = 1024
+
+
+@cache
+def _session(vocab: int) -> Any:
+    return onnxruntime.InferenceSession(build_sample(vocab).SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+class DeviceDraws:
+    """In the place of GumbelMax."""
+
+    def __init__(self, sampling: Sampling, room: np.ndarray) -> None:
+        self._inputs = {
+            "temperature": np.array([sampling.temperature], np.float32),
+            "top_k": np.array([sampling.top_k]),
+            "top_p": np.array([sampling.top_p], np.float32),
+            "uniforms": uniforms(sampling.seed, POSITIONS),
+            "depth": np.zeros((1, 1), np.int64),
+        }
+
+    def __call__(self, scores: Scores, row: int, position: int) -> int:
+        logits = scores.logits[row]
+        feeds = {**self._inputs, "logits": logits[None, None], "past": np.array([position - 1])}
+        return int(_session(len(logits)).run(None, feeds)[0][0, 0])

@@ -1,0 +1,139 @@
+"""A Decoder without a model: tokens are bytes, answers follow from the prompt, and a test may hold it, break it or slow it down."""
+
+from __future__ import annotations
+
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from runtime import Chunk, EngineFailure, PromptError, Sampling, Stats
+from runtime.decoding.logprobs import TokenLogprob
+from runtime.decoding.totals import Ledger, Totals
+from runtime.errors import PromptKind
+from runtime.text.detokenizer import StopStrings
+
+CONTEXT, EOS = 200, 0
+
+
+class ToyStream(Iterator[Chunk]):
+    """One answer: 0 to 3 accepted letters a round, until its own end, its limit, or a stop string."""
+
+    def __init__(self, decoder: ToyDecoder, tokens: list[int], prompt: int, stop: Sequence[str], logprobs: int | None, end: float) -> None:
+        self._decoder, self._tokens, self._prompt, self._logprobs, self._end = decoder, tokens, prompt, logprobs, end
+        self._stops = StopStrings(tuple(stop))
+        self._given, self.rounds, self.accepted, self.cancelled = 0, 0, 0, False
+        self.stop: str | None = None
+
+    def __next__(self) -> Chunk:
+        decoder = self._decoder
+        decoder.gate.wait(20)
+        time.sleep(decoder.seconds)
+        if decoder.failing:
+            raise decoder.failing
+        if self.stop is None:
+            self.stop = "cancelled" if self.cancelled else "deadline" if time.monotonic() >= self._end else None
+        if self.stop or self._given == len(self._tokens):
+            self.stop = self.stop or "length"
+            raise StopIteration
+        taken, text = [], ""
+        for token in self._tokens[self._given : self._given + 1 + self.rounds % 4]:
+            taken.append(token)
+            if token == EOS:
+                self.stop = "eos"
+                text += self._stops.flush()
+                break
+            text += self._stops.push(chr(token))
+            if self._stops.found:
+                self.stop = "stop_string"
+                break
+        self._given += len(taken)
+        if self.stop is None and self._given == len(self._tokens):
+            text += self._stops.flush()
+        self.rounds += 1
+        self.accepted += len(taken) - 1
+        decoder.rounds += 1
+        top = None if self._logprobs is None else tuple((each, -1.0) for each in range(self._logprobs))
+        noted = None if top is None else tuple(TokenLogprob(each, -0.5, top) for each in taken)
+        return Chunk(text, tuple(taken), len(taken) - 1, None, logprobs=noted)
+
+    @property
+    def stats(self) -> Stats:
+        zeros = dict.fromkeys(("tokens_per_cycle", "tokens_per_second", "prefill_seconds", "decode_seconds", "draft_seconds"), 0.0)
+        return Stats(self._prompt, self._given, self.rounds, self.accepted, self.accepted, **zeros, verify_seconds=0.0)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def __enter__(self) -> ToyStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._decoder.ended.append(self.stop)
+
+
+class ToyDecoder:
+    """What the server uses of a Decoder. ``gate``: cleared, rounds wait; ``failing``: raised in the next round; ``rounds``: made so far."""
+
+    policies = ("none", "fixed")
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds, self.rounds = seconds, 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failing: Exception | None = None
+        self.ended: list[str | None] = []
+        self.asked: list[dict[str, Any]] = []
+        self.closed = False
+        self.manifest = SimpleNamespace(limits=SimpleNamespace(context=CONTEXT))
+
+    def token_bytes(self, token: int, *, first: bool = False, special: bool = False) -> bytes:
+        return bytes([token]) if token != EOS or special else b""
+
+    def encode(self, prompt: Any) -> list[int]:
+        if not isinstance(prompt, str) and prompt and not isinstance(prompt[0], int):
+            prompt = "".join(f"{each['role']}:{each['content']};" for each in prompt)
+        ids = list(prompt.encode()) if isinstance(prompt, str) else list(prompt)
+        if not ids or len(ids) >= CONTEXT or not all(0 <= each < 256 for each in ids):
+            kind: PromptKind = "token_ids" if not all(0 <= each < 256 for each in ids) else "too_long" if ids else "empty"
+            raise PromptError(f"a prompt of {len(ids)} tokens — between 1 and {CONTEXT - 1} bytes are taken", kind)
+        return ids
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int = 512,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        policy: str | None = None,
+        logprobs: int | None = None,
+        deadline: float | None = None,
+    ) -> ToyStream:
+        assert 1 <= max_new_tokens <= CONTEXT - len(prompt)
+        self.asked.append({"prompt": prompt, "sampling": sampling, "policy": policy})
+        seed = (sampling or Sampling()).seed or 0
+        end = time.monotonic() + (1e9 if deadline is None else deadline)
+        return ToyStream(self, toy_answer(prompt, seed)[:max_new_tokens], len(prompt), stop, logprobs, end)
+
+    @property
+    def totals(self) -> Totals:
+        from policy import PLAIN, FixedPolicy
+
+        return Ledger().totals(FixedPolicy(PLAIN))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def toy_answer(prompt: Sequence[int], seed: int = 0) -> list[int]:
+    """Letters and a stop token, or as many as fit."""
+    state = zlib.crc32(bytes(prompt) + str(seed).encode())
+    letters = [97 + (state * (at + 7) >> 5) % 26 for at in range(5 + state % 90)]
+    return [*letters, EOS][: CONTEXT - len(prompt)]
+
+
+def broken() -> EngineFailure:
+    return EngineFailure("the engine made no numbers — try again", "verify")
