@@ -38,7 +38,7 @@ BASELINE = FixedPolicy(TreeSpec(2, 1, 1))
 
 def margin(decoder: Decoder, prompt: list[int], answer: list[int], at: int, other: int) -> float:
     """|logit difference| of the two tokens after the common prefix."""
-    target = decoder._target
+    target = decoder.models.target
     target.cache.truncate(0)
     for _, scores in target.prefill([*prompt, *answer[:at]]):
         logits = scores.logits[0]

@@ -203,7 +203,7 @@ def soak(engine_dir: Path, requests: int, questions: int, tokens: int = 64) -> d
         for each in (decoder, fork):
             each.forget()
             each.generate([5, 6, 7], max_new_tokens=1)
-            lengths.append(each._target.length)
+            lengths.append(each.models.target.length)
         totals = [each.totals.as_dict() for each in (decoder, fork)]
     settled = log.memory[len(log.memory) // 5 :]
     part = max(1, len(settled) // 5)
