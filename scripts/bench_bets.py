@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -17,7 +18,7 @@ import click
 from export.tuning.prompts import read_prompts
 from export.tuning.replay.record import asked
 from policy import FixedPolicy, Policy, TreeSpec
-from runtime import Decoder, Sampling
+from runtime import Decoder, SamplingParams
 from runtime.console import run_command
 from runtime.decoding.stats import Stats
 
@@ -59,8 +60,8 @@ def main(
                 name = list(arms)[(place + turn) % len(arms)]
                 decoder, policy = arms[name]
                 decoder.forget()
-                seed = Sampling(temperature, seed=turn)
-                results[name] = decoder.generate(asked(decoder, prompt), max_new_tokens=max_new_tokens, sampling=seed, policy=policy)
+                seed = SamplingParams(temperature=temperature, seed=turn)
+                results[name] = decoder.generate(asked(decoder, prompt), replace(seed, max_new_tokens=max_new_tokens), policy=policy)
                 found[name].setdefault(stem, []).append(results[name].stats)
             turn += 1
             for result in results.values():

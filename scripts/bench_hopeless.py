@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 from runtime.console import run_command
 from runtime.decoding.stats import Stats
 
@@ -42,7 +42,7 @@ def ask(decoder: Decoder, prompts: list[list[int]], tokens: int) -> list[tuple[S
         answers = set()
         for policy in ("none", None) if number % 2 else (None, "none"):
             decoder.forget()
-            result = decoder.generate(prompt, max_new_tokens=tokens, policy=policy)
+            result = decoder.generate(prompt, SamplingParams(max_new_tokens=tokens), policy=policy)
             stats[policy] = result.stats
             answers.add(result.tokens)
         if len(answers) > 1:

@@ -83,8 +83,8 @@ def _measured(options: dict[str, Any]) -> tuple[Measurement, BaseException | Non
 
     from ..backends.cpu.processor import physical_cores
     from ..decoder import Decoder
-    from ..decoding.sampling import Sampling
     from ..manifest.load import find_engine_dir
+    from ..sampling_params import SamplingParams
     from .contenders import make_arms
     from .machine import engine_of, this_machine
     from .measure import measure, warm_up
@@ -98,7 +98,7 @@ def _measured(options: dict[str, Any]) -> tuple[Measurement, BaseException | Non
         tuple(map(str, files)), options["questions"], options["max_new_tokens"], options["temperature"], options["seed"], threads
     )
     with usage_errors():
-        Sampling(settings.temperature, seed=settings.seed)
+        SamplingParams(temperature=settings.temperature, seed=settings.seed)
     directory = find_engine_dir(options["engine_dir"])
     names = [name.strip() for group in options["policies"] for name in group.split(",")]
     answers: list[TurnRecord] = []

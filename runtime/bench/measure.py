@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from time import perf_counter
 
 from policy import FixedPolicy, TreeSpec
 
 from ..decoder import Decoder, Prompt
-from ..decoding.sampling import Sampling
 from ..errors import PromptError
+from ..sampling_params import SamplingParams
 from .contenders import Contender
 from .questions import Question
 from .record import BASELINE, BenchSettings, Rounds, Skipped, TurnRecord
@@ -25,7 +26,7 @@ def warm_up(decoder: Decoder, arms: Sequence[Contender]) -> None:
     """One short answer with each tree, by fixed policies: the arms' own learn nothing from passes that are slow because they are first."""
     trees: list[TreeSpec] = list(dict.fromkeys(tree for arm in arms for tree in arm.trees))
     for tree in trees:
-        decoder.generate(WARM_UP, max_new_tokens=WARM_UP_TOKENS, policy=FixedPolicy(tree))
+        decoder.generate(WARM_UP, SamplingParams(max_new_tokens=WARM_UP_TOKENS), policy=FixedPolicy(tree))
 
 
 def measure(
@@ -46,7 +47,7 @@ def measure(
             except PromptError as error:
                 yield Skipped(question.set, question.number, turn, str(error))
                 break
-            sampling = Sampling(settings.temperature, seed=(settings.seed + asked) % 2**64)
+            sampling = SamplingParams(temperature=settings.temperature, seed=(settings.seed + asked) % 2**64)
             answers: dict[str, tuple[TurnRecord, str]] = {}
             for place in range(len(arms)):
                 arm = arms[(place + asked) % len(arms)]
@@ -63,7 +64,7 @@ def _prompt(decoder: Decoder, chat: list[dict[str, str]]) -> Prompt:
 
 
 def _ask(
-    decoder: Decoder, prompt: Sequence[int], arm: Contender, most: int, sampling: Sampling, question: Question, turn: int
+    decoder: Decoder, prompt: Sequence[int], arm: Contender, most: int, sampling: SamplingParams, question: Question, turn: int
 ) -> tuple[TurnRecord, str]:
     """One answer, and its text. Only the waiting for a delivery is timed, not what is written down about it."""
     text, first = "", 0.0
@@ -75,7 +76,7 @@ def _ask(
     trees: list[str] = []
     decoder.forget()  # every arm reads the prompt itself
     begun = asked = perf_counter()
-    with decoder.stream(prompt, max_new_tokens=most, sampling=sampling, policy=arm.policy) as stream:
+    with decoder.stream(prompt, replace(sampling, max_new_tokens=most), policy=arm.policy) as stream:
         drafted = 0
         while (chunk := next(stream, None)) is not None:
             came = perf_counter()

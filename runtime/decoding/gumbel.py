@@ -11,7 +11,8 @@ import secrets
 
 import numpy as np
 
-from .sampling import Sampling, Scores
+from ..sampling_params import SamplingParams
+from .sampling import Scores
 
 _NUCLEUS = 1024  # tokens that mostly hold the wanted mass: sorting a vocabulary takes milliseconds
 
@@ -25,14 +26,14 @@ def work_room(vocab: int) -> np.ndarray:
 class GumbelMax:
     """One request's draws; only rows on the accepted path are ever drawn. ``room``: of `work_room`, nobody else's during a draw."""
 
-    def __init__(self, sampling: Sampling, room: np.ndarray) -> None:
-        self._sampling, self._room = sampling, room
-        self._key = secrets.randbits(64) if sampling.seed is None else sampling.seed
+    def __init__(self, params: SamplingParams, room: np.ndarray) -> None:
+        self._params, self._room = params, room
+        self._key = secrets.randbits(64) if params.seed is None else params.seed
 
     def __call__(self, scores: Scores, row: int, position: int) -> int:
         scaled, noise, _ = self._room
-        np.divide(scores.logits[row], self._sampling.temperature, out=scaled, dtype=np.float64)
-        keep(scaled, self._sampling.top_k, self._sampling.top_p, self._room[1:])
+        np.divide(scores.logits[row], self._params.temperature, out=scaled, dtype=np.float64)
+        keep(scaled, self._params.top_k, self._params.top_p, self._room[1:])
         self._draw_noise(position, noise)
         return int(np.argmax(np.add(scaled, noise, out=noise)))
 

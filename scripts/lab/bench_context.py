@@ -16,7 +16,7 @@ import click
 
 from export.training.openings import library_passages
 from policy import FixedPolicy, TreeSpec
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 from runtime.console import run_command
 
 REQUEST = "\n\nSummarize the text above."
@@ -56,7 +56,9 @@ def main(engine_dir: Path, tree: str, lengths: tuple[int, ...], prompts: int, ma
         for length in lengths:
             choice, tokens, cycles = random.Random(length), 0, 0
             for _ in range(prompts):
-                stats = decoder.generate(prompt_of(decoder, length, choice), max_new_tokens=max_new_tokens, policy=FixedPolicy(spec)).stats
+                stats = decoder.generate(
+                    prompt_of(decoder, length, choice), SamplingParams(max_new_tokens=max_new_tokens), policy=FixedPolicy(spec)
+                ).stats
                 tokens, cycles = tokens + stats.new_tokens - 1, cycles + stats.cycles
             click.echo(f"{length} prompt tokens: {tokens / max(1, cycles):.2f} tokens per cycle over {cycles} cycles")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from policy import Policy
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 from runtime.console import run_command
 from runtime.decoding.stats import Stats
 from scripts.lab.bench_context import passage
@@ -42,7 +42,7 @@ print(json.dumps([loaded, sizes]))
 def decoded(decoder: Decoder, prompt: list[int], policy: Policy, tokens: int) -> Stats:
     """An answer's figures; the whole prompt is read."""
     decoder.forget()
-    return decoder.generate(prompt, max_new_tokens=tokens, policy=policy).stats
+    return decoder.generate(prompt, SamplingParams(max_new_tokens=tokens), policy=policy).stats
 
 
 def growth(decoder: Decoder, policy: Policy, lengths: tuple[int, ...], prompts: int, tokens: int) -> None:
@@ -87,7 +87,7 @@ def of_a_round(decoder: Decoder, policy: Policy, name: str) -> None:
     host = 1 - (stats.draft_seconds + stats.verify_seconds) / stats.decode_seconds
     tracemalloc.start()
     peaks = []
-    with decoder.stream(prompt, max_new_tokens=128, policy=policy) as stream:
+    with decoder.stream(prompt, SamplingParams(max_new_tokens=128), policy=policy) as stream:
         next(stream)
         before = tracemalloc.get_traced_memory()[0]
         for _ in stream:

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from export.checkpoints.gguf import GgufCheckpoint
 from export.checkpoints.safetensors import SafetensorsFiles
 from policy import FixedPolicy, TreeSpec
-from runtime import Decoder, RespsError, Sampling
+from runtime import Decoder, RespsError, SamplingParams
 from runtime.errors import EngineDirError
 from runtime.manifest.graphs import FILE_NAME
 from runtime.manifest.load import load_manifest
@@ -124,7 +124,7 @@ def decoders(directory: Path) -> tuple[st.SearchStrategy[str], Callable[[str], o
     def load(text: str) -> None:
         check(text)
         with Decoder(directory, threads=1, verify=False) as decoder:
-            decoder.generate("the cat", max_new_tokens=TOKENS)
+            decoder.generate("the cat", SamplingParams(max_new_tokens=TOKENS))
 
     return cases, load
 
@@ -240,7 +240,7 @@ wishes = st.fixed_dictionaries(
         "logprobs": st.integers(-1, 22) | values,
         "deadline": st.floats() | values,
         "policy": st.sampled_from(["none", "fixed", "ltd", "nonsense"]) | values,
-        "sampling": st.fixed_dictionaries({}, optional={"temperature": scalars, "top_k": scalars, "top_p": scalars, "seed": scalars}),
+        **dict.fromkeys(("temperature", "top_k", "top_p", "seed"), scalars),
     },
 )
 
@@ -248,8 +248,8 @@ wishes = st.fixed_dictionaries(
 def check_request(decoder: Decoder) -> Callable[[Any], object]:
     def check(case: tuple[Any, dict[str, Any]]) -> None:
         prompt, options = case
-        sampling = options.get("sampling")
-        with decoder.stream(prompt, **options | ({"sampling": Sampling(**sampling)} if isinstance(sampling, dict) else {})) as stream:
+        policy = options.pop("policy", None)
+        with decoder.stream(prompt, SamplingParams(**options), policy=policy) as stream:
             for _ in range(TOKENS):
                 next(stream, None)
 

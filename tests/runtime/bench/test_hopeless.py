@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from policy import PLAIN, FixedPolicy
-from runtime import Decoder, Stats
+from runtime import Decoder, SamplingParams, Stats
 from runtime.console import run_command
 from scripts.bench_hopeless import REQUESTS, ask, line, main, random_ids
 
@@ -44,7 +44,7 @@ def test_both_answer_the_same_and_a_wrong_one_is_named(echo_engine: Path, capfd:
         decoder.generate = lambda prompt, **wishes: (  # type: ignore[method-assign]
             generate(prompt, **wishes)
             if wishes["policy"]
-            else dataclasses.replace(generate(prompt, max_new_tokens=5, policy=FixedPolicy(PLAIN)), tokens=(1,))
+            else dataclasses.replace(generate(prompt, SamplingParams(max_new_tokens=5), policy=FixedPolicy(PLAIN)), tokens=(1,))
         )
         ask(decoder, prompts[:1], 24)
         assert capfd.readouterr().out == "NOT LOSSLESS: the answers to prompt 0 differ\n"
