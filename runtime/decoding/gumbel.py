@@ -19,7 +19,7 @@ _NUCLEUS = 1024  # tokens that mostly hold the wanted mass: sorting a vocabulary
 
 def work_room(vocab: int) -> np.ndarray:
     """What draws compute in, float64 [3, V]: made once for all requests that follow each other. Arrays of this size that come and go with
-    every token left holes in the heap, in which smaller things settled: a service grew by 2.5 KiB a request (docs/benchmarks.md)."""
+    every token left holes in the heap, in which smaller things settled: a service grew by 2.5 KiB a request (docs/lab/memory.md)."""
     return np.empty((3, vocab))
 
 

@@ -19,7 +19,7 @@ from runtime.serve.cli import command as resps_serve
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [
     *ROOT.glob("*.md"),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "engines" / "README.md",
     *(ROOT / "export").rglob("README.md"),
 ]
@@ -31,9 +31,9 @@ COMMANDS = {
     "resps-serve": resps_serve,
     "resps-tune": resps_tune,
 }
-CALL = re.compile(r"(resps-(?:bench|export|run|serve|tune)|python (?:-m )?scripts[./]\w+(?:\.py)?)((?: +[^`|#\n]*|\\\n *)*)")
+CALL = re.compile(r"(resps-(?:bench|export|run|serve|tune)|python (?:-m )?(?:scripts|tests)[./][\w./]+)((?: +[^`|#\\\n]*|\\\n *)*)")
 FILE = re.compile(r"\b(?:docs|engines|export|policy|runtime|scripts|tests)/[\w./-]+\.(?:py|md|tsv|jsonl|txt|j2)\b")
-SECTION = re.compile(r'(?:docs/)?(benchmarks|design|serving|embedding|troubleshooting)\.md, "([^"]+)"')
+SECTION = re.compile(r'((?:lab/)?[a-z0-9]+)\.md, "([^"]+)"')
 
 
 def text(document: Path) -> str:
@@ -50,8 +50,9 @@ def options(call: str) -> set[str]:
     """Of a command of ours, or of a script's."""
     if call in COMMANDS:
         return names(COMMANDS[call])
-    name = re.split(r"[./]", call.removeprefix("python ").removeprefix("-m ").removesuffix(".py"))[-1]
-    module = importlib.import_module(f"scripts.{name}")
+    name = call.removeprefix("python ").removeprefix("-m ").removesuffix(".py").replace("/", ".")
+    package = (ROOT / name.replace(".", "/")).is_dir()
+    module = importlib.import_module(f"{name}.__main__" if package else name)
     found = getattr(module, "command", None) or module.main
     return names(found) if isinstance(found, click.Command) else set(re.findall(r'"(--[a-z-]+)"', inspect.getsource(module)))  # argparse
 
