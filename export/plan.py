@@ -136,7 +136,7 @@ class PlannedDraft:
 
 
 def default_draft_precision(precision: str, backend: str = ONNXRUNTIME) -> str:
-    """On the CPU weight-only int8 beside targets that compute in float32 (docs/benchmarks.md), else the target's own; on a GPU 16 bits."""
+    """On the CPU weight-only int8 beside targets that compute in float32 (docs/lab/drafts.md), else the target's own; on a GPU 16 bits."""
     if backend == TENSORRT:
         return "bf16" if precision == "bf16" else "fp16"
     return precision if precision in ("fp16", "bf16") else "int8"

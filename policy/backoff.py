@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# In rounds. Impatience costs more than patience: pauses after six rounds without luck took 3 % of all speed (docs/benchmarks.md).
+# In rounds. Impatience costs more than patience: pauses after six rounds without luck took 3 % of all speed
+# (docs/lab/policies.md, "Watchdog and backoff").
 PATIENCE, MEMORY, PROBE, SHORTEST_PAUSE, LONGEST_PAUSE = 24, 32, 4, 16, 64
 
 

@@ -95,7 +95,7 @@ def _class(matched: int) -> int:
 
 
 def rough_latency(quantized: bool) -> LatencyModel:
-    """Costs over that of one row, for machines where nothing was measured: two cores, SmolLM2-135M (docs/benchmarks.md)."""
+    """Costs over that of one row, for machines where nothing was measured: two cores, SmolLM2-135M (docs/lab/passes.md)."""
     rows = (1, 2, 4, 6, 8, 12, 16)
     verify = (1.0, 1.03, 1.2, 1.42, 1.66, 2.18, 2.52) if quantized else (1.0, 1.04, 1.14, 1.23, 1.41, 1.48, 1.75)
     draft = (0.26, 0.36, 0.46) if quantized else (0.18, 0.24, 0.3)

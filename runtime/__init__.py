@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .decoder import Decoder
     from .decoding.logprobs import TokenLogprob
-    from .decoding.sampling import Sampling
     from .decoding.stats import Stats
     from .decoding.totals import Totals
     from .errors import DecoderBusy, DecoderClosed, EngineDirError, EngineFailure, PromptError, RespsError
     from .request import Chunk
+    from .sampling_params import SamplingParams
     from .stream import Result, Stream
 
 _HOMES = {
@@ -28,7 +28,7 @@ _HOMES = {
     "PromptError": "errors",
     "RespsError": "errors",
     "Result": "stream",
-    "Sampling": "decoding.sampling",
+    "SamplingParams": "sampling_params",
     "Stats": "decoding.stats",
     "Stream": "stream",
     "TokenLogprob": "decoding.logprobs",
@@ -45,7 +45,7 @@ __all__ = [
     "PromptError",
     "RespsError",
     "Result",
-    "Sampling",
+    "SamplingParams",
     "Stats",
     "Stream",
     "TokenLogprob",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +56,7 @@ def command(prompt: str | None, **options: Any) -> None:
         raise click.UsageError("--system needs --chat")
     if options["policy"] and options["tree"]:
         raise click.UsageError("--tree is a policy of its own: give it or --policy")
-    if "" in options["stop"]:
-        raise click.UsageError("--stop needs some text")
-    sampling, fixed = _parsed(options)
+    params, fixed = _parsed(options)
     text = _read_stdin() if prompt in (None, "-") else str(prompt)
     if not text.strip():
         raise PromptError("the prompt is empty — give some text", "empty")
@@ -71,7 +70,7 @@ def command(prompt: str | None, **options: Any) -> None:
         opened = Decoder(options["engine_dir"], policy=fixed or options["policy"], **chosen)
     with (
         opened as decoder,
-        decoder.stream(asked, max_new_tokens=options["max_new_tokens"], sampling=sampling, stop=options["stop"]) as stream,
+        decoder.stream(asked, params) as stream,
     ):
         if options["as_json"]:
             click.echo(json.dumps(stream.result().as_dict(), ensure_ascii=False))
@@ -87,14 +86,14 @@ def command(prompt: str | None, **options: Any) -> None:
 
 
 def _parsed(options: dict[str, Any]) -> tuple[Any, Any]:
-    """Sampling and the policy of --tree, if that was given. Raises UsageError."""
+    """SamplingParams and the policy of --tree, if that was given. Raises UsageError."""
     from policy import FixedPolicy, TreeSpec
 
-    from .decoding.sampling import Sampling
+    from .sampling_params import SamplingParams
 
     with usage_errors():
-        sampling = Sampling(options["temperature"], options["top_k"], options["top_p"], options["seed"])
-        return sampling, FixedPolicy(TreeSpec.parse(options["tree"])) if options["tree"] else None
+        params = SamplingParams(**{each.name: options[each.name] for each in fields(SamplingParams) if each.name in options})
+        return params, FixedPolicy(TreeSpec.parse(options["tree"])) if options["tree"] else None
 
 
 def _read_stdin() -> str:

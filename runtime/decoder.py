@@ -16,7 +16,6 @@ from policy import PLAIN, FixedPolicy, LookupGate, Policy, TreeSpec, rough_laten
 from .backends.base import Backend
 from .backends.cpu.processor import physical_cores
 from .backends.open import open_backend
-from .decoding.sampling import Sampling
 from .decoding.totals import Ledger, Totals
 from .drafters.base import Drafter, NoDrafter
 from .errors import DecoderBusy, DecoderClosed, EngineDirError, enough_memory
@@ -26,9 +25,8 @@ from .models import expect_tree_size, load_models
 from .policies.encoder import load_encoder
 from .policies.load import POLICIES, default_tree, load_net, make_policy, trees_of, tuned_here
 from .request import Request
-from .sampling_params import check_wishes
+from .sampling_params import SamplingParams
 from .stream import Result, Run, Stream
-from .text.detokenizer import StopStrings
 from .text.prompt import Prompt as Prompt
 from .text.prompt import encode
 from .text.tokenizer import Text
@@ -121,9 +119,10 @@ class Decoder:
         long = [1 % self.manifest.shape.vocab] * min(2 * limits.prefill_rows, max(1, limits.context - WARM_UP_TOKENS))
         if self.manifest.tokens.chat_template:
             self._text.encode([{"role": "user", "content": "Say something."}])
+        params = SamplingParams(max_new_tokens=WARM_UP_TOKENS)
         trees = dict.fromkeys((*self._trees, *(() if self.manifest.tensorrt else (PLAIN,))))
         for prompt, spec in ((long, next(iter(trees))), *((long[:8], spec) for spec in trees)):
-            request = Request(prompt, WARM_UP_TOKENS, self._pick(Sampling()), FixedPolicy(spec), StopStrings(()), frozenset())
+            request = Request(prompt, params, self._pick(params), FixedPolicy(spec), frozenset())
             for _ in self._start(request, Ledger()):
                 pass
             self.forget()
@@ -181,40 +180,27 @@ class Decoder:
         if self._closed:
             raise DecoderClosed("this Decoder was closed — make a new one")
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = 512,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
-        policy: Policy | str | None = None,
-        logprobs: int | None = None,
-        deadline: float | None = None,
-    ) -> Stream:
+    def stream(self, prompt: Prompt, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None) -> Stream:
         """Start a request; iterate over the returned Stream for its Chunks.
 
-        ``prompt``: text as it stands, chat messages (rendered by the model's template), or token ids. ``logprobs``: each token's
-        log-probability before temperature and cuts, and those of this many likeliest tokens (0 to 20). ``deadline``: seconds from now; then
-        the answer ends with the running round, or without a token while the prompt is still being read.
-        Raises PromptError, ValueError, EngineDirError (a policy that has not been tuned), DecoderBusy or DecoderClosed here, not at the
-        first chunk; the chunks may raise EngineFailure.
+        ``prompt``: text as it stands, chat messages (rendered by the model's template), or token ids. ``params``: how to sample and when
+        to stop (greedy by default). ``policy``: an object or a name, instead of the Decoder's own.
+        Raises PromptError, ValueError, TypeError, EngineDirError (a policy that has not been tuned), DecoderBusy or DecoderClosed here,
+        not at the first chunk; the chunks may raise EngineFailure.
         """
-        check_wishes(max_new_tokens, sampling, stop, policy, logprobs, deadline)
-        ends = None if deadline is None else perf_counter() + deadline
+        _expect_kinds(params, policy)
+        deadline = None if params.deadline is None else perf_counter() + params.deadline
         ids = self.encode(prompt)
         with self._lock:
             self._expect_open()
             self._expect_free()
             request = Request(
                 prompt=ids,
-                max_new_tokens=max_new_tokens,
-                pick=self._pick(sampling or Sampling()),
+                params=params,
+                pick=self._pick(params),
                 policy=self._policy if policy is None else self.policy(policy),
-                stops=StopStrings(tuple(stop)),
                 stop_tokens=frozenset(self.manifest.tokens.stop),
-                logprobs=logprobs,
-                deadline=ends,
+                deadline=deadline,
             )
             return self._start(request, self._ledger)
 
@@ -234,22 +220,9 @@ class Decoder:
         plain = isinstance(policy, FixedPolicy) and policy.spec.nodes == 1
         return NoDrafter() if plain and self.models.eagle is not None else self._drafter
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = 512,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
-        policy: Policy | str | None = None,
-        logprobs: int | None = None,
-        deadline: float | None = None,
-    ) -> Result:
+    def generate(self, prompt: Prompt, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None) -> Result:
         """The whole answer at once: ``stream`` with the same arguments, joined."""
-        asked = self.stream(
-            prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, policy=policy, logprobs=logprobs, deadline=deadline
-        )
-        with asked as stream:
+        with self.stream(prompt, params, policy=policy) as stream:
             return stream.result()
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -299,6 +272,16 @@ class Decoder:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _expect_kinds(params: object, policy: object) -> None:
+    """Raises TypeError."""
+    if not isinstance(params, SamplingParams):
+        raise TypeError(f"params must be SamplingParams, not {type(params).__name__}")
+    verbs = ("begin", "choose", "observe")
+    is_policy = not isinstance(policy, type) and all(callable(getattr(policy, verb, None)) for verb in verbs)
+    if not (policy is None or isinstance(policy, str) or is_policy):
+        raise TypeError(f"policy must be a name or a Policy, not {type(policy).__name__}")
 
 
 def _expect(what: str, value: str | None, choices: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from policy.lookup import ROWS
 from .backends.base import Backend, Buffer, dtype_of
 from .backends.kv import CacheLayout
 from .decoding.gumbel import GumbelMax, work_room
-from .decoding.sampling import GREEDY_BELOW, BatchInverseCdf, Pick, Sampling, greedy
+from .decoding.sampling import BatchInverseCdf, Pick, greedy
 from .decoding.target import GROWN, ORDER, Target
 from .drafters.base import Drafter, NoDrafter
 from .drafters.eagle import DraftEngines, EagleDrafter, largest_pool, most_rows, shared_buffers
@@ -22,6 +22,7 @@ from .drafters.suffix import SuffixDrafter
 from .errors import EngineDirError
 from .manifest.graphs import Graph, Tensor
 from .manifest.schema import Draft, Manifest
+from .sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Models:
 
     target: Target
     drafter: Drafter
-    picker: Callable[[Sampling], Pick]
+    picker: Callable[[SamplingParams], Pick]
 
     @property
     def eagle(self) -> EagleDrafter | None:
@@ -86,19 +87,17 @@ def _form(tensor: Tensor) -> CacheLayout:
     return CacheLayout(int(parts), int(heads), int(width), dtype_of(tensor.dtype))
 
 
-def _picker(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer) -> Callable[[Sampling], Pick]:
+def _picker(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer) -> Callable[[SamplingParams], Pick]:
     memory, positions, nodes = backend.memory, manifest.limits.capacity, manifest.limits.tree_nodes
     if memory.on_host:
         room = work_room(manifest.shape.vocab)
-        return lambda sampling: GumbelMax(sampling, room) if sampling.temperature >= GREEDY_BELOW else greedy
+        return lambda params: greedy if params.greedy else GumbelMax(params, room)
     uniforms = memory.zeros(positions, "float32")
     shared = {"logits": logits, "uniforms": uniforms, "token": token}
     engine = backend.engine("sample", shared, {"n": nodes, "p": positions})
 
-    def picker(sampling: Sampling) -> Pick:
-        if sampling.temperature < GREEDY_BELOW:
-            return greedy
-        return BatchInverseCdf(engine, memory, uniforms, sampling, positions)
+    def picker(params: SamplingParams) -> Pick:
+        return greedy if params.greedy else BatchInverseCdf(engine, memory, uniforms, params, positions)
 
     return picker
 

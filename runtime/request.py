@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ from .decoding.stats import Tally
 from .decoding.target import Target
 from .drafters.base import Drafter
 from .errors import PREFILL
+from .sampling_params import SamplingParams
 from .text.detokenizer import Detokenizer, StopStrings
 from .text.tokenizer import Text
 
@@ -39,27 +41,29 @@ class Chunk:
 
 @dataclass
 class Request:
-    """A prompt, its limits, and what has come of it so far. ``logprobs``: alternatives beside each token's own, None for none at all;
-    ``deadline``: by perf_counter. ``stop`` says why it ended: eos, length, stop_string, cancelled or deadline."""
+    """A prompt, what is asked of it, and what has come of it so far. ``pick`` samples as ``params`` say; ``stop_tokens``: ids that end the
+    answer; ``deadline``: by perf_counter. ``stop`` says why it ended: eos, length, stop_string, cancelled or deadline."""
 
     prompt: Sequence[int]
-    max_new_tokens: int
+    params: SamplingParams
     pick: Pick
     policy: Policy
-    stops: StopStrings
     stop_tokens: frozenset[int]
-    logprobs: int | None = None
     deadline: float | None = None
     tally: Tally = field(init=False)
     stop: str | None = None
     cancelled: bool = False
     _logprob_recorder: LogprobRecorder | None = field(default=None, init=False)
+    _stops: StopStrings = field(init=False)
+    _max_new_tokens: int = field(init=False)  # the loop ends where the context does
     _begun: bool = field(default=False, init=False)  # the caches are this request's
 
     def __post_init__(self) -> None:
         self.tally = Tally(prompt_tokens=len(self.prompt))
-        if self.logprobs is not None:
-            self.pick = self._logprob_recorder = LogprobRecorder(self.pick, self.logprobs)
+        self._stops = StopStrings(tuple(self.params.stop))
+        self._max_new_tokens = sys.maxsize if self.params.max_new_tokens is None else self.params.max_new_tokens
+        if self.params.logprobs is not None:
+            self.pick = self._logprob_recorder = LogprobRecorder(self.pick, self.params.logprobs)
 
     def run(self, target: Target, drafter: Drafter, text: Text) -> Iterator[Chunk]:
         """Decode; yields a Chunk per round. ``cancelled`` and ``deadline`` are honoured between passes."""
@@ -78,7 +82,7 @@ class Request:
             if not self._is_over():
                 yield from self._decode(target, drafter, detokenizer, root)
         self.stop = self.stop or "length"
-        tail = "" if self.stop == "stop_string" else self.stops.push(detokenizer.flush()) + self.stops.flush()
+        tail = "" if self.stop == "stop_string" else self._stops.push(detokenizer.flush()) + self._stops.flush()
         if tail:
             yield Chunk(tail, (), 0, None, logprobs=None if self._logprob_recorder is None else ())
 
@@ -98,7 +102,7 @@ class Request:
 
     def _decode(self, target: Target, drafter: Drafter, detokenizer: Detokenizer, root: Root) -> Iterator[Chunk]:
         read = partial(detokenizer.after, self.prompt)
-        for round_ in rounds(target, drafter, self.policy, self.pick, root, self.max_new_tokens - 1, read):
+        for round_ in rounds(target, drafter, self.policy, self.pick, root, self._max_new_tokens - 1, read):
             chunk = self._chunk(detokenizer, round_.tokens, round_.spec, round_.nodes)
             self.tally.add(round_, len(chunk.tokens))
             yield chunk
@@ -106,7 +110,7 @@ class Request:
                 return
 
     def _is_over(self) -> bool:
-        if self.stop is None and self.tally.new_tokens < self.max_new_tokens:
+        if self.stop is None and self.tally.new_tokens < self._max_new_tokens:
             if self.cancelled:
                 self.stop = "cancelled"
             elif self.deadline is not None and perf_counter() >= self.deadline:
@@ -122,8 +126,8 @@ class Request:
             if token in self.stop_tokens:
                 self.stop = "eos"
                 break
-            shown += self.stops.push(detokenizer.push(token))
-            if self.stops.found:
+            shown += self._stops.push(detokenizer.push(token))
+            if self._stops.found:
                 self.stop = "stop_string"
         logprobs = None if self._logprob_recorder is None else self._logprob_recorder.taken()[:kept]
         return Chunk(shown, tokens[:kept], min(kept, len(tokens) - 1), spec, nodes, logprobs)

@@ -95,7 +95,7 @@ class Stream(Iterator[Chunk]):
         chunks = list(self)
         tokens = tuple(token for chunk in chunks for token in chunk.tokens)
         logprobs = None
-        if self._run.request.logprobs is not None:
+        if self._run.request.params.logprobs is not None:
             logprobs = tuple(each for chunk in chunks for each in chunk.logprobs or ())
         return Result(1, "".join(chunk.text for chunk in chunks), tokens, self.stop or "cancelled", self.stats, logprobs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from policy import PLAIN, FixedPolicy, TreeSpec
-from runtime import Decoder, Sampling
+from runtime import Decoder, SamplingParams
 from runtime.decoding.tree import Tree
 from tests.support.planted import DummyRowDrafter, PlantedDrafter
 from tests.support.prompts import PROMPTS
@@ -70,8 +71,10 @@ def test_greedy_tokens_equal_transformers(fp32: Decoder, reference: Any) -> None
     for prompt in PROMPTS[::2]:
         ids = fp32._text.encode(prompt)
         with torch.no_grad():
-            out = reference.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=64, do_sample=False)
-        assert list(fp32.generate(ids, max_new_tokens=64).tokens) == out[0, len(ids) :].tolist()
+            out = reference.generate(
+                torch.tensor([ids]), SamplingParams(max_new_tokens=64), attention_mask=torch.ones(1, len(ids)), do_sample=False
+            )
+        assert list(fp32.generate(ids, SamplingParams(max_new_tokens=64)).tokens) == out[0, len(ids) :].tolist()
 
 
 def plant(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, drafter: Any) -> None:
@@ -84,10 +87,10 @@ def test_every_tree_gives_the_plain_answer(decoder: Decoder, monkeypatch: pytest
     for number, prompt in enumerate(PROMPTS[::4]):
         ids = decoder._text.encode(prompt)
         plant(decoder, monkeypatch, DummyRowDrafter(vocab))
-        answer = decoder.generate(ids, max_new_tokens=40).tokens
+        answer = decoder.generate(ids, SamplingParams(max_new_tokens=40)).tokens
         for seed, shape in enumerate(SHAPES):
             plant(decoder, monkeypatch, PlantedDrafter(len(ids), answer, vocab, 10 * number + seed))
-            assert decoder.generate(ids, max_new_tokens=40, policy=FixedPolicy(shape)).tokens == answer, (prompt, shape)
+            assert decoder.generate(ids, SamplingParams(max_new_tokens=40), policy=FixedPolicy(shape)).tokens == answer, (prompt, shape)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -115,10 +118,10 @@ def test_quantized_logits_are_the_same_bits_for_any_rows_and_any_tree(demo_engin
 def test_committed_cache_equals_a_fresh_prefill(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     vocab, ids = decoder.manifest.shape.vocab, decoder._text.encode(PROMPTS[0])
     plant(decoder, monkeypatch, DummyRowDrafter(vocab))
-    answer = list(decoder.generate(PROMPTS[3], max_new_tokens=40).tokens)
+    answer = list(decoder.generate(PROMPTS[3], SamplingParams(max_new_tokens=40)).tokens)
     ids = decoder._text.encode(PROMPTS[3])
     plant(decoder, monkeypatch, PlantedDrafter(len(ids), answer, vocab, 3))
-    decoder.generate(ids, max_new_tokens=40, policy=FixedPolicy(TreeSpec(16, 4, 4)))
+    decoder.generate(ids, SamplingParams(max_new_tokens=40), policy=FixedPolicy(TreeSpec(16, 4, 4)))
     length, committed = decoder._target.length, decoder._target.cache.rows().copy()
     assert length > len(ids)
     decoder._target.cache.truncate(0)
@@ -140,7 +143,7 @@ def test_sampled_tokens_have_the_models_own_distribution(fp32: Decoder) -> None:
     probability[order] = wanted[order] / wanted[order].sum()
     count = 600
     first = np.array([
-        fp32.generate(ids, max_new_tokens=1, sampling=Sampling(0.8, top_k=50, seed=seed)).tokens[0] for seed in range(count)
+        fp32.generate(ids, SamplingParams(temperature=0.8, top_k=50, seed=seed, max_new_tokens=1)).tokens[0] for seed in range(count)
     ])  # fmt: skip
     often = probability * count >= 5
     seen = np.bincount(first, minlength=len(probability))
@@ -150,12 +153,12 @@ def test_sampled_tokens_have_the_models_own_distribution(fp32: Decoder) -> None:
 
 
 def test_same_seed_same_text_whatever_the_tree(fp32: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampling, vocab = Sampling(0.9, top_p=0.95, seed=11), fp32.manifest.shape.vocab
+    sampling, vocab = SamplingParams(temperature=0.9, top_p=0.95, seed=11), fp32.manifest.shape.vocab
     ids = fp32._text.encode(PROMPTS[2])
-    answer = fp32.generate(ids, max_new_tokens=32, sampling=sampling, policy=FixedPolicy(PLAIN)).tokens
+    answer = fp32.generate(ids, replace(sampling, max_new_tokens=32), policy=FixedPolicy(PLAIN)).tokens
     for seed, shape in enumerate(SHAPES[:4]):
         plant(fp32, monkeypatch, PlantedDrafter(len(ids), answer, vocab, seed))
-        assert fp32.generate(ids, max_new_tokens=32, sampling=sampling, policy=FixedPolicy(shape)).tokens == answer
+        assert fp32.generate(ids, replace(sampling, max_new_tokens=32), policy=FixedPolicy(shape)).tokens == answer
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -167,13 +170,13 @@ def test_the_shipped_draft_changes_no_token_and_is_often_right(
         assert decoder.draft == "eagle+ngram"
         eagle, tokens, cycles = decoder._drafter, 0, 0
         for number, prompt in enumerate(PROMPTS[1:16:4]):
-            for sampling in (Sampling(), Sampling(temperature=1.0, seed=number)):
+            for sampling in (SamplingParams(), SamplingParams(temperature=1.0, seed=number)):
                 plant(decoder, monkeypatch, DummyRowDrafter(decoder.manifest.shape.vocab))
                 two_rows = FixedPolicy(TreeSpec(2, 1, 1))  # what was tuned may be plain decoding, which asks no drafter
-                answer = decoder.generate(prompt, max_new_tokens=40, sampling=sampling, policy=two_rows).tokens
+                answer = decoder.generate(prompt, replace(sampling, max_new_tokens=40), policy=two_rows).tokens
                 plant(decoder, monkeypatch, eagle)
                 for shape in (TreeSpec(2, 1, 1), TreeSpec(6, 3, 3), TreeSpec(16, 5, 4), TreeSpec(64, 8, 8)):
-                    result = decoder.generate(prompt, max_new_tokens=40, sampling=sampling, policy=FixedPolicy(shape))
+                    result = decoder.generate(prompt, replace(sampling, max_new_tokens=40), policy=FixedPolicy(shape))
                     assert result.tokens == answer, (prompt, shape, sampling)
                     if shape.nodes == 16 and sampling.temperature == 0:
                         tokens, cycles = tokens + result.stats.new_tokens - 1, cycles + result.stats.cycles

@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
-from runtime import Chunk, Decoder
+from runtime import Chunk, Decoder, SamplingParams
 
 
-async def chunks(decoder: Decoder, question: str, **options: Any) -> AsyncIterator[Chunk]:
-    stream = decoder.stream([{"role": "user", "content": question}], **options)
+async def chunks(decoder: Decoder, question: str, params: SamplingParams) -> AsyncIterator[Chunk]:
+    stream = decoder.stream([{"role": "user", "content": question}], params)
     try:
         while (chunk := await asyncio.to_thread(next, stream, None)) is not None:
             yield chunk
@@ -18,7 +17,7 @@ async def chunks(decoder: Decoder, question: str, **options: Any) -> AsyncIterat
 
 
 async def answer(decoder: Decoder, question: str) -> str:
-    return "".join([chunk.text async for chunk in chunks(decoder, question, max_new_tokens=40)])
+    return "".join([chunk.text async for chunk in chunks(decoder, question, SamplingParams(max_new_tokens=40))])
 
 
 async def main() -> None:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
 
-from runtime import Decoder, PromptError
+from runtime import Decoder, PromptError, SamplingParams
 from runtime.backends.cpu.processor import physical_cores
 
 files = [file for file in sorted(Path(sys.argv[1]).glob("*.txt")) if not file.with_suffix(".answer").exists()]
@@ -16,7 +16,7 @@ free: SimpleQueue[Decoder] = SimpleQueue()
 def answer(file: Path) -> str:
     decoder = free.get()
     try:
-        result = decoder.generate([{"role": "user", "content": file.read_text(encoding="utf-8")}], max_new_tokens=60)
+        result = decoder.generate([{"role": "user", "content": file.read_text(encoding="utf-8")}], SamplingParams(max_new_tokens=60))
     except PromptError as error:
         return f"{file.name}: {error}"
     finally:

@@ -7,7 +7,7 @@ from queue import Empty, Queue
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
 
-from runtime import Decoder, PromptError
+from runtime import Decoder, PromptError, SamplingParams
 
 free: Queue[Decoder] = Queue()
 
@@ -35,7 +35,7 @@ def ask(question: Question) -> dict[str, str | float]:  # no async: FastAPI give
     except Empty:
         raise HTTPException(503, "all busy, come again") from None
     try:
-        result = decoder.generate([{"role": "user", "content": question.text}], max_new_tokens=60, deadline=30)
+        result = decoder.generate([{"role": "user", "content": question.text}], SamplingParams(max_new_tokens=60, deadline=30))
     except PromptError as error:
         raise HTTPException(400, str(error)) from None
     finally:

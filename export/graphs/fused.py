@@ -1,7 +1,7 @@
 """The target's graph once more for ONNX Runtime's CPU, with its own operator for all between the joined product and attention's result.
 
 Standard operators take ten nodes a layer there; GroupQueryAttention takes queries, keys and values as they come, turns them, writes the
-cache in place and attends: docs/benchmarks.md, "What a pass is made of". Inputs, outputs and weights are the same, so this is a small
+cache in place and attends: docs/lab/passes.md, "Attention, new over old". Inputs, outputs and weights are the same, so this is a small
 file beside the standard graph, which other providers and TensorRT read.
 """
 

@@ -2,7 +2,7 @@
 
 A row of activations becomes two rows of small integers, its coarse and its fine digits, so that 14 bits of it are left; the weights have
 one scale an output. All digits go through one MatMulInteger, whose sums are exact in any order. ONNX Runtime runs it on the processor's
-integer units (VNNI, AMX), where its blocked products (MatMulNBits) gain little from several rows: docs/benchmarks.md.
+integer units (VNNI, AMX), where its blocked products (MatMulNBits) gain little from several rows: docs/lab/int8.md.
 """
 
 from __future__ import annotations

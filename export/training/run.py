@@ -28,7 +28,7 @@ CHECKPOINT_SECONDS, REPORT_SECONDS = 120, 300
 REPORTED = 60  # held-out conversations that a report measures
 WARM_UP = 0.02  # share of the run over which the rate rises
 LAST_RATE = 0.03  # of the peak
-# What the config of a packed draft says. Conversations are shorter, but other engines read it as a limit (docs/benchmarks.md).
+# What the config of a packed draft says. Conversations are shorter, but other engines read it as a limit (docs/lab/drafts.md).
 TRAINED_LENGTH = 2048
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from policy import PLAIN, Calibration, CostModel, FixedPolicy, LatencyModel, Policy, TreeSpec, watch
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 
 from .learning.curriculum import Course, policy_cost, train, turns_of
 from .learning.ppo import Lesson
@@ -123,7 +123,9 @@ def confirm(
             break
         rates = {}
         for name in names[done % len(names) :] + names[: done % len(names)]:
-            rates[name] = decoder.generate(asked(decoder, prompt), max_new_tokens=new_tokens, policy=policies[name]).stats.tokens_per_second
+            rates[name] = decoder.generate(
+                asked(decoder, prompt), SamplingParams(max_new_tokens=new_tokens), policy=policies[name]
+            ).stats.tokens_per_second
         if rates["none"]:
             for name, rate in rates.items():
                 ratios[name].append(rate / rates["none"])

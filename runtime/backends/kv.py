@@ -69,7 +69,7 @@ class KVCache:
 
     Every tensor owns room for ``capacity`` slots and uses the front of it as [parts, heads, span, width], laid out for the ``span`` slots
     that a pass may touch. So attention reads the used part as a whole, without a Slice and its copy, which took 5 % of a pass
-    (docs/design.md).
+    (docs/decisions.md, "Runtime").
     """
 
     def __init__(self, layers: int, keys: CacheLayout, values: CacheLayout, capacity: int, span_step: int = 64) -> None:

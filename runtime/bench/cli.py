@@ -89,7 +89,7 @@ def _measured(options: dict[str, Any]) -> tuple[Measurement, BaseException | Non
     from contextlib import ExitStack
 
     from ..backends.cpu.processor import physical_cores
-    from ..decoding.sampling import Sampling
+    from ..sampling_params import SamplingParams
     from .contenders import make_contenders
     from .machine import engine_of, this_machine
     from .measure import measure, warm_up
@@ -103,7 +103,7 @@ def _measured(options: dict[str, Any]) -> tuple[Measurement, BaseException | Non
         tuple(map(str, files)), options["questions"], options["max_new_tokens"], options["temperature"], options["seed"], threads
     )
     with usage_errors():
-        Sampling(settings.temperature, seed=settings.seed)
+        SamplingParams(temperature=settings.temperature, seed=settings.seed)
     names = [name.strip() for group in options["policies"] for name in group.split(",")]
     trees = _parsed(options["trees"])
     answers: list[TurnRecord] = []

@@ -8,8 +8,8 @@ from time import perf_counter
 from policy import FixedPolicy
 
 from ..decoder import Decoder, Prompt
-from ..decoding.sampling import Sampling
 from ..errors import PromptError
+from ..sampling_params import SamplingParams
 from .contenders import Contender
 from .questions import Question
 from .record import BASELINE, BenchSettings, Rounds, Skipped, TurnRecord
@@ -25,7 +25,7 @@ def warm_up(contenders: Sequence[Contender]) -> None:
     """One short answer with each tree on each Decoder. Fixed policies do it: a first pass is slow, and a contender's own policy must not
     learn from that."""
     for decoder, tree in dict.fromkeys((contender.decoder, tree) for contender in contenders for tree in contender.trees):
-        decoder.generate(WARM_UP, max_new_tokens=WARM_UP_TOKENS, policy=FixedPolicy(tree))
+        decoder.generate(WARM_UP, SamplingParams(max_new_tokens=WARM_UP_TOKENS), policy=FixedPolicy(tree))
 
 
 def measure(
@@ -46,11 +46,12 @@ def measure(
             except PromptError as error:
                 yield Skipped(question.set, question.number, turn, str(error))
                 break
-            sampling = Sampling(settings.temperature, seed=(settings.seed + asked) % 2**64)
+            seed = (settings.seed + asked) % 2**64
+            params = SamplingParams(temperature=settings.temperature, seed=seed, max_new_tokens=settings.max_new_tokens)
             answers: dict[str, tuple[TurnRecord, str]] = {}
             for place in range(len(contenders)):
                 contender = contenders[(place + asked) % len(contenders)]
-                answers[contender.name] = _ask(contender, prompt, settings.max_new_tokens, sampling, question, turn)
+                answers[contender.name] = _ask(contender, prompt, params, question, turn)
             asked += 1
             yield tuple(answers[contender.name][0] for contender in contenders)
             chat.append({"role": "assistant", "content": answers[BASELINE][1]})
@@ -62,9 +63,7 @@ def _prompt(decoder: Decoder, chat: list[dict[str, str]]) -> Prompt:
     return chat if decoder.manifest.tokens.chat_template else "\n".join(message["content"] for message in chat)
 
 
-def _ask(
-    contender: Contender, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, question: Question, turn: int
-) -> tuple[TurnRecord, str]:
+def _ask(contender: Contender, prompt: Sequence[int], params: SamplingParams, question: Question, turn: int) -> tuple[TurnRecord, str]:
     """One answer and its text. Only the wait for each delivery is timed, not the bookkeeping here."""
     text, first = "", 0.0
     tokens: list[int] = []
@@ -76,7 +75,7 @@ def _ask(
     decoder = contender.decoder
     decoder.forget()  # every contender computes the whole prompt
     begun = asked = perf_counter()
-    with decoder.stream(prompt, max_new_tokens=max_new_tokens, sampling=sampling, policy=contender.policy) as stream:
+    with decoder.stream(prompt, params, policy=contender.policy) as stream:
         drafted = 0
         while (chunk := next(stream, None)) is not None:
             came = perf_counter()

@@ -11,28 +11,29 @@ import secrets
 
 import numpy as np
 
-from .sampling import Sampling, Scores
+from ..sampling_params import SamplingParams
+from .sampling import Scores
 
 _NUCLEUS = 1024  # tokens that mostly hold the wanted mass: sorting a vocabulary takes milliseconds
 
 
 def work_room(vocab: int) -> np.ndarray:
     """What draws compute in, float64 [3, V]: made once for all requests that follow each other. Arrays of this size that come and go with
-    every token left holes in the heap, in which smaller things settled: a service grew by 2.5 KiB a request (docs/benchmarks.md)."""
+    every token left holes in the heap, in which smaller things settled: a service grew by 2.5 KiB a request (docs/lab/memory.md)."""
     return np.empty((3, vocab))
 
 
 class GumbelMax:
     """One request's draws; only rows on the accepted path are ever drawn. ``room``: of `work_room`, nobody else's during a draw."""
 
-    def __init__(self, sampling: Sampling, room: np.ndarray) -> None:
-        self._sampling, self._room = sampling, room
-        self._key = secrets.randbits(64) if sampling.seed is None else sampling.seed
+    def __init__(self, params: SamplingParams, room: np.ndarray) -> None:
+        self._params, self._room = params, room
+        self._key = secrets.randbits(64) if params.seed is None else params.seed
 
     def __call__(self, scores: Scores, row: int, position: int) -> int:
         scaled, noise, _ = self._room
-        np.divide(scores.logits[row], self._sampling.temperature, out=scaled, dtype=np.float64)
-        keep(scaled, self._sampling.top_k, self._sampling.top_p, self._room[1:])
+        np.divide(scores.logits[row], self._params.temperature, out=scaled, dtype=np.float64)
+        keep(scaled, self._params.top_k, self._params.top_p, self._room[1:])
         self._draw_noise(position, noise)
         return int(np.argmax(np.add(scaled, noise, out=noise)))
 

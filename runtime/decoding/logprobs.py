@@ -10,8 +10,6 @@ import numpy as np
 
 from .sampling import Pick, Scores
 
-MOST = 20
-"""Alternatives that may be asked for."""
 _PART = 16384  # tokens of the vocabulary that are looked at together: copies of all of it leave holes in the heap (draws.py)
 
 

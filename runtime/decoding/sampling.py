@@ -6,16 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import index
 
 import numpy as np
 
 from ..backends.base import Buffer, Call, DeviceOutputs, Engine, Memory
 from ..errors import EngineFailure
+from ..sampling_params import SamplingParams
 from .tree import Tree
-
-GREEDY_BELOW = 1e-5
-"""Scores divided by less leave float32's range, and nothing but the likeliest token could be drawn."""
 
 Pick = Callable[["Scores", int, int], int]
 """(scores, row, position) -> token: the target's choice after ``row``, for the sequence position ``position``."""
@@ -64,27 +61,6 @@ class Scores:
         return batch_of_one
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """temperature 0 is greedy, and so is one below GREEDY_BELOW; top_k 0 and top_p 1 are off. ``seed`` None draws a fresh one. Raises
-    ValueError and TypeError."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
-            raise ValueError(f"temperature must be between 0 and 100, not {self.temperature}")
-        if not 0 <= index(self.top_k) < 2**31:
-            raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if self.seed is not None and not 0 <= index(self.seed) < 2**64:
-            raise ValueError(f"seed must be between 0 and 2**64 - 1, not {self.seed}")
-
-
 def greedy(scores: Scores, row: int, position: int) -> int:
     """The argmax, computed in the graph."""
     return int(scores.next_token[row])
@@ -103,10 +79,10 @@ def uniforms(seed: int | None, positions: int) -> np.ndarray:
 class BatchInverseCdf:
     """Samples every row of a pass at once, where the logits lie: on a device that costs less than to look at them."""
 
-    def __init__(self, engine: Engine, memory: Memory, table: Buffer, sampling: Sampling, positions: int) -> None:
+    def __init__(self, engine: Engine, memory: Memory, table: Buffer, params: SamplingParams, positions: int) -> None:
         """``table``: the buffer of the graph's uniforms."""
-        memory.write(table, uniforms(sampling.seed, positions))
-        self._engine, self._sampling, self._positions = engine, sampling, positions
+        memory.write(table, uniforms(params.seed, positions))
+        self._engine, self._params, self._positions = engine, params, positions
         self._drawn: tuple[Scores, np.ndarray] | None = None
 
     def __call__(self, scores: Scores, row: int, position: int) -> int:
@@ -116,15 +92,15 @@ class BatchInverseCdf:
 
     def _draw(self, scores: Scores) -> np.ndarray:
         call = self._engine.prepare(n=scores.head_rows, p=self._positions)
-        inputs = _settled(call, self._sampling)
+        inputs = _settled(call, self._params)
         inputs["depth"][0] = scores.tree.depth[-scores.head_rows :]
         inputs["past"][0] = scores.past
         call.run()
         return np.array(call.outputs["token"][0])
 
 
-def _settled(call: Call, sampling: Sampling) -> Mapping[str, np.ndarray]:
+def _settled(call: Call, params: SamplingParams) -> Mapping[str, np.ndarray]:
     """The call's inputs, with what stays the same during a request filled in."""
     inputs = call.inputs
-    inputs["temperature"][0], inputs["top_k"][0], inputs["top_p"][0] = sampling.temperature, sampling.top_k, sampling.top_p
+    inputs["temperature"][0], inputs["top_k"][0], inputs["top_p"][0] = params.temperature, params.top_k, params.top_p
     return inputs

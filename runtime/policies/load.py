@@ -17,7 +17,7 @@ from ..manifest.tuning import LearnedPolicy, RespsConfig, Tuning
 
 POLICIES = ("none", "fixed", "cost-model", "resps", "ltd", "resps+ltd")
 DEFAULT_TREES = {"eagle": TreeSpec(5, 3, 2), "ngram": TreeSpec(6, 5, 2), "none": PLAIN}
-QUANTIZED_TREE = TreeSpec(3, 2, 2)  # for "eagle" beside int8 and int4, where a row more costs more (docs/benchmarks.md)
+QUANTIZED_TREE = TreeSpec(3, 2, 2)  # for "eagle" beside int8 and int4, where a row more costs more (docs/lab/drafts.md)
 GPU_TREE = (7, 8)  # depth and width of "eagle" with TensorRT: near EAGLE-3's own, a row costs little there
 
 LoadNet = Callable[[str], Net]

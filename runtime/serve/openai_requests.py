@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from ..decoding.logprobs import MOST as MOST_LOGPROBS
-from ..decoding.sampling import Sampling
+from ..sampling_params import MAX_LOGPROBS, SamplingParams
 from .errors import invalid
 
 HARMLESS = frozenset(
@@ -106,27 +105,24 @@ class ChatBody(Sampled):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
 
 class CompletionBody(Sampled):
     """POST /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A request in the Decoder's terms. ``max_tokens`` None: as many as fit. ``policy`` None: the server's."""
+    """A request in the Decoder's terms. ``policy`` None: the server's."""
 
     prompt: str | list[int] | list[dict[str, str]]
     model: str | None
-    sampling: Sampling
-    max_tokens: int | None
-    stop: tuple[str, ...]
+    params: SamplingParams
     policy: str | None
-    logprobs: int | None
     stream: bool
     include_usage: bool
 
@@ -225,21 +221,20 @@ def _ask(body: Sampled, prompt: str | list[int] | list[dict[str, str]], max_toke
         raise invalid('stream_options needs "stream": true', "stream_options")
     if body.speculation is False and body.policy not in (None, "none"):
         raise invalid("policy: speculation is false, so there is nothing for a policy to decide — leave one of them out", "policy")
-    sampling = Sampling(
+    params = SamplingParams(
         temperature=1.0 if body.temperature is None else body.temperature,
         top_k=max(0, body.top_k or 0),
         top_p=1.0 if body.top_p is None else body.top_p,
         seed=None if body.seed is None else body.seed % 2**64,
+        max_new_tokens=max_tokens,
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        logprobs=logprobs,
     )
-    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return GenerationRequest(
         prompt=prompt,
         model=body.model,
-        sampling=sampling,
-        max_tokens=max_tokens,
-        stop=stop,
+        params=params,
         policy="none" if body.speculation is False else body.policy,
-        logprobs=logprobs,
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
     )

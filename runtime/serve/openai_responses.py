@@ -114,7 +114,7 @@ class ResponseFormat:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def _logprobs(self, chunks: Sequence[Chunk], spelling: Spelling) -> dict[str, Any] | None:
-        if self.ask.logprobs is None:
+        if self.ask.params.logprobs is None:
             return None
         tokens = [token for chunk in chunks for token in chunk.logprobs or ()]
         return {"content": [_entry(each, spelling) for each in tokens]} if self.chat else self._table(tokens, spelling)
@@ -128,7 +128,12 @@ class ResponseFormat:
             top.append({spelling.key(token): max(logprob, LEAST) for token, logprob in reversed(each.top)})  # of one key the likelier stays
             spelling.take(each.token)
         logprobs = [max(each.logprob, LEAST) for each in tokens]
-        return {"tokens": words, "token_logprobs": logprobs, "top_logprobs": top if self.ask.logprobs else None, "text_offset": offsets}
+        return {
+            "tokens": words,
+            "token_logprobs": logprobs,
+            "top_logprobs": top if self.ask.params.logprobs else None,
+            "text_offset": offsets,
+        }
 
 
 def _entry(token: TokenLogprob, spelling: Spelling) -> dict[str, Any]:

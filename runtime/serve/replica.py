@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from time import monotonic
 
@@ -29,11 +29,11 @@ class Ended:
 class RunningRequest:
     """What a replica makes of one request, on asyncio's side. ``next`` until it gives an Ended; ``cancel`` ends it after the round.
 
-    The replica never waits for the reader: what is not read yet lies here, at most ``max_tokens`` tokens and their text.
+    The replica never waits for the reader: what is not read yet lies here, at most the rest of the context.
     """
 
-    def __init__(self, prompt: Sequence[int], ask: GenerationRequest, max_tokens: int, until: float) -> None:
-        self.prompt, self.ask, self.max_tokens = prompt, ask, max_tokens
+    def __init__(self, prompt: Sequence[int], ask: GenerationRequest, until: float) -> None:
+        self.prompt, self.ask = prompt, ask
         self.until = until  # by the clock ``monotonic``
         self.tokens: list[int] = []
         self._came: asyncio.Queue[Chunk | Ended | ApiError] = asyncio.Queue()
@@ -60,15 +60,8 @@ class RunningRequest:
         try:
             if self._cancelled.is_set():
                 raise shutting_down()  # told to nobody but those who wait while the server ends
-            with decoder.stream(
-                self.prompt,
-                max_new_tokens=self.max_tokens,
-                sampling=self.ask.sampling,
-                stop=self.ask.stop,
-                policy=self.ask.policy,
-                logprobs=self.ask.logprobs,
-                deadline=max(0.0, self.until - monotonic()),
-            ) as stream:
+            params = replace(self.ask.params, deadline=max(0.0, self.until - monotonic()))
+            with decoder.stream(self.prompt, params, policy=self.ask.policy) as stream:
                 self._stream = stream
                 if self._cancelled.is_set():  # while the stream was made
                     stream.cancel()

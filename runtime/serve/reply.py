@@ -86,9 +86,7 @@ class Reply(Response):
         house, ask = self._house, self._ask
         expect_policy(ask, house.decoder.policies)
         prompt = await asyncio.to_thread(_encoded, house.decoder, ask.prompt)
-        room = house.decoder.manifest.limits.context - len(prompt)
-        until = self._arrived + house.settings.request_seconds
-        answer = RunningRequest(prompt, ask, min(ask.max_tokens or room, room), until)
+        answer = RunningRequest(prompt, ask, self._arrived + house.settings.request_seconds)
         replica = await house.pool.replica(prompt)
         self._queued = monotonic() - self._arrived
         house.metrics.queue_seconds.observe(self._queued)

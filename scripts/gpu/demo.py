@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from export.cli import command
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec
-from runtime import Decoder, RespsError, Sampling
+from runtime import Decoder, RespsError, SamplingParams
 from runtime.backends.cuda.driver import Cuda
 from runtime.console import run_command
 from runtime.decoder import Prompt
@@ -46,8 +47,8 @@ def _export(*arguments: str) -> None:
         raise RuntimeError(f"resps-export {' '.join(arguments)} ended with {code}, see above")
 
 
-def _tokens(decoder: Decoder, prompt: Prompt, policy: Policy | None = None, sampling: Sampling | None = None) -> tuple[int, ...]:
-    return decoder.generate(prompt, max_new_tokens=NEW_TOKENS, policy=policy, sampling=sampling).tokens
+def _tokens(decoder: Decoder, prompt: Prompt, policy: Policy | None = None, sampling: SamplingParams = SamplingParams()) -> tuple[int, ...]:
+    return decoder.generate(prompt, replace(sampling, max_new_tokens=NEW_TOKENS), policy=policy).tokens
 
 
 def _measure(directory: Path, expected: Sequence[tuple[int, ...]], options: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +101,10 @@ def _speed(decoder: Decoder) -> dict[str, Any]:
     taken: dict[str, list[float]] = {str(spec): [] for spec in specs}
     for _ in range(TIMES):
         for spec in specs:
-            stats = [decoder.generate(prompt, max_new_tokens=NEW_TOKENS, policy=FixedPolicy(spec)).stats for prompt in PROMPTS[:8]]
+            stats = [
+                decoder.generate(prompt, SamplingParams(max_new_tokens=NEW_TOKENS), policy=FixedPolicy(spec)).stats
+                for prompt in PROMPTS[:8]
+            ]
             seconds, tokens = sum(each.decode_seconds for each in stats), sum(each.new_tokens - 1 for each in stats)
             rounds = sum(each.cycles for each in stats)
             rates[str(spec)].append(tokens / seconds)

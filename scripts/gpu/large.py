@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from policy import PLAIN, FixedPolicy, TreeSpec
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 from runtime.backends.cuda.driver import Cuda
 from runtime.decoding.tree import Tree
 from runtime.drafters.eagle import EagleDrafter
@@ -126,7 +126,7 @@ def _cycle(decoder: Decoder, stream: Any, spec: TreeSpec) -> dict[str, float]:
     """Wall time of a cycle in a real answer, the GPU's share of it, and what is left: host and launch gap."""
     prompt = [7, 11, 13] * 100
     for _ in range(2):
-        with decoder.stream(prompt, max_new_tokens=400, policy=FixedPolicy(spec)) as chunks:
+        with decoder.stream(prompt, SamplingParams(max_new_tokens=400), policy=FixedPolicy(spec)) as chunks:
             next(chunks)
             start, started = stream.mark(), time.perf_counter()
             stats = chunks.result().stats

@@ -18,7 +18,7 @@ from time import perf_counter
 
 import click
 
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 from runtime.bench.questions import read_questions
 from runtime.console import run_command
 
@@ -33,7 +33,7 @@ def tokens(decoder: Decoder, prompts: list[str], most: int) -> int:
     came = 0
     for prompt in prompts:
         decoder.forget()
-        came += len(decoder.generate(prompt, max_new_tokens=most).tokens)
+        came += len(decoder.generate(prompt, SamplingParams(max_new_tokens=most)).tokens)
     return came
 
 

@@ -24,7 +24,7 @@ import click
 
 from export.training.openings import library_passages
 from policy import FixedPolicy, Policy, TreeSpec
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 from runtime.console import run_command, usage_errors
 from runtime.decoding.stats import Stats
 
@@ -32,7 +32,7 @@ MIB = 1 << 20
 OF_A_PROCESS = """
 import json, sys, time
 from pathlib import Path
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 def resident(): return 1024 * int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
 started = time.perf_counter()
 decoder = Decoder(sys.argv[1], threads=int(sys.argv[2]), draft=sys.argv[3])
@@ -55,7 +55,7 @@ def passage(decoder: Decoder, length: int, seed: int) -> list[int]:
 def decoded(decoder: Decoder, prompt: list[int], policy: Policy, tokens: int) -> Stats:
     """Figures of one answer; the whole prompt is computed."""
     decoder.forget()
-    return decoder.generate(prompt, max_new_tokens=tokens, policy=policy).stats
+    return decoder.generate(prompt, SamplingParams(max_new_tokens=tokens), policy=policy).stats
 
 
 def growth(decoder: Decoder, policy: Policy, lengths: tuple[int, ...], prompts: int, tokens: int) -> None:
@@ -100,7 +100,7 @@ def of_a_round(decoder: Decoder, policy: Policy, name: str) -> None:
     host = 1 - (stats.draft_seconds + stats.verify_seconds) / stats.decode_seconds
     tracemalloc.start()
     peaks = []
-    with decoder.stream(prompt, max_new_tokens=128, policy=policy) as stream:
+    with decoder.stream(prompt, SamplingParams(max_new_tokens=128), policy=policy) as stream:
         next(stream)
         before = tracemalloc.get_traced_memory()[0]
         for _ in stream:

@@ -3,8 +3,8 @@
     python -m scripts.lab.count_repeats data                                          # shards of export/training/cli.py
     python -m scripts.lab.count_repeats --engine-dir DIR FILE.jsonl                   # lines with `prompt` and `answer`
 
-Prints the table of docs/benchmarks.md, "Bets on repeated text", and the shares that policy/lookup.py begins a request with: how often the
-first token of a bet is right, and each further one after a right one.
+Prints the table of docs/lab/lookup.md, "How often text repeats itself", and the shares that policy/lookup.py begins a request with: how
+often the first token of a bet is right, and each further one after a right one.
 """
 
 from __future__ import annotations

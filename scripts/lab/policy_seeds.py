@@ -29,7 +29,7 @@ from export.tuning.replay.simulation import Answers, Replay, oracle, replay, sta
 from export.tuning.texts import NAME, open_texts
 from export.tuning.tune import Found, fit, learn, split
 from policy import PLAIN, FixedPolicy, LatencyModel, TreeSpec
-from runtime import Decoder, Sampling
+from runtime import Decoder, SamplingParams
 from runtime.console import run_command
 from runtime.policies.load import default_tree, tuned_here
 
@@ -76,7 +76,15 @@ def main(
         met = {
             temperature: {
                 name: record(
-                    decoder, few, grid, cache, FOREVER, _progress, Sampling(temperature, seed=1 if temperature else None), 1, bool(texts)
+                    decoder,
+                    few,
+                    grid,
+                    cache,
+                    FOREVER,
+                    _progress,
+                    SamplingParams(temperature=temperature, seed=1 if temperature else None),
+                    1,
+                    bool(texts),
                 )
                 for name, few in asked_of.items()
             }
@@ -140,7 +148,9 @@ def _checked(decoder: Decoder, prompts: Sequence[str], met: Mapping[str, Answers
         best: dict[str, Any] = {}
         for _ in range(3):
             for tree in (PLAIN, *CHECKED):
-                stats = decoder.generate(asked(decoder, prompt), max_new_tokens=grid.new_tokens, policy=FixedPolicy(tree)).stats
+                stats = decoder.generate(
+                    asked(decoder, prompt), SamplingParams(max_new_tokens=grid.new_tokens), policy=FixedPolicy(tree)
+                ).stats
                 if str(tree) not in best or stats.decode_seconds < best[str(tree)].decode_seconds:
                     best[str(tree)] = stats
         for name, stats in best.items():

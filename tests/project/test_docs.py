@@ -19,7 +19,7 @@ from runtime.serve.cli import command as resps_serve
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [
     *ROOT.glob("*.md"),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "engines" / "README.md",
     *(ROOT / "export").rglob("README.md"),
 ]
@@ -31,9 +31,9 @@ COMMANDS = {
     "resps-serve": resps_serve,
     "resps-tune": resps_tune,
 }
-CALL = re.compile(r"(resps-(?:bench|export|run|serve|tune)|python (?:-m (?:scripts|tests)\.[\w.]+|scripts/\w+\.py))((?: +[^`|#\n]*|\\\n *)*)")
+CALL = re.compile(r"(resps-(?:bench|export|run|serve|tune)|python (?:-m )?(?:scripts|tests)[./][\w./]+)((?: +[^`|#\\\n]*|\\\n *)*)")
 FILE = re.compile(r"\b(?:docs|engines|export|policy|runtime|scripts|tests)/[\w./-]+\.(?:py|md|tsv|jsonl|txt|j2)\b")
-SECTION = re.compile(r'(?:docs/)?(benchmarks|design|serving|embedding|troubleshooting)\.md, "([^"]+)"')
+SECTION = re.compile(r'((?:lab/)?[a-z0-9]+)\.md, "([^"]+)"')
 
 
 def text(document: Path) -> str:
@@ -47,12 +47,12 @@ def names(command: click.Command) -> set[str]:
 
 
 def options(call: str) -> set[str]:
-    """Options of one of our commands, or of a script."""
+    """Of a command of ours, or of a script's."""
     if call in COMMANDS:
         return names(COMMANDS[call])
-    module = importlib.import_module(call.split()[-1].removesuffix(".py").replace("/", "."))
-    if hasattr(module, "__path__"):
-        module = importlib.import_module(f"{module.__name__}.__main__")
+    name = call.removeprefix("python ").removeprefix("-m ").removesuffix(".py").replace("/", ".")
+    package = (ROOT / name.replace(".", "/")).is_dir()
+    module = importlib.import_module(f"{name}.__main__" if package else name)
     found = getattr(module, "command", None) or module.main
     return names(found) if isinstance(found, click.Command) else set(re.findall(r'"(--[a-z-]+)"', inspect.getsource(module)))  # argparse
 
@@ -70,7 +70,7 @@ def test_commands_have_the_options_that_are_shown(document: Path) -> None:
 
 
 def test_commands_are_found() -> None:
-    assert len([call for document in DOCUMENTS for call in calls(document)]) > 40
+    assert len([call for document in DOCUMENTS for call in calls(document)]) > 50
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda each: str(each.relative_to(ROOT)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -43,7 +43,7 @@ def said(here: Path, example: str, *arguments: str) -> str:
 def answer(engine: Path) -> Iterator[Callable[[str, int], str]]:
     """What the model says to a question, in so many tokens."""
     with Decoder(engine, threads=1) as decoder:
-        yield lambda question, length: decoder.generate([{"role": "user", "content": question}], max_new_tokens=length).text
+        yield lambda question, length: decoder.generate([{"role": "user", "content": question}], SamplingParams(max_new_tokens=length)).text
 
 
 def test_embed(here: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,14 +14,14 @@ import numpy as np
 import pytest
 
 from policy import PLAIN, FixedPolicy, Observation, Outcome, TreeSpec
-from runtime import Decoder, DecoderBusy, DecoderClosed, EngineFailure, RespsError, Sampling
+from runtime import Decoder, DecoderBusy, DecoderClosed, EngineFailure, RespsError, SamplingParams
 from runtime.backends.cpu.onnxruntime import OrtCall
 from runtime.decoding.gumbel import GumbelMax
 from runtime.decoding.sampling import Scores
 from tests.support.eagle_engines import export, write_echo
 
 TREE, PROMPT = FixedPolicy(TreeSpec(12, 4, 3)), list(range(5, 25))
-SAMPLED = Sampling(0.9, seed=4)
+SAMPLED = SamplingParams(temperature=0.9, seed=4)
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +66,14 @@ def _spoil_draws(monkeypatch: pytest.MonkeyPatch, at: int, fault: BaseException 
     monkeypatch.setattr(GumbelMax, "__call__", faulty)
 
 
-def answer(decoder: Decoder, sampling: Sampling | None = None) -> tuple[int, ...]:
-    return decoder.generate(PROMPT, max_new_tokens=40, sampling=sampling, policy=TREE).tokens
+def answer(decoder: Decoder, sampling: SamplingParams = SamplingParams()) -> tuple[int, ...]:
+    return decoder.generate(PROMPT, replace(sampling, max_new_tokens=40), policy=TREE).tokens
 
 
-def until_it_fails(decoder: Decoder, sampling: Sampling | None = None) -> tuple[tuple[int, ...], BaseException]:
+def until_it_fails(decoder: Decoder, sampling: SamplingParams = SamplingParams()) -> tuple[tuple[int, ...], BaseException]:
     """What was emitted, and the error."""
     tokens: list[int] = []
-    with decoder.stream(PROMPT, max_new_tokens=40, sampling=sampling, policy=TREE, logprobs=1) as stream:
+    with decoder.stream(PROMPT, replace(sampling, max_new_tokens=40, logprobs=1), policy=TREE) as stream:
         with pytest.raises((RespsError, KeyboardInterrupt)) as caught:
             tokens.extend(token for chunk in stream for token in chunk.tokens)
         assert stream.stop == ("cancelled" if isinstance(caught.value, KeyboardInterrupt) else "error")
@@ -148,7 +149,7 @@ def test_ctrl_c_while_a_cache_changes(decoder: Decoder, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(type(cache), method, interrupted)
         try:
-            decoder.generate([*PROMPT, *PROMPT, *PROMPT], max_new_tokens=150, policy=TREE)
+            decoder.generate([*PROMPT, *PROMPT, *PROMPT], SamplingParams(max_new_tokens=150), policy=TREE)
         except KeyboardInterrupt:
             count = -1
     assert count == -1
@@ -168,11 +169,16 @@ def infinite(call: OrtCall) -> None:
     call.outputs["next_token"][:] = 100
 
 
-@pytest.mark.parametrize("sampling", [None, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", [SamplingParams(), SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("fault", [nans, one_nan, infinite])
 @pytest.mark.parametrize(("at", "stage"), [(3, "prefill"), (4, "verify"), (7, "verify")])
 def test_scores_that_are_no_numbers_are_noticed(
-    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, fault: Callable[[OrtCall], None], at: int, stage: str, sampling: Sampling | None
+    decoder: Decoder,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[OrtCall], None],
+    at: int,
+    stage: str,
+    sampling: SamplingParams,
 ) -> None:
     expected = answer(decoder, sampling)
     decoder.forget()
@@ -235,7 +241,7 @@ def test_a_round_in_work_keeps_others_out(decoder: Decoder) -> None:
         assert not thread.is_alive()
 
     policy = Calling(from_a_thread)
-    assert decoder.generate(PROMPT, max_new_tokens=20, policy=policy).tokens
+    assert decoder.generate(PROMPT, SamplingParams(max_new_tokens=20), policy=policy).tokens
     assert policy.rounds > 3
 
 
@@ -243,7 +249,7 @@ def test_many_threads_close_while_one_streams(tiny_engine: Path) -> None:
     decoder = Decoder(tiny_engine, threads=1)
     closers = [threading.Thread(target=decoder.close) for _ in range(6)]
     started = Calling(lambda: [thread.start() for thread in closers])
-    result = decoder.generate(PROMPT, max_new_tokens=300, policy=started)
+    result = decoder.generate(PROMPT, SamplingParams(max_new_tokens=300), policy=started)
     for thread in closers:
         thread.join(timeout=30)
     assert result.stop == "cancelled"
@@ -265,7 +271,7 @@ def test_a_signal_handler_closes_in_the_middle_of_a_round(tiny_engine: Path) -> 
 
     old = signal.signal(signal.SIGUSR1, handler)
     try:
-        result = decoder.generate(PROMPT, max_new_tokens=300, policy=Calling(lambda: signal.raise_signal(signal.SIGUSR1)))
+        result = decoder.generate(PROMPT, SamplingParams(max_new_tokens=300), policy=Calling(lambda: signal.raise_signal(signal.SIGUSR1)))
     finally:
         signal.signal(signal.SIGUSR1, old)
     assert result.stop == "cancelled"
@@ -277,7 +283,7 @@ def test_a_signal_handler_closes_in_the_middle_of_a_round(tiny_engine: Path) -> 
 def test_cancel_from_another_thread_ends_the_round_in_work(decoder: Decoder) -> None:
     holder: list[Any] = []
     policy = Calling(lambda: threading.Thread(target=holder[0].cancel).run())
-    with decoder.stream(PROMPT, max_new_tokens=200, policy=policy) as stream:
+    with decoder.stream(PROMPT, SamplingParams(max_new_tokens=200), policy=policy) as stream:
         holder.append(stream)
         rounds = sum(chunk.spec is not None for chunk in stream)
     assert (stream.stop, rounds, policy.rounds) == ("cancelled", 3, 3)
@@ -291,5 +297,5 @@ def test_cancelling_again_and_again_leaves_nothing_behind(decoder: Decoder) -> N
             next(stream)
             stream.cancel()
     assert decoder._target.length < 40
-    assert decoder.generate(PROMPT, max_new_tokens=5, policy=FixedPolicy(PLAIN)).tokens == expected[:5]
+    assert decoder.generate(PROMPT, SamplingParams(max_new_tokens=5), policy=FixedPolicy(PLAIN)).tokens == expected[:5]
     assert threading.active_count() == threads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from policy import PLAIN, FixedPolicy, TreeSpec
-from runtime import Decoder, EngineFailure, Sampling
+from runtime import Decoder, EngineFailure, SamplingParams
 from runtime.decoding.loop import begin, prefill, rounds
 from runtime.decoding.sampling import greedy
 from runtime.decoding.target import common_prefix
@@ -123,11 +124,11 @@ def expect_as_fresh(pair: tuple[Decoder, Decoder], prompt: list[int], **options:
     return mine.stats.cached_prompt_tokens
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.9, seed=3)], ids=str)
-def test_a_conversation_is_not_read_again(pair: tuple[Decoder, Decoder], sampling: Sampling) -> None:
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(temperature=0.9, seed=3)], ids=str)
+def test_a_conversation_is_not_read_again(pair: tuple[Decoder, Decoder], sampling: SamplingParams) -> None:
     chat = ids(40, 1)
     pair[0].forget()
-    options = {"max_new_tokens": 21, "sampling": sampling, "policy": FixedPolicy(TREE)}
+    options = {"params": replace(sampling, max_new_tokens=21), "policy": FixedPolicy(TREE)}
     assert expect_as_fresh(pair, chat, **options) == 0
     for turn in range(4):
         held = len(chat) + 20  # the last token of an answer was never computed
@@ -146,7 +147,7 @@ def test_any_conversation_with_any_interruption(pair: tuple[Decoder, Decoder], s
         prompt = [*shared, *ids(int(random.integers(1, 14)), 100 * seed + turn)]
         kind = ("plain", "break", "cancel", "error", "interrupt", "stop", "whole", "whole")[int(random.integers(8))]
         if kind == "plain":
-            keeping.generate(prompt, max_new_tokens=10, policy=FixedPolicy(PLAIN))
+            keeping.generate(prompt, SamplingParams(max_new_tokens=10), policy=FixedPolicy(PLAIN))
         elif kind in ("break", "cancel"):
             with keeping.stream(prompt, policy=FixedPolicy(TREE)) as stream:
                 for _ in range(int(random.integers(1, 5))):
@@ -157,10 +158,10 @@ def test_any_conversation_with_any_interruption(pair: tuple[Decoder, Decoder], s
         elif kind in ("error", "interrupt"):
             fail(keeping, prompt, monkeypatch, int(random.integers(1, 40)), KeyboardInterrupt if kind == "interrupt" else RuntimeError)
         elif kind == "stop":
-            text = keeping.generate(prompt, max_new_tokens=20).text
-            keeping.generate(prompt, max_new_tokens=20, stop=[text[len(text) // 2 :][:2] or "x"])
+            text = keeping.generate(prompt, SamplingParams(max_new_tokens=20)).text
+            keeping.generate(prompt, SamplingParams(max_new_tokens=20, stop=[text[len(text) // 2 :][:2] or "x"]))
         prompt = [*prompt, *ids(2, turn)] if random.random() < 0.5 else prompt
-        kept.append(expect_as_fresh(pair, prompt, max_new_tokens=12, policy=FixedPolicy(TREE)))
+        kept.append(expect_as_fresh(pair, prompt, params=SamplingParams(max_new_tokens=12), policy=FixedPolicy(TREE)))
         history = [*prompt, *keeping._target._tokens[len(prompt) :]]
     assert sum(kept) > 50  # or nothing was ever kept
 
@@ -181,7 +182,7 @@ def fail(decoder: Decoder, prompt: list[int], monkeypatch: pytest.MonkeyPatch, a
     with monkeypatch.context() as patch:
         patch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", failing)
         try:
-            decoder.generate(prompt, max_new_tokens=30, policy=FixedPolicy(TREE))
+            decoder.generate(prompt, SamplingParams(max_new_tokens=30), policy=FixedPolicy(TREE))
         except (EngineFailure, KeyboardInterrupt):
             return
     assert count < at
@@ -192,18 +193,18 @@ def test_plain_requests_do_not_spoil_the_draft(pair: tuple[Decoder, Decoder]) ->
     keeping, _ = pair
     keeping.forget()
     chat = ids(50, 5)
-    first = keeping.generate(chat, max_new_tokens=15, policy=FixedPolicy(TREE))
+    first = keeping.generate(chat, SamplingParams(max_new_tokens=15), policy=FixedPolicy(TREE))
     longer = [*chat, *first.tokens, *ids(6, 6)]
-    plain = keeping.generate(longer, max_new_tokens=15, policy=FixedPolicy(PLAIN))
+    plain = keeping.generate(longer, SamplingParams(max_new_tokens=15), policy=FixedPolicy(PLAIN))
     assert plain.stats.cached_prompt_tokens == len(chat) + 14
-    kept = expect_as_fresh(pair, [*longer, *plain.tokens, 5], max_new_tokens=15, policy=FixedPolicy(TREE))
+    kept = expect_as_fresh(pair, [*longer, *plain.tokens, 5], params=SamplingParams(max_new_tokens=15), policy=FixedPolicy(TREE))
     assert len(chat) < kept <= len(chat) + 14
 
 
 def test_the_same_prompt_again_and_a_shorter_one(pair: tuple[Decoder, Decoder]) -> None:
     pair[0].forget()
     prompt = ids(60, 8)
-    options = {"max_new_tokens": 9, "policy": FixedPolicy(TREE)}
+    options = {"params": SamplingParams(max_new_tokens=9), "policy": FixedPolicy(TREE)}
     assert expect_as_fresh(pair, prompt, **options) == 0
     assert 0 < len(prompt) - expect_as_fresh(pair, prompt, **options) <= 2
     assert 0 < 20 - expect_as_fresh(pair, prompt[:20], **options) <= 2
@@ -216,16 +217,18 @@ def test_forgetting_is_up_to_the_caller(pair: tuple[Decoder, Decoder]) -> None:
     for expected in (0, 58):
         keeping.forget()
         if expected:
-            keeping.generate(ids(60, 9), max_new_tokens=3, policy=FixedPolicy(TREE))
-        assert keeping.generate(ids(60, 9), max_new_tokens=3, policy=FixedPolicy(TREE)).stats.cached_prompt_tokens >= expected
+            keeping.generate(ids(60, 9), SamplingParams(max_new_tokens=3), policy=FixedPolicy(TREE))
+        assert (
+            keeping.generate(ids(60, 9), SamplingParams(max_new_tokens=3), policy=FixedPolicy(TREE)).stats.cached_prompt_tokens >= expected
+        )
 
 
 def test_a_request_that_never_began_leaves_a_doubtful_cache_doubtful(pair: tuple[Decoder, Decoder]) -> None:
     keeping, _ = pair
-    keeping.generate(ids(30, 4), max_new_tokens=3)
+    keeping.generate(ids(30, 4), SamplingParams(max_new_tokens=3))
     keeping.forget()
-    assert keeping.generate(ids(30, 4), deadline=0).stop == "deadline"
-    assert keeping.generate(ids(30, 4), max_new_tokens=3).stats.cached_prompt_tokens == 0
+    assert keeping.generate(ids(30, 4), SamplingParams(deadline=0)).stop == "deadline"
+    assert keeping.generate(ids(30, 4), SamplingParams(max_new_tokens=3)).stats.cached_prompt_tokens == 0
 
 
 def test_numbers_that_are_none_do_not_stay_in_the_draft(pair: tuple[Decoder, Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,8 +243,8 @@ def test_numbers_that_are_none_do_not_stay_in_the_draft(pair: tuple[Decoder, Dec
             self._buffers["waiting"][:] = np.nan
 
         patch.setattr(EagleDrafter, "_fuse", spoilt)
-        keeping.generate(prompt, max_new_tokens=12, policy=FixedPolicy(TREE))
-    assert expect_as_fresh(pair, [*prompt, 7, 8], max_new_tokens=12, policy=FixedPolicy(TREE)) == 0
+        keeping.generate(prompt, SamplingParams(max_new_tokens=12), policy=FixedPolicy(TREE))
+    assert expect_as_fresh(pair, [*prompt, 7, 8], params=SamplingParams(max_new_tokens=12), policy=FixedPolicy(TREE)) == 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -251,9 +254,9 @@ def test_a_chat_with_the_demo_model(demo_engine: Callable[[str], Path], precisio
     with Decoder(demo_engine(precision), threads=2) as keeping, Decoder(demo_engine(precision), threads=2) as fresh:
         for place, question in enumerate(("Why is the sky blue?", "And at night?", "Thank you. What is the capital of France?")):
             chat.append({"role": "user", "content": question})
-            mine = keeping.generate(chat, max_new_tokens=32)
+            mine = keeping.generate(chat, SamplingParams(max_new_tokens=32))
             fresh.forget()
-            assert mine.tokens == fresh.generate(chat, max_new_tokens=32).tokens
+            assert mine.tokens == fresh.generate(chat, SamplingParams(max_new_tokens=32)).tokens
             assert mine.stats.cached_prompt_tokens >= (0 if place == 0 else 30)
             kept, anew = (each._target.cache.rows() for each in (keeping, fresh))
             np.testing.assert_allclose(kept, anew, rtol=0, atol=0 if precision == "int8" else 2e-4)

@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from policy import PLAIN, FixedPolicy, TreeSpec
-from runtime import Decoder, Result, Sampling, TokenLogprob
+from runtime import Decoder, Result, SamplingParams, TokenLogprob
 from runtime.decoding.logprobs import token_logprob
 from tests.support.eagle_engines import export, write_echo
 
@@ -61,23 +62,23 @@ def expect_true(decoder: Decoder, prompt: list[int], result: Result, top: int) -
             assert logprob == pytest.approx(row[token], abs=1e-4)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.3, top_k=30, top_p=0.9, seed=2)], ids=str)
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(temperature=1.3, top_k=30, top_p=0.9, seed=2)], ids=str)
 @pytest.mark.parametrize("top", [0, 1, 20])
-def test_logprobs_are_the_targets_own_before_temperature_and_cuts(eagle: Decoder, sampling: Sampling, top: int) -> None:
-    with eagle.stream(PROMPT, max_new_tokens=30, sampling=sampling, policy=TREE, logprobs=top) as stream:
+def test_logprobs_are_the_targets_own_before_temperature_and_cuts(eagle: Decoder, sampling: SamplingParams, top: int) -> None:
+    with eagle.stream(PROMPT, replace(sampling, max_new_tokens=30, logprobs=top), policy=TREE) as stream:
         chunks = list(stream)
     for chunk in chunks:
         assert chunk.logprobs is not None
         assert tuple(each.token for each in chunk.logprobs) == chunk.tokens
     assert max(len(chunk.tokens) for chunk in chunks) > 1  # or no block was accepted
-    result = eagle.generate(PROMPT, max_new_tokens=30, sampling=sampling, policy=TREE, logprobs=top)
+    result = eagle.generate(PROMPT, replace(sampling, max_new_tokens=30, logprobs=top), policy=TREE)
     assert result.logprobs == tuple(each for chunk in chunks for each in chunk.logprobs or ())
-    assert result.tokens == eagle.generate(PROMPT, max_new_tokens=30, sampling=sampling, policy=TREE).tokens
+    assert result.tokens == eagle.generate(PROMPT, replace(sampling, max_new_tokens=30), policy=TREE).tokens
     expect_true(eagle, PROMPT, result, top)
 
 
 def test_without_asking_there_are_none(eagle: Decoder) -> None:
-    with eagle.stream(PROMPT, max_new_tokens=5) as stream:
+    with eagle.stream(PROMPT, SamplingParams(max_new_tokens=5)) as stream:
         assert [chunk.logprobs for chunk in stream if chunk.logprobs is not None] == []
     assert stream.result().logprobs is None
 
@@ -86,14 +87,14 @@ def test_text_tokens_and_logprobs_end_together_inside_an_accepted_block(eagle: D
     """vllm#47616: a stop string that completes inside a block must leave neither ids nor log-probabilities behind it."""
     cut = 0
     for seed in range(12):
-        sampling = Sampling(0.7, seed=seed)
-        whole = eagle.generate(PROMPT, max_new_tokens=40, sampling=sampling, policy=TREE, logprobs=2)
+        sampling = SamplingParams(temperature=0.7, seed=seed)
+        whole = eagle.generate(PROMPT, replace(sampling, max_new_tokens=40, logprobs=2), policy=TREE)
         assert whole.logprobs is not None
         for place in range(1, 40):
             stop = whole.text[place : place + 2]
             if len(stop) < 2 or not stop.isascii():  # what is no character yet looks the same as what never becomes one
                 continue
-            with eagle.stream(PROMPT, max_new_tokens=40, sampling=sampling, policy=TREE, logprobs=2, stop=[stop]) as stream:
+            with eagle.stream(PROMPT, replace(sampling, max_new_tokens=40, logprobs=2, stop=[stop]), policy=TREE) as stream:
                 chunks = list(stream)
             tokens = tuple(token for chunk in chunks for token in chunk.tokens)
             assert "".join(chunk.text for chunk in chunks) == whole.text[: whole.text.index(stop)]
@@ -123,13 +124,13 @@ def test_bad_wishes_fail_at_the_call(eagle: Decoder, bad: dict[str, Any]) -> Non
 
 
 def test_a_temperature_too_small_to_divide_by_is_greedy(eagle: Decoder) -> None:
-    greedy = eagle.generate(PROMPT, max_new_tokens=20)
+    greedy = eagle.generate(PROMPT, SamplingParams(max_new_tokens=20))
     for temperature in (5e-324, 1e-300, 1e-38, 1e-9):
-        assert eagle.generate(PROMPT, max_new_tokens=20, sampling=Sampling(temperature, seed=1)).tokens == greedy.tokens
-    eagle.generate(PROMPT, max_new_tokens=20, sampling=Sampling(1e-5, seed=1))  # numbers still
+        assert eagle.generate(PROMPT, SamplingParams(temperature=temperature, seed=1, max_new_tokens=20)).tokens == greedy.tokens
+    eagle.generate(PROMPT, SamplingParams(temperature=1e-5, seed=1, max_new_tokens=20))  # numbers still
     for bad in ({"top_k": 2**40}, {"top_k": -1}, {"seed": 2**64}):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            Sampling(1.0, **bad)
+            SamplingParams(temperature=1.0, **bad)
 
 
 # --- deadline ---
@@ -138,8 +139,8 @@ def test_a_temperature_too_small_to_divide_by_is_greedy(eagle: Decoder) -> None:
 def test_a_deadline_ends_the_answer_after_the_running_round(eagle: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     import runtime.request as request
 
-    whole = eagle.generate(PROMPT, max_new_tokens=40, policy=TREE)
-    with eagle.stream(PROMPT, max_new_tokens=40, policy=TREE, deadline=1000) as stream:
+    whole = eagle.generate(PROMPT, SamplingParams(max_new_tokens=40), policy=TREE)
+    with eagle.stream(PROMPT, SamplingParams(max_new_tokens=40, deadline=1000), policy=TREE) as stream:
         came = [next(stream), next(stream), next(stream)]
         monkeypatch.setattr(request, "perf_counter", lambda: perf_counter() + 1000)
         assert [chunk for chunk in stream if chunk.tokens] == []
@@ -164,19 +165,19 @@ def test_a_deadline_over_before_the_prompt_is_read_leaves_no_tokens(eagle: Decod
 
     monkeypatch.setattr(type(target), "_run_chunk", slow)
     monkeypatch.setattr(request, "perf_counter", lambda: perf_counter() + (1000 if count >= passes else 0))
-    result = eagle.generate(prompt, max_new_tokens=5, deadline=1000)
+    result = eagle.generate(prompt, SamplingParams(max_new_tokens=5, deadline=1000))
     assert (result.stop, result.tokens, result.text, result.stats.new_tokens, count) == ("deadline", (), "", 0, passes)
 
 
 def test_an_answer_that_is_complete_is_not_called_late(eagle: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     import runtime.request as request
 
-    with eagle.stream(PROMPT, max_new_tokens=1, deadline=1000) as stream:
+    with eagle.stream(PROMPT, SamplingParams(max_new_tokens=1, deadline=1000)) as stream:
         next(stream)
         monkeypatch.setattr(request, "perf_counter", lambda: perf_counter() + 1000)
         list(stream)
     assert stream.stop == "length"
-    assert eagle.generate(PROMPT, max_new_tokens=3, deadline=float("inf")).stop == "length"
+    assert eagle.generate(PROMPT, SamplingParams(max_new_tokens=3, deadline=float("inf"))).stop == "length"
 
 
 # --- counters ---
@@ -187,10 +188,10 @@ def test_totals_are_the_sums_of_what_requests_said(engine: Path) -> None:
         decoder.warmup()
         assert decoder.totals.as_dict() == Decoder(engine, threads=1).totals.as_dict()  # nothing of it is counted
         results = [
-            decoder.generate(PROMPT, max_new_tokens=30, policy=TREE),
-            decoder.generate([*PROMPT, 9], max_new_tokens=30, policy=FixedPolicy(PLAIN)),
-            decoder.generate(PROMPT, max_new_tokens=30, sampling=Sampling(1.0, seed=1)),
-            decoder.generate(PROMPT, deadline=0),
+            decoder.generate(PROMPT, SamplingParams(max_new_tokens=30), policy=TREE),
+            decoder.generate([*PROMPT, 9], SamplingParams(max_new_tokens=30), policy=FixedPolicy(PLAIN)),
+            decoder.generate(PROMPT, SamplingParams(temperature=1.0, seed=1, max_new_tokens=30)),
+            decoder.generate(PROMPT, SamplingParams(deadline=0)),
         ]
         with decoder.stream(PROMPT, policy=TREE) as stream:
             chunks = [next(stream) for _ in range(4)]
@@ -219,7 +220,7 @@ def test_totals_are_the_sums_of_what_requests_said(engine: Path) -> None:
 def test_requests_that_nobody_asks_about_do_not_pile_up(eagle: Decoder) -> None:
     before = eagle.totals.requests.get("deadline", 0)
     for _ in range(200):
-        eagle.generate([5], deadline=0)
+        eagle.generate([5], SamplingParams(deadline=0))
     assert len(eagle._ledger._new) <= 1
     assert eagle.totals.requests["deadline"] == before + 200
 
@@ -230,7 +231,7 @@ def test_requests_that_nobody_asks_about_do_not_pile_up(eagle: Decoder) -> None:
 def test_forks_answer_at_the_same_time_and_share_the_weights(engine: Path) -> None:
     prompts = [[*range(5 + turn, 30 + turn)] for turn in range(6)]
     with Decoder(engine, threads=1) as decoder:
-        expected = [decoder.generate(prompt, max_new_tokens=40, policy=TREE, logprobs=2) for prompt in prompts]
+        expected = [decoder.generate(prompt, SamplingParams(max_new_tokens=40, logprobs=2), policy=TREE) for prompt in prompts]
         forks = [decoder, decoder.fork(), decoder.fork()]
         forks.append(forks[2].fork())
         assert len({id(fork._target._engine._session) for fork in forks}) == 1  # type: ignore[attr-defined]
@@ -240,7 +241,7 @@ def test_forks_answer_at_the_same_time_and_share_the_weights(engine: Path) -> No
 
         def work(number: int, fork: Decoder) -> None:
             start.wait()
-            came[number] = [fork.generate(prompt, max_new_tokens=40, policy=TREE, logprobs=2) for prompt in prompts]
+            came[number] = [fork.generate(prompt, SamplingParams(max_new_tokens=40, logprobs=2), policy=TREE) for prompt in prompts]
 
         threads = [threading.Thread(target=work, args=each) for each in enumerate(forks)]
         for thread in threads:
@@ -259,15 +260,15 @@ def test_forks_answer_at_the_same_time_and_share_the_weights(engine: Path) -> No
 def test_closing_one_leaves_the_others_and_the_last_one_frees(engine: Path) -> None:
     first = Decoder(engine, threads=1, policy=TREE)
     second = first.fork()
-    expected = first.generate(PROMPT, max_new_tokens=20).tokens
-    stream = second.stream(PROMPT, max_new_tokens=20)
+    expected = first.generate(PROMPT, SamplingParams(max_new_tokens=20)).tokens
+    stream = second.stream(PROMPT, SamplingParams(max_new_tokens=20))
     next(stream)
     first.close()
     list(stream)
-    assert second.generate(PROMPT, max_new_tokens=20).tokens == expected
+    assert second.generate(PROMPT, SamplingParams(max_new_tokens=20)).tokens == expected
     third = second.fork()
     second.close()
-    assert third.generate(PROMPT, max_new_tokens=20).tokens == expected
+    assert third.generate(PROMPT, SamplingParams(max_new_tokens=20)).tokens == expected
     session = weakref.ref(third._target._engine._session)  # type: ignore[attr-defined]
     third.close()
     del stream
@@ -304,7 +305,7 @@ def test_warmup_prepares_what_the_first_request_needs(engine: Path) -> None:
         rows, chunks = decoder.manifest.limits.prefill_rows, [dict(sizes) for sizes, _ in engines(decoder)["target"]._calls]
         assert len({sizes["span"] for sizes in chunks if (sizes["n"], sizes["r"]) == (rows, 1)}) == 2  # two chunks, one behind the other
         calls = {name: len(each._calls) for name, each in engines(decoder).items()}
-        decoder.generate(PROMPT[:10], max_new_tokens=3)
+        decoder.generate(PROMPT[:10], SamplingParams(max_new_tokens=3))
         new = {name: len(each._calls) - calls[name] for name, each in engines(decoder).items()}
     assert new["target"] <= 1  # the prompt's own length
     assert new["expand"] == 0

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
 
 from policy import FixedPolicy, TreeSpec
-from runtime import Decoder, Sampling
+from runtime import Decoder, SamplingParams
 from runtime.console import run_command
 from runtime.decoder import Prompt
 from tests.support.planted import DummyRowDrafter, PlantedDrafter
@@ -65,9 +66,9 @@ def compared(decoder: Decoder, planted: bool, temperature: float, prompts: Seque
     own, vocab = decoder._drafter, decoder.manifest.shape.vocab
     ids = [decoder.encode(prompt) for prompt in prompts]
     decoder._drafter = DummyRowDrafter(vocab)
-    draws = [Sampling(temperature, seed=seed) for seed in range(len(ids))]
+    draws = [SamplingParams(temperature=temperature, seed=seed) for seed in range(len(ids))]
     plain = [
-        list(decoder.generate(each, max_new_tokens=new_tokens, sampling=draw, policy=BASELINE).tokens)
+        list(decoder.generate(each, replace(draw, max_new_tokens=new_tokens), policy=BASELINE).tokens)
         for each, draw in zip(ids, draws, strict=True)
     ]
     worst = 0.0
@@ -75,7 +76,7 @@ def compared(decoder: Decoder, planted: bool, temperature: float, prompts: Seque
         cycles = tokens = differing = 0
         for seed, (prompt, answer) in enumerate(zip(ids, plain, strict=True)):
             decoder._drafter = PlantedDrafter(len(prompt), answer, vocab, seed) if planted else own
-            result = decoder.generate(prompt, max_new_tokens=new_tokens, policy=FixedPolicy(shape), sampling=draws[seed])
+            result = decoder.generate(prompt, replace(draws[seed], max_new_tokens=new_tokens), policy=FixedPolicy(shape))
             cycles += result.stats.cycles
             tokens += len(answer)
             if list(result.tokens) != answer:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 from runtime.errors import EngineDirError
 from runtime.manifest.graphs import FILE_NAME
 from runtime.manifest.load import load_manifest
@@ -50,7 +50,7 @@ def decoders(directory: Path) -> tuple[st.SearchStrategy[str], Callable[[str], o
     def load(text: str) -> None:
         check(text)
         with Decoder(directory, threads=1, verify=False) as decoder:
-            decoder.generate("the cat", max_new_tokens=TOKENS)
+            decoder.generate("the cat", SamplingParams(max_new_tokens=TOKENS))
 
     return cases, load
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from policy import FixedPolicy, TreeSpec
-from runtime import Decoder, Sampling
+from runtime import Decoder, SamplingParams
 from runtime.decoding.loop import begin, prefill, rounds
 from runtime.decoding.sampling import greedy
 from runtime.drafters.ngram import NgramDrafter
@@ -86,7 +86,7 @@ parameters = st.fixed_dictionaries(
         "logprobs": st.integers(-1, 22) | values,
         "deadline": st.floats() | values,
         "policy": st.sampled_from(["none", "fixed", "ltd", "nonsense"]) | values,
-        "sampling": st.fixed_dictionaries({}, optional={"temperature": scalars, "top_k": scalars, "top_p": scalars, "seed": scalars}),
+        **dict.fromkeys(("temperature", "top_k", "top_p", "seed"), scalars),
     },
 )
 
@@ -94,8 +94,8 @@ parameters = st.fixed_dictionaries(
 def check_request(decoder: Decoder) -> Callable[[Any], object]:
     def check(case: tuple[Any, dict[str, Any]]) -> None:
         prompt, options = case
-        sampling = options.get("sampling")
-        with decoder.stream(prompt, **options | ({"sampling": Sampling(**sampling)} if isinstance(sampling, dict) else {})) as stream:
+        policy = options.pop("policy", None)
+        with decoder.stream(prompt, SamplingParams(**options), policy=policy) as stream:
             for _ in range(TOKENS):
                 next(stream, None)
 

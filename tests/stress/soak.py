@@ -16,7 +16,7 @@ import random
 import sys
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -24,8 +24,8 @@ from typing import Any
 
 import click
 
-from policy import FixedPolicy, TreeSpec
-from runtime import Decoder, PromptError, Result, Sampling
+from policy import FixedPolicy, Policy, TreeSpec
+from runtime import Decoder, PromptError, Result, SamplingParams
 from runtime.bench.questions import read_questions
 from runtime.serve.load import load_replicas
 
@@ -53,7 +53,7 @@ class KnownAnswer:
     """A request with its answer without load."""
 
     prompt: list[int]
-    sampling: Sampling
+    sampling: SamplingParams
     tokens: int
     answer: Result
 
@@ -100,7 +100,7 @@ def cases(decoder: Decoder, count: int, tokens: int) -> list[KnownAnswer]:
     for number, question in enumerate(read_questions([], count)):
         messages = [{"role": "user", "content": question.turns[0]}]
         chat = bool(decoder.manifest.tokens.chat_template)
-        for sampling in (Sampling(), Sampling(0.8, top_p=0.95, seed=number)):
+        for sampling in (SamplingParams(), SamplingParams(temperature=0.8, top_p=0.95, seed=number)):
             first = answered(decoder, encoded(decoder, messages if chat else question.turns[0], tokens), sampling, tokens)
             told = [*messages, {"role": "assistant", "content": first.answer.text}, {"role": "user", "content": "Say it in other words."}]
             again = encoded(decoder, told, tokens) if chat else [*first.prompt, *first.answer.tokens, 5, 6]
@@ -113,14 +113,15 @@ def encoded(decoder: Decoder, prompt: Any, tokens: int) -> list[int]:
     return decoder._text.encode(prompt)[: decoder.manifest.limits.context - 2 * tokens - 8]
 
 
-def answered(decoder: Decoder, prompt: list[int], sampling: Sampling, tokens: int) -> KnownAnswer:
+def answered(decoder: Decoder, prompt: list[int], sampling: SamplingParams, tokens: int) -> KnownAnswer:
     decoder.forget()
-    return KnownAnswer(prompt, sampling, tokens, decoder.generate(prompt, max_new_tokens=tokens, sampling=sampling, logprobs=2))
+    return KnownAnswer(prompt, sampling, tokens, decoder.generate(prompt, replace(sampling, max_new_tokens=tokens, logprobs=2)))
 
 
 def ask(decoder: Decoder, kind: str, case: KnownAnswer, draw: random.Random) -> tuple[str, str | None]:
     """One request. Returns how it ended, and what was wrong, if anything."""
-    options: dict[str, Any] = {"max_new_tokens": case.tokens, "sampling": case.sampling}
+    params = replace(case.sampling, max_new_tokens=case.tokens)
+    policy: Policy | str | None = None
     whole = case.answer
     if kind in ("too long", "wrong"):
         prompt: Any = (
@@ -133,16 +134,16 @@ def ask(decoder: Decoder, kind: str, case: KnownAnswer, draw: random.Random) -> 
         return "refused", f"{kind}: was not refused"
     if kind == "stopped" and len(whole.text) > 20:
         place = draw.randrange(10, len(whole.text) - 4)
-        options["stop"] = [whole.text[place : place + 4]]
+        params = replace(params, stop=[whole.text[place : place + 4]])
     if kind == "late":
-        options["deadline"] = draw.choice([0.0, 0.02, 0.1, 0.3])
+        params = replace(params, deadline=draw.choice([0.0, 0.02, 0.1, 0.3]))
     if kind == "plain":
-        options["policy"] = "none"
+        policy = "none"
     if kind == "tree":
-        options["policy"] = FixedPolicy(draw.choice(TREES))
+        policy = FixedPolicy(draw.choice(TREES))
     if kind == "logprobs":
-        options["logprobs"] = 2
-    stream = decoder.stream(case.prompt, **options)
+        params = replace(params, logprobs=2)
+    stream = decoder.stream(case.prompt, params, policy=policy)
     if kind in ("cancelled", "dropped"):
         got = [token for _ in range(draw.randrange(6)) for token in getattr(next(stream, None), "tokens", ())]
         if kind == "dropped":
@@ -151,16 +152,16 @@ def ask(decoder: Decoder, kind: str, case: KnownAnswer, draw: random.Random) -> 
         stream.cancel()
         got += [token for chunk in stream for token in chunk.tokens]
         return str(stream.stop), None if whole.tokens[: len(got)] == tuple(got) else "cancelled: other tokens"
-    return check(kind, stream.result(), whole, options)
+    return check(kind, stream.result(), whole, params)
 
 
-def check(kind: str, result: Result, whole: Result, options: dict[str, Any]) -> tuple[str, str | None]:
+def check(kind: str, result: Result, whole: Result, params: SamplingParams) -> tuple[str, str | None]:
     """Compare with the answer without load, as far as a request of this kind gets."""
     problem = None
     if result.tokens != whole.tokens[: len(result.tokens)]:
         problem = f"{kind}: other tokens"
-    elif kind == "stopped" and options.get("stop"):
-        if result.stop != "stop_string" or result.text != whole.text[: whole.text.index(options["stop"][0])]:
+    elif kind == "stopped" and params.stop:
+        if result.stop != "stop_string" or result.text != whole.text[: whole.text.index(params.stop[0])]:
             problem = f"{kind}: cut at another place"
     elif kind != "late" and (result.tokens, result.text, result.stop) != (whole.tokens, whole.text, whole.stop):
         problem = f"{kind}: another answer"
@@ -202,7 +203,7 @@ def soak(engine_dir: Path, requests: int, questions: int, tokens: int = 64) -> d
         lengths = []
         for each in (decoder, fork):
             each.forget()
-            each.generate([5, 6, 7], max_new_tokens=1)
+            each.generate([5, 6, 7], SamplingParams(max_new_tokens=1))
             lengths.append(each.models.target.length)
         totals = [each.totals.as_dict() for each in (decoder, fork)]
     settled = log.memory[len(log.memory) // 5 :]

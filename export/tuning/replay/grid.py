@@ -10,7 +10,7 @@ from runtime.manifest.schema import Manifest
 
 from ...graphs.policy_net import action_table
 
-CPU_WIDTHS, CPU_DEPTHS, CPU_NODES = (1, 2, 3), (1, 2, 3, 4, 5, 6), 16  # a row costs there (docs/benchmarks.md)
+CPU_WIDTHS, CPU_DEPTHS, CPU_NODES = (1, 2, 3), (1, 2, 3, 4, 5, 6), 16  # a row costs there (docs/lab/passes.md)
 GPU_WIDTHS = (1, 2, 4, 8)
 
 

@@ -11,7 +11,7 @@ from time import perf_counter
 import numpy as np
 
 from policy import FixedPolicy, LatencyModel, TreeSpec
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 from runtime.decoding.sampling import Scores
 from runtime.decoding.target import Target
 from runtime.decoding.tree import Tree
@@ -102,12 +102,12 @@ def _timed(work: Callable[[], object]) -> float:
 def _host(decoder: Decoder) -> float:
     """Milliseconds of a round outside drafting and verifying, the telling of drafted rows apart, which `draft` counts."""
     prompt = np.random.default_rng(0).integers(0, decoder.manifest.shape.vocab, 32).tolist()
-    stats = decoder.generate(prompt, max_new_tokens=64, policy=FixedPolicy(TreeSpec(1, 0, 0))).stats
+    stats = decoder.generate(prompt, SamplingParams(max_new_tokens=64), policy=FixedPolicy(TreeSpec(1, 0, 0))).stats
     return 1000 * max(0.0, stats.decode_seconds - stats.draft_seconds - stats.verify_seconds) / max(1, stats.cycles)
 
 
 def _whole_round(decoder: Decoder, spec: TreeSpec) -> float:
     """Milliseconds of a round with ``spec`` in service: with accepting, committing, threads that wake up."""
     prompt = np.random.default_rng(0).integers(0, decoder.manifest.shape.vocab, PROMPT).tolist()
-    stats = decoder.generate(prompt, max_new_tokens=32, policy=FixedPolicy(spec)).stats
+    stats = decoder.generate(prompt, SamplingParams(max_new_tokens=32), policy=FixedPolicy(spec)).stats
     return 1000 * stats.decode_seconds / max(1, stats.cycles)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime import Decoder, Sampling
+from runtime import Decoder, SamplingParams
 from runtime.decoder import Prompt
 
 from ..errors import TuningError
@@ -30,14 +30,14 @@ def record(
     cache: Path,
     deadline: float,
     progress: Progress,
-    sampling: Sampling | None = None,
+    sampling: SamplingParams | None = None,
     least: int | None = None,
     texts: bool = False,
 ) -> list[dict[int, Trace]]:
     """Answer each prompt, greedily unless told otherwise, and trace it for every width; what an earlier run recorded is read back, unless
     ``texts`` are needed and it lacks them. Stops at ``deadline`` (perf_counter) once ``least`` (default: LEAST_PROMPTS) are there. Raises
     TuningError when there are too few."""
-    sampling, least = sampling or Sampling(), LEAST_PROMPTS if least is None else least
+    sampling, least = sampling or SamplingParams(), LEAST_PROMPTS if least is None else least
     cache.mkdir(parents=True, exist_ok=True)
     answers: list[dict[int, Trace]] = []
     for done, prompt in enumerate(prompts):
@@ -66,14 +66,14 @@ def asked(decoder: Decoder, prompt: str) -> Prompt:
     return [{"role": "user", "content": prompt}] if decoder.manifest.tokens.chat_template else prompt
 
 
-def _recorded(decoder: Decoder, ids: Sequence[int], grid: TreeGrid, file: Path, sampling: Sampling) -> dict[int, Trace]:
+def _recorded(decoder: Decoder, ids: Sequence[int], grid: TreeGrid, file: Path, sampling: SamplingParams) -> dict[int, Trace]:
     answer = write_answer(decoder, ids, grid.new_tokens, sampling)
     traces = {} if len(answer) < 2 else {width: trace(decoder, file.stem, ids, answer, max(grid.depths), width) for width in grid.widths}
     return _kept(file, len(ids), traces)
 
 
 def _spelled(
-    decoder: Decoder, ids: Sequence[int], grid: TreeGrid, file: Path, sampling: Sampling, traces: dict[int, Trace]
+    decoder: Decoder, ids: Sequence[int], grid: TreeGrid, file: Path, sampling: SamplingParams, traces: dict[int, Trace]
 ) -> dict[int, Trace]:
     """A record that lacks its tokens, with the answer written once more: that takes a tenth of tracing it."""
     answer = write_answer(decoder, ids, grid.new_tokens, sampling)

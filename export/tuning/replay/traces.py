@@ -8,11 +8,11 @@ n nodes of a tree are among its best n + 1 (reference: RADAR, arXiv 2512.14069, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from runtime import Decoder, Sampling
+from runtime import Decoder, SamplingParams
 from runtime.decoding.target import Target
 from runtime.drafters.eagle import EagleDrafter
 
@@ -62,9 +62,9 @@ class Trace:
         return marks
 
 
-def write_answer(decoder: Decoder, prompt: Sequence[int], tokens: int, sampling: Sampling) -> tuple[int, ...]:
+def write_answer(decoder: Decoder, prompt: Sequence[int], tokens: int, sampling: SamplingParams) -> tuple[int, ...]:
     """The answer, by the fastest fixed tree there is: which one makes no difference to it."""
-    return decoder.generate(prompt, max_new_tokens=tokens, sampling=sampling).tokens
+    return decoder.generate(prompt, replace(sampling, max_new_tokens=tokens)).tokens
 
 
 def trace(decoder: Decoder, name: str, prompt: Sequence[int], answer: Sequence[int], depth: int, width: int) -> Trace:

@@ -1,7 +1,7 @@
 """Backs freshly loaded weights with huge pages where Linux offers them.
 
 A pass streams every weight once, so 4 KiB pages cost a translation miss per page: measured 5 to 9 % of a float32 pass
-(docs/benchmarks.md). ONNX Runtime has no setting for it. Purely a request to the kernel: refused or unsupported, nothing changes.
+(docs/decisions.md). ONNX Runtime has no setting for it. Purely a request to the kernel: refused or unsupported, nothing changes.
 """
 
 from __future__ import annotations

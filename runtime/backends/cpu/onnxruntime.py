@@ -111,7 +111,7 @@ def open_session(file: Path, threads: int, profile: Path | None = None) -> Any:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # Every graph has its own worker threads. Without this they go on spinning after a run, on the cores that the next graph needs: a cycle
-    # of a small tree took 67 ms instead of 31 (docs/design.md, section 8).
+    # of a small tree took 67 ms instead of 31 (docs/decisions.md, "Runtime").
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # 8-bit integer products with int32 sums: still one result per row whatever the other rows are, and several times faster than level 0.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")

@@ -108,10 +108,8 @@ class TritonPythonModel:
         ask = asked(inputs["text_input"], bool(inputs["chat"]), inputs["sampling_parameters"])
         expect_policy(ask, decoder.policies)
         ids = decoder.encode(ask.prompt)
-        room = decoder.manifest.limits.context - len(ids)
-        limit, rest = min(ask.max_tokens or room, room), ""
-        wishes: dict[str, Any] = {"max_new_tokens": limit, "sampling": ask.sampling, "stop": ask.stop, "policy": ask.policy}
-        with decoder.stream(ids, **wishes, deadline=max(0.0, until - monotonic())) as stream:
+        rest, params = "", replace(ask.params, logprobs=None, deadline=max(0.0, until - monotonic()))
+        with decoder.stream(ids, params, policy=ask.policy) as stream:
             for chunk in stream:
                 if sender.is_cancelled():
                     raise Cancelled(stream.stats.new_tokens)

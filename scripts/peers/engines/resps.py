@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from policy import FixedPolicy
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 from runtime.policies.load import default_tree
 from scripts.peers.protocol import PeerAnswer, PeerJob, Watch
 
@@ -32,7 +32,7 @@ class RespsEngine:
     def answer(self, prompt: list[int], new_tokens: int) -> PeerAnswer:
         self._decoder.forget()  # the others read every prompt too
         watch = Watch()
-        with self._decoder.stream(prompt, max_new_tokens=new_tokens) as stream:
+        with self._decoder.stream(prompt, SamplingParams(max_new_tokens=new_tokens)) as stream:
             for chunk in stream:
                 watch.saw(list(chunk.tokens))
         return watch.answer(self._stop)

@@ -16,7 +16,7 @@ from export.errors import ExportError
 from export.tuning.install import install
 from export.tuning.texts import texts_of
 from policy import Watchdog
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 from runtime.console import run_command
 from runtime.manifest.load import load_manifest
 from scripts.lab.bundle_tuning import main as box_tuning
@@ -47,9 +47,9 @@ def test_exports_of_the_pair_start_with_it(made: Path, caplog: pytest.LogCapture
     assert manifest.tuning.engine == manifest.engine_id
     with caplog.at_level(logging.WARNING), Decoder(engine, threads=1) as decoder:
         assert isinstance(decoder._policy, Watchdog)
-        plain = decoder.generate([5, 6, 7], max_new_tokens=40, policy="none").tokens
-        assert decoder.generate([5, 6, 7], max_new_tokens=40).tokens == plain
-        assert decoder.generate([5, 6, 7], max_new_tokens=40, policy="resps").tokens == plain
+        plain = decoder.generate([5, 6, 7], SamplingParams(max_new_tokens=40), policy="none").tokens
+        assert decoder.generate([5, 6, 7], SamplingParams(max_new_tokens=40)).tokens == plain
+        assert decoder.generate([5, 6, 7], SamplingParams(max_new_tokens=40), policy="resps").tokens == plain
     assert not caplog.text
     install(engine, manifest, a_tuning(engine))  # what is tuned here replaces it
     again = load_manifest(engine).tuning

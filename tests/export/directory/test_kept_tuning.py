@@ -10,7 +10,7 @@ import pytest
 
 from export.tuning.install import install
 from policy import Watchdog
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 from runtime.manifest.graphs import FILE_NAME
 from runtime.manifest.load import load_manifest
 from runtime.manifest.tuning import Tuning
@@ -48,8 +48,8 @@ def test_the_same_engine_keeps_it(sources: Path, engine: Path, caplog: pytest.Lo
     assert load_manifest(engine).files == before.files
     with Decoder(engine, threads=2) as decoder:
         assert isinstance(decoder._policy, Watchdog)
-        plain = decoder.generate([5, 6, 7], max_new_tokens=20, policy="none").tokens
-        assert decoder.generate([5, 6, 7], max_new_tokens=20, policy="ltd").tokens == plain
+        plain = decoder.generate([5, 6, 7], SamplingParams(max_new_tokens=20), policy="none").tokens
+        assert decoder.generate([5, 6, 7], SamplingParams(max_new_tokens=20), policy="ltd").tokens == plain
 
 
 def test_another_engine_drops_it_and_says_so(sources: Path, engine: Path, caplog: pytest.LogCaptureFixture) -> None:

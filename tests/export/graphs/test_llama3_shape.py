@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from export.cli import command
 from policy import PLAIN, FixedPolicy, TreeSpec
-from runtime import Decoder, Sampling
+from runtime import Decoder, SamplingParams
 from runtime.console import run_command
 from tests.support.tiny import LLAMA3, tiny_model, write_tokenizer
 
@@ -108,10 +109,10 @@ def test_it_runs_losslessly(engine: Path) -> None:
     with Decoder(engine, threads=1) as decoder:
         assert decoder.draft == "eagle+ngram"
         assert decoder.manifest.shape.captured_layers == (2, 4, 5)
-        ask: Callable[[TreeSpec, Sampling], tuple[int, ...]] = lambda spec, sampling: (  # noqa: E731
-            decoder.generate("the cat sat on the mat", max_new_tokens=48, policy=FixedPolicy(spec), sampling=sampling).tokens
+        ask: Callable[[TreeSpec, SamplingParams], tuple[int, ...]] = lambda spec, sampling: (  # noqa: E731
+            decoder.generate("the cat sat on the mat", replace(sampling, max_new_tokens=48), policy=FixedPolicy(spec)).tokens
         )
-        for sampling in (Sampling(), Sampling(temperature=1.0, seed=7)):
+        for sampling in (SamplingParams(), SamplingParams(temperature=1.0, seed=7)):
             plain = ask(PLAIN, sampling)
             assert len(plain) == 48
             for spec in (TreeSpec(2, 1, 1), TreeSpec(16, 5, 4), TreeSpec(60, 8, 10)):

@@ -16,7 +16,7 @@ from export.cli import command
 from export.tensorrt.builder import Progress, build_plan, parse_graph
 from export.tensorrt.gpu import Platform
 from policy import PLAIN, FixedPolicy, TreeSpec
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 from runtime.console import run_command
 from runtime.manifest.graphs import File, Graph
 from runtime.manifest.load import load_manifest
@@ -108,8 +108,8 @@ def test_trees_and_plain_decoding_write_the_same_text_on_an_emulated_gpu(engine:
     place = Place(engine, monkeypatch)
     prompt = [{"role": "user", "content": "Why is the sky blue?"}]
     with Decoder(engine) as decoder:
-        plain = decoder.generate(prompt, max_new_tokens=24, policy=FixedPolicy(PLAIN))
-        drafted = decoder.generate(prompt, max_new_tokens=24, policy=FixedPolicy(TreeSpec(16, 5, 4)))
+        plain = decoder.generate(prompt, SamplingParams(max_new_tokens=24), policy=FixedPolicy(PLAIN))
+        drafted = decoder.generate(prompt, SamplingParams(max_new_tokens=24), policy=FixedPolicy(TreeSpec(16, 5, 4)))
         assert drafted.tokens == plain.tokens
         assert drafted.stats.tokens_per_cycle > 1.5
         assert "blue" in plain.text

@@ -38,13 +38,14 @@ from policy import TreeSpec
 from runtime.backends.cpu.memory import HostMemory
 from runtime.backends.kv import CacheLayout, KVCache
 from runtime.console import run_command
-from runtime.decoding.sampling import Sampling, Scores
+from runtime.decoding.sampling import Scores
 from runtime.decoding.tree import GrownTree, Tree
 from runtime.errors import EngineDirError
 from runtime.manifest.graphs import FILE_NAME, File, Graph, sha256_of
 from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import Manifest
 from runtime.models import load_models
+from runtime.sampling_params import SamplingParams
 from tests.support.ended import Ended
 from tests.support.tiny import reference, write_checkpoint
 from tests.support.tiny_drafts import write_draft
@@ -344,7 +345,7 @@ def test_every_call_of_the_runtime_has_a_profile(manifest: Manifest) -> None:
             models.drafter.extend([1] * min(spec.depth + 1, spec.nodes), scores, range(min(spec.depth + 1, spec.nodes)))
             if len(models.drafter._tokens) + models.drafter._cache.length > 40:
                 break
-    pick = models.picker(Sampling(temperature=1.0, seed=0))
+    pick = models.picker(SamplingParams(temperature=1.0, seed=0))
     outputs = {"logits": np.zeros((1, 16, manifest.shape.vocab), np.float32)}
     for nodes in range(1, manifest.limits.tree_nodes + 1):
         pick(Scores(outputs, Tree.chain([1] * nodes), 3, nodes), 0, 4)

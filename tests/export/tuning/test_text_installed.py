@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from export.tuning.replay.simulation import replay
 from export.tuning.replay.traces import trace
 from export.tuning.texts import Texts
 from policy import Watchdog
-from runtime import Decoder, EngineDirError, Sampling
+from runtime import Decoder, EngineDirError, SamplingParams
 from runtime.console import run_command
 from runtime.manifest.graphs import FILE_NAME
 from runtime.manifest.load import load_manifest
@@ -49,20 +50,20 @@ def test_installed_it_decides_as_it_replayed_and_changes_no_token(tiny: Path, ea
     assert installed is not None
     assert installed.encoder is not None
     assert set(texts.written.files) < set(installed.files) == {path.name for path in tiny.glob("tuned-*")}
-    answer = eagle_decoder.generate(prompt_of(20), max_new_tokens=90).tokens
+    answer = eagle_decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=90)).tokens
     traces = {width: trace(eagle_decoder, "x", prompt_of(20), answer, 4, width) for width in (1, 2, 3)}
     found = replay(trained["resps-text"].policy(), [traces], SURFACE)
     with Decoder(tiny, draft="eagle", threads=2) as tuned:
         policy = tuned.policy()
         assert isinstance(policy, Watchdog)
-        stats = tuned.generate(prompt_of(20), max_new_tokens=90, policy=policy.policy).stats
+        stats = tuned.generate(prompt_of(20), SamplingParams(max_new_tokens=90), policy=policy.policy).stats
         assert (found.cycles, found.tokens) == (stats.cycles, stats.new_tokens - 1)
         assert (
-            tuned.generate(prompt_of(20), max_new_tokens=90).tokens
-            == tuned.generate(prompt_of(20), max_new_tokens=90, policy="none").tokens
+            tuned.generate(prompt_of(20), SamplingParams(max_new_tokens=90)).tokens
+            == tuned.generate(prompt_of(20), SamplingParams(max_new_tokens=90), policy="none").tokens
         )
-        sampling = Sampling(0.9, seed=5)
-        arms = [tuned.generate(prompt_of(20), max_new_tokens=50, sampling=sampling, policy=name).tokens for name in ("none", "resps-text")]
+        sampling = SamplingParams(temperature=0.9, seed=5)
+        arms = [tuned.generate(prompt_of(20), replace(sampling, max_new_tokens=50), policy=name).tokens for name in ("none", "resps-text")]
         assert arms[0] == arms[1]
     again = install(tiny, load_manifest(tiny), a_tuning(tiny, {"resps": SLOW}, policy="resps")).tuning
     assert again is not None
@@ -76,8 +77,8 @@ def test_embeddings_that_are_no_numbers_pin_the_fixed_tree(tiny: Path, texts: Te
         policy = tuned.policy()
         assert isinstance(policy, Watchdog)
         policy.policy.policy._see = lambda _: np.full(WIDTH, np.nan, np.float32)  # type: ignore[attr-defined]
-        plain = tuned.generate(prompt_of(20), max_new_tokens=40, policy="none").tokens
-        assert tuned.generate(prompt_of(20), max_new_tokens=40).tokens == plain
+        plain = tuned.generate(prompt_of(20), SamplingParams(max_new_tokens=40), policy="none").tokens
+        assert tuned.generate(prompt_of(20), SamplingParams(max_new_tokens=40)).tokens == plain
         assert "logits are not finite" in str(policy.pinned)
 
 
@@ -164,8 +165,8 @@ def test_resps_tune_trains_confirms_and_installs_it(tiny: Path, bert: Path, monk
     assert slow is not None
     assert (slow.state, tuning.graphs["resps-text.slow"].inputs["x"].shape) == ("text", (1, WIDTH))
     with Decoder(tiny, threads=2) as decoder:
-        plain = decoder.generate(prompt_of(20), max_new_tokens=60, policy="none").tokens
-        assert decoder.generate(prompt_of(20), max_new_tokens=60, policy="resps-text").tokens == plain
+        plain = decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60), policy="none").tokens
+        assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60), policy="resps-text").tokens == plain
 
 
 @pytest.mark.usefixtures("hurried")

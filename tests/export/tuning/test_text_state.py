@@ -19,7 +19,7 @@ from export.tuning.replay.simulation import replay
 from export.tuning.replay.traces import Trace
 from export.tuning.texts import Texts, places_of, replay_paid
 from policy import PLAIN, FixedPolicy, Observation, Outcome, Resps, TreeSpec
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 from runtime.text.detokenizer import Detokenizer
 from tests.support.eagle_engines import prompt_of
 from tests.support.tunings import SURFACE, net
@@ -70,7 +70,7 @@ class Reader:
 def test_the_text_is_prompt_and_answer_so_far(eagle_decoder: Decoder) -> None:
     reader, prompt, tokens = Reader(), prompt_of(20), []
     expected = []
-    with eagle_decoder.stream(prompt, max_new_tokens=40, policy=reader) as stream:
+    with eagle_decoder.stream(prompt, SamplingParams(max_new_tokens=40), policy=reader) as stream:
         for chunk in stream:
             tokens += chunk.tokens
             expected.append(eagle_decoder.decode([*prompt, *tokens]))
@@ -84,9 +84,9 @@ def test_nothing_is_decoded_for_policies_that_do_not_read(eagle_decoder: Decoder
         raise AssertionError("decoded")
 
     monkeypatch.setattr(Detokenizer, "after", never)
-    assert len(eagle_decoder.generate(prompt_of(20), max_new_tokens=10, policy=FixedPolicy(TreeSpec(5, 3, 2))).tokens) == 10
+    assert len(eagle_decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=10), policy=FixedPolicy(TreeSpec(5, 3, 2))).tokens) == 10
     with pytest.raises(AssertionError, match="decoded"):
-        eagle_decoder.generate(prompt_of(20), max_new_tokens=10, policy=Reader())
+        eagle_decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=10), policy=Reader())
 
 
 # Training

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from export.tuning.replay.grid import TreeGrid
 from export.tuning.replay.simulation import best_static, candidates, oracle, reached, replay, static_trees
 from export.tuning.replay.traces import Trace, trace
 from policy import PLAIN, Calibration, CostModel, FixedPolicy, Ltd, Observation, Outcome, PartialTree, TreeSpec, Watchdog
-from runtime import Decoder, EngineDirError, Sampling
+from runtime import Decoder, EngineDirError, SamplingParams
 from runtime.backends.cpu.processor import processor_name
 from runtime.console import run_command
 from runtime.manifest.graphs import FILE_NAME
@@ -43,24 +44,24 @@ from tests.support.tunings import FAST, SLOW, SURFACE, a_tuning, net
 TREES = [PLAIN, TreeSpec(2, 1, 1), TreeSpec(5, 3, 2), TreeSpec(7, 4, 2), TreeSpec(9, 2, 3), TreeSpec(5, 4, 1)]
 
 
-def traced(decoder: Decoder, sampling: Sampling, length: int = 20, count: int = 90) -> dict[int, Trace]:
+def traced(decoder: Decoder, sampling: SamplingParams, length: int = 20, count: int = 90) -> dict[int, Trace]:
     prompt = prompt_of(length)
-    answer = decoder.generate(prompt, max_new_tokens=count, sampling=sampling).tokens
+    answer = decoder.generate(prompt, replace(sampling, max_new_tokens=count)).tokens
     return {width: trace(decoder, "x", prompt, answer, 4, width) for width in (1, 2, 3)}
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, seed=3)], ids=["greedy", "sampled"])
-def test_replayed_rounds_are_those_that_really_happen(eagle_decoder: Decoder, sampling: Sampling) -> None:
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(temperature=0.7, seed=3)], ids=["greedy", "sampled"])
+def test_replayed_rounds_are_those_that_really_happen(eagle_decoder: Decoder, sampling: SamplingParams) -> None:
     """The law that everything else stands on: a tree's rounds follow from the record, exactly."""
     answer = [traced(eagle_decoder, sampling)]
     for tree in TREES:
-        really = eagle_decoder.generate(prompt_of(20), max_new_tokens=90, sampling=sampling, policy=FixedPolicy(tree)).stats
+        really = eagle_decoder.generate(prompt_of(20), replace(sampling, max_new_tokens=90), policy=FixedPolicy(tree)).stats
         found = replay(FixedPolicy(tree), answer, SURFACE)
         assert (found.cycles, found.tokens) == (really.cycles, really.new_tokens - 1), tree
 
 
 def test_replayed_closed_form_decides_as_in_service(eagle_decoder: Decoder) -> None:
-    answer = [traced(eagle_decoder, Sampling())]
+    answer = [traced(eagle_decoder, SamplingParams())]
     model = CostModel(Calibration(1.0, 0.0, 0.5, 0.5, 0.08, (9, 4, 2)), SURFACE)
     found = replay(model, answer, SURFACE)
     seen: list[tuple[int, int]] = []
@@ -71,7 +72,7 @@ def test_replayed_closed_form_decides_as_in_service(eagle_decoder: Decoder) -> N
             super().observe(dataclasses.replace(outcome, seconds=0.0))  # the replay's milliseconds are not this machine's
 
     patient = Witness(model.calibration, SURFACE)
-    stats = eagle_decoder.generate(prompt_of(20), max_new_tokens=90, policy=patient).stats
+    stats = eagle_decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=90), policy=patient).stats
     again = replay(Witness(model.calibration, SURFACE), answer, SURFACE)
     assert (again.cycles, again.tokens) == (stats.cycles, stats.new_tokens - 1)
     # The last tree is cut to what the answer has room for, which a record does not know.
@@ -82,7 +83,7 @@ def test_replayed_closed_form_decides_as_in_service(eagle_decoder: Decoder) -> N
 
 def test_trees_that_are_cut_while_they_grow_change_no_token(eagle_decoder: Decoder) -> None:
     """Any decision at any level, at random, also every round another."""
-    expected = eagle_decoder.generate(prompt_of(33), max_new_tokens=120, policy=FixedPolicy(PLAIN)).tokens
+    expected = eagle_decoder.generate(prompt_of(33), SamplingParams(max_new_tokens=120), policy=FixedPolicy(PLAIN)).tokens
 
     class Whims:
         def __init__(self, seed: int) -> None:
@@ -109,15 +110,15 @@ def test_trees_that_are_cut_while_they_grow_change_no_token(eagle_decoder: Decod
 
     for seed in range(6):
         whims = Whims(seed)
-        assert eagle_decoder.generate(prompt_of(33), max_new_tokens=120, policy=whims).tokens == expected
+        assert eagle_decoder.generate(prompt_of(33), SamplingParams(max_new_tokens=120), policy=whims).tokens == expected
         assert {1, 2} <= set(whims.asked)
-        sampling = Sampling(0.8, seed=seed)
-        sampled = eagle_decoder.generate(prompt_of(33), max_new_tokens=60, sampling=sampling, policy=FixedPolicy(PLAIN)).tokens
-        assert eagle_decoder.generate(prompt_of(33), max_new_tokens=60, sampling=sampling, policy=Whims(seed)).tokens == sampled
+        sampling = SamplingParams(temperature=0.8, seed=seed)
+        sampled = eagle_decoder.generate(prompt_of(33), replace(sampling, max_new_tokens=60), policy=FixedPolicy(PLAIN)).tokens
+        assert eagle_decoder.generate(prompt_of(33), replace(sampling, max_new_tokens=60), policy=Whims(seed)).tokens == sampled
 
 
 def test_reached_counts_as_the_rerank_does(eagle_decoder: Decoder) -> None:
-    each = traced(eagle_decoder, Sampling())[2]
+    each = traced(eagle_decoder, SamplingParams())[2]
     for place in range(len(each)):
         counts = [reached(each, place, 4, nodes) for nodes in range(1, 20)]
         assert counts == sorted(counts)  # the best n are among the best n + 1
@@ -129,7 +130,7 @@ def test_reached_counts_as_the_rerank_does(eagle_decoder: Decoder) -> None:
 
 
 def test_nothing_beats_the_oracle_and_the_best_tree_beats_the_others(eagle_decoder: Decoder) -> None:
-    answers = [traced(eagle_decoder, Sampling(), length) for length in (5, 20)]
+    answers = [traced(eagle_decoder, SamplingParams(), length) for length in (5, 20)]
     trees = static_trees((1, 2, 3), (1, 2, 3), 8)
     best, done = best_static(answers, SURFACE, trees)
     assert best in trees
@@ -195,10 +196,10 @@ def test_tuned_policy_is_installed_and_used(tiny: Path, capfd: pytest.CaptureFix
     assert set(after.tuning.ratios) == set(POLICIES)
     assert set(after.tuning.learned) == {"resps", "ltd", "resps+ltd"}
     with Decoder(tiny, threads=2) as decoder:
-        plain = decoder.generate(prompt_of(20), max_new_tokens=60, policy=FixedPolicy(PLAIN)).tokens
-        assert decoder.generate(prompt_of(20), max_new_tokens=60).tokens == plain
+        plain = decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60), policy=FixedPolicy(PLAIN)).tokens
+        assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60)).tokens == plain
         for name in POLICIES:
-            assert decoder.generate(prompt_of(20), max_new_tokens=60, policy=name).tokens == plain, name
+            assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60), policy=name).tokens == plain, name
     assert {path.name for path in tiny.glob("tuned-*")} == set(after.tuning.files)
     assert tune(tiny, "--threads", "2", "--policy", "ltd") == 0  # what it replaces is swept away
     again = load_manifest(tiny)
@@ -300,18 +301,18 @@ def test_learned_policies_decode_as_they_replayed_and_change_no_token(tiny: Path
     average = dataclasses.replace(SLOW, slow=net(64, 3), state="average")
     trained = {"resps": SLOW, "ltd": FAST, "resps+ltd": both, "resps-average": average}
     install(tiny, load_manifest(tiny), a_tuning(tiny, trained, policy="ltd"))
-    answer = [traced(eagle_decoder, Sampling())]
+    answer = [traced(eagle_decoder, SamplingParams())]
     with Decoder(tiny, draft="eagle", threads=2) as tuned:
-        plain = tuned.generate(prompt_of(20), max_new_tokens=90, policy="none").tokens
+        plain = tuned.generate(prompt_of(20), SamplingParams(max_new_tokens=90), policy="none").tokens
         for name, each in trained.items():
             policy = tuned.policy(name)
             assert isinstance(policy, Watchdog)
-            stats = tuned.generate(prompt_of(20), max_new_tokens=90, policy=policy.policy).stats
+            stats = tuned.generate(prompt_of(20), SamplingParams(max_new_tokens=90), policy=policy.policy).stats
             found = replay(each.policy(), answer, SURFACE)
             assert (found.cycles, found.tokens) == (stats.cycles, stats.new_tokens - 1), name
-            assert tuned.generate(prompt_of(20), max_new_tokens=90, policy=name).tokens == plain
-            sampling = Sampling(0.9, seed=5)
-            sampled = [tuned.generate(prompt_of(20), max_new_tokens=50, sampling=sampling, policy=each).tokens for each in ("none", name)]
+            assert tuned.generate(prompt_of(20), SamplingParams(max_new_tokens=90), policy=name).tokens == plain
+            sampling = SamplingParams(temperature=0.9, seed=5)
+            sampled = [tuned.generate(prompt_of(20), replace(sampling, max_new_tokens=50), policy=each).tokens for each in ("none", name)]
             assert sampled[0] == sampled[1]
         assert isinstance(tuned._policy, Watchdog)
         assert isinstance(tuned._policy.policy, Ltd)  # the one that the tuning chose
@@ -326,8 +327,8 @@ def test_network_that_gives_no_numbers_is_pinned_to_the_fixed_tree(tiny: Path) -
             patch.setattr(export.tuning.install, "_check", lambda *_: None)
             install(tiny, load_manifest(tiny), monkeyed)
         with Decoder(tiny, threads=2) as decoder:
-            plain = decoder.generate(prompt_of(20), max_new_tokens=40, policy="none").tokens
-            assert decoder.generate(prompt_of(20), max_new_tokens=40).tokens == plain
+            plain = decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=40), policy="none").tokens
+            assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=40)).tokens == plain
             assert isinstance(decoder._policy, Watchdog)
             assert remedy in str(decoder._policy.pinned)
 
@@ -358,8 +359,8 @@ def test_policies_share_the_networks_they_have_in_common(tiny: Path) -> None:
         assert {path.name for path in tiny.glob("tuned-*")} == set(after.files)
         assert (tiny / shared).read_bytes() == written
         with Decoder(tiny, threads=2) as decoder:
-            plain = decoder.generate(prompt_of(20), max_new_tokens=30, policy="none").tokens
-            assert decoder.generate(prompt_of(20), max_new_tokens=30, policy=next(iter(learned))).tokens == plain
+            plain = decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=30), policy="none").tokens
+            assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=30), policy=next(iter(learned))).tokens == plain
     install(tiny, load_manifest(tiny), a_tuning(tiny, {"resps": SLOW}))
     assert not (tiny / shared).exists()  # now nobody does
 

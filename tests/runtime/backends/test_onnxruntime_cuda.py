@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import runtime.backends.cuda.backend
 import runtime.backends.cuda.onnxruntime
 import runtime.models
 from policy import FixedPolicy, TreeSpec
-from runtime import Decoder, EngineDirError, Sampling
+from runtime import Decoder, EngineDirError, SamplingParams
 from tests.support.eagle_engines import prompt_of
 from tests.support.gpu.beside_host import expect_one_conversation
 from tests.support.gpu.device_draws import DeviceDraws
@@ -44,14 +45,18 @@ def host_draws_as_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("tree", TREES, ids=str)
 @pytest.mark.parametrize("draft", ["eagle", "ngram", "none"])
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, 12, 0.9, seed=4)], ids=["greedy", "sampled"])
-def test_device_answers_as_the_host_does(echo_engine: Path, gpu: EmulatedCuda, tree: TreeSpec, draft: str, sampling: Sampling) -> None:
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(), SamplingParams(temperature=0.8, top_k=12, top_p=0.9, seed=4)], ids=["greedy", "sampled"]
+)
+def test_device_answers_as_the_host_does(
+    echo_engine: Path, gpu: EmulatedCuda, tree: TreeSpec, draft: str, sampling: SamplingParams
+) -> None:
     """Prompts that fill chunks exactly and not, answers that make the cache grow several times."""
     with Decoder(echo_engine, draft=draft) as host, Decoder(echo_engine, draft=draft, device="cuda") as device:
         for length in (1, 16, 45):
             prompt = prompt_of(length)
-            expected = host.generate(prompt, max_new_tokens=150, sampling=sampling, policy=FixedPolicy(tree)).tokens
-            assert device.generate(prompt, max_new_tokens=150, sampling=sampling, policy=FixedPolicy(tree)).tokens == expected
+            expected = host.generate(prompt, replace(sampling, max_new_tokens=150), policy=FixedPolicy(tree)).tokens
+            assert device.generate(prompt, replace(sampling, max_new_tokens=150), policy=FixedPolicy(tree)).tokens == expected
             mine, theirs = device._target.cache.rows(), host._target.cache.rows()
             np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
 
@@ -62,7 +67,7 @@ def test_a_conversation_goes_on_from_what_the_cache_holds(echo_engine: Path, gpu
 
 
 def test_forks_share_sessions_and_their_stream(echo_engine: Path, gpu: EmulatedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    options: dict[str, Any] = {"max_new_tokens": 40, "policy": FixedPolicy(TREES[2])}
+    options: dict[str, Any] = {"params": SamplingParams(max_new_tokens=40), "policy": FixedPolicy(TREES[2])}
     prompts = [prompt_of(length) for length in (3, 20, 45)]
     opened: list[Path] = []
     right = runtime.backends.cuda.backend.open_session

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import runtime.models
 from export.tuning.install import install
 from export.tuning.texts import texts_of
 from policy import PLAIN, FixedPolicy, TreeSpec
-from runtime import Decoder, EngineDirError, EngineFailure, Sampling
+from runtime import Decoder, EngineDirError, EngineFailure, SamplingParams
 from runtime.backends.cuda.driver import Gpu
 from runtime.cli import command
 from runtime.console import run_command
@@ -83,14 +84,18 @@ def host_draws_as_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime.models, "GumbelMax", DeviceDraws)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, 12, 0.9, seed=4)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(), SamplingParams(temperature=0.8, top_k=12, top_p=0.9, seed=4)], ids=["greedy", "sampled"]
+)
 @pytest.mark.parametrize("draft", ["eagle", "ngram", "none"])
-def test_device_answers_as_the_host_does(host: Decoder, engines: tuple[Path, Path], place: Place, draft: str, sampling: Sampling) -> None:
+def test_device_answers_as_the_host_does(
+    host: Decoder, engines: tuple[Path, Path], place: Place, draft: str, sampling: SamplingParams
+) -> None:
     """Prompts that fill chunks exactly and not, answers across spans; what was committed is what the host committed."""
     with place.decoder(draft=draft) as device:
         for tree in TREES:
             for length in (1, 16, 45):
-                options = {"max_new_tokens": 60, "sampling": sampling, "policy": FixedPolicy(tree)}
+                options = {"params": replace(sampling, max_new_tokens=60), "policy": FixedPolicy(tree)}
                 expected = host.generate(prompt_of(length), **options).tokens  # type: ignore[arg-type]
                 assert device.generate(prompt_of(length), **options).tokens == expected  # type: ignore[arg-type]
                 np.testing.assert_allclose(device._target.cache.rows(), host._target.cache.rows(), rtol=0, atol=1e-5)
@@ -103,7 +108,7 @@ def test_a_conversation_goes_on_from_what_the_cache_holds(host: Decoder, place: 
 
 def test_forks_run_at_the_same_time_over_the_same_plans(host: Decoder, place: Place) -> None:
     """In streams and scratch memory of their own; closing one, even the first, leaves the others alive."""
-    options: dict[str, Any] = {"max_new_tokens": 40, "policy": FixedPolicy(TREES[3])}
+    options: dict[str, Any] = {"params": SamplingParams(max_new_tokens=40), "policy": FixedPolicy(TREES[3])}
     prompts = [prompt_of(length) for length in (3, 20, 45)]
     expected = [host.generate(prompt, **options).tokens for prompt in prompts]
     with ThreadPoolExecutor(3) as threads, place.decoder() as first:
@@ -125,7 +130,7 @@ def test_a_fork_that_does_not_fit_is_refused_and_frees_what_it_took(place: Place
         with pytest.raises(GpuMemoryError, match=r"\(0 weights, "):
             first.fork()
         assert place.cuda.used() == used
-        assert first.generate(prompt_of(5), max_new_tokens=3).tokens
+        assert first.generate(prompt_of(5), SamplingParams(max_new_tokens=3)).tokens
 
 
 def test_enterprise_tensorrt_answers_too(host: Decoder, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +139,10 @@ def test_enterprise_tensorrt_answers_too(host: Decoder, place: Place, tmp_path: 
     place.cuda.close()
     other = Place(copy, monkeypatch, EmulatedTrt)
     with other.decoder() as device:
-        assert device.generate(prompt_of(9), max_new_tokens=40).tokens == host.generate(prompt_of(9), max_new_tokens=40).tokens
+        assert (
+            device.generate(prompt_of(9), SamplingParams(max_new_tokens=40)).tokens
+            == host.generate(prompt_of(9), SamplingParams(max_new_tokens=40)).tokens
+        )
     assert other.cuda.leaked() == (0, 0)
 
 
@@ -143,15 +151,17 @@ def test_context_may_be_filled_to_the_last_token(host: Decoder, place: Place) ->
         assert device.generate(prompt_of(246)).tokens == host.generate(prompt_of(246)).tokens
 
 
-@pytest.mark.parametrize(("sampling", "copies"), [(Sampling(), 2), (Sampling(0.9, seed=1), 3)], ids=["greedy", "sampled"])
-def test_one_copy_comes_down_each_cycle_and_nothing_is_made_anew(place: Place, sampling: Sampling, copies: int) -> None:
+@pytest.mark.parametrize(
+    ("sampling", "copies"), [(SamplingParams(), 2), (SamplingParams(temperature=0.9, seed=1), 3)], ids=["greedy", "sampled"]
+)
+def test_one_copy_comes_down_each_cycle_and_nothing_is_made_anew(place: Place, sampling: SamplingParams, copies: int) -> None:
     """No recording, no allocation, two waits and downloads a cycle: the mailbox, and one logit, which must be a number; when sampling one
     more, for the tokens that were drawn."""
     cuda = place.cuda
     with place.decoder() as device:
-        device.generate(prompt_of(20), max_new_tokens=3, sampling=sampling)
+        device.generate(prompt_of(20), replace(sampling, max_new_tokens=3))
         recorded, alive = cuda.calls["record"], len(cuda._alive)
-        with device.stream(prompt_of(33), max_new_tokens=80, sampling=sampling) as stream:
+        with device.stream(prompt_of(33), replace(sampling, max_new_tokens=80)) as stream:
             next(stream)
             downloads, waits = cuda.downloads, cuda.waits_with_work
             stats = stream.result().stats
@@ -163,7 +173,7 @@ def test_one_copy_comes_down_each_cycle_and_nothing_is_made_anew(place: Place, s
 def test_first_request_finds_every_recording(place: Place) -> None:
     with place.decoder() as device:
         recorded = place.cuda.calls["record"]
-        assert device.generate(prompt_of(40), max_new_tokens=150).stats.cycles > 10
+        assert device.generate(prompt_of(40), SamplingParams(max_new_tokens=150)).stats.cycles > 10
         assert place.cuda.calls["record"] == recorded
         calls = device._target._engine._calls  # type: ignore[attr-defined]
         assert len(calls) == (len(SIZES) + 1) * len(device._target.cache.spans())
@@ -172,7 +182,7 @@ def test_first_request_finds_every_recording(place: Place) -> None:
 
 def test_contexts_are_one_per_profile_in_one_scratch_block(place: Place) -> None:
     with place.decoder() as device:
-        device.generate(prompt_of(20), max_new_tokens=20)
+        device.generate(prompt_of(20), SamplingParams(max_new_tokens=20))
         for engine in place.trt.engines:
             profiles = [context.profile for context in engine.contexts]
             assert len(set(profiles)) == len(profiles)
@@ -184,7 +194,7 @@ def test_contexts_are_one_per_profile_in_one_scratch_block(place: Place) -> None
 def test_smallest_profile_that_admits_a_pass_is_taken(place: Place) -> None:
     manifest = load_manifest(place.directory)
     with place.decoder() as device:
-        device.generate(prompt_of(20), max_new_tokens=20)
+        device.generate(prompt_of(20), SamplingParams(max_new_tokens=20))
         for call in device._target._engine._calls.values():  # type: ignore[attr-defined]
             rows = call.bindings.bound_inputs["tokens"].shape[1]
             profiles = manifest.graphs["target"].profiles
@@ -204,16 +214,16 @@ def test_caches_are_bound_in_place_as_the_plan_says(place: Place) -> None:
 
 def test_failing_pass_is_a_typed_error_and_the_decoder_lives_on(host: Decoder, place: Place) -> None:
     with place.decoder() as device:
-        expected = host.generate(prompt_of(9), max_new_tokens=30).tokens
+        expected = host.generate(prompt_of(9), SamplingParams(max_new_tokens=30)).tokens
         for stage in ("target", "draft", "tree"):
             place.trt.failing = stage
             shape = FixedPolicy(TreeSpec(16, 4, 4))
             for engine in (device._target._engine, device._drafter._engines.draft, device._drafter._engines.tree):  # type: ignore[attr-defined]
                 engine._drop()
             with pytest.raises(EngineFailure, match=f"a pass of {stage} failed inside TensorRT"):
-                device.generate(prompt_of(9), max_new_tokens=30, policy=shape)
+                device.generate(prompt_of(9), SamplingParams(max_new_tokens=30), policy=shape)
             place.trt.failing = ""
-            assert device.generate(prompt_of(9), max_new_tokens=30, policy=shape).tokens == expected
+            assert device.generate(prompt_of(9), SamplingParams(max_new_tokens=30), policy=shape).tokens == expected
 
 
 def test_recordings_that_make_room_are_freed_and_made_again(host: Decoder, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +231,7 @@ def test_recordings_that_make_room_are_freed_and_made_again(host: Decoder, place
     with place.decoder() as device:
         discarded = place.cuda.calls["discard"]
         for tree in TREES[2:]:
-            options = {"max_new_tokens": 30, "policy": FixedPolicy(tree)}
+            options = {"params": SamplingParams(max_new_tokens=30), "policy": FixedPolicy(tree)}
             expected = host.generate(prompt_of(45), **options).tokens  # type: ignore[arg-type]
             assert device.generate(prompt_of(45), **options).tokens == expected  # type: ignore[arg-type]
         assert place.cuda.calls["discard"] > discarded
@@ -230,13 +240,16 @@ def test_recordings_that_make_room_are_freed_and_made_again(host: Decoder, place
 
 def test_not_a_number_in_the_cache_does_not_stay(host: Decoder, place: Place) -> None:
     with place.decoder() as device:
-        device.generate(prompt_of(30), max_new_tokens=20)
+        device.generate(prompt_of(30), SamplingParams(max_new_tokens=20))
         cache = device._target.cache
         place.cuda.synchronize()
         import ctypes
 
         ctypes.memset(cache._buffer.address, 0xFF, cache._buffer.bytes)  # type: ignore[attr-defined]
-        assert device.generate(prompt_of(9), max_new_tokens=30).tokens == host.generate(prompt_of(9), max_new_tokens=30).tokens
+        assert (
+            device.generate(prompt_of(9), SamplingParams(max_new_tokens=30)).tokens
+            == host.generate(prompt_of(9), SamplingParams(max_new_tokens=30)).tokens
+        )
 
 
 Change = Callable[[dict[str, Any]], None]
@@ -360,9 +373,9 @@ def test_tuned_networks_are_engines_there_too(
     place = Place(directory, monkeypatch)
     with place.decoder(threads=1) as device:
         for name in (*trained, "cost-model"):
-            for sampling in (Sampling(), Sampling(0.8, seed=4)):
-                expected = host.generate(prompt_of(20), max_new_tokens=60, sampling=sampling, policy=FixedPolicy(PLAIN)).tokens
-                assert device.generate(prompt_of(20), max_new_tokens=60, sampling=sampling, policy=name).tokens == expected, name
+            for sampling in (SamplingParams(), SamplingParams(temperature=0.8, seed=4)):
+                expected = host.generate(prompt_of(20), replace(sampling, max_new_tokens=60), policy=FixedPolicy(PLAIN)).tokens
+                assert device.generate(prompt_of(20), replace(sampling, max_new_tokens=60), policy=name).tokens == expected, name
     ran = {engine.file.name for engine in place.trt.engines if engine.file.name.startswith("tuned") and engine.contexts}
     assert ran == {graph.file for graph in tuning.graphs.values()}
     assert tuning.graphs["ltd.depth"] == tuning.graphs["resps+ltd.depth"]  # one file, one plan

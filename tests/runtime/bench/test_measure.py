@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from policy import PLAIN, FixedPolicy, TreeSpec, Watchdog
-from runtime import Chunk, PromptError, Sampling, Stats
+from runtime import Chunk, PromptError, SamplingParams, Stats
 from runtime.bench.contenders import Contender
 from runtime.bench.figures import tabulate
 from runtime.bench.measure import measure, warm_up
@@ -64,12 +64,12 @@ class FakeDecoder:
             raise PromptError("too many tokens")
         return list(text.encode())
 
-    def stream(self, prompt: Sequence[int], *, max_new_tokens: int, sampling: Sampling, policy: Any) -> FakeStream:
-        self.asked.append((bytes(prompt).decode(), str(policy.spec), sampling.seed))
-        tokens = [(sum(prompt) + (sampling.seed or 0) + place) % 50 for place in range(max_new_tokens)]
+    def stream(self, prompt: Sequence[int], params: SamplingParams, *, policy: Any) -> FakeStream:
+        self.asked.append((bytes(prompt).decode(), str(policy.spec), params.seed))
+        tokens = [(sum(prompt) + (params.seed or 0) + place) % 50 for place in range(params.max_new_tokens or 0)]
         return FakeStream([*tokens[:-1], 99] if self._wrong(policy) else tokens, policy.spec)
 
-    def generate(self, prompt: str, *, max_new_tokens: int, policy: Any) -> None:
+    def generate(self, prompt: str, params: SamplingParams, *, policy: Any) -> None:
         self.warmed.append(policy.spec)
 
     def forget(self) -> None:

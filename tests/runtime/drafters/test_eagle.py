@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from policy import PLAIN, FixedPolicy, Observation, Outcome, Policy, TreeSpec
-from runtime import Decoder, EngineDirError, Sampling
+from runtime import Decoder, EngineDirError, SamplingParams
 from runtime.cli import command
 from runtime.console import run_command
 from runtime.drafters.base import NoDrafter
@@ -33,8 +34,13 @@ TREES = (
     *(TreeSpec(17, 16, 1), TreeSpec(64, 16, 16), TreeSpec(31, 30, 1), TreeSpec(41, 1, 40), TreeSpec(200, 30, 30)),
 )
 SAMPLINGS = (
-    *(Sampling(), Sampling(0.8, seed=1), Sampling(1.0, seed=6), Sampling(1.0, top_k=20, seed=3)),
-    Sampling(0.8, top_p=0.9, seed=4),
+    *(
+        SamplingParams(),
+        SamplingParams(temperature=0.8, seed=1),
+        SamplingParams(temperature=1.0, seed=6),
+        SamplingParams(temperature=1.0, top_k=20, seed=3),
+    ),
+    SamplingParams(temperature=0.8, top_p=0.9, seed=4),
 )
 PROMPT_ROWS = {"random": 32, "echo": 4, "echo-int8": 32}
 
@@ -67,8 +73,8 @@ def plain(engines: Mapping[str, Path]) -> Iterator[Callable[..., tuple[int, ...]
     """Plain decoding's answer, from a decoder that never drafted."""
     loaded = {name: Decoder(directory, draft="none", threads=1) for name, directory in engines.items()}
 
-    def answer(name: str, prompt: Sequence[int], count: int, sampling: Sampling | None = None) -> tuple[int, ...]:
-        return loaded[name].generate(prompt, max_new_tokens=count, sampling=sampling).tokens
+    def answer(name: str, prompt: Sequence[int], count: int, sampling: SamplingParams = SamplingParams()) -> tuple[int, ...]:
+        return loaded[name].generate(prompt, replace(sampling, max_new_tokens=count)).tokens
 
     yield answer
     for decoder in loaded.values():
@@ -111,13 +117,13 @@ def fitted(spec: TreeSpec) -> TreeSpec:
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("name", PROMPT_ROWS)
 def test_every_tree_gives_the_plain_answer(
-    decoders: Mapping[str, Decoder], plain: Callable[..., tuple[int, ...]], name: str, sampling: Sampling
+    decoders: Mapping[str, Decoder], plain: Callable[..., tuple[int, ...]], name: str, sampling: SamplingParams
 ) -> None:
     for seed, length in enumerate((1, 70)):
         prompt = prompt_of(length, seed)
         answer, accepted = plain(name, prompt, 32, sampling), 0
         for policy in policies(seed):
-            result = decoders[name].generate(prompt, max_new_tokens=32, sampling=sampling, policy=policy)
+            result = decoders[name].generate(prompt, replace(sampling, max_new_tokens=32), policy=policy)
             assert result.tokens == answer
             accepted += result.stats.accepted
         assert accepted > (100 if name.startswith("echo") else -1)  # or the paths that commit drafted rows were never taken
@@ -134,7 +140,7 @@ def test_cache_after_many_rounds_is_that_of_a_fresh_drafter(
         random = np.random.default_rng(seed)
         watched = Watchdog(decoders[name], monkeypatch, PlantedDrafter(len(prompt), answer, VOCAB, seed))
         policy = Changing([spec for spec in TREES if spec == fitted(spec)], seed)
-        assert decoders[name].generate(prompt, max_new_tokens=120, policy=policy).tokens == answer
+        assert decoders[name].generate(prompt, SamplingParams(max_new_tokens=120), policy=policy).tokens == answer
         longest = max(longest, watched.longest_path)
         root, eagle = 7, watched.eagle
         eagle.draft(root, TreeSpec(4, 3, 1))  # what still waits is committed
@@ -173,7 +179,7 @@ def test_trees_equal_the_reference(
     engines: Mapping[str, Path], decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch, name: str, spec: TreeSpec
 ) -> None:
     watched = Watchdog(decoders[name], monkeypatch)
-    decoders[name].generate(prompt_of(13), max_new_tokens=14, policy=FixedPolicy(spec))
+    decoders[name].generate(prompt_of(13), SamplingParams(max_new_tokens=14), policy=FixedPolicy(spec))
     expect_reference_trees(engines[name], watched, 5)
 
 
@@ -184,7 +190,7 @@ def test_trees_equal_the_reference_after_any_prompt(
     """One token, one chunk, a chunk and a row, several chunks; and lengths at which a tree grows over the end of what the cache spans."""
     watched = Watchdog(decoders[name], monkeypatch)
     for length in (1, 2, 31, 32, 33, 58, 64, 65, 120, 127, 200):
-        decoders[name].generate(prompt_of(length, length), max_new_tokens=10, policy=FixedPolicy(TreeSpec(30, 6, 4)))
+        decoders[name].generate(prompt_of(length, length), SamplingParams(max_new_tokens=10), policy=FixedPolicy(TreeSpec(30, 6, 4)))
         expect_reference_trees(engines[name], watched, 2)
 
 
@@ -195,7 +201,7 @@ def test_tree_after_plain_rounds_knows_all_that_came_meanwhile(
     """Committed rows wait through plain rounds, at most as many as one pass takes."""
     policy = Changing([TreeSpec(6, 3, 3), *[PLAIN] * rounds, TreeSpec(16, 5, 4)])
     watched = Watchdog(decoders["echo"], monkeypatch)
-    decoders["echo"].generate(prompt_of(9), max_new_tokens=rounds + 14, policy=policy)
+    decoders["echo"].generate(prompt_of(9), SamplingParams(max_new_tokens=rounds + 14), policy=policy)
     expect_reference_trees(engines["echo"], watched, 4)
 
 
@@ -204,7 +210,7 @@ def test_a_request_forgets_the_one_before(decoders: Mapping[str, Decoder], monke
     decoder, specs = decoders[name], (TreeSpec(16, 5, 4), PLAIN, TreeSpec(64, 16, 16), TreeSpec(6, 3, 3))
     watched, first, prompt = Watchdog(decoder, monkeypatch), [], prompt_of(40)
     for turn in range(3):
-        decoder.generate(prompt, max_new_tokens=30, policy=Changing(specs, 5))
+        decoder.generate(prompt, SamplingParams(max_new_tokens=30), policy=Changing(specs, 5))
         if turn == 0:
             first = watched.drafted
         assert len(watched.drafted) == len(first)
@@ -224,7 +230,7 @@ def test_full_context_ends_the_answer(decoders: Mapping[str, Decoder], plain: Ca
         answer = plain(name, prompt, 100)
         assert len(answer) == left
         for policy in policies(left):
-            assert decoders[name].generate(prompt, max_new_tokens=100, policy=policy).tokens == answer
+            assert decoders[name].generate(prompt, SamplingParams(max_new_tokens=100), policy=policy).tokens == answer
 
 
 @pytest.mark.parametrize("spec", [TreeSpec(6, 3, 3), TreeSpec(40, 6, 8)], ids=str)
@@ -235,7 +241,7 @@ def test_features_that_are_no_numbers_do_not_change_the_answer(
     prompt = prompt_of(11)
     with Decoder(engines["random"], threads=1) as decoder:
         watched = Watchdog(decoder, monkeypatch, spoil=True)
-        assert decoder.generate(prompt, max_new_tokens=30, policy=FixedPolicy(spec)).tokens == plain("random", prompt, 30)
+        assert decoder.generate(prompt, SamplingParams(max_new_tokens=30), policy=FixedPolicy(spec)).tokens == plain("random", prompt, 30)
         for each in watched.drafted:
             expect_well_formed(each.tree, each.root, each.spec)
 
@@ -251,7 +257,7 @@ def test_directory_decides_the_drafter(engines: Mapping[str, Path], tiny_engine:
     ):
         with Decoder(directory, draft=choice, threads=1) as decoder:
             assert type(decoder._drafter) is kind
-            assert len(decoder.generate("the cat", max_new_tokens=9).tokens) == 9
+            assert len(decoder.generate("the cat", SamplingParams(max_new_tokens=9)).tokens) == 9
     with pytest.raises(EngineDirError, match=r"holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram"):
         Decoder(tiny_engine, draft="eagle")
 
@@ -333,16 +339,16 @@ def test_manifest_with_just_enough_room_or_without_its_draft_is_accepted(engines
 def test_the_default_tree_is_smaller_beside_quantized_targets(decoders: Mapping[str, Decoder]) -> None:
     """A row more costs more there: what gains in fp32 would gain nothing."""
     for decoder in decoders.values():
-        chunks = list(decoder.stream(prompt_of(20, 1), max_new_tokens=12))
+        chunks = list(decoder.stream(prompt_of(20, 1), SamplingParams(max_new_tokens=12)))
         nodes = {chunk.spec.nodes for chunk in chunks if chunk.spec is not None}
         assert max(nodes) == (3 if decoder.manifest.precision == "int8" else 5)
 
 
 def test_plain_decoding_leaves_the_draft_alone(decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = decoders["echo"]
-    expected = decoder.generate(prompt_of(30), max_new_tokens=30, policy=FixedPolicy(TreeSpec(6, 3, 3))).tokens
+    expected = decoder.generate(prompt_of(30), SamplingParams(max_new_tokens=30), policy=FixedPolicy(TreeSpec(6, 3, 3))).tokens
     with monkeypatch.context() as patch:
         for verb in ("begin", "extend", "draft"):
             patch.setattr(EagleDrafter, verb, lambda *_: pytest.fail("asked the draft"))
-        assert decoder.generate(prompt_of(30), max_new_tokens=30, policy=FixedPolicy(PLAIN)).tokens == expected
-    assert decoder.generate(prompt_of(30), max_new_tokens=30, policy=FixedPolicy(TreeSpec(6, 3, 3))).tokens == expected
+        assert decoder.generate(prompt_of(30), SamplingParams(max_new_tokens=30), policy=FixedPolicy(PLAIN)).tokens == expected
+    assert decoder.generate(prompt_of(30), SamplingParams(max_new_tokens=30), policy=FixedPolicy(TreeSpec(6, 3, 3))).tokens == expected

@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import pytest
 
-from runtime import Decoder, EngineDirError, PromptError
+from runtime import Decoder, EngineDirError, PromptError, SamplingParams
 from runtime.manifest.graphs import FILE_NAME
 from runtime.manifest.load import load_manifest
 from runtime.manifest.onnx_files import external_files
@@ -80,7 +80,7 @@ def test_links_that_lead_out_of_the_directory(directory: Path, absolute: bool) -
 def test_a_linked_engine_directory_is_fine(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(directory)
     with Decoder(tmp_path / "link", threads=1) as decoder:
-        assert decoder.generate("the cat", max_new_tokens=2).tokens
+        assert decoder.generate("the cat", SamplingParams(max_new_tokens=2)).tokens
 
 
 def in_initializer(model: onnx.ModelProto, location: str) -> None:

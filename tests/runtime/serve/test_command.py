@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import httpx
 import openai
 import pytest
 
-from runtime import Decoder, Sampling
+from runtime import Decoder, SamplingParams
 from runtime.console import run_command
 from runtime.serve.cli import command
 from runtime.serve.server import bind
@@ -57,16 +58,19 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 @pytest.mark.parametrize(
     ("asked", "sampling"),
     [
-        ({"temperature": 0}, Sampling()),
-        ({"temperature": 1.2, "top_p": 0.9, "seed": 5}, Sampling(1.2, top_p=0.9, seed=5)),
-        ({"temperature": 0.8, "seed": 6, "extra_body": {"top_k": 9, "speculation": False}}, Sampling(0.8, top_k=9, seed=6)),
+        ({"temperature": 0}, SamplingParams()),
+        ({"temperature": 1.2, "top_p": 0.9, "seed": 5}, SamplingParams(temperature=1.2, top_p=0.9, seed=5)),
+        (
+            {"temperature": 0.8, "seed": 6, "extra_body": {"top_k": 9, "speculation": False}},
+            SamplingParams(temperature=0.8, top_k=9, seed=6),
+        ),
     ],
     ids=["greedy", "sampled", "top-k, plain"],
 )
 def test_chat_is_the_decoder_s_answer_whole_and_streamed(
-    client: openai.OpenAI, decoder: Decoder, asked: dict[str, Any], sampling: Sampling
+    client: openai.OpenAI, decoder: Decoder, asked: dict[str, Any], sampling: SamplingParams
 ) -> None:
-    expected = decoder.generate(MESSAGES, max_new_tokens=24, sampling=sampling)
+    expected = decoder.generate(MESSAGES, replace(sampling, max_new_tokens=24))
     whole = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=24, **asked)
     assert whole.choices[0].message.content == expected.text
     assert whole.choices[0].finish_reason == ("stop" if expected.stop == "eos" else "length")
@@ -84,9 +88,9 @@ def test_chat_is_the_decoder_s_answer_whole_and_streamed(
 
 
 def test_logprobs_and_stop(client: openai.OpenAI, decoder: Decoder) -> None:
-    free = decoder.generate("the cat sat", max_new_tokens=20)
+    free = decoder.generate("the cat sat", SamplingParams(max_new_tokens=20))
     stop = free.text[len(free.text) // 2 :][:3]
-    expected = decoder.generate("the cat sat", max_new_tokens=20, stop=[stop], logprobs=2)
+    expected = decoder.generate("the cat sat", SamplingParams(max_new_tokens=20, stop=[stop], logprobs=2))
     came = client.completions.create(model="tiny", prompt="the cat sat", max_tokens=20, temperature=0, stop=[stop], logprobs=2)
     (choice,) = came.choices
     assert (choice.text, choice.finish_reason) == (expected.text, "stop")

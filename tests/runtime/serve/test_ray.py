@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed (pip install 'ray[serve]')")
 
@@ -55,7 +55,7 @@ def came_of(program: str, engine: Path, folder: Path, *arguments: str) -> object
 
 def test_ray_serves_the_decoder_s_answer(tiny_engine: Path, tmp_path: Path) -> None:
     with Decoder(tiny_engine, threads=1) as decoder:
-        text = decoder.generate("the cat sat on the", max_new_tokens=20).text
+        text = decoder.generate("the cat sat on the", SamplingParams(max_new_tokens=20)).text
     assert came_of(PROGRAM, tiny_engine, tmp_path) == [text, text, "[DONE]", 400, "n", [True, True]]
 
 
@@ -105,6 +105,6 @@ ray.shutdown()
 def test_ray_runs_processes_and_replaces_one_that_died(tiny_engine: Path, tmp_path: Path) -> None:
     prompts = ["the cat sat", "a dog sat on", "the log and the", "a mat"]
     with Decoder(tiny_engine, threads=1) as decoder:
-        texts = [decoder.generate(prompt, max_new_tokens=20).text for prompt in prompts] * 3
+        texts = [decoder.generate(prompt, SamplingParams(max_new_tokens=20)).text for prompt in prompts] * 3
     came = came_of(SEVERAL, tiny_engine, tmp_path, json.dumps(prompts))
     assert came == [texts, texts, False, 3]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime import Sampling
+from runtime import SamplingParams
 from runtime.serve.errors import ApiError
 from runtime.serve.openai_requests import ChatBody, CompletionBody, GenerationRequest, chat, completion, read
 
@@ -24,8 +24,8 @@ def completed(**fields: Any) -> GenerationRequest:
 
 def test_defaults_are_openai_s() -> None:
     ask = asked()
-    assert (ask.sampling, ask.max_tokens, ask.stop, ask.policy, ask.logprobs, ask.stream) == (Sampling(1.0), None, (), None, None, False)
-    assert completed().max_tokens == 16
+    assert (ask.params, ask.policy, ask.stream) == (SamplingParams(temperature=1.0, max_new_tokens=None), None, False)
+    assert completed().params.max_new_tokens == 16
 
 
 def test_everything_arrives() -> None:
@@ -33,11 +33,13 @@ def test_everything_arrives() -> None:
         model="m", temperature=0.5, top_p=0.9, top_k=7, seed=-1, max_completion_tokens=9, stop=["a", "b"], stream=True,
         stream_options={"include_usage": True}, logprobs=True, top_logprobs=3, policy="fixed",
     )  # fmt: skip
-    assert ask == GenerationRequest(HELLO, "m", Sampling(0.5, 7, 0.9, 2**64 - 1), 9, ("a", "b"), "fixed", 3, True, True)
+    params = SamplingParams(temperature=0.5, top_k=7, top_p=0.9, seed=2**64 - 1, max_new_tokens=9, stop=("a", "b"), logprobs=3)
+    assert ask == GenerationRequest(HELLO, "m", params, "fixed", True, True)
     assert asked(speculation=False).policy == "none"
-    assert asked(logprobs=True).logprobs == 0
-    assert asked(stop="x").stop == ("x",)
-    assert completed(prompt=[1, 2], logprobs=5) == GenerationRequest([1, 2], None, Sampling(1.0), 16, (), None, 5, False, False)
+    assert asked(logprobs=True).params.logprobs == 0
+    assert asked(stop="x").params.stop == ("x",)
+    plain = SamplingParams(temperature=1.0, max_new_tokens=16, logprobs=5)
+    assert completed(prompt=[1, 2], logprobs=5) == GenerationRequest([1, 2], None, plain, None, False, False)
     assert completed(prompt=["one"]).prompt == "one"
     assert completed(prompt=[[1, 2]]).prompt == [1, 2]
     assert completed(prompt=[]).prompt == []  # the Decoder says what is wrong with it

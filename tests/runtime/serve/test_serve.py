@@ -80,7 +80,7 @@ def test_what_is_asked_reaches_the_decoder(served: Served, toy: ToyDecoder) -> N
     for policy in ({"policy": "fixed"}, {"speculation": False}, {}):
         assert served.http.post("/v1/chat/completions", json={**CHAT, "top_k": 3, "seed": 9, **policy}).status_code == 200
     assert [each["policy"] for each in toy.asked] == ["fixed", "none", None]
-    assert (toy.asked[0]["sampling"].top_k, toy.asked[0]["sampling"].seed) == (3, 9)
+    assert (toy.asked[0]["params"].top_k, toy.asked[0]["params"].seed) == (3, 9)
 
 
 @pytest.mark.parametrize(

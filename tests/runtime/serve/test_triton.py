@@ -24,7 +24,7 @@ import httpx
 import numpy as np
 import pytest
 
-from runtime import Decoder, Sampling
+from runtime import Decoder, SamplingParams
 from runtime.serve.errors import ApiError
 from runtime.serve.triton.model import Cancelled, TritonPythonModel, asked
 from runtime.serve.triton.repository import write_repository
@@ -115,7 +115,7 @@ def asking(tokens: int, told: Callable[[], None] = lambda: None) -> Sender:
 
 def test_parameters_are_those_of_completions() -> None:
     ask = asked("hello", False, '{"max_tokens": 7, "temperature": 0, "stop": ["x"]}')
-    assert (ask.prompt, ask.max_tokens, ask.sampling.temperature, ask.stop) == ("hello", 7, 0, ("x",))
+    assert (ask.prompt, ask.params.max_new_tokens, ask.params.temperature, ask.params.stop) == ("hello", 7, 0, ("x",))
     assert asked("hello", True, None).prompt == [{"role": "user", "content": "hello"}]
     for wrong in ("[]", "{", '{"n": 2}', '{"max_tokens": "x"}', "[" * 100_000):
         with pytest.raises(ApiError):
@@ -135,7 +135,7 @@ def test_waiting_for_a_replica_has_an_end() -> None:
 
 
 def test_a_request_has_no_more_than_its_seconds(model: Callable[[float], TritonPythonModel], decoder: Decoder) -> None:
-    whole = decoder.generate(PROMPT, max_new_tokens=20)
+    whole = decoder.generate(PROMPT, SamplingParams(max_new_tokens=20))
     served, slept = model(2.0), Event()
 
     def told() -> None:  # the first look is for the replica, the second when the first token has come
@@ -226,7 +226,7 @@ def triton(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_triton_answers_as_the_decoder_does(triton: Triton, decoder: Decoder) -> None:
-    expected = decoder.generate(PROMPT, max_new_tokens=20)
+    expected = decoder.generate(PROMPT, SamplingParams(max_new_tokens=20))
     parameters = json.dumps({"max_tokens": 20, "temperature": 0})
     body = {"text_input": PROMPT, "sampling_parameters": parameters}
     whole = httpx.post(f"{triton.url}/models/resps/generate", json=body, timeout=60).json()
@@ -237,7 +237,7 @@ def test_triton_answers_as_the_decoder_does(triton: Triton, decoder: Decoder) ->
     assert len(events) > 2
     assert "".join(event["text_output"] for event in events) == expected.text
     chat = httpx.post(f"{triton.url}/models/resps/generate", json={**body, "chat": True}, timeout=60).json()
-    assert chat["text_output"] == decoder.generate([{"role": "user", "content": PROMPT}], max_new_tokens=20).text
+    assert chat["text_output"] == decoder.generate([{"role": "user", "content": PROMPT}], SamplingParams(max_new_tokens=20)).text
 
 
 def test_triton_tells_what_is_wrong(triton: Triton) -> None:
@@ -294,4 +294,4 @@ CANCELLED = 'resps:requests_total{outcome="cancelled"}'
 
 
 def long_answer(decoder: Decoder, seed: int) -> Any:
-    return decoder.generate(PROMPT, max_new_tokens=LONG, sampling=Sampling(1.5, seed=seed))
+    return decoder.generate(PROMPT, SamplingParams(temperature=1.5, seed=seed, max_new_tokens=LONG))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from policy import FixedPolicy, TreeSpec
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 from tests.support.eagle_engines import prompt_of
 
 
@@ -15,7 +15,7 @@ def expect_one_conversation(host: Decoder, device: Decoder, tree: TreeSpec) -> N
     first, policy = prompt_of(100), FixedPolicy(tree)
     for prompt, least in ((first, 0), ([*first, 7, 8, 9], 98), (first[:30], 28), ([*first[:20], *first], 18), (first[1:], 0)):
         host.forget()
-        expected, came = (each.generate(prompt, max_new_tokens=40, policy=policy) for each in (host, device))
+        expected, came = (each.generate(prompt, SamplingParams(max_new_tokens=40), policy=policy) for each in (host, device))
         assert came.tokens == expected.tokens
         assert came.stats.cached_prompt_tokens >= least
         np.testing.assert_allclose(device._target.cache.rows(), host._target.cache.rows(), rtol=0, atol=1e-5)

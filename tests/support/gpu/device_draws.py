@@ -9,7 +9,8 @@ import numpy as np
 import onnxruntime
 
 from export.graphs.sample import build_sample
-from runtime.decoding.sampling import Sampling, Scores, uniforms
+from runtime.decoding.sampling import Scores, uniforms
+from runtime.sampling_params import SamplingParams
 
 POSITIONS = 1024
 
@@ -22,7 +23,7 @@ def _session(vocab: int) -> Any:
 class DeviceDraws:
     """In the place of GumbelMax."""
 
-    def __init__(self, sampling: Sampling, room: np.ndarray) -> None:
+    def __init__(self, sampling: SamplingParams, room: np.ndarray) -> None:
         self._inputs = {
             "temperature": np.array([sampling.temperature], np.float32),
             "top_k": np.array([sampling.top_k]),

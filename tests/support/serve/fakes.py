@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from runtime import Chunk, EngineFailure, PromptError, Sampling, Stats
+from runtime import Chunk, EngineFailure, PromptError, SamplingParams, Stats
 from runtime.decoding.logprobs import TokenLogprob
 from runtime.decoding.totals import Ledger, Totals
 from runtime.errors import PromptKind
@@ -101,22 +101,11 @@ class ToyDecoder:
             raise PromptError(f"a prompt of {len(ids)} tokens — between 1 and {CONTEXT - 1} bytes are taken", kind)
         return ids
 
-    def stream(
-        self,
-        prompt: Sequence[int],
-        *,
-        max_new_tokens: int = 512,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
-        policy: str | None = None,
-        logprobs: int | None = None,
-        deadline: float | None = None,
-    ) -> ToyStream:
-        assert 1 <= max_new_tokens <= CONTEXT - len(prompt)
-        self.asked.append({"prompt": prompt, "sampling": sampling, "policy": policy})
-        seed = (sampling or Sampling()).seed or 0
-        end = time.monotonic() + (1e9 if deadline is None else deadline)
-        return ToyStream(self, toy_answer(prompt, seed)[:max_new_tokens], len(prompt), stop, logprobs, end)
+    def stream(self, prompt: Sequence[int], params: SamplingParams, *, policy: str | None = None) -> ToyStream:
+        self.asked.append({"prompt": prompt, "params": params, "policy": policy})
+        end = time.monotonic() + (1e9 if params.deadline is None else params.deadline)
+        answer = toy_answer(prompt, params.seed or 0)[: params.max_new_tokens]
+        return ToyStream(self, answer, len(prompt), params.stop, params.logprobs, end)
 
     @property
     def totals(self) -> Totals:
