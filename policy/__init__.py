@@ -1,6 +1,6 @@
 """Which draft tree to grow next. Depends on nothing else of this project."""
 
-from .base import GrowthPolicy, Observation, Outcome, PartialTree, Policy
+from .base import GrowthPolicy, Observation, Outcome, PartialTree, Policy, trees_of
 from .cost_model import Calibration, CostModel
 from .fixed import FixedPolicy
 from .latency import LatencyModel
@@ -31,5 +31,6 @@ __all__ = [
     "TreeSpec",
     "Watchdog",
     "rough_latency",
+    "trees_of",
     "watch",
 ]

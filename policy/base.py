@@ -62,7 +62,10 @@ class PartialTree:
 
 
 class Policy(Protocol):
-    """Verify, then observe, then choose: an action is credited with exactly the rounds it shaped."""
+    """Verify, then observe, then choose: an action is credited with exactly the rounds it shaped.
+
+    A policy may also have ``trees``, the largest trees it will choose: the runtime prepares for them before the first request.
+    """
 
     def begin(self) -> None:
         """A new request: forget the last one."""
@@ -83,3 +86,8 @@ class GrowthPolicy(Policy, Protocol):
 
     def num_nodes(self, partial_tree: PartialTree) -> int:
         """How many nodes to verify, root included: 1 to ``partial_tree.spec.nodes``."""
+
+
+def trees_of(policy: Policy) -> tuple[TreeSpec, ...]:
+    """The largest trees that ``policy`` says it will choose; empty where it does not say."""
+    return tuple(getattr(policy, "trees", ()))

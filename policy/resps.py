@@ -106,8 +106,7 @@ class Resps:
         self._random = np.random.default_rng(self.seed)
 
     @property
-    def specs(self) -> tuple[TreeSpec, ...]:
-        """Every tree that it may choose."""
+    def trees(self) -> tuple[TreeSpec, ...]:
         return self._specs
 
     def begin(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import run_command, set_verbosity, usage_errors
+from ..drafters.registry import DRAFTERS
 from ..errors import BenchError, RespsError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ SHOWING = {"again", "report_file", "as_json", "verbose"}
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of the draws; every turn has its own.")
-@click.option("--draft", type=click.Choice(["eagle+ngram", "eagle", "ngram", "none"]), help="What proposes trees [default: as resps-run].")
+@click.option("--draft", type=click.Choice(list(DRAFTERS)), help="What proposes trees [default: as resps-run].")
 @click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), help="What runs the engines [default: what they were made for].")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where they run [default: where they were made for].")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a pass [default: physical cores].")

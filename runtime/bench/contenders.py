@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policy import PLAIN, FixedPolicy, Policy, TreeSpec, Watchdog
+from policy import PLAIN, FixedPolicy, Policy, TreeSpec, Watchdog, trees_of
 
 from ..decoder import Decoder
 from ..errors import BenchError
 from ..models import expect_tree_size
-from ..policies.load import default_tree, trees_of
 from . import record
 
 
@@ -30,7 +29,7 @@ class Contender:
     @property
     def trees(self) -> list[TreeSpec]:
         """Those that it is known to ask for."""
-        return trees_of(self.policy)
+        return list(trees_of(self.policy))
 
 
 def make_arms(names: Sequence[str], trees: Sequence[TreeSpec], decoder: Decoder) -> list[Contender]:
@@ -51,7 +50,7 @@ def make_arms(names: Sequence[str], trees: Sequence[TreeSpec], decoder: Decoder)
 
 def _defaults(decoder: Decoder) -> list[Contender]:
     """A fixed tree that another arm has already is left out."""
-    first = default_tree(decoder.draft, decoder.manifest)
+    first = decoder.default_tree
     arms = [Contender(record.BASELINE, FixedPolicy(PLAIN)), Contender(str(first), FixedPolicy(first))]
     arms += [Contender(name, decoder.policy(name)) for name in decoder.policies if name != record.BASELINE]
     trees = [arm.recorded.tree for arm in arms]
@@ -62,7 +61,7 @@ def _possible(tree: TreeSpec, decoder: Decoder) -> TreeSpec:
     """The loop would cut a larger tree without a word, and the table would name a tree that never grew."""
     manifest = decoder.manifest
     expect_tree_size(manifest, tree)
-    limits, model = manifest.limits, manifest.draft if decoder.draft.startswith("eagle") else None
+    limits, model = manifest.limits, manifest.draft if decoder.models.eagle else None
     if tree.nodes > limits.tree_nodes or (model and (tree.depth > model.max_depth or tree.width > model.max_width)):
         most = f"{limits.tree_nodes} nodes" + (f", depth {model.max_depth}, width {model.max_width}" if model else "")
         raise BenchError(f"the tree {tree} is larger than the engine allows ({most}) — choose a smaller one")

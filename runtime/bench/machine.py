@@ -23,7 +23,7 @@ def this_machine() -> Machine:
 def engine_of(decoder: Decoder) -> EngineRecord:
     """What it runs."""
     manifest = decoder.manifest
-    draft = manifest.draft if decoder.draft.startswith("eagle") else None
+    draft = manifest.draft if decoder.models.eagle else None
     name, precision = (draft.name, draft.precision) if draft else (None, None)
     return EngineRecord(
         manifest.engine_id, manifest.model, manifest.precision, decoder.backend, decoder.device, decoder.draft, name, precision

@@ -31,7 +31,7 @@ from export.tuning.tune import Found, fit, learn, split
 from policy import PLAIN, FixedPolicy, LatencyModel, TreeSpec
 from runtime import Decoder, SamplingParams
 from runtime.console import run_command
-from runtime.policies.load import default_tree, tuned_here
+from runtime.policies.load import tuned_here
 
 VARIANTS = ("resps", "resps-average", "resps-max-entropy", "resps-text", "ltd-depth", "ltd-size", "ltd-both", "resps+ltd")
 CHECKED = [TreeSpec(2, 1, 1), TreeSpec(4, 2, 2), TreeSpec(6, 3, 3), TreeSpec(10, 4, 3)]
@@ -94,7 +94,7 @@ def main(
             click.echo("\n".join(_checked(decoder, next(iter(asked_of.values())), met[0.0], latency, grid)))
             return
         parts = split(record(decoder, read_prompts(prompts)[:training], grid, cache, FOREVER, _progress, texts=bool(texts)))
-        first = default_tree(decoder.draft, decoder.manifest)
+        first = decoder.default_tree
         found, rate = fit(parts, latency, grid)
         trained = []
         for seed in range(seeds):

@@ -37,7 +37,7 @@ from runtime.backends.cpu.processor import processor_name
 from runtime.console import run_command
 from runtime.manifest.graphs import FILE_NAME
 from runtime.manifest.load import load_manifest
-from runtime.policies.load import POLICIES
+from runtime.policies.registry import main_policies
 from tests.support.eagle_engines import prompt_of
 from tests.support.tunings import FAST, SLOW, SURFACE, a_tuning, net
 
@@ -192,13 +192,13 @@ def test_tuned_policy_is_installed_and_used(tiny: Path, capfd: pytest.CaptureFix
     assert json.loads(json.dumps(dataclasses.asdict(after.tuning))) == shown
     assert dataclasses.replace(after, tuning=None) == before
     assert (after.tuning.machine, after.tuning.threads) == (processor_name(), 2)
-    assert after.tuning.policy in POLICIES
-    assert set(after.tuning.ratios) == set(POLICIES)
+    assert after.tuning.policy in main_policies()
+    assert set(after.tuning.ratios) == set(main_policies())
     assert set(after.tuning.learned) == {"resps", "ltd", "resps+ltd"}
     with Decoder(tiny, threads=2) as decoder:
         plain = decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60), policy=FixedPolicy(PLAIN)).tokens
         assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60)).tokens == plain
-        for name in POLICIES:
+        for name in main_policies():
             assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60), policy=name).tokens == plain, name
     assert {path.name for path in tiny.glob("tuned-*")} == set(after.tuning.files)
     assert tune(tiny, "--threads", "2", "--policy", "ltd") == 0  # what it replaces is swept away
