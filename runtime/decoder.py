@@ -23,7 +23,6 @@ from .errors import DecoderBusy, DecoderClosed, EngineDirError, enough_memory
 from .manifest.load import find_engine_dir, load_manifest
 from .manifest.schema import BACKENDS, Manifest
 from .models import expect_tree_size, load_models
-from .policies.encoder import load_encoder
 from .policies.load import POLICIES, default_tree, load_net, make_policy, trees_of, tuned_here
 from .request import Request
 from .sampling_params import check_wishes
@@ -92,7 +91,7 @@ class Decoder:
         with ExitStack() as cleanup, enough_memory():
             cleanup.callback(opened.close)
             self._opened, self._asked = opened, policy
-            self._load, self._reader = partial(load_net, opened), partial(load_encoder, opened, self._tuning)
+            self._load = partial(load_net, opened)
             self._named: dict[str | None, Policy] = {}
             self._policy = self.policy(policy)
             self.models = load_models(opened, self.manifest, self.draft, self._trees, self._lookup_gate())
@@ -148,7 +147,7 @@ class Decoder:
             if policy not in self._named:
                 self._expect_policy(policy)
                 sizes = self.manifest.tree_sizes if self.manifest.tensorrt else None
-                made = make_policy(policy, self._tuning, default_tree(self.draft, self.manifest), sizes, self._load, self._reader)
+                made = make_policy(policy, self._tuning, default_tree(self.draft, self.manifest), sizes, self._load)
                 self._named[policy] = made
             policy = self._named[policy]
         if isinstance(policy, FixedPolicy):

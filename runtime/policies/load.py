@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from policy import PLAIN, ActionPersistence, CostModel, Encode, FixedPolicy, Ltd, Net, Policy, Resps, TreeSpec, Watchdog, watch
+from policy import PLAIN, ActionPersistence, CostModel, FixedPolicy, Ltd, Net, Policy, Resps, TreeSpec, Watchdog, watch
 
 from ..backends.base import Backend
 from ..backends.cpu.processor import processor_name
@@ -23,9 +23,6 @@ GPU_TREE = (7, 8)  # depth and width of "eagle" with TensorRT: near EAGLE-3's ow
 LoadNet = Callable[[str], Net]
 """Graph name -> the network, ready to be asked."""
 
-LoadEncoder = Callable[[], Encode]
-"""Of the tuning's encoder, asked for only by policies that read text."""
-
 _log = logging.getLogger("resps")
 
 
@@ -38,9 +35,7 @@ def default_tree(draft: str, manifest: Manifest) -> TreeSpec:
     return QUANTIZED_TREE if eagle and manifest.precision in ("int8", "int4") else DEFAULT_TREES["eagle" if eagle else draft]
 
 
-def make_policy(
-    name: str | None, tuning: Tuning | None, default: TreeSpec, sizes: tuple[int, ...] | None, load: LoadNet, encoder: LoadEncoder
-) -> Policy:
+def make_policy(name: str | None, tuning: Tuning | None, default: TreeSpec, sizes: tuple[int, ...] | None, load: LoadNet) -> Policy:
     """``name``: one of POLICIES [default: the one that was tuned]. ``tuning``: what holds here, see `tuned_here`; ``default``: the fixed
     tree without it; ``sizes``: trees that may be verified, where not every size may. Raises EngineDirError for a policy that has not been
     tuned."""
@@ -53,12 +48,12 @@ def make_policy(
     if tuning and name == "cost-model" and tuning.cost_model:
         return watch(CostModel(tuning.cost_model, tuning.latency, sizes), tree, tuning.latency)
     if tuning and name in tuning.learned:
-        return watch(_learned(tuning.learned[name], load, encoder), tree, tuning.latency)
+        return watch(_learned(tuning.learned[name], load), tree, tuning.latency)
     raise EngineDirError(f"the policy {name} has not been tuned for this engine on this machine — resps-tune --engine-dir DIR")
 
 
-def _learned(found: LearnedPolicy, load: LoadNet, encoder: LoadEncoder) -> Policy:
-    slow = _held(found.slow, load, encoder) if found.slow else None
+def _learned(found: LearnedPolicy, load: LoadNet) -> Policy:
+    slow = _held(found.slow, load) if found.slow else None
     if found.fast is None:
         assert slow is not None
         return slow
@@ -67,9 +62,8 @@ def _learned(found: LearnedPolicy, load: LoadNet, encoder: LoadEncoder) -> Polic
     return Ltd(depth, size, fast.tree, fast.every, fast.sizes, slow)
 
 
-def _held(chooser: RespsConfig, load: LoadNet, encoder: LoadEncoder) -> ActionPersistence:
-    encode = encoder() if chooser.state == "text" else None
-    return ActionPersistence(Resps(load(chooser.graph), chooser.actions, chooser.margin, state=chooser.state, encode=encode), chooser.hold)
+def _held(chooser: RespsConfig, load: LoadNet) -> ActionPersistence:
+    return ActionPersistence(Resps(load(chooser.graph), chooser.actions, chooser.margin, state=chooser.state), chooser.hold)
 
 
 def trees_of(policy: Policy) -> list[TreeSpec]:
