@@ -7,7 +7,7 @@ from .latency import LatencyModel
 from .lookup import LookupGate, rough_latency
 from .ltd import Ltd
 from .persistence import ActionPersistence
-from .resps import Encode, Net, Resps
+from .resps import Net, Resps
 from .spec import PLAIN, TreeSpec
 from .watchdog import Watchdog, watch
 
@@ -15,7 +15,6 @@ __all__ = [
     "PLAIN",
     "Calibration",
     "CostModel",
-    "Encode",
     "FixedPolicy",
     "PartialTree",
     "GrowthPolicy",
