@@ -1,13 +1,13 @@
 """Which draft tree to grow next. Depends on nothing else of this project."""
 
-from .base import GrowthPolicy, Observation, Outcome, PartialTree, Policy
+from .base import GrowthPolicy, Observation, Outcome, PartialTree, Policy, trees_of
 from .cost_model import Calibration, CostModel
 from .fixed import FixedPolicy
 from .latency import LatencyModel
 from .lookup import LookupGate, rough_latency
 from .ltd import Ltd
 from .persistence import ActionPersistence
-from .resps import Encode, Net, Resps
+from .resps import Net, Resps
 from .spec import PLAIN, TreeSpec
 from .watchdog import Watchdog, watch
 
@@ -15,7 +15,6 @@ __all__ = [
     "PLAIN",
     "Calibration",
     "CostModel",
-    "Encode",
     "FixedPolicy",
     "PartialTree",
     "GrowthPolicy",
@@ -31,5 +30,6 @@ __all__ = [
     "TreeSpec",
     "Watchdog",
     "rough_latency",
+    "trees_of",
     "watch",
 ]

@@ -14,25 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy may look at before a round: ``length`` committed tokens, ``room`` for this many more, ``features`` and ``text``."""
+    """What a policy may look at before a round: ``length`` committed tokens, ``room`` for this many more, and ``features``."""
 
     length: int
     room: int
     look: Callable[[], np.ndarray]
-    read: Callable[[], str] | None = None
 
     @property
     def features(self) -> np.ndarray:
         """The three captured target vectors of the last accepted position, [3H] (Re-SpS's state); a view, valid until the next pass.
         Looking costs a copy when they are on a device."""
         return self.look()
-
-    @property
-    def text(self) -> str:
-        """Prompt and answer so far, with the last token chosen; decoded only when asked for. Raises ValueError where nothing can."""
-        if self.read is None:
-            raise ValueError("there is no text to look at here")
-        return self.read()
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,10 @@ class PartialTree:
 
 
 class Policy(Protocol):
-    """Verify, then observe, then choose: an action is credited with exactly the rounds it shaped."""
+    """Verify, then observe, then choose: an action is credited with exactly the rounds it shaped.
+
+    A policy may also have ``trees``, the largest trees it will choose: the runtime prepares for them before the first request.
+    """
 
     def begin(self) -> None:
         """A new request: forget the last one."""
@@ -83,3 +78,8 @@ class GrowthPolicy(Policy, Protocol):
 
     def num_nodes(self, partial_tree: PartialTree) -> int:
         """How many nodes to verify, root included: 1 to ``partial_tree.spec.nodes``."""
+
+
+def trees_of(policy: Policy) -> tuple[TreeSpec, ...]:
+    """The largest trees that ``policy`` says it will choose; empty where it does not say."""
+    return tuple(getattr(policy, "trees", ()))

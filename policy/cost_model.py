@@ -38,6 +38,10 @@ class CostModel:
     latency: LatencyModel
     sizes: tuple[int, ...] | None = None
 
+    @property
+    def trees(self) -> tuple[TreeSpec, ...]:
+        return (TreeSpec(*self.calibration.tree),)
+
     def begin(self) -> None:
         """Every round is decided on its own."""
 

@@ -14,6 +14,10 @@ class FixedPolicy:
 
     spec: TreeSpec
 
+    @property
+    def trees(self) -> tuple[TreeSpec, ...]:
+        return (self.spec,)
+
     def begin(self) -> None:
         """Nothing is kept."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .base import Observation, Outcome, PartialTree, Policy
+from .base import Observation, Outcome, PartialTree, Policy, trees_of
 from .resps import Action, Net, asked
 from .spec import TreeSpec
 
@@ -42,6 +42,10 @@ class Ltd:
             raise ValueError(f"ltd asks every 1 level or more, not {self.every}")
         if self.size_net is not None and (not self.sizes or min(self.sizes) < 1):
             raise ValueError("ltd's size network needs the sizes it chooses from, each 1 or more")
+
+    @property
+    def trees(self) -> tuple[TreeSpec, ...]:
+        return trees_of(self.slow) if self.slow else (self._largest,)
 
     def begin(self) -> None:
         if self.slow:

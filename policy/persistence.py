@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .base import Observation, Outcome, Policy
+from .base import Observation, Outcome, Policy, trees_of
 from .spec import TreeSpec
 
 
@@ -24,6 +24,10 @@ class ActionPersistence:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"a choice is held for 1 round or more, not {self.rounds}")
+
+    @property
+    def trees(self) -> tuple[TreeSpec, ...]:
+        return trees_of(self.policy)
 
     def begin(self) -> None:
         self.policy.begin()

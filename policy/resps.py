@@ -17,9 +17,6 @@ from .spec import PLAIN, TreeSpec
 Net = Callable[[np.ndarray], np.ndarray]
 """float32 [1, F] -> logits [1, A]; any scaling of the input is inside."""
 
-Encode = Callable[[str], np.ndarray]
-"""Text -> its embedding, float32 [E]."""
-
 Action = tuple[int, int, int]
 """(nodes, depth, width), counted as in TreeSpec; (1, 0, 0) is plain decoding."""
 
@@ -27,32 +24,23 @@ HOLD, HOLD_IN_TRAINING = 30, 10  # rounds
 CAPTURED = 3  # vectors in the features
 
 
-def _features(observation: Observation, _: Encode | None) -> np.ndarray:
+def _features(observation: Observation) -> np.ndarray:
     return np.asarray(observation.features)
 
 
-def _average(observation: Observation, _: Encode | None) -> np.ndarray:
+def _average(observation: Observation) -> np.ndarray:
     return np.asarray(np.asarray(observation.features, np.float32).reshape(CAPTURED, -1).mean(0))
 
 
-def _text(observation: Observation, encode: Encode | None) -> np.ndarray:
-    assert encode is not None  # seeing() saw to it
-    return encode(observation.text)
+STATES: dict[str, Callable[[Observation], np.ndarray]] = {"features": _features, "average": _average}
+"""The network's input: all captured features [3H], as in the paper, or the mean of the three vectors [H], as in its code."""
 
 
-STATES: dict[str, Callable[[Observation, Encode | None], np.ndarray]] = {"features": _features, "average": _average, "text": _text}
-"""What the network sees: all of the features [3H], as the paper says; the mean of the three vectors [H], as its code does; or, the paper's
-other state, an embedding of the text so far [E], which costs the pass of an encoder."""
-
-
-def seeing(state: str, encode: Encode | None = None) -> Callable[[Observation], np.ndarray]:
-    """How ``state`` (of STATES) is made of an observation; ``encode`` is the "text" state's. Raises ValueError without it, or for an
-    unknown state."""
+def seeing(state: str) -> Callable[[Observation], np.ndarray]:
+    """The function that computes ``state`` (a key of STATES) from an observation. Raises ValueError for an unknown state."""
     if state not in STATES:
         raise ValueError(f"resps' state is one of {', '.join(STATES)}, not {state!r}")
-    if state == "text" and encode is None:
-        raise ValueError("resps' state text needs an encoder")
-    return lambda observation: STATES[state](observation, encode)
+    return STATES[state]
 
 
 _SMALL: tuple[Action, ...] = (
@@ -79,10 +67,10 @@ _SMALL: tuple[Action, ...] = (
 @dataclass
 class Resps:
     """One decision per call of ``choose``. ``margin``: how far the best logit must exceed the last action's to replace it. ``temperature``
-    above 0 samples from softmax(logits / temperature) instead (the paper's max-entropy variant: 1.5), drawn with ``seed``. ``state``: of
-    STATES, "text" with an ``encode``.
+    above 0 samples from softmax(logits / temperature) instead (the paper's max-entropy variant: 1.5), drawn with ``seed``. ``state``: a
+    key of STATES.
 
-    Raises ValueError for actions that are no trees and a state that cannot be, and in ``choose`` for logits that are not finite or not one
+    Raises ValueError for actions that are no trees and for an unknown state, and in ``choose`` for logits that are not finite or not one
     per action.
     """
 
@@ -92,7 +80,6 @@ class Resps:
     temperature: float = 0.0
     seed: int = 0
     state: str = "features"
-    encode: Encode | None = None
     _see: Callable[[Observation], np.ndarray] = field(init=False, repr=False)
     _specs: tuple[TreeSpec, ...] = field(init=False, repr=False)
     _last: int | None = field(default=None, init=False)
@@ -101,13 +88,12 @@ class Resps:
     def __post_init__(self) -> None:
         if not self.actions:
             raise ValueError("resps needs at least one action")
-        self._see = seeing(self.state, self.encode)
+        self._see = seeing(self.state)
         self._specs = tuple(TreeSpec(*action) for action in self.actions)
         self._random = np.random.default_rng(self.seed)
 
     @property
-    def specs(self) -> tuple[TreeSpec, ...]:
-        """Every tree that it may choose."""
+    def trees(self) -> tuple[TreeSpec, ...]:
         return self._specs
 
     def begin(self) -> None:

@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from typing import TypeVar
 
 from .backoff import Backoff
-from .base import GrowthPolicy, Observation, Outcome, PartialTree, Policy
+from .base import GrowthPolicy, Observation, Outcome, PartialTree, Policy, trees_of
 from .latency import LatencyModel
 from .spec import PLAIN, TreeSpec
 
@@ -54,6 +54,10 @@ class Watchdog:
     def state(self) -> str:
         """What it does now: "policy", "fixed" when the policy was given up, or "paused" while decoding is plain."""
         return "paused" if self._resting else "fixed" if self.pinned else "policy"
+
+    @property
+    def trees(self) -> tuple[TreeSpec, ...]:
+        return (self.static, *trees_of(self.policy))
 
     @property
     def _comparing(self) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .console import run_command, set_verbosity, usage_errors
+from .drafters.registry import DRAFTERS
 from .errors import PromptError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Same seed, same text, whatever the tree.")
 @click.option(
     "--draft",
-    type=click.Choice(["eagle+ngram", "eagle", "ngram", "none"]),
+    type=click.Choice(list(DRAFTERS)),
     help="What proposes the tree [default: eagle, with bets on repeated text on the CPU, if the directory has a draft, else ngram].",
 )
 @click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), help="What runs the engines [default: what they were made for].")

@@ -6,50 +6,43 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 
-from policy import PLAIN, FixedPolicy, LookupGate, Policy, TreeSpec, rough_latency
+from policy import PLAIN, FixedPolicy, Policy, TreeSpec, trees_of
 
-from .backends.base import Backend
-from .backends.cpu.processor import physical_cores
-from .backends.open import open_backend
 from .decoding.totals import Ledger, Totals
 from .drafters.base import Drafter, NoDrafter
-from .errors import DecoderBusy, DecoderClosed, EngineDirError, enough_memory
-from .manifest.load import find_engine_dir, load_manifest
-from .manifest.schema import BACKENDS, Manifest
+from .engine import EngineChoice, LoadedEngine, choose_engine, expect_one_of, load_engine
+from .errors import DecoderBusy, DecoderClosed, enough_memory
+from .manifest.schema import Manifest
 from .models import expect_tree_size, load_models
-from .policies.encoder import load_encoder
-from .policies.load import POLICIES, default_tree, load_net, make_policy, trees_of, tuned_here
+from .policies.load import Policies
+from .policies.registry import main_policies
 from .request import Request
 from .sampling_params import SamplingParams
 from .stream import Result, Run, Stream
 from .text.prompt import Prompt as Prompt
 from .text.prompt import encode
-from .text.tokenizer import Text
 
-DRAFTERS = ("eagle+ngram", "eagle", "ngram", "none")
-DEVICES = ("cpu", "cuda")
 WARM_UP_TOKENS = 8
 
 
 class Decoder:
     """The draft-verify loop over one engine directory.
 
-    ``policy`` chooses the trees: an object or a name of POLICIES (default: what resps-tune found for this machine, else a fixed tree).
-    ``draft`` names the drafter: "eagle+ngram" (EAGLE-3 with bets on repeated text, on the CPU; the default there), "eagle" (the default on
-    a GPU), "ngram" (the default where the directory has no draft) or "none". ``backend`` (onnxruntime or tensorrt) and
-    ``device`` (cpu or cuda) default to what the directory was made for, ``threads`` to the physical cores this process may use; ``verify``
-    checks every file's hash. One request at a time: a second ``stream`` raises DecoderBusy; ``fork`` makes another over the same weights.
+    ``policy`` chooses the trees: an object or a name of POLICIES [default: what resps-tune found for this machine, else a fixed tree].
+    ``draft`` names the drafter, one of DRAFTERS [default: "eagle+ngram" on the CPU and "eagle" on a GPU, "ngram" where the directory has
+    no draft]. ``backend`` (onnxruntime or tensorrt) and ``device`` (cpu or cuda) default to what the directory was made for, ``threads``
+    to the physical cores this process may use; ``verify`` checks every file's hash. One request at a time: a second ``stream`` raises
+    DecoderBusy; ``fork`` makes another Decoder over the same weights, from a LoadedEngine in place of the directory.
     Raises EngineDirError when the directory is missing, unfinished, changed or made for something else.
     """
 
     def __init__(
         self,
-        engine_dir: str | Path,
+        engine_dir: str | Path | LoadedEngine,
         *,
         policy: Policy | str | None = None,
         draft: str | None = None,
@@ -58,42 +51,25 @@ class Decoder:
         threads: int | None = None,
         verify: bool = True,
     ) -> None:
-        for what, value, choices in (("drafter", draft, DRAFTERS), ("backend", backend, BACKENDS), ("device", device, DEVICES)):
-            _expect(what, value, choices)
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be 1 or more, not {threads}")
-        directory = find_engine_dir(Path(engine_dir))
-        self.manifest: Manifest = load_manifest(directory, verify=verify, backend=backend)
-        self.backend, self.device = backend or self.manifest.backend, device or ("cpu" if self.manifest.tensorrt is None else "cuda")
-        with_bets = "eagle" if self.device == "cuda" else "eagle+ngram"
-        self.draft = draft or (with_bets if self.manifest.draft else "ngram")
-        eagle = self.draft.startswith("eagle")
-        if eagle and self.manifest.draft is None:
-            raise EngineDirError(f"{directory} holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram")
-        if self.draft == "eagle+ngram" and self.device == "cuda":
-            raise ValueError("eagle+ngram works on the CPU only — choose eagle or ngram")
-        threads = threads or physical_cores()
-        self._tuning = tuned_here(self.manifest, threads) if eagle else None
-        if isinstance(policy, FixedPolicy):
-            expect_tree_size(self.manifest, policy.spec)  # before anything is loaded
-        elif isinstance(policy, str):
-            self._expect_policy(policy)
-        self._text = Text(directory, self.manifest.tokens)
-        self._open(open_backend(directory, self.manifest, self.backend, self.device, threads), policy)
-
-    def _open(self, opened: Backend, policy: Policy | str | None) -> None:
-        """Everything that belongs to this Decoder alone."""
+        if isinstance(engine_dir, LoadedEngine):
+            loaded = engine_dir
+        else:
+            choice = choose_engine(Path(engine_dir), draft=draft, backend=backend, device=device, threads=threads, verify=verify)
+            _expect_possible(policy, choice)  # before anything is loaded
+            loaded = load_engine(choice)
+        choice = loaded.choice
+        self.manifest: Manifest = choice.manifest
+        self.backend, self.device, self.draft = choice.backend, choice.device, choice.drafter.name
+        self._engine, self._asked, self._text = loaded, policy, loaded.text
         self._lock = threading.RLock()  # a signal handler may call close() while it is held
         self._run: Run | None = None
         self._closed = False
         self._ledger = Ledger()
         with ExitStack() as cleanup, enough_memory():
-            cleanup.callback(opened.close)
-            self._opened, self._asked = opened, policy
-            self._load, self._reader = partial(load_net, opened), partial(load_encoder, opened, self._tuning)
-            self._named: dict[str | None, Policy] = {}
+            cleanup.callback(loaded.opened.close)
+            self._policies = Policies(loaded.policy_setting)
             self._policy = self.policy(policy)
-            self.models = load_models(opened, self.manifest, self.draft, self._trees, self._lookup_gate())
+            self.models = load_models(loaded.opened, self.manifest, choice.drafter, self._trees, choice.latency, choice.usual_tree)
             self._target, self._drafter, self._pick = self.models.target, self.models.drafter, self.models.picker
             self._resources = cleanup.pop_all()
 
@@ -105,12 +81,8 @@ class Decoder:
         """
         with self._lock:
             self._expect_open()
-            twin = object.__new__(type(self))
-            for name in ("manifest", "backend", "device", "draft", "_tuning", "_text"):
-                setattr(twin, name, getattr(self, name))
             policy = self._asked if self._asked is None or isinstance(self._asked, str) else deepcopy(self._asked)
-            twin._open(self._opened.fork(), policy)
-            return twin
+            return Decoder(self._engine.fork(), policy=policy)
 
     def warmup(self) -> None:
         """Decode a little with each tree that the policy is known to ask for, the first time after two whole chunks of a prompt: the first
@@ -136,45 +108,34 @@ class Decoder:
             self._target.cache_valid = False
 
     @property
-    def _trees(self) -> list[TreeSpec]:
+    def default_tree(self) -> TreeSpec:
+        """The tree that is grown when nothing was tuned and nothing else is asked for."""
+        return self._engine.choice.default_tree
+
+    @property
+    def _trees(self) -> tuple[TreeSpec, ...]:
         """The largest that the policy will ask for, as far as one can know."""
-        return trees_of(self._policy) or [default_tree(self.draft, self.manifest)]
+        return trees_of(self._policy) or (self.default_tree,)
 
     def policy(self, policy: Policy | str | None = None) -> Policy:
         """The policy of that name [default: as tuned], made when it is first asked for and then kept. Raises ValueError for a name that
         there is not, EngineDirError for a policy that has not been tuned, or a fixed tree of a size that the engines were not built for."""
         if policy is None or isinstance(policy, str):
-            if policy not in self._named:
-                self._expect_policy(policy)
-                sizes = self.manifest.tree_sizes if self.manifest.tensorrt else None
-                made = make_policy(policy, self._tuning, default_tree(self.draft, self.manifest), sizes, self._load, self._reader)
-                self._named[policy] = made
-            policy = self._named[policy]
+            expect_one_of("policy", policy, tuple(dict.fromkeys((*main_policies(), *self.policies))))
+            policy = self._policies.get(policy)
         if isinstance(policy, FixedPolicy):
             expect_tree_size(self.manifest, policy.spec)
         return policy
 
-    def _lookup_gate(self) -> LookupGate | None:
-        """How bets are decided, where the drafter makes any: by what was measured here, or by what rounds cost elsewhere."""
-        if self.draft != "eagle+ngram":
-            return None
-        latency = self._tuning.latency if self._tuning else rough_latency(self.manifest.precision in ("int8", "int4"))
-        static = TreeSpec(*self._tuning.static) if self._tuning else default_tree(self.draft, self.manifest)
-        return LookupGate(latency, static)
-
     @property
     def policies(self) -> tuple[str, ...]:
         """Names of those that can be had here: plain decoding, a fixed tree, and what was tuned."""
-        tuning = self._tuning
-        return ("none", "fixed", *(("cost-model",) if tuning and tuning.cost_model else ()), *(tuning.learned if tuning else ()))
+        return self._policies.names
 
     @property
     def totals(self) -> Totals:
         """What all requests that are over came to, since this Decoder was loaded or forked."""
         return self._ledger.totals(self._policy)
-
-    def _expect_policy(self, name: str | None) -> None:
-        _expect("policy", name, tuple(dict.fromkeys((*POLICIES, *self.policies))))
 
     def _expect_open(self) -> None:
         if self._closed:
@@ -284,6 +245,10 @@ def _expect_kinds(params: object, policy: object) -> None:
         raise TypeError(f"policy must be a name or a Policy, not {type(policy).__name__}")
 
 
-def _expect(what: str, value: str | None, choices: Sequence[str]) -> None:
-    if value not in (None, *choices):
-        raise ValueError(f"unknown {what} {value!r} — choose from {', '.join(choices)}")
+def _expect_possible(policy: Policy | str | None, choice: EngineChoice) -> None:
+    """Raises ValueError for a policy that there is not, EngineDirError for a tree without a profile."""
+    if isinstance(policy, FixedPolicy):
+        expect_tree_size(choice.manifest, policy.spec)
+    elif isinstance(policy, str):
+        learned = choice.tuning.learned if choice.tuning else ()
+        expect_one_of("policy", policy, tuple(dict.fromkeys((*main_policies(), *learned))))

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
 import numpy as np
 
-from policy import LookupGate, TreeSpec
-from policy.lookup import ROWS
+from policy import LatencyModel, TreeSpec
 
 from .backends.base import Backend, Buffer, dtype_of
 from .backends.kv import CacheLayout
 from .decoding.gumbel import GumbelMax, work_room
 from .decoding.sampling import BatchInverseCdf, Pick, greedy
 from .decoding.target import GROWN, ORDER, Target
-from .drafters.base import Drafter, NoDrafter
+from .drafters.base import Drafter, DrafterParts
 from .drafters.eagle import DraftEngines, EagleDrafter, largest_pool, most_rows, shared_buffers
-from .drafters.ngram import NgramDrafter
-from .drafters.suffix import SuffixDrafter
+from .drafters.registry import DrafterKind
 from .errors import EngineDirError
 from .manifest.graphs import Graph, Tensor
 from .manifest.schema import Draft, Manifest
@@ -27,26 +26,20 @@ from .sampling_params import SamplingParams
 
 @dataclass(frozen=True)
 class Models:
-    """What decodes. ``picker`` makes the choice of tokens for one request."""
+    """What decodes. ``picker`` makes the choice of tokens for one request; ``eagle``: the EAGLE-3 draft by itself, where there is one."""
 
     target: Target
     drafter: Drafter
     picker: Callable[[SamplingParams], Pick]
-
-    @property
-    def eagle(self) -> EagleDrafter | None:
-        """The EAGLE-3 draft by itself."""
-        drafter = self.drafter.drafter if isinstance(self.drafter, SuffixDrafter) else self.drafter
-        return drafter if isinstance(drafter, EagleDrafter) else None
+    eagle: EagleDrafter | None
 
 
 def load_models(
-    backend: Backend, manifest: Manifest, drafter: str, specs: Sequence[TreeSpec], lookup_gate: LookupGate | None = None
+    backend: Backend, manifest: Manifest, kind: DrafterKind, specs: Sequence[TreeSpec], latency: LatencyModel, usual: TreeSpec
 ) -> Models:
-    """``drafter``: eagle+ngram, eagle, ngram or none; ``specs``: trees that will be asked for, to be ready from the first request on;
-    ``lookup_gate``: how to bet on repeated text beside an EAGLE-3 draft."""
+    """``specs``: trees that will be asked for, to be ready from the first request on; ``latency`` and ``usual``: as in DrafterParts."""
     memory, limits, shape = backend.memory, manifest.limits, manifest.shape
-    draft = manifest.draft if drafter.startswith("eagle") else None
+    draft = manifest.draft if kind.uses_draft_model else None
     rows, nodes = max(limits.tree_nodes, limits.prefill_rows), limits.tree_nodes
     graph = manifest.graphs["target"]
     slots = max(limits.capacity, draft.capacity if draft else 0)
@@ -59,7 +52,7 @@ def load_models(
     features = memory.zeros(rows * len(shape.captured_layers) * shape.hidden, graph.outputs["features"].dtype)
     logits = memory.zeros(nodes * shape.vocab, "float32")
 
-    cache = backend.cache(shape.layers, *_cache_forms(graph), limits.capacity)
+    cache = backend.cache(shape.layers, *_cache_layouts(graph), limits.capacity)
     shared = {ORDER: order, "next_token": mail["next_token"], "logits": logits, "features": features}
     shared |= {**cache.tensors(), **{f"tree.{name}": grown[name] for name in GROWN}}
     engine = backend.engine("target", shared, {"n": rows, "span": limits.capacity, "r": nodes})
@@ -69,20 +62,20 @@ def load_models(
     eagle: EagleDrafter | None = None
     if draft is not None:
         eagle = _eagle(backend, manifest, draft, {ORDER: order, "features": features, **{f"tree.{name}": grown[name] for name in GROWN}})
-    target.warm_up((1, 2, *(ROWS if lookup_gate else ())) if memory.on_host else manifest.tree_sizes)
-    if eagle is None:
-        return Models(target, NgramDrafter() if drafter == "ngram" else NoDrafter(), picker)
-    eagle.warm_up(specs)
-    return Models(target, eagle, picker) if lookup_gate is None else Models(target, SuffixDrafter(eagle, lookup_gate), picker)
+    target.warm_up((1, 2, *kind.lookup_rows) if memory.on_host else manifest.tree_sizes)
+    if eagle is not None:
+        eagle.warm_up(specs)
+    make: Callable[[DrafterParts], Drafter] = import_module(f".drafters.{kind.module}", __package__).make
+    return Models(target, make(DrafterParts(eagle, latency, usual)), picker, eagle)
 
 
-def _cache_forms(graph: Graph) -> tuple[CacheLayout, CacheLayout]:
+def _cache_layouts(graph: Graph) -> tuple[CacheLayout, CacheLayout]:
     """Of keys and values."""
     keys, values = (graph.inputs[f"past.0.{kind}"] for kind in ("key", "value"))
-    return _form(keys), _form(values)
+    return _layout(keys), _layout(values)
 
 
-def _form(tensor: Tensor) -> CacheLayout:
+def _layout(tensor: Tensor) -> CacheLayout:
     parts, heads, _, width = tensor.shape
     return CacheLayout(int(parts), int(heads), int(width), dtype_of(tensor.dtype))
 
@@ -104,7 +97,7 @@ def _picker(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer)
 
 def _eagle(backend: Backend, manifest: Manifest, draft: Draft, shared: Mapping[str, Buffer]) -> EagleDrafter:
     limits, memory, rows, width = manifest.limits, backend.memory, most_rows(manifest.limits, draft), draft.max_width
-    cache = backend.cache(draft.layers, *_cache_forms(manifest.graphs["draft"]), draft.capacity)
+    cache = backend.cache(draft.layers, *_cache_layouts(manifest.graphs["draft"]), draft.capacity)
     buffers = {**shared, **shared_buffers(manifest, draft, memory)}
     columns, pool = 1 + width * draft.max_depth, largest_pool(draft)
     sizes = {"m": rows, "w": max(rows, columns), "span": draft.capacity, "r": width, "k": width}

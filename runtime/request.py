@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from time import perf_counter
 
 from policy import Policy, TreeSpec
@@ -101,8 +100,7 @@ class Request:
         return None if self._is_over() else root
 
     def _decode(self, target: Target, drafter: Drafter, detokenizer: Detokenizer, root: Root) -> Iterator[Chunk]:
-        read = partial(detokenizer.after, self.prompt)
-        for round_ in rounds(target, drafter, self.policy, self.pick, root, self._max_new_tokens - 1, read):
+        for round_ in rounds(target, drafter, self.policy, self.pick, root, self._max_new_tokens - 1):
             chunk = self._chunk(detokenizer, round_.tokens, round_.spec, round_.nodes)
             self.tally.add(round_, len(chunk.tokens))
             yield chunk

@@ -1,4 +1,4 @@
-"""Engine directories shared by the tests, tiny ones and the demo model's; the export of a tiny checkpoint; a toy's server; an encoder."""
+"""Engine directories shared by the tests, tiny ones and the demo model's; the export of a tiny checkpoint; a toy's server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from tests.support.ended import Ended
 from tests.support.exporting import Run
 
 if TYPE_CHECKING:
-    from export.tuning.texts import Texts
     from tests.support.serve.fakes import ToyDecoder
     from tests.support.serve.serving import Served
 
@@ -114,22 +113,3 @@ def served(toy: ToyDecoder) -> Iterator[Served]:
 
     with serving([toy]) as served:
         yield served
-
-
-@pytest.fixture(scope="session")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of a tiny encoder of text."""
-    from tests.support.tiny_encoder import write_bert
-
-    folder = tmp_path_factory.mktemp("bert")
-    write_bert(folder)
-    return folder
-
-
-@pytest.fixture
-def texts(bert: Path, tmp_path: Path) -> Texts:
-    """That encoder, its files in a folder of their own."""
-    from export.tuning.texts import texts_of
-
-    (tmp_path / "encoder").mkdir()
-    return texts_of(bert, tmp_path / "encoder", 1)

@@ -31,13 +31,7 @@ class Boxed:
 
 
 def put_in(draft: Path, precision: str, tuning: Tuning, engine_dir: Path) -> Path:
-    """Write an engine directory's tuning into the folder of its draft; returns where. Raises ExportError for one with an
-    encoder of texts, which is larger than the draft; nothing is changed then."""
-    if tuning.encoder is not None:
-        size = sum(file.bytes for file in tuning.files.values()) >> 20
-        raise ExportError(
-            f"{engine_dir} has a policy that reads text: its encoder would put {size} MiB into {draft} — tune again without resps-text"
-        )
+    """Write an engine directory's tuning into the folder of its draft; returns where."""
     folder = draft / FOLDER / precision
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import tempfile
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -18,11 +17,10 @@ if TYPE_CHECKING:
     from runtime import Decoder
 
     from .outcome import Tuned
-    from .texts import Texts
 
 RECORDING, TRAINING = 0.35, 0.4  # shares of the minutes; the rest measures and confirms
 LEARNED = ("resps", "ltd", "resps+ltd")
-VARIANTS = ("resps-max-entropy", "resps-average", "resps-text", "ltd-depth", "ltd-size", "ltd-both")  # as the papers compare them
+VARIANTS = ("resps-max-entropy", "resps-average", "ltd-depth", "ltd-size", "ltd-both")  # as the papers compare them
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,8 +30,7 @@ VARIANTS = ("resps-max-entropy", "resps-average", "resps-text", "ltd-depth", "lt
               help="Your own: JSON lines with prompt or turns, or a prompt a line [default: a collection of all sorts].")  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(min=0.1), default=20.0, show_default=True, help="About how long it may take.")
 @click.option("--policy", "policies", multiple=True, type=click.Choice(["cost-model", *LEARNED, *VARIANTS, "all"]),
-              help="A candidate, may be repeated [default: the first four]. The cost model always is one. resps-text needs an encoder that "
-              "is downloaded once (83 MB).")  # fmt: skip
+              help="A candidate, may be repeated [default: the first four]. The cost model always is one.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a pass [default: physical cores]; tuning holds for this many.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with what was found: FILE.html.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the training.")
@@ -55,7 +52,6 @@ def command(engine_dir: Path, **options: Any) -> None:
     from .outcome import summary
     from .prompts import read_prompts
     from .report import expect_writable, write_report
-    from .texts import NAME, open_texts
 
     if options["report"]:
         expect_writable(options["report"])
@@ -63,22 +59,17 @@ def command(engine_dir: Path, **options: Any) -> None:
     named = tuple(dict.fromkeys(options["policies"]))
     learned = (*LEARNED, *VARIANTS) if "all" in named else tuple(name for name in named if name != "cost-model") if named else LEARNED
     directory, threads = find_engine_dir(engine_dir), options["threads"] or physical_cores()
-    with tempfile.TemporaryDirectory() as scratch:
-        texts = open_texts(Path(scratch), threads, NAME in named) if NAME in learned else None
-        learned = tuple(name for name in learned if texts or name != NAME)
-        with Decoder(directory, policy="fixed", threads=threads) as decoder:
-            tuned = _tuned(decoder, asked, options["minutes"], learned, threads, options["seed"], texts)
-            manifest = decoder.manifest
-        if options["report"]:
-            write_report(options["report"], manifest, tuned)
-        tuning = tuned.tuning if options["dry_run"] else install(directory, manifest, tuned).tuning
+    with Decoder(directory, policy="fixed", threads=threads) as decoder:
+        tuned = _tuned(decoder, asked, options["minutes"], learned, threads, options["seed"])
+        manifest = decoder.manifest
+    if options["report"]:
+        write_report(options["report"], manifest, tuned)
+    tuning = tuned.tuning if options["dry_run"] else install(directory, manifest, tuned).tuning
     assert tuning is not None
     click.echo(json.dumps(dataclasses.asdict(tuning)) if options["as_json"] else "\n".join(summary(tuned)))
 
 
-def _tuned(
-    decoder: Decoder, asked: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int, texts: Texts | None
-) -> Tuned:
+def _tuned(decoder: Decoder, asked: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int) -> Tuned:
     from ..checkpoints.fetch import cache_directory
     from .errors import TuningError
     from .outcome import decide
@@ -94,13 +85,11 @@ def _tuned(
     started, grid = perf_counter(), grid_for(decoder.manifest)
     cache = cache_directory() / "tuning" / decoder.manifest.engine_id
     held_out, others = asked[::3], [prompt for index, prompt in enumerate(asked) if index % 3]
-    parts = split(record(decoder, others, grid, cache, started + 60 * minutes * RECORDING, _progress, texts=bool(texts)))
+    parts = split(record(decoder, others, grid, cache, started + 60 * minutes * RECORDING, _progress))
     latency = measure(decoder, grid.widths, grid.depths, grid.nodes, progress=lambda share: _progress("measuring", round(100 * share), 100))
     found, rate = fit(parts, latency, grid)
-    found = learn(found, parts, latency, grid, rate, learned, 60 * minutes * TRAINING, seed, _progress, texts)
-    ratios = confirm(
-        decoder, held_out, found.policies(latency, grid.sizes, by_clock=True), grid.new_tokens, started + 60 * minutes, _progress
-    )
+    found = learn(found, parts, latency, grid, rate, learned, 60 * minutes * TRAINING, seed, _progress)
+    ratios = confirm(decoder, held_out, found.policies(latency, grid.sizes), grid.new_tokens, started + 60 * minutes, _progress)
     return decide(decoder.manifest, threads, found, latency, ratios, simulate(found, parts.test, latency, grid), parts.fitted, grid)
 
 

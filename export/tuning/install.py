@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,8 +13,6 @@ import onnx
 from runtime.manifest.graphs import FILE_NAME, File, Graph, Tensor, sha256_of
 from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import Manifest
-from runtime.manifest.tuning import Encoder
-from runtime.policies.encoder import GRAPH, STEP
 
 from ..directory.install import scratch_directory
 from ..tensorrt.builder import build_plan
@@ -24,8 +21,8 @@ from .errors import TuningError
 from .learning.nets import Mlp, graph
 from .learning.trained import Trained, graph_name
 from .outcome import Tuned
-from .texts import PREFIX
 
+PREFIX = "tuned-"  # of all files that a tuning puts into an engine directory
 AGREEMENT = 1e-4  # largest difference of a logit between training's network and the graph
 
 
@@ -36,11 +33,9 @@ def install(directory: Path, expected: Manifest, tuned: Tuned) -> Manifest:
     if dataclasses.replace(manifest, tuning=None) != dataclasses.replace(expected, tuning=None):
         raise TuningError(f"{directory} was exported anew while it was tuned — tune again")
     with scratch_directory(directory / "tuning") as scratch:
-        platform = _platform(manifest)
-        encoder, graphs = _encoder(scratch, tuned.learned, platform)
-        graphs |= _written(scratch, tuned.learned, platform)
+        graphs = _written(scratch, tuned.learned, _platform(manifest))
         files = {path.name: File(sha256_of(path), path.stat().st_size) for path in sorted(scratch.iterdir())}
-        tuning = dataclasses.replace(tuned.tuning, graphs=graphs, files=files, encoder=encoder)
+        tuning = dataclasses.replace(tuned.tuning, graphs=graphs, files=files)
         installed = dataclasses.replace(manifest, tuning=tuning)
         (scratch / FILE_NAME).write_text(installed.to_json(), encoding="utf-8")
         for name in files:  # their names say what is in them: none replaces one that the old manifest means
@@ -66,19 +61,6 @@ def _platform(manifest: Manifest) -> Platform | None:
     return Platform(load(built.flavour), built.compute_capabilities, find_gpu())
 
 
-def _encoder(scratch: Path, learned: Mapping[str, Trained], platform: Platform | None) -> tuple[Encoder | None, dict[str, Graph]]:
-    """What reads text, where a policy needs it; its graph, with a plan for ``platform``, beside its weights and its tokenizer."""
-    written = next((trained.texts.written for trained in learned.values() if trained.texts), None)
-    if written is None:
-        return None, {}
-    for name in written.files:
-        shutil.copyfile(written.folder / name, scratch / name)
-    graph = written.graph
-    if platform:
-        graph = _planned(scratch, graph, platform, {"n": (min(STEP, written.pieces), written.pieces, written.pieces)})
-    return Encoder(GRAPH, written.tokenizer, written.pieces), {GRAPH: graph}
-
-
 def _written(scratch: Path, learned: Mapping[str, Trained], platform: Platform | None) -> dict[str, Graph]:
     """Every network's graph, and its plan for ``platform``, in files named after their contents: policies share them."""
     graphs: dict[str, Graph] = {}
@@ -88,7 +70,7 @@ def _written(scratch: Path, learned: Mapping[str, Trained], platform: Platform |
             name = graph_name(policy, role)
             graph = _saved(scratch, name, net)
             if graph.file not in saved:
-                saved[graph.file] = _planned(scratch, graph, platform, {}) if platform else graph
+                saved[graph.file] = _planned(scratch, graph, platform) if platform else graph
             graphs[name] = saved[graph.file]
     return graphs
 
@@ -103,9 +85,9 @@ def _saved(scratch: Path, name: str, net: Mlp) -> Graph:
     return Graph(_named(partial, ".onnx"), None, (), inputs, outputs)
 
 
-def _planned(scratch: Path, graph: Graph, platform: Platform, sizes: Mapping[str, tuple[int, int, int]]) -> Graph:
-    """``graph`` with a plan of one profile, ``sizes``. Two builds of a graph need not give the same plan."""
-    partial = dataclasses.replace(graph, plan="plan.partial", profiles=(sizes,))
+def _planned(scratch: Path, graph: Graph, platform: Platform) -> Graph:
+    """``graph`` with a plan. Two builds of a graph need not give the same plan."""
+    partial = dataclasses.replace(graph, plan="plan.partial", profiles=({},))
     build_plan(scratch, partial, platform, None, lambda *_: None)
     return dataclasses.replace(partial, plan=_named(scratch / "plan.partial", ".plan"))
 

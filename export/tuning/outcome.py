@@ -69,12 +69,7 @@ def label(name: str, static: tuple[int, int, int]) -> str:
     """A policy's name for people."""
     tree = ",".join(map(str, static))
     names = {"none": "plain decoding", "fixed": f"fixed tree {tree}", "cost-model": "cost model", "resps": "Re-SpS", "ltd": "LTD"}
-    names |= {
-        "resps+ltd": "Re-SpS and LTD",
-        "resps-max-entropy": "Re-SpS, max-entropy",
-        "resps-average": "Re-SpS, average",
-        "resps-text": "Re-SpS, text",
-    }
+    names |= {"resps+ltd": "Re-SpS and LTD", "resps-max-entropy": "Re-SpS, max-entropy", "resps-average": "Re-SpS, average"}
     names |= {"ltd-depth": "LTD, depth", "ltd-size": "LTD, size", "ltd-both": "LTD, both"}
     return names.get(name, name)
 

@@ -16,8 +16,7 @@ from .learning.trained import Trained
 from .replay.calibrate import fit_cost_model
 from .replay.grid import TreeGrid
 from .replay.record import LEAST_PROMPTS, Progress, asked
-from .replay.simulation import Answers, Replay, best_static, oracle, static_trees
-from .texts import Texts, replay_paid
+from .replay.simulation import Answers, Replay, best_static, oracle, replay, static_trees
 
 LEAST_TURN = 5.0  # seconds: a training shorter than that learns nothing
 
@@ -50,17 +49,16 @@ class Found:
     calibration: Calibration
     learned: Mapping[str, Trained]
 
-    def policies(self, latency: LatencyModel, sizes: tuple[int, ...] | None, by_clock: bool = False) -> dict[str, Policy]:
-        """Each as it runs in service, plain decoding and the fixed tree first. ``by_clock``: nothing is remembered of texts."""
+    def policies(self, latency: LatencyModel, sizes: tuple[int, ...] | None) -> dict[str, Policy]:
+        """Each as it runs in service, plain decoding and the fixed tree first."""
         tuned: dict[str, Policy] = {"cost-model": CostModel(self.calibration, latency, sizes)}
-        tuned |= {name: trained.policy(by_clock) for name, trained in self.learned.items()}
+        tuned |= {name: trained.policy() for name, trained in self.learned.items()}
         guarded = {name: watch(policy, self.static, latency) for name, policy in tuned.items()}
         return {"none": FixedPolicy(PLAIN), "fixed": FixedPolicy(self.static), **guarded}
 
     def replay(self, name: str, answers: Answers, latency: LatencyModel, sizes: tuple[int, ...] | None) -> Replay:
         """One of ``policies`` in simulated time."""
-        texts = self.learned[name].texts if name in self.learned else None
-        return replay_paid(self.policies(latency, sizes)[name], texts, answers, latency)
+        return replay(self.policies(latency, sizes)[name], answers, latency)
 
 
 def fit(parts: Split, latency: LatencyModel, grid: TreeGrid) -> tuple[Found, float]:
@@ -80,10 +78,8 @@ def learn(
     seconds: float,
     seed: int,
     progress: Progress,
-    texts: Texts | None = None,
 ) -> Found:
-    """``found`` with the policies ``names`` trained, in about so many seconds; without any where that is too short. ``texts``: for those
-    that read."""
+    """``found`` with the policies ``names`` trained, in about so many seconds; without any where that is too short."""
     turns = turns_of(names)
     if not turns or seconds / turns < LEAST_TURN:
         return found
@@ -97,7 +93,6 @@ def learn(
         policy_ms=policy_cost(some.features.shape[1], len(grid.actions(found.static))),
         seed=seed,
         progress=lambda share: progress("training", round(1000 * share), 1000),
-        texts=texts,
     )
     return Found(found.static, found.calibration, train(names, course))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -120,10 +119,6 @@ class PreparedCalls:
 
 class Backend(Protocol):
     """Memory and engines of one directory. Everything is freed by ``close``."""
-
-    @property
-    def directory(self) -> Path:
-        """Where the engines' files are."""
 
     @property
     def memory(self) -> Memory:

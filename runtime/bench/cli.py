@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import run_command, set_verbosity, usage_errors
+from ..drafters.registry import DRAFTERS
 from ..errors import BenchError, RespsError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ SHOWING = {"again", "report_file", "as_json", "verbose"}  # parameters that go w
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Limit of an answer.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Base seed; every turn gets its own.")
-@click.option("--draft", "drafts", multiple=True, type=click.Choice(["eagle+ngram", "eagle", "ngram", "none"]),
+@click.option("--draft", "drafts", multiple=True, type=click.Choice(list(DRAFTERS)),
               help="What proposes trees [default: as resps-run]. May be repeated: every policy and tree runs with every draft. Each draft "
               "loads the engine again, so two take twice the memory of one.")  # fmt: skip
 @click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), help="What runs the engine [default: what it was exported for].")

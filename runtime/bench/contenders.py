@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from policy import PLAIN, FixedPolicy, Policy, TreeSpec, Watchdog
+from policy import PLAIN, FixedPolicy, Policy, TreeSpec, Watchdog, trees_of
 
 from ..decoder import Decoder
 from ..errors import BenchError
 from ..models import expect_tree_size
-from ..policies.load import default_tree, trees_of
 from .record import BASELINE, ContenderRecord
 
 
@@ -32,7 +31,7 @@ class Contender:
     @property
     def trees(self) -> list[TreeSpec]:
         """Trees that the policy is known to ask for."""
-        return trees_of(self.policy)
+        return list(trees_of(self.policy))
 
 
 def make_contenders(names: Sequence[str], trees: Sequence[TreeSpec], decoders: Sequence[Decoder]) -> list[Contender]:
@@ -61,7 +60,7 @@ def _named(names: Sequence[str], trees: Sequence[TreeSpec], decoder: Decoder) ->
 
 def _defaults(decoder: Decoder) -> Iterator[tuple[str, Policy]]:
     """A tuned fixed tree that is plain decoding or the default tree is left out."""
-    first = default_tree(decoder.draft, decoder.manifest)
+    first = decoder.default_tree
     if first != PLAIN:
         yield str(first), FixedPolicy(first)
     for name in decoder.policies:
@@ -74,7 +73,7 @@ def _checked(tree: TreeSpec, decoder: Decoder) -> TreeSpec:
     """Refuse a tree that the decoding loop would cut silently: the table would name a tree that was never drafted."""
     manifest = decoder.manifest
     expect_tree_size(manifest, tree)
-    limits, model = manifest.limits, manifest.draft if decoder.draft.startswith("eagle") else None
+    limits, model = manifest.limits, manifest.draft if decoder.models.eagle else None
     if tree.nodes > limits.tree_nodes or (model and (tree.depth > model.max_depth or tree.width > model.max_width)):
         most = f"{limits.tree_nodes} nodes" + (f", depth {model.max_depth}, width {model.max_width}" if model else "")
         raise BenchError(f"the tree {tree} is larger than the engine allows ({most}) — choose a smaller one")

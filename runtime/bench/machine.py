@@ -25,7 +25,7 @@ def engine_of(decoders: Sequence[Decoder]) -> EngineRecord:
     """``decoders``: of one engine directory, one per draft."""
     first, drafts = decoders[0], tuple(decoder.draft for decoder in decoders)
     manifest = first.manifest
-    draft = manifest.draft if any(name.startswith("eagle") for name in drafts) else None
+    draft = manifest.draft if any(decoder.models.eagle for decoder in decoders) else None
     name, precision = (draft.name, draft.precision) if draft else (None, None)
     return EngineRecord(manifest.engine_id, manifest.model, manifest.precision, first.backend, first.device, drafts, name, precision)
 

@@ -58,10 +58,8 @@ def prefill(target: Target, drafter: Drafter, pick: Pick, prompt: Sequence[int])
             yield Root(token, partial(_features, scores, -1))
 
 
-def rounds(
-    target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: Root, budget: int, read: Callable[[], str] | None = None
-) -> Iterator[Round]:
-    """Decode after ``prefill`` until ``num_nodes`` tokens came or the context is full. ``read``: the text so far, for policies that ask."""
+def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: Root, budget: int) -> Iterator[Round]:
+    """Decode after ``prefill`` until ``budget`` tokens came or the context is full."""
     growth = policy if isinstance(policy, GrowthPolicy) else None
     policy.begin()
     while (room := min(budget, target.room)) > 0:
@@ -71,7 +69,7 @@ def rounds(
         with DRAFT:
             lookup = drafter.lookup(root.token, min(room, target.most_nodes))
             if lookup is None:
-                spec = policy.choose(Observation(past, room, root.features, read)).within(target.most_nodes, deepest)
+                spec = policy.choose(Observation(past, room, root.features)).within(target.most_nodes, deepest)
             else:
                 spec = TreeSpec(len(lookup), len(lookup) - 1, 1)
             draft = lookup or drafter.draft(root.token, spec, growth)

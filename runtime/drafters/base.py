@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from policy import GrowthPolicy, TreeSpec
+from policy import GrowthPolicy, LatencyModel, TreeSpec
 
 from ..decoding.sampling import Scores
 from ..decoding.tree import GrownTree, Tree
@@ -29,6 +30,16 @@ class Drafter(Protocol):
         drafter grows its trees level by level."""
 
 
+@dataclass(frozen=True)
+class DrafterParts:
+    """What a drafter may be made of. ``eagle``: the EAGLE-3 draft model's drafter, where the kind uses one; ``latency``: seconds of rounds
+    here, in ratios that hold; ``usual``: the tree that is drafted most."""
+
+    eagle: Drafter | None
+    latency: LatencyModel
+    usual: TreeSpec
+
+
 class NoDrafter:
     """Plain decoding: the tree is its root."""
 
@@ -43,3 +54,8 @@ class NoDrafter:
 
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
         return Tree.chain([root])
+
+
+def make(parts: DrafterParts) -> Drafter:
+    """Plain decoding."""
+    return NoDrafter()

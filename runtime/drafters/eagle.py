@@ -20,6 +20,7 @@ from ..decoding.sampling import Scores
 from ..decoding.target import GROWN, ORDER, common_prefix
 from ..decoding.tree import GrownTree, Tree
 from ..manifest.schema import Draft, Limits, Manifest
+from .base import Drafter, DrafterParts
 
 POOL = ("pool_scores", "pool_tokens", "pool_parents")
 _CARRIED = ("scores", "ids", "mask", *POOL)  # what `expand` hands from level to level
@@ -261,3 +262,9 @@ class EagleDrafter:
     def _reserve(self, slots: int) -> None:
         if slots > self._cache.span:
             self._cache.reserve(self._cache.fitting(slots))
+
+
+def make(parts: DrafterParts) -> Drafter:
+    """The draft model's own."""
+    assert parts.eagle is not None
+    return parts.eagle

@@ -13,7 +13,7 @@ from policy.lookup import LEAST
 
 from ..decoding.sampling import Scores
 from ..decoding.tree import GrownTree, Tree
-from .base import Drafter
+from .base import Drafter, DrafterParts
 
 LONGEST = 32  # tokens in common beyond which a match gets no better
 RECENT = 16  # places remembered for a pair of tokens
@@ -93,3 +93,9 @@ class SuffixDrafter:
         self._lookup = self._drafted = None
         self._index.extend(tokens)
         self.drafter.extend(tokens, scores, rows)
+
+
+def make(parts: DrafterParts) -> Drafter:
+    """Around the EAGLE-3 drafter."""
+    assert parts.eagle is not None
+    return SuffixDrafter(parts.eagle, LookupGate(parts.latency, parts.usual))

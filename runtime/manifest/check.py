@@ -95,16 +95,6 @@ def _check_tuning(tuning: Tuning, plans: bool) -> None:
     for policy, learned in tuning.learned.items():
         if learned.slow and learned.slow.state not in STATES:
             raise Malformed(f"manifest.tuning.learned.{policy} sees {learned.slow.state!r}, which nobody knows")
-        if learned.slow and learned.slow.state == "text" and tuning.encoder is None:
-            raise Malformed(f"manifest.tuning.learned.{policy} reads text, and manifest.tuning has no encoder")
-    if encoder := tuning.encoder:
-        graph = tuning.graphs.get(encoder.graph)
-        if graph is None or graph.inputs.keys() != {"tokens", "mask"} or "embedding" not in graph.outputs or (plans and not graph.profiles):
-            raise Malformed(f"manifest.tuning.graphs lacks the encoder {encoder.graph}")
-        if encoder.tokenizer not in tuning.files:
-            raise Malformed(f"manifest.tuning names {encoder.tokenizer!r} without its hash")
-        if encoder.pieces < 3:
-            raise Malformed(f"manifest.tuning.encoder reads {encoder.pieces} word pieces")
     if missing := [name for name in _files_of(tuning.graphs) if name not in tuning.files]:
         raise Malformed(f"manifest.tuning names {missing[0]!r} without its hash")
 

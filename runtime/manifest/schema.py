@@ -137,6 +137,11 @@ class Manifest:
     rebuild: str
 
     @property
+    def quantized(self) -> bool:
+        """Whether weights are integers, so that a row more costs more of a pass."""
+        return self.precision in ("int8", "int4")
+
+    @property
     def engine_id(self) -> str:
         """Short hash of every file that decides what is decoded."""
         hashes = {name: file.sha256 for name, file in self.files.items()}

@@ -55,22 +55,12 @@ class LearnedPolicy:
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """Of the text so far, for policies whose state it is: ``graph`` among the tuned ones, ``tokenizer`` a file, of whose word pieces the
-    last ``pieces`` are looked at."""
-
-    graph: str
-    tokenizer: str
-    pieces: int
-
-
-@dataclass(frozen=True)
 class Tuning:
     """Found for the ``machine`` and ``threads`` it ran on, with the engine of that id.
 
     ``portable``: came with the model and may be used on any machine (behind the watchdog) until resps-tune replaces it. ``policy``: name of
     the fastest; ``static``: the best fixed tree, also what is fallen back to; ``learned``: by policy name; ``ratios``: tokens/s over plain
-    decoding on held-out prompts, by the clock; ``graphs`` and ``files``: the networks'; ``encoder``: where one of them reads text.
+    decoding on held-out prompts, by the clock; ``graphs`` and ``files``: the networks'.
     """
 
     engine: str
@@ -85,4 +75,3 @@ class Tuning:
     ratios: Mapping[str, float]
     graphs: Mapping[str, Graph]
     files: Mapping[str, File]
-    encoder: Encoder | None = None

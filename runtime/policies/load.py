@@ -1,94 +1,61 @@
-"""The policy that a Decoder uses: the one that was tuned on this machine, or a fixed tree."""
+"""The policies of one Decoder, over what was tuned for this machine."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import numpy as np
 
-from policy import PLAIN, ActionPersistence, CostModel, Encode, FixedPolicy, Ltd, Net, Policy, Resps, TreeSpec, Watchdog, watch
+from policy import PLAIN, Net, Policy, TreeSpec
 
 from ..backends.base import Backend
 from ..backends.cpu.processor import processor_name
+from ..drafters.registry import DrafterKind
 from ..errors import EngineDirError
 from ..manifest.schema import Manifest
-from ..manifest.tuning import LearnedPolicy, RespsConfig, Tuning
+from ..manifest.tuning import Tuning
+from .registry import POLICIES, PolicySetting
 
-POLICIES = ("none", "fixed", "cost-model", "resps", "ltd", "resps+ltd")
-DEFAULT_TREES = {"eagle": TreeSpec(5, 3, 2), "ngram": TreeSpec(6, 5, 2), "none": PLAIN}
-QUANTIZED_TREE = TreeSpec(3, 2, 2)  # for "eagle" beside int8 and int4, where a row more costs more (docs/lab/drafts.md)
-GPU_TREE = (7, 8)  # depth and width of "eagle" with TensorRT: near EAGLE-3's own, a row costs little there
-
-LoadNet = Callable[[str], Net]
-"""Graph name -> the network, ready to be asked."""
-
-LoadEncoder = Callable[[], Encode]
-"""Of the tuning's encoder, asked for only by policies that read text."""
+_DEVICE_NODES = 32  # of the default tree on a GPU, at most: near EAGLE-3's own
 
 _log = logging.getLogger("resps")
 
 
-def default_tree(draft: str, manifest: Manifest) -> TreeSpec:
-    """What is grown when nothing was tuned and nothing else is asked for."""
-    eagle = draft.startswith("eagle")  # with bets on repeated text or without
-    if manifest.tensorrt is not None and draft != "none":
-        nodes = max((size for size in manifest.tree_sizes if size <= 32), default=min(manifest.tree_sizes))
-        return TreeSpec(nodes, *(GPU_TREE if eagle else (5, 2))) if nodes > 1 else PLAIN
-    return QUANTIZED_TREE if eagle and manifest.precision in ("int8", "int4") else DEFAULT_TREES["eagle" if eagle else draft]
+class Policies:
+    """Makes each policy when it is first asked for and then keeps it: what one learns from a request holds for the next."""
+
+    def __init__(self, setting: PolicySetting) -> None:
+        self._setting = setting
+        self._made: dict[str, Policy] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that can be had here: plain decoding, a fixed tree, and what was tuned."""
+        tuning = self._setting.tuning
+        return ("none", "fixed", *(("cost-model",) if tuning and tuning.cost_model else ()), *(tuning.learned if tuning else ()))
+
+    def get(self, name: str | None) -> Policy:
+        """The policy of that name [default: as tuned, else a fixed tree]. Raises EngineDirError for one that has not been tuned."""
+        tuning = self._setting.tuning
+        name = name or (tuning.policy if tuning else "fixed")
+        if name not in self._made:
+            policy = POLICIES[name].make(name, self._setting) if name in POLICIES else None
+            if policy is None:
+                raise EngineDirError(f"the policy {name} has not been tuned for this engine on this machine — resps-tune --engine-dir DIR")
+            self._made[name] = policy
+        return self._made[name]
 
 
-def make_policy(
-    name: str | None, tuning: Tuning | None, default: TreeSpec, sizes: tuple[int, ...] | None, load: LoadNet, encoder: LoadEncoder
-) -> Policy:
-    """``name``: one of POLICIES [default: the one that was tuned]. ``tuning``: what holds here, see `tuned_here`; ``default``: the fixed
-    tree without it; ``sizes``: trees that may be verified, where not every size may. Raises EngineDirError for a policy that has not been
-    tuned."""
-    name = name or (tuning.policy if tuning else "fixed")
-    if name == "none":
-        return FixedPolicy(PLAIN)
-    tree = TreeSpec(*tuning.static) if tuning else default
-    if name == "fixed":
-        return FixedPolicy(tree)
-    if tuning and name == "cost-model" and tuning.cost_model:
-        return watch(CostModel(tuning.cost_model, tuning.latency, sizes), tree, tuning.latency)
-    if tuning and name in tuning.learned:
-        return watch(_learned(tuning.learned[name], load, encoder), tree, tuning.latency)
-    raise EngineDirError(f"the policy {name} has not been tuned for this engine on this machine — resps-tune --engine-dir DIR")
-
-
-def _learned(found: LearnedPolicy, load: LoadNet, encoder: LoadEncoder) -> Policy:
-    slow = _held(found.slow, load, encoder) if found.slow else None
-    if found.fast is None:
-        assert slow is not None
-        return slow
-    fast = found.fast
-    depth, size = (load(graph) if graph else None for graph in (fast.depth, fast.size))
-    return Ltd(depth, size, fast.tree, fast.every, fast.sizes, slow)
-
-
-def _held(chooser: RespsConfig, load: LoadNet, encoder: LoadEncoder) -> ActionPersistence:
-    encode = encoder() if chooser.state == "text" else None
-    return ActionPersistence(Resps(load(chooser.graph), chooser.actions, chooser.margin, state=chooser.state, encode=encode), chooser.hold)
-
-
-def trees_of(policy: Policy) -> list[TreeSpec]:
-    """The largest trees that a policy is known to ask for, to be ready for; none where only it knows."""
-    if isinstance(policy, FixedPolicy):
-        return [policy.spec]
-    if isinstance(policy, CostModel):
-        return [TreeSpec(*policy.calibration.tree)]
-    if isinstance(policy, Resps):
-        return list(policy.specs)
-    if isinstance(policy, Ltd):
-        return trees_of(policy.slow) if policy.slow else [TreeSpec(*policy.tree)]
-    if isinstance(policy, ActionPersistence):
-        return trees_of(policy.policy)
-    return [policy.static, *trees_of(policy.policy)] if isinstance(policy, Watchdog) else []
+def default_tree(drafter: DrafterKind, manifest: Manifest) -> TreeSpec:
+    """The tree that is grown when nothing was tuned and nothing else is asked for."""
+    if manifest.tensorrt is None:
+        return TreeSpec(*(drafter.quantized_tree if manifest.quantized else drafter.tree))
+    nodes = max((size for size in manifest.tree_sizes if size <= _DEVICE_NODES), default=min(manifest.tree_sizes))
+    return TreeSpec(nodes, *drafter.device_shape) if nodes > 1 and drafter.device_shape[0] else PLAIN
 
 
 def tuned_here(manifest: Manifest, threads: int) -> Tuning | None:
-    """What was tuned, if it was for this engine on this machine with as many threads, or is portable."""
+    """What was tuned, if it was for this engine on this machine with as many threads, or is portable; else None, with a warning."""
     tuning = manifest.tuning
     if tuning is None:
         return None

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ..console import run_command, set_verbosity, usage_errors
+from ..drafters.registry import DRAFTERS
 
 SECONDS = click.FloatRange(min=0, max=86400)
 
@@ -26,9 +27,7 @@ SECONDS = click.FloatRange(min=0, max=86400)
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a pass [default: physical cores; 1 with several replicas].")
 @click.option("--policy", help="What decides how big the tree is, where a request does not say [default: as tuned].")
-@click.option(
-    "--draft", type=click.Choice(["eagle+ngram", "eagle", "ngram", "none"]), help="What proposes the tree [default: as resps-run]."
-)
+@click.option("--draft", type=click.Choice(list(DRAFTERS)), help="What proposes the tree [default: as resps-run].")
 @click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), help="What runs the engines [default: what they were made for].")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where they run [default: where they were made for].")
 @click.option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .tokenizer import Text
@@ -29,10 +28,6 @@ class Detokenizer:
             return ""
         self._start, self._shown = self._shown, len(self._tokens)
         return now[len(before) :]
-
-    def after(self, prompt: Sequence[int]) -> str:
-        """``prompt`` and all tokens so far, decoded as one text."""
-        return self._text.decode([*prompt, *self._tokens])
 
     def flush(self) -> str:
         """What was held back: bytes that never became a character."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,13 @@ from export.tuning.replay.grid import TreeGrid, grid_for
 from export.tuning.replay.latency import measure
 from export.tuning.replay.record import asked, record
 from export.tuning.replay.simulation import Answers, Replay, oracle, replay, static_trees
-from export.tuning.texts import NAME, open_texts
 from export.tuning.tune import Found, fit, learn, split
 from policy import PLAIN, FixedPolicy, LatencyModel, TreeSpec
 from runtime import Decoder, SamplingParams
 from runtime.console import run_command
-from runtime.policies.load import default_tree, tuned_here
+from runtime.policies.load import tuned_here
 
-VARIANTS = ("resps", "resps-average", "resps-max-entropy", "resps-text", "ltd-depth", "ltd-size", "ltd-both", "resps+ltd")
+VARIANTS = ("resps", "resps-average", "resps-max-entropy", "ltd-depth", "ltd-size", "ltd-both", "resps+ltd")
 CHECKED = [TreeSpec(2, 1, 1), TreeSpec(4, 2, 2), TreeSpec(6, 3, 3), TreeSpec(10, 4, 3)]
 FOREVER = float("inf")
 
@@ -66,9 +64,8 @@ def main(
     sets: tuple[Path, ...],
 ) -> None:
     """Print a table in Markdown for each temperature."""
-    with tempfile.TemporaryDirectory() as scratch, Decoder(engine_dir, policy="fixed", draft="eagle", threads=threads) as decoder:
-        texts = open_texts(Path(scratch), threads, NAME in names) if not check and NAME in (names or VARIANTS) else None
-        names = tuple(name for name in names or VARIANTS if texts or name != NAME)
+    names = names or VARIANTS
+    with Decoder(engine_dir, policy="fixed", draft="eagle", threads=threads) as decoder:
         grid, cache = grid_for(decoder.manifest), cache_directory() / "tuning" / decoder.manifest.engine_id
         tuning = tuned_here(decoder.manifest, threads)
         latency = tuning.latency if tuning and not check else measure(decoder, grid.widths, grid.depths, grid.nodes)
@@ -84,7 +81,6 @@ def main(
                     _progress,
                     SamplingParams(temperature=temperature, seed=1 if temperature else None),
                     1,
-                    bool(texts),
                 )
                 for name, few in asked_of.items()
             }
@@ -93,19 +89,17 @@ def main(
         if check:
             click.echo("\n".join(_checked(decoder, next(iter(asked_of.values())), met[0.0], latency, grid)))
             return
-        parts = split(record(decoder, read_prompts(prompts)[:training], grid, cache, FOREVER, _progress, texts=bool(texts)))
-        first = default_tree(decoder.draft, decoder.manifest)
+        parts = split(record(decoder, read_prompts(prompts)[:training], grid, cache, FOREVER, _progress))
+        first = decoder.default_tree
         found, rate = fit(parts, latency, grid)
         trained = []
         for seed in range(seeds):
             seconds = turn_seconds * turns_of(names)
-            trained.append(learn(found, parts, latency, grid, rate, names, seconds, seed, _progress, texts))
+            trained.append(learn(found, parts, latency, grid, rate, names, seconds, seed, _progress))
         figures = {
             str(temperature): {name: _rates(answers, found, trained, latency, grid, first) for name, answers in by_set.items()}
             for temperature, by_set in met.items()
         }
-    if texts:
-        click.echo(f"an embedding took {texts.milliseconds:.1f} ms", err=True)
     for temperature, by_set in figures.items():
         click.echo("\n".join(_table(temperature, by_set, found.static, first)))
     if out:

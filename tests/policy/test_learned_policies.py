@@ -71,6 +71,8 @@ def test_bad_settings_are_refused() -> None:
         Resps(constant(), ())
     with pytest.raises(ValueError, match="at most"):
         Resps(constant(1.0), ((99, 1, 2),))
+    with pytest.raises(ValueError, match="features, average, not 'smell'"):
+        Resps(constant(1.0), ((1, 0, 0),), state="smell")
     with pytest.raises(ValueError, match="every 1 level"):
         Ltd(None, None, TREE, every=0)
     with pytest.raises(ValueError, match="sizes"):

@@ -20,10 +20,10 @@ from policy import (
     PartialTree,
     TreeSpec,
     Watchdog,
+    trees_of,
     watch,
 )
 from policy.watchdog import EVERY, LEAST, WINDOW, WatchdogGrowth
-from runtime.policies.load import trees_of
 
 HERE = Observation(100, 100, lambda: np.zeros(3))
 TREE = TreeSpec(5, 3, 2)
@@ -182,9 +182,9 @@ def test_luck_of_the_text_pins_nobody_and_a_real_loss_does(worth: float, pinned:
 
 
 def test_trees_to_be_ready_for() -> None:
-    assert trees_of(FixedPolicy(TREE)) == [TREE]
-    assert trees_of(watch(model(), TREE, SURFACE)) == [TREE, TreeSpec(7, 4, 2)]
-    assert trees_of(Counting()) == []
+    assert trees_of(FixedPolicy(TREE)) == (TREE,)
+    assert trees_of(watch(model(), TREE, SURFACE)) == (TREE, TreeSpec(7, 4, 2))
+    assert trees_of(Counting()) == ()
 
 
 @pytest.mark.parametrize("verb", ["choose", "should_expand", "num_nodes"])

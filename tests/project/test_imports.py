@@ -45,7 +45,7 @@ def test_import_is_free(module: str) -> None:
 
 
 def test_decoder_needs_no_exporter() -> None:
-    loaded = loaded_by("from runtime import Decoder, Sampling")
+    loaded = loaded_by("from runtime import Decoder, SamplingParams")
     assert not loaded & {"torch", "transformers", "onnx", "tensorrt", "export", "gguf", "safetensors"}
 
 

@@ -38,7 +38,7 @@ def spoil(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, graph: str, at: int
     if graph == "sample":
         _spoil_draws(monkeypatch, at, fault)
         return
-    session, run, count = decoder._opened._sessions[graph], OrtCall.run, 0  # type: ignore[attr-defined]
+    session, run, count = decoder._engine.opened._sessions[graph], OrtCall.run, 0  # type: ignore[attr-defined]
 
     def faulty(self: OrtCall) -> None:
         nonlocal count

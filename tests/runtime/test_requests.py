@@ -293,7 +293,7 @@ def test_a_policy_that_cannot_be_copied_leaves_nothing_behind(engine: Path, monk
             raise TypeError("there is one of me")
 
     with Decoder(engine, threads=1, policy=Single(TreeSpec(4, 3, 1))) as decoder:
-        monkeypatch.setattr(decoder._opened, "fork", lambda: pytest.fail("opened what nobody will close"))
+        monkeypatch.setattr(decoder._engine.opened, "fork", lambda: pytest.fail("opened what nobody will close"))
         with pytest.raises(TypeError, match="there is one of me"):
             decoder.fork()
 

@@ -27,7 +27,7 @@ def toy_answers(count: int = 4, length: int = 60) -> list[Mapping[int, Trace]]:
         scores = np.tile(np.arange(1, 7, dtype=np.float32) * (-0.1 if easy else -3.0), (length, 1))
         right = np.tile(np.arange(6, dtype=np.int16) if easy else np.full(6, -1, np.int16), (length, 1))
         features = np.tile(np.array([1, -1, 1, -1] if easy else [-1, 1, 1, -1], np.float16), (length, 1))
-        trace = Trace(str(index), 20, 1, scores, np.arange(1, 7, dtype=np.int8), right, features)
+        trace = Trace(20, 1, scores, np.arange(1, 7, dtype=np.int8), right, features)
         answers.append({1: trace})
     return answers
 

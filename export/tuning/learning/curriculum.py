@@ -14,7 +14,6 @@ from policy.ltd import Ltd
 from policy.resps import Action
 
 from ..replay.grid import TreeGrid
-from ..texts import NAME, Texts, places_of
 from .learn import RESPS, RESPS_MAX_ENTROPY, learn_ltd, learn_resps
 from .nets import Mlp
 from .ppo import Lesson, PpoSettings, TrainedActor, TrainingLimits
@@ -26,7 +25,7 @@ STEPS = 10_000_000  # time ends a training, not their number
 @dataclass(frozen=True)
 class Course:
     """What all trainings have in common. ``static``: the best fixed tree; ``tree``: the largest that LTD may grow; ``turn_seconds``: of one
-    training of one network; ``texts``: what the lesson NAME needs."""
+    training of one network."""
 
     lesson: Lesson
     grid: TreeGrid
@@ -36,7 +35,6 @@ class Course:
     policy_ms: float
     seed: int = 0
     progress: Callable[[float], None] = lambda _: None
-    texts: Texts | None = None
 
     @property
     def limits(self) -> TrainingLimits:
@@ -83,20 +81,6 @@ def _resps(settings: PpoSettings, state: str = "features") -> Callable[[Course, 
     return teach
 
 
-def _resps_text(course: Course, _: Sequence[Rated]) -> Rated:
-    """One turn of reading, one of training: embeddings cost far more than the network."""
-    texts, lesson = course.texts, course.lesson
-    assert texts is not None  # whoever asks for the lesson opens them
-    some = places_of([*lesson.train, *lesson.validation], course.seed)
-    texts.prepare(some, course.turn_seconds, lambda share: course.progress(share / 2))
-    limits = replace(
-        course.limits, policy_ms=course.policy_ms + texts.milliseconds, progress=lambda share: course.progress(0.5 + share / 2)
-    )
-    actions = course.grid.actions(course.static)
-    found = learn_resps(lesson, actions, limits, RESPS, state="text", encode=texts)
-    return Trained(slow=found.net, actions=actions, state="text", texts=texts), found.rate
-
-
 def _ltd(*turns: str) -> Callable[[Course, Sequence[Rated]], Rated]:
     def teach(course: Course, before: Sequence[Rated]) -> Rated:
         known = _learned(before[0][0].depth) if before else None
@@ -140,7 +124,6 @@ LESSONS = {
     "resps": _Lesson(1, _resps(RESPS)),
     "resps-max-entropy": _Lesson(1, _resps(RESPS_MAX_ENTROPY)),
     "resps-average": _Lesson(1, _resps(RESPS, "average")),
-    NAME: _Lesson(2, _resps_text),
     "ltd-depth": _Lesson(1, _ltd("depth")),
     "ltd-size": _Lesson(1, _ltd("size")),
     "ltd-both": _Lesson(2, _ltd("size", "depth"), ("ltd-depth",)),

@@ -14,7 +14,7 @@ import numpy as np
 
 from policy import FixedPolicy, LatencyModel, PartialTree, Policy, TreeSpec
 from policy.ltd import CONTINUE, bounded, depth_state, size_state
-from policy.resps import HOLD_IN_TRAINING, Action, Encode, seeing
+from policy.resps import HOLD_IN_TRAINING, Action, seeing
 
 from ..replay.simulation import Answers, Replay, candidates, observed, play_round, reached
 from ..replay.traces import Trace
@@ -50,8 +50,7 @@ class _Walk(gymnasium.Env):  # type: ignore[misc]
 
 
 class RespsWindow(_Walk):
-    """Re-SpS: a step is ``hold`` rounds with one action, an episode one answer. Observes ``state`` (of STATES) before the window;
-    ``encode`` is the text state's.
+    """Re-SpS: a step is ``hold`` rounds with one action, an episode one answer. Observes ``state`` (of STATES) before the window.
 
     ``under``: who plays the rounds that an action's tree bounds, such as an `Ltd` with that tree as its slow choice; the calls of its own
     networks are not charged. Raises ValueError for actions of a width that has no traces.
@@ -67,12 +66,11 @@ class RespsWindow(_Walk):
         policy_ms: float = 0.0,
         under: Callable[[TreeSpec], Policy] = FixedPolicy,
         state: str = "features",
-        encode: Encode | None = None,
     ) -> None:
         super().__init__(answers, latency, rate, policy_ms)
         if missing := {width for nodes, _, width in actions if nodes > 1} - set(self._traces):
             raise ValueError(f"no traces of width {', '.join(map(str, sorted(missing)))}")
-        self._state = seeing(state, encode)
+        self._state = seeing(state)
         self._players, self._hold = [under(TreeSpec(*action)) for action in actions], hold
         self.action_space = gymnasium.spaces.Discrete(len(actions))
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, self._features().shape, np.float32)

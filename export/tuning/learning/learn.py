@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from policy import ActionPersistence, FixedPolicy, Policy
 from policy.ltd import Ltd
-from policy.resps import HOLD, HOLD_IN_TRAINING, Action, Encode, Net, Resps
+from policy.resps import HOLD, HOLD_IN_TRAINING, Action, Net, Resps
 
 from .environment import LtdDepth, LtdSize, RespsWindow
 from .nets import Mlp
@@ -33,7 +33,6 @@ def learn_resps(
     settings: PpoSettings = RESPS,
     under: Callable[[Policy], Policy] = lambda slow: slow,
     state: str = "features",
-    encode: Encode | None = None,
 ) -> TrainedActor:
     """``under`` puts the slow policy, or one tree, under a fast one: ``lambda slow: Ltd(..., slow=slow)`` trains for resps+ltd."""
 
@@ -47,12 +46,9 @@ def learn_resps(
             limits.policy_ms,
             lambda spec: under(FixedPolicy(spec)),
             state,
-            encode,
         )
 
-    return learn(
-        environment, lambda net: under(ActionPersistence(Resps(net, actions, state=state, encode=encode), HOLD)), lesson, limits, settings
-    )
+    return learn(environment, lambda net: under(ActionPersistence(Resps(net, actions, state=state), HOLD)), lesson, limits, settings)
 
 
 def learn_ltd(

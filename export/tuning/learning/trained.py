@@ -9,7 +9,6 @@ from policy import ActionPersistence, Ltd, Policy, Resps
 from policy.resps import HOLD, Action
 from runtime.manifest.tuning import LearnedPolicy, LtdConfig, RespsConfig
 
-from ..texts import Texts
 from .nets import Mlp
 
 EVERY = 1  # levels between two questions to LTD's depth network; the paper's code asks at every third
@@ -17,8 +16,8 @@ EVERY = 1  # levels between two questions to LTD's depth network; the paper's co
 
 @dataclass(frozen=True)
 class Trained:
-    """``slow``: Re-SpS' network, of ``actions``, which sees ``state``, made by ``texts`` where that is the text; ``depth`` and ``size``:
-    LTD's, for trees up to ``tree`` and ``sizes`` to choose from. Either may be missing, not both."""
+    """``slow``: Re-SpS' network, of ``actions``, which sees ``state``; ``depth`` and ``size``: LTD's, for trees up to ``tree`` and
+    ``sizes`` to choose from. Either may be missing, not both."""
 
     slow: Mlp | None = None
     actions: tuple[Action, ...] = ()
@@ -27,12 +26,10 @@ class Trained:
     size: Mlp | None = None
     tree: Action = (1, 0, 0)
     sizes: tuple[int, ...] = ()
-    texts: Texts | None = None
 
-    def policy(self, by_clock: bool = False) -> Policy:
-        """As in service. Texts are read anew ``by_clock``, otherwise those that were read before are remembered."""
-        encode = self.texts.encode if self.texts and by_clock else self.texts
-        slow = ActionPersistence(Resps(self.slow, self.actions, state=self.state, encode=encode), HOLD) if self.slow else None
+    def policy(self) -> Policy:
+        """As in service."""
+        slow = ActionPersistence(Resps(self.slow, self.actions, state=self.state), HOLD) if self.slow else None
         if slow and not self.depth and not self.size:
             return slow
         return Ltd(self.depth, self.size, self.tree, EVERY, self.sizes, slow)

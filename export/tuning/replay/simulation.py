@@ -77,7 +77,7 @@ def play_round(policy: Policy, traces: Mapping[int, Trace], some: Trace, place: 
 
 def observed(some: Trace, place: int) -> Observation:
     """What a policy may look at before the round at ``place``."""
-    return Observation(some.prompt + place, len(some) - place, lambda: some.features[place], lambda: some.text(place))
+    return Observation(some.prompt + place, len(some) - place, lambda: some.features[place])
 
 
 def _grown(policy: GrowthPolicy, spec: TreeSpec, trace: Trace, place: int, length: int) -> tuple[int, int]:

@@ -7,8 +7,8 @@ n nodes of a tree are among its best n + 1 (reference: RADAR, arXiv 2512.14069, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,18 +26,14 @@ class Trace:
     scores: float32 [T, pool], summed log-probabilities of the pool without its root. levels: int8 [pool], 1 for the root's children.
     right: int16 [T, depth], the pool's node on the true path at each level, -1 where there is none.
     features: float16 [T, F], the target's for the position before each tree's root.
-    tokens: int64 [prompt + T + 1], prompt and answer; empty in records that were made before texts were looked at. decode: to text.
     """
 
-    name: str
     prompt: int
     width: int
     scores: np.ndarray
     levels: np.ndarray
     right: np.ndarray
     features: np.ndarray
-    tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    decode: Callable[[Sequence[int]], str] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -45,13 +41,6 @@ class Trace:
     @property
     def depth(self) -> int:
         return int(self.right.shape[1])
-
-    def text(self, place: int) -> str:
-        """What is known before the round at ``place``: prompt and answer with the token that is its tree's root. Raises ValueError for a
-        record that does not say."""
-        if self.decode is None or not len(self.tokens):
-            raise ValueError(f"the record {self.name} holds no text")
-        return self.decode(self.tokens[: self.prompt + place + 1].tolist())
 
     def on_path(self) -> np.ndarray:
         """bool [T, pool]: which candidates are on the answer's path."""
@@ -67,7 +56,7 @@ def write_answer(decoder: Decoder, prompt: Sequence[int], tokens: int, sampling:
     return decoder.generate(prompt, replace(sampling, max_new_tokens=tokens)).tokens
 
 
-def trace(decoder: Decoder, name: str, prompt: Sequence[int], answer: Sequence[int], depth: int, width: int) -> Trace:
+def trace(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int], depth: int, width: int) -> Trace:
     """Draft at every position of ``answer`` but the last. Raises ValueError when the engine has no draft or the answer no second token."""
     target, drafter = decoder.models.target, decoder.models.eagle
     if drafter is None:
@@ -80,7 +69,7 @@ def trace(decoder: Decoder, name: str, prompt: Sequence[int], answer: Sequence[i
         scores, tokens, parents = drafter.pool(answer[place], depth, width)
         rows.append((scores[1:].copy(), _right(tokens, parents, answer[place + 1 : place + 1 + depth], depth), features.astype(np.float16)))
     scores, right, features = (np.stack(column) for column in zip(*rows, strict=True))
-    return Trace(name, len(prompt), width, scores, levels, right, features, np.array([*prompt, *answer], np.int64), decoder.decode)
+    return Trace(len(prompt), width, scores, levels, right, features)
 
 
 def _positions(target: Target, drafter: EagleDrafter, prompt: Sequence[int], answer: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:

@@ -14,7 +14,7 @@ from ..kv import CacheLayout, KVCache
 from .memory import HostMemory
 from .onnxruntime import OrtEngine, open_session
 
-_LARGE = ("target", "fuse", "draft", "encoder")  # graphs for which a second thread does not only wait
+_LARGE = ("target", "fuse", "draft")  # graphs for which a second thread does not only wait
 
 
 class CpuBackend:
@@ -30,10 +30,6 @@ class CpuBackend:
         self._sessions: dict[str, Any] = {} if sessions is None else sessions
         self.memory = HostMemory()
         self._cleanup = ExitStack()
-
-    @property
-    def directory(self) -> Path:
-        return self._directory
 
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> OrtEngine:
         graph = self._manifest.graph(name)

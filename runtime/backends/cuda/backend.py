@@ -49,10 +49,6 @@ class CudaBackend:
             cleanup.callback(setattr, self, "_trt", None)  # plans that forks use stay
             self._cleanup = cleanup.pop_all()
 
-    @property
-    def directory(self) -> Path:
-        return self._directory
-
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> Engine:
         graph = self._manifest.graph(name)
         engine: Engine

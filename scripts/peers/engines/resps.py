@@ -8,6 +8,7 @@ import numpy as np
 
 from policy import FixedPolicy
 from runtime import Decoder, SamplingParams
+from runtime.drafters.registry import DRAFTERS
 from runtime.policies.load import default_tree
 from scripts.peers.protocol import PeerAnswer, PeerJob, Watch
 
@@ -23,7 +24,7 @@ class RespsEngine:
             from runtime.manifest.load import find_engine_dir, load_manifest
 
             manifest = load_manifest(find_engine_dir(engine_dir), verify=False)
-            tree = default_tree("eagle" if manifest.draft else "ngram", manifest)
+            tree = default_tree(DRAFTERS["eagle" if manifest.draft else "ngram"], manifest)
             self._decoder = Decoder(engine_dir, policy=FixedPolicy(tree), threads=job.threads)
         else:
             self._decoder = Decoder(engine_dir, threads=job.threads)

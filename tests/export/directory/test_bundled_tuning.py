@@ -14,15 +14,13 @@ import export as export_package
 from export.directory.bundled_tuning import FILE, put_in, take_out
 from export.errors import ExportError
 from export.tuning.install import install
-from export.tuning.texts import texts_of
 from policy import Watchdog
 from runtime import Decoder, SamplingParams
 from runtime.console import run_command
 from runtime.manifest.load import load_manifest
 from scripts.lab.bundle_tuning import main as box_tuning
 from tests.support.eagle_engines import export, write_echo
-from tests.support.tiny_encoder import WIDTH, write_bert
-from tests.support.tunings import FAST, SLOW, a_tuning, net
+from tests.support.tunings import FAST, SLOW, a_tuning
 
 SIZES = ("--max-context", "250", "--prefill-rows", "16")
 
@@ -81,22 +79,9 @@ def test_what_comes_with_the_demo_model_is_whole_and_holds_nothing_twice(precisi
     assert {path.name for path in (draft / "tuning" / precision).iterdir()} == {FILE, *tuning.files}
 
 
-def test_an_encoder_is_not_boxed(made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """It is downloaded where it is wanted, and would make the draft's folder several times as large."""
-    (tmp_path / "encoder").mkdir()
-    (tmp_path / "bert").mkdir()
-    write_bert(tmp_path / "bert")
-    engine = Path(shutil.copytree(made / "first" / "engine", tmp_path / "engine"))
-    reading = dataclasses.replace(SLOW, slow=net(WIDTH, 3), state="text", texts=texts_of(tmp_path / "bert", tmp_path / "encoder", 1))
-    install(engine, load_manifest(engine), a_tuning(engine, {"resps-text": reading}, policy="resps-text"))
+def test_the_command_writes_the_same_again(made: Path) -> None:
     boxed = {path: path.read_bytes() for path in (made / "draft" / "tuning").rglob("*.*")}
-    capfd.readouterr()
-    assert run_command(box_tuning, "box_tuning", ["--engine-dir", str(engine), "--draft", str(made / "draft")]) == 1
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert "has a policy that reads text: its encoder would put" in err
-    assert "tune again without resps-text" in err
-    assert {path: path.read_bytes() for path in (made / "draft" / "tuning").rglob("*.*")} == boxed
+    assert boxed
     assert run_command(box_tuning, "box_tuning", ["--engine-dir", str(made / "first"), "--draft", str(made / "draft")]) == 0
     assert {path: path.read_bytes() for path in (made / "draft" / "tuning").rglob("*.*")} == boxed
 

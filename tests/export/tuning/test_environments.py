@@ -36,7 +36,7 @@ def random_trace(width: int, depth: int, length: int, seed: int, features: int =
                 above = None if slot is None else int(np.flatnonzero(best == slot)[0])  # type: ignore[assignment]
             beam = children.ravel()[best]
     levels = np.concatenate([np.full(width if not level else width**2, level + 1, np.int8) for level in range(depth)])
-    return Trace("random", 20, width, scores, levels, right, looks)
+    return Trace(20, width, scores, levels, right, looks)
 
 
 def some_answers(seeds: range = range(3)) -> list[Mapping[int, Trace]]:

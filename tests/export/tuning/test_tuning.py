@@ -25,6 +25,7 @@ import export.tuning.tune
 from export.tuning.cli import command
 from export.tuning.errors import TuningError
 from export.tuning.install import install
+from export.tuning.learning.curriculum import LESSONS
 from export.tuning.learning.nets import Mlp, graph
 from export.tuning.prompts import read_prompts
 from export.tuning.replay.calibrate import fit_chances
@@ -37,7 +38,7 @@ from runtime.backends.cpu.processor import processor_name
 from runtime.console import run_command
 from runtime.manifest.graphs import FILE_NAME
 from runtime.manifest.load import load_manifest
-from runtime.policies.load import POLICIES
+from runtime.policies.registry import main_policies
 from tests.support.eagle_engines import prompt_of
 from tests.support.tunings import FAST, SLOW, SURFACE, a_tuning, net
 
@@ -47,7 +48,7 @@ TREES = [PLAIN, TreeSpec(2, 1, 1), TreeSpec(5, 3, 2), TreeSpec(7, 4, 2), TreeSpe
 def traced(decoder: Decoder, sampling: SamplingParams, length: int = 20, count: int = 90) -> dict[int, Trace]:
     prompt = prompt_of(length)
     answer = decoder.generate(prompt, replace(sampling, max_new_tokens=count)).tokens
-    return {width: trace(decoder, "x", prompt, answer, 4, width) for width in (1, 2, 3)}
+    return {width: trace(decoder, prompt, answer, 4, width) for width in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(temperature=0.7, seed=3)], ids=["greedy", "sampled"])
@@ -143,7 +144,7 @@ def test_fitted_chances_are_those_that_made_the_record() -> None:
     random, count = np.random.default_rng(0), 6000
     scores = -random.exponential(2, (count, 1)).astype(np.float32)
     right = random.random((count, 1)) < 1 / (1 + np.exp(-(1.3 * scores + 0.4)))
-    record = Trace("x", 1, 1, scores, np.ones(1, np.int8), np.where(right, 0, -1).astype(np.int16), np.zeros((count, 1), np.float16))
+    record = Trace(1, 1, scores, np.ones(1, np.int8), np.where(right, 0, -1).astype(np.int16), np.zeros((count, 1), np.float16))
     slope, level, bias = fit_chances([{1: record}], 1)
     assert abs(slope - 1.3) < 0.12
     assert abs(level + bias - 0.4) < 0.12  # one level only: both shift alike
@@ -192,13 +193,13 @@ def test_tuned_policy_is_installed_and_used(tiny: Path, capfd: pytest.CaptureFix
     assert json.loads(json.dumps(dataclasses.asdict(after.tuning))) == shown
     assert dataclasses.replace(after, tuning=None) == before
     assert (after.tuning.machine, after.tuning.threads) == (processor_name(), 2)
-    assert after.tuning.policy in POLICIES
-    assert set(after.tuning.ratios) == set(POLICIES)
+    assert after.tuning.policy in main_policies()
+    assert set(after.tuning.ratios) == set(main_policies())
     assert set(after.tuning.learned) == {"resps", "ltd", "resps+ltd"}
     with Decoder(tiny, threads=2) as decoder:
         plain = decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60), policy=FixedPolicy(PLAIN)).tokens
         assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60)).tokens == plain
-        for name in POLICIES:
+        for name in main_policies():
             assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60), policy=name).tokens == plain, name
     assert {path.name for path in tiny.glob("tuned-*")} == set(after.tuning.files)
     assert tune(tiny, "--threads", "2", "--policy", "ltd") == 0  # what it replaces is swept away
@@ -231,6 +232,18 @@ def test_interruption_changes_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatc
     assert (tiny / FILE_NAME).read_bytes() == manifest
     assert not list(tiny.glob(".*"))
     assert capfd.readouterr().err.splitlines()[-1] == "resps-tune: interrupted"
+
+
+def test_all_trains_every_lesson(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+
+    def interrupted(decoder: Any, asked: Any, minutes: Any, learned: tuple[str, ...], *_: Any) -> None:
+        names.extend(learned)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export.tuning.cli, "_tuned", interrupted)
+    assert tune(tiny, "--policy", "all") == 130
+    assert sorted(names) == sorted(LESSONS)
 
 
 @pytest.mark.parametrize("changes", [{"machine": "another"}, {"threads": 7}], ids=str)

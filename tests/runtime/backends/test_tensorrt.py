@@ -20,7 +20,6 @@ import runtime.backends.cuda.tensorrt
 import runtime.backends.cuda.tensorrt_module
 import runtime.models
 from export.tuning.install import install
-from export.tuning.texts import texts_of
 from policy import PLAIN, FixedPolicy, TreeSpec
 from runtime import Decoder, EngineDirError, EngineFailure, SamplingParams
 from runtime.backends.cuda.driver import Gpu
@@ -32,8 +31,7 @@ from tests.support.eagle_engines import export, prompt_of, write_echo
 from tests.support.gpu.beside_host import expect_one_conversation
 from tests.support.gpu.device_draws import DeviceDraws
 from tests.support.gpu.emulated_gpu import EmulatedCuda, EmulatedRtx, EmulatedTrt
-from tests.support.tiny_encoder import WIDTH, write_bert
-from tests.support.tunings import FAST, SLOW, a_tuning, net
+from tests.support.tunings import FAST, SLOW, a_tuning
 
 SIZES = (1, 2, 5, 16, 40)
 TREES = [PLAIN, TreeSpec(2, 1, 1), TreeSpec(5, 3, 2), TreeSpec(16, 4, 4), TreeSpec(40, 9, 3)]
@@ -361,15 +359,11 @@ def test_tuned_networks_are_engines_there_too(
     slow = dataclasses.replace(SLOW, actions=((1, 0, 0), (5, 3, 2), (16, 4, 4)))
     fast = dataclasses.replace(FAST, tree=(5, 3, 2), sizes=(1, 2, 5))
     both = dataclasses.replace(fast, slow=slow.slow, actions=((1, 0, 0), (2, 2, 2), (5, 3, 2)))
-    for folder in ("bert", "encoder"):
-        (tmp_path / folder).mkdir()
-    write_bert(tmp_path / "bert")
-    text = dataclasses.replace(slow, slow=net(WIDTH, 3), state="text", texts=texts_of(tmp_path / "bert", tmp_path / "encoder", 1))
-    trained = {"resps": slow, "ltd": fast, "resps+ltd": both, "resps-text": text}
+    trained = {"resps": slow, "ltd": fast, "resps+ltd": both}
     install(directory, load_manifest(directory), a_tuning(directory, trained, threads=1))
     tuning = load_manifest(directory).tuning
     assert tuning is not None
-    assert {Path(name).suffix for name in tuning.files} == {".onnx", ".plan", ".data", ".json"}
+    assert {Path(name).suffix for name in tuning.files} == {".onnx", ".plan"}
     place = Place(directory, monkeypatch)
     with place.decoder(threads=1) as device:
         for name in (*trained, "cost-model"):
