@@ -23,13 +23,13 @@ def test_program_runs_as_printed(demo_engine: Callable[[str], Path], tmp_path: P
     assert "sky" in done.stdout
 
 
-def test_snippets_of_the_embedding_guide_run_as_printed(demo_engine: Callable[[str], Path], tmp_path: Path) -> None:
+def test_snippets_of_the_embedding_guide_run_as_printed(tiny_engine: Path, tmp_path: Path) -> None:
     guide = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
     assert guide.count("\n") <= 130
     snippets = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     assert len(snippets) == guide.count("```python") == 5
     (tmp_path / "engines").mkdir()
-    (tmp_path / "engines" / "smollm2-135m").symlink_to(demo_engine("fp32"))
+    (tmp_path / "engines" / "smollm2-135m").symlink_to(tiny_engine)
     said = []
     for snippet in snippets:
         done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
