@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtime.console import run_command, set_verbosity
+from runtime.policies.registry import POLICIES
 
 if TYPE_CHECKING:
     from runtime import Decoder
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from .outcome import Tuned
 
 RECORDING, TRAINING = 0.35, 0.4  # shares of the minutes; the rest measures and confirms
-LEARNED = ("resps", "ltd", "resps+ltd")
-VARIANTS = ("resps-max-entropy", "resps-average", "ltd-depth", "ltd-size", "ltd-both")  # as the papers compare them
+LEARNED = tuple(name for name, kind in POLICIES.items() if kind.learned and not kind.variant)
+VARIANTS = tuple(name for name, kind in POLICIES.items() if kind.variant)  # as the papers compare them
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

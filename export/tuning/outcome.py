@@ -9,6 +9,7 @@ from policy import FixedPolicy, LatencyModel, TreeSpec
 from runtime.backends.cpu.processor import processor_name
 from runtime.manifest.schema import Manifest
 from runtime.manifest.tuning import Tuning
+from runtime.policies.registry import POLICIES
 
 from .learning.trained import Trained
 from .replay.grid import TreeGrid
@@ -67,11 +68,7 @@ def decide(
 
 def label(name: str, static: tuple[int, int, int]) -> str:
     """A policy's name for people."""
-    tree = ",".join(map(str, static))
-    names = {"none": "plain decoding", "fixed": f"fixed tree {tree}", "cost-model": "cost model", "resps": "Re-SpS", "ltd": "LTD"}
-    names |= {"resps+ltd": "Re-SpS and LTD", "resps-max-entropy": "Re-SpS, max-entropy", "resps-average": "Re-SpS, average"}
-    names |= {"ltd-depth": "LTD, depth", "ltd-size": "LTD, size", "ltd-both": "LTD, both"}
-    return names.get(name, name)
+    return f"fixed tree {','.join(map(str, static))}" if name == "fixed" else POLICIES[name].label if name in POLICIES else name
 
 
 def summary(tuned: Tuned) -> list[str]:

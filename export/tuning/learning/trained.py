@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from policy import ActionPersistence, Ltd, Policy, Resps
+from policy import Policy
 from policy.resps import HOLD, Action
 from runtime.manifest.tuning import LearnedPolicy, LtdConfig, RespsConfig
+from runtime.policies.registry import learned_policy
 
 from .nets import Mlp
 
@@ -29,10 +30,8 @@ class Trained:
 
     def policy(self) -> Policy:
         """As in service."""
-        slow = ActionPersistence(Resps(self.slow, self.actions, state=self.state), HOLD) if self.slow else None
-        if slow and not self.depth and not self.size:
-            return slow
-        return Ltd(self.depth, self.size, self.tree, EVERY, self.sizes, slow)
+        nets = {graph_name("trained", role): net for role, net in self.nets()}
+        return learned_policy(self.described("trained"), nets.__getitem__)
 
     def nets(self) -> Iterator[tuple[str, Mlp]]:
         """(role, network) of each."""
