@@ -80,6 +80,7 @@ def test_differences_are_those_of_the_outputs_and_tolerances_decide(echo_engine:
     assert strict["same_argmax"] == (exact.argmax(-1) == rounded.argmax(-1)).mean()
 
 
+@pytest.mark.trt
 def test_inputs_are_those_of_a_pass(plans: Path) -> None:
     manifest = load_manifest(plans)
     inputs = pass_inputs(manifest, {"n": 4, "span": 128, "r": 1})
@@ -90,6 +91,7 @@ def test_inputs_are_those_of_a_pass(plans: Path) -> None:
     assert np.abs(inputs["past.0.key"][:, :, :100]).min() > 0 == np.abs(inputs["past.0.key"][:, :, 100:]).max()
 
 
+@pytest.mark.trt
 @pytest.mark.parametrize("off", [0.0, 0.1], ids=["right", "wrong"])
 def test_every_profile_is_compared(plans: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], off: float) -> None:
     """Rehearsed with the ONNX file in place of the plan, which needs a GPU."""
@@ -114,6 +116,7 @@ def test_every_profile_is_compared(plans: Path, monkeypatch: pytest.MonkeyPatch,
         assert (each["cache"], each["same_argmax"]) == (0.0, 1.0)
 
 
+@pytest.mark.trt
 @pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU")
 def test_without_a_gpu_polygraphy_loads_tensorrt_rtx_and_says_what_is_missing(plans: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_command(main, "compare_plan", ["--engine-dir", str(plans)]) == 3
