@@ -170,14 +170,14 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], toke
             "the draft — use --precision fp32 or bf16"
         )
     with WeightFile(scratch / "target.data") as weights:
-        writer = TargetWriter(job.checkpoint, precision, plan.capacity, weights, captured, static=plan.backend == TENSORRT)
+        writer = TargetWriter(arch, job.checkpoint, precision, plan.capacity, weights, captured, static=plan.backend == TENSORRT)
         for done in writer.build():
             progress("target", done, arch.layers)
     models = {"target": writer.model(), "sample": build_sample(arch.vocab)}
     for name, model in models.items():
         onnx.save(model, scratch / f"{name}.onnx")
         onnx.checker.check_model(str(scratch / f"{name}.onnx"))
-    fused = fused_target(writer, models["target"])
+    fused = fused_target(writer)
     if fused:
         onnx.save(fused, scratch / FUSED_FILE)
     (scratch / TOKENIZER_FILE).write_text(tokenizer.tokenizer_json, encoding="utf-8")
