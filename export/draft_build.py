@@ -66,6 +66,7 @@ def write_draft(
         onnx.checker.check_model(str(scratch / f"{name}.onnx"))
     described = Draft(
         name=draft.path.name,
+        weights_sha256=draft.sha256,
         precision=precision_name,
         layers=layer.layers,
         kv_heads=layer.kv_heads,

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.manifest.tuning_fit import PolicyLimits
+
 from .checkpoints.arch import Arch
 from .checkpoints.draft_arch import DraftArch
-from .draft_build import draft_writers
+from .draft_build import draft_writers, max_width
 from .graphs.layers import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.target import EMBEDDING, TargetWriter
+from .graphs.tree_growth import MAX_DEPTH
 from .graphs.weights import WeightCount
 from .parity.target import PIECE_BYTES
 from .tensorrt.profiles import WIDTHS
@@ -22,12 +25,14 @@ _SMALL_FILES = 8 << 20  # graphs, tokenizer, manifest
 _PROFILE_BYTES, _LAYER_BYTES = 4 << 20, 512 << 10
 _SMALL_PLANS = 12 << 20
 _BUILD_MEMORY, _BUILD_COPIES = 1000 << 20, 4
+_NETWORK_PLANS = 2  # times a policy network's file
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in bytes. ``weight_bytes`` and ``draft_bytes``: of target.data and draft.data; ``memory``: peak of the export itself;
-    ``run_memory``: weights and a full cache at run time; ``plan_bytes``: about what TensorRT's plans take."""
+    """Sizes in bytes. ``weight_bytes`` and ``draft_bytes``: of target.data and draft.data; ``policy_bytes``: of the networks of --policy;
+    ``memory``: peak of the export itself; ``run_memory``: weights and a full cache at run time; ``plan_bytes``: about what TensorRT's plans
+    take."""
 
     directory: Path
     model: str
@@ -41,6 +46,7 @@ class Plan:
     draft_precision: str | None
     weight_bytes: int
     draft_bytes: int
+    policy_bytes: int
     plan_bytes: int
     cache_bytes: int
     disk_bytes: int
@@ -58,6 +64,7 @@ class Plan:
             f"{self.directory}: {self.model} in {self.precision}, context {self.context} tokens",
             f"  target.onnx, target.data   {_mib(self.weight_bytes)} of weights",
             *([f"  draft.onnx, draft.data     {_mib(self.draft_bytes)} of {self.draft} in {self.draft_precision}"] if self.draft else []),
+            *([f"  tuned-*.onnx               {_mib(self.policy_bytes)} of policy networks"] if self.policy_bytes else []),
             "  sample.onnx, tokenizer.json, manifest.json" + (", fuse.onnx, expand.onnx, tree.onnx" if self.draft else ""),
             *(built if self.backend == TENSORRT else ()),
             f"  tree sizes {', '.join(map(str, self.tree_sizes))} rows; prefill in chunks of {self.prefill_rows}",
@@ -77,6 +84,7 @@ def make_plan(
     max_context: int,
     prefill_rows: int,
     draft: PlannedDraft | None = None,
+    policy_bytes: int = 0,
     *,
     backend: str = ONNXRUNTIME,
     tree_sizes: tuple[int, ...] = TREE_SIZES,
@@ -104,7 +112,7 @@ def make_plan(
     draft_weights, plans = draft_count.size, 0
     if static:
         shared = 0 if draft is None or draft.arch.own_embedding else arch.vocab * arch.hidden * compute  # a plan has its own copy
-        plans = weights + draft_weights + shared + texts + _SMALL_PLANS
+        plans = weights + draft_weights + shared + texts + _SMALL_PLANS + _NETWORK_PLANS * policy_bytes
         memory = max(memory, _BUILD_MEMORY + _BUILD_COPIES * weights)
     return Plan(
         directory=directory,
@@ -119,12 +127,19 @@ def make_plan(
         draft_precision=draft.precision if draft else None,
         weight_bytes=weights,
         draft_bytes=draft_weights,
+        policy_bytes=policy_bytes,
         plan_bytes=plans,
         cache_bytes=cache,
-        disk_bytes=weights + draft_weights + plans + _SMALL_FILES,
+        disk_bytes=weights + draft_weights + policy_bytes + plans + _SMALL_FILES,
         memory=memory,
         run_memory=_BASE_MEMORY + weights * compute // NUMPY_TYPES[precision.stored].itemsize + cache + draft_weights,
     )
+
+
+def planned_limits(draft: DraftArch, tree_sizes: tuple[int, ...], backend: str) -> PolicyLimits:
+    """What the engine will offer its policies."""
+    largest = (max(tree_sizes), MAX_DEPTH, max_width(draft))
+    return PolicyLimits(len(draft.captured) * draft.target_hidden, largest, tree_sizes if backend == TENSORRT else None)
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from runtime.manifest.graphs import sha256_of
 
 from ..errors import CheckpointError, UnsupportedModel
 from .draft_arch import DraftArch, draft_arch
@@ -56,6 +59,11 @@ class DraftCheckpoint:
 
     def fingerprint(self) -> list[list[Any]]:
         return self._files.fingerprint()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weight files: what a tuning remembers its draft by."""
+        return sha256_of(*self._files.files)
 
 
 def open_draft(directory: Path, target: Checkpoint) -> DraftCheckpoint:

@@ -43,6 +43,10 @@ class Checkpoint(Weights, Protocol):
 class Files(Weights, Protocol):
     """The weight files of a directory."""
 
+    @property
+    def files(self) -> list[Path]:
+        """Where the tensors are, in the order of their names."""
+
     def names(self) -> list[str]:
         """Every tensor."""
 
@@ -85,10 +89,10 @@ class SafetensorsFiles:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory
-        self._files = shards(directory, "model.safetensors.index.json", "*.safetensors")
+        self.files = shards(directory, "model.safetensors.index.json", "*.safetensors")
         self._where: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        for file in self._files:
+        for file in self.files:
             with _opened(file) as weights:
                 for name in weights.keys():  # noqa: SIM118 - not a dict
                     self._where[name] = file
@@ -108,7 +112,7 @@ class SafetensorsFiles:
             return np.asarray(weights.get_slice(name)[start:stop]).astype(np.float32)
 
     def fingerprint(self) -> list[list[Any]]:
-        return files_fingerprint([*self._files, *settings(self.path)])
+        return files_fingerprint([*self.files, *settings(self.path)])
 
 
 class TorchFiles:
@@ -116,13 +120,13 @@ class TorchFiles:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory
-        self._files = shards(directory, "pytorch_model.bin.index.json", PICKLES)
+        self.files = shards(directory, "pytorch_model.bin.index.json", PICKLES)
         try:
             import torch
         except ImportError:
             raise CheckpointError(f"{directory} has pickled weights, which need torch to read — pip install torch") from None
         self._tensors: dict[str, Any] = {}
-        for file in self._files:
+        for file in self.files:
             try:
                 self._tensors.update(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
             except UnpicklingError:  # its own text advises to load the file without protection
@@ -144,7 +148,7 @@ class TorchFiles:
         return np.asarray(self._tensors[name][start:stop].float().numpy())
 
     def fingerprint(self) -> list[list[Any]]:
-        return files_fingerprint([*self._files, *settings(self.path)])
+        return files_fingerprint([*self.files, *settings(self.path)])
 
 
 class SafetensorsCheckpoint(SafetensorsFiles):

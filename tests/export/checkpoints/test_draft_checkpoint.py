@@ -273,8 +273,8 @@ def test_contradictory_options_are_usage_errors(place: Place, run: Run) -> None:
     for arguments, draft, says in (
         (["--draft-precision", "fp16"], False, "--draft-precision needs a draft"),
         (["--draft-precision", "fp16", "--dry-run"], False, "--draft-precision needs a draft"),
-        (["--no-draft"], True, "--no-draft goes with neither"),
-        (["--no-draft", "--draft-precision", "fp16"], False, "--no-draft goes with neither"),
+        (["--no-draft"], True, "--no-draft goes with none of"),
+        (["--no-draft", "--draft-precision", "fp16"], False, "--no-draft goes with none of"),
         (["--draft-precision", "fp8"], True, "fp8"),
     ):
         ended = run(*arguments, draft=draft)
