@@ -69,7 +69,7 @@ class Decoder:
             cleanup.callback(loaded.opened.close)
             self._policies = Policies(loaded.policy_setting)
             self._policy = self.policy(policy)
-            self.models = load_models(loaded.opened, self.manifest, choice.drafter, self._trees, choice.latency, choice.usual_tree)
+            self.models = load_models(loaded.opened, self.manifest, choice.drafter, self._trees, choice.latency, choice.fixed_tree)
             self._target, self._drafter, self._pick = self.models.target, self.models.drafter, self.models.picker
             self._resources = cleanup.pop_all()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from policy import LatencyModel, TreeSpec, rough_latency
+from policy import LatencyModel, TreeSpec, default_latency
 
 from .backends.base import Backend
 from .backends.cpu.processor import physical_cores
@@ -42,14 +42,14 @@ class EngineChoice:
         return default_tree(self.drafter, self.manifest)
 
     @property
-    def usual_tree(self) -> TreeSpec:
+    def fixed_tree(self) -> TreeSpec:
         """The best fixed tree that is known."""
         return TreeSpec(*self.tuning.static) if self.tuning else self.default_tree
 
     @property
     def latency(self) -> LatencyModel:
         """What rounds cost: as measured here, or as elsewhere."""
-        return self.tuning.latency if self.tuning else rough_latency(self.manifest.quantized)
+        return self.tuning.latency if self.tuning else default_latency(self.manifest.quantized)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class LoadedEngine:
         """What policies are made from here."""
         choice = self.choice
         sizes = choice.manifest.tree_sizes if choice.manifest.tensorrt else None
-        return PolicySetting(choice.tuning, choice.usual_tree, sizes, partial(load_net, self.opened))
+        return PolicySetting(choice.tuning, choice.fixed_tree, sizes, partial(load_net, self.opened))
 
 
 def choose_engine(

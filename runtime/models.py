@@ -35,9 +35,9 @@ class Models:
 
 
 def load_models(
-    backend: Backend, manifest: Manifest, kind: DrafterKind, specs: Sequence[TreeSpec], latency: LatencyModel, usual: TreeSpec
+    backend: Backend, manifest: Manifest, kind: DrafterKind, specs: Sequence[TreeSpec], latency: LatencyModel, fixed_tree: TreeSpec
 ) -> Models:
-    """``specs``: trees that will be asked for, to be ready from the first request on; ``latency`` and ``usual``: as in DrafterParts."""
+    """``specs``: trees that will be asked for, to be ready from the first request on; ``latency``, ``fixed_tree``: as in DrafterParts."""
     memory, limits, shape = backend.memory, manifest.limits, manifest.shape
     draft = manifest.draft if kind.uses_draft_model else None
     rows, nodes = max(limits.tree_nodes, limits.prefill_rows), limits.tree_nodes
@@ -66,7 +66,7 @@ def load_models(
     if eagle is not None:
         eagle.warm_up(specs)
     make: Callable[[DrafterParts], Drafter] = import_module(f".drafters.{kind.module}", __package__).make
-    return Models(target, make(DrafterParts(eagle, latency, usual)), picker, eagle)
+    return Models(target, make(DrafterParts(eagle, latency, fixed_tree)), picker, eagle)
 
 
 def _cache_layouts(graph: Graph) -> tuple[CacheLayout, CacheLayout]:

@@ -24,7 +24,7 @@ class Contender:
     def recorded(self) -> record.ContenderRecord:
         """What is known of it now."""
         tree = str(self.policy.spec) if isinstance(self.policy, FixedPolicy) else None
-        return record.ContenderRecord(self.name, tree, self.policy.pinned if isinstance(self.policy, Watchdog) else None)
+        return record.ContenderRecord(self.name, tree, self.policy.fallback_reason if isinstance(self.policy, Watchdog) else None)
 
     @property
     def trees(self) -> list[TreeSpec]:

@@ -33,11 +33,11 @@ class Drafter(Protocol):
 @dataclass(frozen=True)
 class DrafterParts:
     """What a drafter may be made of. ``eagle``: the EAGLE-3 draft model's drafter, where the kind uses one; ``latency``: seconds of rounds
-    here, in ratios that hold; ``usual``: the tree that is drafted most."""
+    here, in ratios that hold; ``fixed_tree``: the tree that is drafted most."""
 
     eagle: Drafter | None
     latency: LatencyModel
-    usual: TreeSpec
+    fixed_tree: TreeSpec
 
 
 class NoDrafter:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from policy import GrowthPolicy, LookupGate, TreeSpec
-from policy.lookup import LEAST
+from policy.lookup import MIN_MATCH
 
 from ..decoding.sampling import Scores
 from ..decoding.tree import GrownTree, Tree
@@ -30,8 +30,8 @@ class Index:
         for token in tokens:
             self.tokens.append(token)
             end = len(self.tokens)
-            if end >= LEAST:
-                places = self._places[tuple(self.tokens[end - LEAST :])]
+            if end >= MIN_MATCH:
+                places = self._places[tuple(self.tokens[end - MIN_MATCH :])]
                 places.append(end)
                 if len(places) > RECENT:
                     del places[0]
@@ -39,8 +39,8 @@ class Index:
     def find(self, root: int) -> tuple[int, int]:
         """(tokens in common, place after them) of the longest earlier match of the text with ``root`` at its end; the latest of equals."""
         known, best = self.tokens, (0, 0)
-        for place in reversed(self._places.get((*known[len(known) - LEAST + 1 :], root), ())):
-            matched, most = LEAST, min(place, LONGEST)
+        for place in reversed(self._places.get((*known[len(known) - MIN_MATCH + 1 :], root), ())):
+            matched, most = MIN_MATCH, min(place, LONGEST)
             while matched < most and known[place - 1 - matched] == known[len(known) - matched]:
                 matched += 1
             if matched > best[0]:
@@ -87,9 +87,9 @@ class SuffixDrafter:
 
     def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
         if self._lookup:
-            self._gate.settle(*self._lookup, accepted=len(tokens) - 1)
+            self._gate.observe_lookup(*self._lookup, accepted=len(tokens) - 1)
         elif self._drafted:
-            self._gate.drafted(*self._drafted, tokens=len(tokens))
+            self._gate.observe_draft(*self._drafted, tokens=len(tokens))
         self._lookup = self._drafted = None
         self._index.extend(tokens)
         self.drafter.extend(tokens, scores, rows)
@@ -98,4 +98,4 @@ class SuffixDrafter:
 def make(parts: DrafterParts) -> Drafter:
     """Around the EAGLE-3 drafter."""
     assert parts.eagle is not None
-    return SuffixDrafter(parts.eagle, LookupGate(parts.latency, parts.usual))
+    return SuffixDrafter(parts.eagle, LookupGate(parts.latency, parts.fixed_tree))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from policy import Policy
-from policy.resps import HOLD, Action
+from policy.resps import PERSISTENCE, Action
 from runtime.manifest.tuning import LearnedPolicy, LtdConfig, RespsConfig
 from runtime.policies.registry import learned_policy
 
@@ -42,7 +42,7 @@ class Trained:
     def described(self, name: str) -> LearnedPolicy:
         """The manifest's entry; graphs are called after policy and role."""
         graphs = {role: graph_name(name, role) for role, _ in self.nets()}
-        chooser = RespsConfig(graphs["slow"], self.actions, self.state, HOLD, 0.0) if self.slow else None
+        chooser = RespsConfig(graphs["slow"], self.actions, self.state, PERSISTENCE, 0.0) if self.slow else None
         fast = LtdConfig(graphs.get("depth"), graphs.get("size"), self.tree, EVERY, self.sizes) if self.depth or self.size else None
         return LearnedPolicy(chooser, fast)
 

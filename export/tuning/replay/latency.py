@@ -73,7 +73,7 @@ def measure(
         host_ms=_host(decoder),
     )
     # The parts were measured in turn with the whole, so a machine that was busy was so for both.
-    missing = max(0.0, statistics.median(whole) - latency.of(some, PROMPT))
+    missing = max(0.0, statistics.median(whole) - latency.round_with(some, PROMPT))
     return replace(latency, draft_ms=tuple(tuple(cost + missing for cost in costs) for costs in latency.draft_ms))
 
 

@@ -34,7 +34,7 @@ from export.parity.reference import reference_logits
 from export.parity.target import PARENTS
 from export.tensorrt.builder import parse_graph
 from export.tensorrt.gpu import BuildGpu, choose_platform, parse_capabilities
-from policy import TreeSpec, rough_latency
+from policy import TreeSpec, default_latency
 from runtime.backends.cpu.memory import HostMemory
 from runtime.backends.kv import CacheLayout, KVCache
 from runtime.console import run_command
@@ -333,7 +333,7 @@ def test_every_call_of_the_runtime_has_a_profile(manifest: Manifest) -> None:
     specs = [TreeSpec(*action) for action in manifest.policy.actions]
     specs += [TreeSpec(2, 1, 1), TreeSpec(16, 16, 1), TreeSpec(3, 2, 2), TreeSpec(16, 16, 16), TreeSpec(7, 6, 5)]
     backend = Recording(manifest)
-    models = load_models(backend, manifest, DRAFTERS["eagle"], specs, rough_latency(False), specs[0])
+    models = load_models(backend, manifest, DRAFTERS["eagle"], specs, default_latency(False), specs[0])
     for nodes in range(1, manifest.limits.tree_nodes + 1):  # trees are cut near the end of the context
         models.target.verify(GrownTree(nodes) if nodes > 1 else Tree.chain([1]))
     for count in (*range(1, 19), 40, 63):

@@ -99,7 +99,7 @@ def test_trees_that_are_cut_while_they_grow_change_no_token(eagle_decoder: Decod
 
         def should_expand(self, partial_tree: PartialTree) -> bool:
             assert len(partial_tree.scores) == candidates(partial_tree.spec.width, partial_tree.level)
-            assert len(partial_tree.last) == partial_tree.spec.width ** min(partial_tree.level, 2)
+            assert len(partial_tree.last_level_scores) == partial_tree.spec.width ** min(partial_tree.level, 2)
             self.asked.append(partial_tree.level)
             return bool(self.random.random() < 0.6)
 
@@ -343,7 +343,7 @@ def test_network_that_gives_no_numbers_is_pinned_to_the_fixed_tree(tiny: Path) -
             plain = decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=40), policy="none").tokens
             assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=40)).tokens == plain
             assert isinstance(decoder._policy, Watchdog)
-            assert remedy in str(decoder._policy.pinned)
+            assert remedy in str(decoder._policy.fallback_reason)
 
 
 def test_graph_that_differs_from_the_network_is_not_installed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,5 +265,5 @@ def test_trees_that_would_be_cut_are_refused(echo_engine: Path, tree: TreeSpec) 
 def test_a_guard_that_gave_up_is_recorded() -> None:
     watched = Watchdog(FixedPolicy(TREE), SMALL, SURFACE)
     assert Contender("x", watched).recorded == ContenderRecord("x", None, None)
-    watched.pinned = "slow"
+    watched.fallback_reason = "slow"
     assert Contender("x", watched).recorded.given_up == "slow"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy import FixedPolicy, LookupGate, TreeSpec, rough_latency
-from policy.lookup import LEAST, ROWS
+from policy import FixedPolicy, LookupGate, TreeSpec, default_latency
+from policy.lookup import CHAIN_SIZES, MIN_MATCH
 from runtime.decoding.loop import prefill, rounds
 from runtime.decoding.sampling import Pick, Scores, greedy
 from runtime.decoding.tree import Tree
@@ -22,7 +22,7 @@ TREE, NOTHING = TreeSpec(5, 3, 2), Scores({}, Tree.chain([0]), 0, 0)
 
 
 def lookups(quantized: bool = False) -> LookupGate:
-    return LookupGate(rough_latency(quantized), TREE)
+    return LookupGate(default_latency(quantized), TREE)
 
 
 def common(text: list[int], place: int) -> int:
@@ -37,8 +37,8 @@ def common(text: list[int], place: int) -> int:
 def test_index_finds_the_longest_match_and_of_equals_the_latest(text: list[int]) -> None:
     index = Index()
     index.extend(text[:-1])
-    pair = text[-LEAST:]
-    places = [place for place in range(LEAST, len(text)) if text[place - LEAST : place] == pair][-RECENT:]
+    pair = text[-MIN_MATCH:]
+    places = [place for place in range(MIN_MATCH, len(text)) if text[place - MIN_MATCH : place] == pair][-RECENT:]
     best = max(((common(text, place), place) for place in places), default=(0, 0))
     assert index.find(text[-1]) == best
 
@@ -55,15 +55,15 @@ def test_a_loop_goes_on_beyond_the_end_of_the_text(loop: list[int], count: int) 
 @pytest.mark.parametrize("quantized", [False, True])
 def test_bets_grow_with_the_match_and_end_where_they_fail(quantized: bool) -> None:
     gate = lookups(quantized)
-    assert gate.rows(0, 16, 100) == gate.rows(LEAST - 1, 16, 100) == gate.rows(30, 1, 100) == 1
+    assert gate.rows(0, 16, 100) == gate.rows(MIN_MATCH - 1, 16, 100) == gate.rows(30, 1, 100) == 1
     sizes = [gate.rows(matched, 16, 100) for matched in (2, 4, 8, 30)]
     assert sizes == sorted(sizes)
-    assert sizes[-1] == ROWS[-1]
+    assert sizes[-1] == CHAIN_SIZES[-1]
     assert gate.rows(30, 4, 100) == 4  # no more than there is room for
     for _ in range(60):
-        gate.settle(4, 4, 0)
+        gate.observe_lookup(4, 4, 0)
     assert gate.rows(4, 16, 100) == 1
-    assert gate.rows(30, 16, 100) == ROWS[-1]  # another class of matches
+    assert gate.rows(30, 16, 100) == CHAIN_SIZES[-1]  # another class of matches
     gate.begin()
     assert gate.rows(4, 16, 100) == sizes[1]
 
@@ -71,8 +71,8 @@ def test_bets_grow_with_the_match_and_end_where_they_fail(quantized: bool) -> No
 def test_bets_must_beat_what_is_drafted() -> None:
     lucky, unlucky = lookups(), lookups()
     for _ in range(60):
-        lucky.drafted(5, 3, 2, 100, tokens=4)
-        unlucky.drafted(5, 3, 2, 100, tokens=1)
+        lucky.observe_draft(5, 3, 2, 100, tokens=4)
+        unlucky.observe_draft(5, 3, 2, 100, tokens=1)
     assert lucky.rows(3, 16, 100) == 1 < unlucky.rows(3, 16, 100)
 
 
@@ -90,7 +90,7 @@ def test_any_bet_gives_the_plain_answer_and_the_plain_cache(pick: Pick, seed: in
     np.testing.assert_array_equal(target.cache.rows(), fresh.cache.rows())
     again, _ = decode(target, drafter, RandomPolicy(seed), pick, prompt=prompt)  # the request before is forgotten
     assert again == answer
-    assert any(each.spec.width == 1 and each.spec.nodes in ROWS for each in done)
+    assert any(each.spec.width == 1 and each.spec.nodes in CHAIN_SIZES for each in done)
 
 
 def test_what_the_caches_still_hold_is_read_again() -> None:
@@ -119,5 +119,5 @@ def test_repeated_text_goes_several_tokens_at_a_time(monkeypatch: pytest.MonkeyP
     assert root is not None
     done = list(rounds(target, drafter, FixedPolicy(TreeSpec(1, 0, 0)), greedy, root, 60))
     assert [token for each in done for token in each.tokens] == [step % 5 for step in range(1, 61)]
-    assert max(len(each.tokens) for each in done) == ROWS[-1]
+    assert max(len(each.tokens) for each in done) == CHAIN_SIZES[-1]
     assert len(done) < 15
