@@ -9,7 +9,7 @@ from policy import PLAIN, FixedPolicy, Policy, TreeSpec, Watchdog, trees_of
 
 from ..decoder import Decoder
 from ..errors import BenchError
-from ..models import expect_tree_size
+from ..models import check_tree_size
 from . import record
 
 
@@ -60,7 +60,7 @@ def _defaults(decoder: Decoder) -> list[Contender]:
 def _possible(tree: TreeSpec, decoder: Decoder) -> TreeSpec:
     """The loop would cut a larger tree without a word, and the table would name a tree that never grew."""
     manifest = decoder.manifest
-    expect_tree_size(manifest, tree)
+    check_tree_size(manifest, tree)
     limits, model = manifest.limits, manifest.draft if decoder.models.eagle else None
     if tree.nodes > limits.tree_nodes or (model and (tree.depth > model.max_depth or tree.width > model.max_width)):
         most = f"{limits.tree_nodes} nodes" + (f", depth {model.max_depth}, width {model.max_width}" if model else "")

@@ -26,9 +26,9 @@ def text_of(decoder: Decoder, length: int, choice: random.Random) -> str:
     """Passages of about ``length`` tokens, at most that many."""
     passages = library_passages(600)
     words: list[str] = []
-    while len(decoder._text.encode(" ".join(words))) < length:
+    while len(decoder._tokenizer.encode(" ".join(words))) < length:
         words += choice.choice(passages).split(" ")
-    while len(decoder._text.encode(" ".join(words))) > length:
+    while len(decoder._tokenizer.encode(" ".join(words))) > length:
         words = words[: max(1, int(len(words) * 0.97))]
     return " ".join(words)
 

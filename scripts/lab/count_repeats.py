@@ -20,10 +20,10 @@ import click
 
 from policy.lookup import MATCH_CLASSES
 from runtime.console import run_command
-from runtime.drafters.suffix import Index
+from runtime.drafters.suffix import SuffixIndex
 from runtime.errors import PromptError
 from runtime.manifest.load import find_engine_dir, load_manifest
-from runtime.text.tokenizer import Text
+from runtime.text.tokenizer import Tokenizer
 
 GUESSES = 8  # tokens of a bet
 
@@ -57,14 +57,14 @@ class Count:
 def count(tokens: Sequence[int], written: Sequence[bool], counts: dict[int, Count]) -> int:
     """Add the places of one conversation to ``counts``, by class of match; returns how many were looked at: those between two tokens that
     the model ``written`` itself."""
-    index, looked = Index(), 0
+    index, looked = SuffixIndex(), 0
     for place, root in enumerate(tokens[:-1]):
         if written[place] and written[place + 1]:
             looked += 1
             matched, earlier = index.find(root)
             coming = tokens[place + 1 : place + 1 + GUESSES]
             if matched:
-                guesses = index.after(earlier, root, len(coming))
+                guesses = index.continuation(earlier, root, len(coming))
                 accepted = next((at for at, (ours, theirs) in enumerate(zip(guesses, coming, strict=True)) if ours != theirs), len(coming))
                 counts[max(least for least in MATCH_CLASSES if least <= matched)].see(accepted, len(coming))
         index.extend([root])
@@ -90,7 +90,7 @@ def of_shards(directory: Path) -> Iterator[tuple[list[int], list[bool]]]:
 def of_answers(file: Path, engine_dir: Path) -> Iterator[tuple[list[int], list[bool]]]:
     """The same of lines with a prompt and its answer, in the chat template and the tokens of that engine."""
     directory = find_engine_dir(engine_dir)
-    text = Text(directory, load_manifest(directory, verify=False).tokens)
+    text = Tokenizer(directory, load_manifest(directory, verify=False).tokens)
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             each = json.loads(line)

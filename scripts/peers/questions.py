@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.manifest.load import find_engine_dir, load_manifest
-from runtime.text.tokenizer import Text
+from runtime.text.tokenizer import Tokenizer
 from scripts.peers.errors import PeerError
 
 OWN = ("Why is the sky blue?", "Write a Python function that reverses a list.", "Tell me a short story about a lighthouse.")
@@ -26,7 +26,7 @@ def read_questions(engine_dir: Path, files: Sequence[Path], most: int) -> tuple[
     """The first turns of ``most`` questions of every file (without files the project's own three), and the model's stop tokens."""
     directory = find_engine_dir(engine_dir)
     manifest = load_manifest(directory, verify=False)
-    text = Text(directory, manifest.tokens)
+    text = Tokenizer(directory, manifest.tokens)
     asked = [(f"own:{number}", turn) for number, turn in enumerate(OWN[:most])] if not files else []
     for file in files:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()[:most]):

@@ -132,9 +132,9 @@ def decoders(directory: Path) -> tuple[st.SearchStrategy[str], Callable[[str], o
 def check_text(decoder: Decoder) -> Callable[[Any], object]:
     def check(prompt: Any) -> None:
         ids = decoder.encode(prompt)
-        detokenizer = Detokenizer(decoder._text)
+        detokenizer = Detokenizer(decoder._tokenizer)
         pieces = [detokenizer.push(token) for token in ids]
-        expect("".join(pieces) + detokenizer.flush() == decoder._text.decode(ids), "pieces are not the whole")
+        expect("".join(pieces) + detokenizer.flush() == decoder._tokenizer.decode(ids), "pieces are not the whole")
 
     return check
 

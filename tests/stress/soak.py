@@ -109,7 +109,7 @@ def cases(decoder: Decoder, count: int, tokens: int) -> list[Case]:
 
 def encoded(decoder: Decoder, prompt: Any, tokens: int) -> list[int]:
     """At most what leaves room for two answers."""
-    return decoder._text.encode(prompt)[: decoder.manifest.limits.context - 2 * tokens - 8]
+    return decoder._tokenizer.encode(prompt)[: decoder.manifest.limits.context - 2 * tokens - 8]
 
 
 def answered(decoder: Decoder, prompt: list[int], sampling: SamplingParams, tokens: int) -> Case:

@@ -12,7 +12,7 @@ import numpy as np
 
 from policy import FixedPolicy, LatencyModel, TreeSpec
 from runtime import Decoder, SamplingParams
-from runtime.decoding.sampling import Scores
+from runtime.decoding.sampling import TargetOutput
 from runtime.decoding.target import Target
 from runtime.decoding.tree import Tree
 from runtime.drafters.eagle import EagleDrafter
@@ -77,8 +77,8 @@ def measure(
     return replace(latency, draft_ms=tuple(tuple(cost + missing for cost in costs) for costs in latency.draft_ms))
 
 
-def _drafted(drafter: EagleDrafter, spec: TreeSpec, scores: Scores) -> None:
-    drafter.extend([7] * COMMITTED, scores, range(COMMITTED))
+def _drafted(drafter: EagleDrafter, spec: TreeSpec, output: TargetOutput) -> None:
+    drafter.extend([7] * COMMITTED, output, range(COMMITTED))
     drafter.draft(7, spec)
 
 

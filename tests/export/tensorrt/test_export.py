@@ -38,8 +38,8 @@ from policy import TreeSpec, default_latency
 from runtime.backends.cpu.memory import HostMemory
 from runtime.backends.kv import CacheLayout, KVCache
 from runtime.console import run_command
-from runtime.decoding.sampling import Scores
-from runtime.decoding.tree import GrownTree, Tree
+from runtime.decoding.sampling import TargetOutput
+from runtime.decoding.tree import DeviceTree, Tree
 from runtime.drafters.registry import DRAFTERS
 from runtime.errors import EngineDirError
 from runtime.manifest.graphs import FILE_NAME, File, Graph, sha256_of
@@ -335,7 +335,7 @@ def test_every_call_of_the_runtime_has_a_profile(manifest: Manifest) -> None:
     backend = Recording(manifest)
     models = load_models(backend, manifest, DRAFTERS["eagle"], specs, default_latency(False), specs[0])
     for nodes in range(1, manifest.limits.tree_nodes + 1):  # trees are cut near the end of the context
-        models.target.verify(GrownTree(nodes) if nodes > 1 else Tree.chain([1]))
+        models.target.verify(DeviceTree(nodes) if nodes > 1 else Tree.chain([1]))
     for count in (*range(1, 19), 40, 63):
         models.target.cache.truncate(0)
         models.drafter.begin()
@@ -344,12 +344,12 @@ def test_every_call_of_the_runtime_has_a_profile(manifest: Manifest) -> None:
         for spec in specs:
             models.drafter.draft(1, spec)
             models.drafter.extend([1] * min(spec.depth + 1, spec.nodes), scores, range(min(spec.depth + 1, spec.nodes)))
-            if len(models.drafter._tokens) + models.drafter._cache.length > 40:
+            if len(models.drafter._waiting) + models.drafter._cache.length > 40:
                 break
-    pick = models.picker(SamplingParams(temperature=1.0, seed=0))
+    sampler = models.make_sampler(SamplingParams(temperature=1.0, seed=0))
     outputs = {"logits": np.zeros((1, 16, manifest.shape.vocab), np.float32)}
     for nodes in range(1, manifest.limits.tree_nodes + 1):
-        pick(Scores(outputs, Tree.chain([1] * nodes), 3, nodes), 0, 4)
+        sampler(TargetOutput(outputs, Tree.chain([1] * nodes), 3, nodes), 0, 4)
     seen = Counter(name for name, _ in backend.asked)
     assert seen.keys() == set(GRAPHS) - {"policy"}
     for name, sizes in backend.asked:

@@ -251,7 +251,7 @@ def test_tuning_of_another_machine_is_not_used_and_says_so(tiny: Path, caplog: p
     install(tiny, load_manifest(tiny), a_tuning(tiny, **changes))
     with caplog.at_level(logging.WARNING), Decoder(tiny, threads=2) as decoder:
         assert isinstance(decoder._policy, FixedPolicy)
-    assert "a fixed tree is used — resps-tune tunes it for here" in caplog.text
+    assert "a fixed tree is used — tune it here: resps-tune" in caplog.text
     with pytest.raises(EngineDirError, match="cost-model has not been tuned for this engine on this machine — resps-tune"):
         Decoder(tiny, threads=2, policy="cost-model")
 

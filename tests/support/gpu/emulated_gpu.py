@@ -1,8 +1,8 @@
-"""A GPU and a TensorRT that are emulated on the host: the real runtime runs on them, graph for graph and byte for byte.
+"""An emulated GPU and TensorRT on the host, on which the real GPU backends run.
 
-What is put into the stream runs when someone waits for it and not before, addresses are checked against what was allocated, and plans run
-their ONNX files on ONNX Runtime. So a missing wait, an upload that is changed too early, a wrong address, shape, profile or alias, a
-recording that is not up to date and memory that is not given back all show.
+Work in a stream runs only when someone waits for it, addresses are checked against allocations, and plans run their ONNX files in ONNX
+Runtime. So tests detect a missing wait, an upload that changed too early, a wrong address, shape, profile or alias, an outdated CUDA graph,
+and a memory leak.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import onnxruntime
 
 from runtime.backends.cuda.driver import Gpu
 
-JUNK = 0x7F  # what unwritten memory holds: as floats, large
+JUNK = 0x7F  # the bytes of unwritten memory, which are large as floats
 
 
 class EmulatedCuda:
-    """The interface of driver.Cuda. ``eager``: everything runs at once (for engines that know nothing of the stream)."""
+    """Emulates driver.Cuda. ``eager``: work runs at once, for engines that do not use the stream."""
 
     def __init__(self, capability: str = "9.0", memory: int = 1 << 33, eager: bool = False) -> None:
         self.capability, self.memory, self.eager = capability, memory, eager
@@ -37,7 +37,7 @@ class EmulatedCuda:
         self._alive: dict[int, Any] = {}
         self._pinned: set[int] = set()
         self._queue: list[Callable[[], None]] = []
-        self._recording: list[Callable[[], None]] | None = None
+        self._capture: list[Callable[[], None]] | None = None
         self._graphs: dict[int, list[Callable[[], None]]] = {}
         self.closed = False
         self.streams = [self]
@@ -73,7 +73,7 @@ class EmulatedCuda:
         return address
 
     def free(self, address: int) -> None:
-        assert not self._queue, "memory is freed under work that still runs"
+        assert not self._queue, "memory was freed while work still uses it"
         del self._alive[address]
 
     def allocate_pinned(self, size: int) -> int:
@@ -86,20 +86,20 @@ class EmulatedCuda:
         self.free(address)
 
     def check(self, address: int, size: int) -> None:
-        """The range lies inside one living allocation."""
+        """Fails unless the range lies inside one live allocation."""
         assert any(start <= address and address + size <= start + len(block) for start, block in list(self._alive.items())), (address, size)
 
     def put(self, work: Callable[[], None]) -> None:
-        if self._recording is not None:
-            self._recording.append(work)
+        if self._capture is not None:
+            self._capture.append(work)
         elif self.eager:
             work()
         else:
             self._queue.append(work)
 
     @property
-    def recording(self) -> bool:
-        return self._recording is not None
+    def capturing(self) -> bool:
+        return self._capture is not None
 
     def copy(self, target: int, source: int, size: int) -> None:
         self.calls["copy"] += 1
@@ -135,39 +135,39 @@ class EmulatedCuda:
         self.put(work)
 
     def synchronize(self) -> None:
-        assert self._recording is None, "waiting is not allowed while a graph is recorded"
+        assert self._capture is None, "waiting is not allowed during capture"
         self.calls["synchronize"] += 1
         self.waits_with_work += bool(self._queue)
         for work in self._queue:
             work()
         self._queue.clear()
 
-    def record(self, work: Callable[[], None]) -> int:
-        self._recording = []
+    def capture_graph(self, work: Callable[[], None]) -> int:
+        self._capture = []
         try:
             work()
             graph = len(self._graphs) + 1000
-            self._graphs[graph] = self._recording
-            self.calls["record"] += 1
+            self._graphs[graph] = self._capture
+            self.calls["capture_graph"] += 1
             return graph
         finally:
-            self._recording = None
+            self._capture = None
 
-    def launch(self, graph: int) -> None:
-        self.calls["launch"] += 1
+    def launch_graph(self, graph: int) -> None:
+        self.calls["launch_graph"] += 1
         for work in self._graphs[graph]:
             self.put(work)
 
-    def discard(self, graph: int) -> None:
+    def destroy_graph(self, graph: int) -> None:
         self._graphs[graph] = []
-        self.calls["discard"] += 1
+        self.calls["destroy_graph"] += 1
 
-    def mark(self) -> int:
-        self.calls["mark"] += 1
-        return self.calls["mark"]
+    def record_event(self) -> int:
+        self.calls["record_event"] += 1
+        return self.calls["record_event"]
 
-    def milliseconds(self, first: int, second: int) -> float:
-        """Not a measurement: as many as marks lie between."""
+    def elapsed_ms(self, first: int, second: int) -> float:
+        """Not a measurement: the number of events between the two."""
         self.synchronize()
         return float(second - first)
 
@@ -177,8 +177,8 @@ class EmulatedCuda:
         self.closed = True
 
     def leaked(self) -> tuple[int, int]:
-        """(allocations, recordings) that nobody gave back."""
-        return len(self._alive), sum(each.calls["record"] - each.calls["discard"] for each in self.streams)
+        """(allocations, CUDA graphs) that were not freed."""
+        return len(self._alive), sum(each.calls["capture_graph"] - each.calls["destroy_graph"] for each in self.streams)
 
 
 class EmulatedTrt:
@@ -194,7 +194,7 @@ class EmulatedTrt:
             digest = hashlib.sha256((directory / graph["plan"]).read_bytes()).hexdigest()
             self.graphs[digest] = directory / graph["file"], graph
         self.engines: list[EmulatedEngine] = []
-        self.workplaces: dict[int, int] = {}  # scratch block -> the stream that works in it
+        self.scratch_streams: dict[int, int] = {}  # scratch block -> the stream that uses it
         self.failing = ""
 
     def Runtime(self, logger: Any) -> Any:
@@ -215,7 +215,7 @@ class EmulatedTrt:
 
 
 class EmulatedRtx(EmulatedTrt):
-    """What `tensorrt_rtx` has beyond that: plans are asked whether they run here, contexts are configured."""
+    """Adds what only `tensorrt_rtx` has: a validity check of plans, and a configuration of contexts."""
 
     class EngineValidity:
         VALID, SUBOPTIMAL, INVALID = range(3)
@@ -234,7 +234,7 @@ class EmulatedRtx(EmulatedTrt):
 
 
 class EmulatedEngine:
-    """A plan: its ONNX file and the profiles it was built with."""
+    """A plan: its ONNX file and its optimization profiles."""
 
     def __init__(self, trt: EmulatedTrt, file: Path, graph: Mapping[str, Any]) -> None:
         self.trt, self.file, self.graph = trt, file, graph
@@ -259,7 +259,7 @@ class EmulatedEngine:
 
 
 class EmulatedRtxEngine(EmulatedEngine):
-    """Its contexts take a configuration."""
+    """A plan whose contexts take a configuration."""
 
     def create_runtime_config(self) -> Any:
         config = SimpleNamespace(strategy=None, dynamic_shapes_kernel_specialization_strategy="lazy")
@@ -274,7 +274,7 @@ class EmulatedRtxEngine(EmulatedEngine):
 
 
 class EmulatedContext:
-    """Binds, checks and enqueues."""
+    """An execution context: checks shapes, addresses and profiles, and enqueues the plan's ONNX graph."""
 
     def __init__(self, engine: EmulatedEngine) -> None:
         self.engine, self.cuda = engine, engine.trt.cuda
@@ -292,8 +292,8 @@ class EmulatedContext:
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self.cuda = self.cuda.on(stream)
-        assert self.engine.trt.workplaces.setdefault(self._scratch[0], stream) == stream, "two streams work in the same place"
-        assert self.profile is None, "a context stays with its profile"
+        assert self.engine.trt.scratch_streams.setdefault(self._scratch[0], stream) == stream, "two streams use the same scratch block"
+        assert self.profile is None, "a context keeps its profile"
         self.profile = index
         return 0 <= index < self.engine.num_optimization_profiles
 
@@ -315,7 +315,7 @@ class EmulatedContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == self.cuda.stream
-        assert self._scratch[1], "no memory to work in"
+        assert self._scratch[1], "no scratch memory"
         graph = self.engine.graph
         if self.engine.trt.failing and self.engine.file.name.startswith(self.engine.trt.failing):
             return False
@@ -326,7 +326,7 @@ class EmulatedContext:
                     assert sizes.setdefault(wanted, size) == size, f"{name}: {wanted} is {size} and {sizes[wanted]}"
         sizes |= {"v": sizes.get("w", 0) + sizes.get("k", 0), "q": sizes.get("p", 0) + sizes.get("b", 0) * sizes.get("k", 0)}
         state = (tuple(sorted(self._shapes.items())), tuple(sorted(self._addresses.items())))
-        assert not self.cuda.recording or self._warm == state, "new shapes must run once before they are recorded"
+        assert not self.cuda.capturing or self._warm == state, "new shapes must run once before they are captured"
         self._warm = state
         bound = {side: self._bound(graph[side], sizes) for side in ("inputs", "outputs")}
         self.cuda.put(lambda: self._run(bound))
