@@ -1,4 +1,4 @@
-"""What resps-tune found, as manifest.json keeps it, key for key."""
+"""The entry of manifest.json that resps-tune writes: the measured latencies and the tuned policies, key for key."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from policy import Calibration, LatencyModel
+from policy.resps import Action
 
 from .graphs import File, Graph
-
-Tree = tuple[int, int, int]
-"""(nodes, depth, width)"""
 
 
 @dataclass(frozen=True)
 class RespsConfig:
-    """Re-SpS: ``graph`` names a tree of ``actions``, in the order of its logits, which is held for ``hold`` rounds. ``state``: what it sees
-    (policy/resps.py); ``margin``: how far another logit must exceed the last choice's."""
+    """A tuned Re-SpS policy. ``graph``: its network. ``actions``: in the order of its logits. ``state``, ``margin``: as in
+    `policy.resps.Resps`. ``hold``: rounds that an action persists."""
 
     graph: str
-    actions: tuple[Tree, ...]
+    actions: tuple[Action, ...]
     state: str
     hold: int
     margin: float
@@ -27,25 +25,25 @@ class RespsConfig:
 
 @dataclass(frozen=True)
 class LtdConfig:
-    """LTD: the graph ``depth`` is asked every ``every`` levels whether to go on, the graph ``size`` how many of ``sizes`` nodes to verify.
-    ``tree``: the largest one, which says how their inputs are laid out."""
+    """A tuned LTD policy. ``depth``, ``size``: the graphs of its networks, None if it has no such network. ``tree``, ``every``, ``sizes``:
+    as in `policy.ltd.Ltd`."""
 
     depth: str | None
     size: str | None
-    tree: Tree
+    tree: Action
     every: int
     sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class LearnedPolicy:
-    """A trained policy: a slow choice, a fast one, or both."""
+    """A trained policy: Re-SpS (``slow``), LTD (``fast``), or LTD within the trees of Re-SpS (both)."""
 
     slow: RespsConfig | None
     fast: LtdConfig | None
 
     def nets(self) -> Iterator[tuple[str, int]]:
-        """(graph, outputs) of its networks."""
+        """(graph, number of outputs) of each network."""
         if self.slow:
             yield self.slow.graph, len(self.slow.actions)
         if self.fast and self.fast.depth:
@@ -56,11 +54,12 @@ class LearnedPolicy:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Found for the ``machine`` and ``threads`` it ran on, with the engine of that id.
+    """The result of resps-tune for one engine, machine and number of threads.
 
-    ``portable``: came with the model and may be used on any machine (behind the watchdog) until resps-tune replaces it. ``policy``: name of
-    the fastest; ``static``: the best fixed tree, also what is fallen back to; ``learned``: by policy name; ``ratios``: tokens/s over plain
-    decoding on held-out prompts, by the clock; ``graphs`` and ``files``: the networks'.
+    ``engine``: the manifest's engine_id. ``portable``: whether it came with the model and is valid on any machine (behind a watchdog) until
+    resps-tune replaces it. ``policy``: the name of the fastest one. ``static``: the best fixed tree, which a watchdog falls back to.
+    ``learned``: trained policies by name. ``ratios``: tokens/s of each policy over plain decoding, timed on held-out prompts. ``graphs``,
+    ``files``: of the networks.
     """
 
     engine: str
@@ -68,7 +67,7 @@ class Tuning:
     threads: int
     portable: bool
     policy: str
-    static: Tree
+    static: Action
     cost_model: Calibration | None
     latency: LatencyModel
     learned: Mapping[str, LearnedPolicy]
