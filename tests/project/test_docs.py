@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 from pathlib import Path
 
@@ -53,8 +52,7 @@ def options(call: str) -> set[str]:
     name = call.removeprefix("python ").removeprefix("-m ").removesuffix(".py").replace("/", ".")
     package = (ROOT / name.replace(".", "/")).is_dir()
     module = importlib.import_module(f"{name}.__main__" if package else name)
-    found = getattr(module, "command", None) or module.main
-    return names(found) if isinstance(found, click.Command) else set(re.findall(r'"(--[a-z-]+)"', inspect.getsource(module)))  # argparse
+    return names(getattr(module, "command", None) or module.main)
 
 
 def calls(document: Path) -> list[tuple[str, str]]:
@@ -83,7 +81,7 @@ def test_files_and_links_exist(document: Path) -> None:
 
 def test_sections_that_are_referred_to_exist() -> None:
     found = [reference for file in (*DOCUMENTS, *SOURCES) for reference in SECTION.findall(text(file))]
-    assert len(found) > 5
+    assert found
     for document, section in found:
         page = text(ROOT / "docs" / f"{document}.md")
         heading = re.search(rf"^#+ .*{re.escape(section)}|^\*{re.escape(section)}\.", page, re.MULTILINE)
