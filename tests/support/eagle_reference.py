@@ -26,7 +26,7 @@ from runtime.drafters.eagle import EagleDrafter
 
 @dataclass(frozen=True)
 class Level:
-    """What the reference hands to its next draft pass. ``source``: row of the last pass whose output each beam continues.
+    """The input of the reference's next draft pass. ``source``: the row of the last pass that each beam continues.
 
     ``mask``: one row per beam, one column per row drafted since the root.
     """
@@ -42,7 +42,7 @@ Forward = Callable[[Level], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class ReferencePool:
-    """Every candidate in the order it came, before the rerank."""
+    """All candidates in the order they were added, before the rerank."""
 
     width: int
     scores: list[np.float32]
@@ -98,7 +98,7 @@ def paths(tree: Tree) -> set[tuple[int, ...]]:
 
 
 def expect_well_formed(tree: Tree, root: int, spec: TreeSpec) -> None:
-    """One tree of exactly ``spec.nodes``: parents first, siblings distinct, depth and mask as the parents say, no wider than allowed."""
+    """Expects one tree of exactly ``spec.nodes``, with parents first, distinct siblings, consistent depth and mask, and the allowed width."""
     rebuilt = Tree.from_parents(tree.tokens.tolist(), tree.parent.tolist())
     assert tree.tokens[0] == root
     assert len(tree) == spec.nodes
@@ -110,13 +110,13 @@ def expect_well_formed(tree: Tree, root: int, spec: TreeSpec) -> None:
 
 
 def expect_same(actual: Tree, expected: Tree) -> None:
-    """Equal arrays, row by row."""
+    """Expects equal arrays."""
     for name in ("tokens", "parent", "depth", "mask"):
         np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name), err_msg=name)
 
 
 class ReferenceDrafter:
-    """Trees of an exported draft without cache, shared buffers and chunks: every level computes every row again in one dense pass."""
+    """Drafts trees with an exported draft, without cache, shared buffers and chunks: every level recomputes all rows in one dense pass."""
 
     def __init__(self, directory: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -129,7 +129,7 @@ class ReferenceDrafter:
         )
 
     def tree(self, tokens: Sequence[int], features: np.ndarray, root: int, spec: TreeSpec) -> Tree:
-        """``tokens`` are committed, ``features`` [n, 3H] are theirs."""
+        """The tree after the committed ``tokens`` with their ``features`` [n, 3H]."""
         committed, width = len(tokens), spec.width
         rows, positions, mask = [*tokens[1:], root], list(range(committed)), np.tri(committed, dtype=bool)
         (hidden,) = self._fuse.run(None, {"features": features[None], "rows": np.arange(len(features))})
