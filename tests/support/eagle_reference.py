@@ -98,7 +98,7 @@ def paths(tree: Tree) -> set[tuple[int, ...]]:
 
 
 def expect_well_formed(tree: Tree, root: int, spec: TreeSpec) -> None:
-    """Expects one tree of exactly ``spec.nodes``, with parents first, distinct siblings, consistent depth and mask, and the allowed width."""
+    """Expects a tree of exactly ``spec.nodes``: parents first, distinct siblings, consistent depth and mask, the allowed width."""
     rebuilt = Tree.from_parents(tree.tokens.tolist(), tree.parent.tolist())
     assert tree.tokens[0] == root
     assert len(tree) == spec.nodes
