@@ -27,6 +27,7 @@ class Result:
     logprobs: tuple[TokenLogprob, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
+        """The result as plain values, for JSON."""
         return asdict(self)
 
 

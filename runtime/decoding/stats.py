@@ -37,6 +37,7 @@ class Stats:
     actions: Mapping[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
+        """The statistics as plain values, for JSON."""
         return dataclasses.asdict(self)
 
 

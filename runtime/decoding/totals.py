@@ -44,6 +44,7 @@ class Totals:
     guard: str
 
     def as_dict(self) -> dict[str, Any]:
+        """The totals as plain values, for JSON."""
         return dataclasses.asdict(self)
 
 

@@ -32,11 +32,11 @@ def toy_answers(count: int = 4, length: int = 60) -> list[Mapping[int, Trace]]:
     return answers
 
 
-def seen(features: object = (1.0, -1.0, 1.0, -1.0)) -> Observation:
+def observation(features: object = (1.0, -1.0, 1.0, -1.0)) -> Observation:
     return Observation(100, 50, lambda: np.asarray(features, np.float16))
 
 
-def grown(spec: TreeSpec, level: int, seed: int = 0, length: int = 256) -> PartialTree:
+def partial_tree_of(spec: TreeSpec, level: int, seed: int = 0, length: int = 256) -> PartialTree:
     scores = -np.random.default_rng(seed).exponential(2, candidates(spec.width, level)).astype(np.float32)
     return PartialTree(spec, level, scores, length)
 

@@ -16,7 +16,7 @@ from export.tuning.replay.simulation import replay
 from policy import PLAIN, ActionPersistence, FixedPolicy, TreeSpec
 from policy.ltd import Ltd
 from policy.resps import Resps
-from tests.support.toy_answers import ACTIONS, LATENCY, TREE, constant, random_net, seen, toy_answers
+from tests.support.toy_answers import ACTIONS, LATENCY, TREE, constant, observation, random_net, toy_answers
 
 
 def toy_lesson() -> object:
@@ -47,9 +47,9 @@ def test_resps_learns_when_the_draft_is_right(entropy: float) -> None:
     assert learned.rate > 1.1 * at_random()
     assert learned.rate == max(rate for _, rate in learned.curve)
     policy = Resps(learned.net, ACTIONS)
-    assert policy.choose(seen((1, -1, 1, -1))) == TreeSpec(*TREE)
+    assert policy.choose(observation((1, -1, 1, -1))) == TreeSpec(*TREE)
     policy.begin()
-    assert policy.choose(seen((-1, 1, 1, -1))) == PLAIN
+    assert policy.choose(observation((-1, 1, 1, -1))) == PLAIN
     assert shares[0] < 0.05
     assert shares == sorted(shares)
     assert shares[-1] == 1
