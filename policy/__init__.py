@@ -1,10 +1,10 @@
-"""Which draft tree to grow next. Depends on nothing else of this project."""
+"""Policies that choose the draft tree of each round. The package imports nothing else of this project."""
 
 from .base import GrowthPolicy, Observation, Outcome, PartialTree, Policy, trees_of
 from .cost_model import Calibration, CostModel
 from .fixed import FixedPolicy
 from .latency import LatencyModel
-from .lookup import LookupGate, rough_latency
+from .lookup import LookupGate, default_latency
 from .ltd import Ltd
 from .persistence import ActionPersistence
 from .resps import Net, Resps
@@ -29,7 +29,7 @@ __all__ = [
     "LatencyModel",
     "TreeSpec",
     "Watchdog",
-    "rough_latency",
+    "default_latency",
     "trees_of",
     "watch",
 ]

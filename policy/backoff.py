@@ -1,53 +1,57 @@
-"""Where trees keep losing against plain decoding, most rounds are plain: text that the draft cannot guess costs next to nothing."""
+"""Backoff: decode plainly for a while when trees keep losing against plain decoding, so that text the draft cannot guess costs little."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# In rounds. Impatience costs more than patience: pauses after six rounds without luck took 3 % of all speed
+# All in rounds. Short patience is expensive: backing off after six bad rounds cost 3 % of all speed
 # (docs/lab/policies.md, "Watchdog and backoff").
-PATIENCE, MEMORY, PROBE, SHORTEST_PAUSE, LONGEST_PAUSE = 24, 32, 4, 16, 64
+PATIENCE, AVERAGING_WINDOW, PROBE_LENGTH, SHORTEST_PAUSE, LONGEST_PAUSE = 24, 32, 4, 16, 64
 
 
 @dataclass
 class Backoff:
-    """Counts, per request, what trees gained over plain decoding of the same tokens; when that is less than nothing for longer than by
-    chance, pauses follow, longer and longer, with a few rounds between that are judged on their own: text changes."""
+    """Tracks, per request, the time that trees save over plain decoding of the same tokens.
 
-    _advantage: float = field(default=0.0, init=False)
-    _pause: int = field(default=0, init=False)
-    _rounds_left: int = field(default=0, init=False)
-    _patience: int = field(default=PATIENCE, init=False)
+    After at least PATIENCE rounds with a negative running mean it asks for a pause of plain rounds. After each pause it probes: it judges
+    the next PROBE_LENGTH rounds with a tree on their own, because the text may have changed. A failed probe doubles the pause."""
+
+    _mean_advantage: float = field(default=0.0, init=False)
+    _pause_length: int = field(default=0, init=False)
+    _pause_rounds_left: int = field(default=0, init=False)
+    _patience_left: int = field(default=PATIENCE, init=False)
     _probe: list[float] | None = field(default=None, init=False)
 
     def begin(self) -> None:
-        self._advantage, self._pause, self._rounds_left, self._patience, self._probe = 0.0, 0, 0, PATIENCE, None
+        """Start a new request."""
+        self._mean_advantage, self._pause_length, self._pause_rounds_left = 0.0, 0, 0
+        self._patience_left, self._probe = PATIENCE, None
 
     def should_pause(self) -> bool:
-        """Whether the next round is to be plain; each is asked about once."""
-        if not self._rounds_left:
+        """Whether the next round is to be plain. Call it once per round."""
+        if not self._pause_rounds_left:
             return False
-        self._rounds_left -= 1
+        self._pause_rounds_left -= 1
         return True
 
     def observe(self, advantage: float) -> None:
-        """``advantage``: milliseconds that plain decoding would have taken longer for the tokens of a round with a tree."""
+        """Record a round with a tree. ``advantage``: milliseconds that it saved over plain decoding of the same tokens."""
         if self._probe is not None:
             self._probe.append(advantage)
-            if len(self._probe) == PROBE:
-                self._judge(sum(self._probe) / PROBE)
+            if len(self._probe) == PROBE_LENGTH:
+                self._end_probe(sum(self._probe) / PROBE_LENGTH)
             return
-        self._advantage += (advantage - self._advantage) / MEMORY
-        self._patience -= 1
-        if self._patience <= 0 and self._advantage < 0:
+        self._mean_advantage += (advantage - self._mean_advantage) / AVERAGING_WINDOW
+        self._patience_left -= 1
+        if self._patience_left <= 0 and self._mean_advantage < 0:
             self._start_pause()
 
-    def _judge(self, mean: float) -> None:
+    def _end_probe(self, mean: float) -> None:
         if mean < 0:
             self._start_pause()
         else:
-            self._advantage, self._pause, self._patience, self._probe = 0.0, 0, PATIENCE, None
+            self._mean_advantage, self._pause_length, self._patience_left, self._probe = 0.0, 0, PATIENCE, None
 
     def _start_pause(self) -> None:
-        self._pause = min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
-        self._rounds_left, self._probe = self._pause, []
+        self._pause_length = min(max(SHORTEST_PAUSE, 2 * self._pause_length), LONGEST_PAUSE)
+        self._pause_rounds_left, self._probe = self._pause_length, []

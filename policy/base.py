@@ -1,4 +1,4 @@
-"""The policy protocol: what tree to grow next, learned from what the last ones brought."""
+"""The policy protocol: the values that the decoding loop and a policy exchange, and the methods that a policy implements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy may look at before a round: ``length`` committed tokens, ``room`` for this many more, and ``features``."""
+    """What a policy may read before a round.
+
+    ``length``: committed tokens. ``room``: tokens that may still be generated. ``look``: reads ``features``.
+    """
 
     length: int
     room: int
@@ -22,14 +25,16 @@ class Observation:
 
     @property
     def features(self) -> np.ndarray:
-        """The three captured target vectors of the last accepted position, [3H] (Re-SpS's state); a view, valid until the next pass.
-        Looking costs a copy when they are on a device."""
+        """The three captured hidden states of the target at the last accepted position, [3H] (the state of Re-SpS).
+
+        A view that is valid until the next pass. On a device, reading it costs a copy.
+        """
         return self.look()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one round brought: the tree asked for, rows verified, tokens gained (bonus included) and the whole round's seconds."""
+    """The result of one round: the requested tree, verified rows, new tokens (bonus token included), and seconds of the whole round."""
 
     spec: TreeSpec
     nodes: int
@@ -39,8 +44,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class PartialTree:
-    """A tree between two levels. ``level``: how many it has; ``scores``: summed log-probabilities of all candidates so far, float32, level
-    by level (width, then width**2 each), a view; ``length``: committed tokens."""
+    """A tree between two levels.
+
+    ``level``: number of levels so far. ``scores``: summed log-probabilities of all candidates so far, float32, level by level (``width`` in
+    the first level, ``width**2`` in each later one); a view. ``length``: committed tokens.
+    """
 
     spec: TreeSpec
     level: int
@@ -48,19 +56,19 @@ class PartialTree:
     length: int
 
     @property
-    def last(self) -> np.ndarray:
-        """The candidates of the last level."""
+    def last_level_scores(self) -> np.ndarray:
+        """The scores of the last level's candidates."""
         return self.scores[-(self.spec.width ** min(self.level, 2)) :]
 
 
 class Policy(Protocol):
-    """Verify, then observe, then choose: an action is credited with exactly the rounds it shaped.
+    """Chooses a tree for every round and observes what it brought, before it chooses the next one.
 
-    A policy may also have ``trees``, the largest trees it will choose: the runtime prepares for them before the first request.
+    A policy may also have an attribute ``trees``: the largest trees it will choose. The runtime prepares for them before the first request.
     """
 
     def begin(self) -> None:
-        """A new request: forget the last one."""
+        """Start a new request."""
 
     def choose(self, observation: Observation) -> TreeSpec:
         """The tree for the next round."""
@@ -71,7 +79,10 @@ class Policy(Protocol):
 
 @runtime_checkable
 class GrowthPolicy(Policy, Protocol):
-    """Looks at the tree while it grows, within what ``choose`` allowed (LTD's two decisions). On a device every look is a copy."""
+    """A policy that also reads the tree while it grows, and decides within the bounds that ``choose`` gave (LTD's two decisions).
+
+    On a device, every such read costs a copy.
+    """
 
     def should_expand(self, partial_tree: PartialTree) -> bool:
         """Whether to draft one more level."""
@@ -81,5 +92,5 @@ class GrowthPolicy(Policy, Protocol):
 
 
 def trees_of(policy: Policy) -> tuple[TreeSpec, ...]:
-    """The largest trees that ``policy`` says it will choose; empty where it does not say."""
+    """The largest trees that ``policy`` says it will choose; empty if it does not say."""
     return tuple(getattr(policy, "trees", ()))

@@ -1,9 +1,10 @@
-"""The closed form that learned policies must beat: calibrated probabilities, measured costs, and the rate they are exchanged at.
+"""The cost model policy: a closed form over calibrated probabilities and measured latencies, which learned policies must beat.
 
-A node of summed log-probability s on level l is on the target's path with probability sigmoid(a s + b l + c). In the long run tokens per
-second are highest if every round maximises its tokens minus rate x milliseconds (Dinkelbach), so
-  - another level is drafted while the best candidate's probability times ``gain`` exceeds what the level costs,
-  - the n best nodes are verified for which the probabilities' sum minus the pass's cost is largest.
+A node with summed log-probability s on level l lies on the target's path with probability sigmoid(slope * s + level * l + bias). Tokens per
+second are highest in the long run if every round maximises its tokens minus rate x milliseconds, where ``rate`` is the best tokens per
+millisecond (Dinkelbach's method). So
+  - it drafts another level while ``gain`` times the best candidate's probability exceeds the level's cost,
+  - it verifies the n best nodes for which the sum of probabilities minus the cost of the pass is largest.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from .spec import TreeSpec
 
 @dataclass(frozen=True)
 class Calibration:
-    """``slope``, ``level``, ``bias``: a, b and c; ``gain``: of a level, per probability of its best candidate; ``rate``: tokens per
-    millisecond of the best that is known; ``tree``: the largest one, (nodes, depth, width)."""
+    """The cost model's fitted numbers.
+
+    ``slope``, ``level``, ``bias``: of the acceptance probability. ``gain``: expected tokens of another level, per probability of its best
+    candidate. ``rate``: the best known tokens per millisecond. ``tree``: the largest tree, (nodes, depth, width).
+    """
 
     slope: float
     level: float
@@ -32,7 +36,7 @@ class Calibration:
 
 @dataclass
 class CostModel:
-    """Decides while the tree grows. ``sizes``: trees that may be verified, where not every size may."""
+    """A GrowthPolicy that weighs expected tokens against latency. ``sizes``: the allowed numbers of nodes, None if every number is."""
 
     calibration: Calibration
     latency: LatencyModel
@@ -43,33 +47,34 @@ class CostModel:
         return (TreeSpec(*self.calibration.tree),)
 
     def begin(self) -> None:
-        """Every round is decided on its own."""
+        """Nothing to do: the decisions of a round depend on that round only."""
 
     def choose(self, observation: Observation) -> TreeSpec:
         return TreeSpec(*self.calibration.tree)
 
     def should_expand(self, partial_tree: PartialTree) -> bool:
         fit, width = self.calibration, partial_tree.spec.width
-        best = float(_sigmoid(fit.slope * partial_tree.last.max() + fit.level * partial_tree.level + fit.bias))
+        best = float(_sigmoid(fit.slope * partial_tree.last_level_scores.max() + fit.level * partial_tree.level + fit.bias))
         return best * fit.gain > fit.rate * (
             self.latency.draft(width, partial_tree.level + 1) - self.latency.draft(width, partial_tree.level)
         )
 
     def num_nodes(self, partial_tree: PartialTree) -> int:
-        most = min(partial_tree.spec.nodes, len(partial_tree.scores) + 1)
-        order = np.argsort(-partial_tree.scores, kind="stable")[: most - 1]
+        available = min(partial_tree.spec.nodes, len(partial_tree.scores) + 1)
+        order = np.argsort(-partial_tree.scores, kind="stable")[: available - 1]
         fit = self.calibration
-        chances = _sigmoid(fit.slope * partial_tree.scores[order] + fit.level * _levels(partial_tree)[order] + fit.bias)
-        tokens = 1 + np.concatenate([[0.0], np.cumsum(chances)])
-        sizes = [size for size in self.sizes or range(1, most + 1) if size <= most] or [1]
+        probabilities = _sigmoid(fit.slope * partial_tree.scores[order] + fit.level * _levels(partial_tree)[order] + fit.bias)
+        tokens = 1 + np.concatenate([[0.0], np.cumsum(probabilities)])
+        sizes = [size for size in self.sizes or range(1, available + 1) if size <= available] or [1]
         values = [tokens[size - 1] - fit.rate * self.latency.verify(size, partial_tree.length) for size in sizes]
         return sizes[int(np.argmax(values))]
 
     def observe(self, outcome: Outcome) -> None:
-        """What was fitted stays."""
+        """Nothing to do: the calibration is fixed."""
 
 
 def _levels(partial_tree: PartialTree) -> np.ndarray:
+    """The level of each candidate, counted from 1."""
     width = partial_tree.spec.width
     return np.concatenate([np.full(width if level == 0 else width**2, level + 1) for level in range(partial_tree.level)])
 

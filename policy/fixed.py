@@ -1,4 +1,4 @@
-"""One tree for ever: EAGLE-3's policy, and plain decoding with ``TreeSpec(1, 0, 0)``."""
+"""The fixed policy: the same tree in every round, as in EAGLE-3; with ``TreeSpec(1, 0, 0)`` it is plain decoding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .spec import TreeSpec
 
 @dataclass(frozen=True)
 class FixedPolicy:
-    """Always ``spec``."""
+    """Always chooses ``spec``."""
 
     spec: TreeSpec
 
@@ -19,10 +19,10 @@ class FixedPolicy:
         return (self.spec,)
 
     def begin(self) -> None:
-        """Nothing is kept."""
+        """Nothing to do."""
 
     def choose(self, observation: Observation) -> TreeSpec:
         return self.spec
 
     def observe(self, outcome: Outcome) -> None:
-        """Nothing to learn."""
+        """Nothing to do."""

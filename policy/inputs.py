@@ -12,11 +12,11 @@ from .spec import PLAIN, TreeSpec
 VERSION = 1
 """Of what the groups mean."""
 
-CAPTURED = 3  # target layers whose hidden states are in the features
+CAPTURED_LAYERS = 3  # target layers whose hidden states are in the features
 
 WIDTHS: Mapping[str, Callable[[int, TreeSpec], int]] = {
     "target_features": lambda features, _: features,  # the captured hidden states at the last accepted token, [3H]
-    "mean_target_features": lambda features, _: features // CAPTURED,  # their mean, [H]
+    "mean_target_features": lambda features, _: features // CAPTURED_LAYERS,  # their mean, [H]
     "level_scores": lambda _, tree: tree.width,  # the best summed log-probabilities of the last level, best first
     "tree_scores": lambda _, tree: tree.capacity - 1,  # the summed log-probabilities of all candidates, level by level
     "length": lambda *_: 1,  # log2 of the committed tokens, as a share of LENGTH_BITS (policy/ltd.py)

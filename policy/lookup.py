@@ -1,8 +1,8 @@
-"""Whether to bet that the text repeats itself, and how many tokens at once: a closed form beside the policies that shape the draft's trees.
+"""The lookup gate: decides when to verify tokens copied from earlier text instead of a draft tree, and how many.
 
-What followed the same words before can be verified without drafting anything. How much of it will hold depends on how many tokens the last
-words have in common with their earlier place; a bet is made when that is worth more of the machine's time than the rounds that are
-drafted. The idea of combining a draft model with suffix look-up is TensorRT-LLM's and vLLM's; betting by expected time is ours.
+Tokens that followed the same words before can be verified without drafting. The longer the match, the more of them are accepted. A lookup
+is used when its expected tokens are worth more time than drafted rounds. TensorRT-LLM and vLLM also combine a draft model with suffix
+lookup; the decision by expected time is ours.
 """
 
 from __future__ import annotations
@@ -13,89 +13,92 @@ from dataclasses import dataclass, field
 from .latency import LatencyModel
 from .spec import TreeSpec
 
-LEAST = 2
-"""Tokens in common below which nothing is bet."""
-ROWS = (3, 5, 8, 12)
-"""Sizes of a bet, its root included."""
-MATCHED = (LEAST, 3, 4, 6, 9, 13)  # classes of matches, by their least length
-# How often the first token of a bet is right, and each further one after a right one: counted in conversations that the demo model wrote by
-# itself (scripts/lab/count_repeats.py). A request corrects them by what it sees; the prior weighs as much as so many bets.
-_FIRST = (0.51, 0.61, 0.71, 0.77, 0.85, 0.95)
-_NEXT = (0.70, 0.75, 0.80, 0.83, 0.88, 0.94)
-_PRIOR, _MEMORY = 4.0, 32.0  # bets
-_DRAFTED = 1.8  # tokens a drafted round brings, before anything is known
-_KEPT = 0.95  # of what is known of drafted rounds, from round to round
+MIN_MATCH = 2
+"""Shortest match, in tokens, that is used."""
+CHAIN_SIZES = (3, 5, 8, 12)
+"""Rows of a lookup chain, its root included."""
+MATCH_CLASSES = (MIN_MATCH, 3, 4, 6, 9, 13)
+"""Matches are counted in classes; these are the shortest lengths of each."""
+# Acceptance rates by match class: of the first copied token, and of each further one after an accepted one. Counted in conversations that
+# the demo model wrote by itself (scripts/lab/count_repeats.py). Each request corrects them with its own counts; the prior weighs as much as
+# _PRIOR_WEIGHT lookups.
+_FIRST_RATES = (0.51, 0.61, 0.71, 0.77, 0.85, 0.95)
+_NEXT_RATES = (0.70, 0.75, 0.80, 0.83, 0.88, 0.94)
+_PRIOR_WEIGHT, _MAX_WEIGHT = 4.0, 32.0  # lookups
+_PRIOR_DRAFTED_TOKENS = 1.8  # tokens of a drafted round, before any was observed
+_DECAY = 0.95  # per drafted round, of the sums over drafted rounds
 
 
 @dataclass
 class _Rate:
-    """A share that is counted while it is used."""
+    """A running acceptance rate; ``max_weight`` bounds how many past tries it remembers."""
 
-    share: float
+    rate: float
     weight: float
-    most: float
+    max_weight: float
 
-    def see(self, hits: float, tries: float) -> None:
+    def update(self, hits: float, tries: float) -> None:
         total = self.weight + tries
-        self.share = (self.share * self.weight + hits) / total
-        self.weight = min(total, self.most)
+        self.rate = (self.rate * self.weight + hits) / total
+        self.weight = min(total, self.max_weight)
 
 
 @dataclass
 class LookupGate:
-    """One request's bets. ``latency``: what rounds cost here, of which only ratios matter; ``usual``: the tree that is drafted else."""
+    """Decides on the lookups of one request. ``latency``: only its ratios matter. ``fixed_tree``: the tree of a typical drafted round."""
 
     latency: LatencyModel
-    usual: TreeSpec
+    fixed_tree: TreeSpec
     _first: list[_Rate] = field(init=False)
     _next: list[_Rate] = field(init=False)
-    _tokens: float = field(init=False)
-    _cost: float = field(init=False)
+    _drafted_tokens: float = field(init=False)
+    _drafted_ms: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
-        """A new request: every text repeats itself in its own way."""
-        self._first = [_Rate(share, _PRIOR, _MEMORY) for share in _FIRST]
-        self._next = [_Rate(share, 2 * _PRIOR, 2 * _MEMORY) for share in _NEXT]
-        self._tokens, self._cost = _DRAFTED, self.latency.of(self.usual, 0)
+        """Start a new request with the prior rates: texts differ in how often they repeat themselves."""
+        self._first = [_Rate(rate, _PRIOR_WEIGHT, _MAX_WEIGHT) for rate in _FIRST_RATES]
+        self._next = [_Rate(rate, 2 * _PRIOR_WEIGHT, 2 * _MAX_WEIGHT) for rate in _NEXT_RATES]
+        self._drafted_tokens, self._drafted_ms = _PRIOR_DRAFTED_TOKENS, self.latency.round_with(self.fixed_tree, 0)
 
-    def rows(self, matched: int, most: int, length: int) -> int:
-        """How many rows to verify, at most ``most``, behind ``length`` committed tokens, when ``matched`` tokens agree; 1 is no bet."""
-        if matched < LEAST or most < 2:
+    def rows(self, matched: int, max_rows: int, length: int) -> int:
+        """How many rows to verify after a match of ``matched`` tokens, at most ``max_rows``; 1 means no lookup. ``length``: committed
+        tokens."""
+        if matched < MIN_MATCH or max_rows < 2:
             return 1
-        rate = self._tokens / self._cost
-        sizes = {min(rows, most) for rows in ROWS}
-        worth = {rows: self._expected(matched, rows - 1) - rate * self.latency.round(rows, 0, 0, length) for rows in sizes}
-        best = max(worth, key=lambda rows: worth[rows])
-        return best if worth[best] > 0 else 1
+        rate = self._drafted_tokens / self._drafted_ms
+        sizes = {min(rows, max_rows) for rows in CHAIN_SIZES}
+        gains = {rows: self._expected_tokens(matched, rows - 1) - rate * self.latency.round(rows, 0, 0, length) for rows in sizes}
+        best = max(gains, key=lambda rows: gains[rows])
+        return best if gains[best] > 0 else 1
 
-    def settle(self, matched: int, guessed: int, accepted: int) -> None:
-        """What came of a bet."""
-        place = _class(matched)
-        self._first[place].see(float(accepted > 0), 1.0)
-        if accepted and guessed > 1:
-            self._next[place].see(accepted - 1, min(accepted, guessed - 1))
+    def observe_lookup(self, matched: int, proposed: int, accepted: int) -> None:
+        """Learn from a lookup round: ``accepted`` of ``proposed`` copied tokens."""
+        index = _match_class(matched)
+        self._first[index].update(float(accepted > 0), 1.0)
+        if accepted and proposed > 1:
+            self._next[index].update(accepted - 1, min(accepted, proposed - 1))
 
-    def drafted(self, nodes: int, depth: int, width: int, length: int, tokens: int) -> None:
-        """What another round brought: ``tokens`` with a tree of ``nodes`` rows, drafted to ``depth`` levels of ``width``."""
-        self._tokens = self._tokens * _KEPT + tokens
-        self._cost = self._cost * _KEPT + self.latency.round(nodes, depth, width, length)
+    def observe_draft(self, nodes: int, depth: int, width: int, length: int, tokens: int) -> None:
+        """Learn from a drafted round: ``tokens`` from a tree of ``nodes`` rows, drafted to ``depth`` levels of ``width``."""
+        self._drafted_tokens = self._drafted_tokens * _DECAY + tokens
+        self._drafted_ms = self._drafted_ms * _DECAY + self.latency.round(nodes, depth, width, length)
 
-    def _expected(self, matched: int, guesses: int) -> float:
-        """Tokens of a bet's round, its bonus included."""
-        place = _class(matched)
-        first, following = self._first[place].share, min(self._next[place].share, 0.999)
-        return 1 + first * (1 - following**guesses) / (1 - following)
-
-
-def _class(matched: int) -> int:
-    return bisect_right(MATCHED, matched) - 1
+    def _expected_tokens(self, matched: int, proposed: int) -> float:
+        """Tokens of a lookup round, bonus token included: a geometric series in the rate of further tokens."""
+        index = _match_class(matched)
+        first, following = self._first[index].rate, min(self._next[index].rate, 0.999)
+        return 1 + first * (1 - following**proposed) / (1 - following)
 
 
-def rough_latency(quantized: bool) -> LatencyModel:
-    """Costs over that of one row, for machines where nothing was measured: two cores, SmolLM2-135M (docs/lab/passes.md)."""
+def _match_class(matched: int) -> int:
+    return bisect_right(MATCH_CLASSES, matched) - 1
+
+
+def default_latency(quantized: bool) -> LatencyModel:
+    """Latencies relative to a pass of one row, for machines without measurements: SmolLM2-135M on two cores (docs/lab/passes.md)."""
     rows = (1, 2, 4, 6, 8, 12, 16)
     verify = (1.0, 1.03, 1.2, 1.42, 1.66, 2.18, 2.52) if quantized else (1.0, 1.04, 1.14, 1.23, 1.41, 1.48, 1.75)
     draft = (0.26, 0.36, 0.46) if quantized else (0.18, 0.24, 0.3)

@@ -1,4 +1,4 @@
-"""Persistence: a slow policy's choice is kept for several rounds (Re-SpS section "action caching"), or until acceptance drifts."""
+"""Action persistence: keep a policy's choice for several rounds (Re-SpS, "action caching"), or until acceptance drifts."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from .spec import TreeSpec
 
 @dataclass
 class ActionPersistence:
-    """Asks ``policy`` every ``rounds`` rounds; earlier when the running acceptance leaves ``band`` times what it was at the choice
-    (0 is never). The policy is told of every round, so a choice is credited with exactly the rounds it shaped."""
+    """Lets ``policy`` choose every ``rounds`` rounds, and repeats the choice in between.
+
+    It chooses earlier when the running mean of tokens per round differs from its value at the last choice by more than the fraction
+    ``band``; 0 disables this. ``policy`` observes every round, so a choice is credited with exactly the rounds it shaped.
+    Raises ValueError for fewer than one round.
+    """
 
     policy: Policy
     rounds: int
     band: float = 0.0
     _spec: TreeSpec | None = field(default=None, init=False)
-    _left: int = field(default=0, init=False)
-    _mean: float = field(default=0.0, init=False)
-    _at_choice: float = field(default=0.0, init=False)
+    _rounds_left: int = field(default=0, init=False)
+    _mean_tokens: float = field(default=0.0, init=False)
+    _mean_at_choice: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
-            raise ValueError(f"a choice is held for 1 round or more, not {self.rounds}")
+            raise ValueError(f"an action persists for 1 round or more, not {self.rounds}")
 
     @property
     def trees(self) -> tuple[TreeSpec, ...]:
@@ -31,16 +35,17 @@ class ActionPersistence:
 
     def begin(self) -> None:
         self.policy.begin()
-        self._spec, self._left, self._mean = None, 0, 0.0
+        self._spec, self._rounds_left, self._mean_tokens = None, 0, 0.0
 
     def choose(self, observation: Observation) -> TreeSpec:
-        if self._spec is None or self._left == 0:
-            self._spec, self._left, self._at_choice = self.policy.choose(observation), self.rounds, self._mean
-        self._left -= 1
+        if self._spec is None or self._rounds_left == 0:
+            self._spec, self._rounds_left, self._mean_at_choice = self.policy.choose(observation), self.rounds, self._mean_tokens
+        self._rounds_left -= 1
         return self._spec
 
     def observe(self, outcome: Outcome) -> None:
         self.policy.observe(outcome)
-        self._mean = float(outcome.tokens) if self._mean == 0.0 else self._mean + (outcome.tokens - self._mean) / 8
-        if self.band and self._at_choice and abs(self._mean - self._at_choice) > self.band * self._at_choice:
-            self._left = 0
+        mean = self._mean_tokens
+        self._mean_tokens = float(outcome.tokens) if mean == 0.0 else mean + (outcome.tokens - mean) / 8
+        if self.band and self._mean_at_choice and abs(self._mean_tokens - self._mean_at_choice) > self.band * self._mean_at_choice:
+            self._rounds_left = 0

@@ -1,4 +1,4 @@
-"""TreeSpec: how large a draft tree may be. Counted one way everywhere: ``nodes`` includes the root, ``depth`` does not."""
+"""TreeSpec: the size of a draft tree. The whole project counts alike: ``nodes`` includes the root, ``depth`` does not."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True)
 class TreeSpec:
-    """Bounds of one draft tree: ``nodes`` rows to verify (root included), ``depth`` levels below the root, ``width`` beams a level.
+    """Bounds of one draft tree: ``nodes`` rows to verify (root included), ``depth`` levels below the root, ``width`` beams per level.
 
     ``TreeSpec(1, 0, 0)`` is plain decoding. In the papers' numbers (EAGLE, Re-SpS): nodes = total_tokens, depth = their depth + 1,
-    width = top_k. Raises ValueError for a tree that cannot exist: a level expands ``width`` beams by ``width`` candidates.
+    width = top_k. Raises ValueError for an impossible tree: each of a level's ``width`` beams has ``width`` candidates.
     """
 
     nodes: int
@@ -29,11 +29,11 @@ class TreeSpec:
 
     @property
     def capacity(self) -> int:
-        """Most nodes that depth and width allow, root included."""
+        """The most nodes that depth and width allow, root included."""
         return 1 + (self.width + (self.depth - 1) * self.width**2 if self.depth else 0)
 
     def within(self, nodes: int, depth: int) -> TreeSpec:
-        """This tree cut to at most ``nodes`` rows and ``depth`` levels (near the end of the context or of the answer)."""
+        """This tree clipped to at most ``nodes`` rows and ``depth`` levels, as near the end of the context or of the answer."""
         if nodes >= self.nodes and depth >= self.depth:
             return self
         if min(nodes - 1, depth) < 1:
@@ -46,7 +46,7 @@ class TreeSpec:
 
     @classmethod
     def parse(cls, text: str) -> TreeSpec:
-        """``NODES,DEPTH,WIDTH``; raises ValueError."""
+        """The tree that ``NODES,DEPTH,WIDTH`` names. Raises ValueError."""
         parts = text.split(",")
         if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
             raise ValueError(f"a tree is NODES,DEPTH,WIDTH, three whole numbers such as 8,4,2, not {text!r}")

@@ -1,4 +1,4 @@
-"""A guard for policies in service: plain decoding where trees lose, and the best fixed tree where that is faster than the policy."""
+"""The watchdog around a learned policy: it falls back to the best fixed tree if that is faster, and to plain decoding while trees lose."""
 
 from __future__ import annotations
 
@@ -14,54 +14,57 @@ from .latency import LatencyModel
 from .spec import PLAIN, TreeSpec
 
 WINDOW = 12  # rounds
-EVERY = 8  # windows: the last of them is the fixed tree's, to compare with
-LEAST, MOST = 8, 32  # comparisons that a verdict is based on
-TOLERANCE = 0.97
-SURE = 3.0  # standard errors. Text differs more from window to window than policies do: three losses in a row pinned all of them
+COMPARISON_PERIOD = 8  # windows; the last of them runs the fixed tree
+MIN_COMPARISONS, MAX_COMPARISONS = 8, 32  # for a verdict
+TOLERANCE = 0.97  # of the fixed tree's speed
+# Standard errors. Text differs more from window to window than policies do: falling back after three lost comparisons in a row rejected
+# every policy.
+CONFIDENCE = 3.0
 
-Answer = TypeVar("Answer")
+T = TypeVar("T")
 
 
-def watch(policy: Policy, static: TreeSpec, latency: LatencyModel) -> Watchdog:
-    """``policy`` under guard. ``static``: the best fixed tree; ``latency``: what rounds cost on this machine."""
+def watch(policy: Policy, fixed_tree: TreeSpec, latency: LatencyModel) -> Watchdog:
+    """``policy`` behind a watchdog. ``fixed_tree``: the best fixed tree. ``latency``: of this machine."""
     if isinstance(policy, GrowthPolicy):
-        return WatchdogGrowth(policy, static, latency)
-    return Watchdog(policy, static, latency)
+        return WatchdogGrowth(policy, fixed_tree, latency)
+    return Watchdog(policy, fixed_tree, latency)
 
 
 @dataclass
 class Watchdog:
-    """``policy`` until its tokens per second are behind ``static``'s beyond doubt, from then on ``static``.
+    """Runs ``policy`` until its tokens per second are significantly below those of ``fixed_tree``, from then on ``fixed_tree``.
 
-    One window of rounds in eight belongs to ``static``, so that both are measured on the same text. A policy that raises ValueError (no
-    number in its network) is given up at once. ``pinned`` says why it was; what was learned holds for all requests of a Decoder. Either
-    pauses where plain decoding would be faster, by ``latency``: a machine that is busy does not make trees dearer than plain decoding.
+    One window of rounds in eight runs ``fixed_tree``, so both are measured on the same text. A policy that raises ValueError (its network
+    gives no numbers) is given up at once. ``fallback_reason``: why the policy was given up, else None; it holds for all later requests of a
+    Decoder. In both states a Backoff pauses drafting while plain decoding would be faster. That decision uses ``latency`` instead of the
+    clock, so that load on the machine does not make trees look slower than plain decoding.
     """
 
     policy: Policy
-    static: TreeSpec
+    fixed_tree: TreeSpec
     latency: LatencyModel
-    pinned: str | None = field(default=None, init=False)
+    fallback_reason: str | None = field(default=None, init=False)
     _backoff: Backoff = field(default_factory=Backoff, init=False)
-    _resting: bool = field(default=False, init=False)
+    _paused: bool = field(default=False, init=False)
     _length: int = field(default=0, init=False)
     _round: int = field(default=0, init=False)
-    _tokens: list[float] = field(default_factory=lambda: [0.0, 0.0], init=False)  # policy, static
+    _tokens: list[float] = field(default_factory=lambda: [0.0, 0.0], init=False)  # policy, fixed tree
     _seconds: list[float] = field(default_factory=lambda: [0.0, 0.0], init=False)
-    _logs: list[float] = field(default_factory=list, init=False)  # of the policy's rate over the static tree's, by comparison
+    _log_ratios: list[float] = field(default_factory=list, init=False)  # log(policy's speed / fixed tree's), by comparison
 
     @property
     def state(self) -> str:
-        """What it does now: "policy", "fixed" when the policy was given up, or "paused" while decoding is plain."""
-        return "paused" if self._resting else "fixed" if self.pinned else "policy"
+        """One of "policy", "fixed" (the policy was given up) and "paused" (decoding is plain)."""
+        return "paused" if self._paused else "fixed" if self.fallback_reason else "policy"
 
     @property
     def trees(self) -> tuple[TreeSpec, ...]:
-        return (self.static, *trees_of(self.policy))
+        return (self.fixed_tree, *trees_of(self.policy))
 
     @property
-    def _comparing(self) -> bool:
-        return self._round // WINDOW % EVERY == EVERY - 1
+    def _in_fixed_window(self) -> bool:
+        return self._round // WINDOW % COMPARISON_PERIOD == COMPARISON_PERIOD - 1
 
     def begin(self) -> None:
         self.policy.begin()
@@ -69,67 +72,65 @@ class Watchdog:
 
     def choose(self, observation: Observation) -> TreeSpec:
         self._length = observation.length
-        self._resting = self._backoff.should_pause()
-        if self._resting:
+        self._paused = self._backoff.should_pause()
+        if self._paused:
             return PLAIN
-        return self._asked(lambda: self.policy.choose(observation), self.static)
+        return self._policy_or(self.fixed_tree, lambda: self.policy.choose(observation))
 
     def observe(self, outcome: Outcome) -> None:
         if outcome.spec != PLAIN:
-            self._backoff.observe(outcome.tokens * self.latency.round(1, 0, 0, self._length) - self._cost(outcome))
-        if self.pinned or self._resting:
+            self._backoff.observe(outcome.tokens * self.latency.round(1, 0, 0, self._length) - self._modelled_ms(outcome))
+        if self.fallback_reason or self._paused:
             return
-        arm = int(self._comparing)
-        if not arm:
+        index = int(self._in_fixed_window)
+        if not index:
             self.policy.observe(outcome)
-        self._tokens[arm] += outcome.tokens
-        self._seconds[arm] += outcome.seconds
+        self._tokens[index] += outcome.tokens
+        self._seconds[index] += outcome.seconds
         self._round += 1
-        if self._round % (WINDOW * EVERY) == 0:
+        if self._round % (WINDOW * COMPARISON_PERIOD) == 0:
             self._compare()
 
-    def _cost(self, outcome: Outcome) -> float:
-        """Milliseconds of a round."""
+    def _modelled_ms(self, outcome: Outcome) -> float:
         return self.latency.round(outcome.nodes, outcome.spec.depth, outcome.spec.width, self._length)
 
-    def _asked(self, ask: Callable[[], Answer], otherwise: Answer) -> Answer:
-        """The policy's answer; ``otherwise`` while it is not its turn or when it has none."""
-        if self.pinned or self._comparing:
-            return otherwise
+    def _policy_or(self, fallback: T, decide: Callable[[], T]) -> T:
+        """The policy's decision; ``fallback`` in a fixed window, after the policy was given up, and if ``decide`` raises ValueError."""
+        if self.fallback_reason or self._in_fixed_window:
+            return fallback
         try:
-            return ask()
+            return decide()
         except ValueError as problem:
-            self.pinned = str(problem)
-            return otherwise
+            self.fallback_reason = str(problem)
+            return fallback
 
     def _compare(self) -> None:
-        (tokens, static_tokens), (seconds, static_seconds) = self._tokens, self._seconds
+        (tokens, fixed_tokens), (seconds, fixed_seconds) = self._tokens, self._seconds
         self._tokens, self._seconds = [0.0, 0.0], [0.0, 0.0]
-        if not (seconds and static_seconds):
+        if not (seconds and fixed_seconds):
             return
-        self._logs = [*self._logs[1 - MOST :], log(tokens / seconds) - log(static_tokens / static_seconds)]
-        if len(self._logs) < LEAST:
+        self._log_ratios = [*self._log_ratios[1 - MAX_COMPARISONS :], log(tokens / seconds) - log(fixed_tokens / fixed_seconds)]
+        if len(self._log_ratios) < MIN_COMPARISONS:
             return
-        ratio, doubt = mean(self._logs), SURE * stdev(self._logs) / sqrt(len(self._logs))
-        if ratio + doubt < log(TOLERANCE):
-            self.pinned = f"{exp(ratio):.2f} times as fast as the tree {self.static}"
+        ratio, margin = mean(self._log_ratios), CONFIDENCE * stdev(self._log_ratios) / sqrt(len(self._log_ratios))
+        if ratio + margin < log(TOLERANCE):
+            self.fallback_reason = f"{exp(ratio):.2f} times as fast as the tree {self.fixed_tree}"
 
 
 @dataclass
 class WatchdogGrowth(Watchdog):
-    """The same for a policy that looks at growing trees; others are spared the looking, which costs a copy on a device."""
+    """A Watchdog for a GrowthPolicy. It is a class of its own because the drafter reads partial trees only for GrowthPolicies, and on a
+    device every such read costs a copy."""
 
     policy: GrowthPolicy
     _level: int = field(default=0, init=False)
 
     def should_expand(self, partial_tree: PartialTree) -> bool:
-        """As the policy says; a fixed tree grows to its depth."""
-        return self._asked(lambda: self.policy.should_expand(partial_tree), True)
+        return self._policy_or(True, lambda: self.policy.should_expand(partial_tree))
 
     def num_nodes(self, partial_tree: PartialTree) -> int:
-        """As the policy says, else everything that was allowed."""
         self._level = partial_tree.level
-        return self._asked(lambda: self.policy.num_nodes(partial_tree), partial_tree.spec.nodes)
+        return self._policy_or(partial_tree.spec.nodes, lambda: self.policy.num_nodes(partial_tree))
 
-    def _cost(self, outcome: Outcome) -> float:
+    def _modelled_ms(self, outcome: Outcome) -> float:
         return self.latency.round(outcome.nodes, self._level, outcome.spec.width, self._length)

@@ -1,6 +1,6 @@
-"""Lossless speculative decoding over an engine directory. ``Decoder`` is the way in.
+"""Lossless speculative decoding over an engine directory. Start with ``Decoder``.
 
-Importing this package is free: it loads no inference engine, no numpy, nothing that prints or sets anything.
+Importing this package loads nothing heavy: no inference engine and no numpy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .sampling_params import SamplingParams
     from .stream import Result, Stream
 
-_HOMES = {
+_MODULES = {
     "Chunk": "request",
     "Decoder": "decoder",
     "DecoderBusy": "errors",
@@ -54,8 +54,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

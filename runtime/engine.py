@@ -1,4 +1,4 @@
-"""An engine directory, chosen and checked, then opened: what a Decoder and its forks share."""
+"""Checks an engine directory and loads it: EngineChoice says how it will run, LoadedEngine is what a Decoder and its forks share."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from policy import LatencyModel, TreeSpec, rough_latency
+from policy import LatencyModel, TreeSpec, default_latency
 
 from .backends.base import Backend
 from .backends.cpu.processor import physical_cores
 from .backends.open import open_backend
 from .drafters.registry import DRAFTERS, DrafterKind, default_drafter
-from .errors import EngineDirError, enough_memory
+from .errors import EngineDirError, memory_errors
 from .manifest.load import find_engine_dir, load_manifest
 from .manifest.schema import BACKENDS, Manifest
 from .manifest.tuning import Tuning
 from .policies.load import default_tree, load_net, tuned_here
-from .policies.registry import PolicySetting
-from .text.tokenizer import Text
+from .policies.registry import PolicyContext
+from .text.tokenizer import Tokenizer
 
 DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """Where and how a directory is to run; nothing heavy is loaded yet. ``tuning``: what was tuned, where it holds here."""
+    """A checked directory and how to run it; nothing heavy is loaded yet. ``tuning``: the tuning that is valid here, or None."""
 
     directory: Path
     manifest: Manifest
@@ -38,38 +38,38 @@ class EngineChoice:
 
     @property
     def default_tree(self) -> TreeSpec:
-        """The tree that is grown when nothing was tuned and nothing else is asked for."""
+        """The fixed tree of this drafter and precision without a tuning."""
         return default_tree(self.drafter, self.manifest)
 
     @property
-    def usual_tree(self) -> TreeSpec:
-        """The best fixed tree that is known."""
+    def fixed_tree(self) -> TreeSpec:
+        """The best known fixed tree."""
         return TreeSpec(*self.tuning.static) if self.tuning else self.default_tree
 
     @property
     def latency(self) -> LatencyModel:
-        """What rounds cost: as measured here, or as elsewhere."""
-        return self.tuning.latency if self.tuning else rough_latency(self.manifest.quantized)
+        """The measured latencies of this machine, or default ones."""
+        return self.tuning.latency if self.tuning else default_latency(self.manifest.quantized)
 
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """An open engine: its memory and graphs are ``opened``'s, the weights those of all forks."""
+    """A loaded engine. ``backend``: holds its memory and graphs; forks share its weights."""
 
     choice: EngineChoice
-    text: Text
-    opened: Backend
+    tokenizer: Tokenizer
+    backend: Backend
 
     def fork(self) -> LoadedEngine:
-        """Another one over the same weights, with memory of its own. Raises GpuMemoryError where a GPU has no room for it."""
-        return replace(self, opened=self.opened.fork())
+        """A LoadedEngine over the same weights with its own memory. Raises GpuMemoryError if the GPU has no room for it."""
+        return replace(self, backend=self.backend.fork())
 
     @property
-    def policy_setting(self) -> PolicySetting:
-        """What policies are made from here."""
+    def policy_context(self) -> PolicyContext:
+        """What policies are built from."""
         choice = self.choice
         sizes = choice.manifest.tree_sizes if choice.manifest.tensorrt else None
-        return PolicySetting(choice.tuning, choice.usual_tree, sizes, partial(load_net, self.opened))
+        return PolicyContext(choice.tuning, choice.fixed_tree, sizes, partial(load_net, self.backend))
 
 
 def choose_engine(
@@ -82,11 +82,14 @@ def choose_engine(
     verify: bool,
     tuned: bool = True,
 ) -> EngineChoice:
-    """Find and check a directory. None is the default: what it was made for, the physical cores of this process. Without ``tuned`` its
-    tuning is left out. Raises EngineDirError when it is missing, unfinished, changed or made for something else, ValueError for names that
-    do not exist or do not go together."""
+    """Find and check a directory. None means the default: what it was exported for, and the physical cores of this process. Without
+    ``tuned`` its tuning is left out.
+
+    Raises EngineDirError if the directory is missing, incomplete, changed or for another device, ValueError for unknown names and for a
+    drafter that the device does not support.
+    """
     for what, value, choices in (("drafter", draft, DRAFTERS), ("backend", backend, BACKENDS), ("device", device, DEVICES)):
-        expect_one_of(what, value, tuple(choices))
+        check_one_of(what, value, tuple(choices))
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be 1 or more, not {threads}")
     directory = find_engine_dir(engine_dir)
@@ -103,13 +106,14 @@ def choose_engine(
 
 
 def load_engine(choice: EngineChoice) -> LoadedEngine:
-    """Open it. Raises EngineDirError, and GpuMemoryError where a GPU is too small."""
-    text = Text(choice.directory, choice.manifest.tokens)
-    with enough_memory():
-        return LoadedEngine(choice, text, open_backend(choice.directory, choice.manifest, choice.backend, choice.device, choice.threads))
+    """Load the tokenizer and open the backend. Raises EngineDirError, and GpuMemoryError if the GPU is too small."""
+    tokenizer = Tokenizer(choice.directory, choice.manifest.tokens)
+    with memory_errors():
+        backend = open_backend(choice.directory, choice.manifest, choice.backend, choice.device, choice.threads)
+        return LoadedEngine(choice, tokenizer, backend)
 
 
-def expect_one_of(what: str, value: str | None, choices: Sequence[str]) -> None:
-    """Raises ValueError, which lists ``choices``, for another ``value`` than these and None."""
+def check_one_of(what: str, value: str | None, choices: Sequence[str]) -> None:
+    """Raises ValueError, which lists ``choices``, if ``value`` is neither None nor one of them."""
     if value not in (None, *choices):
         raise ValueError(f"unknown {what} {value!r} — choose from {', '.join(choices)}")

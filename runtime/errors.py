@@ -3,11 +3,11 @@
 RespsError                    base of everything raised on purpose
 ├── EngineDirError            engine directory missing, incomplete, changed or incompatible   (exit 3)
 ├── PromptError               a prompt that cannot be decoded; `kind` says why                (exit 2; also a ValueError)
-├── GpuMemoryError            the GPU is too small: how much is needed, and what would fit    (exit 1)
-├── BenchError                a benchmark that cannot be run, read or shown as asked          (exit 2)
+├── GpuMemoryError            the GPU is too small; says how much is needed                   (exit 1)
+├── BenchError                a benchmark that cannot be run, read or shown                   (exit 2)
 ├── DecoderBusy               a Stream is open: finish it or close it                         (exit 1)
 ├── DecoderClosed             used after close()                                              (exit 1)
-└── EngineFailure             a pass failed, or gave no numbers; `stage` says where           (exit 1)
+└── EngineFailure             a pass failed or its logits are not finite; `stage` says where  (exit 1)
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from types import TracebackType
 from typing import Literal
 
 PromptKind = Literal["empty", "too_long", "not_text", "token_ids", "messages", "no_chat_template", "unreadable"]
-"""Why a prompt cannot be decoded. messages: of the wrong form, or refused by the chat template; unreadable: a file of prompts."""
+"""Why a prompt cannot be decoded. messages: malformed, or rejected by the chat template. unreadable: a file of prompts."""
 
 
 class RespsError(Exception):
-    """Base of everything this project raises on purpose. Its text is one line, whatever it quotes."""
+    """Base of everything this project raises on purpose. Its text is one line, even if it quotes several."""
 
     exit_code = 1
 
@@ -31,13 +31,13 @@ class RespsError(Exception):
 
 
 class EngineDirError(RespsError):
-    """The engine directory is missing, incomplete, changed or made for something else."""
+    """The engine directory is missing, incomplete, changed or for another device."""
 
     exit_code = 3
 
 
 class PromptError(RespsError, ValueError):
-    """The prompt cannot be decoded. ``kind``: why, for programs."""
+    """The prompt cannot be decoded. ``kind``: the reason, for programs."""
 
     exit_code = 2
 
@@ -51,7 +51,7 @@ class GpuMemoryError(RespsError):
 
 
 class BenchError(RespsError):
-    """A benchmark cannot be run, read again or shown in the way that was asked for."""
+    """A benchmark cannot be run, read or shown."""
 
     exit_code = 2
 
@@ -65,8 +65,8 @@ class DecoderClosed(RespsError):
 
 
 class EngineFailure(RespsError):
-    """A pass failed inside the inference engine, or its results are no numbers. ``stage``: prefill, draft, verify, sample or commit; None
-    outside of a request."""
+    """A pass failed inside the inference engine, or its logits are not finite. ``stage``: prefill, draft, verify, sample or commit; None
+    outside a request."""
 
     def __init__(self, message: str, stage: str | None = None) -> None:
         super().__init__(message)
@@ -77,13 +77,13 @@ class EngineFailure(RespsError):
 
 
 class Stage:
-    """What fails inside a block of it failed at this stage, unless it knows better."""
+    """A context manager that sets ``stage`` of an EngineFailure raised inside it, unless a nested Stage did so."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __enter__(self) -> None:
-        """Nothing to prepare: blocks are entered several times a round."""
+        """Nothing to do."""
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(value, EngineFailure):
@@ -94,8 +94,8 @@ PREFILL, DRAFT, VERIFY, SAMPLE, COMMIT = map(Stage, ("prefill", "draft", "verify
 
 
 @contextmanager
-def enough_memory() -> Iterator[None]:
-    """What cannot be allocated inside the block is one clear RespsError."""
+def memory_errors() -> Iterator[None]:
+    """Turns a MemoryError inside the block into a RespsError that says what to do."""
     try:
         yield
     except MemoryError as error:

@@ -1,4 +1,4 @@
-"""Where an engine directory runs, and the target and drafter that are made of its engines there."""
+"""Builds the target, the drafter and the samplers of an engine directory on a backend, with the buffers that their engines share."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from policy import LatencyModel, TreeSpec
 
 from .backends.base import Backend, Buffer, dtype_of
 from .backends.kv import CacheLayout
-from .decoding.gumbel import GumbelMax, work_room
-from .decoding.sampling import BatchInverseCdf, Pick, greedy
-from .decoding.target import GROWN, ORDER, Target
+from .decoding.gumbel import GumbelMaxSampler, scratch_buffers
+from .decoding.sampling import InverseCdfSampler, Sampler, greedy
+from .decoding.target import ARANGE, TREE_TENSORS, Target
 from .drafters.base import Drafter, DrafterParts
-from .drafters.eagle import DraftEngines, EagleDrafter, largest_pool, most_rows, shared_buffers
+from .drafters.eagle import DraftEngines, EagleDrafter, max_draft_rows, max_pool_size, shared_buffers
 from .drafters.registry import DrafterKind
 from .errors import EngineDirError
 from .manifest.graphs import Graph, Tensor
@@ -26,51 +26,52 @@ from .sampling_params import SamplingParams
 
 @dataclass(frozen=True)
 class Models:
-    """What decodes. ``picker`` makes the choice of tokens for one request; ``eagle``: the EAGLE-3 draft by itself, where there is one."""
+    """The models of one Decoder. ``make_sampler``: makes the Sampler of a request. ``eagle``: the drafter of the EAGLE-3 model alone, None
+    if there is no draft model."""
 
     target: Target
     drafter: Drafter
-    picker: Callable[[SamplingParams], Pick]
+    make_sampler: Callable[[SamplingParams], Sampler]
     eagle: EagleDrafter | None
 
 
 def load_models(
-    backend: Backend, manifest: Manifest, kind: DrafterKind, specs: Sequence[TreeSpec], latency: LatencyModel, usual: TreeSpec
+    backend: Backend, manifest: Manifest, kind: DrafterKind, specs: Sequence[TreeSpec], latency: LatencyModel, fixed_tree: TreeSpec
 ) -> Models:
-    """``specs``: trees that will be asked for, to be ready from the first request on; ``latency`` and ``usual``: as in DrafterParts."""
+    """Load the graphs and warm them up. ``specs``: the trees to prepare for. ``latency``, ``fixed_tree``: as in DrafterParts."""
     memory, limits, shape = backend.memory, manifest.limits, manifest.shape
     draft = manifest.draft if kind.uses_draft_model else None
     rows, nodes = max(limits.tree_nodes, limits.prefill_rows), limits.tree_nodes
     graph = manifest.graphs["target"]
     slots = max(limits.capacity, draft.capacity if draft else 0)
-    order = memory.zeros(slots, "int64")
-    memory.write(order, np.arange(slots))
-    often_read = {f"tree.{name}": (nodes, "int64") for name in GROWN if name != "tree_mask"}
-    often_read |= {"tree.tree_mask": (nodes * nodes, "bool"), "next_token": (nodes, "int64"), "token": (nodes, "int64")}
-    mail = memory.mailbox(often_read)
-    grown = {name: mail[f"tree.{name}"] for name in GROWN}
+    arange = memory.zeros(slots, "int64")
+    memory.write(arange, np.arange(slots))
+    readback_sizes = {f"tree.{name}": (nodes, "int64") for name in TREE_TENSORS if name != "tree_mask"}
+    readback_sizes |= {"tree.tree_mask": (nodes * nodes, "bool"), "next_token": (nodes, "int64"), "token": (nodes, "int64")}
+    readback = memory.readback_buffers(readback_sizes)
+    tree_buffers = {f"tree.{name}": readback[f"tree.{name}"] for name in TREE_TENSORS}
     features = memory.zeros(rows * len(shape.captured_layers) * shape.hidden, graph.outputs["features"].dtype)
     logits = memory.zeros(nodes * shape.vocab, "float32")
 
     cache = backend.cache(shape.layers, *_cache_layouts(graph), limits.capacity)
-    shared = {ORDER: order, "next_token": mail["next_token"], "logits": logits, "features": features}
-    shared |= {**cache.tensors(), **{f"tree.{name}": grown[name] for name in GROWN}}
-    engine = backend.engine("target", shared, {"n": rows, "span": limits.capacity, "r": nodes})
-    target = Target(engine, cache, limits, memory, None if memory.on_host or draft is None else grown)
+    shared = {ARANGE: arange, "next_token": readback["next_token"], "logits": logits, "features": features}
+    engine = backend.engine("target", {**shared, **cache.tensors(), **tree_buffers}, {"n": rows, "span": limits.capacity, "r": nodes})
+    device_tree = None if memory.on_host or draft is None else {name: tree_buffers[f"tree.{name}"] for name in TREE_TENSORS}
+    target = Target(engine, cache, limits, memory, device_tree)
 
-    picker = _picker(backend, manifest, logits, mail["token"])
+    make_sampler = _sampler_factory(backend, manifest, logits, readback["token"])
     eagle: EagleDrafter | None = None
     if draft is not None:
-        eagle = _eagle(backend, manifest, draft, {ORDER: order, "features": features, **{f"tree.{name}": grown[name] for name in GROWN}})
+        eagle = _load_eagle(backend, manifest, draft, {ARANGE: arange, "features": features, **tree_buffers})
     target.warm_up((1, 2, *kind.lookup_rows) if memory.on_host else manifest.tree_sizes)
     if eagle is not None:
         eagle.warm_up(specs)
     make: Callable[[DrafterParts], Drafter] = import_module(f".drafters.{kind.module}", __package__).make
-    return Models(target, make(DrafterParts(eagle, latency, usual)), picker, eagle)
+    return Models(target, make(DrafterParts(eagle, latency, fixed_tree)), make_sampler, eagle)
 
 
 def _cache_layouts(graph: Graph) -> tuple[CacheLayout, CacheLayout]:
-    """Of keys and values."""
+    """The layouts of keys and of values."""
     keys, values = (graph.inputs[f"past.0.{kind}"] for kind in ("key", "value"))
     return _layout(keys), _layout(values)
 
@@ -80,26 +81,26 @@ def _layout(tensor: Tensor) -> CacheLayout:
     return CacheLayout(int(parts), int(heads), int(width), dtype_of(tensor.dtype))
 
 
-def _picker(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer) -> Callable[[SamplingParams], Pick]:
+def _sampler_factory(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer) -> Callable[[SamplingParams], Sampler]:
     memory, positions, nodes = backend.memory, manifest.limits.capacity, manifest.limits.tree_nodes
     if memory.on_host:
-        room = work_room(manifest.shape.vocab)
-        return lambda params: greedy if params.greedy else GumbelMax(params, room)
+        scratch = scratch_buffers(manifest.shape.vocab)
+        return lambda params: greedy if params.greedy else GumbelMaxSampler(params, scratch)
     uniforms = memory.zeros(positions, "float32")
     shared = {"logits": logits, "uniforms": uniforms, "token": token}
     engine = backend.engine("sample", shared, {"n": nodes, "p": positions})
 
-    def picker(params: SamplingParams) -> Pick:
-        return greedy if params.greedy else BatchInverseCdf(engine, memory, uniforms, params, positions)
+    def make_sampler(params: SamplingParams) -> Sampler:
+        return greedy if params.greedy else InverseCdfSampler(engine, memory, uniforms, params, positions)
 
-    return picker
+    return make_sampler
 
 
-def _eagle(backend: Backend, manifest: Manifest, draft: Draft, shared: Mapping[str, Buffer]) -> EagleDrafter:
-    limits, memory, rows, width = manifest.limits, backend.memory, most_rows(manifest.limits, draft), draft.max_width
+def _load_eagle(backend: Backend, manifest: Manifest, draft: Draft, shared: Mapping[str, Buffer]) -> EagleDrafter:
+    limits, memory, rows, width = manifest.limits, backend.memory, max_draft_rows(manifest.limits, draft), draft.max_width
     cache = backend.cache(draft.layers, *_cache_layouts(manifest.graphs["draft"]), draft.capacity)
     buffers = {**shared, **shared_buffers(manifest, draft, memory)}
-    columns, pool = 1 + width * draft.max_depth, largest_pool(draft)
+    columns, pool = 1 + width * draft.max_depth, max_pool_size(draft)
     sizes = {"m": rows, "w": max(rows, columns), "span": draft.capacity, "r": width, "k": width}
     engines = DraftEngines(
         fuse=backend.engine("fuse", buffers, {"n": max(limits.tree_nodes, limits.prefill_rows), "m": rows}),
@@ -110,8 +111,8 @@ def _eagle(backend: Backend, manifest: Manifest, draft: Draft, shared: Mapping[s
     return EagleDrafter(engines, cache, draft, limits, memory, buffers)
 
 
-def expect_tree_size(manifest: Manifest, spec: TreeSpec) -> None:
-    """Raises EngineDirError when the engines have no profile for trees of this size."""
+def check_tree_size(manifest: Manifest, spec: TreeSpec) -> None:
+    """Raises EngineDirError if the engines have no optimization profile for trees of this many nodes."""
     if manifest.tensorrt is not None and spec.nodes not in manifest.tree_sizes:
         sizes = ", ".join(map(str, manifest.tree_sizes))
         raise EngineDirError(

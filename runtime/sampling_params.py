@@ -1,4 +1,4 @@
-"""``SamplingParams``: what one request asks of the decoder beside its prompt. The one place where these values are checked."""
+"""``SamplingParams``: the parameters of a request besides its prompt. They are checked here and nowhere else."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from operator import index
 from typing import Any
 
 MAX_LOGPROBS = 20
-"""Most alternatives that ``logprobs`` may ask for."""
+"""The most alternatives that ``logprobs`` may request."""
 
 GREEDY_BELOW = 1e-5
-"""Temperatures below this decode greedily: scores divided by less leave float32's range, and only the likeliest token could be drawn."""
+"""Temperatures below this decode greedily: logits divided by less leave float32's range, and only the likeliest token could be drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,11 @@ class SamplingParams:
     """How to decode one request, and when to stop.
 
     ``temperature``: 0 to 100; 0 is greedy. ``top_k``: sample among the k likeliest tokens; 0 disables it. ``top_p``: nucleus sampling
-    threshold, above 0; 1 disables it. ``seed``: the same seed gives the same text whatever the tree; None draws a fresh one.
-    ``max_new_tokens``: None is as many as the context holds. ``stop``: strings that end the answer; they are not part of its text.
-    ``logprobs``: None, or how many of the likeliest alternatives to report beside each chosen token's log-probability (0 to 20), before
-    temperature, top_k and top_p. ``deadline``: seconds from the call; the answer then ends with the running round, or without a token
-    while the prompt is still being read. Raises ValueError or TypeError, which name the field.
+    threshold, above 0; 1 disables it. ``seed``: the same seed gives the same text whatever the tree; None uses a random one.
+    ``max_new_tokens``: None means up to the end of the context. ``stop``: strings that end the answer; they are not part of its text.
+    ``logprobs``: None, or how many of the likeliest alternatives to report with each chosen token's log-probability (0 to 20), both before
+    temperature, top_k and top_p. ``deadline``: seconds from the call. The answer then ends after the current round, or without a token
+    during prefill. Raises ValueError or TypeError, which name the field.
     """
 
     temperature: float = 0.0
@@ -40,7 +40,7 @@ class SamplingParams:
         if not 0 <= _number("temperature", self.temperature) <= 100:
             raise ValueError(f"temperature must be between 0 and 100, not {self.temperature}")
         if not 0 <= _integer("top_k", self.top_k) < 2**31:
-            raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
+            raise ValueError(f"top_k must be 0 (disabled) or more, not {self.top_k}")
         if not 0 < _number("top_p", self.top_p) <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if self.seed is not None and not 0 <= _integer("seed", self.seed) < 2**64:

@@ -1,4 +1,4 @@
-"""The handle on a running request: iterate, cancel, join."""
+"""Stream, the handle of a running request (iterate, cancel, collect), and Result, a finished answer."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from .decoding.logprobs import TokenLogprob
 from .decoding.stats import Stats
-from .decoding.totals import Ledger
+from .decoding.totals import TotalsRecorder
 from .request import Chunk, Request
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished answer. ``tokens`` hold the stop token if one came, ``text`` does not. ``stop``: eos, length, stop_string, cancelled or
-    deadline. ``logprobs``: one per token, if they were asked for."""
+    """A finished answer. ``tokens`` include the stop token if there is one, ``text`` does not. ``stop``: eos, length, stop_string,
+    cancelled or deadline. ``logprobs``: one per token, if requested."""
 
     schema: int
     text: str
@@ -27,81 +27,83 @@ class Result:
     logprobs: tuple[TokenLogprob, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
+        """The result as plain values, for JSON."""
         return asdict(self)
 
 
-class Run:
-    """What Decoder and Stream share of the active request. Refers to neither, so dropping a Stream frees it at once."""
+class ActiveRequest:
+    """The state of a request that Decoder and Stream share. It refers to neither, so a dropped Stream is freed at once."""
 
-    def __init__(self, request: Request, ledger: Ledger) -> None:
-        self.request, self._ledger = request, ledger
-        self.working = threading.RLock()  # held while a pass runs
-        self.inside = False  # a pass runs: for who comes by in its own thread, as a signal handler does
-        self.afterwards: Callable[[], None] | None = None  # what must wait until it has run
-        self._over = threading.Lock()  # taken once and for ever, so only one of several threads ends it
+    def __init__(self, request: Request, recorder: TotalsRecorder) -> None:
+        self.request, self._totals_recorder = request, recorder
+        self.pass_lock = threading.RLock()  # held while a pass runs
+        self.in_pass = False  # tells a holder of the lock, such as a signal handler, that it interrupted a pass of its own thread
+        self.after_pass: Callable[[], None] | None = None  # called when that pass has ended
+        self._ended = threading.Lock()  # acquired once and never released, so only one of several threads ends the request
 
     @property
-    def over(self) -> bool:
-        return self._over.locked()
+    def ended(self) -> bool:
+        return self._ended.locked()
 
-    def end(self, otherwise: str = "cancelled") -> None:
-        """Nothing more comes of it. ``otherwise``: the reason if it has none yet."""
-        if self._over.acquire(blocking=False):
-            self.request.stop = self.request.stop or otherwise
-            self._ledger.add(self.request.tally, self.request.stop)
+    def end(self, reason: str = "cancelled") -> None:
+        """End the request and add it to the totals, once. ``reason``: why, if the request itself has no reason yet."""
+        if self._ended.acquire(blocking=False):
+            self.request.stop = self.request.stop or reason
+            self._totals_recorder.add(self.request.counters, self.request.stop)
 
 
 class Stream(Iterator[Chunk]):
-    """One running request. Iterate for Chunks; ``cancel()`` from any thread; ``close()``, ``with`` or dropping it frees the Decoder."""
+    """A running request. Iterate for its Chunks. Any thread may call ``cancel()``. ``close()``, ``with`` or dropping it frees the
+    Decoder."""
 
-    def __init__(self, run: Run, chunks: Iterator[Chunk]) -> None:
-        self._run, self._chunks = run, chunks
+    def __init__(self, active: ActiveRequest, chunks: Iterator[Chunk]) -> None:
+        self._active, self._chunks = active, chunks
 
     def __next__(self) -> Chunk:
-        run = self._run
-        with run.working:
-            run.inside = True
+        active = self._active
+        with active.pass_lock:
+            active.in_pass = True
             try:
-                if not run.over:
+                if not active.ended:
                     return next(self._chunks)
             except StopIteration:
-                run.end()
-            except BaseException as error:  # a failure or Ctrl-C: in every case the request is over
-                run.end("error" if isinstance(error, Exception) else "cancelled")
+                active.end()
+            except BaseException as error:  # also Ctrl-C: the request ends in any case
+                active.end("error" if isinstance(error, Exception) else "cancelled")
                 raise
             finally:
-                run.inside = False
-                if run.afterwards is not None:
-                    run.end()
-                    run.afterwards()
+                active.in_pass = False
+                if active.after_pass is not None:
+                    active.end()
+                    active.after_pass()
         raise StopIteration
 
     @property
     def stats(self) -> Stats:
-        """What the request has cost so far."""
-        return self._run.request.tally.stats()
+        """Statistics of the request so far."""
+        return self._active.request.counters.stats()
 
     @property
     def stop(self) -> str | None:
-        """Why it ended; None while it runs, "error" after an exception."""
-        return self._run.request.stop
+        """Why the request ended; None while it runs, "error" after an exception."""
+        return self._active.request.stop
 
     def cancel(self) -> None:
-        """End the request after the current round. What came so far is a correct beginning of the answer."""
-        self._run.request.cancelled = True
+        """End the request after the current round. The chunks so far are a correct beginning of the answer."""
+        self._active.request.cancelled = True
 
     def result(self) -> Result:
-        """Consume the rest and return it as a whole."""
+        """Consume the remaining chunks and return them as one Result."""
         chunks = list(self)
         tokens = tuple(token for chunk in chunks for token in chunk.tokens)
         logprobs = None
-        if self._run.request.params.logprobs is not None:
+        if self._active.request.params.logprobs is not None:
             logprobs = tuple(each for chunk in chunks for each in chunk.logprobs or ())
         return Result(1, "".join(chunk.text for chunk in chunks), tokens, self.stop or "cancelled", self.stats, logprobs)
 
     def close(self) -> None:
-        """End the request. For the thread that iterates; others call ``cancel``."""
-        self._run.end()
+        """End the request. Only for the thread that iterates; other threads call ``cancel``."""
+        self._active.end()
 
     def __enter__(self) -> Stream:
         return self
@@ -110,4 +112,4 @@ class Stream(Iterator[Chunk]):
         self.close()
 
     def __del__(self) -> None:
-        self._run.end()
+        self._active.end()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from runtime.drafters.eagle import largest_pool, most_rows
+from runtime.drafters.eagle import max_draft_rows, max_pool_size
 from runtime.manifest.schema import Draft, Limits
 
 Range = tuple[int, int, int]
@@ -26,7 +26,7 @@ def all_profiles(limits: Limits, tree_sizes: Sequence[int], draft: Draft | None)
             "fuse": fuse_profiles(limits, draft),
             "draft": draft_profiles(limits, draft),
             "expand": expand_profiles(limits, draft),
-            "tree": ({"p": _up_to(largest_pool(draft), 128), "n": _up_to(limits.tree_nodes, 32)},),
+            "tree": ({"p": _up_to(max_pool_size(draft), 128), "n": _up_to(limits.tree_nodes, 32)},),
         }
     return profiles
 
@@ -42,12 +42,12 @@ def target_profiles(limits: Limits, tree_sizes: Sequence[int]) -> tuple[Profile,
 def fuse_profiles(limits: Limits, draft: Draft) -> tuple[Profile, ...]:
     """What one round commits, then a chunk of the prompt. ``n`` only says where rows are taken from."""
     scored = _all(max(limits.tree_nodes, limits.prefill_rows))
-    return ({"n": scored, "m": _up_to(draft.max_depth + 1, 4)}, {"n": scored, "m": _rows(most_rows(limits, draft))})
+    return ({"n": scored, "m": _up_to(draft.max_depth + 1, 4)}, {"n": scored, "m": _rows(max_draft_rows(limits, draft))})
 
 
 def draft_profiles(limits: Limits, draft: Draft) -> tuple[Profile, ...]:
     """One for each width of a level, then one for many committed rows at once."""
-    span, most = _up_to(draft.capacity, SPAN), most_rows(limits, draft)
+    span, most = _up_to(draft.capacity, SPAN), max_draft_rows(limits, draft)
     widths = sorted({*(width for width in WIDTHS if width < draft.max_width), draft.max_width})
     levels = [
         {
@@ -65,7 +65,7 @@ def draft_profiles(limits: Limits, draft: Draft) -> tuple[Profile, ...]:
 
 def expand_profiles(limits: Limits, draft: Draft) -> tuple[Profile, ...]:
     """Below the root, then below a level."""
-    width, pool, rows = draft.max_width, largest_pool(draft), _all(most_rows(limits, draft))
+    width, pool, rows = draft.max_width, max_pool_size(draft), _all(max_draft_rows(limits, draft))
     columns, usual = 1 + width * draft.max_depth, min(8, width)
     one, beams, first = _all(1), _up_to(width, usual), _up_to(1 + width, 1 + usual)
     root = {"b": one, "k": beams, "m": rows, "w": one, "p": one, "v": first, "q": first}

@@ -22,7 +22,7 @@ import click
 import torch
 
 from runtime.manifest.schema import Tokens
-from runtime.text.tokenizer import Text
+from runtime.text.tokenizer import Tokenizer
 
 from ..checkpoints.fetch import locate, open_checkpoint
 from ..checkpoints.gguf import GgufCheckpoint
@@ -41,7 +41,7 @@ class TrainingTarget:
     """A target and its tokenizer."""
 
     checkpoint: Checkpoint
-    text: Text
+    text: Tokenizer
     frame: Frame
 
 
@@ -57,7 +57,7 @@ def open_source(model: str, weights: str | None) -> TrainingTarget:
         directory = Path(scratch)
         (directory / "tokenizer.json").write_text(files.tokenizer_json, encoding="utf-8")
         (directory / "chat_template.jinja").write_text(files.chat_template or "", encoding="utf-8")
-        text = Text(directory, Tokens("tokenizer.json", "chat_template.jinja", files.stop, files.bos))
+        text = Tokenizer(directory, Tokens("tokenizer.json", "chat_template.jinja", files.stop, files.bos))
     return TrainingTarget(checkpoint, text, frame_of(text, files.stop))
 
 

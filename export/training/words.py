@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from runtime.text.tokenizer import Text
+from runtime.text.tokenizer import Tokenizer
 
 from .openings import Opening
 from .shards import Conversation
@@ -34,7 +34,7 @@ class Frame:
     stop: frozenset[int]
 
 
-def frame_of(text: Text, stop: Sequence[int]) -> Frame:
+def frame_of(text: Tokenizer, stop: Sequence[int]) -> Frame:
     """Cut the chat template apart by rendering it with marks in place of the texts."""
 
     def ids(piece: str) -> list[int]:
@@ -56,7 +56,7 @@ class Stretch:
     temperature: float = 0.0
 
 
-def script(opening: Opening, text: Text, frame: Frame, choice: random.Random) -> list[Stretch]:
+def script(opening: Opening, text: Tokenizer, frame: Frame, choice: random.Random) -> list[Stretch]:
     """One conversation: user turn, answer, and in one of four a second round. Most answers greedy, as most serving is."""
     temperature = choice.choices((0.0, 0.7, 1.0), (65, 20, 15))[0]
     user = [Stretch(PROMPT, text.encode_raw(opening.text))]

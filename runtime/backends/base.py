@@ -1,4 +1,4 @@
-"""What the runtime asks of an inference backend: memory, and graphs that run in it."""
+"""The protocols of a backend: Memory holds buffers, an Engine is a loaded graph, a Call is a graph bound to buffers for fixed sizes."""
 
 from __future__ import annotations
 
@@ -16,82 +16,84 @@ Buffer = Any
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
-    """The manifest's name of a type. bfloat16 is not numpy's own."""
+    """The numpy dtype with the manifest's name. bfloat16 comes from ml_dtypes, as numpy does not have it."""
     if name == "bfloat16":
         import ml_dtypes
 
-        special: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return special
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
     return np.dtype(name)
 
 
 class Memory(Protocol):
-    """Where tensors lie. Sizes and offsets count elements."""
+    """Allocates and copies buffers. Sizes and offsets are in elements."""
 
     @property
     def on_host(self) -> bool:
-        """Whether buffers are numpy arrays, so that what an engine wrote is there to be read."""
+        """Whether buffers are numpy arrays, so that the host reads what an engine wrote without a copy."""
 
     def zeros(self, size: int, dtype: str) -> Buffer:
-        """A new buffer."""
+        """A new buffer of zeros."""
 
-    def mailbox(self, sizes: Mapping[str, tuple[int, str]]) -> dict[str, Buffer]:
-        """Buffers that the host reads every cycle: reading the first of them after a run brings all of them, in one copy."""
+    def readback_buffers(self, sizes: Mapping[str, tuple[int, str]]) -> dict[str, Buffer]:
+        """New buffers that the host reads in every round, from (size, dtype) by name. They are adjacent: the first read after a run copies
+        all of them to the host at once. May be called once."""
 
     def write(self, buffer: Buffer, values: np.ndarray) -> None:
-        """Put ``values`` at the buffer's beginning."""
+        """Copy ``values`` to the start of a buffer."""
 
     def read(self, buffer: Buffer, shape: tuple[int, ...]) -> np.ndarray:
-        """The buffer's beginning, when everything that runs is done. Valid until the next run."""
+        """The start of a buffer, after waiting for all runs. Valid until the next run."""
 
     def copy(self, source: Buffer, target: Buffer, start: int, size: int) -> None:
         """target[start : start + size] = source[:size]."""
 
 
 class DeviceOutputs(Mapping[str, np.ndarray]):
-    """Outputs that lie on a device: each is copied as a whole when it is looked at, or one number of it."""
+    """Outputs on a device. Each access waits for the run and copies the tensor to the host."""
 
     def element(self, name: str, row: int, column: int) -> float:
-        """One number of a tensor [1, rows, columns]."""
+        """Copy a single number of a tensor [1, rows, columns]."""
         raise NotImplementedError
 
 
 class Call(Protocol):
-    """One graph prepared for fixed sizes. Fill ``inputs``, ``run()``, read ``outputs``: the same buffers every time."""
+    """A graph prepared for fixed sizes. Fill ``inputs``, ``run()``, read ``outputs``; the buffers are the same every time."""
 
     @property
     def inputs(self) -> Mapping[str, np.ndarray]:
-        """To be filled before a run. On a device, tensors that other graphs write are not among them."""
+        """Arrays to fill before a run. On a device, without the tensors that other graphs write."""
 
     @property
     def outputs(self) -> Mapping[str, np.ndarray]:
-        """To be read after a run. On a device, reading waits for the run and copies."""
+        """Arrays to read after a run. On a device, each access waits for the run and copies."""
 
     def run(self) -> None:
-        """Execute, or on a device begin to; raises EngineFailure."""
+        """Execute the graph; on a device, start it. Raises EngineFailure."""
 
 
 class Engine(Protocol):
     """A loaded graph."""
 
     def prepare(self, names: Mapping[str, str] | None = None, /, **sizes: int) -> Call:
-        """The call for these values of the graph's symbolic dimensions; made once, then reused.
+        """The call for these values of the graph's symbolic dimensions, built on first use and then reused.
 
-        A tensor lies in the buffer of its own name, unless ``names`` says in which.
+        ``names``: the buffers of tensors whose buffer does not have the tensor's own name.
         """
 
     def close(self) -> None:
-        """Free everything. May be repeated."""
+        """Free everything. May be called repeatedly."""
 
 
 class PreparedCalls:
-    """Keeps the calls of one graph by their sizes and names: at most ``most``, without those that were not asked for the longest.
+    """Keeps up to ``max_calls`` calls of a graph, by sizes and names, and frees the least recently used one to make room.
 
-    One by one, not all at once: a service that asks for more sizes than are kept would otherwise go on making all of them again, and its
-    memory would go up and down with it."""
+    Freeing one at a time matters: a server that needs more sizes than are kept would otherwise rebuild all of them again and again, and its
+    memory would rise and fall with it.
+    """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_calls: int) -> None:
+        self._max_calls = max_calls
         self._calls: OrderedDict[tuple[tuple[tuple[str, int], ...], tuple[tuple[str, str], ...]], Call] = OrderedDict()
 
     def prepare(self, names: Mapping[str, str] | None = None, /, **sizes: int) -> Call:
@@ -101,7 +103,7 @@ class PreparedCalls:
         if call is not None:
             self._calls.move_to_end(key)
             return call
-        if len(self._calls) >= self._most:
+        if len(self._calls) >= self._max_calls:
             self._free(self._calls.popitem(last=False)[1])
         call = self._calls[key] = self._bind(names, sizes)
         return call
@@ -110,28 +112,28 @@ class PreparedCalls:
         raise NotImplementedError
 
     def _free(self, call: Call) -> None:
-        """What a call holds beside itself."""
+        """Free what a call holds outside Python's memory."""
 
-    def _drop(self) -> None:
+    def _free_all(self) -> None:
         while self._calls:
             self._free(self._calls.popitem()[1])
 
 
 class Backend(Protocol):
-    """Memory and engines of one directory. Everything is freed by ``close``."""
+    """Memory and engines of one engine directory. ``close`` frees everything."""
 
     @property
     def memory(self) -> Memory:
-        """What the engines share."""
+        """The memory that all engines share."""
 
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> Engine:
-        """Load a graph. ``limits``: the largest value of each of its sizes. Raises EngineDirError."""
+        """Load a graph. ``shared``: buffers by name. ``limits``: the largest value of each symbolic dimension. Raises EngineDirError."""
 
     def cache(self, layers: int, keys: CacheLayout, values: CacheLayout, capacity: int) -> Cache:
-        """An empty cache, with the types of its keys and of its values."""
+        """An empty cache of ``capacity`` slots, with the layouts of its keys and values."""
 
     def fork(self) -> Backend:
-        """Another one over the same weights in memory, for another thread. Raises GpuMemoryError where there is no room for it."""
+        """A Backend over the same weights, for another thread. Raises GpuMemoryError if the GPU has no room for it."""
 
     def close(self) -> None:
-        """Free what is this one's; the last fork frees the weights. May be repeated."""
+        """Free what belongs to this Backend; closing the last fork frees the weights. May be called repeatedly."""

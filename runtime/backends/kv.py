@@ -1,4 +1,4 @@
-"""The KV cache of one model: a single allocation, and the only place that knows how much of it is committed."""
+"""The KV cache of one model: the Cache protocol, and its implementation in host memory. The cache alone knows how much is committed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .base import Buffer
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """How a graph has a layer's keys or values: [parts, heads, span, width]. The CPU's quantized graphs have a head's values in
-    several parts, all others in one."""
+    """The shape of a layer's keys or values in a graph: [parts, heads, span, width]. The CPU's quantized graphs split the values of a head
+    into several parts; all others have one part."""
 
     parts: int
     heads: int
@@ -22,13 +22,13 @@ class CacheLayout:
     dtype: np.dtype
 
     @property
-    def pieces(self) -> int:
-        """Of [span, width] each, one behind the other."""
+    def planes(self) -> int:
+        """Number of adjacent [span, width] arrays."""
         return self.parts * self.heads
 
 
 class Cache(Protocol):
-    """Keys and values of one model; slots below ``length`` are committed, the engines see ``span`` of ``capacity``."""
+    """Keys and values of one model. Slots below ``length`` are committed; engines see ``span`` of ``capacity`` slots."""
 
     @property
     def length(self) -> int:
@@ -36,46 +36,47 @@ class Cache(Protocol):
 
     @property
     def span(self) -> int:
-        """Slots that a pass may touch now."""
+        """Slots that a pass may access now."""
 
     @property
     def capacity(self) -> int:
-        """Most slots."""
+        """The largest span."""
 
     def tensors(self) -> Mapping[str, Buffer]:
-        """Graph input and output names -> where they lie: engines update them in place."""
+        """Buffers by the names of graph inputs and outputs. Engines update them in place."""
 
-    def fitting(self, slots: int) -> int:
+    def span_for(self, slots: int) -> int:
         """The span to reserve when ``slots`` are needed."""
 
     def spans(self) -> Sequence[int]:
-        """Spans to be ready for before the first request: on a device all there will be, as each has a recording of its own."""
+        """Spans to prepare for before the first request. On a device these are all possible spans, as each needs its own CUDA graphs."""
 
     def reserve(self, span: int) -> None:
-        """Make room for ``span`` slots, at least as many as before; committed rows keep their values."""
+        """Grow to ``span`` slots; committed rows keep their values. Raises ValueError for a smaller span or one above ``capacity``."""
 
     def commit(self, path: Sequence[int]) -> None:
-        """Keep the rows ``path`` of the last pass (ascending, starting at row 0), moved down to follow the committed slots."""
+        """Commit the rows ``path`` of the last pass (ascending, starting with row 0): move them to follow the committed slots."""
 
     def truncate(self, length: int) -> None:
-        """Forget everything from slot ``length`` on and make do with as few slots as ``fitting`` says. Absolute, hence safe to repeat."""
+        """Keep only the first ``length`` slots, and shrink the span to fit. Raises ValueError for more than are committed."""
 
     def rows(self) -> np.ndarray:
         """The committed part, [layers, 2, 1, Hkv, length, D]; a view or a copy."""
 
 
 class KVCache:
-    """Keys and values of ``layers`` layers; slots below ``length`` are committed.
+    """The cache in host memory.
 
-    Every tensor owns room for ``capacity`` slots and uses the front of it as [parts, heads, span, width], laid out for the ``span`` slots
-    that a pass may touch. So attention reads the used part as a whole, without a Slice and its copy, which took 5 % of a pass
-    (docs/decisions.md, "Runtime").
+    Every tensor has memory for ``capacity`` slots and uses the front of it as [parts, heads, span, width]. So attention reads a contiguous
+    array of ``span`` slots, without a Slice and its copy, which took 5 % of a pass (docs/decisions.md, "Runtime").
     """
 
     def __init__(self, layers: int, keys: CacheLayout, values: CacheLayout, capacity: int, span_step: int = 64) -> None:
-        self._forms = {"key": keys, "value": values}
-        # np.zeros takes pages only when they are written: unused capacity costs no memory.
-        self._buffers = {kind: np.zeros((layers, form.pieces * capacity * form.width), form.dtype) for kind, form in self._forms.items()}
+        self._layouts = {"key": keys, "value": values}
+        # np.zeros maps pages only when they are written: unused capacity costs no memory.
+        self._buffers = {
+            kind: np.zeros((layers, layout.planes * capacity * layout.width), layout.dtype) for kind, layout in self._layouts.items()
+        }
         self.capacity, self._step = capacity, span_step
         self._length = self._span = 0
 
@@ -86,73 +87,77 @@ class KVCache:
 
     @property
     def span(self) -> int:
-        """Slots the tensors are laid out for."""
+        """Slots that a pass may access now."""
         return self._span
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Graph input and output names -> the same flat room, of which a call uses the front: engines update it in place."""
-        rooms = ((kind, layer, room) for kind, buffer in self._buffers.items() for layer, room in enumerate(buffer))
-        return {f"{side}.{layer}.{kind}": room for kind, layer, room in rooms for side in ("past", "present")}
+        """Buffers by the names of graph inputs and outputs. A call uses the front of a buffer, and engines update it in place."""
+        buffers = ((kind, layer, buffer) for kind, layers in self._buffers.items() for layer, buffer in enumerate(layers))
+        return {f"{side}.{layer}.{kind}": buffer for kind, layer, buffer in buffers for side in ("past", "present")}
 
-    def fitting(self, slots: int) -> int:
-        """Steps grow with the length, so that laying the cache out anew stays a small share of the work."""
+    def span_for(self, slots: int) -> int:
+        """The span to reserve when ``slots`` are needed. Steps grow with the length, so that changing the layout stays a small share of the
+        work."""
         step = self._step * max(1, slots // (8 * self._step))
         return min(-(-slots // step) * step, self.capacity)
 
     def spans(self) -> Sequence[int]:
-        """The first."""
+        """The first span only: a new span costs little on the CPU."""
         return [min(self._step, self.capacity)]
 
     def reserve(self, span: int) -> None:
-        """Lay the tensors out for ``span`` slots, at least as many as before; committed rows keep their values."""
+        """Grow to ``span`` slots; committed rows keep their values."""
         if not self._span <= span <= self.capacity:
-            raise ValueError(f"cannot lay {self._span} slots out for {span} of {self.capacity}")
-        self._lay_out(span)
+            raise ValueError(f"the cache cannot grow from {self._span} to {span} slots, its capacity is {self.capacity}")
+        self._change_span(span)
 
-    def _lay_out(self, span: int) -> None:
-        """Upwards the last piece first, downwards the first: nothing is overwritten before it moved. Piece by piece, because of pieces in a
-        row numpy needs no copy between: one of all layers left a hole in the heap (draws.py)."""
-        for kind, form in self._forms.items():
-            before, after, size = self._span * form.width, span * form.width, self._length * form.width
-            pieces = range(1, form.pieces) if span < self._span else range(form.pieces - 1, 0, -1)
-            for room in self._buffers[kind]:
-                for piece in pieces:
-                    room[piece * after : piece * after + size] = room[piece * before : piece * before + size]
+    def _change_span(self, span: int) -> None:
+        """Move every plane to its place in the new layout: the last plane first when growing, the first when shrinking, so none is
+        overwritten before it moved. Plane by plane, because numpy moves a contiguous plane without a temporary copy; a copy of all
+        layers left a hole in the heap (see scratch_buffers in decoding/gumbel.py)."""
+        for kind, layout in self._layouts.items():
+            old, new, size = self._span * layout.width, span * layout.width, self._length * layout.width
+            planes = range(1, layout.planes) if span < self._span else range(layout.planes - 1, 0, -1)
+            for buffer in self._buffers[kind]:
+                for plane in planes:
+                    buffer[plane * new : plane * new + size] = buffer[plane * old : plane * old + size]
         self._span = span
 
-    def _laid_out(self, span: int) -> list[np.ndarray]:
-        """Keys and values, each [layers, pieces, span, width]; views."""
-        forms = ((self._buffers[kind], form.pieces, form.width) for kind, form in self._forms.items())
-        return [room[:, : pieces * span * width].reshape(len(room), pieces, span, width) for room, pieces, width in forms]
+    def _views(self) -> list[np.ndarray]:
+        """Keys and values, each [layers, planes, span, width]; views."""
+        views = []
+        for kind, layout in self._layouts.items():
+            used = self._buffers[kind][:, : layout.planes * self._span * layout.width]
+            views.append(used.reshape(len(used), layout.planes, self._span, layout.width))
+        return views
 
     def commit(self, path: Sequence[int]) -> None:
-        """Keep the rows ``path`` of the last pass (ascending, starting at row 0), moved down to follow the committed slots."""
-        start, moved = self._length, 0
-        while moved < len(path) and path[moved] == moved:
-            moved += 1
-        if moved < len(path):
-            for rows in self._laid_out(self._span):
-                rows[:, :, start + moved : start + len(path)] = rows[:, :, [start + row for row in path[moved:]]]
+        """Commit the rows ``path`` of the last pass (ascending, starting with row 0): move them to follow the committed slots."""
+        start, in_place = self._length, 0
+        while in_place < len(path) and path[in_place] == in_place:
+            in_place += 1
+        if in_place < len(path):
+            for rows in self._views():
+                rows[:, :, start + in_place : start + len(path)] = rows[:, :, [start + row for row in path[in_place:]]]
         self._length = start + len(path)
 
     def truncate(self, length: int) -> None:
-        """Forget everything from slot ``length`` on. Absolute, hence safe to repeat. What is left is laid out for as few slots as it needs:
-        a pass reads all that there are."""
+        """Keep only the first ``length`` slots, and shrink the span to fit, as a pass reads all of it."""
         if not 0 <= length <= self._length:
             raise ValueError(f"cannot truncate {self._length} committed slots to {length}")
         self._length = length
         if length == 0:
-            # Hidden slots count with weight zero, and zero times NaN is NaN: what a failed pass left behind must not stay.
-            for rows in self._laid_out(self._span):
+            # Masked slots have weight zero, and zero times NaN is NaN: clear what a failed pass may have left.
+            for rows in self._views():
                 rows[:] = 0
             self._span = 0
-        elif (span := self.fitting(length)) < self._span:
-            self._lay_out(span)
+        elif (span := self.span_for(length)) < self._span:
+            self._change_span(span)
 
     def rows(self) -> np.ndarray:
         """The committed part, [layers, 2, 1, Hkv, length, D]; a copy."""
-        keys, values = (rows[:, :, : self._length] for rows in self._laid_out(self._span))
+        keys, values = (rows[:, :, : self._length] for rows in self._views())
         layers, heads, length, _ = keys.shape
         parts = values.reshape(layers, -1, heads, length, values.shape[-1])
-        whole = parts.transpose(0, 2, 3, 1, 4).reshape(keys.shape)
-        return np.stack([keys[:, None], whole[:, None]], axis=1)
+        joined = parts.transpose(0, 2, 3, 1, 4).reshape(keys.shape)
+        return np.stack([keys[:, None], joined[:, None]], axis=1)

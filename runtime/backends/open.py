@@ -1,4 +1,4 @@
-"""Opens the backend that an engine directory runs on."""
+"""Opens the backend for an engine directory, a backend name and a device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from .base import Backend
 
 
 def open_backend(directory: Path, manifest: Manifest, name: str, device: str, threads: int) -> Backend:
-    """``name``: onnxruntime or tensorrt; ``device``: cpu or cuda. Raises EngineDirError when the directory cannot run there."""
+    """The backend ``name`` (onnxruntime or tensorrt) on ``device`` (cpu or cuda). Raises EngineDirError if the directory cannot run
+    there."""
     if name == "tensorrt" and (manifest.tensorrt is None or device == "cpu"):
         if manifest.tensorrt is not None:
             raise EngineDirError(f"{directory} holds TensorRT plans, which need a GPU — leave --device cpu out, or export for the CPU")

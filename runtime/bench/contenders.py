@@ -9,7 +9,7 @@ from policy import PLAIN, FixedPolicy, Policy, TreeSpec, Watchdog, trees_of
 
 from ..decoder import Decoder
 from ..errors import BenchError
-from ..models import expect_tree_size
+from ..models import check_tree_size
 from .record import BASELINE, ContenderRecord
 
 
@@ -26,7 +26,7 @@ class Contender:
         """Its entry in the JSON file, with what is known at this moment."""
         draft = "none" if self.name == BASELINE else self.decoder.draft
         tree = str(self.policy.spec) if isinstance(self.policy, FixedPolicy) else None
-        return ContenderRecord(self.name, draft, tree, self.policy.pinned if isinstance(self.policy, Watchdog) else None)
+        return ContenderRecord(self.name, draft, tree, self.policy.fallback_reason if isinstance(self.policy, Watchdog) else None)
 
     @property
     def trees(self) -> list[TreeSpec]:
@@ -72,7 +72,7 @@ def _defaults(decoder: Decoder) -> Iterator[tuple[str, Policy]]:
 def _checked(tree: TreeSpec, decoder: Decoder) -> TreeSpec:
     """Refuse a tree that the decoding loop would cut silently: the table would name a tree that was never drafted."""
     manifest = decoder.manifest
-    expect_tree_size(manifest, tree)
+    check_tree_size(manifest, tree)
     limits, model = manifest.limits, manifest.draft if decoder.models.eagle else None
     if tree.nodes > limits.tree_nodes or (model and (tree.depth > model.max_depth or tree.width > model.max_width)):
         most = f"{limits.tree_nodes} nodes" + (f", depth {model.max_depth}, width {model.max_width}" if model else "")

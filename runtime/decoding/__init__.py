@@ -1,0 +1,1 @@
+"""The draft-verify loop: target model, draft trees, sampling, and the statistics of requests."""

@@ -13,14 +13,14 @@ from policy import GrowthPolicy, Observation, Outcome, Policy, TreeSpec
 
 from ..drafters.base import Drafter
 from ..errors import COMMIT, DRAFT, SAMPLE, VERIFY, EngineFailure
-from .sampling import Pick, Scores
+from .sampling import Sampler, TargetOutput
 from .target import Target
 from .tree import Tree, accept
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round. ``tokens`` in order over all rounds are the answer; ``nodes`` rows were verified; the rest are seconds."""
+    """One round. ``tokens``: what it adds to the answer. ``spec``: the requested tree. ``nodes``: verified rows. Times in seconds."""
 
     tokens: tuple[int, ...]
     spec: TreeSpec
@@ -32,80 +32,81 @@ class Round:
 
 @dataclass(frozen=True)
 class Root:
-    """Where the next tree hangs: the last token chosen, not yet committed; ``features()`` gives the captured ones [3H] before it."""
+    """The root of the next tree: the last chosen token, which is not committed yet. ``read_features()`` returns the target's captured
+    features [3H] at the position before it; valid until the next pass."""
 
     token: int
-    features: Callable[[], np.ndarray]
+    read_features: Callable[[], np.ndarray]
 
 
 def begin(target: Target, drafter: Drafter, prompt: Sequence[int]) -> int:
-    """Keep what the caches hold of ``prompt`` from the request before; returns how many tokens that is."""
-    common, target.cache_valid = target.common(prompt), False
-    kept = drafter.begin(common)
+    """Start a request: keep the prefix of ``prompt`` that both caches hold. Returns its length in tokens."""
+    prefix, target.cache_valid = target.cached_prefix(prompt), False
+    kept = drafter.begin(prefix)
     target.truncate(kept)
     return kept
 
 
-def prefill(target: Target, drafter: Drafter, pick: Pick, prompt: Sequence[int]) -> Iterator[Root | None]:
-    """Commit the prompt after ``begin``; yields None after each chunk but the last, then the root that holds the answer's first token."""
-    for chunk, scores in target.prefill(prompt[target.length :]):
-        drafter.extend(chunk, scores, range(len(chunk)))
+def prefill(target: Target, drafter: Drafter, sampler: Sampler, prompt: Sequence[int]) -> Iterator[Root | None]:
+    """Commit the rest of the prompt after ``begin``. Yields None after each chunk but the last, then the root with the first new token."""
+    for chunk, output in target.prefill(prompt[target.length :]):
+        drafter.extend(chunk, output, range(len(chunk)))
         if target.length < len(prompt):
             yield None
         else:
-            token = _pick(pick, scores, 0, target.length)
-            scores.expect_numbers([0], [token])
-            yield Root(token, partial(_features, scores, -1))
+            token = _sample(sampler, output, 0, target.length)
+            output.check_logits([0], [token])
+            yield Root(token, partial(_features, output, -1))
 
 
-def rounds(target: Target, drafter: Drafter, policy: Policy, pick: Pick, root: Root, budget: int) -> Iterator[Round]:
-    """Decode after ``prefill`` until ``budget`` tokens came or the context is full."""
+def rounds(target: Target, drafter: Drafter, policy: Policy, sampler: Sampler, root: Root, budget: int) -> Iterator[Round]:
+    """Decode after ``prefill`` until ``budget`` tokens were generated or the context is full."""
     growth = policy if isinstance(policy, GrowthPolicy) else None
     policy.begin()
     while (room := min(budget, target.room)) > 0:
         started, past = perf_counter(), target.length
-        # What the answer has no room for is not drafted, except on a device: another shape would cost more than the rows.
-        deepest = (room if target.on_host else target.room) - 1
+        # Clip the tree to the remaining budget, except on a device, where another shape costs more than the rows.
+        max_depth = (room if target.on_host else target.room) - 1
         with DRAFT:
-            lookup = drafter.lookup(root.token, min(room, target.most_nodes))
+            lookup = drafter.lookup(root.token, min(room, target.max_nodes))
             if lookup is None:
-                spec = policy.choose(Observation(past, room, root.features)).within(target.most_nodes, deepest)
+                spec = policy.choose(Observation(past, room, root.read_features)).within(target.max_nodes, max_depth)
             else:
                 spec = TreeSpec(len(lookup), len(lookup) - 1, 1)
             draft = lookup or drafter.draft(root.token, spec, growth)
         drafted = perf_counter()
         with VERIFY:
-            scores = target.verify(draft)
+            output = target.verify(draft)
             verified = perf_counter()
-            _expect_root(scores.tree, root.token)
-            verdict = accept(scores.tree, partial(_choose, pick, scores), room)
-            scores.expect_numbers(verdict.path, verdict.tokens)
+            _check_root(output.tree, root.token)
+            accepted = accept(output.tree, partial(_choose, sampler, output), room)
+            output.check_logits(accepted.path, accepted.tokens)
         with COMMIT:
-            target.commit(verdict.path)
-            drafter.extend((root.token, *verdict.tokens[:-1]), scores, verdict.path)
-        root = Root(verdict.tokens[-1], partial(_features, scores, verdict.path[-1]))
-        budget -= len(verdict.tokens)
+            target.commit(accepted.path)
+            drafter.extend((root.token, *accepted.tokens[:-1]), output, accepted.path)
+        root = Root(accepted.tokens[-1], partial(_features, output, accepted.path[-1]))
+        budget -= len(accepted.tokens)
         seconds = perf_counter() - started
         if lookup is None:
-            policy.observe(Outcome(spec, len(scores.tree), len(verdict.tokens), seconds))
-        yield Round(verdict.tokens, spec, len(scores.tree), drafted - started, verified - drafted, seconds)
+            policy.observe(Outcome(spec, len(output.tree), len(accepted.tokens), seconds))
+        yield Round(accepted.tokens, spec, len(output.tree), drafted - started, verified - drafted, seconds)
 
 
-def _expect_root(tree: Tree, token: int) -> None:
-    """Nothing below another root is the target's own. Raises EngineFailure."""
+def _check_root(tree: Tree, token: int) -> None:
+    """Raises EngineFailure for a tree with another root: tokens accepted below it would not be the target's."""
     if int(tree.tokens[0]) != token:
-        raise EngineFailure("the draft's tree does not hang where it should — its engine is damaged: export again", "draft")
+        raise EngineFailure("the draft tree has the wrong root token — the draft engine is damaged: export again", "draft")
 
 
-def _choose(pick: Pick, scores: Scores, row: int) -> int:
-    """The target's token after ``row``, for the position that follows the row's own."""
-    return _pick(pick, scores, row, scores.past + int(scores.tree.depth[row]) + 1)
+def _choose(sampler: Sampler, output: TargetOutput, row: int) -> int:
+    """The target's token after ``row``, for the position after the row's own."""
+    return _sample(sampler, output, row, output.past + int(output.tree.depth[row]) + 1)
 
 
-def _pick(pick: Pick, scores: Scores, row: int, position: int) -> int:
+def _sample(sampler: Sampler, output: TargetOutput, row: int, position: int) -> int:
     with SAMPLE:
-        return pick(scores, row, position)
+        return sampler(output, row, position)
 
 
-def _features(scores: Scores, row: int) -> np.ndarray:
-    return np.asarray(scores.features[row])
+def _features(output: TargetOutput, row: int) -> np.ndarray:
+    return np.asarray(output.features[row])

@@ -1,5 +1,5 @@
-"""How the next token is chosen from the target's scores: greedy, or on a device by inverse CDF with one seeded uniform per position (on
-the host: draws.py)."""
+"""The output of a target pass and how the next token is chosen from it: greedily, or on a device by inverse CDF with one seeded uniform
+per position. Sampling on the host is in gumbel.py."""
 
 from __future__ import annotations
 
@@ -14,93 +14,95 @@ from ..errors import EngineFailure
 from ..sampling_params import SamplingParams
 from .tree import Tree
 
-Pick = Callable[["Scores", int, int], int]
-"""(scores, row, position) -> token: the target's choice after ``row``, for the sequence position ``position``."""
+Sampler = Callable[["TargetOutput", int, int], int]
+"""(output, row, position) -> token: the target's choice after ``row``, for the sequence position ``position``."""
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Results of one target pass, read from the engine's buffers when asked for; valid until its next pass.
+class TargetOutput:
+    """The output of one target pass, read from the engine's buffers on access; valid until the next pass.
 
-    ``tree``: what was scored; ``past``: committed slots before it; ``head_rows``: its last rows, the ones with logits.
+    ``tensors``: the engine's outputs, by name. ``tree``: the scored tree. ``past``: committed slots before it. ``head_rows``: the number of
+    rows with logits, which are the tree's last ones.
     """
 
-    outputs: Mapping[str, np.ndarray]
+    tensors: Mapping[str, np.ndarray]
     tree: Tree
     past: int
     head_rows: int
 
     @property
     def next_token(self) -> np.ndarray:
-        """int64 [head_rows], the argmax."""
-        return self._first("next_token")
+        """The argmax of each row, int64 [head_rows]."""
+        return self._without_batch("next_token")
 
     @property
     def logits(self) -> np.ndarray:
         """float32 [head_rows, V]."""
-        return self._first("logits")
+        return self._without_batch("logits")
 
     @property
     def features(self) -> np.ndarray:
-        """[n, 3H]."""
-        return self._first("features")
+        """Captured hidden states, [n, 3H]."""
+        return self._without_batch("features")
 
-    def expect_numbers(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
-        """Raises EngineFailure unless the logits that ``tokens`` were chosen from at ``rows`` are numbers. On a device, where looking is a
-        copy, only the last token's own: what is no number in a row gets into all that attend to it."""
-        if isinstance(self.outputs, DeviceOutputs):
-            worst = self.outputs.element("logits", rows[-1], tokens[-1])
+    def check_logits(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Raises EngineFailure if the logits at ``rows`` hold NaN or plus infinity; ``tokens`` were chosen there.
+
+        On a device, where reading costs a copy, it checks only the last token's logit: a NaN in one row spreads to all rows that attend to
+        it.
+        """
+        if isinstance(self.tensors, DeviceOutputs):
+            worst = self.tensors.element("logits", rows[-1], tokens[-1])
         else:
             logits = self.logits
-            worst = sum(float(np.add.reduce(logits[row])) for row in rows)  # some microseconds a row; NaN and infinity stay what they are
+            worst = sum(float(np.add.reduce(logits[row])) for row in rows)  # a sum keeps NaN and infinity, and takes microseconds per row
         if not worst < math.inf:
-            raise EngineFailure("the target's scores are no numbers — its precision is too low or the engine damaged: export again")
+            raise EngineFailure("the target's logits are not finite — its precision is too low, or the engine is damaged: export again")
 
-    def _first(self, name: str) -> np.ndarray:
-        batch_of_one: np.ndarray = self.outputs[name][0]
-        return batch_of_one
+    def _without_batch(self, name: str) -> np.ndarray:
+        first: np.ndarray = self.tensors[name][0]
+        return first
 
 
-def greedy(scores: Scores, row: int, position: int) -> int:
-    """The argmax, computed in the graph."""
-    return int(scores.next_token[row])
+def greedy(output: TargetOutput, row: int, position: int) -> int:
+    """The Sampler of greedy decoding: the argmax, which the graph computes."""
+    return int(output.next_token[row])
 
 
 def uniforms(seed: int | None, positions: int) -> np.ndarray:
-    """One uniform per sequence position, float32 [positions], multiples of 2**-23 below 1.
+    """One uniform random number per sequence position, float32 [positions], multiples of 2**-23 below 1.
 
-    Keyed by position and not by row, so a seed gives the same text whatever the tree. 23 bits: u * total stays below total in float32, so
-    the inverse CDF always finds a token.
+    They depend on the position and not on the row, so a seed gives the same text whatever the tree. With 23 bits, u * total stays below
+    total in float32, so the inverse CDF always finds a token.
     """
     bits = np.random.Generator(np.random.Philox(seed)).integers(0, 2**23, positions)
     return (bits / 2**23).astype(np.float32)
 
 
-class BatchInverseCdf:
-    """Samples every row of a pass at once, where the logits lie: on a device that costs less than to look at them."""
+class InverseCdfSampler:
+    """The Sampler of a device. It samples every row of a pass in one engine call, which is cheaper than copying logits to the host."""
 
     def __init__(self, engine: Engine, memory: Memory, table: Buffer, params: SamplingParams, positions: int) -> None:
-        """``table``: the buffer of the graph's uniforms."""
+        """``engine``: runs the sample graph. ``table``: its buffer of uniforms, float32 [positions]."""
         memory.write(table, uniforms(params.seed, positions))
         self._engine, self._params, self._positions = engine, params, positions
-        self._drawn: tuple[Scores, np.ndarray] | None = None
+        self._sampled: tuple[TargetOutput, np.ndarray] | None = None
 
-    def __call__(self, scores: Scores, row: int, position: int) -> int:
-        if self._drawn is None or self._drawn[0] is not scores:
-            self._drawn = scores, self._draw(scores)
-        return int(self._drawn[1][row])
+    def __call__(self, output: TargetOutput, row: int, position: int) -> int:
+        if self._sampled is None or self._sampled[0] is not output:
+            self._sampled = output, self._sample(output)
+        return int(self._sampled[1][row])
 
-    def _draw(self, scores: Scores) -> np.ndarray:
-        call = self._engine.prepare(n=scores.head_rows, p=self._positions)
-        inputs = _settled(call, self._params)
-        inputs["depth"][0] = scores.tree.depth[-scores.head_rows :]
-        inputs["past"][0] = scores.past
+    def _sample(self, output: TargetOutput) -> np.ndarray:
+        call = self._engine.prepare(n=output.head_rows, p=self._positions)
+        _write_params(call, self._params)
+        call.inputs["depth"][0] = output.tree.depth[-output.head_rows :]
+        call.inputs["past"][0] = output.past
         call.run()
         return np.array(call.outputs["token"][0])
 
 
-def _settled(call: Call, params: SamplingParams) -> Mapping[str, np.ndarray]:
-    """The call's inputs, with what stays the same during a request filled in."""
+def _write_params(call: Call, params: SamplingParams) -> None:
     inputs = call.inputs
     inputs["temperature"][0], inputs["top_k"][0], inputs["top_p"][0] = params.temperature, params.top_k, params.top_p
-    return inputs

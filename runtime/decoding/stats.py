@@ -1,4 +1,4 @@
-"""What a request cost, counted in one place."""
+"""Statistics of one request: the counters that grow while it runs, and the public Stats made from them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from .loop import Round
 
 @dataclass(frozen=True)
 class Stats:
-    """One request. ``tokens_per_cycle`` counts the bonus token (the papers' tau) and leaves out the first token, which prefill brings;
-    ``tokens_per_second`` is those same tokens over ``decode_seconds``. ``accepted`` counts draft tokens only, ``drafted`` those proposed,
-    without the root.
+    """Statistics of one request.
 
-    ``cached_prompt_tokens``: the beginning of the prompt that an earlier request had left in the cache; ``num_accepted_tokens_per_pos``:
-    how many rounds accepted a draft token at depth 1, 2, ...; ``actions``: rounds by the tree that was asked for, "nodes,depth,width".
+    ``cycles``: verification rounds. ``drafted``: proposed draft tokens, without roots. ``accepted``: accepted draft tokens.
+    ``tokens_per_cycle``: new tokens per round, bonus token included (the papers' tau), without the first token, which comes from prefill.
+    ``tokens_per_second``: the same tokens over ``decode_seconds``. ``cached_prompt_tokens``: the prefix of the prompt that an earlier
+    request had left in the cache. ``num_accepted_tokens_per_pos``: rounds that accepted a draft token at depth 1, 2, ... ``actions``:
+    rounds by requested tree, "nodes,depth,width".
     """
 
     prompt_tokens: int
@@ -36,12 +37,14 @@ class Stats:
     actions: Mapping[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
+        """The statistics as plain values, for JSON."""
         return dataclasses.asdict(self)
 
 
 @dataclass
-class Tally:
-    """Sums rounds while a request runs. ``drafts``: rounds in which anything was drafted."""
+class RequestCounters:
+    """Counters of a running request. ``drafts``: rounds that drafted at least one token. ``rounds_by_accepted``: rounds by the number of
+    draft tokens they accepted."""
 
     prompt_tokens: int
     cached_prompt_tokens: int = 0
@@ -54,18 +57,18 @@ class Tally:
     decode_seconds: float = 0.0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
-    per_position: dict[int, int] = field(default_factory=dict)
+    rounds_by_accepted: dict[int, int] = field(default_factory=dict)
     actions: dict[tuple[int, int, int], int] = field(default_factory=dict)
 
     def add(self, round_: Round, kept: int) -> None:
-        """``kept`` of the round's tokens belong to the answer: a stop may cut the rest."""
+        """Count a round. ``kept``: how many of its tokens belong to the answer; a stop condition may cut off the rest."""
         accepted, spec = min(kept, len(round_.tokens) - 1), round_.spec
         self.new_tokens += kept
         self.cycles += 1
         self.drafts += round_.nodes > 1
         self.drafted += round_.nodes - 1
         self.accepted += accepted
-        self.per_position[accepted] = self.per_position.get(accepted, 0) + 1
+        self.rounds_by_accepted[accepted] = self.rounds_by_accepted.get(accepted, 0) + 1
         tree = (spec.nodes, spec.depth, spec.width)
         self.actions[tree] = self.actions.get(tree, 0) + 1
         self.decode_seconds += round_.seconds
@@ -73,6 +76,7 @@ class Tally:
         self.verify_seconds += round_.verify_seconds
 
     def stats(self) -> Stats:
+        """The Stats so far."""
         decoded = max(0, self.new_tokens - 1)
         return Stats(
             prompt_tokens=self.prompt_tokens,
@@ -87,18 +91,19 @@ class Tally:
             draft_seconds=self.draft_seconds,
             verify_seconds=self.verify_seconds,
             cached_prompt_tokens=self.cached_prompt_tokens,
-            num_accepted_tokens_per_pos=reached(self.per_position),
-            actions=named(self.actions),
+            num_accepted_tokens_per_pos=accepted_per_position(self.rounds_by_accepted),
+            actions=action_counts(self.actions),
         )
 
 
-def reached(longest: Mapping[int, int]) -> tuple[int, ...]:
-    """Rounds by how many draft tokens they accepted -> how many accepted at least 1, 2, ..."""
+def accepted_per_position(rounds_by_accepted: Mapping[int, int]) -> tuple[int, ...]:
+    """Rounds that accepted at least 1, 2, ... draft tokens, from rounds by the exact number."""
     return tuple(
-        sum(rounds for accepted, rounds in longest.items() if accepted >= depth) for depth in range(1, max(longest, default=0) + 1)
+        sum(rounds for accepted, rounds in rounds_by_accepted.items() if accepted >= depth)
+        for depth in range(1, max(rounds_by_accepted, default=0) + 1)
     )
 
 
-def named(actions: Mapping[tuple[int, int, int], int]) -> dict[str, int]:
-    """The most frequent first."""
+def action_counts(actions: Mapping[tuple[int, int, int], int]) -> dict[str, int]:
+    """Rounds by "nodes,depth,width", the most frequent tree first."""
     return {",".join(map(str, spec)): rounds for spec, rounds in sorted(actions.items(), key=lambda each: -each[1])}

@@ -1,4 +1,4 @@
-"""The target model: its engine, its cache, and the two things done with it, prefill and verify."""
+"""The target model: its engine and its cache, with the two operations of the loop, prefill and verify."""
 
 from __future__ import annotations
 
@@ -7,31 +7,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from ..backends.base import Buffer, Call, Engine, Memory
 from ..backends.kv import Cache
 from ..manifest.schema import Limits
-from .sampling import Scores
-from .tree import GrownTree, Tree
+from .sampling import TargetOutput
+from .tree import DeviceTree, Tree
 
-ORDER = "order"
-"""Name of the buffer that holds 0, 1, 2, ...: slots, rows and beams, wherever all of them are meant."""
-GROWN = ("tokens", "parent", "depth", "tree_mask")
+ARANGE = "arange"
+"""Name of the buffer that holds 0, 1, 2, ..., bound to index inputs (slots, rows, beams) that select everything."""
+TREE_TENSORS = ("tokens", "parent", "depth", "tree_mask")
+"""Outputs of the tree graph, in the order of Tree's fields."""
 SUM_BLOCK = 1024
-"""Slots that the CPU's ordered attention adds up in one go. Rows of a tree on both sides of a multiple of it would be added
-up in other groups than in plain decoding."""
-_VERIFY = {"slots": ORDER, "rows": ORDER}
-_VERIFY_GROWN = {**_VERIFY, **{name: f"tree.{name}" for name in GROWN if name != "parent"}}
-_PREFILL = {"slots": ORDER}
+"""Slots that ordered attention on the CPU sums as one block. Rows of a tree on both sides of a multiple of it would be summed in other
+groups than in plain decoding."""
+# Graph input -> the buffer it is bound to, where the names differ.
+_VERIFY = {"slots": ARANGE, "rows": ARANGE}
+_VERIFY_DEVICE_TREE = {**_VERIFY, **{name: f"tree.{name}" for name in TREE_TENSORS if name != "parent"}}
+_PREFILL = {"slots": ARANGE}
 
 
 class Target:
-    """Runs trees through the target engine. The cache's length changes in ``prefill`` and ``commit`` only.
+    """Runs trees through the target engine. Only ``prefill`` and ``commit`` extend the cache.
 
-    ``grown``: where a tree lies that was drafted on the device, under the names of GROWN.
+    ``device_tree``: the buffers of a tree that was drafted on the device, by the names of TREE_TENSORS. ``cache_valid``: whether the cache
+    and the list of committed tokens agree; the caller sets it to False while a pass runs, so it stays False if the pass is interrupted.
     """
 
-    def __init__(self, engine: Engine, cache: Cache, limits: Limits, memory: Memory, grown: Mapping[str, Buffer] | None = None) -> None:
-        self._engine, self.cache, self.limits, self._memory, self._grown = engine, cache, limits, memory, grown or {}
-        self._tokens: list[int] = []  # what was committed
-        self._tree = Tree.chain([0])  # what was verified last
-        self.cache_valid = True  # whether cache and tokens can be believed: not while a pass runs, nor after one that was interrupted
+    def __init__(
+        self, engine: Engine, cache: Cache, limits: Limits, memory: Memory, device_tree: Mapping[str, Buffer] | None = None
+    ) -> None:
+        self._engine, self.cache, self.limits, self._memory, self._device_tree = engine, cache, limits, memory, device_tree or {}
+        self._committed: list[int] = []
+        self._verified_tree = Tree.chain([0])
+        self.cache_valid = True
 
     @property
     def length(self) -> int:
@@ -40,91 +45,91 @@ class Target:
 
     @property
     def on_host(self) -> bool:
-        """Whether it runs where the loop does."""
+        """Whether the engine runs in host memory."""
         return self._memory.on_host
 
     @property
     def room(self) -> int:
-        """Tokens that may still be chosen: the last one needs no slot."""
+        """Tokens that may still be generated. The last one needs no slot."""
         return self.limits.context - self.length - 1
 
     @property
-    def most_nodes(self) -> int:
+    def max_nodes(self) -> int:
         """Nodes of the largest tree that may be verified now."""
-        most = self.limits.tree_nodes
-        return min(most, SUM_BLOCK - self.length % SUM_BLOCK) if self.on_host else most
+        nodes = self.limits.tree_nodes
+        return min(nodes, SUM_BLOCK - self.length % SUM_BLOCK) if self.on_host else nodes
 
-    def common(self, prompt: Sequence[int]) -> Sequence[int]:
-        """The beginning of ``prompt`` that an earlier request left in the cache; never all of it, as the last token's scores are needed."""
-        if not self.cache_valid or len(self._tokens) != self.length:
+    def cached_prefix(self, prompt: Sequence[int]) -> Sequence[int]:
+        """The prefix of ``prompt`` that the cache holds. Never all of ``prompt``, because the last token's logits are needed."""
+        if not self.cache_valid or len(self._committed) != self.length:
             return ()
-        return prompt[: min(common_prefix(self._tokens, prompt), len(prompt) - 1)]
+        return prompt[: min(common_prefix_length(self._committed, prompt), len(prompt) - 1)]
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first ``length`` committed tokens."""
+        """Keep only the first ``length`` committed tokens."""
         self.cache.truncate(length)
-        del self._tokens[length:]
+        del self._committed[length:]
 
-    def prefill(self, tokens: Sequence[int]) -> Iterator[tuple[Sequence[int], Scores]]:
-        """Commit ``tokens`` chunk by chunk. Yields each chunk with its scores: features of all its rows, logits of its last one."""
+    def prefill(self, tokens: Sequence[int]) -> Iterator[tuple[Sequence[int], TargetOutput]]:
+        """Commit ``tokens`` chunk by chunk. Yields each chunk with its output: features of all its rows, logits of its last row."""
         step = self.limits.prefill_rows
-        del self._tokens[self.length :]
+        del self._committed[self.length :]
         for start in range(0, len(tokens), step):
             chunk = tokens[start : start + step]
-            scores = self._run_chunk(chunk)
+            output = self._run_chunk(chunk)
             self.cache.commit(range(len(chunk)))
-            self._tokens.extend(chunk)
-            yield chunk, scores
+            self._committed.extend(chunk)
+            yield chunk, output
 
-    def verify(self, tree: Tree | GrownTree) -> Scores:
-        """Score every node of ``tree`` in one pass; commits nothing."""
-        scores = self._run_grown(tree.nodes) if isinstance(tree, GrownTree) else self._run(tree)
-        _ = scores.next_token  # waits for a device, so that its time counts as verifying
-        self._tree = scores.tree
-        return scores
+    def verify(self, tree: Tree | DeviceTree) -> TargetOutput:
+        """Score every node of ``tree`` in one pass. Commits nothing."""
+        output = self._run_device_tree(tree.nodes) if isinstance(tree, DeviceTree) else self._run(tree)
+        _ = output.next_token  # waits for a device, so that its time counts as verifying
+        self._verified_tree = output.tree
+        return output
 
-    def verify_chain(self, tokens: Sequence[int]) -> Scores:
-        """Score ``tokens`` one after the other; commits nothing."""
+    def verify_chain(self, tokens: Sequence[int]) -> TargetOutput:
+        """Score ``tokens`` as a chain, each the child of the one before. Commits nothing."""
         return self.verify(Tree.chain(tokens))
 
     def commit(self, path: Sequence[int]) -> None:
-        """Keep the rows ``path`` of the tree just verified."""
+        """Commit the rows ``path`` of the tree that was verified last."""
         self.cache.commit(path)
-        self._tokens.extend(self._tree.tokens[list(path)].tolist())
+        self._committed.extend(self._verified_tree.tokens[list(path)].tolist())
 
     def warm_up(self, sizes: Sequence[int]) -> None:
-        """Run a pass of each kind, so that the first request finds every buffer and thread in place: a chunk of the prompt, and trees of
-        these ``sizes``, with every span: a device records each, to repeat it at once."""
+        """Run a prefill pass and a tree pass of each of ``sizes`` at every span, so that the first request finds all buffers and threads
+        ready. On a device this also records every CUDA graph."""
         for span in self.cache.spans():
             self.cache.truncate(0)
             self.cache.reserve(span)
             self._run_chunk([0] * self.limits.prefill_rows)
             for size in sizes:
-                self._run_grown(size) if self._grown and size > 1 else self._run(Tree.chain([0] * size))
+                self._run_device_tree(size) if self._device_tree and size > 1 else self._run(Tree.chain([0] * size))
         self.cache.truncate(0)
 
-    def _run_chunk(self, chunk: Sequence[int]) -> Scores:
-        """One pass over a part of the prompt; the head runs for its last row.
+    def _run_chunk(self, chunk: Sequence[int]) -> TargetOutput:
+        """One pass over a chunk of the prompt, with logits for its last row.
 
-        On a device every chunk is filled up, if there is room: a row costs nothing there, a new shape does. What is too much lies behind
-        the committed slots and is overwritten.
+        On a device every chunk is padded to full size while the cache has room: extra rows cost nothing there, a new shape does. The
+        padding lies after the committed slots and is overwritten.
         """
         count, room = len(chunk), self.limits.capacity - self.length
         rows = count if self._memory.on_host else min(self.limits.prefill_rows, room)
-        past = self._reserved(rows)
+        past = self._reserve(rows)
         call = self._engine.prepare(_PREFILL, n=rows, span=self.cache.span, r=1)
         call.inputs["rows"][0] = count - 1
-        self._fill(call, Tree.chain([*chunk, *[0] * (rows - count)]), past)
-        return Scores(call.outputs, Tree.chain(chunk), past, 1)
+        self._run_call(call, Tree.chain([*chunk, *[0] * (rows - count)]), past)
+        return TargetOutput(call.outputs, Tree.chain(chunk), past, 1)
 
-    def _run(self, tree: Tree) -> Scores:
-        """One pass over the tree's rows."""
-        count, past = len(tree), self._reserved(len(tree))
+    def _run(self, tree: Tree) -> TargetOutput:
+        """One pass over a tree in host memory."""
+        count, past = len(tree), self._reserve(len(tree))
         call = self._engine.prepare(_VERIFY, n=count, span=self.cache.span, r=count)
-        self._fill(call, tree, past)
-        return Scores(call.outputs, tree, past, count)
+        self._run_call(call, tree, past)
+        return TargetOutput(call.outputs, tree, past, count)
 
-    def _fill(self, call: Call, tree: Tree, past: int) -> None:
+    def _run_call(self, call: Call, tree: Tree, past: int) -> None:
         inputs = call.inputs
         inputs["tokens"][0] = tree.tokens
         inputs["depth"][0] = tree.depth
@@ -132,27 +137,27 @@ class Target:
         inputs["past"][0] = past
         call.run()
 
-    def _run_grown(self, count: int) -> Scores:
-        """One pass over the tree that lies in the device's memory."""
-        past = self._reserved(count)
-        call = self._engine.prepare(_VERIFY_GROWN, n=count, span=self.cache.span, r=count)
+    def _run_device_tree(self, count: int) -> TargetOutput:
+        """One pass over the tree of ``count`` nodes in device memory."""
+        past = self._reserve(count)
+        call = self._engine.prepare(_VERIFY_DEVICE_TREE, n=count, span=self.cache.span, r=count)
         call.inputs["past"][0] = past
         call.run()
         shapes = {"tree_mask": (count, count)}
-        tree = Tree(*(self._memory.read(self._grown[name], shapes.get(name, (count,))).copy() for name in GROWN))
-        return Scores(call.outputs, tree, past, count)
+        tree = Tree(*(self._memory.read(self._device_tree[name], shapes.get(name, (count,))).copy() for name in TREE_TENSORS))
+        return TargetOutput(call.outputs, tree, past, count)
 
-    def _reserved(self, count: int) -> int:
-        """Committed slots, once there is room for ``count`` rows after them."""
+    def _reserve(self, count: int) -> int:
+        """Make room for ``count`` rows after the committed slots. Returns the number of committed slots."""
         past = self.length
         if past + count > self.cache.span:
-            self.cache.reserve(self.cache.fitting(past + count))
+            self.cache.reserve(self.cache.span_for(past + count))
         return past
 
 
-def common_prefix(some: Sequence[int], others: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    for place, (one, other) in enumerate(zip(some, others, strict=False)):
+def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens ``first`` and ``second`` have in common at their start."""
+    for index, (one, other) in enumerate(zip(first, second, strict=False)):
         if one != other:
-            return place
-    return min(len(some), len(others))
+            return index
+    return min(len(first), len(second))

@@ -1,4 +1,4 @@
-"""What all requests of a Decoder came to, in the names that vLLM and llama.cpp use."""
+"""Statistics over all finished requests of a Decoder, with the names that vLLM and llama.cpp use."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 from policy import Policy, Watchdog
 
-from .stats import Tally, named, reached
+from .stats import RequestCounters, accepted_per_position, action_counts
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the requests that are over.
+    """Sums over finished requests.
 
-    ``num_drafts``: rounds in which anything was drafted; ``num_draft_tokens``: without the roots; ``num_accepted_tokens_per_pos``: rounds
-    that accepted a draft token at depth 1, 2, ...; ``mean_acceptance_length``: tokens of a round with a draft, bonus included (1.0 before
-    the first). ``cached_prompt_tokens``: those of ``prompt_tokens`` that an earlier request had left in the cache. ``requests``: by the
-    reason they ended (eos, length, stop_string, cancelled, deadline, error); ``actions``: rounds by the tree that was asked for,
-    "nodes,depth,width". ``guard``: what the default policy's watchdog does now: "policy" (lets it work), "fixed" (gave it up for the fixed
-    tree), "paused" (decodes plainly for a while), or "none" where nothing is watched.
+    ``num_drafts``: rounds that drafted at least one token. ``num_draft_tokens``: proposed draft tokens, without roots.
+    ``num_accepted_tokens_per_pos``: rounds that accepted a draft token at depth 1, 2, ... ``mean_acceptance_length``: tokens per round with
+    a draft, bonus token included (1.0 before the first). ``cached_prompt_tokens``: those of ``prompt_tokens`` that an earlier request had
+    left in the cache. ``requests``: by the reason they ended (eos, length, stop_string, cancelled, deadline, error). ``actions``: rounds by
+    requested tree, "nodes,depth,width". ``guard``: the state of the default policy's watchdog: "policy" (the policy runs), "fixed" (the
+    fixed tree replaced it), "paused" (plain decoding for some rounds), or "none" (there is no watchdog).
     """
 
     num_drafts: int
@@ -44,32 +44,34 @@ class Totals:
     guard: str
 
     def as_dict(self) -> dict[str, Any]:
+        """The totals as plain values, for JSON."""
         return dataclasses.asdict(self)
 
 
 @dataclass
-class Ledger:
-    """Takes in finished requests, from any thread and from finalizers: ``add`` waits for no lock."""
+class TotalsRecorder:
+    """Sums the counters of finished requests. ``add`` may be called from any thread and from finalizers: it never waits for a lock."""
 
-    _new: deque[tuple[Tally, str]] = field(default_factory=deque)
+    _pending: deque[tuple[RequestCounters, str]] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _sum: Tally = field(default_factory=lambda: Tally(0))
-    _ended: Counter[str] = field(default_factory=Counter)
+    _sum: RequestCounters = field(default_factory=lambda: RequestCounters(0))
+    _end_reasons: Counter[str] = field(default_factory=Counter)
 
-    def add(self, tally: Tally, reason: str) -> None:
-        self._new.append((tally, reason))
-        if self._lock.acquire(blocking=False):  # else whoever holds it, or the next one, sums this too
+    def add(self, counters: RequestCounters, reason: str) -> None:
+        """Record a finished request and the reason it ended."""
+        self._pending.append((counters, reason))
+        if self._lock.acquire(blocking=False):  # otherwise the holder of the lock, or the next caller, sums this request too
             try:
-                self._fold()
+                self._sum_pending()
             finally:
                 self._lock.release()
 
-    def _fold(self) -> None:
-        while self._new:
-            tally, reason = self._new.popleft()
-            self._ended[reason] += 1
-            for name in (each.name for each in dataclasses.fields(Tally)):
-                value = getattr(tally, name)
+    def _sum_pending(self) -> None:
+        while self._pending:
+            counters, reason = self._pending.popleft()
+            self._end_reasons[reason] += 1
+            for name in (each.name for each in dataclasses.fields(RequestCounters)):
+                value = getattr(counters, name)
                 if isinstance(value, dict):
                     sums = getattr(self._sum, name)
                     sums.update({key: sums.get(key, 0) + count for key, count in value.items()})
@@ -77,25 +79,25 @@ class Ledger:
                     setattr(self._sum, name, getattr(self._sum, name) + value)
 
     def totals(self, policy: Policy) -> Totals:
-        """``policy``: whose watchdog is asked."""
+        """The Totals so far. ``policy``: the default policy, for the state of its watchdog."""
         with self._lock:
-            self._fold()
+            self._sum_pending()
             total = self._sum
             return Totals(
                 num_drafts=total.drafts,
                 num_draft_tokens=total.drafted,
                 num_accepted_tokens=total.accepted,
-                num_accepted_tokens_per_pos=reached(total.per_position),
+                num_accepted_tokens_per_pos=accepted_per_position(total.rounds_by_accepted),
                 mean_acceptance_length=1 + total.accepted / total.drafts if total.drafts else 1.0,
                 draft_acceptance_rate=total.accepted / total.drafted if total.drafted else 0.0,
                 prompt_tokens=total.prompt_tokens,
                 cached_prompt_tokens=total.cached_prompt_tokens,
                 generation_tokens=total.new_tokens,
-                requests=dict(self._ended),
+                requests=dict(self._end_reasons),
                 prefill_seconds=total.prefill_seconds,
                 decode_seconds=total.decode_seconds,
                 draft_seconds=total.draft_seconds,
                 verify_seconds=total.verify_seconds,
-                actions=named(total.actions),
+                actions=action_counts(total.actions),
                 guard=policy.state if isinstance(policy, Watchdog) else "none",
             )

@@ -1,4 +1,4 @@
-"""A draft tree as arrays, and the one acceptance rule for greedy and sampled decoding. Pure numpy."""
+"""A draft tree as arrays, and the acceptance rule, which is the same for greedy decoding and for sampling. Pure numpy."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class GrownTree:
-    """A tree of ``nodes`` rows that a drafter left in the device's memory. The host sees it when it has been verified."""
+class DeviceTree:
+    """A tree of ``nodes`` rows that a drafter left in device memory. The host reads it only after it was verified."""
 
     nodes: int
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Rows of one target pass. Row 0 is the root: the last token chosen, not yet in the cache.
+    """The rows of one target pass. Row 0 is the root: the last chosen token, which is not in the cache yet.
 
-    tokens, parent, depth: int64 [n]; parent[0] is -1, parents come before children. mask: bool [n, n], row i true at i and its ancestors.
+    ``tokens``, ``parent``, ``depth``: int64 [n]. ``parent[0]`` is -1, and parents come before their children. ``mask``: bool [n, n]; row i
+    is true at i and at its ancestors.
     """
 
     tokens: np.ndarray
@@ -33,7 +34,7 @@ class Tree:
 
     @classmethod
     def from_parents(cls, tokens: Sequence[int], parent: Sequence[int]) -> Tree:
-        """Build from each node's token and parent; raises ValueError unless it is one tree, parents first, siblings distinct."""
+        """The tree with these tokens and parents. Raises ValueError unless it is one tree with parents first and distinct siblings."""
         count = len(tokens)
         if count == 0 or len(parent) != count or parent[0] != -1:
             raise ValueError("a tree needs one parent per token and a root with parent -1")
@@ -47,12 +48,12 @@ class Tree:
             mask[node] |= mask[above]
         tree = cls(np.asarray(tokens, np.int64), np.asarray(parent, np.int64), depth, mask)
         if len(tree._children) != count - 1:
-            raise ValueError("two siblings carry the same token")
+            raise ValueError("two siblings have the same token")
         return tree
 
     @classmethod
     def chain(cls, tokens: Sequence[int]) -> Tree:
-        """Each token the child of the one before: a prefill chunk."""
+        """The tree in which each token is the child of the one before, as in a prefill chunk."""
         count = len(tokens)
         order = np.arange(count, dtype=np.int64)
         return cls(np.asarray(tokens, np.int64), order - 1, order, np.tri(count, dtype=bool))
@@ -63,26 +64,26 @@ class Tree:
         return {edge: node for node, edge in enumerate(edges, 1)}
 
     def child(self, node: int, token: int) -> int | None:
-        """The child of ``node`` that carries ``token``."""
+        """The child of ``node`` with this token, None if there is none."""
         return self._children.get((node, token))
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """``path``: accepted rows from the root down. ``tokens``: the token the target chose at each of them; the last one is the bonus."""
+class Acceptance:
+    """``path``: accepted rows from the root down. ``tokens``: the target's token after each of them; the last one is the bonus token."""
 
     path: tuple[int, ...]
     tokens: tuple[int, ...]
 
 
-def accept(tree: Tree, choose: Callable[[int], int], most: int | None = None) -> Verdict:
-    """Walk down the tree along the target's own choices. ``choose(row)`` is the target's token after that row; ``most``: tokens wanted.
+def accept(tree: Tree, choose: Callable[[int], int], max_tokens: int | None = None) -> Acceptance:
+    """Descend the tree along the target's choices, for at most ``max_tokens`` tokens. ``choose(row)``: the target's token after a row.
 
-    The draft proposes deterministically, so drawing from the target and descending if the draw is a child has exactly the distribution of
-    EAGLE's accept/renormalise rule (arXiv 2401.15077): lossless for greedy and for sampling alike.
+    The tree is deterministic given the committed tokens. So drawing from the target and descending when the draw is a child has exactly the
+    distribution of EAGLE's accept/renormalise rule (arXiv 2401.15077). It is lossless for greedy decoding and for sampling.
     """
     path, tokens = [0], [choose(0)]
-    while len(tokens) != most and (node := tree.child(path[-1], tokens[-1])) is not None:
+    while len(tokens) != max_tokens and (node := tree.child(path[-1], tokens[-1])) is not None:
         path.append(node)
         tokens.append(choose(node))
-    return Verdict(tuple(path), tuple(tokens))
+    return Acceptance(tuple(path), tuple(tokens))

@@ -1,4 +1,4 @@
-"""What the loop asks of a drafter; n-gram look-up and EAGLE-3 stand behind the same verbs."""
+"""The drafter protocol: what the decoding loop calls in every round. Also NoDrafter, which is plain decoding."""
 
 from __future__ import annotations
 
@@ -8,54 +8,58 @@ from typing import Protocol
 
 from policy import GrowthPolicy, LatencyModel, TreeSpec
 
-from ..decoding.sampling import Scores
-from ..decoding.tree import GrownTree, Tree
+from ..decoding.sampling import TargetOutput
+from ..decoding.tree import DeviceTree, Tree
 
 
 class Drafter(Protocol):
-    """Proposes trees. Must be deterministic given the committed tokens: that is what makes `accept` lossless."""
+    """Proposes trees. A tree must be deterministic given the committed tokens; `accept` is lossless only then."""
 
     def begin(self, tokens: Sequence[int] = ()) -> int:
-        """A new request. ``tokens`` begin its prompt and are what the target still holds of it. Returns how many of them need not be told
-        again; nothing else is remembered of earlier requests."""
+        """Start a request. ``tokens``: the prefix of its prompt that the target's cache holds. Returns how many of them the drafter keeps;
+        `extend` is called for all others. Nothing else of earlier requests may be kept."""
 
-    def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
-        """Tokens were committed; ``scores.features[rows]`` are their features. ``scores`` is valid during this call only."""
+    def extend(self, tokens: Sequence[int], output: TargetOutput, rows: Sequence[int]) -> None:
+        """``tokens`` were committed. ``output.features[rows]`` are their features; ``output`` is valid during this call only."""
 
-    def lookup(self, root: int, most: int) -> Tree | None:
-        """A tree of at most ``most`` rows that needs no policy and is better than what `draft` could do now; None mostly."""
+    def lookup(self, root: int, max_rows: int) -> Tree | None:
+        """A tree of at most ``max_rows`` rows copied from earlier text, if that promises more than `draft` would; else None. The policy is
+        not involved."""
 
-    def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree | GrownTree:
-        """A tree of at most ``spec`` whose root is ``root``, the token after the committed ones. ``growth`` is asked on the way, if the
-        drafter grows its trees level by level."""
+    def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree | DeviceTree:
+        """A tree of at most ``spec``. ``root``: the token after the committed ones. ``growth``: decides between levels; only for
+        drafters that grow their trees level by level."""
 
 
 @dataclass(frozen=True)
 class DrafterParts:
-    """What a drafter may be made of. ``eagle``: the EAGLE-3 draft model's drafter, where the kind uses one; ``latency``: seconds of rounds
-    here, in ratios that hold; ``usual``: the tree that is drafted most."""
+    """What a drafter may be built from.
+
+    ``eagle``: the drafter of the EAGLE-3 model, None if the kind uses no draft model. ``latency``: of this machine, or a default; only its
+    ratios matter. ``fixed_tree``: the best known fixed tree.
+    """
 
     eagle: Drafter | None
     latency: LatencyModel
-    usual: TreeSpec
+    fixed_tree: TreeSpec
 
 
 class NoDrafter:
-    """Plain decoding: the tree is its root."""
+    """Plain decoding: every tree is its root."""
 
     def begin(self, tokens: Sequence[int] = ()) -> int:
         return len(tokens)
 
-    def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
-        """Nothing is kept."""
+    def extend(self, tokens: Sequence[int], output: TargetOutput, rows: Sequence[int]) -> None:
+        """Nothing to do."""
 
-    def lookup(self, root: int, most: int) -> None:
-        """Never."""
+    def lookup(self, root: int, max_rows: int) -> None:
+        """Never proposes anything."""
 
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
         return Tree.chain([root])
 
 
 def make(parts: DrafterParts) -> Drafter:
-    """Plain decoding."""
+    """The drafter "none"."""
     return NoDrafter()

@@ -1,7 +1,6 @@
-"""A drafter that needs no training: what followed the same words before, as a tree of several continuations.
+"""Prompt lookup decoding (Saxena 2023) with trees: proposes what followed the same n-gram earlier. It needs no draft model.
 
-The trainless answer for a target without a draft model (prompt look-up decoding, Saxena 2023), made a tree: the longest matching
-suffixes come first, among equals the most recent, and continuations that share a beginning share its nodes.
+The longest matching n-grams come first, among equals the most recent. Continuations with a common prefix share its nodes.
 """
 
 from __future__ import annotations
@@ -11,50 +10,50 @@ from collections.abc import Iterator, Sequence
 
 from policy import GrowthPolicy, TreeSpec
 
-from ..decoding.sampling import Scores
+from ..decoding.sampling import TargetOutput
 from ..decoding.tree import Tree
 from .base import Drafter, DrafterParts
 
-LONGEST = 4  # tokens of a suffix that is looked up
-SHORTEST = 2  # single tokens match too easily to pay for their rows on a CPU
-RECENT = 8  # places remembered per suffix
+MAX_NGRAM = 4
+MIN_NGRAM = 2  # single tokens match too often to pay for their rows on a CPU
+MAX_POSITIONS = 8  # remembered per n-gram
 
 
 class NgramDrafter:
-    """Indexes every suffix of LONGEST to SHORTEST tokens of prompt and answer by where it was seen."""
+    """Indexes every n-gram of MIN_NGRAM to MAX_NGRAM tokens in prompt and answer by the positions after it."""
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self, tokens: Sequence[int] = ()) -> int:
-        """Looks at tokens only, so it reads again what the target need not compute again."""
+        """Needs no features, so it indexes all of ``tokens`` itself and keeps them all."""
         self._tokens: list[int] = []
-        self._places: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-        self._read(tokens)
+        self._positions: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        self._index(tokens)
         return len(tokens)
 
-    def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
-        self._read(tokens)
+    def extend(self, tokens: Sequence[int], output: TargetOutput, rows: Sequence[int]) -> None:
+        self._index(tokens)
 
-    def _read(self, tokens: Sequence[int]) -> None:
+    def _index(self, tokens: Sequence[int]) -> None:
         for token in tokens:
             self._tokens.append(token)
             end = len(self._tokens)
-            for size in range(SHORTEST, min(LONGEST, end) + 1):
-                places = self._places[tuple(self._tokens[end - size :])]
-                places.append(end)
-                if len(places) > RECENT:
-                    del places[0]
+            for size in range(MIN_NGRAM, min(MAX_NGRAM, end) + 1):
+                positions = self._positions[tuple(self._tokens[end - size :])]
+                positions.append(end)
+                if len(positions) > MAX_POSITIONS:
+                    del positions[0]
 
-    def lookup(self, root: int, most: int) -> None:
-        """Never: all it does is look up."""
+    def lookup(self, root: int, max_rows: int) -> None:
+        """Never proposes anything: `draft` does all lookups, within the policy's tree."""
 
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
         tokens, parent, children = [root], [-1], [0]
         edges: dict[tuple[int, int], int] = {}
-        for place in self._matches(root):
+        for position in self._matches(root):
             node = 0
-            for token in self._tokens[place : place + spec.depth]:
+            for token in self._tokens[position : position + spec.depth]:
                 below = edges.get((node, token))
                 if below is None:
                     if len(tokens) == spec.nodes:
@@ -70,11 +69,11 @@ class NgramDrafter:
         return Tree.from_parents(tokens, parent)
 
     def _matches(self, root: int) -> Iterator[int]:
-        """Positions that followed the current suffix before, the most promising first."""
-        for size in range(LONGEST, SHORTEST - 1, -1):
-            yield from reversed(self._places.get((*self._tokens[len(self._tokens) - size + 1 :], root), ()))
+        """Positions after earlier occurrences of the current n-gram: longest n-gram first, then most recent."""
+        for size in range(MAX_NGRAM, MIN_NGRAM - 1, -1):
+            yield from reversed(self._positions.get((*self._tokens[len(self._tokens) - size + 1 :], root), ()))
 
 
 def make(parts: DrafterParts) -> Drafter:
-    """Needs nothing."""
+    """The drafter "ngram"."""
     return NgramDrafter()

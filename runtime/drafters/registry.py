@@ -1,27 +1,26 @@
-"""The drafters by name. A new one is a module with ``make(parts)`` and one entry here: every ``--draft`` takes its choices from here."""
+"""The registry of drafters, from which every ``--draft`` option takes its choices. To add a drafter, write a module with ``make(parts)``
+and add one entry here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-Tree = tuple[int, int, int]
-"""(nodes, depth, width), as in TreeSpec."""
 
 
 @dataclass(frozen=True)
 class DrafterKind:
     """One drafter. Plain values only, so that ``--help`` loads nothing heavy.
 
-    ``module``: the module of this package whose ``make(parts: DrafterParts)`` makes one. ``tree``: its fixed tree before anything is tuned;
-    ``quantized_tree``: the same beside an int8 or int4 target, where a row costs more; ``device_shape``: depth and width on a GPU, where
-    a row costs little. ``lookup_rows``: lengths of the chains it verifies without drafting, to be prepared for.
+    ``module``: the module of this package whose ``make(parts: DrafterParts)`` builds it. ``tree``: its default fixed tree, (nodes, depth,
+    width). ``quantized_tree``: the same beside an int8 or int4 target, where each row costs more. ``device_shape``: depth and width on a
+    GPU, where a row costs little. ``lookup_rows``: the lengths of its lookup chains; the runtime prepares for them. ``uses_draft_model``:
+    whether it needs an EAGLE-3 draft in the engine directory. ``host_only``: whether it works on the CPU only.
     """
 
     name: str
     summary: str
     module: str
-    tree: Tree
-    quantized_tree: Tree
+    tree: tuple[int, int, int]
+    quantized_tree: tuple[int, int, int]
     device_shape: tuple[int, int] = (0, 0)
     lookup_rows: tuple[int, ...] = ()
     uses_draft_model: bool = False
@@ -47,7 +46,7 @@ DRAFTERS = {kind.name: kind for kind in _KINDS}
 
 
 def default_drafter(has_draft_model: bool, device: str) -> DrafterKind:
-    """What drafts when nobody says otherwise."""
+    """The drafter for ``device`` (cpu or cuda) if none is named."""
     if not has_draft_model:
         return DRAFTERS["ngram"]
     return DRAFTERS["eagle" if device == "cuda" else "eagle+ngram"]

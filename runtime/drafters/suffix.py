@@ -1,6 +1,6 @@
-"""A draft model, and what followed the same words before: where the text repeats itself the second needs no drafting and goes further.
+"""A draft model combined with suffix lookup: repeated text is copied from its earlier occurrence, which needs no drafting and goes deeper.
 
-Whether to bet on it is decided by `policy.Repeats`; all other rounds are the draft model's.
+`policy.LookupGate` decides which rounds use a lookup. All other rounds use the draft model.
 """
 
 from __future__ import annotations
@@ -9,93 +9,95 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from policy import GrowthPolicy, LookupGate, TreeSpec
-from policy.lookup import LEAST
+from policy.lookup import MIN_MATCH
 
-from ..decoding.sampling import Scores
-from ..decoding.tree import GrownTree, Tree
+from ..decoding.sampling import TargetOutput
+from ..decoding.tree import DeviceTree, Tree
 from .base import Drafter, DrafterParts
 
-LONGEST = 32  # tokens in common beyond which a match gets no better
-RECENT = 16  # places remembered for a pair of tokens
+MAX_MATCH = 32  # tokens; longer matches are not better
+MAX_POSITIONS = 16  # remembered per MIN_MATCH-gram
 
 
-class Index:
-    """Prompt and answer so far, by their pairs of neighbours."""
+class SuffixIndex:
+    """Indexes prompt and answer by their MIN_MATCH-grams, to find the longest earlier match of the text's end."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self._places: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        self._positions: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
 
     def extend(self, tokens: Sequence[int]) -> None:
+        """Append ``tokens`` to the text."""
         for token in tokens:
             self.tokens.append(token)
             end = len(self.tokens)
-            if end >= LEAST:
-                places = self._places[tuple(self.tokens[end - LEAST :])]
-                places.append(end)
-                if len(places) > RECENT:
-                    del places[0]
+            if end >= MIN_MATCH:
+                positions = self._positions[tuple(self.tokens[end - MIN_MATCH :])]
+                positions.append(end)
+                if len(positions) > MAX_POSITIONS:
+                    del positions[0]
 
     def find(self, root: int) -> tuple[int, int]:
-        """(tokens in common, place after them) of the longest earlier match of the text with ``root`` at its end; the latest of equals."""
-        known, best = self.tokens, (0, 0)
-        for place in reversed(self._places.get((*known[len(known) - LEAST + 1 :], root), ())):
-            matched, most = LEAST, min(place, LONGEST)
-            while matched < most and known[place - 1 - matched] == known[len(known) - matched]:
+        """The longest earlier match of the text's end with ``root`` appended, the latest among equals: (its length in tokens, the position
+        after it); (0, 0) if there is none."""
+        text, best = self.tokens, (0, 0)
+        for position in reversed(self._positions.get((*text[len(text) - MIN_MATCH + 1 :], root), ())):
+            matched, longest = MIN_MATCH, min(position, MAX_MATCH)
+            while matched < longest and text[position - 1 - matched] == text[len(text) - matched]:
                 matched += 1
             if matched > best[0]:
-                best = matched, place
+                best = matched, position
         return best
 
-    def after(self, place: int, root: int, count: int) -> list[int]:
-        """``count`` tokens from ``place`` on; where the text ends there, its loop goes on."""
-        loop = [*self.tokens[place : place + count], root]
+    def continuation(self, position: int, root: int, count: int) -> list[int]:
+        """``count`` tokens from ``position`` on. Beyond the end of the text the tokens repeat, as the match then overlaps its own copy."""
+        loop = [*self.tokens[position : position + count], root]
         return [loop[step % len(loop)] for step in range(count)]
 
 
 class SuffixDrafter:
-    """Another drafter with bets on repeated text."""
+    """Adds lookups to another drafter."""
 
     def __init__(self, drafter: Drafter, gate: LookupGate) -> None:
         self.drafter, self._gate = drafter, gate
         self.begin()
 
     def begin(self, tokens: Sequence[int] = ()) -> int:
-        """As many tokens need not be told again as the other drafter still knows: these are read here."""
+        """Keeps as many tokens as the inner drafter keeps, and indexes them itself."""
         kept = self.drafter.begin(tokens)
-        self._index = Index()
+        self._index = SuffixIndex()
         self._index.extend(tokens[:kept])
-        self._lookup: tuple[int, int] | None = None  # tokens in common, guesses: of the round that runs
-        self._drafted: tuple[int, int, int, int] | None = None  # nodes, depth, width, length: of the round that runs
+        self._lookup: tuple[int, int] | None = None  # of the current round: length of the match, proposed tokens
+        self._draft: tuple[int, int, int, int] | None = None  # of the current round: nodes, depth, width, length
         self._gate.begin()
         return kept
 
-    def lookup(self, root: int, most: int) -> Tree | None:
-        """A chain of at most ``most`` rows."""
-        matched, place = self._index.find(root)
-        rows = self._gate.rows(matched, most, len(self._index.tokens))
+    def lookup(self, root: int, max_rows: int) -> Tree | None:
+        """A chain of at most ``max_rows`` rows, or None."""
+        matched, position = self._index.find(root)
+        rows = self._gate.rows(matched, max_rows, len(self._index.tokens))
         if rows == 1:
             return None
         self._lookup = matched, rows - 1
-        return Tree.chain([root, *self._index.after(place, root, rows - 1)])
+        return Tree.chain([root, *self._index.continuation(position, root, rows - 1)])
 
-    def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree | GrownTree:
+    def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree | DeviceTree:
         tree = self.drafter.draft(root, spec, growth)
-        assert isinstance(tree, Tree)  # it works on the host only
-        self._drafted = len(tree), int(tree.depth[-1]), spec.width, len(self._index.tokens)
+        assert isinstance(tree, Tree)  # the registry allows this drafter on the CPU only
+        self._draft = len(tree), int(tree.depth[-1]), spec.width, len(self._index.tokens)
         return tree
 
-    def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
+    def extend(self, tokens: Sequence[int], output: TargetOutput, rows: Sequence[int]) -> None:
         if self._lookup:
-            self._gate.settle(*self._lookup, accepted=len(tokens) - 1)
-        elif self._drafted:
-            self._gate.drafted(*self._drafted, tokens=len(tokens))
-        self._lookup = self._drafted = None
+            self._gate.observe_lookup(*self._lookup, accepted=len(tokens) - 1)
+        elif self._draft:
+            self._gate.observe_draft(*self._draft, tokens=len(tokens))
+        self._lookup = self._draft = None
         self._index.extend(tokens)
-        self.drafter.extend(tokens, scores, rows)
+        self.drafter.extend(tokens, output, rows)
 
 
 def make(parts: DrafterParts) -> Drafter:
-    """Around the EAGLE-3 drafter."""
+    """The drafter "eagle+ngram"."""
     assert parts.eagle is not None
-    return SuffixDrafter(parts.eagle, LookupGate(parts.latency, parts.usual))
+    return SuffixDrafter(parts.eagle, LookupGate(parts.latency, parts.fixed_tree))

@@ -1,0 +1,1 @@
+"""manifest.json: its types, and reading and checking an engine directory."""

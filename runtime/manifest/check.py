@@ -1,4 +1,4 @@
-"""What must hold before manifest.json is believed: its numbers fit together, and its files are the ones it was written for."""
+"""Checks of a manifest: its numbers must be consistent, and its files must be present, inside the directory and unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from .tuning import Tuning
 from .tuning_fit import misfit, policy_limits
 from .typed_json import Malformed
 
-_LARGEST, _LARGEST_TREE, _WIDEST_TREE = 1 << 22, 1 << 12, 1 << 8  # beyond any model; buffers are as large as these say
+# Larger than any model has. Buffers are allocated by these sizes, so a damaged manifest must not ask for more.
+_MAX_SIZE, _MAX_TREE_NODES, _MAX_TREE_WIDTH = 1 << 22, 1 << 12, 1 << 8
 
 _TENSORS = {
     "target": (
@@ -38,24 +39,24 @@ _DRAFT_TENSORS = {
 
 
 def check_contract(manifest: Manifest) -> None:
-    """What the runtime relies on without looking again: graphs, their tensors, limits that fit together. Raises Malformed."""
+    """Check what the rest of the runtime relies on: graphs, their tensors, and consistent limits. Raises Malformed."""
     needed = _TENSORS | (_DRAFT_TENSORS if manifest.draft else {})
     for name, (inputs, outputs) in needed.items():
         graph = manifest.graphs.get(name)
         if graph is None or not inputs <= graph.inputs.keys() or not outputs <= graph.outputs.keys():
-            raise Malformed(f"manifest.graphs.{name} lacks tensors")
+            raise Malformed(f"manifest.graphs.{name} is missing or lacks tensors")
     for kind in ("key", "value"):
         _check_cache("target", manifest.graphs["target"].inputs[f"past.0.{kind}"], manifest.shape)
         if manifest.draft:
             _check_cache("draft", manifest.graphs["draft"].inputs[f"past.0.{kind}"], manifest.draft)
     limits = manifest.limits
     if min(limits.context, limits.tree_nodes, limits.prefill_rows, limits.span_step, manifest.shape.layers) < 1:
-        raise Malformed("manifest.limits holds a zero")
+        raise Malformed("manifest.limits contains a zero")
     sizes = (*dataclasses.astuple(limits), *_numbers(manifest.shape), *(_numbers(manifest.draft) if manifest.draft else ()))
-    if max(sizes) > _LARGEST or limits.tree_nodes > _LARGEST_TREE:
-        raise Malformed("manifest.limits, shape or draft holds a size that no model has")
+    if max(sizes) > _MAX_SIZE or limits.tree_nodes > _MAX_TREE_NODES:
+        raise Malformed("manifest.limits, shape or draft contains a size that is too large")
     if limits.context + limits.tree_nodes > limits.capacity:
-        raise Malformed("manifest.limits.capacity is less than context and one tree")
+        raise Malformed("manifest.limits.capacity is less than the context plus one tree")
     if manifest.backend not in BACKENDS or (manifest.backend == "tensorrt") != (manifest.tensorrt is not None):
         raise Malformed(f"manifest.backend is {manifest.backend!r}")
     if manifest.tensorrt and any(graph.plan is None or not graph.profiles for graph in manifest.graphs.values()):
@@ -63,10 +64,12 @@ def check_contract(manifest: Manifest) -> None:
     if manifest.tree_sizes != tuple(sorted(set(manifest.tree_sizes))) or not manifest.tree_sizes or manifest.tree_sizes[0] < 1:
         raise Malformed("manifest.tree_sizes must ascend from 1 or more")
     draft = manifest.draft
-    if draft and not (draft.layers >= 1 <= draft.max_depth <= _LARGEST_TREE and 1 <= draft.max_width <= min(_WIDEST_TREE, draft.vocab)):
-        raise Malformed("manifest.draft holds a size that cannot be")
+    if draft and not (
+        draft.layers >= 1 <= draft.max_depth <= _MAX_TREE_NODES and 1 <= draft.max_width <= min(_MAX_TREE_WIDTH, draft.vocab)
+    ):
+        raise Malformed("manifest.draft contains an impossible size")
     if draft and limits.context + draft.max_width * (draft.max_depth - 1) > draft.capacity:
-        raise Malformed("manifest.draft.capacity is less than context and one tree")
+        raise Malformed("manifest.draft.capacity is less than the context plus one tree")
     if manifest.tuning:
         check_tuning(manifest.tuning, manifest.tensorrt is not None)
         if (offered := policy_limits(manifest)) and (problem := misfit(manifest.tuning, offered)):
@@ -74,11 +77,11 @@ def check_contract(manifest: Manifest) -> None:
 
 
 def _check_cache(name: str, tensor: Tensor, model: TargetShape | Draft) -> None:
-    """Keys and values are [parts, heads, span, width], where a head's width may be divided into parts."""
+    """Raises Malformed unless keys or values are [parts, heads, span, width] with the model's heads and parts * width = head_dim."""
     sizes = [size if isinstance(size, int) else 0 for size in tensor.shape]
     parts, heads, _, width = sizes if len(sizes) == 4 else (0, 0, 0, 0)
     if heads < 1 or heads != model.kv_heads or parts * width != model.head_dim:
-        raise Malformed(f"manifest.graphs.{name} has a cache of {list(tensor.shape)}, which is not this model's")
+        raise Malformed(f"manifest.graphs.{name} has a cache of shape {list(tensor.shape)}, which does not fit the model")
 
 
 def _numbers(sizes: TargetShape | Draft) -> list[int]:
@@ -86,7 +89,7 @@ def _numbers(sizes: TargetShape | Draft) -> list[int]:
 
 
 def check_tuning(tuning: Tuning, plans: bool) -> None:
-    """Every network that is named is there, with as many outputs as there is to choose from. Raises Malformed."""
+    """Raises Malformed unless every policy has its networks, with one output per action, and every file has a hash."""
     for policy, (net, outputs, _) in ((policy, each) for policy, learned in tuning.learned.items() for each in learned.nets()):
         name, graph = net.graph, tuning.graphs.get(net.graph)
         if graph is None or "x" not in graph.inputs or "logits" not in graph.outputs or (plans and (not graph.plan or not graph.profiles)):
@@ -98,17 +101,17 @@ def check_tuning(tuning: Tuning, plans: bool) -> None:
 
 
 def check_files(directory: Path, manifest: Manifest, verify: bool, backend: str) -> None:
-    """Every file is listed, there, inside and of its size; with ``verify``, those that ``backend`` reads have their hash; and graphs read
-    nothing else. Raises EngineDirError."""
+    """Check that every file is listed, present, inside the directory and of its size; with ``verify``, that files which ``backend`` reads
+    have their hash; and that graphs read no other files. Raises EngineDirError."""
     remedy = manifest.rebuild
     used = [*_files_of(manifest.graphs), manifest.tokens.tokenizer]
-    unread = (".onnx", ".data") if backend == "tensorrt" else (".plan",)
+    not_read = (".onnx", ".data") if backend == "tensorrt" else (".plan",)
     used += [manifest.tokens.chat_template] if manifest.tokens.chat_template else []
     for name in used:
         if name not in manifest.files:
             raise EngineDirError(f"{directory / FILE_NAME} names {name!r} without its hash — export again: {remedy}")
     for name, expected in manifest.files.items():
-        _check_file(directory, name, expected, verify and not name.endswith(unread), "export", f"export again: {remedy}")
+        _check_file(directory, name, expected, verify and not name.endswith(not_read), "export", f"export again: {remedy}")
     if backend != "tensorrt":
         for name in _files_of(manifest.graphs, plans=False):
             _check_graph(directory, name, manifest.files, f"export again: {remedy}")
@@ -118,7 +121,7 @@ def check_files(directory: Path, manifest: Manifest, verify: bool, backend: str)
                 directory,
                 name,
                 expected,
-                verify and not name.endswith(unread),
+                verify and not name.endswith(not_read),
                 "tuning",
                 f"tune again: resps-tune --engine-dir {directory}",
             )
@@ -128,13 +131,13 @@ def check_files(directory: Path, manifest: Manifest, verify: bool, backend: str)
 
 
 def _check_graph(directory: Path, name: str, known: Mapping[str, File], remedy: str) -> None:
-    """Weights beside a graph are files of the manifest, too."""
+    """Raises EngineDirError if a graph reads weights from a file that is not in ``known``."""
     try:
-        strange = sorted(external_files((directory / name).read_bytes()) - set(known))
+        unlisted = sorted(external_files((directory / name).read_bytes()) - set(known))
     except Malformed as problem:
         raise EngineDirError(f"{directory / name} is no ONNX graph: {problem} — {remedy}") from None
-    if strange:
-        raise EngineDirError(f"{directory / name} reads {strange[0]!r}, which {FILE_NAME} does not list — {remedy}")
+    if unlisted:
+        raise EngineDirError(f"{directory / name} reads {unlisted[0]!r}, which {FILE_NAME} does not list — {remedy}")
 
 
 def _files_of(graphs: Mapping[str, Graph], plans: bool = True) -> list[str]:

@@ -1,4 +1,4 @@
-"""Graphs and files as manifest.json lists them."""
+"""The entries of manifest.json for graphs and files, and the hash of a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Tensor:
-    """dtype is numpy's name; a string in ``shape`` is a size chosen per call."""
+    """One tensor of a graph. ``dtype``: numpy's name. ``shape``: a string is a symbolic dimension, whose size is set per call."""
 
     dtype: str
     shape: tuple[int | str, ...]
@@ -21,9 +21,9 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Graph:
-    """One ONNX graph and its tensors. ``plan``: the TensorRT engine built from it; ``profiles``: for each of its optimization profiles,
-    the least, best and largest value of every size that is chosen per call. ``fused``: the same graph with ONNX Runtime's own operators,
-    for its CPU."""
+    """One ONNX graph and its tensors. ``plan``: the TensorRT plan built from it. ``profiles``: for each optimization profile of the plan,
+    the minimum, optimum and maximum of every symbolic dimension. ``fused``: the same graph with ONNX Runtime's own operators, for the
+    CPU."""
 
     file: str
     plan: str | None
@@ -35,14 +35,14 @@ class Graph:
 
 @dataclass(frozen=True)
 class File:
-    """A file of the directory, its size in bytes and its hash."""
+    """Hash and size of a file in the directory."""
 
     sha256: str
     bytes: int
 
 
 def sha256_of(*paths: Path) -> str:
-    """Hex digest of files, one after the other, read in small pieces."""
+    """The SHA-256 hex digest of files, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Finds an engine directory, and reads and checks its manifest."""
+"""Finds an engine directory, reads its manifest and checks it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .typed_json import Malformed, decode
 
 
 def find_engine_dir(path: Path) -> Path:
-    """``path`` itself, or the one engine directory right below it. Raises EngineDirError."""
+    """``path`` itself, or the only engine directory directly inside it. Raises EngineDirError."""
     if not path.is_dir():
-        raise EngineDirError(f"there is no engine directory {path} — make one: resps-export --model smollm2-135m")
+        raise EngineDirError(f"there is no engine directory {path} — export one: resps-export --model smollm2-135m")
     if (path / FILE_NAME).is_file():
         return path
     found = sorted(child for child in path.iterdir() if not child.name.startswith(".") and (child / FILE_NAME).is_file())
@@ -23,20 +23,20 @@ def find_engine_dir(path: Path) -> Path:
         return found[0]
     if found:
         raise EngineDirError(f"{path} holds several engine directories — choose one: {', '.join(map(str, found))}")
-    raise EngineDirError(f"{path} has no {FILE_NAME}: it is not a finished engine directory — make one: resps-export --model NAME")
+    raise EngineDirError(f"{path} has no {FILE_NAME}: it is not a finished engine directory — export one: resps-export --model NAME")
 
 
 def load_manifest(directory: Path, *, verify: bool = True, backend: str | None = None, tuned: bool = True) -> Manifest:
-    """Read and check an engine directory: its manifest, that every file is there and, with ``verify``, the hash of every one that
-    ``backend`` (default: the one it was made for) reads. Without ``tuned`` its tuning is left out. Raises EngineDirError."""
+    """Read the manifest and check the directory: every file must be there and, with ``verify``, every file that ``backend`` reads must have
+    its hash. ``backend``: [default: the one it was exported for]. Without ``tuned`` its tuning is left out. Raises EngineDirError."""
     manifest = read_manifest(directory, tuned)
     check_files(directory, manifest, verify, backend or manifest.backend)
     return manifest
 
 
 def read_manifest(directory: Path, tuned: bool = True) -> Manifest:
-    """manifest.json alone: schema, every key, and what must hold between them. Without ``tuned`` its tuning is left out, whatever state it
-    is in. Raises EngineDirError."""
+    """Read manifest.json and check its schema, its keys and their consistency, but no other file. Without ``tuned`` its tuning is left out,
+    whatever it holds. Raises EngineDirError."""
     file = directory / FILE_NAME
     try:
         data = json.loads(file.read_text(encoding="utf-8"))

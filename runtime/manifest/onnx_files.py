@@ -1,6 +1,7 @@
-"""Which files an ONNX graph reads beside itself: what it says, before an engine that may believe it opens them.
+"""Lists the external data files of an ONNX graph, so that they can be checked before an inference engine opens them.
 
-Only as much of the format as that takes: ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto and their external data.
+It parses only the part of ONNX's protobuf format that this needs: ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto and their
+external data.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from collections.abc import Iterator
 
 from .typed_json import Malformed
 
-# message -> {field number: the message that lies in it}
-_PARTS = {
+# message type -> {field number: type of the nested message}
+_NESTED = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
     "function": {7: "node", 11: "attribute"},
@@ -20,58 +21,59 @@ _PARTS = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }
-_DEEPEST = 100
+_MAX_DEPTH = 100
 
 
 def external_files(data: bytes) -> set[str]:
-    """Every ``location`` of external data in a serialized model. Raises Malformed for what is no protobuf message."""
-    found: set[str] = set()
-    waiting = [("model", memoryview(data), 0)]
-    while waiting:
-        kind, message, depth = waiting.pop()
-        if depth > _DEEPEST:
-            raise Malformed("graphs inside graphs without end")
+    """Every ``location`` of external data in a serialized model. Raises Malformed for invalid protobuf."""
+    locations: set[str] = set()
+    pending = [("model", memoryview(data), 0)]
+    while pending:
+        kind, message, depth = pending.pop()
+        if depth > _MAX_DEPTH:
+            raise Malformed("graphs are nested too deeply")
         if kind == "entry":
-            found |= _location(message)
+            locations |= _location(message)
             continue
-        parts = _PARTS[kind]
-        waiting += [(parts[number], value, depth + 1) for number, value in _fields(message) if number in parts]
-    return found
+        nested = _NESTED[kind]
+        pending += [(nested[number], value, depth + 1) for number, value in _fields(message) if number in nested]
+    return locations
 
 
 def _location(entry: memoryview) -> set[str]:
-    """The value of an entry whose key is "location"; of a field that comes twice the last one counts."""
+    """The value of an entry with the key "location". In protobuf, the last of repeated fields counts."""
     pair = {number: bytes(value) for number, value in _fields(entry)}
     return {pair.get(2, b"").decode("utf-8", "replace")} if pair.get(1) == b"location" else set()
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The fields that have a length, with their numbers."""
-    place = 0
-    while place < len(message):
-        tag, place = _varint(message, place)
+    """(number, content) of every length-delimited field."""
+    offset = 0
+    while offset < len(message):
+        tag, offset = _varint(message, offset)
         if tag & 7 == 0:
-            _, place = _varint(message, place)
+            _, offset = _varint(message, offset)
         elif tag & 7 == 2:
-            size, place = _varint(message, place)
-            if size > len(message) - place:
-                raise Malformed("a field longer than the file")
-            yield tag >> 3, message[place : place + size]
-            place += size
+            size, offset = _varint(message, offset)
+            if size > len(message) - offset:
+                raise Malformed("a field is longer than the file")
+            yield tag >> 3, message[offset : offset + size]
+            offset += size
         elif tag & 7 in (1, 5):
-            place += 8 if tag & 7 == 1 else 4
+            offset += 8 if tag & 7 == 1 else 4
         else:
-            raise Malformed("bytes that are no protobuf")
+            raise Malformed("it is not a protobuf message")
 
 
-def _varint(message: memoryview, place: int) -> tuple[int, int]:
+def _varint(message: memoryview, offset: int) -> tuple[int, int]:
+    """(value, offset after it)."""
     value = 0
     for shift in range(0, 70, 7):
-        if place >= len(message):
+        if offset >= len(message):
             break
-        byte = message[place]
-        place += 1
+        byte = message[offset]
+        offset += 1
         value |= (byte & 127) << shift
         if byte < 128:
-            return value, place
-    raise Malformed("a number without end")
+            return value, offset
+    raise Malformed("a number is not terminated")

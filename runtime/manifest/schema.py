@@ -1,6 +1,6 @@
-"""manifest.json: the contract between export and runtime, and the only thing the runtime believes.
+"""The schema of manifest.json, the contract between export and runtime. The runtime takes everything about a directory from it.
 
-The dataclasses below *are* the file, key for key. A directory that has a manifest is a checked engine: the exporter writes it last.
+The dataclasses mirror the file key for key. The exporter writes the manifest last, so a directory that has one is complete and checked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BACKENDS = ("onnxruntime", "tensorrt")
 
 @dataclass(frozen=True)
 class TargetShape:
-    """Sizes of the target. ``captured_layers``: whose incoming residual stream ``features`` holds."""
+    """Sizes of the target. ``captured_layers``: the layers whose input (the residual stream) is in ``features``."""
 
     layers: int
     kv_heads: int
@@ -33,8 +33,8 @@ class TargetShape:
 
 @dataclass(frozen=True)
 class Limits:
-    """``context``: most tokens of prompt and answer. ``capacity``: cache slots, context plus one pass. ``tree_nodes``: largest tree.
-    ``prefill_rows``: prompt tokens per pass. ``span_step``: the cache is read up to a multiple of this many slots."""
+    """``context``: the maximum number of tokens in prompt and answer. ``capacity``: cache slots, context plus one pass. ``tree_nodes``: of
+    the largest tree. ``prefill_rows``: prompt tokens per pass. ``span_step``: spans of the cache are multiples of this many slots."""
 
     context: int
     capacity: int
@@ -45,7 +45,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Tokens:
-    """``stop``: token ids that end an answer."""
+    """``tokenizer``, ``chat_template``: file names. ``stop``: token ids that end an answer. ``bos``: the id of the first token, if any."""
 
     tokenizer: str
     chat_template: str | None
@@ -55,7 +55,8 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Check:
-    """The exported graph against a reference computation on the unquantized weights, on ``rows`` tree rows."""
+    """Parity of an exported graph with a reference computation on the unquantized weights, over ``rows`` rows of trees. ``mean_kl``: in
+    nats. ``same_argmax``: the fraction of rows with the same argmax."""
 
     rows: int
     max_abs_logit_diff: float
@@ -65,9 +66,9 @@ class Check:
 
 @dataclass(frozen=True)
 class Draft:
-    """The EAGLE-3 draft. ``weights_sha256``: of its checkpoint's weight files, by which a tuning knows its draft; ``vocab``: its own, whose
-    target ids hash to ``tokens_sha256``; ``trained_length``: positions it was trained for; ``capacity``: cache slots, the target's context
-    and the largest tree; ``check``: against the reference, as the target's."""
+    """The EAGLE-3 draft. ``weights_sha256``: hash of its checkpoint's weight files, by which a tuning knows its draft. ``vocab``: size of
+    its own vocabulary. ``tokens_sha256``: hash of the target ids of that vocabulary. ``trained_length``: positions it was trained for.
+    ``capacity``: cache slots, the target's context plus the largest tree. ``check``: its parity with the reference."""
 
     name: str
     weights_sha256: str
@@ -87,8 +88,8 @@ class Draft:
 
 @dataclass(frozen=True)
 class TensorRT:
-    """What the plans were built with and for. ``flavour``: the Python module, tensorrt or tensorrt_rtx. ``compute_capabilities``: GPUs they
-    run on, as "8.9"; ``gpu``: name of the GPU they were tuned on, if there was one."""
+    """What the plans were built with and for. ``flavour``: the Python module, tensorrt or tensorrt_rtx. ``compute_capabilities``: of the
+    GPUs they run on, such as "8.9". ``gpu``: the name of the GPU they were built on, if any."""
 
     flavour: str
     version: str
@@ -98,7 +99,7 @@ class TensorRT:
 
 @dataclass(frozen=True)
 class Source:
-    """What was exported with which options: equal means up to date."""
+    """The exported checkpoint and the options. The directory is up to date if both are unchanged. ``files``: (name, bytes, mtime in ns)."""
 
     weights: str
     files: tuple[tuple[str, int, int], ...]
@@ -107,7 +108,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """An engine directory. ``rebuild`` is the command that makes it anew."""
+    """An engine directory. ``rebuild``: the command that exports it again."""
 
     schema: int
     model: str
@@ -129,18 +130,19 @@ class Manifest:
 
     @property
     def quantized(self) -> bool:
-        """Whether weights are integers, so that a row more costs more of a pass."""
+        """Whether weights are integers; each row then costs a larger share of a pass."""
         return self.precision in ("int8", "int4")
 
     @property
     def engine_id(self) -> str:
-        """Short hash of every file that decides what is decoded."""
+        """A short hash over the hashes of all files of the export."""
         hashes = {name: file.sha256 for name, file in self.files.items()}
         return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
 
     def graph(self, name: str) -> Graph:
-        """One of the engine's own graphs, or one that was tuned for it."""
+        """The graph with this name, from the export or from the tuning."""
         return self.graphs[name] if name in self.graphs or self.tuning is None else self.tuning.graphs[name]
 
     def to_json(self) -> str:
+        """The content of manifest.json."""
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"

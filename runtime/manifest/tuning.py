@@ -1,4 +1,4 @@
-"""What resps-tune found, as manifest.json keeps it, key for key."""
+"""The entry of manifest.json that resps-tune writes: the measured latencies and the tuned policies, key for key."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from policy import Calibration, LatencyModel, inputs
+from policy.resps import Action
 
 from .graphs import File, Graph
 
 FILE_PREFIX = "tuned-"  # of all files that a tuning puts into an engine directory; a hash of what is in the file follows
 
-Tree = tuple[int, int, int]
-"""(nodes, depth, width)"""
-
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network x [1, F] -> logits [1, A]. ``graph``: of the tuned ones; ``inputs``: the groups of numbers that x is made of, in
-    order, as ``inputs_version`` of policy/inputs.py means them."""
+    """A trained network x [1, F] -> logits [1, A]. ``graph``: its name among the tuned graphs. ``inputs``: the groups of numbers that x is
+    made of, in order, with the meaning they have in version ``inputs_version`` of policy/inputs.py."""
 
     graph: str
     inputs: tuple[str, ...]
@@ -27,30 +25,30 @@ class Network:
 
 @dataclass(frozen=True)
 class RespsConfig:
-    """Re-SpS: ``net`` chooses a tree of ``actions``, in the order of its logits, which is kept for ``hold`` rounds. ``margin``: how far
-    another logit must exceed the last choice's."""
+    """A tuned Re-SpS policy. ``actions``: in the order of the network's logits. ``margin``: as in `policy.resps.Resps`. ``hold``: rounds
+    that an action persists."""
 
     net: Network
-    actions: tuple[Tree, ...]
+    actions: tuple[Action, ...]
     hold: int
     margin: float
 
 
 @dataclass(frozen=True)
 class LtdConfig:
-    """LTD: ``depth`` decides every ``every`` levels whether to go on, ``size`` how many of ``sizes`` nodes to verify. ``tree``: the largest
-    one, which says how their inputs are laid out."""
+    """A tuned LTD policy. ``depth``, ``size``: its networks, None if it has no such network. ``tree``, ``every``, ``sizes``: as in
+    `policy.ltd.Ltd`."""
 
     depth: Network | None
     size: Network | None
-    tree: Tree
+    tree: Action
     every: int
     sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class LearnedPolicy:
-    """A trained policy: a slow choice, a fast one, or both."""
+    """A trained policy: Re-SpS (``slow``), LTD (``fast``), or LTD within the trees of Re-SpS (both)."""
 
     slow: RespsConfig | None
     fast: LtdConfig | None
@@ -67,11 +65,12 @@ class LearnedPolicy:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Found for the ``machine`` and ``threads`` it ran on, with the engine of that id.
+    """The result of resps-tune for one engine, machine and number of threads.
 
-    ``portable``: came with the model and may be used on any machine (behind the watchdog) until resps-tune replaces it. ``policy``: name of
-    the fastest; ``static``: the best fixed tree, also what is fallen back to; ``learned``: by policy name; ``ratios``: tokens/s over plain
-    decoding on held-out prompts, by the clock; ``graphs`` and ``files``: the networks'.
+    ``engine``: the manifest's engine_id. ``portable``: whether it came with the model and is valid on any machine (behind a watchdog) until
+    resps-tune replaces it. ``policy``: the name of the fastest one. ``static``: the best fixed tree, which a watchdog falls back to.
+    ``learned``: trained policies by name. ``ratios``: tokens/s of each policy over plain decoding, timed on held-out prompts. ``graphs``,
+    ``files``: of the networks.
     """
 
     engine: str
@@ -79,7 +78,7 @@ class Tuning:
     threads: int
     portable: bool
     policy: str
-    static: Tree
+    static: Action
     cost_model: Calibration | None
     latency: LatencyModel
     learned: Mapping[str, LearnedPolicy]

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from policy import PLAIN, TreeSpec, inputs
+from policy.resps import Action
 
 from .schema import Manifest
-from .tuning import LearnedPolicy, Tree, Tuning
+from .tuning import LearnedPolicy, Tuning
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class PolicyLimits:
     ``sizes``: the numbers of nodes that the engine was built for, None where any may be verified."""
 
     features: int
-    largest: Tree
+    largest: Action
     sizes: tuple[int, ...] | None
 
 
@@ -56,7 +57,7 @@ def misfit(tuning: Tuning, limits: PolicyLimits) -> str | None:
     return None
 
 
-def _trees(learned: LearnedPolicy) -> Iterator[Tree]:
+def _trees(learned: LearnedPolicy) -> Iterator[Action]:
     """Every tree that it may choose, cut ones left out."""
     if learned.slow:
         yield from learned.slow.actions

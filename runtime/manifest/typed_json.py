@@ -1,4 +1,4 @@
-"""JSON into dataclasses, exactly: what the annotations do not say is an error."""
+"""Decodes JSON into dataclasses, strictly by their type annotations."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from typing import Any
 
 
 class Malformed(Exception):
-    """What is wrong, and where."""
+    """The data does not have the expected form. The message says what is wrong and where."""
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
-    """JSON -> the annotated type, exactly: unknown or wrongly typed keys are errors, and missing ones that have no default."""
+    """``value``, as loaded from JSON, as an instance of the annotated type ``kind``. ``where``: its place in the data, for errors.
+
+    Raises Malformed for unknown keys, missing keys without a default, wrong types and negative integers.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        needed = {field.name for field in dataclasses.fields(kind) if _is_needed(field)}
-        if not isinstance(value, dict) or not needed <= value.keys() <= hints.keys():
-            keys = (needed - value.keys()) | (value.keys() - hints.keys()) if isinstance(value, dict) else needed
+        required = {field.name for field in dataclasses.fields(kind) if _is_required(field)}
+        if not isinstance(value, dict) or not required <= value.keys() <= hints.keys():
+            keys = (required - value.keys()) | (value.keys() - hints.keys()) if isinstance(value, dict) else required
             raise Malformed(f"{where} has wrong keys: {', '.join(sorted(map(str, keys)))}")
         return kind(**{key: decode(hints[key], value[key], f"{where}.{key}") for key in hints if key in value})  # type: ignore[operator]
     if origin is tuple and isinstance(value, list):
@@ -47,5 +50,5 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _is_needed(field: dataclasses.Field[Any]) -> bool:
+def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

@@ -1,0 +1,1 @@
+"""The registry of policies, and loading the tuned ones of an engine directory."""

@@ -1,4 +1,4 @@
-"""The policies of one Decoder, over what was tuned for this machine."""
+"""Loads policies for a Decoder: checks whether the tuning is valid on this machine, loads networks, and builds policies by name."""
 
 from __future__ import annotations
 
@@ -14,57 +14,58 @@ from ..drafters.registry import DrafterKind
 from ..errors import EngineDirError
 from ..manifest.schema import Manifest
 from ..manifest.tuning import Tuning
-from .registry import POLICIES, PolicySetting
+from .registry import POLICIES, PolicyContext
 
-_DEVICE_NODES = 32  # of the default tree on a GPU, at most: near EAGLE-3's own
+_MAX_DEVICE_NODES = 32  # of the default tree on a GPU; EAGLE-3's own default tree is about as large
 
 _log = logging.getLogger("resps")
 
 
 class Policies:
-    """Makes each policy when it is first asked for and then keeps it: what one learns from a request holds for the next."""
+    """The policies of one Decoder, built on first use and then kept, because a watchdog's verdict holds for later requests."""
 
-    def __init__(self, setting: PolicySetting) -> None:
-        self._setting = setting
-        self._made: dict[str, Policy] = {}
+    def __init__(self, context: PolicyContext) -> None:
+        self._context = context
+        self._built: dict[str, Policy] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those that can be had here: plain decoding, a fixed tree, and what was tuned."""
-        tuning = self._setting.tuning
+        """The available ones: plain decoding, a fixed tree, and the tuned ones."""
+        tuning = self._context.tuning
         return ("none", "fixed", *(("cost-model",) if tuning and tuning.cost_model else ()), *(tuning.learned if tuning else ()))
 
     def get(self, name: str | None) -> Policy:
-        """The policy of that name [default: as tuned, else a fixed tree]. Raises EngineDirError for one that has not been tuned."""
-        tuning = self._setting.tuning
+        """The policy with this name [default: the tuned one, else a fixed tree]. Raises EngineDirError for one that was not tuned."""
+        tuning = self._context.tuning
         name = name or (tuning.policy if tuning else "fixed")
-        if name not in self._made:
-            policy = POLICIES[name].make(name, self._setting) if name in POLICIES else None
+        if name not in self._built:
+            policy = POLICIES[name].make(name, self._context) if name in POLICIES else None
             if policy is None:
                 raise EngineDirError(f"the policy {name} has not been tuned for this engine on this machine — resps-tune --engine-dir DIR")
-            self._made[name] = policy
-        return self._made[name]
+            self._built[name] = policy
+        return self._built[name]
 
 
 def default_tree(drafter: DrafterKind, manifest: Manifest) -> TreeSpec:
-    """The tree that is grown when nothing was tuned and nothing else is asked for."""
+    """The fixed tree of a drafter, a precision and a device without a tuning."""
     if manifest.tensorrt is None:
         return TreeSpec(*(drafter.quantized_tree if manifest.quantized else drafter.tree))
-    nodes = max((size for size in manifest.tree_sizes if size <= _DEVICE_NODES), default=min(manifest.tree_sizes))
+    nodes = max((size for size in manifest.tree_sizes if size <= _MAX_DEVICE_NODES), default=min(manifest.tree_sizes))
     return TreeSpec(nodes, *drafter.device_shape) if nodes > 1 and drafter.device_shape[0] else PLAIN
 
 
 def tuned_here(manifest: Manifest, threads: int) -> Tuning | None:
-    """What was tuned, if it was for this engine on this machine with as many threads, or is portable; else None, with a warning."""
+    """The directory's tuning if it is valid here: for this engine, and portable or for this machine and number of threads. None if absent
+    or not valid (logs a warning)."""
     tuning = manifest.tuning
     if tuning is None:
         return None
     if tuning.engine != manifest.engine_id:
-        _log.warning("the policy was tuned for another engine: a fixed tree is used — resps-tune tunes it for this one")
+        _log.warning("the policy was tuned for another engine, so a fixed tree is used — tune it for this one: resps-tune")
         return None
     if not tuning.portable and (tuning.machine, tuning.threads) != (processor_name(), threads):
         _log.warning(
-            "the policy was tuned on %s with %d threads, this is %s with %d: a fixed tree is used — resps-tune tunes it for here",
+            "the policy was tuned on %s with %d threads, this is %s with %d, so a fixed tree is used — tune it here: resps-tune",
             tuning.machine, tuning.threads, processor_name(), threads,
         )  # fmt: skip
         return None
@@ -72,7 +73,8 @@ def tuned_here(manifest: Manifest, threads: int) -> Tuning | None:
 
 
 def load_net(backend: Backend, graph: str) -> Net:
-    """The network x [1, F] -> logits [1, A], which are valid until the next call. Raises EngineDirError, and when asked EngineFailure."""
+    """The network of ``graph``: float32 [1, F] -> logits [1, A], valid until the next call. Raises EngineDirError; calls of the network
+    raise EngineFailure."""
     call = backend.engine(graph, {}, {}).prepare()
     state = call.inputs["x"]
 

@@ -1,4 +1,5 @@
-"""The policies by name. A new one is a module in policy/ and one entry here: what commands, server and tuner offer comes from here."""
+"""The registry of policies, from which commands, server and tuner take their choices. To add a policy, write a module in policy/ and add
+one entry here."""
 
 from __future__ import annotations
 
@@ -13,61 +14,61 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PolicySetting:
-    """What a policy is made from. ``tuning``: what resps-tune found, where it holds here; ``tree``: the fixed tree; ``sizes``: numbers of
-    nodes that may be verified, where not every number may; ``load``: a graph's name -> its network."""
+class PolicyContext:
+    """What a policy is built from. ``tuning``: the tuning that is valid here, or None. ``fixed_tree``: the best known one. ``sizes``: the
+    allowed numbers of nodes, None if every number is. ``load``: the network of a graph, by the graph's name."""
 
     tuning: Tuning | None
-    tree: TreeSpec
+    fixed_tree: TreeSpec
     sizes: tuple[int, ...] | None
     load: Callable[[str], Net]
 
 
 @dataclass(frozen=True)
 class PolicyKind:
-    """One policy. ``label``: its name in tables. ``make`` returns None where it has not been tuned; ``learned``: resps-tune trains it;
-    ``variant``: it does so only when asked to, to compare as the papers do."""
+    """One policy. ``label``: its name in tables. ``make``: builds it, or returns None if it was not tuned. ``learned``: whether resps-tune
+    trains it. ``variant``: whether it does so only on request, for comparisons as in the papers."""
 
     name: str
     label: str
     summary: str
-    make: Callable[[str, PolicySetting], Policy | None]
+    make: Callable[[str, PolicyContext], Policy | None]
     learned: bool = False
     variant: bool = False
 
 
-def _none(name: str, setting: PolicySetting) -> Policy:
+def _none(name: str, context: PolicyContext) -> Policy:
     from policy import PLAIN, FixedPolicy
 
     return FixedPolicy(PLAIN)
 
 
-def _fixed(name: str, setting: PolicySetting) -> Policy:
+def _fixed(name: str, context: PolicyContext) -> Policy:
     from policy import FixedPolicy
 
-    return FixedPolicy(setting.tree)
+    return FixedPolicy(context.fixed_tree)
 
 
-def _cost_model(name: str, setting: PolicySetting) -> Policy | None:
+def _cost_model(name: str, context: PolicyContext) -> Policy | None:
     from policy import CostModel, watch
 
-    tuning = setting.tuning
+    tuning = context.tuning
     if tuning is None or tuning.cost_model is None:
         return None
-    return watch(CostModel(tuning.cost_model, tuning.latency, setting.sizes), setting.tree, tuning.latency)
+    return watch(CostModel(tuning.cost_model, tuning.latency, context.sizes), context.fixed_tree, tuning.latency)
 
 
-def _learned(name: str, setting: PolicySetting) -> Policy | None:
+def _learned(name: str, context: PolicyContext) -> Policy | None:
     from policy import watch
 
-    tuning = setting.tuning
+    tuning = context.tuning
     if tuning is None or name not in tuning.learned:
         return None
-    return watch(learned_policy(tuning.learned[name], setting.load), setting.tree, tuning.latency)
+    return watch(learned_policy(tuning.learned[name], context.load), context.fixed_tree, tuning.latency)
 
 
 def learned_policy(found: LearnedPolicy, load: Callable[[str], Net]) -> Policy:
-    """The policy over its networks, without a watchdog."""
+    """A learned policy over its networks, without a watchdog. ``load``: as in PolicyContext."""
     from policy import ActionPersistence, Ltd, Resps
     from policy.inputs import resps_state
 
@@ -99,5 +100,5 @@ POLICIES = {kind.name: kind for kind in _KINDS}
 
 
 def main_policies() -> tuple[str, ...]:
-    """Names of all but the variants."""
+    """Names of all policies but the variants."""
     return tuple(name for name, kind in POLICIES.items() if not kind.variant)

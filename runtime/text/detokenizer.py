@@ -1,69 +1,69 @@
-"""Tokens into text as they come, and stop strings in it."""
+"""Incremental detokenization, and the search for stop strings in the text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .tokenizer import Text
+from .tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """Turns tokens into text as they come, holding back characters that are not complete yet.
+    """Turns tokens into text one by one, withholding incomplete characters.
 
-    Joined pieces plus ``flush()`` equal decoding all tokens at once. Only a short window is decoded again for each token.
+    The returned pieces plus ``flush()`` equal decoding all tokens at once. Each token decodes only a short window again.
     """
 
-    def __init__(self, text: Text) -> None:
-        self._text = text
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
         self._tokens: list[int] = []
-        self._start = 0  # first token of the window
-        self._shown = 0  # tokens whose text was given out
+        self._window_start = 0  # first token of the window
+        self._returned = 0  # tokens whose text was returned
 
     def push(self, token: int) -> str:
-        """The text that ``token`` completes, perhaps empty."""
+        """The text that ``token`` completes; it may be empty."""
         self._tokens.append(token)
-        before = self._text.decode(self._tokens[self._start : self._shown])
-        now = self._text.decode(self._tokens[self._start :])
+        before = self._tokenizer.decode(self._tokens[self._window_start : self._returned])
+        now = self._tokenizer.decode(self._tokens[self._window_start :])
         if now.endswith("\ufffd") or len(now) <= len(before):
             return ""
-        self._start, self._shown = self._shown, len(self._tokens)
+        self._window_start, self._returned = self._returned, len(self._tokens)
         return now[len(before) :]
 
     def flush(self) -> str:
-        """What was held back: bytes that never became a character."""
-        before = self._text.decode(self._tokens[self._start : self._shown])
-        now = self._text.decode(self._tokens[self._start :])
-        self._start = self._shown = len(self._tokens)
+        """The withheld rest: bytes that did not become a character."""
+        before = self._tokenizer.decode(self._tokens[self._window_start : self._returned])
+        now = self._tokenizer.decode(self._tokens[self._window_start :])
+        self._window_start = self._returned = len(self._tokens)
         return now[len(before) :]
 
 
 @dataclass
 class StopStrings:
-    """Cuts text before the first stop string, holding back what may still become one."""
+    """Cuts text before the first stop string, withholding text that may be the beginning of one. ``found``: whether one is complete."""
 
     stops: tuple[str, ...]
-    held: str = ""
+    withheld: str = ""
     found: bool = False
 
     def push(self, piece: str) -> str:
-        """Text that is safe to show; sets ``found`` when a stop string is complete."""
+        """The text that may be shown after ``piece``. Sets ``found`` when a stop string is complete."""
         if not self.stops:
             return piece
-        self.held += piece
-        places = [place for stop in self.stops if (place := self.held.find(stop)) >= 0]
-        if places:
-            shown, self.held, self.found = self.held[: min(places)], "", True
+        self.withheld += piece
+        positions = [position for stop in self.stops if (position := self.withheld.find(stop)) >= 0]
+        if positions:
+            shown, self.withheld, self.found = self.withheld[: min(positions)], "", True
             return shown
-        keep = max(_overlap(self.held, stop) for stop in self.stops)
-        shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        end = len(self.withheld) - max(_overlap(self.withheld, stop) for stop in self.stops)
+        shown, self.withheld = self.withheld[:end], self.withheld[end:]
         return shown
 
     def flush(self) -> str:
-        """What was held back and turned out to be no stop string."""
-        shown, self.held = self.held, ""
+        """The withheld rest, which did not become a stop string."""
+        shown, self.withheld = self.withheld, ""
         return shown
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop``."""
+    """Length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)

@@ -1,4 +1,4 @@
-"""What may be asked, and its token ids."""
+"""The forms of a prompt, and its conversion into checked token ids."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import cast
 import numpy as np
 
 from ..errors import PromptError
-from .tokenizer import Message, Text
+from .tokenizer import Message, Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Message]
-"""Text as it stands, token ids, or chat messages."""
+"""Plain text, token ids, or chat messages."""
 
 
-def encode(prompt: Prompt, text: Text, vocab: int, context: int) -> list[int]:
-    """Token ids of any form of prompt, checked against vocabulary and context. Raises PromptError."""
+def encode(prompt: Prompt, tokenizer: Tokenizer, vocab: int, context: int) -> list[int]:
+    """The token ids of a prompt in any form. Raises PromptError for ids outside ``vocab`` and for prompts too long for ``context``."""
     if isinstance(prompt, str):
-        ids = text.encode(prompt)
+        ids = tokenizer.encode(prompt)
     else:
         items = list(prompt)
         if items and isinstance(items[0], Mapping):
-            ids = text.encode(cast(Sequence[Message], items))
+            ids = tokenizer.encode(cast(Sequence[Message], items))
         else:
             ids = _checked_ids(cast(Iterable[int], items), vocab)
     if not ids:

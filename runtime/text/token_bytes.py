@@ -1,4 +1,4 @@
-"""What single tokens add to a text, in bytes: a character may need several tokens, so that a token alone need not be text."""
+"""The bytes that single tokens add to a text. A character may need several tokens, so one token alone need not be valid text."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 import re
 from typing import Any
 
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # SentencePiece's name of a byte that no piece covers
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # SentencePiece's name of a fallback byte
 
 
 class TokenBytes:
-    """Bytes of tokens as the tokenizer's own decoder joins them, whichever family it is of."""
+    """Maps token ids to the bytes that the tokenizer's own decoder gives them, for byte-level, SentencePiece and word tokenizers."""
 
     def __init__(self, tokenizer: Any) -> None:
         """``tokenizer``: a `tokenizers.Tokenizer`."""
@@ -21,37 +21,37 @@ class TokenBytes:
         self._has_bytes = "ByteFallback" in steps
 
     def __call__(self, token: int, *, first: bool = False, special: bool = False) -> bytes:
-        """``first``: at the very beginning of a text, where SentencePiece's decoders leave one space out. ``special``: the names of special
-        tokens, which add nothing to a text otherwise. Ids that no token has give b""."""
+        """The bytes of one token; b"" for an id without a token. ``first``: whether it begins the text, where SentencePiece decoders omit
+        one space. ``special``: whether special tokens return their names; otherwise they add nothing."""
         piece = self._tokenizer.id_to_token(token)
         if piece is None:
             return b""
         if piece in self._special:
             return piece.encode() if special else b""
         if self._alphabet is not None:
-            known = [self._alphabet.get(each) for each in piece]
-            return piece.encode() if None in known else bytes(each for each in known if each is not None)
+            values = [self._alphabet.get(character) for character in piece]
+            return piece.encode() if None in values else bytes(value for value in values if value is not None)
         byte = _BYTE.fullmatch(piece) if self._has_bytes else None
-        if byte and (value := int(byte[1], 16)) >= 0x80:  # the others are text by themselves
+        if byte and (value := int(byte[1], 16)) >= 0x80:  # lower bytes are ASCII, which the decoder handles
             return bytes([value])
-        return self._joined(piece, first).encode()
+        return self._decode(piece, first).encode()
 
-    def _joined(self, piece: str, first: bool) -> str:
-        """The text of a piece, alone or after another one."""
+    def _decode(self, piece: str, first: bool) -> str:
+        """The text of a piece at the beginning of a text or after another piece."""
         decoder = self._decoder
-        if decoder is None:  # tokens are words, with spaces between them
+        if decoder is None:  # tokens are words, which are joined with spaces
             return piece if first else f" {piece}"
         return str(decoder.decode([piece])) if first else str(decoder.decode(["a", piece]))[1:]
 
 
 def _steps(decoder: Any) -> set[str]:
-    """Names of everything that a decoder consists of, as tokenizer.json writes it."""
+    """The types of all steps of a decoder, from its entry in tokenizer.json."""
     return {decoder["type"]}.union(*map(_steps, decoder.get("decoders", ())))
 
 
 def _byte_level() -> dict[str, int]:
-    """GPT-2's letter of every byte: itself where it can be seen, else one from U+0100 on."""
-    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    letters = {chr(byte): byte for byte in seen}
-    hidden = (byte for byte in range(0x100) if byte not in seen)
-    return letters | {chr(0x100 + at): byte for at, byte in enumerate(hidden)}
+    """GPT-2's byte-level alphabet, character -> byte: printable bytes stand for themselves, the others are characters from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    characters = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(0x100) if byte not in printable)
+    return characters | {chr(0x100 + index): byte for index, byte in enumerate(others)}

@@ -36,10 +36,10 @@ def bandwidth(cuda: Cuda, size: int = 1 << 30, times: int = 20) -> float:
     first, second = cuda.allocate(size), cuda.allocate(size)
     try:
         cuda.copy(second, first, size)
-        start = cuda.mark()
+        start = cuda.record_event()
         for _ in range(times):
             cuda.copy(second, first, size)
-        return round(2 * size * times / cuda.milliseconds(start, cuda.mark()) / 1e9, 2)
+        return round(2 * size * times / cuda.elapsed_ms(start, cuda.record_event()) / 1e9, 2)
     finally:
         cuda.synchronize()
         cuda.free(first)

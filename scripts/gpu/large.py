@@ -72,9 +72,9 @@ def _gpu_ms(stream: Any, work: Callable[[], Any]) -> float:
     work()
     found = []
     for _ in range(TIMES):
-        start = stream.mark()
+        start = stream.record_event()
         work()
-        found.append(stream.milliseconds(start, stream.mark()))
+        found.append(stream.elapsed_ms(start, stream.record_event()))
     return statistics.median(found)
 
 
@@ -128,10 +128,10 @@ def _cycle(decoder: Decoder, stream: Any, spec: TreeSpec) -> dict[str, float]:
     for _ in range(2):
         with decoder.stream(prompt, SamplingParams(max_new_tokens=400), policy=FixedPolicy(spec)) as chunks:
             next(chunks)
-            start, started = stream.mark(), time.perf_counter()
+            start, started = stream.record_event(), time.perf_counter()
             stats = chunks.result().stats
             wall = 1000 * (time.perf_counter() - started)
-            stream.milliseconds(start, stream.mark())
+            stream.elapsed_ms(start, stream.record_event())
     busy = _busy_ms(decoder, stream, spec)
     return {"wall_ms": round(wall / stats.cycles, 3), "busy_ms": round(busy, 3), "gap_ms": round(wall / stats.cycles - busy, 3)}
 

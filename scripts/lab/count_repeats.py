@@ -18,12 +18,12 @@ from pathlib import Path
 
 import click
 
-from policy.lookup import MATCHED
+from policy.lookup import MATCH_CLASSES
 from runtime.console import run_command
-from runtime.drafters.suffix import Index
+from runtime.drafters.suffix import SuffixIndex
 from runtime.errors import PromptError
 from runtime.manifest.load import find_engine_dir, load_manifest
-from runtime.text.tokenizer import Text
+from runtime.text.tokenizer import Tokenizer
 
 GUESSES = 8  # tokens of a lookup
 
@@ -57,16 +57,16 @@ class Count:
 def count(tokens: Sequence[int], written: Sequence[bool], counts: dict[int, Count]) -> int:
     """Add the positions of one conversation to ``counts``, by class of match length. Only positions between two tokens of an answer count
     (``written``). Returns their number."""
-    index, looked = Index(), 0
+    index, looked = SuffixIndex(), 0
     for place, root in enumerate(tokens[:-1]):
         if written[place] and written[place + 1]:
             looked += 1
             matched, earlier = index.find(root)
             coming = tokens[place + 1 : place + 1 + GUESSES]
             if matched:
-                guesses = index.after(earlier, root, len(coming))
+                guesses = index.continuation(earlier, root, len(coming))
                 accepted = next((at for at, (ours, theirs) in enumerate(zip(guesses, coming, strict=True)) if ours != theirs), len(coming))
-                counts[max(least for least in MATCHED if least <= matched)].see(accepted, len(coming))
+                counts[max(least for least in MATCH_CLASSES if least <= matched)].see(accepted, len(coming))
         index.extend([root])
     return looked
 
@@ -90,7 +90,7 @@ def of_shards(directory: Path) -> Iterator[tuple[list[int], list[bool]]]:
 def of_answers(file: Path, engine_dir: Path) -> Iterator[tuple[list[int], list[bool]]]:
     """The same for lines with a prompt and its answer, with the chat template and tokenizer of that engine."""
     directory = find_engine_dir(engine_dir)
-    text = Text(directory, load_manifest(directory, verify=False).tokens)
+    text = Tokenizer(directory, load_manifest(directory, verify=False).tokens)
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             each = json.loads(line)
@@ -108,13 +108,13 @@ def main(engine_dir: Path | None, source: Path) -> None:
     if source.is_file() and engine_dir is None:
         raise click.UsageError(f"{source} is text: --engine-dir says how it is cut into tokens")
     conversations = of_answers(source, engine_dir) if source.is_file() and engine_dir else of_shards(source)
-    counts = {least: Count() for least in MATCHED}
+    counts = {least: Count() for least in MATCH_CLASSES}
     looked = sum(count(tokens, written, counts) for tokens, written in conversations)
     click.echo(
         f"{looked:,} places\n\n| tokens in common | share of places | the next one is right | each further one | of eight, accepted |"
     )
     click.echo("| --- | --- | --- | --- | --- |")
-    for (least, each), above in zip(counts.items(), [*MATCHED[1:], None], strict=True):
+    for (least, each), above in zip(counts.items(), [*MATCH_CLASSES[1:], None], strict=True):
         name = f"{least} and more" if above is None else f"{least} to {above - 1}".removesuffix(f" to {least}")
         accepted = each.accepted / max(1, each.places)
         click.echo(f"| {name} | {100 * each.places / max(1, looked):.0f} % | {each.first:.2f} | {each.following:.2f} | {accepted:.1f} |")

@@ -21,7 +21,7 @@ from typing import Any
 import click
 import numpy as np
 
-from policy import PLAIN, rough_latency
+from policy import PLAIN, default_latency
 from runtime.backends.cpu.backend import CpuBackend
 from runtime.backends.cpu.onnxruntime import open_session
 from runtime.console import run_command
@@ -66,7 +66,7 @@ def profile_pass(directory: Path, manifest: Manifest, rows: int, context: int, p
         session = open_session(directory / (graph.fused or graph.file), threads, Path(folder) / "profile")
         backend = CpuBackend(directory, manifest, threads, {"target": session})
         try:
-            target = load_models(backend, manifest, DRAFTERS["none"], (), rough_latency(manifest.quantized), PLAIN).target
+            target = load_models(backend, manifest, DRAFTERS["none"], (), default_latency(manifest.quantized), PLAIN).target
             tokens = np.random.default_rng(0).integers(0, manifest.shape.vocab, context).tolist()
             for _ in target.prefill(tokens[: context - rows]):
                 pass

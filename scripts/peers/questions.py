@@ -8,7 +8,7 @@ from pathlib import Path
 
 from runtime.bench.questions import read_questions as read_files
 from runtime.manifest.load import find_engine_dir, load_manifest
-from runtime.text.tokenizer import Text
+from runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ def read_questions(engine_dir: Path, files: Sequence[Path], limit: int) -> tuple
     PromptError, EngineDirError."""
     directory = find_engine_dir(engine_dir)
     manifest = load_manifest(directory, verify=False)
-    text = Text(directory, manifest.tokens)
+    text = Tokenizer(directory, manifest.tokens)
     questions = read_files(files, limit)
     chats = [[{"role": "user", "content": question.turns[0]}] for question in questions]
     asked = [PeerQuestion(f"{each.set}:{each.number}", text.encode(chat)) for each, chat in zip(questions, chats, strict=True)]

@@ -1,4 +1,4 @@
-"""TreeSpec's arithmetic and the fixed policy."""
+"""TreeSpec: its bounds, its text form and clipping; and the fixed policy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_unreadable_trees(text: str) -> None:
         TreeSpec.parse(text)
 
 
-def test_within_cuts_to_room() -> None:
+def test_within_clips_nodes_and_depth() -> None:
     spec = TreeSpec(16, 5, 3)
     assert spec.within(64, 9) == spec
     assert spec.within(16, 5) == spec
@@ -43,7 +43,7 @@ def test_within_cuts_to_room() -> None:
             assert cut.depth <= depth
 
 
-def test_fixed_policy_never_changes_its_mind() -> None:
+def test_fixed_policy_always_chooses_its_tree() -> None:
     policy = FixedPolicy(TreeSpec(4, 3, 1))
     observation = Observation(10, 20, np.zeros(6, np.float32))
     before = policy.choose(observation)

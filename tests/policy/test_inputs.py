@@ -7,7 +7,7 @@ import pytest
 
 from policy import Observation, PartialTree, TreeSpec, inputs
 from policy.ltd import depth_state, size_state
-from policy.resps import STATES, seeing
+from policy.resps import STATES, state_function
 
 TREE = TreeSpec(9, 3, 2)
 HIDDEN = 8
@@ -22,7 +22,7 @@ def test_every_state_of_resps_has_named_inputs() -> None:
 @pytest.mark.parametrize("state", ["features", "average"])
 def test_width_is_that_of_what_resps_sees(state: str) -> None:
     features = np.arange(3 * HIDDEN, dtype=np.float32)
-    seen = seeing(state)(Observation(5, 5, lambda: features))
+    seen = state_function(state)(Observation(5, 5, lambda: features))
     assert seen.shape == (inputs.width(inputs.RESPS[state], len(features)),)
 
 

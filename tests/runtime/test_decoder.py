@@ -22,10 +22,10 @@ def test_result_has_the_documented_fields(decoder: Decoder) -> None:
     assert list(result.as_dict()) == ["schema", "text", "tokens", "stop", "stats", "logprobs"]
     assert result.schema == 1
     assert result.stop in ("length", "eos")
-    assert result.text == decoder._text.decode(result.tokens)
+    assert result.text == decoder._tokenizer.decode(result.tokens)
     stats = result.stats
     assert stats.new_tokens == len(result.tokens)
-    assert stats.prompt_tokens == len(decoder._text.encode(PROMPT))
+    assert stats.prompt_tokens == len(decoder._tokenizer.encode(PROMPT))
     assert stats.tokens_per_cycle == pytest.approx((stats.new_tokens - 1) / stats.cycles)
     assert stats.tokens_per_second == pytest.approx((stats.new_tokens - 1) / stats.decode_seconds)
     assert stats.decode_seconds >= stats.draft_seconds + stats.verify_seconds
@@ -40,12 +40,12 @@ def test_stream_joins_to_generate_and_ids_and_text_and_messages_agree(decoder: D
     assert tuple(token for chunk in chunks for token in chunk.tokens) == whole.tokens
     assert stream.stop == whole.stop
     assert chunks[0].spec is None
-    ids = decoder._text.encode(PROMPT)
+    ids = decoder._tokenizer.encode(PROMPT)
     assert decoder.generate(np.array(ids), SamplingParams(max_new_tokens=30)).tokens == whole.tokens
     messages = [{"role": "user", "content": PROMPT}]
     assert (
         decoder.generate(messages, SamplingParams(max_new_tokens=5)).tokens
-        == decoder.generate(decoder._text.encode(messages), SamplingParams(max_new_tokens=5)).tokens
+        == decoder.generate(decoder._tokenizer.encode(messages), SamplingParams(max_new_tokens=5)).tokens
     )
 
 
@@ -79,7 +79,7 @@ def test_stop_token_ends_the_answer_and_is_not_text(decoder: Decoder) -> None:
     result = decoder.generate(PROMPT, SamplingParams(max_new_tokens=40))
     assert result.stop == "eos"
     assert result.tokens == tokens[:end]
-    assert result.text == decoder._text.decode(tokens[: end - 1])
+    assert result.text == decoder._tokenizer.decode(tokens[: end - 1])
 
 
 def test_stop_string_cuts_text_inside_a_block(decoder: Decoder) -> None:
@@ -89,7 +89,7 @@ def test_stop_string_cuts_text_inside_a_block(decoder: Decoder) -> None:
     assert result.stop == "stop_string"
     assert result.text == whole.text[: whole.text.index(middle)]
     assert result.tokens == whole.tokens[: len(result.tokens)]
-    assert middle in decoder._text.decode(result.tokens)
+    assert middle in decoder._tokenizer.decode(result.tokens)
 
 
 def test_context_ends_the_answer(decoder: Decoder) -> None:

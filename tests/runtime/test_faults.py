@@ -16,8 +16,8 @@ import pytest
 from policy import PLAIN, FixedPolicy, Observation, Outcome, TreeSpec
 from runtime import Decoder, DecoderBusy, DecoderClosed, EngineFailure, RespsError, SamplingParams
 from runtime.backends.cpu.onnxruntime import OrtCall
-from runtime.decoding.gumbel import GumbelMax
-from runtime.decoding.sampling import Scores
+from runtime.decoding.gumbel import GumbelMaxSampler
+from runtime.decoding.sampling import TargetOutput
 from tests.support.eagle_engines import export, write_echo
 
 TREE, PROMPT = FixedPolicy(TreeSpec(12, 4, 3)), list(range(5, 25))
@@ -38,7 +38,7 @@ def spoil(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, graph: str, at: int
     if graph == "sample":
         _spoil_draws(monkeypatch, at, fault)
         return
-    session, run, count = decoder._engine.opened._sessions[graph], OrtCall.run, 0  # type: ignore[attr-defined]
+    session, run, count = decoder._engine.backend._sessions[graph], OrtCall.run, 0  # type: ignore[attr-defined]
 
     def faulty(self: OrtCall) -> None:
         nonlocal count
@@ -54,16 +54,16 @@ def spoil(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, graph: str, at: int
 
 
 def _spoil_draws(monkeypatch: pytest.MonkeyPatch, at: int, fault: BaseException | Callable[[OrtCall], None]) -> None:
-    draw, count = GumbelMax.__call__, 0
+    draw, count = GumbelMaxSampler.__call__, 0
 
-    def faulty(self: GumbelMax, scores: Scores, row: int, position: int) -> int:
+    def faulty(self: GumbelMaxSampler, output: TargetOutput, row: int, position: int) -> int:
         nonlocal count
-        token, count = draw(self, scores, row, position), count + 1
+        token, count = draw(self, output, row, position), count + 1
         if count == at and isinstance(fault, BaseException):
             raise fault
         return token
 
-    monkeypatch.setattr(GumbelMax, "__call__", faulty)
+    monkeypatch.setattr(GumbelMaxSampler, "__call__", faulty)
 
 
 def answer(decoder: Decoder, sampling: SamplingParams = SamplingParams()) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from policy import PLAIN, FixedPolicy, TreeSpec
 from runtime import Decoder, EngineFailure, SamplingParams
 from runtime.decoding.loop import begin, prefill, rounds
 from runtime.decoding.sampling import greedy
-from runtime.decoding.target import common_prefix
+from runtime.decoding.target import common_prefix_length
 from runtime.drafters.eagle import EagleDrafter
 from runtime.drafters.ngram import NgramDrafter
 from tests.support.eagle_engines import export, write_echo
@@ -40,9 +40,9 @@ def test_any_sequence_of_requests_gives_what_each_gives_alone(seed: int) -> None
         while len(answer) < 12:
             answer.append(int(toy_logits([*prompt, *answer]).argmax()))
         drafter = NgramDrafter() if random.random() < 0.3 else PlantedDrafter(len(prompt), answer, TOY_VOCAB, int(random.integers(99)))
-        held = target._tokens[: target.length]
+        held = target._committed[: target.length]
         kept = begin(target, drafter, prompt)
-        assert kept == (min(common_prefix(held, prompt), len(prompt) - 1) if turn else 0)
+        assert kept == (min(common_prefix_length(held, prompt), len(prompt) - 1) if turn else 0)
         *_, root = prefill(target, drafter, greedy, prompt)
         assert root is not None
         came = [root.token]
@@ -54,7 +54,7 @@ def test_any_sequence_of_requests_gives_what_each_gives_alone(seed: int) -> None
         fresh = toy_target()
         list(fresh.prefill([*prompt, *came[:-1]]))
         np.testing.assert_array_equal(target.cache.rows(), fresh.cache.rows())
-        assert target._tokens == [*prompt, *came[:-1]]
+        assert target._committed == [*prompt, *came[:-1]]
         target.cache_valid, history = True, [*prompt, *came]
 
 
@@ -69,10 +69,10 @@ def test_an_interrupted_request_leaves_nothing_to_the_next() -> None:
 def test_a_cache_that_was_used_behind_the_targets_back_is_not_believed() -> None:
     target = toy_target()
     list(target.prefill([1, 2, 3, 4]))
-    assert list(target.common([1, 2, 3, 9])) == [1, 2, 3]
-    assert list(target.common([1, 2, 3])) == [1, 2]  # the last token's scores are needed
+    assert list(target.cached_prefix([1, 2, 3, 9])) == [1, 2, 3]
+    assert list(target.cached_prefix([1, 2, 3])) == [1, 2]  # the last token's scores are needed
     target.cache.truncate(0)
-    assert list(target.common([1, 2, 3, 9])) == []
+    assert list(target.cached_prefix([1, 2, 3, 9])) == []
 
 
 # --- with real engines ---
@@ -102,7 +102,7 @@ def expect_same_state(keeping: Decoder, fresh: Decoder) -> None:
     for mine, other in ((keeping._target.cache, fresh._target.cache), (_eagle(keeping)._cache, _eagle(fresh)._cache)):
         assert mine.length == other.length
         np.testing.assert_allclose(mine.rows(), other.rows(), rtol=0, atol=1e-3)
-    assert _eagle(keeping)._known == _eagle(fresh)._known
+    assert _eagle(keeping)._committed == _eagle(fresh)._committed
 
 
 def _eagle(decoder: Decoder) -> EagleDrafter:
@@ -162,7 +162,7 @@ def test_any_conversation_with_any_interruption(pair: tuple[Decoder, Decoder], s
             keeping.generate(prompt, SamplingParams(max_new_tokens=20, stop=[text[len(text) // 2 :][:2] or "x"]))
         prompt = [*prompt, *ids(2, turn)] if random.random() < 0.5 else prompt
         kept.append(expect_as_fresh(pair, prompt, params=SamplingParams(max_new_tokens=12), policy=FixedPolicy(TREE)))
-        history = [*prompt, *keeping._target._tokens[len(prompt) :]]
+        history = [*prompt, *keeping._target._committed[len(prompt) :]]
     assert sum(kept) > 50  # or nothing was ever kept
 
 

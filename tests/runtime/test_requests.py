@@ -100,8 +100,8 @@ def test_text_tokens_and_logprobs_end_together_inside_an_accepted_block(eagle: D
             assert "".join(chunk.text for chunk in chunks) == whole.text[: whole.text.index(stop)]
             assert stream.stop == "stop_string"
             assert tokens == whole.tokens[: len(tokens)]
-            assert stop in eagle._text.decode(tokens)
-            assert stop not in eagle._text.decode(tokens[:-1])
+            assert stop in eagle._tokenizer.decode(tokens)
+            assert stop not in eagle._tokenizer.decode(tokens[:-1])
             assert tuple(each for chunk in chunks for each in chunk.logprobs or ()) == whole.logprobs[: len(tokens)]
             assert stream.stats.new_tokens == len(tokens)
             last = chunks[-1]
@@ -221,7 +221,7 @@ def test_requests_that_nobody_asks_about_do_not_pile_up(eagle: Decoder) -> None:
     before = eagle.totals.requests.get("deadline", 0)
     for _ in range(200):
         eagle.generate([5], SamplingParams(deadline=0))
-    assert len(eagle._ledger._new) <= 1
+    assert len(eagle._totals_recorder._pending) <= 1
     assert eagle.totals.requests["deadline"] == before + 200
 
 
@@ -293,14 +293,14 @@ def test_a_policy_that_cannot_be_copied_leaves_nothing_behind(engine: Path, monk
             raise TypeError("there is one of me")
 
     with Decoder(engine, threads=1, policy=Single(TreeSpec(4, 3, 1))) as decoder:
-        monkeypatch.setattr(decoder._engine.opened, "fork", lambda: pytest.fail("opened what nobody will close"))
+        monkeypatch.setattr(decoder._engine.backend, "fork", lambda: pytest.fail("opened what nobody will close"))
         with pytest.raises(TypeError, match="there is one of me"):
             decoder.fork()
 
 
 def test_warmup_prepares_what_the_first_request_needs(engine: Path) -> None:
     with Decoder(engine, threads=1, policy=TREE) as decoder:
-        engines(decoder)["target"]._drop()
+        engines(decoder)["target"]._free_all()
         decoder.warmup()
         rows, chunks = decoder.manifest.limits.prefill_rows, [dict(sizes) for sizes, _ in engines(decoder)["target"]._calls]
         assert len({sizes["span"] for sizes in chunks if (sizes["n"], sizes["r"]) == (rows, 1)}) == 2  # two chunks, one behind the other

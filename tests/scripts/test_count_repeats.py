@@ -10,13 +10,13 @@ import torch
 
 from export.training.shards import Conversation, ShardWriter
 from export.training.words import ANSWER, PROMPT
-from policy.lookup import MATCHED
+from policy.lookup import MATCH_CLASSES
 from runtime.console import run_command
 from scripts.lab.count_repeats import Count, count, main
 
 
 def counted(tokens: list[int], written: list[bool] | None = None) -> tuple[int, dict[int, Count]]:
-    counts = {least: Count() for least in MATCHED}
+    counts = {least: Count() for least in MATCH_CLASSES}
     looked = count(tokens, written or [True] * len(tokens), counts)
     return looked, {least: each for least, each in counts.items() if each.places}
 

@@ -16,7 +16,8 @@ import scripts.gpu.environment
 import scripts.gpu.large
 from scripts.gpu.random_model import RandomShape, write_model
 from scripts.gpu_check import command
-from tests.support.gpu.emulated_gpu import EmulatedCuda, EmulatedRtx
+from tests.support.gpu.emulated_gpu import EmulatedCuda
+from tests.support.gpu.emulated_tensorrt import EmulatedRtx
 
 TINY = RandomShape(hidden=64, mlp=96, heads=4, kv_heads=2, head_dim=16, vocab=512, draft_vocab=96)
 

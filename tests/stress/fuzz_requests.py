@@ -28,9 +28,9 @@ def expect(truth: bool, otherwise: str) -> None:
 def check_text(decoder: Decoder) -> Callable[[Any], object]:
     def check(prompt: Any) -> None:
         ids = decoder.encode(prompt)
-        detokenizer = Detokenizer(decoder._text)
+        detokenizer = Detokenizer(decoder._tokenizer)
         pieces = [detokenizer.push(token) for token in ids]
-        expect("".join(pieces) + detokenizer.flush() == decoder._text.decode(ids), "pieces are not the whole")
+        expect("".join(pieces) + detokenizer.flush() == decoder._tokenizer.decode(ids), "pieces are not the whole")
 
     return check
 

@@ -1,4 +1,4 @@
-"""Tiny EAGLE-3 drafts for tests of the runtime: one that knows nothing, and one that is often right without any training."""
+"""Tiny EAGLE-3 drafts for tests of the runtime: a random one, and one that is often right without training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HIDDEN, MLP, HEAD_DIM, DRAFT_VOCAB = 64, 96, 16, 96
 
 
 def write_random_draft(directory: Path, seed: int = 0) -> None:
-    """SpecForge's format, random weights: it is right by chance only, but its trees have every shape."""
+    """Writes a draft in SpecForge's format with random weights. It is right by chance only, but its trees have every shape."""
     random = np.random.default_rng(seed)
     tensors = {name: random.normal(0, 1.5 * shape[-1] ** -0.5, shape) for name, shape in _shapes(kv_heads=2).items()}
     tensors |= {name: 1 + 0.3 * random.normal(size=shape) for name, shape in _shapes(kv_heads=2).items() if "norm" in name}
@@ -27,9 +27,10 @@ def write_random_draft(directory: Path, seed: int = 0) -> None:
 
 
 def write_echo(target: Path, draft: Path, seed: int = 0) -> None:
-    """A target that mostly looks at its last token, and a draft that copies this token's embedding and shares the target's head.
+    """Writes a target whose logits depend mostly on its last token, and a draft that copies this token's embedding and shares the target's
+    head.
 
-    The copy goes through attention: constant queries and keys, so strong that each row sees itself alone whatever the distance to others.
+    The copy passes through attention with constant queries and keys, which are so large that each row attends to itself only.
     """
     random = np.random.default_rng(seed)
     known = np.sort(random.choice(VOCAB, 2 * DRAFT_VOCAB, replace=False))
@@ -37,7 +38,7 @@ def write_echo(target: Path, draft: Path, seed: int = 0) -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(10)
         model.lm_head.weight.mul_(2)
-        model.lm_head.weight[np.setdiff1d(np.arange(VOCAB), known)] *= 0.7  # the draft cannot say these: they come, but not often
+        model.lm_head.weight[np.setdiff1d(np.arange(VOCAB), known)] *= 0.7  # the draft cannot propose these; they still occur, but rarely
         model.lm_head.weight[2] = 0  # the end of the text
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.mul_(0.12)
@@ -50,7 +51,7 @@ def write_echo(target: Path, draft: Path, seed: int = 0) -> None:
         name: np.ones(shape) for name, shape in shapes.items() if "norm" in name
     }
     tensors["fc.weight"] = random.normal(0, 0.1, shapes["fc.weight"])
-    tensors["midlayer.hidden_norm.weight"][:] = 0.2  # features do count, a little
+    tensors["midlayer.hidden_norm.weight"][:] = 0.2  # features have a small influence
     tensors["midlayer.mlp.down_proj.weight"] = random.normal(0, 0.02, shapes["midlayer.mlp.down_proj.weight"])
     tensors |= {f"midlayer.mlp.{part}_proj.weight": random.normal(0, 0.1, (MLP, HIDDEN)) for part in ("gate", "up")}
     tensors["midlayer.self_attn.v_proj.weight"][:, :HIDDEN] = np.eye(HIDDEN)
@@ -103,12 +104,12 @@ def _write(directory: Path, tensors: dict[str, np.ndarray], tokens: np.ndarray, 
 
 
 def prompt_of(length: int) -> list[int]:
-    """Random tokens that both know."""
+    """Random tokens in the vocabularies of target and draft."""
     return [int(token) for token in np.random.default_rng(length).integers(3, 100, length)]
 
 
 def export(target: Path, draft: Path, out: Path, *more: str) -> Path:
-    """The engine directory of both."""
+    """Exports target and draft. Returns the engine directory."""
     arguments = ["--weights", str(target), "--draft-weights", str(draft), "--out", str(out), "--name", "engine", *more]
     assert run_command(command, "resps-export", arguments) == 0
     return out / "engine"

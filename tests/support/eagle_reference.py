@@ -1,8 +1,8 @@
-"""EAGLE's tree construction in plain Python and in the reference implementation's own data layout: what our two graphs must equal.
+"""EAGLE's tree construction in plain Python, with the reference implementation's data layout: the expected output of our two tree graphs.
 
-The pool is flat and has no root. Parents are kept per block of ``width`` candidates, counted from 1 (0 is the root). No line is shared with
-export.graphs.tree_growth but the penalty of a level, so a mistake there cannot hide here.
-Beside it: trees of an exported draft by dense passes, and a watcher of the drafter that they check.
+The pool is flat and has no root. Parents are kept per block of ``width`` candidates, counted from 1 (0 is the root). Only the level penalty
+is shared with export.graphs.tree_growth, so a mistake there shows as a difference.
+Also here: the trees of an exported draft by dense passes, and a wrapper of EagleDrafter that records what is compared with them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 from export.graphs.tree_growth import LEVEL_PENALTY
 from policy import GrowthPolicy, TreeSpec
 from runtime import Decoder
-from runtime.decoding.sampling import Scores
+from runtime.decoding.sampling import TargetOutput
 from runtime.decoding.tree import Tree
 from runtime.drafters.base import Drafter
 from runtime.drafters.eagle import EagleDrafter
@@ -26,7 +26,7 @@ from runtime.drafters.eagle import EagleDrafter
 
 @dataclass(frozen=True)
 class Level:
-    """What the reference hands to its next draft pass. ``source``: row of the last pass whose output each beam continues.
+    """The input of the reference's next draft pass. ``source``: the row of the last pass that each beam continues.
 
     ``mask``: one row per beam, one column per row drafted since the root.
     """
@@ -41,8 +41,8 @@ Forward = Callable[[Level], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Every candidate in the order it came, before the rerank."""
+class ReferencePool:
+    """All candidates in the order they were added, before the rerank."""
 
     width: int
     scores: list[np.float32]
@@ -70,7 +70,7 @@ def best(scores: Sequence[np.float32], count: int) -> list[int]:
     return sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:count]
 
 
-def grow(first: tuple[np.ndarray, np.ndarray], forward: Forward, depth: int, width: int) -> Pool:
+def grow(first: tuple[np.ndarray, np.ndarray], forward: Forward, depth: int, width: int) -> ReferencePool:
     """``first``: log_probs and candidates [width] below the root. The papers' depth is ours less one."""
     penalty = np.float32(LEVEL_PENALTY)
     above = [np.float32(each) - penalty for each in first[0]]
@@ -89,7 +89,7 @@ def grow(first: tuple[np.ndarray, np.ndarray], forward: Forward, depth: int, wid
         source = [each // width for each in chosen]
         mask = [[*levels[-1].mask[each], *np.eye(width, dtype=bool)[beam].tolist()] for beam, each in enumerate(source)]
         levels.append(Level([int(candidates.ravel()[each]) for each in chosen], source, mask))
-    return Pool(width, scores, tokens, block_parents, levels)
+    return ReferencePool(width, scores, tokens, block_parents, levels)
 
 
 def paths(tree: Tree) -> set[tuple[int, ...]]:
@@ -98,7 +98,7 @@ def paths(tree: Tree) -> set[tuple[int, ...]]:
 
 
 def expect_well_formed(tree: Tree, root: int, spec: TreeSpec) -> None:
-    """One tree of exactly ``spec.nodes``: parents first, siblings distinct, depth and mask as the parents say, no wider than allowed."""
+    """Expects a tree of exactly ``spec.nodes``: parents first, distinct siblings, consistent depth and mask, the allowed width."""
     rebuilt = Tree.from_parents(tree.tokens.tolist(), tree.parent.tolist())
     assert tree.tokens[0] == root
     assert len(tree) == spec.nodes
@@ -110,13 +110,13 @@ def expect_well_formed(tree: Tree, root: int, spec: TreeSpec) -> None:
 
 
 def expect_same(actual: Tree, expected: Tree) -> None:
-    """Equal arrays, row by row."""
+    """Expects equal arrays."""
     for name in ("tokens", "parent", "depth", "mask"):
         np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name), err_msg=name)
 
 
 class ReferenceDrafter:
-    """Trees of an exported draft without cache, shared buffers and chunks: every level computes every row again in one dense pass."""
+    """Drafts trees with an exported draft, without cache, shared buffers and chunks: every level recomputes all rows in one dense pass."""
 
     def __init__(self, directory: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -129,7 +129,7 @@ class ReferenceDrafter:
         )
 
     def tree(self, tokens: Sequence[int], features: np.ndarray, root: int, spec: TreeSpec) -> Tree:
-        """``tokens`` are committed, ``features`` [n, 3H] are theirs."""
+        """The tree after the committed ``tokens`` with their ``features`` [n, 3H]."""
         committed, width = len(tokens), spec.width
         rows, positions, mask = [*tokens[1:], root], list(range(committed)), np.tri(committed, dtype=bool)
         (hidden,) = self._fuse.run(None, {"features": features[None], "rows": np.arange(len(features))})
@@ -181,10 +181,11 @@ class Drafted:
     tree: Tree
 
 
-class Watchdog:
-    """EagleDrafter, remembering what it was told and what it drafted.
+class RecordingDrafter:
+    """Wraps a Decoder's EagleDrafter and records the committed tokens, their features and the drafted trees.
 
-    ``planted`` replaces the trees on their way out: EAGLE then learns of long paths that it did not propose.
+    ``planted``: a drafter whose trees are returned instead, so that long paths are committed which EAGLE did not propose. ``spoil``:
+    whether to overwrite all features with NaN.
     """
 
     def __init__(self, decoder: Decoder, monkeypatch: pytest.MonkeyPatch, planted: Drafter | None = None, spoil: bool = False) -> None:
@@ -194,7 +195,7 @@ class Watchdog:
         monkeypatch.setattr(decoder, "_drafter", self)
 
     def begin(self, tokens: Sequence[int] = ()) -> int:
-        """Wants to see every prompt as a whole."""
+        """Keeps nothing, so that `extend` gets every prompt from its first token."""
         self.tokens: list[int] = []
         self.features: list[np.ndarray] = []
         self.drafted: list[Drafted] = []
@@ -204,30 +205,30 @@ class Watchdog:
                 each.begin()
         return 0
 
-    def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
+    def extend(self, tokens: Sequence[int], output: TargetOutput, rows: Sequence[int]) -> None:
         if self._spoil:
-            scores.features[:] = np.nan
+            output.features[:] = np.nan
         self.tokens.extend(tokens)
-        self.features.extend(scores.features[list(rows)].astype(np.float32))
+        self.features.extend(output.features[list(rows)].astype(np.float32))
         self.longest_path = max(self.longest_path, len(tokens)) if self.drafted else 0
         for each in (self.eagle, self._planted):
             if each:
-                each.extend(tokens, scores, rows)
+                each.extend(tokens, output, rows)
 
-    def lookup(self, root: int, most: int) -> None:
-        """Never."""
+    def lookup(self, root: int, max_rows: int) -> None:
+        """Never proposes anything."""
 
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
         tree = self.eagle.draft(root, spec, growth)
-        waiting = len(self.eagle._tokens)
+        waiting = len(self.eagle._waiting)
         assert self.eagle._cache.length + waiting == self._target.length == len(self.tokens)
         assert waiting == 0 or len(tree) == 1
         self.drafted.append(Drafted(len(self.tokens), root, spec, tree))
         return self._planted.draft(root, spec) if self._planted else tree
 
-    def scores(self, start: int, stop: int) -> Scores:
-        """What a target pass over these positions gave, put back where the target had left it."""
+    def output(self, start: int, stop: int) -> TargetOutput:
+        """The recorded output of a target pass over these positions, written back into the buffer of features."""
         count = stop - start
-        left = self.eagle._engines.fuse.prepare({"hidden": "fused"}, n=count, m=count).inputs["features"]
-        left[0] = np.stack(self.features[start:stop])
-        return Scores({"features": left}, Tree.chain([0] * count), start, 1)
+        features = self.eagle._engines.fuse.prepare({"hidden": "fused"}, n=count, m=count).inputs["features"]
+        features[0] = np.stack(self.features[start:stop])
+        return TargetOutput({"features": features}, Tree.chain([0] * count), start, 1)

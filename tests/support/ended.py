@@ -1,4 +1,4 @@
-"""How a run of resps-export ended."""
+"""The result of a run of resps-export."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended."""
+    """Exit code and output of a run."""
 
     code: int
     out: str
@@ -15,7 +15,7 @@ class Ended:
 
     @property
     def complaint(self) -> str:
-        """The one line of an expected failure; progress lines come before it."""
+        """The error line of an expected failure, after the progress lines."""
         lines = [line for line in self.err.splitlines() if line.startswith("resps-export: ")]
         assert len(lines) == 1, self.err
         assert self.err.endswith(lines[0] + "\n")

@@ -1,4 +1,4 @@
-"""Runs of resps-export on a tiny checkpoint, and what they leave behind."""
+"""Runs of resps-export on a tiny checkpoint, and checks of the directories that they write."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Run = Callable[..., Ended]
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int, int]]:
-    """Everything below ``directory``: a change of any file or directory shows."""
+    """Inode, size and mtime of everything below ``directory``, to detect any change."""
     found = [directory, *directory.rglob("*")] if directory.exists() else []
     return {str(path): (path.stat().st_ino, path.stat().st_size, path.stat().st_mtime_ns) for path in found}
 
@@ -29,12 +29,12 @@ def names_in(directory: Path) -> set[str]:
 
 
 def files_of(precision: str) -> set[str]:
-    """Attention is fused where it is computed in float32 and in no particular order."""
+    """The files of a directory. The fused graph exists only for precisions whose attention is float32 without ordered sums."""
     return FILES if precision in ("fp32", "bf16") else FILES - {"target.cpu.onnx"}
 
 
 def expect_engine(directory: Path) -> Manifest:
-    """A complete directory, and nothing unfinished beside it."""
+    """Expects a complete directory without temporary files beside it. Returns its manifest."""
     assert names_in(directory.parent) == {directory.name}
     manifest = load_manifest(directory)
     assert names_in(directory) == files_of(manifest.precision)
@@ -42,6 +42,6 @@ def expect_engine(directory: Path) -> Manifest:
 
 
 def elsewhere(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A Python program run in a process of its own."""
+    """Runs a Python program in another process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment, check=False)

@@ -1,4 +1,4 @@
-"""A toy target that runs the engine protocol in numpy: no weights, and any mistake in masks, positions or commits changes its tokens."""
+"""A toy target: the engine protocol in numpy, without weights. Any mistake in masks, positions or commits changes its tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMITS = Limits(context=96, capacity=160, tree_nodes=64, prefill_rows=5, span_st
 
 @dataclass(frozen=True)
 class ToyCall:
-    """Key of a slot = (token, position + 1). A row's logits are a hash of the last four tokens it may see, in order of position."""
+    """The key of a slot is (token, position + 1). A row's logits are a hash of the last four tokens it attends to, by position."""
 
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
@@ -41,7 +41,7 @@ class ToyCall:
             attended = inputs["slots"][(relative < 0) | (inside & inputs["tree_mask"][row, np.clip(relative, 0, count - 1)])]
             seen = sorted((int(key[slot, 1]) - 1, int(key[slot, 0])) for slot in attended)
             if [position for position, _ in seen] != list(range(int(positions[row]) + 1)):
-                raise AssertionError(f"row {row} sees positions {[position for position, _ in seen]}, stands at {positions[row]}")
+                raise AssertionError(f"row {row} attends to positions {[position for position, _ in seen]}, is at {positions[row]}")
             logits[row] = toy_logits([token for _, token in seen])
             outputs["features"][0, row] = [positions[row], inputs["tokens"][0, row]] * 3
         outputs["logits"][0] = logits[inputs["rows"]]
@@ -55,7 +55,7 @@ def toy_logits(context: list[int]) -> np.ndarray:
 
 
 class ToyEngine:
-    """The engine protocol over ToyCall; one call per sizes, buffers shared as the real ones are."""
+    """The Engine of ToyCalls: one call per sizes, over shared buffers."""
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
@@ -82,11 +82,11 @@ class ToyEngine:
         return self._calls[n, span, r]
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Nothing to do."""
 
 
 def toy_target() -> Target:
-    """A fresh target with an empty cache."""
-    form = CacheLayout(parts=1, heads=1, width=2, dtype=np.dtype(np.float32))
-    cache = KVCache(1, form, form, LIMITS.capacity, span_step=16)
+    """A new target with an empty cache."""
+    layout = CacheLayout(parts=1, heads=1, width=2, dtype=np.dtype(np.float32))
+    cache = KVCache(1, layout, layout, LIMITS.capacity, span_step=16)
     return Target(ToyEngine(cache), cache, LIMITS, HostMemory())

@@ -1,4 +1,4 @@
-"""A drafter that knows the answer and hides it in hostile trees: every accepted token went through branching, gaps and siblings."""
+"""Drafters for tests that know the answer: they put it into random trees, so that accepted paths cross branches, gaps and siblings."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from policy import GrowthPolicy, TreeSpec
-from runtime.decoding.sampling import Scores
+from runtime.decoding.sampling import TargetOutput
 from runtime.decoding.tree import Tree
 
 
 class PlantedDrafter:
-    """Grows random trees of exactly ``spec.nodes`` rows in which a random part of the true continuation is one path.
+    """Drafts random trees of exactly ``spec.nodes`` rows. One path in each is a random part of the correct continuation.
 
-    Random nodes come before, between and after the true ones, so the true path lies at scattered slots. ``answer`` holds the tokens that
-    plain decoding gives after a prompt of ``prompt_length`` tokens; where it ends, or is empty, trees are pure noise.
+    Random nodes come before, between and after the correct ones, so the correct path has scattered slots. ``answer``: the tokens of plain
+    decoding after a prompt of ``prompt_length`` tokens. After its end, or if it is empty, trees are random only.
     """
 
     def __init__(self, prompt_length: int, answer: Sequence[int], vocab: int, seed: int) -> None:
@@ -27,11 +27,11 @@ class PlantedDrafter:
         self._committed = len(tokens)
         return len(tokens)
 
-    def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
+    def extend(self, tokens: Sequence[int], output: TargetOutput, rows: Sequence[int]) -> None:
         self._committed += len(tokens)
 
-    def lookup(self, root: int, most: int) -> None:
-        """Never."""
+    def lookup(self, root: int, max_rows: int) -> None:
+        """Never proposes anything."""
 
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
         after_root = self._committed - self._prompt_length + 1
@@ -56,7 +56,7 @@ class PlantedDrafter:
 
 
 class DummyRowDrafter:
-    """Plain decoding with a second row that never helps: the baseline that computes attention the way a tree pass does."""
+    """Plain decoding with a useless second row, so that attention is computed as in a tree pass."""
 
     def __init__(self, vocab: int) -> None:
         self._vocab = vocab
@@ -64,12 +64,12 @@ class DummyRowDrafter:
     def begin(self, tokens: Sequence[int] = ()) -> int:
         return len(tokens)
 
-    def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
-        """Nothing is kept."""
+    def extend(self, tokens: Sequence[int], output: TargetOutput, rows: Sequence[int]) -> None:
+        """Nothing to do."""
 
-    def lookup(self, root: int, most: int) -> None:
-        """Never."""
+    def lookup(self, root: int, max_rows: int) -> None:
+        """Never proposes anything."""
 
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
-        # A child at depth 1 can be accepted by chance; it is then right all the same.
+        # The second row may be accepted by chance; it is then correct.
         return Tree.from_parents([root, (root + 1) % self._vocab], [-1, 0])

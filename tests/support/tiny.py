@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every architecture, made by transformers: the reference that exports are compared with."""
+"""Tiny random checkpoints of every architecture, made by transformers, which is also the reference for exports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 VOCAB = 320
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 
-# name -> model_type and what is special; together they use every switch of Arch.
+# name -> model_type and special settings; together they use every field of Arch.
 ARCHITECTURES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-llama3": ("llama", {"rope_parameters": {"rope_theta": 10000.0, **LLAMA3}}),
@@ -26,7 +26,7 @@ ARCHITECTURES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def tiny_model(name: str = "llama", *, tied: bool = True, seed: int = 0, **overrides: Any) -> Any:
-    """A model of ARCHITECTURES in float32 with nothing left at its initial ones and zeros."""
+    """A model of ARCHITECTURES in float32. All parameters are random, none has its initial value of one or zero."""
     kind, special = ARCHITECTURES[name]
     sizes = {
         "vocab_size": VOCAB,
@@ -48,7 +48,7 @@ def tiny_model(name: str = "llama", *, tied: bool = True, seed: int = 0, **overr
             noise = torch.randn(tensor.shape, generator=generator)
             if "norm" in tensor_name:
                 tensor.copy_(1 + 0.3 * noise)
-            else:  # wide enough that attention picks single rows: a wrong mask or position then shows in the logits
+            else:  # large enough that attention selects single rows, so that a wrong mask or position changes the logits
                 tensor.copy_(noise * (0.3 if tensor.dim() == 1 else 1.5 * tensor.shape[-1] ** -0.5))
     return model
 
@@ -61,13 +61,13 @@ def reference(model: Any, tokens: Sequence[int]) -> tuple[np.ndarray, list[np.nd
 
 
 def weights_of(model: Any) -> dict[str, np.ndarray]:
-    """Every tensor that a checkpoint of ``model`` holds."""
+    """Every tensor in a checkpoint of ``model``."""
     tied = model.config.tie_word_embeddings
     return {name: tensor.numpy() for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")}
 
 
 def write_tokenizer(directory: Path) -> None:
-    """A byte-level BPE of at most VOCAB entries trained on a few sentences, with a chat template beside it."""
+    """Writes a byte-level BPE of at most VOCAB entries, trained on a few sentences, and a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -84,7 +84,7 @@ def write_tokenizer(directory: Path) -> None:
 
 
 def write_checkpoint(directory: Path, name: str = "llama", *, tied: bool = True, seed: int = 0, **overrides: Any) -> Any:
-    """A complete Hugging Face directory, and the model it holds."""
+    """Writes a complete Hugging Face directory. Returns its model."""
     model = tiny_model(name, tied=tied, seed=seed, **overrides)
     model.save_pretrained(directory)
     write_tokenizer(directory)
@@ -102,7 +102,7 @@ def write_gguf(
     quantized: Sequence[str] = (),
     **extra: Any,
 ) -> None:
-    """``model`` the way llama.cpp's converter writes it; ``quantized`` tensors in Q8_0, ``extra`` header fields of the architecture."""
+    """Writes ``model`` as llama.cpp's converter does. ``quantized``: tensors in Q8_0. ``extra``: header fields of the architecture."""
     import gguf
 
     config, kind = model.config, model.config.model_type

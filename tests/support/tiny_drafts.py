@@ -1,4 +1,4 @@
-"""Tiny random EAGLE-3 drafts as each published family stores them, and their forward pass in torch: no cache, one dense mask."""
+"""Tiny random EAGLE-3 drafts in the format of each published family, and their forward pass in torch, without a cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEADS, KV_HEADS, INTERMEDIATE = 4, 2, 96
 
 @dataclass(frozen=True)
 class TinyDraft:
-    """What was stored, in float32 and under neutral names (layers.0.…, fc, norm); ``tokens``: the target's id of each draft token."""
+    """A draft's tensors in float32 with neutral names (layers.0.…, fc, norm). ``tokens``: the target's id of each draft token."""
 
     tensors: Mapping[str, torch.Tensor]
     tokens: torch.Tensor
@@ -130,11 +130,11 @@ def write_draft(
     config: Mapping[str, Any] | None = None,
     stored: Mapping[str, torch.Tensor | None] | None = None,
 ) -> TinyDraft:
-    """A draft of the transformers model ``target``. A switch that is None is not in the config: the family's default holds.
+    """Writes a draft for the transformers model ``target``. A switch that is None is left out of the config, so the family's default holds.
 
-    ``ids``: captured layers, at the top of the config or in eagle_config [default: where the family has them]. ``embedding``: "own" for a
-    trained one, "stale" for a random one that nobody asked for. ``config`` and ``stored`` change single keys and tensors of the file, None
-    removes them; the reference does not know of it.
+    ``ids``: captured layers, at the top of the config or in eagle_config [default: as in the family]. ``embedding``: "own" for a trained
+    one, "stale" for a random one that must be ignored. ``config`` and ``stored`` change single keys and tensors of the files, None removes
+    them; the returned reference does not include these changes.
     """
     speculators = family == "speculators"
     target_hidden = target.config.hidden_size

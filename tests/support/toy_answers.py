@@ -1,4 +1,4 @@
-"""Recorded answers in which the best action is known, and networks for them that nobody trained."""
+"""Invented recorded answers in which the best action is known, and hand-made networks for them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from policy import LatencyModel, Observation, PartialTree, TreeSpec
 from policy.resps import Action
 
 # A row costs 1, a level 1, plain decoding 11: a token is worth about 10.
-SURFACE = LatencyModel((1, 16), (128, 4096), ((10.0, 25.0), (10.0, 25.0)), (1, 4), (1, 6), ((1.0, 6.0), (1.0, 6.0)), 1.0)
+LATENCY = LatencyModel((1, 16), (128, 4096), ((10.0, 25.0), (10.0, 25.0)), (1, 4), (1, 6), ((1.0, 6.0), (1.0, 6.0)), 1.0)
 TREE: Action = (7, 6, 1)
 ACTIONS: tuple[Action, ...] = ((1, 0, 0), (3, 2, 1), TREE)
 
 
 def toy_answers(count: int = 4, length: int = 60) -> list[Mapping[int, Trace]]:
-    """Chains: in every second answer all of the draft is right, in the others nothing. Both the features and the scores say so."""
+    """Chains. In every second answer all draft tokens are right, in the others none. Both features and scores show which."""
     answers: list[Mapping[int, Trace]] = []
     for index in range(count):
         easy = index % 2 == 0
@@ -32,11 +32,11 @@ def toy_answers(count: int = 4, length: int = 60) -> list[Mapping[int, Trace]]:
     return answers
 
 
-def seen(features: object = (1.0, -1.0, 1.0, -1.0)) -> Observation:
+def observation(features: object = (1.0, -1.0, 1.0, -1.0)) -> Observation:
     return Observation(100, 50, lambda: np.asarray(features, np.float16))
 
 
-def grown(spec: TreeSpec, level: int, seed: int = 0, length: int = 256) -> PartialTree:
+def partial_tree_of(spec: TreeSpec, level: int, seed: int = 0, length: int = 256) -> PartialTree:
     scores = -np.random.default_rng(seed).exponential(2, candidates(spec.width, level)).astype(np.float32)
     return PartialTree(spec, level, scores, length)
 
@@ -46,12 +46,12 @@ def constant(*logits: float) -> object:
 
 
 def likely_enough(x: np.ndarray) -> np.ndarray:
-    """A depth network: go on while the best score of the level is above -1.5."""
+    """A depth network that continues while the level's best score is above -1.5."""
     return np.array([[0.0, x[0, 0] + 1.5]], np.float32)
 
 
 def by_places(x: np.ndarray) -> np.ndarray:
-    """A size network: as many logits as scores of the first level and one of the second."""
+    """A size network with four logits: the input's first four values."""
     return x[:, :4]
 
 

@@ -1,4 +1,4 @@
-"""Tunings that nobody measured, with networks that nobody trained."""
+"""Invented tunings with random networks, for tests of installing and loading them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runtime.backends.cpu.processor import processor_name
 from runtime.manifest.load import load_manifest
 from runtime.manifest.tuning import Tuning
 
-SURFACE = LatencyModel((1, 8), (100, 1000), ((10.0, 17.0), (20.0, 34.0)), (1, 3), (1, 4), ((1.0, 4.0), (2.0, 8.0)), 0.5)
+LATENCY = LatencyModel((1, 8), (100, 1000), ((10.0, 17.0), (20.0, 34.0)), (1, 3), (1, 4), ((1.0, 4.0), (2.0, 8.0)), 0.5)
 FITTED = Calibration(1.0, 0.0, 0.5, 0.5, 0.08, (9, 4, 2))
 
 
@@ -38,7 +38,7 @@ def a_tuning(directory: Path, learned: dict[str, Trained] | None = None, **chang
         policy="cost-model",
         static=(5, 3, 2),
         cost_model=FITTED,
-        latency=SURFACE,
+        latency=LATENCY,
         learned={name: trained.described(name) for name, trained in learned.items()},
         ratios={"none": 1.0},
         graphs={},

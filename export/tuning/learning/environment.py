@@ -13,8 +13,8 @@ import gymnasium
 import numpy as np
 
 from policy import FixedPolicy, LatencyModel, PartialTree, Policy, TreeSpec
-from policy.ltd import CONTINUE, bounded, depth_state, size_state
-from policy.resps import HOLD_IN_TRAINING, Action, seeing
+from policy.ltd import CONTINUE, clip_nodes, depth_state, size_state
+from policy.resps import TRAINING_PERSISTENCE, Action, state_function
 
 from ..replay.simulation import Answers, Replay, candidates, observed, play_round, reached
 from ..replay.traces import Trace
@@ -62,7 +62,7 @@ class RespsWindow(_Walk):
         latency: LatencyModel,
         rate: float,
         actions: tuple[Action, ...],
-        hold: int = HOLD_IN_TRAINING,
+        hold: int = TRAINING_PERSISTENCE,
         policy_ms: float = 0.0,
         under: Callable[[TreeSpec], Policy] = FixedPolicy,
         state: str = "features",
@@ -70,7 +70,7 @@ class RespsWindow(_Walk):
         super().__init__(answers, latency, rate, policy_ms)
         if missing := {width for nodes, _, width in actions if nodes > 1} - set(self._traces):
             raise ValueError(f"no traces of width {', '.join(map(str, sorted(missing)))}")
-        self._state = seeing(state)
+        self._state = state_function(state)
         self._players, self._hold = [under(TreeSpec(*action)) for action in actions], hold
         self.action_space = gymnasium.spaces.Discrete(len(actions))
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, self._features().shape, np.float32)
@@ -201,7 +201,7 @@ class LtdSize(_Rounds):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self._tree.capacity + 1,), np.float32)
 
     def step(self, action: int) -> Step:
-        return self._verify(bounded(self._partial_tree(), self._sizes[int(action)], self._sizes), 1)
+        return self._verify(clip_nodes(self._partial_tree(), self._sizes[int(action)], self._sizes), 1)
 
     def _plant(self) -> None:
         self._level = 1

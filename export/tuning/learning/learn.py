@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from policy import ActionPersistence, FixedPolicy, Policy
 from policy.ltd import Ltd
-from policy.resps import HOLD, HOLD_IN_TRAINING, Action, Net, Resps
+from policy.resps import PERSISTENCE, TRAINING_PERSISTENCE, Action, Net, Resps
 
 from .environment import LtdDepth, LtdSize, RespsWindow
 from .nets import Mlp
@@ -42,13 +42,13 @@ def learn_resps(
             lesson.latency,
             lesson.rate,
             actions,
-            HOLD_IN_TRAINING,
+            TRAINING_PERSISTENCE,
             limits.policy_ms,
             lambda spec: under(FixedPolicy(spec)),
             state,
         )
 
-    return learn(environment, lambda net: under(ActionPersistence(Resps(net, actions, state=state), HOLD)), lesson, limits, settings)
+    return learn(environment, lambda net: under(ActionPersistence(Resps(net, actions, state=state), PERSISTENCE)), lesson, limits, settings)
 
 
 def learn_ltd(

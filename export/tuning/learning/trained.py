@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from policy import Policy, inputs
-from policy.resps import HOLD, Action
+from policy.resps import PERSISTENCE, Action
 from runtime.manifest.tuning import LearnedPolicy, LtdConfig, Network, RespsConfig
 from runtime.policies.registry import learned_policy
 
@@ -43,7 +43,7 @@ class Trained:
         """The manifest's entry; graphs are called after policy and role."""
         reads = {"slow": inputs.RESPS[self.state], "depth": inputs.LTD_DEPTH, "size": inputs.LTD_SIZE}
         nets = {role: Network(graph_name(name, role), reads[role], inputs.VERSION) for role, _ in self.nets()}
-        chooser = RespsConfig(nets["slow"], self.actions, HOLD, 0.0) if self.slow else None
+        chooser = RespsConfig(nets["slow"], self.actions, PERSISTENCE, 0.0) if self.slow else None
         fast = LtdConfig(nets.get("depth"), nets.get("size"), self.tree, EVERY, self.sizes) if self.depth or self.size else None
         return LearnedPolicy(chooser, fast)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from policy import TreeSpec
-from policy.resps import Action, small_actions
+from policy.resps import Action, cpu_actions
 from runtime.manifest.schema import Draft, Manifest
 
 CPU_WIDTHS, CPU_DEPTHS, CPU_NODES = (1, 2, 3), (1, 2, 3, 4, 5, 6), 16  # a row costs there (docs/lab/passes.md)
@@ -23,7 +23,7 @@ class TreeGrid:
     depths: tuple[int, ...] = CPU_DEPTHS
     nodes: int = CPU_NODES
     sizes: tuple[int, ...] | None = None
-    table: tuple[Action, ...] = small_actions(CPU_NODES)
+    table: tuple[Action, ...] = cpu_actions(CPU_NODES)
     new_tokens: int = 128
 
     @property
@@ -54,7 +54,7 @@ def grid_for(manifest: Manifest) -> TreeGrid:
     if manifest.tensorrt is None:
         nodes = min(CPU_NODES, limits.tree_nodes)
         widths, depths = _upto(CPU_WIDTHS, draft.max_width), _upto(CPU_DEPTHS, draft.max_depth)
-        return TreeGrid(widths, depths, nodes, None, small_actions(nodes))
+        return TreeGrid(widths, depths, nodes, None, cpu_actions(nodes))
     table = ((1, 0, 0), *action_table(manifest.tree_sizes, draft))
     depths = tuple(range(1, draft.max_depth + 1))
     return TreeGrid(_upto(GPU_WIDTHS, draft.max_width), depths, max(manifest.tree_sizes), manifest.tree_sizes, table)

@@ -12,7 +12,7 @@ import numpy as np
 
 from policy import FixedPolicy, LatencyModel, TreeSpec
 from runtime import Decoder, SamplingParams
-from runtime.decoding.sampling import Scores
+from runtime.decoding.sampling import TargetOutput
 from runtime.decoding.target import Target
 from runtime.decoding.tree import Tree
 from runtime.drafters.eagle import EagleDrafter
@@ -73,12 +73,12 @@ def measure(
         host_ms=_host(decoder),
     )
     # The parts were measured in turn with the whole, so a machine that was busy was so for both.
-    missing = max(0.0, statistics.median(whole) - latency.of(some, PROMPT))
+    missing = max(0.0, statistics.median(whole) - latency.round_with(some, PROMPT))
     return replace(latency, draft_ms=tuple(tuple(cost + missing for cost in costs) for costs in latency.draft_ms))
 
 
-def _drafted(drafter: EagleDrafter, spec: TreeSpec, scores: Scores) -> None:
-    drafter.extend([7] * COMMITTED, scores, range(COMMITTED))
+def _drafted(drafter: EagleDrafter, spec: TreeSpec, output: TargetOutput) -> None:
+    drafter.extend([7] * COMMITTED, output, range(COMMITTED))
     drafter.draft(7, spec)
 
 

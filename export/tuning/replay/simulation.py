@@ -135,7 +135,7 @@ def oracle(answers: Answers, latency: LatencyModel, trees: Sequence[TreeSpec], r
         while place < len(some):
             room, length = len(some) - place, some.prompt + place
             gains = [1 if tree.nodes == 1 else min(room, 1 + reached(traces[tree.width], place, tree.depth, tree.nodes)) for tree in trees]
-            costs = [latency.of(tree, length) for tree in trees]
+            costs = [latency.round_with(tree, length) for tree in trees]
             best = int(np.argmax(np.array(gains) - rate * np.array(costs)))
             done.tokens += gains[best]
             done.milliseconds += costs[best]

@@ -1,0 +1,1 @@
+"""The CPU backend, which runs graphs in ONNX Runtime."""

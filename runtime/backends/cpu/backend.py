@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""CpuBackend: every graph of an engine directory in an ONNX Runtime session on the CPU."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from ..kv import CacheLayout, KVCache
 from .memory import HostMemory
 from .onnxruntime import OrtEngine, open_session
 
-_LARGE = ("target", "fuse", "draft")  # graphs for which a second thread does not only wait
+_WITH_WEIGHTS = ("target", "fuse", "draft")  # all other graphs are too small to gain from a second thread
 
 
 class CpuBackend:
-    """Every graph in a session of its own; ``threads`` for those with many weights.
+    """A Backend on the CPU. Graphs with weights run on ``threads`` threads, all others on one.
 
-    Sessions hold the weights and may run in several threads at once, so forks share them; bindings, buffers and caches are each fork's own.
+    Sessions hold the weights and may run in several threads at once, so forks share them (``sessions``). Bindings, buffers and caches
+    belong to each fork.
     """
 
     def __init__(self, directory: Path, manifest: Manifest, threads: int, sessions: dict[str, Any] | None = None) -> None:
@@ -34,7 +35,8 @@ class CpuBackend:
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> OrtEngine:
         graph = self._manifest.graph(name)
         if name not in self._sessions:
-            self._sessions[name] = open_session(self._directory / (graph.fused or graph.file), self._threads if name in _LARGE else 1)
+            threads = self._threads if name in _WITH_WEIGHTS else 1
+            self._sessions[name] = open_session(self._directory / (graph.fused or graph.file), threads)
         engine = OrtEngine(self._sessions[name], graph, limits, shared)
         self._cleanup.callback(engine.close)
         return engine
@@ -47,4 +49,4 @@ class CpuBackend:
 
     def close(self) -> None:
         self._cleanup.close()
-        self._sessions = {}  # those of the forks stay
+        self._sessions = {}  # forks keep the sessions they share

@@ -1,4 +1,4 @@
-"""Memory that numpy sees: what the CPU backend computes in."""
+"""HostMemory: the CPU backend's buffers, which are numpy arrays."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 
 class HostMemory:
-    """Buffers are numpy arrays; nothing has to be copied."""
+    """A Memory of numpy arrays. Reads return views and copy nothing."""
 
     on_host = True
 
     def zeros(self, size: int, dtype: str) -> np.ndarray:
         return np.zeros(size, dtype)
 
-    def mailbox(self, sizes: Mapping[str, tuple[int, str]]) -> dict[str, np.ndarray]:
+    def readback_buffers(self, sizes: Mapping[str, tuple[int, str]]) -> dict[str, np.ndarray]:
         return {name: np.zeros(size, dtype) for name, (size, dtype) in sizes.items()}
 
     def write(self, buffer: np.ndarray, values: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""ONNX Runtime backend: I/O binding on buffers that numpy sees too, nothing allocated or bound per pass."""
+"""Graphs in ONNX Runtime on the CPU, with I/O binding to numpy arrays: once a call is prepared, a pass allocates and binds nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_CALLS = 64  # prepared calls kept per engine
 
 @dataclass(frozen=True, eq=False)
 class BoundTensor:
-    """The front of a buffer in one shape, as numpy and as ONNX Runtime see it."""
+    """The front of a buffer in one shape, as a numpy array and as an OrtValue over the same memory."""
 
     view: np.ndarray
     value: Any
@@ -34,7 +34,7 @@ class OrtCall:
     outputs: Mapping[str, np.ndarray]
     _session: Any
     _binding: Any
-    _tensors: Sequence[BoundTensor]  # for as long as they live, other calls use them too
+    _tensors: Sequence[BoundTensor]  # keeps them alive, so that other calls can share them
 
     def run(self) -> None:
         try:
@@ -44,17 +44,17 @@ class OrtCall:
 
 
 class OrtEngine(PreparedCalls):
-    """One graph on the CPU, in a session that other engines may run too.
+    """One graph in a session, which engines of other forks may run too.
 
-    Every tensor has one flat buffer, of which a call uses the front. ``shared`` buffers (the KV cache) are the caller's; the others
-    are made here, sized by ``limits`` for the largest call.
+    Every tensor has one flat buffer, and a call uses the front of it. ``shared``: the caller's buffers (the KV cache among them), by name.
+    The engine allocates all others, with the sizes in ``limits``.
     """
 
     def __init__(self, session: Any, graph: Graph, limits: Mapping[str, int], shared: Mapping[str, np.ndarray]) -> None:
         super().__init__(MAX_CALLS)
         self._session, self._graph, self._limits = session, graph, limits
         self._buffers: dict[str, np.ndarray] = dict(shared)
-        # By buffer and shape. Calls with the same span see the same cache: 60 tensors of 30 layers, most of what a call takes.
+        # By buffer and shape. Calls with the same span share the cache's tensors, which are most of a call's memory (30 layers have 60).
         self._tensors: WeakValueDictionary[tuple[int, tuple[int, ...]], BoundTensor] = WeakValueDictionary()
 
     def _bind(self, names: Mapping[str, str], sizes: Mapping[str, int]) -> OrtCall:
@@ -68,19 +68,19 @@ class OrtEngine(PreparedCalls):
         for tensors, views, bind in sides:
             for name, tensor in tensors.items():
                 shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape)
-                made = self._tensor(names.get(name, name), tensor.dtype, tensor.shape, shape)
-                used.append(made)
-                views[name] = made.view
-                bind(name, made.value)
+                bound = self._tensor(names.get(name, name), tensor.dtype, tensor.shape, shape)
+                used.append(bound)
+                views[name] = bound.view
+                bind(name, bound.value)
         return OrtCall(inputs, outputs, self._session, binding, used)
 
     def _tensor(self, name: str, dtype: str, largest: tuple[int | str, ...], shape: tuple[int, ...]) -> BoundTensor:
         buffer = self._buffer(name, dtype, largest)
-        made = self._tensors.get((id(buffer), shape))
-        if made is None:
+        bound = self._tensors.get((id(buffer), shape))
+        if bound is None:
             view = buffer[: int(np.prod(shape))].reshape(shape)
-            made = self._tensors[id(buffer), shape] = BoundTensor(view, _ort_value(view))
-        return made
+            bound = self._tensors[id(buffer), shape] = BoundTensor(view, _ort_value(view))
+        return bound
 
     def _buffer(self, name: str, dtype: str, shape: tuple[int | str, ...]) -> np.ndarray:
         if name not in self._buffers:
@@ -89,7 +89,7 @@ class OrtEngine(PreparedCalls):
         return self._buffers[name]
 
     def close(self) -> None:
-        self._drop()
+        self._free_all()
         self._buffers.clear()
         self._session = None
 
@@ -101,8 +101,8 @@ def _ort_value(array: np.ndarray) -> Any:
 
 
 def open_session(file: Path, threads: int, profile: Path | None = None) -> Any:
-    """The graph with its weights; with one thread it computes on the thread that calls. ``profile``: ONNX Runtime's profiler notes every
-    node in a file whose name begins so, which the session's `end_profiling` gives. Raises EngineDirError."""
+    """An InferenceSession of a graph. With one thread it computes on the caller's thread. ``profile``: prefix of the file to which ONNX
+    Runtime's profiler writes every node; the session's `end_profiling` returns the file's name. Raises EngineDirError."""
     try:
         import onnxruntime
     except ImportError:
@@ -110,10 +110,11 @@ def open_session(file: Path, threads: int, profile: Path | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Every graph has its own worker threads. Without this they go on spinning after a run, on the cores that the next graph needs: a cycle
-    # of a small tree took 67 ms instead of 31 (docs/decisions.md, "Runtime").
+    # Every session has its own worker threads. Without this setting they keep spinning after a run, on the cores that the next graph needs:
+    # a round with a small tree took 67 ms instead of 31 (docs/decisions.md, "Runtime").
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # 8-bit integer products with int32 sums: still one result per row whatever the other rows are, and several times faster than level 0.
+    # Level 4: 8-bit integer products with int32 sums. A row's result still does not depend on other rows, and it is several times faster
+    # than level 0.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)

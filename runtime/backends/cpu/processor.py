@@ -1,4 +1,4 @@
-"""What the processor offers this process."""
+"""The processor's name, and how many physical cores this process may use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def processor_name() -> str:
-    """What the processor calls itself."""
+    """The processor's model name, such as "Intel(R) Xeon(R) Platinum 8480"."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -18,7 +18,7 @@ def processor_name() -> str:
 
 
 def physical_cores() -> int:
-    """Cores this process may run on; hyper-threads of one core count once, since matrix products gain nothing from the second."""
+    """Physical cores this process may run on. Hyper-threads of one core count once, as matrix products gain nothing from the second."""
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = set()
     for cpu in cpus:

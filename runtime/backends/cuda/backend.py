@@ -1,4 +1,4 @@
-"""A GPU: TensorRT plans where the directory has them, else the same graphs on ONNX Runtime's CUDA provider."""
+"""CudaBackend: an engine directory on a GPU, by TensorRT plans or by ONNX Runtime's CUDA provider."""
 
 from __future__ import annotations
 
@@ -21,32 +21,31 @@ from .memory import DeviceMemory
 from .onnxruntime import OrtCudaEngine, open_session
 from .tensorrt import Scratch, TrtEngine, read_plan
 
-_WORK = 256 << 20  # bytes: CUDA's own context, scratch and small buffers
+_OVERHEAD = 256 << 20  # bytes: CUDA's context, scratch memory and small buffers
 
 
 class CudaBackend:
-    """Everything in a stream of the first GPU. Raises EngineDirError for the wrong GPU or TensorRT, GpuMemoryError.
+    """A Backend on the first GPU. Raises EngineDirError for the wrong GPU or version of TensorRT, and GpuMemoryError.
 
-    Forks have their own buffers and caches and, with TensorRT, their own stream, execution contexts and scratch block: they run at the same
-    time. ONNX Runtime's sessions belong to one stream, so there forks put their passes into it in turn.
+    Forks have their own buffers and caches. With TensorRT they also have their own stream, execution contexts and scratch block, so they
+    run at the same time. ONNX Runtime's sessions belong to one stream, so there forks take turns.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, *, with_plans: bool, twin: CudaBackend | None = None) -> None:
-        """``with_plans``: TensorRT runs them; otherwise ONNX Runtime runs the ONNX files. ``twin``: its weights are shared."""
+    def __init__(self, directory: Path, manifest: Manifest, *, with_plans: bool, fork_of: CudaBackend | None = None) -> None:
+        """``with_plans``: whether TensorRT runs the plans; otherwise ONNX Runtime runs the ONNX files. ``fork_of``: shares its weights."""
         self._directory, self._manifest, self._with_plans = directory, manifest, with_plans
         with ExitStack() as cleanup:
-            self._stream: _Stream = _Stream() if twin is None or with_plans else twin._stream
+            self._stream: _Stream = _Stream() if fork_of is None or with_plans else fork_of._stream
             self._stream.enter(cleanup)
             self._cuda = self._stream.cuda
-            expect_fitting(
-                manifest if with_plans else replace(manifest, tensorrt=None), self._cuda.gpu(), self._cuda.free_memory(), twin is not None
-            )
+            used_manifest = manifest if with_plans else replace(manifest, tensorrt=None)
+            check_gpu(used_manifest, self._cuda.gpu(), self._cuda.free_memory(), weights_loaded=fork_of is not None)
             self.memory = DeviceMemory(self._cuda)
             cleanup.callback(self.memory.close)
             cleanup.callback(self._cuda.synchronize)
-            shared = twin._trt if twin else None
+            shared = fork_of._trt if fork_of else None
             self._trt: _TensorRT | None = _TensorRT(self._cuda, self.memory, manifest, shared) if with_plans else None
-            cleanup.callback(setattr, self, "_trt", None)  # plans that forks use stay
+            cleanup.callback(setattr, self, "_trt", None)  # forks keep the plans they share
             self._cleanup = cleanup.pop_all()
 
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> Engine:
@@ -57,7 +56,7 @@ class CudaBackend:
             if name not in sessions:
                 sessions[name] = open_session(self._directory / graph.file, self._cuda)
             session, options = sessions[name]
-            engine = OrtCudaEngine(session, options, self._stream.turn, graph, shared, limits, self.memory)
+            engine = OrtCudaEngine(session, options, self._stream.session_lock, graph, shared, limits, self.memory)
         else:
             assert self._trt is not None
             engine = self._trt.engine(name, self._directory, shared, limits)
@@ -71,29 +70,29 @@ class CudaBackend:
         return DeviceKVCache(self._cuda, self.memory, shape, keys.dtype, step, static=self._manifest.tensorrt is not None)
 
     def fork(self) -> CudaBackend:
-        return CudaBackend(self._directory, self._manifest, with_plans=self._with_plans, twin=self)
+        return CudaBackend(self._directory, self._manifest, with_plans=self._with_plans, fork_of=self)
 
     def close(self) -> None:
         self._cleanup.close()
 
 
 class _Stream:
-    """A stream, and ONNX Runtime's sessions that are bound to it, with their weights. The last backend that leaves closes it."""
+    """A stream and the ONNX Runtime sessions that run in it. The last backend that uses it closes it."""
 
     def __init__(self) -> None:
         self.cuda = Cuda()
         self.sessions: dict[str, tuple[Any, Any]] = {}
-        self.turn = Lock()
+        self.session_lock = Lock()
         self._users = 0
 
     def enter(self, cleanup: ExitStack) -> None:
-        """Use it until ``cleanup``."""
-        with self.turn:
+        """Use the stream until ``cleanup``."""
+        with self.session_lock:
             self._users += 1
         cleanup.callback(self._leave)
 
     def _leave(self) -> None:
-        with self.turn:
+        with self.session_lock:
             self._users -= 1
             if self._users == 0:
                 self.sessions.clear()
@@ -101,18 +100,19 @@ class _Stream:
 
 
 class _TensorRT:
-    """What all plans of a directory have in common: the module, its runtime and the scratch block. Forks share the plans, hence weights."""
+    """The TensorRT module, its runtime, the scratch block and the plans of a directory. Forks share the plans, and so the weights."""
 
-    def __init__(self, cuda: Cuda, memory: DeviceMemory, manifest: Manifest, twin: _TensorRT | None) -> None:
+    def __init__(self, cuda: Cuda, memory: DeviceMemory, manifest: Manifest, fork_of: _TensorRT | None) -> None:
         self._cuda, self._memory, self._manifest = cuda, memory, manifest
         self._scratch = Scratch(memory)
-        if twin is None:
-            self._module, self._runtime = self._started()
+        if fork_of is None:
+            self._module, self._runtime = self._load_module()
             self._plans: dict[str, Any] = {}
         else:
-            self._module, self._runtime, self._plans = twin._module, twin._runtime, twin._plans
+            self._module, self._runtime, self._plans = fork_of._module, fork_of._runtime, fork_of._plans
 
-    def _started(self) -> tuple[Any, Any]:
+    def _load_module(self) -> tuple[Any, Any]:
+        """The TensorRT module and its Runtime. Raises EngineDirError for another version than the plans were built with."""
         from .tensorrt_module import load, logger
 
         manifest = self._manifest
@@ -133,33 +133,32 @@ class _TensorRT:
         return TrtEngine(name, self._plans[name], graph, shared, limits, self._cuda, self._memory, self._scratch, self._context)
 
     def _context(self, plan: Any) -> Any:
-        """An execution context that works in memory of ours."""
+        """An execution context that uses our scratch block."""
         trt = self._module
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(plan, "create_runtime_config") or not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
             return plan.create_execution_context(strategy)
-        config = plan.create_runtime_config()  # TensorRT-RTX compiles its kernels on this GPU, as the shapes come
+        config = plan.create_runtime_config()  # TensorRT-RTX compiles kernels on this GPU, when a shape first runs
         config.set_execution_context_allocation_strategy(strategy)
-        # At once and not in the background: a recorded graph keeps the kernels that it was recorded with.
+        # Compile at once and not in the background, because a captured graph keeps the kernels it was captured with.
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         return plan.create_execution_context(config)
 
 
-def expect_fitting(manifest: Manifest, gpu: Gpu, free: int, loaded: bool = False) -> None:
-    """Raises EngineDirError for a GPU that the plans are not for, and GpuMemoryError when they do not fit. ``loaded``: the weights are
-    there already."""
+def check_gpu(manifest: Manifest, gpu: Gpu, free: int, weights_loaded: bool = False) -> None:
+    """Raises EngineDirError if the plans are for another GPU, and GpuMemoryError if ``free`` bytes are too few for the engines."""
     built = manifest.tensorrt
-    # A plan of TensorRT-RTX is compiled on the GPU that loads it, and says itself whether it can be.
+    # A plan of TensorRT-RTX is compiled on the GPU that loads it; read_plan checks whether it can be.
     if built is not None and built.flavour == "tensorrt" and gpu.compute_capability not in built.compute_capabilities:
         made_for = built.gpu or "compute capability " + ", ".join(built.compute_capabilities)
         raise EngineDirError(
             f"the engines were built for {made_for}, this is {gpu.name} ({gpu.compute_capability}) — export again here: {manifest.rebuild}"
         )
-    weights, cache = _bytes(manifest)
-    weights = 0 if loaded else weights
-    needed = weights + cache + _WORK
+    weights, cache = _weight_and_cache_bytes(manifest)
+    weights = 0 if weights_loaded else weights
+    needed = weights + cache + _OVERHEAD
     if needed > free:
-        context = manifest.limits.context * max(0, free - weights - _WORK) // cache // 64 * 64
+        context = manifest.limits.context * max(0, free - weights - _OVERHEAD) // cache // 64 * 64
         advice = f"export again with --max-context {context}" if context >= 64 else "use a smaller model or precision"
         raise GpuMemoryError(
             f"{gpu.name} has {free >> 20} MiB free of {gpu.memory >> 20}, the engines need about {needed >> 20} ({weights >> 20} weights, "
@@ -167,12 +166,12 @@ def expect_fitting(manifest: Manifest, gpu: Gpu, free: int, loaded: bool = False
         )
 
 
-def _bytes(manifest: Manifest) -> tuple[int, int]:
-    """Weights and KV caches. The weights of ONNX graphs lie in .data files, those of plans inside."""
+def _weight_and_cache_bytes(manifest: Manifest) -> tuple[int, int]:
+    """Bytes of weights and of KV caches. The weights of ONNX graphs are in .data files, those of plans inside the plans."""
     files = [file for name, file in manifest.files.items() if name.endswith(".plan" if manifest.tensorrt else ".data")]
     caches = [tensor for graph in manifest.graphs.values() for name, tensor in graph.inputs.items() if name.startswith("past.")]
-    return sum(file.bytes for file in files), sum(_size(tensor, manifest.limits.capacity) for tensor in caches)
+    return sum(file.bytes for file in files), sum(_tensor_bytes(tensor, manifest.limits.capacity) for tensor in caches)
 
 
-def _size(tensor: Tensor, capacity: int) -> int:
+def _tensor_bytes(tensor: Tensor, capacity: int) -> int:
     return prod(capacity if isinstance(dim, str) else dim for dim in tensor.shape) * dtype_of(tensor.dtype).itemsize

@@ -1,4 +1,4 @@
-"""What a graph's tensors are bound to on a GPU, whichever engine runs it."""
+"""Binds a graph's tensors to device memory. Both GPU engines, TensorRT and ONNX Runtime, use it."""
 
 from __future__ import annotations
 
@@ -14,50 +14,54 @@ from .memory import DeviceBuffer, DeviceMemory, aligned
 
 
 @dataclass(frozen=True)
-class Bound:
-    """One tensor of a call."""
+class DeviceTensor:
+    """The front of a device buffer in one shape."""
 
     buffer: DeviceBuffer
     shape: tuple[int, ...]
 
 
-class Reading(DeviceOutputs):
-    """Outputs that are copied to the host when they are looked at."""
+class LazyOutputs(DeviceOutputs):
+    """Outputs of a call that are copied to the host on access."""
 
-    def __init__(self, memory: DeviceMemory, bound: Mapping[str, Bound]) -> None:
-        self._memory, self._bound = memory, bound
+    def __init__(self, memory: DeviceMemory, tensors: Mapping[str, DeviceTensor]) -> None:
+        self._memory, self._tensors = memory, tensors
 
     def __getitem__(self, name: str) -> np.ndarray:
-        found = self._bound[name]
-        return self._memory.read(found.buffer, found.shape)
+        tensor = self._tensors[name]
+        return self._memory.read(tensor.buffer, tensor.shape)
 
     def element(self, name: str, row: int, column: int) -> float:
-        bound = self._bound[name]
-        place = bound.buffer.address + (row * bound.shape[-1] + column) * bound.buffer.dtype.itemsize
-        return float(self._memory.read(DeviceBuffer(place, 1, bound.buffer.dtype), (1,))[0])
+        tensor = self._tensors[name]
+        address = tensor.buffer.address + (row * tensor.shape[-1] + column) * tensor.buffer.dtype.itemsize
+        return float(self._memory.read(DeviceBuffer(address, 1, tensor.buffer.dtype), (1,))[0])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._bound)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._bound)
+        return len(self._tensors)
 
 
 @dataclass(frozen=True)
 class Bindings:
-    """``block`` mirrors at ``address`` what the host writes: ``inputs`` are views into it, uploaded together."""
+    """The tensors of one call.
+
+    ``inputs``: arrays for the host to fill; views into ``host_block``, uint8, which is uploaded to ``block_address`` in one copy.
+    ``outputs``: the call's outputs for the host. ``device_inputs``, ``device_outputs``: all tensors on the device.
+    """
 
     inputs: Mapping[str, np.ndarray]
-    outputs: Reading
-    bound_inputs: Mapping[str, Bound]
-    bound_outputs: Mapping[str, Bound]
-    block: np.ndarray
-    address: int
+    outputs: LazyOutputs
+    device_inputs: Mapping[str, DeviceTensor]
+    device_outputs: Mapping[str, DeviceTensor]
+    host_block: np.ndarray
+    block_address: int
 
 
 @dataclass(eq=False)
 class DeviceCall:
-    """What calls of every engine have in common: what the host fills and reads."""
+    """The base of both engines' calls: inputs and outputs from its bindings."""
 
     bindings: Bindings
 
@@ -78,28 +82,31 @@ def bind(
     names: Mapping[str, str],
     sizes: Mapping[str, int],
 ) -> Bindings:
-    """Inputs lie in the buffer of their name, else the host writes them. Outputs get a buffer where there is none, as large as any
-    call needs (``limits``)."""
-    written = {name: tensor for name, tensor in graph.inputs.items() if names.get(name, name) not in buffers}
-    lengths = {name: aligned(prod(_shape(tensor, sizes)) * dtype_of(tensor.dtype).itemsize) for name, tensor in written.items()}
-    block = np.zeros(sum(lengths.values()), np.uint8)
-    mirror = memory.zeros(block.size, "uint8")
-    bound_inputs, views, start = {}, {}, 0
+    """Bind every tensor of ``graph`` for a call of these ``sizes``. ``names``: as in Engine.prepare.
+
+    An input without a buffer is written by the host. An output without a buffer gets a new one in ``buffers``, with the sizes in
+    ``limits``.
+    """
+    host_written = {name: tensor for name, tensor in graph.inputs.items() if names.get(name, name) not in buffers}
+    lengths = {name: aligned(prod(_shape(tensor, sizes)) * dtype_of(tensor.dtype).itemsize) for name, tensor in host_written.items()}
+    host_block = np.zeros(sum(lengths.values()), np.uint8)
+    device_block = memory.zeros(host_block.size, "uint8")
+    device_inputs, views, start = {}, {}, 0
     for name, tensor in graph.inputs.items():
-        shape, kind = _shape(tensor, sizes), dtype_of(tensor.dtype)
-        if name in written:
-            views[name] = block[start : start + prod(shape) * kind.itemsize].view(kind).reshape(shape)
-            bound_inputs[name] = Bound(DeviceBuffer(mirror.address + start, prod(shape), kind), shape)
+        shape, dtype = _shape(tensor, sizes), dtype_of(tensor.dtype)
+        if name in host_written:
+            views[name] = host_block[start : start + prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+            device_inputs[name] = DeviceTensor(DeviceBuffer(device_block.address + start, prod(shape), dtype), shape)
             start += lengths[name]
         else:
-            bound_inputs[name] = Bound(buffers[names.get(name, name)], shape)
-    bound_outputs = {}
+            device_inputs[name] = DeviceTensor(buffers[names.get(name, name)], shape)
+    device_outputs = {}
     for name, tensor in graph.outputs.items():
-        place = names.get(name, name)
-        if place not in buffers:
-            buffers[place] = memory.zeros(prod(_shape(tensor, limits)), tensor.dtype)
-        bound_outputs[name] = Bound(buffers[place], _shape(tensor, sizes))
-    return Bindings(views, Reading(memory, bound_outputs), bound_inputs, bound_outputs, block, mirror.address)
+        buffer = names.get(name, name)
+        if buffer not in buffers:
+            buffers[buffer] = memory.zeros(prod(_shape(tensor, limits)), tensor.dtype)
+        device_outputs[name] = DeviceTensor(buffers[buffer], _shape(tensor, sizes))
+    return Bindings(views, LazyOutputs(memory, device_outputs), device_inputs, device_outputs, host_block, device_block.address)
 
 
 def _shape(tensor: Tensor, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The few CUDA calls that the GPU backends need, over NVIDIA's own binding. The only module that knows it."""
+"""The CUDA calls that the GPU backends need, over NVIDIA's cuda-bindings. No other module imports that package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...errors import EngineDirError, EngineFailure
 
 @dataclass(frozen=True)
 class Gpu:
-    """``compute_capability`` as "9.0"; memory in bytes."""
+    """A GPU. ``compute_capability``: such as "9.0". ``memory``: total bytes."""
 
     name: str
     compute_capability: str
@@ -19,9 +19,9 @@ class Gpu:
 
 
 class Cuda:
-    """Memory, copies, one stream and its graphs on the first GPU. Sizes in bytes, addresses as integers.
+    """Memory, copies, one stream and its CUDA graphs on the first GPU. Sizes are in bytes, addresses are integers.
 
-    Raises EngineDirError when there is no GPU to use; every call raises EngineFailure, with CUDA's own words.
+    Raises EngineDirError if no GPU can be used. Every method raises EngineFailure with CUDA's error name.
     """
 
     def __init__(self) -> None:
@@ -46,58 +46,62 @@ class Cuda:
         return results[0] if results else None
 
     def gpu(self) -> Gpu:
-        """The device."""
+        """The device's name, compute capability and memory."""
         found = self._call(self._api.cudaGetDeviceProperties, 0)
         name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
         return Gpu(name, f"{found.major}.{found.minor}", int(found.totalGlobalMem))
 
     def free_memory(self) -> int:
-        """What other processes and this one leave."""
+        """Free bytes on the device."""
         status, free, _ = self._api.cudaMemGetInfo()
         if status != self._ok:
-            raise EngineFailure(f"the GPU does not tell its free memory: {status.name} — check nvidia-smi")
+            raise EngineFailure(f"the GPU's free memory cannot be read: {status.name} — check nvidia-smi")
         return int(free)
 
     def allocate(self, size: int) -> int:
+        """The address of new device memory."""
         return int(self._call(self._api.cudaMalloc, size))
 
     def free(self, address: int) -> None:
+        """Free device memory."""
         self._call(self._api.cudaFree, address)
 
     def allocate_pinned(self, size: int) -> int:
-        """Host memory that copies need not stage."""
+        """The address of new pinned host memory, which asynchronous copies need."""
         return int(self._call(self._api.cudaMallocHost, size))
 
     def free_pinned(self, address: int) -> None:
+        """Free pinned host memory."""
         self._call(self._api.cudaFreeHost, address)
 
     def copy(self, target: int, source: int, size: int) -> None:
-        """Between any two places, in the stream's order. Host memory must be pinned and stay untouched until then."""
+        """Copy between host and device or inside one of them, in the stream's order. Host memory must be pinned and must not change until
+        the copy ran."""
         self._call(self._api.cudaMemcpyAsync, target, source, size, self._kind, self.stream)
 
     def copy_rows(self, target: int, source: int, pitch: int, width: int, rows: int) -> None:
-        """``rows`` pieces of ``width`` bytes, ``pitch`` apart on both sides."""
+        """Copy ``rows`` rows of ``width`` bytes that start ``pitch`` bytes apart on both sides."""
         self._call(self._api.cudaMemcpy2DAsync, target, pitch, source, pitch, width, rows, self._kind, self.stream)
 
     def clear(self, target: int, size: int) -> None:
-        """Zero a piece of memory."""
+        """Fill memory with zeros."""
         self._call(self._api.cudaMemsetAsync, target, 0, size, self.stream)
 
     def clear_rows(self, target: int, pitch: int, width: int, rows: int) -> None:
-        """Zero ``rows`` pieces of ``width`` bytes, ``pitch`` apart."""
+        """Fill ``rows`` rows of ``width`` bytes, which start ``pitch`` bytes apart, with zeros."""
         self._call(self._api.cudaMemset2DAsync, target, pitch, 0, width, rows, self.stream)
 
     def synchronize(self) -> None:
-        """Wait for everything in the stream."""
+        """Wait for all work in the stream."""
         self._call(self._api.cudaStreamSynchronize, self.stream)
 
-    def record(self, work: Callable[[], None]) -> int:
-        """A graph of what ``work`` puts into the stream, which is recorded and not run."""
+    def capture_graph(self, work: Callable[[], None]) -> int:
+        """A CUDA graph of what ``work`` puts into the stream. Capturing does not run it."""
         api = self._api
         self._call(api.cudaStreamBeginCapture, self.stream, api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
             work()
-        finally:  # whatever happened, the stream must leave its recording state
+        finally:  # the stream must leave its capture state even if ``work`` raised
             status, graph = api.cudaStreamEndCapture(self.stream)
         if status != self._ok:
             raise EngineFailure(f"a pass could not be recorded as a CUDA graph: {status.name} — please report the model and the GPU")
@@ -106,22 +110,22 @@ class Cuda:
         finally:
             self._call(api.cudaGraphDestroy, graph)
 
-    def launch(self, graph: int) -> None:
-        """Run a recorded graph."""
+    def launch_graph(self, graph: int) -> None:
+        """Run a captured graph."""
         self._call(self._api.cudaGraphLaunch, graph, self.stream)
 
-    def discard(self, graph: int) -> None:
-        """Free a recorded graph."""
+    def destroy_graph(self, graph: int) -> None:
+        """Free a captured graph."""
         self._call(self._api.cudaGraphExecDestroy, graph)
 
-    def mark(self) -> int:
-        """A point in the stream's time, for ``milliseconds``."""
+    def record_event(self) -> int:
+        """A new event at the current end of the stream, for ``elapsed_ms``."""
         event = int(self._call(self._api.cudaEventCreate))
         self._call(self._api.cudaEventRecord, event, self.stream)
         return event
 
-    def milliseconds(self, first: int, second: int) -> float:
-        """GPU time between two marks, which are freed; waits for the second."""
+    def elapsed_ms(self, first: int, second: int) -> float:
+        """GPU milliseconds between two events. Waits for the second and frees both."""
         self._call(self._api.cudaEventSynchronize, second)
         elapsed = float(self._call(self._api.cudaEventElapsedTime, first, second))
         for event in (first, second):
@@ -129,5 +133,5 @@ class Cuda:
         return elapsed
 
     def close(self) -> None:
-        """Free the stream."""
+        """Destroy the stream."""
         self._call(self._api.cudaStreamDestroy, self.stream)

@@ -1,4 +1,4 @@
-"""The KV cache on a GPU, where committed rows move by strided copies in the stream's order."""
+"""The KV cache on a GPU. Committed rows move by strided copies, in the stream's order."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .memory import DeviceBuffer, DeviceMemory
 
 
 class DeviceKVCache:
-    """Keys and values [layers, 2, Hkv, stride, D] in one allocation; slots below ``length`` are committed.
+    """A Cache on a GPU: keys and values [layers, 2, Hkv, stride, D] in one allocation.
 
-    ``static``: every head owns ``capacity`` slots for ever (TensorRT's form); otherwise the heads of a tensor lie ``span`` slots apart at
-    its front (the form of the CPU's graphs). Spans double, because every span is a CUDA graph of its own.
+    ``static``: the heads of a tensor are always ``capacity`` slots apart, as TensorRT's graphs need it. Otherwise they are ``span`` slots
+    apart at the front of the tensor, as in the CPU's graphs. Spans double, because every span needs its own CUDA graphs.
     """
 
     def __init__(
@@ -30,10 +30,10 @@ class DeviceKVCache:
         """``shape``: layers, kv_heads, capacity, head_dim."""
         self._cuda, self._memory, self._static, self._step = cuda, memory, static, span_step
         self._layers, self._heads, self.capacity, self._head_dim = shape
-        self._row = self._head_dim * dtype.itemsize  # bytes of a slot
-        slots = self._layers * 2 * self.capacity * self._head_dim
-        self._buffer = memory.zeros(slots * self._heads, dtype.name)
-        self._passage = None if static else memory.zeros(slots, dtype.name)
+        self._row = self._head_dim * dtype.itemsize  # bytes of one slot of one head
+        per_head = self._layers * 2 * self.capacity * self._head_dim
+        self._buffer = memory.zeros(per_head * self._heads, dtype.name)
+        self._staging = None if static else memory.zeros(per_head, dtype.name)
         self._length = self._span = 0
 
     @property
@@ -43,91 +43,89 @@ class DeviceKVCache:
 
     @property
     def span(self) -> int:
-        """Slots that a pass may touch now."""
+        """Slots that a pass may access now."""
         return self._span
 
     @property
-    def _room(self) -> int:
-        """Bytes of one tensor."""
+    def _tensor_bytes(self) -> int:
         return self._heads * self.capacity * self._row
 
     def tensors(self) -> dict[str, DeviceBuffer]:
-        """Graph input and output names -> where they lie: engines update them in place."""
-        size = self._room // self._buffer.dtype.itemsize
-        found = {}
+        """Buffers by the names of graph inputs and outputs. Engines update them in place."""
+        size = self._tensor_bytes // self._buffer.dtype.itemsize
+        buffers = {}
         for index in range(2 * self._layers):
-            part = DeviceBuffer(self._buffer.address + index * self._room, size, self._buffer.dtype)
+            buffer = DeviceBuffer(self._buffer.address + index * self._tensor_bytes, size, self._buffer.dtype)
             for side in ("past", "present"):
-                found[f"{side}.{index // 2}.{('key', 'value')[index % 2]}"] = part
-        return found
+                buffers[f"{side}.{index // 2}.{('key', 'value')[index % 2]}"] = buffer
+        return buffers
 
-    def fitting(self, slots: int) -> int:
-        """The first of ``spans`` that holds them."""
+    def span_for(self, slots: int) -> int:
+        """The smallest of ``spans`` that holds ``slots``."""
         return next(span for span in self.spans() if span >= slots)
 
     def spans(self) -> list[int]:
-        """Every span there will be."""
+        """All possible spans."""
         spans = [min(self._step, self.capacity)]
         while spans[-1] < self.capacity:
             spans.append(min(2 * spans[-1], self.capacity))
         return spans
 
     def reserve(self, span: int) -> None:
-        """Make room for ``span`` slots, at least as many as before; committed rows keep their values."""
+        """Grow to ``span`` slots; committed rows keep their values."""
         if not self._span <= span <= self.capacity:
-            raise ValueError(f"cannot lay {self._span} slots out for {span} of {self.capacity}")
-        if self._passage is not None and self._length and span > self._span:
-            self._lay_out(span, self._passage)
+            raise ValueError(f"the cache cannot grow from {self._span} to {span} slots, its capacity is {self.capacity}")
+        if self._staging is not None and self._length and span > self._span:
+            self._move_heads(span, self._staging)
         self._span = span
 
-    def _lay_out(self, span: int, passage: DeviceBuffer) -> None:
-        """Heads move apart, the last first, or together, the first first; through another buffer, because source and target may overlap."""
-        length, rows = self._length * self._row, 2 * self._layers
-        pitch, start, heads = self._room, self._buffer.address, range(1, self._heads)
+    def _move_heads(self, span: int, staging: DeviceBuffer) -> None:
+        """Move every head to its place in the new layout: the last head first when growing, the first when shrinking. Each goes through
+        ``staging``, because its old and new place may overlap."""
+        length, tensors = self._length * self._row, 2 * self._layers
+        pitch, start, heads = self._tensor_bytes, self._buffer.address, range(1, self._heads)
         for head in heads if span < self._span else reversed(heads):
-            for layer in range(rows):
-                place = passage.address + layer * length
-                self._cuda.copy(place, start + layer * pitch + head * self._span * self._row, length)
-            for layer in range(rows):
-                place = passage.address + layer * length
-                self._cuda.copy(start + layer * pitch + head * span * self._row, place, length)
+            for tensor in range(tensors):
+                self._cuda.copy(staging.address + tensor * length, start + tensor * pitch + head * self._span * self._row, length)
+            for tensor in range(tensors):
+                self._cuda.copy(start + tensor * pitch + head * span * self._row, staging.address + tensor * length, length)
 
     def commit(self, path: Sequence[int]) -> None:
-        """Keep the rows ``path`` of the last pass (ascending, starting at row 0), moved down to follow the committed slots."""
+        """Commit the rows ``path`` of the last pass (ascending, starting with row 0): move them to follow the committed slots."""
         start = self._length
-        for place, row in enumerate(path):
-            if place != row:  # targets never reach a later source, and copies keep their order
-                for address, pitch, rows in self._pieces():
-                    target, source = address + (start + place) * self._row, address + (start + row) * self._row
+        for index, row in enumerate(path):
+            if index != row:  # a target never overwrites a later source, and copies run in order
+                for address, pitch, rows in self._strided_heads():
+                    target, source = address + (start + index) * self._row, address + (start + row) * self._row
                     self._cuda.copy_rows(target, source, pitch, self._row, rows)
         self._length = start + len(path)
 
     def truncate(self, length: int) -> None:
-        """Forget everything from slot ``length`` on and go back to the span that the rest needs. Absolute, hence safe to repeat."""
+        """Keep only the first ``length`` slots, and shrink the span to fit."""
         if not 0 <= length <= self._length:
             raise ValueError(f"cannot truncate {self._length} committed slots to {length}")
         self._length = length
         if length == 0:
-            # Hidden slots count with weight zero, and zero times NaN is NaN: what a failed pass left behind must not stay.
+            # Masked slots have weight zero, and zero times NaN is NaN: clear what a failed pass may have left.
             if self._span:
-                for address, pitch, rows in self._pieces():
+                for address, pitch, rows in self._strided_heads():
                     self._cuda.clear_rows(address, pitch, self._span * self._row, rows)
             self._span = 0
-        elif (span := self.fitting(length)) < self._span:
-            if self._passage is not None:
-                self._lay_out(span, self._passage)
+        elif (span := self.span_for(length)) < self._span:
+            if self._staging is not None:
+                self._move_heads(span, self._staging)
             self._span = span
 
-    def _pieces(self) -> Iterator[tuple[int, int, int]]:
-        """(address, pitch in bytes, rows): strided sets that together hold slot 0 of every head."""
+    def _strided_heads(self) -> Iterator[tuple[int, int, int]]:
+        """(address, pitch in bytes, rows): strided sets of heads that together are all heads. Each row starts with a head's slot 0."""
         if self._static:
             yield self._buffer.address, self.capacity * self._row, 2 * self._layers * self._heads
         else:
             for head in range(self._heads):
-                yield self._buffer.address + head * self._span * self._row, self._room, 2 * self._layers
+                yield self._buffer.address + head * self._span * self._row, self._tensor_bytes, 2 * self._layers
 
     def rows(self) -> np.ndarray:
-        """The committed part, [layers, 2, 1, Hkv, length, D]; a copy, for tests."""
+        """The committed part, [layers, 2, 1, Hkv, length, D]; a copy."""
         stride = self.capacity if self._static else self._span
         whole = self._memory.read(self._buffer, (self._layers, 2, self._heads * self.capacity * self._head_dim))
         used = whole[..., : self._heads * stride * self._head_dim]

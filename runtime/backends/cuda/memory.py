@@ -1,4 +1,4 @@
-"""Memory of a GPU: named buffers, uploads through a pinned ring, and one mailbox that comes down as a whole."""
+"""DeviceMemory: a GPU's buffers, uploads through a pinned staging ring, and a readback block that is copied to the host as a whole."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 from ..base import dtype_of
 from .driver import Cuda
 
-ALIGNMENT = 256  # bytes; what TensorRT asks of every address
+ALIGNMENT = 256  # bytes, as TensorRT requires of every address
 _RING_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class DeviceBuffer:
-    """``size`` elements at ``address``."""
+    """``size`` elements at the device address ``address``."""
 
     address: int
     size: int
@@ -32,18 +32,18 @@ class DeviceBuffer:
 
 
 class DeviceMemory:
-    """Everything is asynchronous in one stream; only ``read`` waits. All of it is freed by ``close``."""
+    """A Memory on a GPU. All operations are asynchronous in one stream; only ``read`` waits. ``close`` frees everything."""
 
     on_host = False
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda, self._cleanup = cuda, ExitStack()
-        self._ring_address = self._pinned(_RING_BYTES)
-        self._ring, self._used = _host_view(self._ring_address, _RING_BYTES), 0
-        self._mail: DeviceBuffer | None = None
-        self._mirror = np.zeros(0, np.uint8)
-        self._mirror_address = 0
-        self._fresh = False
+        self._ring_address = self._allocate_pinned(_RING_BYTES)
+        self._ring, self._ring_used = _host_view(self._ring_address, _RING_BYTES), 0
+        self._readback: DeviceBuffer | None = None
+        self._readback_copy = np.zeros(0, np.uint8)  # on the host
+        self._readback_copy_address = 0
+        self._readback_current = False  # whether the copy holds what the last run wrote
 
     def zeros(self, size: int, dtype: str) -> DeviceBuffer:
         kind = dtype_of(dtype)
@@ -53,42 +53,42 @@ class DeviceMemory:
         self._cuda.clear(address, length)
         return DeviceBuffer(address, size, kind)
 
-    def mailbox(self, sizes: Mapping[str, tuple[int, str]]) -> dict[str, DeviceBuffer]:
-        if self._mail is not None:
-            raise ValueError("there is one mailbox")
+    def readback_buffers(self, sizes: Mapping[str, tuple[int, str]]) -> dict[str, DeviceBuffer]:
+        if self._readback is not None:
+            raise ValueError("readback_buffers may be called once")
         lengths = {name: aligned(size * np.dtype(dtype).itemsize) for name, (size, dtype) in sizes.items()}
-        self._mail = self.zeros(sum(lengths.values()), "uint8")
-        self._mirror_address = self._pinned(self._mail.size)
-        self._mirror = _host_view(self._mirror_address, self._mail.size)
-        buffers, start = {}, self._mail.address
+        self._readback = self.zeros(sum(lengths.values()), "uint8")
+        self._readback_copy_address = self._allocate_pinned(self._readback.size)
+        self._readback_copy = _host_view(self._readback_copy_address, self._readback.size)
+        buffers, start = {}, self._readback.address
         for name, (size, dtype) in sizes.items():
             buffers[name] = DeviceBuffer(start, size, np.dtype(dtype))
             start += lengths[name]
         return buffers
 
     def upload(self, target: int, block: np.ndarray) -> None:
-        """Copy uint8 ``block`` to an address. It may change as soon as this returns."""
+        """Copy ``block``, uint8 [bytes], to the device address ``target``. The block may change as soon as this returns."""
         for start in range(0, block.size, _RING_BYTES):
             piece = block[start : start + _RING_BYTES]
-            if self._used + piece.size > _RING_BYTES:
+            if self._ring_used + piece.size > _RING_BYTES:
                 self._wait()
-            place = self._used
-            self._ring[place : place + piece.size] = piece
-            self._cuda.copy(target + start, self._ring_address + place, piece.size)
-            self._used = aligned(place + piece.size)
+            offset = self._ring_used
+            self._ring[offset : offset + piece.size] = piece
+            self._cuda.copy(target + start, self._ring_address + offset, piece.size)
+            self._ring_used = aligned(offset + piece.size)
 
     def write(self, buffer: DeviceBuffer, values: np.ndarray) -> None:
         self.upload(buffer.address, np.ascontiguousarray(values, buffer.dtype).reshape(-1).view(np.uint8))
 
     def read(self, buffer: DeviceBuffer, shape: tuple[int, ...]) -> np.ndarray:
-        mail, size = self._mail, prod(shape)
-        if mail is not None and 0 <= buffer.address - mail.address < mail.size:
-            if not self._fresh:
-                self._cuda.copy(self._mirror_address, mail.address, mail.size)
+        readback, size = self._readback, prod(shape)
+        if readback is not None and 0 <= buffer.address - readback.address < readback.size:
+            if not self._readback_current:
+                self._cuda.copy(self._readback_copy_address, readback.address, readback.size)
                 self._wait()
-                self._fresh = True
-            start = buffer.address - mail.address
-            return self._mirror[start : start + size * buffer.dtype.itemsize].view(buffer.dtype).reshape(shape)
+                self._readback_current = True
+            start = buffer.address - readback.address
+            return self._readback_copy[start : start + size * buffer.dtype.itemsize].view(buffer.dtype).reshape(shape)
         length = size * buffer.dtype.itemsize
         values = np.empty(length, np.uint8)
         for start in range(0, length, _RING_BYTES):
@@ -103,26 +103,26 @@ class DeviceMemory:
         item = target.dtype.itemsize
         self._cuda.copy(target.address + start * item, source.address, size * item)
 
-    def ran(self) -> None:
-        """Something was put into the stream that may write: what the host saw is old."""
-        self._fresh = False
+    def invalidate_readback(self) -> None:
+        """Call this when a run was put into the stream: the next read of a readback buffer then copies again."""
+        self._readback_current = False
 
     def _wait(self) -> None:
         self._cuda.synchronize()
-        self._used = 0
+        self._ring_used = 0
 
-    def _pinned(self, size: int) -> int:
+    def _allocate_pinned(self, size: int) -> int:
         address = self._cuda.allocate_pinned(size)
         self._cleanup.callback(self._cuda.free_pinned, address)
         return address
 
     def close(self) -> None:
-        """May be repeated."""
+        """Free everything. May be called repeatedly."""
         self._cleanup.close()
 
 
 def aligned(size: int) -> int:
-    """The next multiple of ALIGNMENT."""
+    """``size`` rounded up to a multiple of ALIGNMENT."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on a GPU: the same graphs, bound to the same device memory, in the same stream."""
+"""Graphs in ONNX Runtime with its CUDA provider, with I/O binding to device memory and in the backend's stream."""
 
 from __future__ import annotations
 
@@ -11,76 +11,77 @@ from typing import Any
 from ...errors import EngineDirError, EngineFailure
 from ...manifest.graphs import Graph
 from ..base import Buffer, PreparedCalls
-from .bindings import Bound, DeviceCall, bind
+from .bindings import DeviceCall, DeviceTensor, bind
 from .driver import Cuda
 from .memory import DeviceMemory
 
-MAX_CALLS = 1024
+MAX_CALLS = 1024  # prepared calls kept per engine
 PROVIDER, DEVICE = "CUDAExecutionProvider", "cuda"
-# What must never run on the host unnoticed. Shapes and constants are computed there on purpose.
-_HEAVY = ("Attention", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits", "TensorScatter", "RMSNormalization", "RotaryEmbedding")
+# Operators that must not fall back to the host. Shapes and constants are computed there on purpose.
+_GPU_OPERATORS = ("Attention", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits", "TensorScatter", "RMSNormalization", "RotaryEmbedding")
 
 
 @dataclass(eq=False)
 class OrtCudaCall(DeviceCall):
-    """An I/O binding to addresses on the device."""
+    """An I/O binding to device addresses."""
 
     _session: Any
     _binding: Any
     _options: Any
     _memory: DeviceMemory
-    _turn: Lock
+    _session_lock: Lock
 
     def run(self) -> None:
-        if self.bindings.block.size:
-            self._memory.upload(self.bindings.address, self.bindings.block)
-        self._memory.ran()
+        if self.bindings.host_block.size:
+            self._memory.upload(self.bindings.block_address, self.bindings.host_block)
+        self._memory.invalidate_readback()
         try:
-            with self._turn:
+            with self._session_lock:
                 self._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # onnxruntime raises its own unrelated classes
             raise EngineFailure(f"a pass failed inside ONNX Runtime: {error} — run resps-run with -vv for details") from error
 
 
 class OrtCudaEngine(PreparedCalls):
-    """One graph on the GPU, in a session that engines of forks run too, in ``turn``: a session has one stream."""
+    """One graph in a session, which engines of other forks run too. They take turns by ``session_lock``, as a session has one stream.
+    ``limits``: the largest value of each symbolic dimension."""
 
     def __init__(
         self,
         session: Any,
         options: Any,
-        turn: Lock,
+        session_lock: Lock,
         graph: Graph,
         buffers: Mapping[str, Buffer],
         limits: Mapping[str, int],
         memory: DeviceMemory,
     ) -> None:
         super().__init__(MAX_CALLS)
-        self._session, self._options, self._turn = session, options, turn
+        self._session, self._options, self._session_lock = session, options, session_lock
         self._graph, self._buffers, self._limits, self._memory = graph, dict(buffers), limits, memory
 
     def _bind(self, names: Mapping[str, str], sizes: Mapping[str, int]) -> OrtCudaCall:
         bindings = bind(self._graph, self._memory, self._buffers, self._limits, names, sizes)
         binding = self._session.io_binding()
-        for name, bound in bindings.bound_inputs.items():
-            binding.bind_input(name, *_place(bound))
-        for name, bound in bindings.bound_outputs.items():
-            binding.bind_output(name, *_place(bound))
-        return OrtCudaCall(bindings, self._session, binding, self._options, self._memory, self._turn)
+        for name, tensor in bindings.device_inputs.items():
+            binding.bind_input(name, *_bind_arguments(tensor))
+        for name, tensor in bindings.device_outputs.items():
+            binding.bind_output(name, *_bind_arguments(tensor))
+        return OrtCudaCall(bindings, self._session, binding, self._options, self._memory, self._session_lock)
 
     def close(self) -> None:
-        """May be repeated."""
-        self._drop()
+        """Free everything. May be called repeatedly."""
+        self._free_all()
         self._buffers.clear()
         self._session = None
 
 
-def _place(bound: Bound) -> tuple[Any, ...]:
-    return DEVICE, 0, bound.buffer.dtype.type, bound.shape, bound.buffer.address
+def _bind_arguments(tensor: DeviceTensor) -> tuple[Any, ...]:
+    return DEVICE, 0, tensor.buffer.dtype.type, tensor.shape, tensor.buffer.address
 
 
 def open_session(file: Path, cuda: Cuda) -> tuple[Any, Any]:
-    """The graph with its weights, and how to run it. Raises EngineDirError rather than computing on the host."""
+    """An InferenceSession of a graph and its RunOptions. Raises EngineDirError, also if the graph would run on the host."""
     import onnxruntime
 
     if PROVIDER not in onnxruntime.get_available_providers():
@@ -95,17 +96,17 @@ def open_session(file: Path, cuda: Cuda) -> tuple[Any, Any]:
         session = onnxruntime.InferenceSession(str(file), options, providers=[provider, "CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own unrelated classes
         raise EngineDirError(f"ONNX Runtime cannot load {file} on the GPU: {error} — check its CUDA and cuDNN versions") from error
-    _expect_on_device(session, file)
+    _check_on_gpu(session, file)
     run = onnxruntime.RunOptions()
-    run.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the stream keeps the order; reading waits
+    run.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the stream orders the work, and reads wait
     return session, run
 
 
-def _expect_on_device(session: Any, file: Path) -> None:
-    """onnxruntime falls back to the CPU without a word, for a whole session or for single nodes."""
+def _check_on_gpu(session: Any, file: Path) -> None:
+    """Raises EngineDirError for a fallback to the CPU, of the session or of a node. ONNX Runtime falls back without an error."""
     if session.get_providers()[0] != PROVIDER:
         raise EngineDirError(f"ONNX Runtime would run {file} on the CPU: its CUDA provider did not start — check CUDA and cuDNN versions")
     parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != PROVIDER]
-    strays = sorted({node.op_type for part in parts for node in part.get_nodes() if node.op_type in _HEAVY})
-    if strays:
-        raise EngineDirError(f"ONNX Runtime has no CUDA kernels for {', '.join(strays)} in {file} — use a newer onnxruntime-gpu")
+    on_host = sorted({node.op_type for part in parts for node in part.get_nodes() if node.op_type in _GPU_OPERATORS})
+    if on_host:
+        raise EngineDirError(f"ONNX Runtime has no CUDA kernels for {', '.join(on_host)} in {file} — use a newer onnxruntime-gpu")

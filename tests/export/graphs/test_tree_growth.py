@@ -14,7 +14,7 @@ from export.graphs.builder import FLOAT
 from export.graphs.tree_growth import LEVEL_PENALTY, MAX_DEPTH, build_expand, build_tree
 from policy import TreeSpec
 from runtime.decoding.tree import Tree
-from tests.support.eagle_reference import Level, Pool, expect_same, expect_well_formed, grow, paths
+from tests.support.eagle_reference import Level, ReferencePool, expect_same, expect_well_formed, grow, paths
 
 HIDDEN, VOCAB, ROOT = 3, 500, 499
 POOL = ("scores", "tokens", "parents")
@@ -98,7 +98,7 @@ def graphs() -> Graphs:
     return Graphs()
 
 
-def replayed(levels: list[dict[str, np.ndarray]], depth: int, width: int) -> Pool:
+def replayed(levels: list[dict[str, np.ndarray]], depth: int, width: int) -> ReferencePool:
     """The reference on the same draft answers."""
     answers: Iterator[dict[str, np.ndarray]] = iter(levels)
 

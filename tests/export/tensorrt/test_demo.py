@@ -21,7 +21,7 @@ from runtime.console import run_command
 from runtime.manifest.graphs import File, Graph
 from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import Manifest
-from tests.runtime.backends.test_tensorrt import Place
+from tests.runtime.backends.test_tensorrt import EmulatedMachine
 
 trt = pytest.importorskip("tensorrt_rtx")
 LAYERS = 30
@@ -103,7 +103,7 @@ def test_plan_bytes_are_foreseen(engine: Path, manifest: Manifest, capfd: pytest
 
 def test_trees_and_plain_decoding_write_the_same_text_on_an_emulated_gpu(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole path in 16 bits, with the trained draft. Kernels are the CPU's; what the GPU's give, scripts/gpu_check.py tells."""
-    place = Place(engine, monkeypatch)
+    place = EmulatedMachine(engine, monkeypatch)
     prompt = [{"role": "user", "content": "Why is the sky blue?"}]
     with Decoder(engine) as decoder:
         plain = decoder.generate(prompt, SamplingParams(max_new_tokens=24), policy=FixedPolicy(PLAIN))

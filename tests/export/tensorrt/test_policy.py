@@ -20,11 +20,11 @@ from runtime import Decoder, SamplingParams
 from runtime.console import run_command
 from runtime.manifest.graphs import File, Graph
 from runtime.manifest.load import load_manifest
-from tests.runtime.backends.test_tensorrt import Place
 from tests.support.eagle_engines import export as export_engine
 from tests.support.eagle_engines import prompt_of, write_echo
 from tests.support.ended import Ended
 from tests.support.gpu.device_draws import DeviceDraws
+from tests.support.gpu.emulated_tensorrt import EmulatedMachine
 from tests.support.tensorrt_exports import unbuilt
 from tests.support.tunings import FAST, SLOW, a_tuning
 
@@ -73,8 +73,8 @@ def test_its_networks_have_plans_and_change_no_token(made: Path, tmp_path: Path,
         assert graph.profiles == ({},)
         assert tuning.files[graph.file] == trained.files[trained.graphs[name].file]
     assert set(tuning.files) == {path.name for path in directory.glob("tuned-*")}
-    monkeypatch.setattr(runtime.models, "GumbelMax", DeviceDraws)
-    place = Place(directory, monkeypatch)
+    monkeypatch.setattr(runtime.models, "GumbelMaxSampler", DeviceDraws)
+    place = EmulatedMachine(directory, monkeypatch)
     with Decoder(directory) as decoder:
         plain = decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=40), policy="none").tokens
         for name in (None, "resps", "ltd", "cost-model"):

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from export.tuning.replay.grid import action_table
-from policy import TreeSpec, rough_latency
+from policy import TreeSpec, default_latency
 from runtime.backends.cpu.memory import HostMemory
 from runtime.backends.kv import CacheLayout, KVCache
-from runtime.decoding.sampling import Scores
+from runtime.decoding.sampling import TargetOutput
 from runtime.decoding.tree import GrownTree, Tree
 from runtime.drafters.registry import DRAFTERS
 from runtime.manifest.graphs import Graph
@@ -85,7 +85,7 @@ def test_every_call_of_the_runtime_has_a_profile(manifest: Manifest) -> None:
     specs = [TreeSpec(*action) for action in action_table(manifest.tree_sizes, manifest.draft)]
     specs += [TreeSpec(2, 1, 1), TreeSpec(16, 16, 1), TreeSpec(3, 2, 2), TreeSpec(16, 16, 16), TreeSpec(7, 6, 5)]
     backend = Recording(manifest)
-    models = load_models(backend, manifest, DRAFTERS["eagle"], specs, rough_latency(False), specs[0])
+    models = load_models(backend, manifest, DRAFTERS["eagle"], specs, default_latency(False), specs[0])
     for nodes in range(1, manifest.limits.tree_nodes + 1):  # trees are cut near the end of the context
         models.target.verify(GrownTree(nodes) if nodes > 1 else Tree.chain([1]))
     for count in (*range(1, 19), 40, 63):
@@ -101,7 +101,7 @@ def test_every_call_of_the_runtime_has_a_profile(manifest: Manifest) -> None:
     pick = models.picker(SamplingParams(temperature=1.0, seed=0))
     outputs = {"logits": np.zeros((1, 16, manifest.shape.vocab), np.float32)}
     for nodes in range(1, manifest.limits.tree_nodes + 1):
-        pick(Scores(outputs, Tree.chain([1] * nodes), 3, nodes), 0, 4)
+        pick(TargetOutput(outputs, Tree.chain([1] * nodes), 3, nodes), 0, 4)
     seen = Counter(name for name, _ in backend.asked)
     assert seen.keys() == set(GRAPHS)
     for name, sizes in backend.asked:

@@ -19,7 +19,7 @@ from export.training.openings import OF_CODE, OF_TEXT, SHARES, Opening, library_
 from export.training.target import Step, TorchTarget
 from export.training.words import ANSWER, FORCED, MIN_P, PROMPT, Frame, Stretch, Talk, choose, converse, frame_of, script
 from runtime.manifest.schema import Tokens
-from runtime.text.tokenizer import Text
+from runtime.text.tokenizer import Tokenizer
 from tests.support.tiny import ARCHITECTURES, VOCAB, reference, tiny_model, write_tokenizer
 
 CHATML = (
@@ -65,16 +65,16 @@ def test_torch_target_equals_transformers_with_sequences_interleaved(tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
+def text(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """The tiny tokenizer under a template with turn markers."""
     directory = tmp_path_factory.mktemp("text")
     write_tokenizer(directory)
     (directory / "chat_template.jinja").write_text(CHATML)
-    return Text(directory, Tokens("tokenizer.json", "chat_template.jinja", (STOP,), 1))
+    return Tokenizer(directory, Tokens("tokenizer.json", "chat_template.jinja", (STOP,), 1))
 
 
 @pytest.fixture(scope="module")
-def frame(text: Text) -> Frame:
+def frame(text: Tokenizer) -> Frame:
     return frame_of(text, (STOP,))
 
 
@@ -88,7 +88,7 @@ def talked(stretches: list[Stretch], writer: Callable[[list[int]], int]) -> Talk
     return talk
 
 
-def turns_of(talk: Talk, text: Text) -> list[dict[str, str]]:
+def turns_of(talk: Talk, text: Tokenizer) -> list[dict[str, str]]:
     """The messages that the kinds of the tokens make out."""
     runs = [
         (kind, [token for token, _ in run]) for kind, run in groupby(zip(talk.tokens, talk.kinds, strict=True), key=lambda each: each[1])
@@ -97,7 +97,7 @@ def turns_of(talk: Talk, text: Text) -> list[dict[str, str]]:
     return [{"role": roles[kind], "content": text.decode(tokens)} for kind, tokens in runs if kind != FORCED]
 
 
-def test_frame_is_the_template_around_the_texts(text: Text, frame: Frame) -> None:
+def test_frame_is_the_template_around_the_texts(text: Tokenizer, frame: Frame) -> None:
     messages = [{"role": role, "content": content} for role, content in (("user", "the cat"), ("assistant", "sat"), ("user", "on the"))]
     raw = text.encode_raw
     first = [*frame.before, *raw("the cat"), *frame.after]
@@ -107,7 +107,7 @@ def test_frame_is_the_template_around_the_texts(text: Text, frame: Frame) -> Non
 
 
 @pytest.mark.parametrize("words", [None, 0, 1, 7])
-def test_conversation_is_the_rendered_template_with_the_texts_in_it(text: Text, frame: Frame, words: int | None) -> None:
+def test_conversation_is_the_rendered_template_with_the_texts_in_it(text: Tokenizer, frame: Frame, words: int | None) -> None:
     """For a target that writes without end, and for those that stop after some words."""
     (the,) = text.encode_raw(" the")
     rounds, temperatures = set(), set()

@@ -1,4 +1,4 @@
-"""What learned policies are trained in: the tokens of replay, the costs of the surface."""
+"""What learned policies are trained in: the tokens of replay, the costs of the latency model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from export.tuning.replay.traces import Trace
 from policy import FixedPolicy, TreeSpec
 from policy.ltd import Ltd
 from policy.resps import Action
-from tests.support.toy_answers import SURFACE, by_places, likely_enough
+from tests.support.toy_answers import LATENCY, by_places, likely_enough
 
 
 def random_trace(width: int, depth: int, length: int, seed: int, features: int = 8) -> Trace:
@@ -57,7 +57,7 @@ def test_random_traces_are_consistent() -> None:
 def test_a_window_is_so_many_rounds_of_replay() -> None:
     answers = some_answers(range(1))
     actions: tuple[Action, ...] = ((1, 0, 0), (6, 3, 2), (12, 6, 3))
-    env = RespsWindow(answers, SURFACE, 0.1, actions, hold=10, policy_ms=0.5)
+    env = RespsWindow(answers, LATENCY, 0.1, actions, hold=10, policy_ms=0.5)
     for index, action in enumerate(actions):
         observation, _ = env.reset(seed=0)
         assert observation.dtype == np.float32
@@ -69,7 +69,7 @@ def test_a_window_is_so_many_rounds_of_replay() -> None:
             assert not cut
             assert info["window"].cycles == 10 or done
             assert done or observation.tolist() == answers[0][2].features[tokens].astype(np.float32).tolist()
-        whole = replay(FixedPolicy(TreeSpec(*action)), answers, SURFACE)
+        whole = replay(FixedPolicy(TreeSpec(*action)), answers, LATENCY)
         assert windows == -(-whole.cycles // 10)
         assert total == pytest.approx(whole.tokens - 0.1 * (whole.milliseconds + 0.5 * windows))
 
@@ -78,11 +78,11 @@ def test_a_window_can_be_played_by_ltd() -> None:
     answers = some_answers(range(1))
     actions: tuple[Action, ...] = ((12, 6, 3),)
     env = RespsWindow(
-        answers, SURFACE, 0.1, actions, hold=1000, under=lambda spec: Ltd(likely_enough, None, (12, 6, 3), slow=FixedPolicy(spec))
+        answers, LATENCY, 0.1, actions, hold=1000, under=lambda spec: Ltd(likely_enough, None, (12, 6, 3), slow=FixedPolicy(spec))
     )
     env.reset(seed=0)
     _, reward, done, _, _ = env.step(0)
-    whole = replay(Ltd(likely_enough, None, (12, 6, 3)), answers, SURFACE)
+    whole = replay(Ltd(likely_enough, None, (12, 6, 3)), answers, LATENCY)
     assert done
     assert len(whole.trees) > 1
     assert reward == pytest.approx(whole.tokens - 0.1 * whole.milliseconds)
@@ -94,11 +94,11 @@ def test_ltds_rounds_are_those_of_replay(every: int, rounds: int) -> None:
     answers, sizes = some_answers(range(1)), (1, 3, 6, 12)
     tree: Action = (12, 6, 3)
     policy = Ltd(likely_enough, by_places, tree, every, sizes)
-    whole = replay(policy, answers, SURFACE)
+    whole = replay(policy, answers, LATENCY)
     assert len({depth for _, depth, _ in whole.trees}) > 2
     assert len({nodes for nodes, _, _ in whole.trees}) > 2
-    depth = LtdDepth(answers, SURFACE, 0.1, tree, policy.num_nodes, every, rounds, policy_ms=0.5)
-    size = LtdSize(answers, SURFACE, 0.1, tree, sizes, policy.should_expand, rounds, policy_ms=0.5)
+    depth = LtdDepth(answers, LATENCY, 0.1, tree, policy.num_nodes, every, rounds, policy_ms=0.5)
+    size = LtdSize(answers, LATENCY, 0.1, tree, sizes, policy.should_expand, rounds, policy_ms=0.5)
     for env, net, calls_a_round in ((depth, likely_enough, None), (size, by_places, 1)):
         observation, _ = env.reset(seed=0)
         total, calls, played, place = 0.0, 0, Replay(), 0
@@ -119,13 +119,13 @@ def test_ltds_rounds_are_those_of_replay(every: int, rounds: int) -> None:
 def test_environments_say_what_they_lack() -> None:
     answers = some_answers(range(1))
     with pytest.raises(ValueError, match="no traces of width 4"):
-        RespsWindow(answers, SURFACE, 0.1, ((6, 3, 4),))
+        RespsWindow(answers, LATENCY, 0.1, ((6, 3, 4),))
     with pytest.raises(ValueError, match="no traces of width 4"):
-        LtdSize(answers, SURFACE, 0.1, (6, 3, 4), (6,), lambda partial_tree: True)
+        LtdSize(answers, LATENCY, 0.1, (6, 3, 4), (6,), lambda partial_tree: True)
     with pytest.raises(ValueError, match="nothing to decide"):
-        LtdDepth(answers, SURFACE, 0.1, (6, 3, 3), lambda partial_tree: 6, every=3)
+        LtdDepth(answers, LATENCY, 0.1, (6, 3, 3), lambda partial_tree: 6, every=3)
     with pytest.raises(ValueError, match="needs answers"):
-        RespsWindow([], SURFACE, 0.1, ((1, 0, 0),))
+        RespsWindow([], LATENCY, 0.1, ((1, 0, 0),))
 
 
 @pytest.mark.filterwarnings("ignore:.*observation space")  # features have no bounds
@@ -133,6 +133,6 @@ def test_gymnasium_accepts_them() -> None:
     from gymnasium.utils.env_checker import check_env
 
     answers = some_answers()
-    check_env(RespsWindow(answers, SURFACE, 0.1, ((1, 0, 0), (6, 3, 2))), skip_render_check=True)
-    check_env(LtdDepth(answers, SURFACE, 0.1, (6, 3, 3), lambda partial_tree: 6), skip_render_check=True)
-    check_env(LtdSize(answers, SURFACE, 0.1, (6, 3, 3), (1, 6), lambda partial_tree: True), skip_render_check=True)
+    check_env(RespsWindow(answers, LATENCY, 0.1, ((1, 0, 0), (6, 3, 2))), skip_render_check=True)
+    check_env(LtdDepth(answers, LATENCY, 0.1, (6, 3, 3), lambda partial_tree: 6), skip_render_check=True)
+    check_env(LtdSize(answers, LATENCY, 0.1, (6, 3, 3), (1, 6), lambda partial_tree: True), skip_render_check=True)

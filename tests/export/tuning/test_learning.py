@@ -16,23 +16,23 @@ from export.tuning.replay.simulation import replay
 from policy import PLAIN, ActionPersistence, FixedPolicy, TreeSpec
 from policy.ltd import Ltd
 from policy.resps import Resps
-from tests.support.toy_answers import ACTIONS, SURFACE, TREE, constant, random_net, seen, toy_answers
+from tests.support.toy_answers import ACTIONS, LATENCY, TREE, constant, observation, random_net, toy_answers
 
 
 def toy_lesson() -> object:
     from export.tuning.learning.ppo import Lesson
 
-    return Lesson(toy_answers(), toy_answers(2), SURFACE, rate=0.15)
+    return Lesson(toy_answers(), toy_answers(2), LATENCY, rate=0.15)
 
 
 def best_of_toy() -> float:
     easy, hard = toy_answers(2)
-    done = [replay(FixedPolicy(TreeSpec(*TREE)), [easy], SURFACE), replay(FixedPolicy(PLAIN), [hard], SURFACE)]
+    done = [replay(FixedPolicy(TreeSpec(*TREE)), [easy], LATENCY), replay(FixedPolicy(PLAIN), [hard], LATENCY)]
     return sum(each.tokens for each in done) / sum(each.milliseconds for each in done)
 
 
 def at_random() -> float:
-    return replay(ActionPersistence(Resps(constant(0.0, 0.0, 0.0), ACTIONS, temperature=1.0), 10), toy_answers(40), SURFACE).rate
+    return replay(ActionPersistence(Resps(constant(0.0, 0.0, 0.0), ACTIONS, temperature=1.0), 10), toy_answers(40), LATENCY).rate
 
 
 @pytest.mark.parametrize("entropy", [0.01, 0.1])
@@ -47,9 +47,9 @@ def test_resps_learns_when_the_draft_is_right(entropy: float) -> None:
     assert learned.rate > 1.1 * at_random()
     assert learned.rate == max(rate for _, rate in learned.curve)
     policy = Resps(learned.net, ACTIONS)
-    assert policy.choose(seen((1, -1, 1, -1))) == TreeSpec(*TREE)
+    assert policy.choose(observation((1, -1, 1, -1))) == TreeSpec(*TREE)
     policy.begin()
-    assert policy.choose(seen((-1, 1, 1, -1))) == PLAIN
+    assert policy.choose(observation((-1, 1, 1, -1))) == PLAIN
     assert shares[0] < 0.05
     assert shares == sorted(shares)
     assert shares[-1] == 1
@@ -71,7 +71,7 @@ def test_ltd_learns_when_to_stop_and_what_to_verify() -> None:
     assert depth is not None
     assert size is not None
     policy = Ltd(depth.net, size.net, TREE, sizes=(1, 3, 7))
-    trees = replay(policy, toy_answers(2), SURFACE).trees
+    trees = replay(policy, toy_answers(2), LATENCY).trees
     assert trees.most_common(1)[0][0] == (1, 1, 1)  # one level is always drafted
     assert trees[7, 6, 1] >= 8  # 60 tokens at 7 a round
     assert set(trees) == {(1, 1, 1), (7, 6, 1)}
@@ -92,7 +92,7 @@ def test_weights_leave_and_enter_the_trainer_unchanged() -> None:
     from export.tuning.learning.ppo import TrainingLimits, _load, _ppo, layers_of
 
     def environment() -> RespsWindow:
-        return RespsWindow(toy_answers(), SURFACE, 0.1, ACTIONS)
+        return RespsWindow(toy_answers(), LATENCY, 0.1, ACTIONS)
 
     model = _ppo(environment, RESPS, TrainingLimits(100, seed=3))
     net = random_net((4, 128, 128, 3), "tanh", normalise=True)

@@ -40,7 +40,7 @@ from runtime.manifest.graphs import FILE_NAME
 from runtime.manifest.load import load_manifest
 from runtime.policies.registry import main_policies
 from tests.support.eagle_engines import prompt_of
-from tests.support.tunings import FAST, SLOW, SURFACE, a_tuning, net
+from tests.support.tunings import FAST, LATENCY, SLOW, a_tuning, net
 
 TREES = [PLAIN, TreeSpec(2, 1, 1), TreeSpec(5, 3, 2), TreeSpec(7, 4, 2), TreeSpec(9, 2, 3), TreeSpec(5, 4, 1)]
 
@@ -57,14 +57,14 @@ def test_replayed_rounds_are_those_that_really_happen(eagle_decoder: Decoder, sa
     answer = [traced(eagle_decoder, sampling)]
     for tree in TREES:
         really = eagle_decoder.generate(prompt_of(20), replace(sampling, max_new_tokens=90), policy=FixedPolicy(tree)).stats
-        found = replay(FixedPolicy(tree), answer, SURFACE)
+        found = replay(FixedPolicy(tree), answer, LATENCY)
         assert (found.cycles, found.tokens) == (really.cycles, really.new_tokens - 1), tree
 
 
 def test_replayed_closed_form_decides_as_in_service(eagle_decoder: Decoder) -> None:
     answer = [traced(eagle_decoder, SamplingParams())]
-    model = CostModel(Calibration(1.0, 0.0, 0.5, 0.5, 0.08, (9, 4, 2)), SURFACE)
-    found = replay(model, answer, SURFACE)
+    model = CostModel(Calibration(1.0, 0.0, 0.5, 0.5, 0.08, (9, 4, 2)), LATENCY)
+    found = replay(model, answer, LATENCY)
     seen: list[tuple[int, int]] = []
 
     class Witness(CostModel):
@@ -72,9 +72,9 @@ def test_replayed_closed_form_decides_as_in_service(eagle_decoder: Decoder) -> N
             seen.append((outcome.nodes, outcome.tokens))
             super().observe(dataclasses.replace(outcome, seconds=0.0))  # the replay's milliseconds are not this machine's
 
-    patient = Witness(model.calibration, SURFACE)
+    patient = Witness(model.calibration, LATENCY)
     stats = eagle_decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=90), policy=patient).stats
-    again = replay(Witness(model.calibration, SURFACE), answer, SURFACE)
+    again = replay(Witness(model.calibration, LATENCY), answer, LATENCY)
     assert (again.cycles, again.tokens) == (stats.cycles, stats.new_tokens - 1)
     # The last tree is cut to what the answer has room for, which a record does not know.
     assert seen[: stats.cycles - 1] == seen[stats.cycles : -1]
@@ -99,7 +99,7 @@ def test_trees_that_are_cut_while_they_grow_change_no_token(eagle_decoder: Decod
 
         def should_expand(self, partial_tree: PartialTree) -> bool:
             assert len(partial_tree.scores) == candidates(partial_tree.spec.width, partial_tree.level)
-            assert len(partial_tree.last) == partial_tree.spec.width ** min(partial_tree.level, 2)
+            assert len(partial_tree.last_level_scores) == partial_tree.spec.width ** min(partial_tree.level, 2)
             self.asked.append(partial_tree.level)
             return bool(self.random.random() < 0.6)
 
@@ -133,10 +133,10 @@ def test_reached_counts_as_the_rerank_does(eagle_decoder: Decoder) -> None:
 def test_nothing_beats_the_oracle_and_the_best_tree_beats_the_others(eagle_decoder: Decoder) -> None:
     answers = [traced(eagle_decoder, SamplingParams(), length) for length in (5, 20)]
     trees = static_trees((1, 2, 3), (1, 2, 3), 8)
-    best, done = best_static(answers, SURFACE, trees)
+    best, done = best_static(answers, LATENCY, trees)
     assert best in trees
-    assert all(replay(FixedPolicy(tree), answers, SURFACE).rate <= done.rate for tree in trees)
-    assert oracle(answers, SURFACE, trees, done.rate).rate >= done.rate
+    assert all(replay(FixedPolicy(tree), answers, LATENCY).rate <= done.rate for tree in trees)
+    assert oracle(answers, LATENCY, trees, done.rate).rate >= done.rate
     assert {tree.nodes for tree in static_trees((2,), (3,), 64, sizes=(1, 4, 8, 64))} == {1, 4, 8}
 
 
@@ -150,16 +150,16 @@ def test_fitted_chances_are_those_that_made_the_record() -> None:
     assert abs(level + bias - 0.4) < 0.12  # one level only: both shift alike
 
 
-def test_surface_interpolates_and_goes_on() -> None:
-    assert SURFACE.verify(1, 50) == 10
-    assert SURFACE.verify(8, 100) == 17
-    assert SURFACE.verify(2, 100) == 11
-    assert SURFACE.verify(15, 100) == 24
-    assert SURFACE.verify(1, 550) == 15
-    assert SURFACE.draft(0, 0) == 0
-    assert SURFACE.draft(2, 1) == 1.5
-    assert SURFACE.draft(3, 6) == 12
-    assert SURFACE.round(1, 0, 0, 100) == 10.5
+def test_latency_model_interpolates_and_extrapolates() -> None:
+    assert LATENCY.verify(1, 50) == 10
+    assert LATENCY.verify(8, 100) == 17
+    assert LATENCY.verify(2, 100) == 11
+    assert LATENCY.verify(15, 100) == 24
+    assert LATENCY.verify(1, 550) == 15
+    assert LATENCY.draft(0, 0) == 0
+    assert LATENCY.draft(2, 1) == 1.5
+    assert LATENCY.draft(3, 6) == 12
+    assert LATENCY.round(1, 0, 0, 100) == 10.5
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def test_tuning_of_another_machine_is_not_used_and_says_so(tiny: Path, caplog: p
     install(tiny, load_manifest(tiny), a_tuning(tiny, **changes))
     with caplog.at_level(logging.WARNING), Decoder(tiny, threads=2) as decoder:
         assert isinstance(decoder._policy, FixedPolicy)
-    assert "a fixed tree is used — resps-tune tunes it for here" in caplog.text
+    assert "a fixed tree is used — tune it here: resps-tune" in caplog.text
     with pytest.raises(EngineDirError, match="cost-model has not been tuned for this engine on this machine — resps-tune"):
         Decoder(tiny, threads=2, policy="cost-model")
 
@@ -322,7 +322,7 @@ def test_learned_policies_decode_as_they_replayed_and_change_no_token(tiny: Path
             policy = tuned.policy(name)
             assert isinstance(policy, Watchdog)
             stats = tuned.generate(prompt_of(20), SamplingParams(max_new_tokens=90), policy=policy.policy).stats
-            found = replay(each.policy(), answer, SURFACE)
+            found = replay(each.policy(), answer, LATENCY)
             assert (found.cycles, found.tokens) == (stats.cycles, stats.new_tokens - 1), name
             assert tuned.generate(prompt_of(20), SamplingParams(max_new_tokens=90), policy=name).tokens == plain
             sampling = SamplingParams(temperature=0.9, seed=5)
@@ -342,7 +342,7 @@ def test_network_that_gives_no_numbers_is_pinned_to_the_fixed_tree(tiny: Path) -
         plain = decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=40), policy="none").tokens
         assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=40)).tokens == plain
         assert isinstance(decoder._policy, Watchdog)
-        assert "logits are not finite" in str(decoder._policy.pinned)
+        assert "logits are not finite" in str(decoder._policy.fallback_reason)
 
 
 def test_graph_that_differs_from_the_network_is_not_installed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

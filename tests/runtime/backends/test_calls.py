@@ -1,4 +1,4 @@
-"""Prepared calls: few are kept, the unused go first, and what they share is held once."""
+"""Prepared calls: a limited number is kept, the least recently used goes first, and shared tensors exist once."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ import pytest
 from runtime import Decoder, EngineFailure
 from runtime.backends.base import PreparedCalls
 from runtime.backends.cpu.onnxruntime import MAX_CALLS, OrtEngine
-from runtime.decoding.target import ORDER
+from runtime.decoding.target import ARANGE
 from runtime.decoding.tree import Tree
 from runtime.serve.load import warm_up
 
-NAMES = {"slots": ORDER, "rows": ORDER}
+NAMES = {"slots": ARANGE, "rows": ARANGE}
 
 
-class Counted(PreparedCalls):
-    """Remembers what was made and what was freed."""
+class CountingCalls(PreparedCalls):
+    """Records which calls were bound and which were freed."""
 
-    def __init__(self, most: int) -> None:
-        super().__init__(most)
-        self.made: list[int] = []
+    def __init__(self, max_calls: int) -> None:
+        super().__init__(max_calls)
+        self.bound: list[int] = []
         self.freed: list[Any] = []
 
     def _bind(self, names: Mapping[str, str], sizes: Mapping[str, int]) -> Any:
-        self.made.append(sizes["n"])
+        self.bound.append(sizes["n"])
         return f"call {sizes['n']}"
 
     def _free(self, call: Any) -> None:
         self.freed.append(call)
 
 
-def test_the_call_that_was_not_asked_for_the_longest_makes_room() -> None:
-    engine = Counted(3)
+def test_the_least_recently_used_call_makes_room() -> None:
+    engine = CountingCalls(3)
     for size in (1, 2, 3, 1, 4, 1, 3, 5):
         assert engine.prepare(n=size) == f"call {size}"
-    assert engine.made == [1, 2, 3, 4, 5]
+    assert engine.bound == [1, 2, 3, 4, 5]
     assert engine.freed == ["call 2", "call 4"]
-    engine._drop()
+    engine._free_all()
     assert sorted(engine.freed) == [f"call {size}" for size in range(1, 6)]
     assert engine.prepare(n=1) == "call 1"
-    assert engine.made[-1] == 1
+    assert engine.bound[-1] == 1
 
 
-def test_a_size_in_use_is_not_made_again_however_many_others_come() -> None:
-    engine = Counted(3)
+def test_a_size_in_use_stays_however_many_others_are_prepared() -> None:
+    engine = CountingCalls(3)
     for size in range(1, 100):
         engine.prepare(n=0)
         engine.prepare(n=size)
-    assert engine.made.count(0) == 1
+    assert engine.bound.count(0) == 1
 
 
 @pytest.fixture
 def target(decoder: Decoder) -> OrtEngine:
     engine = decoder._target._engine
     assert isinstance(engine, OrtEngine)
-    engine._drop()
+    engine._free_all()
     return engine
 
 
@@ -74,21 +74,21 @@ def test_calls_of_one_span_share_the_cache(target: OrtEngine) -> None:
     assert one.inputs["tokens"] is not other.inputs["tokens"]
 
 
-def test_what_many_sizes_leave_is_bounded(target: OrtEngine, decoder: Decoder) -> None:
-    """Three times as many sizes as are kept, round and round: no call and no tensor outlives its last use."""
+def test_memory_for_many_sizes_is_bounded(target: OrtEngine, decoder: Decoder) -> None:
+    """With three times as many sizes as are kept, again and again, the number of calls and tensors stays constant."""
     first = ref(target.prepare(NAMES, n=1, span=64, r=1))
-    held = []
+    kept = []
     for _ in range(3):
         for count in range(3 * MAX_CALLS):
             target.prepare(NAMES, n=1 + count % 64, span=64 * (1 + count // 64), r=1 + count % 64)
-        held.append((len(target._calls), len(target._tensors)))
+        kept.append((len(target._calls), len(target._tensors)))
     assert first() is None
-    assert held == [(MAX_CALLS, held[0][1])] * 3
-    target._drop()
+    assert kept == [(MAX_CALLS, kept[0][1])] * 3
+    target._free_all()
     assert len(target._tensors) == 0
 
 
-def test_a_call_made_anew_computes_the_same(target: OrtEngine, decoder: Decoder) -> None:
+def test_a_call_that_is_bound_again_computes_the_same(target: OrtEngine, decoder: Decoder) -> None:
     tree = Tree.chain([3, 4, 5])
     decoder.forget()
     before, first = decoder._target.verify(tree).logits.copy(), next(iter(target._calls.values()))
@@ -98,35 +98,35 @@ def test_a_call_made_anew_computes_the_same(target: OrtEngine, decoder: Decoder)
     assert first not in target._calls.values()
 
 
-class Warming:
-    """Stands for a Decoder whose warm-up ends when the other's has begun."""
+class FakeDecoder:
+    """A Decoder whose warm-up waits until all the others' have begun."""
 
-    def __init__(self, together: threading.Barrier, error: Exception | None = None) -> None:
-        self._together, self._error, self.times = together, error, 0
+    def __init__(self, barrier: threading.Barrier, error: Exception | None = None) -> None:
+        self._barrier, self._error, self.warmups = barrier, error, 0
 
     def warmup(self) -> None:
-        self._together.wait(20)
-        self.times += 1
+        self._barrier.wait(20)
+        self.warmups += 1
         if self._error:
             raise self._error
 
 
 def test_replicas_warm_up_at_the_same_time_and_twice() -> None:
-    together = threading.Barrier(3)
-    all_of_them = [Warming(together) for _ in range(3)]
-    warm_up(all_of_them)  # type: ignore[arg-type]
-    assert not together.broken
-    assert [each.times for each in all_of_them] == [2, 2, 2]
+    barrier = threading.Barrier(3)
+    decoders = [FakeDecoder(barrier) for _ in range(3)]
+    warm_up(decoders)  # type: ignore[arg-type]
+    assert not barrier.broken
+    assert [each.warmups for each in decoders] == [2, 2, 2]
 
 
-def test_a_warm_up_that_fails_is_told() -> None:
-    together = threading.Barrier(2)
+def test_a_failing_warm_up_raises() -> None:
+    barrier = threading.Barrier(2)
     with pytest.raises(EngineFailure, match="no memory"):
-        warm_up([Warming(together), Warming(together, EngineFailure("no memory"))])  # type: ignore[list-item]
+        warm_up([FakeDecoder(barrier), FakeDecoder(barrier, EngineFailure("no memory"))])  # type: ignore[list-item]
 
 
-def test_a_replica_alone_is_warmed_up_too(tiny_engine: Path) -> None:
+def test_a_single_replica_is_warmed_up(tiny_engine: Path) -> None:
     with Decoder(tiny_engine, threads=1) as decoder:
-        decoder._target._engine._drop()  # type: ignore[attr-defined]
+        decoder._target._engine._free_all()  # type: ignore[attr-defined]
         warm_up([decoder])
         assert decoder._target._engine._calls  # type: ignore[attr-defined]

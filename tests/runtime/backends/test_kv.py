@@ -1,4 +1,4 @@
-"""The cache: commits move the right rows, lengths are absolute."""
+"""The cache in host memory: commits move the right rows, layouts keep committed rows, truncation is absolute."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from runtime.backends.kv import CacheLayout, KVCache
 WHOLE, IN_PARTS = CacheLayout(1, 2, 4, np.dtype(np.float32)), CacheLayout(2, 2, 2, np.dtype(np.float32))
 
 
-def laid_out(cache: KVCache, name: str = "past.0.key", form: CacheLayout = WHOLE) -> np.ndarray:
+def view(cache: KVCache, name: str = "past.0.key", layout: CacheLayout = WHOLE) -> np.ndarray:
     """A tensor as a call binds it."""
-    return cache.tensors()[name][: 2 * cache.span * 4].reshape(form.parts, form.heads, cache.span, form.width)
+    return cache.tensors()[name][: 2 * cache.span * 4].reshape(layout.parts, layout.heads, cache.span, layout.width)
 
 
 def filled(span: int = 40, values: CacheLayout = WHOLE) -> KVCache:
-    """Slot s of head h of every tensor holds the value 100 h + s."""
+    """A cache in which slot s of head h of every tensor holds the value 100 h + s."""
     cache = KVCache(3, WHOLE, values, capacity=40)
     cache.reserve(span)
     for name in cache.tensors():
-        form = values if name.endswith("value") else WHOLE
-        laid_out(cache, name, form)[:] = (100 * np.arange(form.heads)[:, None] + np.arange(span))[..., None]
+        layout = values if name.endswith("value") else WHOLE
+        view(cache, name, layout)[:] = (100 * np.arange(layout.heads)[:, None] + np.arange(span))[..., None]
     return cache
 
 
 def expect_rows(cache: KVCache, slots: list[int]) -> None:
-    """The committed rows are those that stood at ``slots``, in both heads of all tensors."""
+    """The committed rows are the original rows ``slots``, in both heads of all tensors."""
     assert cache.rows().shape == (3, 2, 1, 2, len(slots), 4)
     assert (cache.rows() == (100 * np.arange(2)[:, None] + np.array(slots))[..., None]).all()
 
 
-def test_tensors_are_views_of_one_allocation_past_and_present_alike() -> None:
+def test_past_and_present_are_the_same_contiguous_buffer() -> None:
     cache = filled()
     tensors = cache.tensors()
     assert set(tensors) == {f"{side}.{layer}.{kind}" for side in ("past", "present") for layer in range(3) for kind in ("key", "value")}
-    laid_out(cache, "past.1.key")[0, 1, 7, 2] = 99
-    assert laid_out(cache, "present.1.key")[0, 1, 7, 2] == 99
+    view(cache, "past.1.key")[0, 1, 7, 2] = 99
+    assert view(cache, "present.1.key")[0, 1, 7, 2] == 99
     assert all(array.shape == (2 * 40 * 4,) and array.flags.c_contiguous for array in tensors.values())
 
 
@@ -50,9 +50,9 @@ def test_reserve_keeps_what_is_committed(values: CacheLayout) -> None:
         cache.reserve(span)
         assert cache.span == span
         expect_rows(cache, [0, 1, 2, 3, 4, 5])
-        assert laid_out(cache)[0, 1, 5, 0] == 105
+        assert view(cache)[0, 1, 5, 0] == 105
     for bad in (39, 41):
-        with pytest.raises(ValueError, match="lay"):
+        with pytest.raises(ValueError, match="cannot grow"):
             cache.reserve(bad)
     cache.truncate(0)
     cache.reserve(8)
@@ -80,19 +80,19 @@ def test_truncate_is_absolute_and_bounded() -> None:
 
 
 def test_an_emptied_cache_keeps_no_nan() -> None:
-    """Hidden slots count with weight zero, and zero times NaN is NaN: one failed request would spoil all later ones."""
+    """Masked slots have weight zero, and zero times NaN is NaN: one failed request would spoil all later ones."""
     cache = filled()
     cache.commit(range(5))
     for name in cache.tensors():
-        laid_out(cache, name)[:] = np.nan
+        view(cache, name)[:] = np.nan
     cache.truncate(0)
     cache.reserve(40)
-    assert not any(np.isnan(laid_out(cache, name)).any() for name in cache.tensors())
+    assert not any(np.isnan(view(cache, name)).any() for name in cache.tensors())
 
 
 @pytest.mark.parametrize("kept", [1000, 2000])
-def test_laying_out_anew_copies_nothing_on_the_way(kept: int) -> None:
-    """Arrays as large as the cache that come and go leave holes in the heap."""
+def test_changing_the_span_allocates_no_temporary_array(kept: int) -> None:
+    """Temporary arrays as large as the cache leave holes in the heap."""
     cache = KVCache(4, WHOLE, IN_PARTS, capacity=4096)
     cache.reserve(2048)
     cache.commit(range(kept))

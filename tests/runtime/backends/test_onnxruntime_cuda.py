@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA backend on an emulated GPU: its memory, its cache and its errors are real, only the kernels are the CPU's."""
+"""ONNX Runtime's CUDA backend on an emulated GPU: memory, cache and errors are the real code, only the kernels are the CPU's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.gpu.beside_host import expect_one_conversation
 from tests.support.gpu.device_draws import DeviceDraws
 from tests.support.gpu.emulated_gpu import EmulatedCuda
 
-# In place of the CUDA provider stands the one that is the second choice anyway.
+# The CPU provider replaces the CUDA provider, so it is listed twice.
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate provider")
 
 TREES = [TreeSpec(1, 0, 0), TreeSpec(5, 3, 2), TreeSpec(16, 4, 4), TreeSpec(40, 9, 3)]
@@ -40,7 +40,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedCuda]:
 
 @pytest.fixture(autouse=True)
 def host_draws_as_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.models, "GumbelMax", DeviceDraws)
+    monkeypatch.setattr(runtime.models, "GumbelMaxSampler", DeviceDraws)
 
 
 @pytest.mark.parametrize("tree", TREES, ids=str)
@@ -51,7 +51,7 @@ def host_draws_as_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_device_answers_as_the_host_does(
     echo_engine: Path, gpu: EmulatedCuda, tree: TreeSpec, draft: str, sampling: SamplingParams
 ) -> None:
-    """Prompts that fill chunks exactly and not, answers that make the cache grow several times."""
+    """With prompts that fill chunks exactly and partly, and answers that grow the cache several times."""
     with Decoder(echo_engine, draft=draft) as host, Decoder(echo_engine, draft=draft, device="cuda") as device:
         for length in (1, 16, 45):
             prompt = prompt_of(length)
@@ -61,7 +61,7 @@ def test_device_answers_as_the_host_does(
             np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
 
 
-def test_a_conversation_goes_on_from_what_the_cache_holds(echo_engine: Path, gpu: EmulatedCuda) -> None:
+def test_a_conversation_reuses_the_cached_prefix(echo_engine: Path, gpu: EmulatedCuda) -> None:
     with Decoder(echo_engine) as host, Decoder(echo_engine, device="cuda") as device:
         expect_one_conversation(host, device, TREES[2])
 
@@ -76,8 +76,8 @@ def test_forks_share_sessions_and_their_stream(echo_engine: Path, gpu: EmulatedC
         expected = [host.generate(prompt, **options).tokens for prompt in prompts]
         first = Decoder(echo_engine, device="cuda")
         second = first.fork()
-        came = threads.map(lambda fork: [fork.generate(prompt, **options).tokens for prompt in prompts], (first, second))
-        assert list(came) == [expected] * 2
+        answers = threads.map(lambda fork: [fork.generate(prompt, **options).tokens for prompt in prompts], (first, second))
+        assert list(answers) == [expected] * 2
         first.close()
         assert not gpu.closed
         assert second.generate(prompts[0], **options).tokens == expected[0]
@@ -92,7 +92,7 @@ def test_context_may_be_filled_to_the_last_token(echo_engine: Path, gpu: Emulate
         assert device.generate(prompt).tokens == host.generate(prompt).tokens
 
 
-def test_no_gpu_is_one_clear_line(echo_engine: Path) -> None:
+def test_no_gpu_raises_a_one_line_error(echo_engine: Path) -> None:
     with pytest.raises(EngineDirError, match=r"no NVIDIA GPU can be used here .* — .*export for the CPU"):
         Decoder(echo_engine, device="cuda")
 
@@ -104,8 +104,8 @@ def test_no_cuda_provider_is_refused(echo_engine: Path, gpu: EmulatedCuda, monke
     assert gpu.leaked() == (0, 0)
 
 
-class Part:
-    """A piece of the graph that another provider would run."""
+class HostPart:
+    """A part of the graph that another provider would run."""
 
     ep_name = "Other"
 
@@ -114,25 +114,28 @@ class Part:
 
 
 @pytest.mark.parametrize(
-    ("pretends", "says"),
+    ("fakes", "message"),
     [
         ({"get_providers": lambda self: ["Other"]}, r"would run .*target.onnx on the CPU"),
-        ({"get_provider_graph_assignment_info": lambda self: [Part()]}, r"no CUDA kernels for Gemm, TensorScatter in .*target.onnx"),
+        (
+            {"get_provider_graph_assignment_info": lambda self: [HostPart()]},
+            r"no CUDA kernels for Gemm, TensorScatter in .*target.onnx",
+        ),
     ],
     ids=["session", "operators"],
 )
 def test_falling_back_to_the_host_is_refused(
-    echo_engine: Path, gpu: EmulatedCuda, monkeypatch: pytest.MonkeyPatch, pretends: dict[str, Any], says: str
+    echo_engine: Path, gpu: EmulatedCuda, monkeypatch: pytest.MonkeyPatch, fakes: dict[str, Any], message: str
 ) -> None:
     import onnxruntime
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", type("Pretender", (onnxruntime.InferenceSession,), pretends))
-    with pytest.raises(EngineDirError, match=says):
+    monkeypatch.setattr(onnxruntime, "InferenceSession", type("FakeSession", (onnxruntime.InferenceSession,), fakes))
+    with pytest.raises(EngineDirError, match=message):
         Decoder(echo_engine, device="cuda")
     assert gpu.leaked() == (0, 0)
 
 
-def test_too_little_memory_says_what_would_fit(echo_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_names_the_needed_size(echo_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime.backends.cuda.backend, "Cuda", lambda: EmulatedCuda(memory=1 << 20))
     with pytest.raises(Exception, match=r"Emulated has 1 MiB free of 1, the engines need about \d+") as raised:
         Decoder(echo_engine, device="cuda")

@@ -1,4 +1,4 @@
-"""The laws of the loop, on a toy target: any drafter, any policy, greedy or sampled - the tokens and the cache of plain decoding."""
+"""The loop on a toy target: with any drafter and any policy, greedy or sampled, it gives the tokens and the cache of plain decoding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import runtime.decoding.target
 from policy import PLAIN, FixedPolicy, Observation, Outcome, Policy, TreeSpec
 from runtime.decoding.loop import Round, begin, prefill, rounds
-from runtime.decoding.sampling import Pick, Scores, greedy, uniforms
+from runtime.decoding.sampling import Sampler, TargetOutput, greedy, uniforms
 from runtime.decoding.target import Target
 from runtime.decoding.tree import Tree
 from runtime.drafters.base import Drafter, NoDrafter
@@ -24,7 +24,7 @@ TREES = [PLAIN, TreeSpec(4, 3, 1), TreeSpec(8, 7, 1), TreeSpec(7, 1, 6), TreeSpe
 
 
 class RandomPolicy:
-    """Another tree every round; remembers what it was told."""
+    """Chooses a random tree every round, and records all observations and outcomes."""
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
@@ -33,7 +33,7 @@ class RandomPolicy:
         self.observations: list[tuple[int, int, list[float]]] = []
 
     def begin(self) -> None:
-        """Goes on as it was."""
+        """Nothing to do."""
 
     def choose(self, observation: Observation) -> TreeSpec:
         self.observations.append((observation.length, observation.room, observation.features.tolist()))
@@ -44,42 +44,42 @@ class RandomPolicy:
         self.outcomes.append(outcome)
 
 
-def sampled(seed: int) -> Pick:
-    """Inverse CDF in numpy, keyed by position as the real one is."""
-    keys = uniforms(seed, LIMITS.capacity)
+def sampled(seed: int) -> Sampler:
+    """A sampler by inverse CDF in numpy, with one uniform per position as on devices."""
+    table = uniforms(seed, LIMITS.capacity)
 
-    def pick(scores: Scores, row: int, position: int) -> int:
-        weights = np.exp(scores.logits[row].astype(np.float64))
-        return int(np.searchsorted(np.cumsum(weights) / weights.sum(), keys[position], side="right"))
+    def sampler(output: TargetOutput, row: int, position: int) -> int:
+        weights = np.exp(output.logits[row].astype(np.float64))
+        return int(np.searchsorted(np.cumsum(weights) / weights.sum(), table[position], side="right"))
 
-    return pick
+    return sampler
 
 
 def decode(
-    target: Target, drafter: Drafter, policy: Policy, pick: Pick, budget: int = 40, prompt: Sequence[int] = PROMPT
+    target: Target, drafter: Drafter, policy: Policy, sampler: Sampler, budget: int = 40, prompt: Sequence[int] = PROMPT
 ) -> tuple[list[int], list[Round]]:
     begin(target, drafter, prompt)
-    *waiting, root = prefill(target, drafter, pick, prompt)
+    *waiting, root = prefill(target, drafter, sampler, prompt)
     assert waiting == [None] * (len(waiting))
     assert root is not None
-    done = list(rounds(target, drafter, policy, pick, root, budget - 1))
+    done = list(rounds(target, drafter, policy, sampler, root, budget - 1))
     return [root.token, *(token for each in done for token in each.tokens)], done
 
 
-def expected(pick: Pick, count: int, prompt: Sequence[int] = PROMPT) -> list[int]:
-    """Plain decoding without any of our runtime."""
+def expected(sampler: Sampler, count: int, prompt: Sequence[int] = PROMPT) -> list[int]:
+    """The tokens of plain decoding, computed without the loop."""
     context = list(prompt)
     for _ in range(count):
         logits = toy_logits(context)[None]
-        scores = Scores({"next_token": logits.argmax(-1)[None], "logits": logits[None]}, Tree.chain([0]), len(context) - 1, 1)
-        context.append(pick(scores, 0, len(context)))
+        output = TargetOutput({"next_token": logits.argmax(-1)[None], "logits": logits[None]}, Tree.chain([0]), len(context) - 1, 1)
+        context.append(sampler(output, 0, len(context)))
     return context[len(prompt) :]
 
 
-@pytest.mark.parametrize("pick", [greedy, sampled(1), sampled(2)], ids=["greedy", "sampled-1", "sampled-2"])
+@pytest.mark.parametrize("sampler", [greedy, sampled(1), sampled(2)], ids=["greedy", "sampled-1", "sampled-2"])
 @pytest.mark.parametrize("spec", TREES, ids=str)
-def test_every_tree_gives_the_plain_answer(pick: Pick, spec: TreeSpec) -> None:
-    answer = expected(pick, 40)
+def test_every_tree_gives_the_plain_answer(sampler: Sampler, spec: TreeSpec) -> None:
+    answer = expected(sampler, 40)
     for drafter in (
         NoDrafter(),
         NgramDrafter(),
@@ -87,8 +87,8 @@ def test_every_tree_gives_the_plain_answer(pick: Pick, spec: TreeSpec) -> None:
         *(PlantedDrafter(len(PROMPT), answer, VOCAB, s) for s in range(4)),
     ):
         if spec == PLAIN and isinstance(drafter, DummyRowDrafter):
-            continue  # it ignores the tree it is asked for
-        tokens, _ = decode(toy_target(), drafter, FixedPolicy(spec), pick)
+            continue  # it ignores the requested tree
+        tokens, _ = decode(toy_target(), drafter, FixedPolicy(spec), sampler)
         assert tokens[:40] == answer
 
 
@@ -97,7 +97,7 @@ def test_any_policy_gives_the_plain_answer_and_the_plain_cache(seed: int) -> Non
     answer, target = expected(greedy, 40), toy_target()
     tokens, done = decode(target, PlantedDrafter(len(PROMPT), answer, VOCAB, seed), RandomPolicy(seed), greedy)
     assert tokens == answer
-    assert max(len(each.tokens) for each in done) > 3  # the trees did bring something
+    assert max(len(each.tokens) for each in done) > 3  # some draft tokens were accepted
     fresh = toy_target()
     list(fresh.prefill([*PROMPT, *answer[:-1]]))
     assert target.length == fresh.length == len(PROMPT) + 39
@@ -115,7 +115,7 @@ def test_policy_sees_each_round_and_is_credited_with_it() -> None:
     lengths = [length for length, _, _ in policy.observations]
     assert lengths == [len(PROMPT) + sum(len(each.tokens) for each in done[:i]) for i in range(len(done))]
     context = [*PROMPT, *answer]
-    for length, _, features in policy.observations:  # those of the last committed position
+    for length, _, features in policy.observations:  # features of the last committed position
         assert features == [length - 1, context[length - 1]] * 3
 
 
@@ -128,17 +128,17 @@ def test_budget_is_met_exactly(budget: int) -> None:
 
 
 @pytest.mark.parametrize("spec", TREES[1:], ids=str)
-def test_no_tree_lies_on_both_sides_of_a_stretch(spec: TreeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums over slots would go in other groups than in plain decoding (docs/design.md, section 7)."""
+def test_no_tree_crosses_the_boundary_of_a_sum_block(spec: TreeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its attention would be summed in other groups than in plain decoding (docs/design.md, section 7)."""
     monkeypatch.setattr(runtime.decoding.target, "SUM_BLOCK", 16)
     target, passes = toy_target(), []
     verify = target.verify
 
-    def watched(tree: Tree) -> Scores:
+    def recorded(tree: Tree) -> TargetOutput:
         passes.append((target.length, len(tree)))
         return verify(tree)
 
-    monkeypatch.setattr(target, "verify", watched)
+    monkeypatch.setattr(target, "verify", recorded)
     answer = expected(greedy, 40)
     tokens, _ = decode(target, PlantedDrafter(len(PROMPT), answer, VOCAB, 3), FixedPolicy(spec), greedy)
     assert tokens == answer
@@ -155,27 +155,27 @@ def test_full_context_ends_the_answer() -> None:
     assert len(prompt) + len(tokens) == LIMITS.context
 
 
-def test_drafter_is_told_every_committed_token_once_with_its_features() -> None:
-    class Witness(PlantedDrafter):
+def test_drafter_gets_every_committed_token_once_with_its_features() -> None:
+    class CheckingDrafter(PlantedDrafter):
         def begin(self, tokens: Sequence[int] = ()) -> int:
-            self.told: list[int] = list(tokens)
+            self.committed: list[int] = list(tokens)
             return super().begin(tokens)
 
-        def extend(self, tokens: Sequence[int], scores: Scores, rows: Sequence[int]) -> None:
+        def extend(self, tokens: Sequence[int], output: TargetOutput, rows: Sequence[int]) -> None:
             assert len(tokens) == len(rows)
             for token, row in zip(tokens, rows, strict=True):
-                assert scores.features[row].tolist() == [len(self.told), token] * 3
-                self.told.append(token)
-            super().extend(tokens, scores, rows)
+                assert output.features[row].tolist() == [len(self.committed), token] * 3
+                self.committed.append(token)
+            super().extend(tokens, output, rows)
 
     answer = expected(greedy, 40)
-    witness = Witness(len(PROMPT), answer, VOCAB, 5)
-    decode(toy_target(), witness, RandomPolicy(3), greedy)
-    assert witness.told == [*PROMPT, *answer[:-1]]
+    drafter = CheckingDrafter(len(PROMPT), answer, VOCAB, 5)
+    decode(toy_target(), drafter, RandomPolicy(3), greedy)
+    assert drafter.committed == [*PROMPT, *answer[:-1]]
 
 
 def test_sampled_tokens_have_the_targets_distribution() -> None:
-    """Chi-squared over the first two sampled tokens after prefill, through trees that cover some of the vocabulary."""
+    """Chi-squared test of the first two sampled tokens, with trees that contain a part of the vocabulary."""
     from scipy.stats import chisquare
 
     count = 4000
@@ -192,11 +192,11 @@ def test_sampled_tokens_have_the_targets_distribution() -> None:
     assert chisquare(observed, [*(joint[often] * count), joint[~often].sum() * count]).pvalue > 1e-3
 
 
-def test_a_tree_below_another_root_is_an_error_and_not_an_answer() -> None:
-    class Lost(NoDrafter):
+def test_a_tree_with_the_wrong_root_raises() -> None:
+    class WrongRootDrafter(NoDrafter):
         def draft(self, root: int, spec: TreeSpec, growth: object = None) -> Tree:
             return Tree.chain([(root + 1) % VOCAB, root])
 
-    with pytest.raises(EngineFailure, match="does not hang where it should") as caught:
-        decode(toy_target(), Lost(), FixedPolicy(TREES[1]), greedy)
+    with pytest.raises(EngineFailure, match="wrong root token") as caught:
+        decode(toy_target(), WrongRootDrafter(), FixedPolicy(TREES[1]), greedy)
     assert caught.value.stage == "draft"

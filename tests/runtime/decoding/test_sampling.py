@@ -1,4 +1,4 @@
-"""The sample graph against a float64 oracle, its distribution, and the parameters' bounds."""
+"""Sampling on devices (the sample graph) and on the host (Gumbel-max), against a float64 reference and by distribution."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 
 from export.graphs.sample import build_sample
-from runtime.decoding.gumbel import GumbelMax, keep, work_room
+from runtime.decoding.gumbel import GumbelMaxSampler, apply_top_k_top_p, scratch_buffers
 from runtime.decoding.logprobs import token_logprob
-from runtime.decoding.sampling import Scores, uniforms
+from runtime.decoding.sampling import TargetOutput, uniforms
 from runtime.decoding.tree import Tree
 from runtime.sampling_params import SamplingParams
 
@@ -53,7 +53,7 @@ def distribution(logits: np.ndarray, temperature: float, top_k: int, top_p: floa
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 @pytest.mark.parametrize("vocab", [11, 4096])
-def test_graph_equals_the_oracle(vocab: int, setting: tuple[float, int, float]) -> None:
+def test_graph_equals_the_reference(vocab: int, setting: tuple[float, int, float]) -> None:
     random, run = np.random.default_rng(vocab), session(vocab)
     logits = random.normal(size=(64, vocab)) * 3
     uniform = uniforms(1, 64)
@@ -61,16 +61,16 @@ def test_graph_equals_the_oracle(vocab: int, setting: tuple[float, int, float]) 
     for row in range(64):
         cumulative = np.cumsum(distribution(logits[row].astype(np.float32), *setting))
         exact = int(np.searchsorted(cumulative, uniform[row], side="right"))
-        close = np.abs(cumulative - uniform[row]).min() < 1e-5  # float32 sums may fall on either side of a step this near
+        close = np.abs(cumulative - uniform[row]).min() < 1e-5  # float32 sums may round to either side of a step this close
         assert tokens[row] == exact or (close and abs(int(tokens[row]) - exact) <= 1)
 
 
-def test_extreme_uniforms_never_fall_on_a_forbidden_token() -> None:
+def test_extreme_uniforms_never_select_a_masked_token() -> None:
     vocab, run = 1000, session(1000)
     logits = np.full((2, vocab), -200.0)
     logits[:, 500] = logits[:, 501] = 0.0
     assert draw(run, logits, np.array([0.0, 1 - 2**-23]), 1.0, 0, 1.0).tolist() == [500, 501]
-    logits[:, 0] = -1.0  # outside the nucleus of 0.6, and first in line
+    logits[:, 0] = -1.0  # outside the nucleus of 0.6, and first in the vocabulary
     assert draw(run, logits, np.array([0.0, 1 - 2**-23]), 1.0, 2, 0.6).tolist() == [500, 501]
 
 
@@ -86,12 +86,10 @@ def test_draws_have_the_distribution() -> None:
 
 
 def drawn(logits: np.ndarray, sampling: SamplingParams, positions: range) -> list[int]:
-    """On the host: the same scores at every position."""
-    scores, pick = (
-        Scores({"logits": logits[None, None].astype(np.float32)}, Tree.chain([0]), 0, 1),
-        GumbelMax(sampling, work_room(len(logits))),
-    )
-    return [pick(scores, 0, position) for position in positions]
+    """Host draws with the same logits at every position."""
+    output = TargetOutput({"logits": logits[None, None].astype(np.float32)}, Tree.chain([0]), 0, 1)
+    sampler = GumbelMaxSampler(sampling, scratch_buffers(len(logits)))
+    return [sampler(output, 0, position) for position in positions]
 
 
 def params_of(setting: tuple[float, int, float], seed: int) -> SamplingParams:
@@ -113,15 +111,15 @@ def test_host_draws_have_the_distribution(setting: tuple[float, int, float]) -> 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 @pytest.mark.parametrize("vocab", [11, 4096])
-def test_host_keeps_what_the_oracle_keeps(vocab: int, setting: tuple[float, int, float]) -> None:
+def test_host_keeps_the_tokens_that_the_reference_keeps(vocab: int, setting: tuple[float, int, float]) -> None:
     temperature, top_k, top_p = setting
     logits = (np.random.default_rng(vocab).normal(size=vocab) * (0.1 if vocab > 100 else 3)).astype(np.float32)
     scaled = logits.astype(np.float64) / temperature
-    keep(scaled, top_k, top_p, work_room(vocab)[1:])
+    apply_top_k_top_p(scaled, top_k, top_p, scratch_buffers(vocab)[1:])
     np.testing.assert_array_equal(np.isfinite(scaled), distribution(logits, temperature, top_k, top_p) > 0)
 
 
-def test_host_draws_belong_to_seed_and_position() -> None:
+def test_host_draws_depend_on_seed_and_position_only() -> None:
     logits, some = np.random.default_rng(4).normal(size=500), range(40)
     tokens = drawn(logits, SamplingParams(temperature=1.0, seed=5), some)
     assert tokens == drawn(logits, SamplingParams(temperature=1.0, seed=5), some)
@@ -131,8 +129,9 @@ def test_host_draws_belong_to_seed_and_position() -> None:
     assert len(set(tokens)) > 30
 
 
-def test_host_draws_do_not_hang_on_the_last_bits() -> None:
-    """Scores of another tree, 2e-5 away, over a large vocabulary with a long tail: a draw by the inverse CDF would fall on a neighbour."""
+def test_host_draws_do_not_depend_on_the_last_bits_of_logits() -> None:
+    """Logits that differ by about 1e-5, as in another tree, over a large vocabulary with a long tail. The inverse CDF would draw other
+    tokens."""
     random = np.random.default_rng(5)
     logits = np.concatenate([random.normal(size=49_151), [9.0]])
     noise = random.normal(size=logits.shape) * 1e-5
@@ -143,17 +142,18 @@ def test_host_draws_do_not_hang_on_the_last_bits() -> None:
 
 
 @pytest.mark.parametrize("setting", [*SETTINGS, (9.0, 0, 0.9)], ids=str)
-def test_a_draw_takes_no_array_of_the_vocabulary_s_size(setting: tuple[float, int, float]) -> None:
-    """Of float64, that is: they came and went with every token, and left holes in the heap."""
+def test_a_draw_allocates_no_float64_array_of_the_vocabulary_s_size(setting: tuple[float, int, float]) -> None:
+    """Such arrays, allocated for every token, left holes in the heap."""
     vocab = 50_000
     logits = np.random.default_rng(6).normal(size=(1, 1, vocab)).astype(np.float32)
-    scores, pick = Scores({"logits": logits}, Tree.chain([0]), 0, 1), GumbelMax(params_of(setting, 1), work_room(vocab))
-    assert peak_of(lambda: pick(scores, 0, 7)) < 4 * vocab
+    output = TargetOutput({"logits": logits}, Tree.chain([0]), 0, 1)
+    sampler = GumbelMaxSampler(params_of(setting, 1), scratch_buffers(vocab))
+    assert peak_of(lambda: sampler(output, 0, 7)) < 4 * vocab
     assert peak_of(lambda: token_logprob(logits[0, 0], 3, 20)) < 8 * vocab
 
 
 def peak_of(call: Callable[[], object]) -> int:
-    """The most bytes that were held at once."""
+    """Peak of allocated bytes during a call."""
     call()
     tracemalloc.start()
     try:

@@ -1,4 +1,4 @@
-"""The EAGLE-3 drafter at work: answers never change, its cache is what a fresh one computes, its trees are the reference's."""
+"""The EAGLE-3 drafter: answers never change, its cache equals a fresh drafter's, and its trees equal the reference's."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from runtime.drafters.suffix import SuffixDrafter
 from runtime.manifest.graphs import FILE_NAME
 from runtime.manifest.load import load_manifest
 from tests.support.eagle_engines import export, write_echo, write_random_draft
-from tests.support.eagle_reference import ReferenceDrafter, Watchdog, expect_same, expect_well_formed, paths
+from tests.support.eagle_reference import RecordingDrafter, ReferenceDrafter, expect_same, expect_well_formed, paths
 from tests.support.planted import PlantedDrafter
 from tests.support.tiny import VOCAB, write_checkpoint
 
 WIDEST = DEEPEST = 16
-# The last ones are wider and deeper than the engine allows, and the two that are one node are no plain decoding by name.
+# The last ones are wider and deeper than the engine allows. Three have a single node, but only the first is PLAIN.
 TREES = (
     *(PLAIN, TreeSpec(1, 3, 0), TreeSpec(1, 2, 2), TreeSpec(2, 1, 1), TreeSpec(6, 3, 3), TreeSpec(16, 5, 4), TreeSpec(40, 6, 8)),
     *(TreeSpec(17, 16, 1), TreeSpec(64, 16, 16), TreeSpec(31, 30, 1), TreeSpec(41, 1, 40), TreeSpec(200, 30, 30)),
@@ -47,7 +47,8 @@ PROMPT_ROWS = {"random": 32, "echo": 4, "echo-int8": 32}
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """Of the draft that knows nothing, and of the one that is often right; the latter also with fewer rows a pass than a path can have."""
+    """Engine directories with a random draft, and with one that is often right ("echo"). One prefills in chunks shorter than a path can
+    be."""
     root = tmp_path_factory.mktemp("eagle")
     write_checkpoint(root / "random-target")
     write_random_draft(root / "random-draft")
@@ -70,7 +71,7 @@ def decoders(engines: Mapping[str, Path]) -> Iterator[Mapping[str, Decoder]]:
 
 @pytest.fixture(scope="module")
 def plain(engines: Mapping[str, Path]) -> Iterator[Callable[..., tuple[int, ...]]]:
-    """Plain decoding's answer, from a decoder that never drafted."""
+    """The answer of plain decoding, from a decoder that never drafts."""
     loaded = {name: Decoder(directory, draft="none", threads=1) for name, directory in engines.items()}
 
     def answer(name: str, prompt: Sequence[int], count: int, sampling: SamplingParams = SamplingParams()) -> tuple[int, ...]:
@@ -85,31 +86,31 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
     return [int(token) for token in np.random.default_rng(seed).integers(3, VOCAB, length)]
 
 
-class Changing:
-    """Another tree every round, from ``specs`` in turn or at random."""
+class ChangingPolicy:
+    """Chooses from ``specs``: in their order, or with a seed at random."""
 
     def __init__(self, specs: Sequence[TreeSpec], seed: int | None = None) -> None:
         self._specs, self._turn = specs, 0
         self._random = None if seed is None else np.random.default_rng(seed)
 
     def begin(self) -> None:
-        """Goes on as it was."""
+        """Nothing to do."""
 
     def choose(self, observation: Observation) -> TreeSpec:
         self._turn += 1
         return self._specs[int(self._random.integers(len(self._specs))) if self._random else min(self._turn, len(self._specs)) - 1]
 
     def observe(self, outcome: Outcome) -> None:
-        """Nothing is learnt."""
+        """Nothing to do."""
 
 
 def policies(seed: int) -> list[Policy]:
-    """Each of TREES, and another one every round."""
-    return [*map(FixedPolicy, TREES), Changing(TREES, seed)]
+    """A fixed policy for each of TREES, and one that changes every round."""
+    return [*map(FixedPolicy, TREES), ChangingPolicy(TREES, seed)]
 
 
-def fitted(spec: TreeSpec) -> TreeSpec:
-    """What the engine makes of ``spec``."""
+def clipped(spec: TreeSpec) -> TreeSpec:
+    """``spec`` as the engine clips it."""
     depth, width = min(spec.depth, DEEPEST), min(spec.width, WIDEST)
     return TreeSpec(min(spec.nodes, TreeSpec(1, depth, width).capacity), depth, width)
 
@@ -126,49 +127,49 @@ def test_every_tree_gives_the_plain_answer(
             result = decoders[name].generate(prompt, replace(sampling, max_new_tokens=32), policy=policy)
             assert result.tokens == answer
             accepted += result.stats.accepted
-        assert accepted > (100 if name.startswith("echo") else -1)  # or the paths that commit drafted rows were never taken
+        assert accepted > (100 if name.startswith("echo") else -1)  # drafted rows must have been committed
 
 
 @pytest.mark.parametrize("name", PROMPT_ROWS)
 def test_cache_after_many_rounds_is_that_of_a_fresh_drafter(
     decoders: Mapping[str, Decoder], plain: Callable[..., tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Planted trees make long paths, so rows come from every slot of the tree and in chunks of every size."""
+    """Planted trees give long accepted paths, so committed rows come from every slot of a tree and in chunks of every size."""
     prompt, longest = prompt_of(45), 0
     answer = plain(name, prompt, 120)
     for seed in range(4):
         random = np.random.default_rng(seed)
-        watched = Watchdog(decoders[name], monkeypatch, PlantedDrafter(len(prompt), answer, VOCAB, seed))
-        policy = Changing([spec for spec in TREES if spec == fitted(spec)], seed)
+        recorded = RecordingDrafter(decoders[name], monkeypatch, PlantedDrafter(len(prompt), answer, VOCAB, seed))
+        policy = ChangingPolicy([spec for spec in TREES if spec == clipped(spec)], seed)
         assert decoders[name].generate(prompt, SamplingParams(max_new_tokens=120), policy=policy).tokens == answer
-        longest = max(longest, watched.longest_path)
-        root, eagle = 7, watched.eagle
-        eagle.draft(root, TreeSpec(4, 3, 1))  # what still waits is committed
+        longest = max(longest, recorded.longest_path)
+        root, eagle = 7, recorded.eagle
+        eagle.draft(root, TreeSpec(4, 3, 1))  # commits the waiting rows
         rows = eagle._cache.rows().copy()
-        assert rows.shape[-2] == len(watched.tokens) == decoders[name]._target.length
+        assert rows.shape[-2] == len(recorded.tokens) == decoders[name]._target.length
 
         eagle.begin()
         start = 0
-        while start < len(watched.tokens):
-            stop = min(start + int(random.integers(1, PROMPT_ROWS[name] + 1)), len(watched.tokens))
-            eagle.extend(watched.tokens[start:stop], watched.scores(start, stop), range(stop - start))
+        while start < len(recorded.tokens):
+            stop = min(start + int(random.integers(1, PROMPT_ROWS[name] + 1)), len(recorded.tokens))
+            eagle.extend(recorded.tokens[start:stop], recorded.output(start, stop), range(stop - start))
             start = stop
-            if start < len(watched.tokens) and random.random() < 0.3:
-                eagle.draft(watched.tokens[start], TREES[int(random.integers(len(TREES)))])
+            if start < len(recorded.tokens) and random.random() < 0.3:
+                eagle.draft(recorded.tokens[start], TREES[int(random.integers(len(TREES)))])
         eagle.draft(root, TreeSpec(2, 1, 1))
         np.testing.assert_allclose(eagle._cache.rows(), rows, rtol=0, atol=1e-5)
         monkeypatch.undo()
     assert longest > 8
 
 
-def expect_reference_trees(directory: Path, watched: Watchdog, rounds: int) -> None:
-    """The first ``rounds`` trees that were drafted are the reference's. Rows may come in another order: beams can be equally good."""
+def expect_reference_trees(directory: Path, recorded: RecordingDrafter, rounds: int) -> None:
+    """The first ``rounds`` drafted trees equal the reference's, in any order of rows, as beams can have equal scores."""
     reference = ReferenceDrafter(directory)
-    real = [each for each in watched.drafted if each.spec.nodes > 1][:rounds]
+    real = [each for each in recorded.drafted if each.spec.nodes > 1][:rounds]
     assert real
     for each in real:
-        spec = fitted(each.spec)
-        expected = reference.tree(watched.tokens[: each.committed], np.stack(watched.features[: each.committed]), each.root, spec)
+        spec = clipped(each.spec)
+        expected = reference.tree(recorded.tokens[: each.committed], np.stack(recorded.features[: each.committed]), each.root, spec)
         expect_well_formed(each.tree, each.root, spec)
         assert paths(each.tree) == paths(expected), (each.committed, each.spec)
 
@@ -178,43 +179,43 @@ def expect_reference_trees(directory: Path, watched: Watchdog, rounds: int) -> N
 def test_trees_equal_the_reference(
     engines: Mapping[str, Path], decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch, name: str, spec: TreeSpec
 ) -> None:
-    watched = Watchdog(decoders[name], monkeypatch)
+    recorded = RecordingDrafter(decoders[name], monkeypatch)
     decoders[name].generate(prompt_of(13), SamplingParams(max_new_tokens=14), policy=FixedPolicy(spec))
-    expect_reference_trees(engines[name], watched, 5)
+    expect_reference_trees(engines[name], recorded, 5)
 
 
 @pytest.mark.parametrize("name", ["random", "echo"])
 def test_trees_equal_the_reference_after_any_prompt(
     engines: Mapping[str, Path], decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """One token, one chunk, a chunk and a row, several chunks; and lengths at which a tree grows over the end of what the cache spans."""
-    watched = Watchdog(decoders[name], monkeypatch)
+    """One token, one chunk, a chunk and a row, several chunks; and lengths at which a tree grows beyond the cache's span."""
+    recorded = RecordingDrafter(decoders[name], monkeypatch)
     for length in (1, 2, 31, 32, 33, 58, 64, 65, 120, 127, 200):
         decoders[name].generate(prompt_of(length, length), SamplingParams(max_new_tokens=10), policy=FixedPolicy(TreeSpec(30, 6, 4)))
-        expect_reference_trees(engines[name], watched, 2)
+        expect_reference_trees(engines[name], recorded, 2)
 
 
 @pytest.mark.parametrize("rounds", [1, 15, 16, 17, 18, 40])
-def test_tree_after_plain_rounds_knows_all_that_came_meanwhile(
+def test_tree_after_plain_rounds_equals_the_reference(
     engines: Mapping[str, Path], decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch, rounds: int
 ) -> None:
-    """Committed rows wait through plain rounds, at most as many as one pass takes."""
-    policy = Changing([TreeSpec(6, 3, 3), *[PLAIN] * rounds, TreeSpec(16, 5, 4)])
-    watched = Watchdog(decoders["echo"], monkeypatch)
+    """Committed rows wait during plain rounds, at most as many as one pass takes."""
+    policy = ChangingPolicy([TreeSpec(6, 3, 3), *[PLAIN] * rounds, TreeSpec(16, 5, 4)])
+    recorded = RecordingDrafter(decoders["echo"], monkeypatch)
     decoders["echo"].generate(prompt_of(9), SamplingParams(max_new_tokens=rounds + 14), policy=policy)
-    expect_reference_trees(engines["echo"], watched, 4)
+    expect_reference_trees(engines["echo"], recorded, 4)
 
 
 @pytest.mark.parametrize("name", PROMPT_ROWS)
-def test_a_request_forgets_the_one_before(decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_request_does_not_depend_on_the_one_before(decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     decoder, specs = decoders[name], (TreeSpec(16, 5, 4), PLAIN, TreeSpec(64, 16, 16), TreeSpec(6, 3, 3))
-    watched, first, prompt = Watchdog(decoder, monkeypatch), [], prompt_of(40)
+    recorded, first, prompt = RecordingDrafter(decoder, monkeypatch), [], prompt_of(40)
     for turn in range(3):
-        decoder.generate(prompt, SamplingParams(max_new_tokens=30), policy=Changing(specs, 5))
+        decoder.generate(prompt, SamplingParams(max_new_tokens=30), policy=ChangingPolicy(specs, 5))
         if turn == 0:
-            first = watched.drafted
-        assert len(watched.drafted) == len(first)
-        for each, same in zip(watched.drafted, first, strict=True):
+            first = recorded.drafted
+        assert len(recorded.drafted) == len(first)
+        for each, same in zip(recorded.drafted, first, strict=True):
             assert (each.committed, each.root, each.spec) == (same.committed, same.root, same.spec)
             expect_same(each.tree, same.tree)
         with decoder.stream(prompt_of(100, turn), policy=FixedPolicy(TreeSpec(64, 16, 16))) as abandoned:
@@ -234,15 +235,15 @@ def test_full_context_ends_the_answer(decoders: Mapping[str, Decoder], plain: Ca
 
 
 @pytest.mark.parametrize("spec", [TreeSpec(6, 3, 3), TreeSpec(40, 6, 8)], ids=str)
-def test_features_that_are_no_numbers_do_not_change_the_answer(
+def test_nan_features_do_not_change_the_answer(
     engines: Mapping[str, Path], plain: Callable[..., tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, spec: TreeSpec
 ) -> None:
-    """As large activations leave them in half precision."""
+    """Large activations can overflow half precision."""
     prompt = prompt_of(11)
     with Decoder(engines["random"], threads=1) as decoder:
-        watched = Watchdog(decoder, monkeypatch, spoil=True)
+        recorded = RecordingDrafter(decoder, monkeypatch, spoil=True)
         assert decoder.generate(prompt, SamplingParams(max_new_tokens=30), policy=FixedPolicy(spec)).tokens == plain("random", prompt, 30)
-        for each in watched.drafted:
+        for each in recorded.drafted:
             expect_well_formed(each.tree, each.root, each.spec)
 
 
@@ -314,7 +315,7 @@ def edited(source: Path, copy: Path, change: Callable[[dict[str, Any]], object])
         lambda data: data["draft"].pop("check"),
     ],
 )
-def test_manifests_that_promise_no_working_draft_are_refused(
+def test_manifests_without_a_working_draft_are_rejected(
     engines: Mapping[str, Path], tmp_path: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
     directory = edited(engines["random"], tmp_path / "engine", change)
@@ -322,7 +323,7 @@ def test_manifests_that_promise_no_working_draft_are_refused(
         Decoder(directory)
 
 
-def test_manifest_with_just_enough_room_or_without_its_draft_is_accepted(engines: Mapping[str, Path], tmp_path: Path) -> None:
+def test_manifest_with_the_smallest_capacity_or_without_a_draft_is_accepted(engines: Mapping[str, Path], tmp_path: Path) -> None:
     def tight(data: dict[str, Any]) -> None:
         data["draft"]["capacity"] = data["limits"]["context"] + WIDEST * (DEEPEST - 1)
 
@@ -337,18 +338,18 @@ def test_manifest_with_just_enough_room_or_without_its_draft_is_accepted(engines
 
 
 def test_the_default_tree_is_smaller_beside_quantized_targets(decoders: Mapping[str, Decoder]) -> None:
-    """A row more costs more there: what gains in fp32 would gain nothing."""
+    """Each row costs more there, so a tree that is faster in fp32 is not."""
     for decoder in decoders.values():
         chunks = list(decoder.stream(prompt_of(20, 1), SamplingParams(max_new_tokens=12)))
         nodes = {chunk.spec.nodes for chunk in chunks if chunk.spec is not None}
         assert max(nodes) == (3 if decoder.manifest.precision == "int8" else 5)
 
 
-def test_plain_decoding_leaves_the_draft_alone(decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_decoding_never_calls_the_draft(decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = decoders["echo"]
     expected = decoder.generate(prompt_of(30), SamplingParams(max_new_tokens=30), policy=FixedPolicy(TreeSpec(6, 3, 3))).tokens
     with monkeypatch.context() as patch:
-        for verb in ("begin", "extend", "draft"):
-            patch.setattr(EagleDrafter, verb, lambda *_: pytest.fail("asked the draft"))
+        for method in ("begin", "extend", "draft"):
+            patch.setattr(EagleDrafter, method, lambda *_: pytest.fail("called the draft"))
         assert decoder.generate(prompt_of(30), SamplingParams(max_new_tokens=30), policy=FixedPolicy(PLAIN)).tokens == expected
     assert decoder.generate(prompt_of(30), SamplingParams(max_new_tokens=30), policy=FixedPolicy(TreeSpec(6, 3, 3))).tokens == expected

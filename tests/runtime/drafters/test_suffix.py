@@ -1,4 +1,4 @@
-"""Bets on repeated text: the index finds the longest match, bets are made where they pay, and no token ever changes."""
+"""Suffix lookup: the index finds the longest match, lookups are used when they pay, and answers never change."""
 
 from __future__ import annotations
 
@@ -7,117 +7,117 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy import FixedPolicy, LookupGate, TreeSpec, rough_latency
-from policy.lookup import LEAST, ROWS
+from policy import FixedPolicy, LookupGate, TreeSpec, default_latency
+from policy.lookup import CHAIN_SIZES, MIN_MATCH
 from runtime.decoding.loop import prefill, rounds
-from runtime.decoding.sampling import Pick, Scores, greedy
+from runtime.decoding.sampling import Sampler, TargetOutput, greedy
 from runtime.decoding.tree import Tree
 from runtime.drafters.ngram import NgramDrafter
-from runtime.drafters.suffix import LONGEST, RECENT, Index, SuffixDrafter
+from runtime.drafters.suffix import MAX_MATCH, MAX_POSITIONS, SuffixDrafter, SuffixIndex
 from tests.runtime.decoding.test_loop import PROMPT, RandomPolicy, decode, expected, sampled
 from tests.support.fakes import VOCAB, toy_target
 from tests.support.planted import PlantedDrafter
 
-TREE, NOTHING = TreeSpec(5, 3, 2), Scores({}, Tree.chain([0]), 0, 0)
+TREE, NOTHING = TreeSpec(5, 3, 2), TargetOutput({}, Tree.chain([0]), 0, 0)
 
 
-def lookups(quantized: bool = False) -> LookupGate:
-    return LookupGate(rough_latency(quantized), TREE)
+def make_gate(quantized: bool = False) -> LookupGate:
+    return LookupGate(default_latency(quantized), TREE)
 
 
-def common(text: list[int], place: int) -> int:
-    """Tokens before ``place`` that are the last ones of ``text``."""
+def matched_before(text: list[int], position: int) -> int:
+    """How many tokens before ``position`` equal the last ones of ``text``."""
     count = 0
-    while count < min(place, LONGEST) and text[place - 1 - count] == text[-1 - count]:
+    while count < min(position, MAX_MATCH) and text[position - 1 - count] == text[-1 - count]:
         count += 1
     return count
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60))
 def test_index_finds_the_longest_match_and_of_equals_the_latest(text: list[int]) -> None:
-    index = Index()
+    index = SuffixIndex()
     index.extend(text[:-1])
-    pair = text[-LEAST:]
-    places = [place for place in range(LEAST, len(text)) if text[place - LEAST : place] == pair][-RECENT:]
-    best = max(((common(text, place), place) for place in places), default=(0, 0))
+    end = text[-MIN_MATCH:]
+    positions = [position for position in range(MIN_MATCH, len(text)) if text[position - MIN_MATCH : position] == end][-MAX_POSITIONS:]
+    best = max(((matched_before(text, position), position) for position in positions), default=(0, 0))
     assert index.find(text[-1]) == best
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=12), st.integers(1, 30))
-def test_a_loop_goes_on_beyond_the_end_of_the_text(loop: list[int], count: int) -> None:
-    index, text = Index(), loop * 3
+def test_a_loop_continues_beyond_the_end_of_the_text(loop: list[int], count: int) -> None:
+    index, text = SuffixIndex(), loop * 3
     index.extend(text[:-1])
-    matched, place = index.find(text[-1])
+    matched, position = index.find(text[-1])
     assert matched >= len(loop)
-    assert index.after(place, text[-1], count) == (loop * 40)[:count]
+    assert index.continuation(position, text[-1], count) == (loop * 40)[:count]
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_bets_grow_with_the_match_and_end_where_they_fail(quantized: bool) -> None:
-    gate = lookups(quantized)
-    assert gate.rows(0, 16, 100) == gate.rows(LEAST - 1, 16, 100) == gate.rows(30, 1, 100) == 1
+def test_lookups_grow_with_the_match_and_stop_when_they_fail(quantized: bool) -> None:
+    gate = make_gate(quantized)
+    assert gate.rows(0, 16, 100) == gate.rows(MIN_MATCH - 1, 16, 100) == gate.rows(30, 1, 100) == 1
     sizes = [gate.rows(matched, 16, 100) for matched in (2, 4, 8, 30)]
     assert sizes == sorted(sizes)
-    assert sizes[-1] == ROWS[-1]
-    assert gate.rows(30, 4, 100) == 4  # no more than there is room for
+    assert sizes[-1] == CHAIN_SIZES[-1]
+    assert gate.rows(30, 4, 100) == 4  # at most max_rows
     for _ in range(60):
-        gate.settle(4, 4, 0)
+        gate.observe_lookup(4, 4, 0)
     assert gate.rows(4, 16, 100) == 1
-    assert gate.rows(30, 16, 100) == ROWS[-1]  # another class of matches
+    assert gate.rows(30, 16, 100) == CHAIN_SIZES[-1]  # longer matches have their own rates
     gate.begin()
     assert gate.rows(4, 16, 100) == sizes[1]
 
 
-def test_bets_must_beat_what_is_drafted() -> None:
-    lucky, unlucky = lookups(), lookups()
+def test_lookups_must_beat_drafted_rounds() -> None:
+    good_drafts, bad_drafts = make_gate(), make_gate()
     for _ in range(60):
-        lucky.drafted(5, 3, 2, 100, tokens=4)
-        unlucky.drafted(5, 3, 2, 100, tokens=1)
-    assert lucky.rows(3, 16, 100) == 1 < unlucky.rows(3, 16, 100)
+        good_drafts.observe_draft(5, 3, 2, 100, tokens=4)
+        bad_drafts.observe_draft(5, 3, 2, 100, tokens=1)
+    assert good_drafts.rows(3, 16, 100) == 1 < bad_drafts.rows(3, 16, 100)
 
 
-@pytest.mark.parametrize("pick", [greedy, sampled(1), sampled(2)], ids=["greedy", "sampled-1", "sampled-2"])
+@pytest.mark.parametrize("sampler", [greedy, sampled(1), sampled(2)], ids=["greedy", "sampled-1", "sampled-2"])
 @pytest.mark.parametrize("seed", range(4))
-def test_any_bet_gives_the_plain_answer_and_the_plain_cache(pick: Pick, seed: int) -> None:
-    """A prompt that repeats itself makes bets likely, and the toy target makes most of them wrong."""
+def test_any_lookup_gives_the_plain_answer_and_the_plain_cache(sampler: Sampler, seed: int) -> None:
+    """A prompt that repeats itself makes lookups likely, and the toy target rejects most of them."""
     prompt = PROMPT * 3
-    answer, target = expected(pick, 40, prompt), toy_target()
-    drafter = SuffixDrafter(PlantedDrafter(len(prompt), answer, VOCAB, seed), lookups())
-    tokens, done = decode(target, drafter, RandomPolicy(seed), pick, prompt=prompt)
+    answer, target = expected(sampler, 40, prompt), toy_target()
+    drafter = SuffixDrafter(PlantedDrafter(len(prompt), answer, VOCAB, seed), make_gate())
+    tokens, done = decode(target, drafter, RandomPolicy(seed), sampler, prompt=prompt)
     assert tokens == answer
     fresh = toy_target()
     list(fresh.prefill([*prompt, *answer[:-1]]))
     np.testing.assert_array_equal(target.cache.rows(), fresh.cache.rows())
-    again, _ = decode(target, drafter, RandomPolicy(seed), pick, prompt=prompt)  # the request before is forgotten
+    again, _ = decode(target, drafter, RandomPolicy(seed), sampler, prompt=prompt)  # earlier requests have no influence
     assert again == answer
-    assert any(each.spec.width == 1 and each.spec.nodes in ROWS for each in done)
+    assert any(each.spec.width == 1 and each.spec.nodes in CHAIN_SIZES for each in done)
 
 
-def test_what_the_caches_still_hold_is_read_again() -> None:
+def test_a_kept_prefix_is_indexed_again() -> None:
     text = [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
-    told, kept = (SuffixDrafter(NgramDrafter(), lookups()) for _ in range(2))
-    told.extend(text, NOTHING, range(len(text)))
-    assert kept.begin(text) == len(text)
-    for drafter in (told, kept):
+    extended, begun = (SuffixDrafter(NgramDrafter(), make_gate()) for _ in range(2))
+    extended.extend(text, NOTHING, range(len(text)))
+    assert begun.begin(text) == len(text)
+    for drafter in (extended, begun):
         lookup = drafter.lookup(3, 8)
         assert lookup is not None
         assert lookup.tokens.tolist() == [3, 4, 1, 2, 3, 4, 1, 2][: len(lookup)]
 
 
-def test_policy_is_asked_about_drafted_rounds_only() -> None:
+def test_policy_chooses_for_drafted_rounds_only() -> None:
     prompt, policy = PROMPT * 3, RandomPolicy(3)
     answer = expected(greedy, 40, prompt)
-    _, done = decode(toy_target(), SuffixDrafter(PlantedDrafter(len(prompt), answer, VOCAB, 3), lookups()), policy, greedy, prompt=prompt)
+    _, done = decode(toy_target(), SuffixDrafter(PlantedDrafter(len(prompt), answer, VOCAB, 3), make_gate()), policy, greedy, prompt=prompt)
     assert len(policy.chosen) == len(policy.outcomes) < len(done)
 
 
-def test_repeated_text_goes_several_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A target that says the same five words for ever."""
+def test_repeated_text_gives_several_tokens_per_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a target that repeats the same five tokens forever."""
     monkeypatch.setattr("tests.support.fakes.toy_logits", lambda context: np.eye(VOCAB, dtype=np.float32)[len(context) % 5])
-    target, drafter = toy_target(), SuffixDrafter(NgramDrafter(), lookups())
+    target, drafter = toy_target(), SuffixDrafter(NgramDrafter(), make_gate())
     *_, root = prefill(target, drafter, greedy, [0, 1, 2, 3, 4])
     assert root is not None
     done = list(rounds(target, drafter, FixedPolicy(TreeSpec(1, 0, 0)), greedy, root, 60))
     assert [token for each in done for token in each.tokens] == [step % 5 for step in range(1, 61)]
-    assert max(len(each.tokens) for each in done) == ROWS[-1]
+    assert max(len(each.tokens) for each in done) == CHAIN_SIZES[-1]
     assert len(done) < 15

@@ -1,4 +1,4 @@
-"""Engine directories from strangers: paths that lead out of them, graphs and templates that reach for more."""
+"""Hostile engine directories: paths and links that lead outside, graphs that read other files, templates that misbehave."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Edit = Callable[[dict[str, Any]], object]
 
 @pytest.fixture
 def directory(tiny_engine: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change, with something beside it."""
+    """A copy that a test may change, with a file named secret beside it."""
     shutil.copytree(tiny_engine, tmp_path / "engine")
     (tmp_path / "secret").write_bytes(b"secret")
     return tmp_path / "engine"
@@ -39,7 +39,7 @@ def entry(file: Path) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "bytes": file.stat().st_size}
 
 
-def refused(directory: Path, match: str) -> None:
+def expect_rejected(directory: Path, match: str) -> None:
     for verify in (True, False):
         with pytest.raises(EngineDirError, match=match) as caught:
             load_manifest(directory, verify=verify)
@@ -48,7 +48,7 @@ def refused(directory: Path, match: str) -> None:
 
 @pytest.mark.parametrize("name", ["../secret", "{root}/secret", "./../secret", "..", ".", "", "sub/file", "a\0b", "/etc/passwd", "~/x"])
 @pytest.mark.parametrize("role", ["graph", "tokenizer", "template", "more"])
-def test_names_that_lead_out_of_the_directory(directory: Path, name: str, role: str) -> None:
+def test_names_that_lead_outside_are_rejected(directory: Path, name: str, role: str) -> None:
     name = name.replace("{root}", str(directory.parent))
 
     def change(data: dict[str, Any]) -> None:
@@ -61,23 +61,23 @@ def test_names_that_lead_out_of_the_directory(directory: Path, name: str, role: 
         data["files"][name] = entry(directory.parent / "secret")
 
     edit(directory, change)
-    refused(directory, "outside the directory|lacks|without its hash")
+    expect_rejected(directory, "outside the directory|lacks|without its hash")
 
 
 @pytest.mark.parametrize("absolute", [True, False])
-def test_links_that_lead_out_of_the_directory(directory: Path, absolute: bool) -> None:
+def test_links_that_lead_outside_are_rejected(directory: Path, absolute: bool) -> None:
     for name in ("tokenizer.json", "target.onnx", "target.data"):
         kept = (directory / name).read_bytes()
         (directory.parent / name).write_bytes(kept)
         (directory / name).unlink()
         (directory / name).symlink_to(directory.parent / name if absolute else Path("..") / name)
-        refused(directory, f"{name} is a link to a place outside")
+        expect_rejected(directory, f"{name} is a link to a place outside")
         (directory / name).unlink()
         (directory / name).write_bytes(kept)
     load_manifest(directory)
 
 
-def test_a_linked_engine_directory_is_fine(directory: Path, tmp_path: Path) -> None:
+def test_a_link_to_an_engine_directory_is_accepted(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(directory)
     with Decoder(tmp_path / "link", threads=1) as decoder:
         assert decoder.generate("the cat", SamplingParams(max_new_tokens=2)).tokens
@@ -114,7 +114,7 @@ def in_a_sparse_tensor(model: onnx.ModelProto, location: str) -> None:
 
 @pytest.mark.parametrize("place", [in_initializer, in_a_constant, in_a_branch, in_a_function, in_a_sparse_tensor])
 @pytest.mark.parametrize("location", ["../secret", "{root}/secret", "unlisted.data", "../engine/target.data", "x" * 300])
-def test_weights_of_a_graph_are_files_of_the_manifest(
+def test_weights_that_the_manifest_does_not_list_are_rejected(
     directory: Path, place: Callable[[onnx.ModelProto, str], None], location: str
 ) -> None:
     location = location.replace("{root}", str(directory.parent))
@@ -124,11 +124,11 @@ def test_weights_of_a_graph_are_files_of_the_manifest(
     file.write_bytes(model.SerializeToString())
     edit(directory, lambda data: data["files"].update({"target.onnx": entry(file)}))
     assert location in external_files(file.read_bytes())
-    refused(directory, "reads '.*', which manifest.json does not list")
+    expect_rejected(directory, "reads '.*', which manifest.json does not list")
 
 
-def test_an_entry_in_another_order_is_seen() -> None:
-    """Serializers write the key first, parsers take any order; of two the last one counts."""
+def test_an_entry_with_its_value_before_its_key_is_found() -> None:
+    """Serializers write the key first, but parsers accept any order. Of repeated fields the last one counts."""
     pair = b"\x12\x01x" + b"\x0a\x08location" + b"\x12\x06secret"
     model = _field(7, _field(5, _field(13, pair)))
     assert external_files(model) == {"secret"}
@@ -136,7 +136,7 @@ def test_an_entry_in_another_order_is_seen() -> None:
 
 
 @pytest.mark.parametrize("data", [b"\x3a\x7f", b"\xff" * 20, b"\x3a", b"\x0b"])
-def test_what_is_no_graph(data: bytes) -> None:
+def test_invalid_protobuf_raises(data: bytes) -> None:
     with pytest.raises(Malformed):
         external_files(data)
 
@@ -156,7 +156,7 @@ def _field(number: int, data: bytes) -> bytes:
         "{{ raise_exception('no\\nline') }}",
     ],
 )
-def test_a_template_that_misbehaves_is_a_prompt_error(directory: Path, template: str) -> None:
+def test_a_failing_template_raises_a_prompt_error(directory: Path, template: str) -> None:
     (directory / "evil.jinja").write_text(template)
     change = {"evil.jinja": entry(directory / "evil.jinja")}
     edit(directory, lambda data: (data["tokens"].update(chat_template="evil.jinja"), data["files"].update(change)))

@@ -1,4 +1,4 @@
-"""What is no intact engine directory is refused with one line and the command that mends it."""
+"""A damaged or incomplete engine directory is rejected with a one-line message that names the command to rebuild it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def copy(tiny_engine: Path, tmp_path: Path) -> Path:
     return tmp_path / "engine"
 
 
-def refused(directory: Path) -> str:
+def rejection(directory: Path) -> str:
+    """The message of the error that the directory raises."""
     with pytest.raises(EngineDirError) as caught:
         load_manifest(find_engine_dir(directory))
     message = str(caught.value)
@@ -46,7 +47,7 @@ def test_round_trip(tiny_engine: Path) -> None:
     assert manifest.check.max_abs_logit_diff < 1e-4
 
 
-def test_parent_of_one_engine_stands_for_it(tiny_engine: Path, copy: Path) -> None:
+def test_parent_of_a_single_engine_is_accepted(tiny_engine: Path, copy: Path) -> None:
     assert find_engine_dir(copy) == find_engine_dir(copy.parent) == copy
     shutil.copytree(tiny_engine, copy.parent / "second")
     with pytest.raises(EngineDirError, match="several"):
@@ -54,23 +55,23 @@ def test_parent_of_one_engine_stands_for_it(tiny_engine: Path, copy: Path) -> No
 
 
 def test_missing_directory(tmp_path: Path) -> None:
-    assert "no engine directory" in refused(tmp_path / "nowhere")
+    assert "no engine directory" in rejection(tmp_path / "nowhere")
 
 
 def test_unfinished_directory(copy: Path) -> None:
     (copy / FILE_NAME).unlink()
-    assert "not a finished engine" in refused(copy)
+    assert "not a finished engine" in rejection(copy)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '"x"', "[" * 100_000, '{"schema": 2}', '{"schema": "1"}', "\udc80"])
 def test_damaged_manifest(copy: Path, content: str) -> None:
     (copy / FILE_NAME).write_bytes(content.encode("utf-8", "surrogateescape"))
-    refused(copy)
+    rejection(copy)
 
 
-def test_other_schema_is_named(copy: Path) -> None:
+def test_the_message_names_another_schema(copy: Path) -> None:
     edit(copy, lambda data: data.update(schema=7))
-    assert "schema 7" in refused(copy)
+    assert "schema 7" in rejection(copy)
 
 
 @pytest.mark.parametrize("name", ["target.onnx", "target.data", "sample.onnx", "tokenizer.json"])
@@ -78,22 +79,22 @@ def test_changed_or_missing_file(copy: Path, name: str) -> None:
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
-    assert name in refused(copy)
+    assert name in rejection(copy)
     (copy / name).write_bytes(content[:-1])
-    assert "changed" in refused(copy)
+    assert "changed" in rejection(copy)
     (copy / name).unlink()
-    assert "lacks" in refused(copy)
+    assert "lacks" in rejection(copy)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", ""])
-def test_files_cannot_lie_outside(copy: Path, name: str) -> None:
+def test_files_outside_the_directory_are_rejected(copy: Path, name: str) -> None:
     edit(copy, lambda data: data["files"].update({name: {"sha256": "0" * 64, "bytes": 0}}))
-    assert "outside" in refused(copy)
+    assert "outside" in rejection(copy)
 
 
 def test_used_file_without_a_hash(copy: Path) -> None:
     edit(copy, lambda data: data["files"].pop("sample.onnx"))
-    assert "without its hash" in refused(copy)
+    assert "without its hash" in rejection(copy)
 
 
 @pytest.mark.parametrize(
@@ -120,12 +121,12 @@ def test_used_file_without_a_hash(copy: Path) -> None:
 )
 def test_malformed_entries(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
     edit(copy, change)
-    assert "malformed" in refused(copy)
+    assert "malformed" in rejection(copy)
 
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_any_replaced_value_is_an_engine_error_or_still_a_manifest(
+def test_any_replaced_value_raises_nothing_but_engine_errors(
     tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory, data: Any
 ) -> None:
     manifest = json.loads((tiny_engine / FILE_NAME).read_text())
@@ -139,5 +140,5 @@ def test_any_replaced_value_is_an_engine_error_or_still_a_manifest(
     place[key] = data.draw(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=4))
     directory = tmp_path_factory.mktemp("fuzz")
     (directory / FILE_NAME).write_text(json.dumps(manifest))
-    with pytest.raises(EngineDirError):  # at the latest because the files are not there
+    with pytest.raises(EngineDirError):  # if the manifest is valid, because its files are missing
         load_manifest(directory)

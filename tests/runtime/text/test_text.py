@@ -1,4 +1,4 @@
-"""Detokenizer, stop strings, templates."""
+"""Tokenizer, chat template, detokenizer, stop strings, and the bytes of tokens."""
 
 from __future__ import annotations
 
@@ -12,98 +12,101 @@ from hypothesis import strategies as st
 from runtime import EngineDirError, PromptError
 from runtime.manifest.schema import Tokens
 from runtime.text.detokenizer import Detokenizer, StopStrings
-from runtime.text.tokenizer import Text
+from runtime.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
-    """Byte-level BPE without a single merge but two: nearly every character of more than one byte spans tokens."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Byte-level BPE with only two merges, so nearly every multi-byte character spans several tokens."""
+    import tokenizers
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([*alphabet, "th", "the"])}
-    tokenizer = Tokenizer(models.BPE(vocab, [("t", "h"), ("th", "e")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken("<end>", special=True, normalized=False)])
+    bpe = tokenizers.Tokenizer(models.BPE(vocab, [("t", "h"), ("th", "e")]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens([AddedToken("<end>", special=True, normalized=False)])
     root = tmp_path_factory.mktemp("text")
-    tokenizer.save(str(root / "tokenizer.json"))
+    bpe.save(str(root / "tokenizer.json"))
     (root / "chat.jinja").write_text(
         "{{ bos_token }}{% for m in messages %}{% if m['role'] not in ['user', 'assistant'] %}{{ raise_exception('no ' + m['role']) }}"
         "{% endif %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     )
-    return Text(root, Tokens("tokenizer.json", "chat.jinja", (258,), None))
+    return Tokenizer(root, Tokens("tokenizer.json", "chat.jinja", (258,), None))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=40))
-def test_pieces_join_to_the_text_and_are_whole_characters(text: Text, original: str) -> None:
-    ids = text.encode(original)
-    detokenizer = Detokenizer(text)
+def test_pieces_join_to_the_text_and_are_whole_characters(tokenizer: Tokenizer, original: str) -> None:
+    ids = tokenizer.encode(original)
+    detokenizer = Detokenizer(tokenizer)
     pieces = [detokenizer.push(token) for token in ids]
-    assert "".join(pieces) + detokenizer.flush() == text.decode(ids) == original
+    assert "".join(pieces) + detokenizer.flush() == tokenizer.decode(ids) == original
     assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in original
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(0, 258), max_size=30))
-def test_any_tokens_join_to_their_decoding(text: Text, ids: list[int]) -> None:
-    detokenizer = Detokenizer(text)
-    assert "".join([*(detokenizer.push(token) for token in ids), detokenizer.flush()]) == text.decode(ids)
+def test_any_tokens_join_to_their_decoding(tokenizer: Tokenizer, ids: list[int]) -> None:
+    detokenizer = Detokenizer(tokenizer)
+    assert "".join([*(detokenizer.push(token) for token in ids), detokenizer.flush()]) == tokenizer.decode(ids)
 
 
 @pytest.fixture(scope="module")
-def pieces(tmp_path_factory: pytest.TempPathFactory) -> Text:
-    """SentencePiece's family, as Llama 2 has it: pieces with a mark for spaces, a token for every byte, one space less at the beginning."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A SentencePiece tokenizer as in Llama 2: marks for spaces, a fallback token for every byte, no space at a text's beginning."""
+    import tokenizers
+    from tokenizers import AddedToken, decoders, models
 
     known = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁the", "he", "é", "▁▁", "<0xZZ>", "a", "<0x"]
-    tokenizer = Tokenizer(models.BPE({token: at for at, token in enumerate(known)}, [], byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>", "</s>")])
-    tokenizer.add_tokens([AddedToken("<think>", normalized=False)])
+    bpe = tokenizers.Tokenizer(models.BPE({token: index for index, token in enumerate(known)}, [], byte_fallback=True))
+    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>", "</s>")])
+    bpe.add_tokens([AddedToken("<think>", normalized=False)])
     root = tmp_path_factory.mktemp("pieces")
-    tokenizer.save(str(root / "tokenizer.json"))
-    return Text(root, Tokens("tokenizer.json", None, (2,), 1))
+    bpe.save(str(root / "tokenizer.json"))
+    return Tokenizer(root, Tokens("tokenizer.json", None, (2,), 1))
 
 
-def joined(text: Text, ids: list[int]) -> bytes:
-    first = next((at for at, token in enumerate(ids) if text.token_bytes(token)), 0)
-    return b"".join(text.token_bytes(token, first=at == first) for at, token in enumerate(ids))
+def joined(tokenizer: Tokenizer, ids: list[int]) -> bytes:
+    first = next((at for at, token in enumerate(ids) if tokenizer.token_bytes(token)), 0)
+    return b"".join(tokenizer.token_bytes(token, first=at == first) for at, token in enumerate(ids))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(0, 258), max_size=30))
-def test_bytes_of_byte_level_tokens_join_to_any_text(text: Text, ids: list[int]) -> None:
-    assert joined(text, ids).decode("utf-8", "replace") == text.decode(ids)
+def test_bytes_of_byte_level_tokens_join_to_any_text(tokenizer: Tokenizer, ids: list[int]) -> None:
+    assert joined(tokenizer, ids).decode("utf-8", "replace") == tokenizer.decode(ids)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(0, 267), max_size=12) | st.text(max_size=9).map(lambda whole: [3 + byte for byte in whole.encode()]))
-def test_bytes_of_pieces_join_to_the_text(pieces: Text, ids: list[int]) -> None:
+def test_bytes_of_sentencepiece_tokens_join_to_the_text(pieces: Tokenizer, ids: list[int]) -> None:
     whole = pieces.decode(ids)
-    if "\ufffd" not in whole:  # there the decoder gives up all bytes of a row, not only the wrong ones
+    if "\ufffd" not in whole:  # for invalid UTF-8 the decoder drops all neighbouring bytes, not only the invalid ones
         assert joined(pieces, ids).decode() == whole
 
 
-def test_bytes_of_single_tokens(text: Text, pieces: Text) -> None:
-    (first, second) = text.encode("é")
-    assert (text.token_bytes(first), text.token_bytes(second)) == (b"\xc3", b"\xa9")
-    assert (text.token_bytes(258), text.token_bytes(258, special=True), text.token_bytes(9999)) == (b"", b"<end>", b"")
+def test_bytes_of_single_tokens(tokenizer: Tokenizer, pieces: Tokenizer) -> None:
+    (first, second) = tokenizer.encode("é")
+    assert (tokenizer.token_bytes(first), tokenizer.token_bytes(second)) == (b"\xc3", b"\xa9")
+    assert (tokenizer.token_bytes(258), tokenizer.token_bytes(258, special=True), tokenizer.token_bytes(9999)) == (b"", b"<end>", b"")
     ids = {name: pieces._tokenizer.token_to_id(name) for name in ("<0x0A>", "<0xZZ>", "▁the", "▁▁", "</s>", "<think>")}
     assert pieces.token_bytes(ids["<0x0A>"]) == b"\n"
     assert pieces.token_bytes(ids["<0xZZ>"]) == b"<0xZZ>"
     assert (pieces.token_bytes(ids["▁the"]), pieces.token_bytes(ids["▁the"], first=True)) == (b" the", b"the")
     assert pieces.token_bytes(ids["▁▁"], first=True) == b" "
     assert (pieces.token_bytes(ids["</s>"]), pieces.token_bytes(ids["</s>"], special=True)) == (b"", b"</s>")
-    assert pieces.token_bytes(ids["<think>"]) == b"<think>"  # added, and a part of the text
+    assert pieces.token_bytes(ids["<think>"]) == b"<think>"  # an added token that is not special is part of the text
 
 
-def test_bytes_of_words(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, models
+def test_bytes_of_word_level_tokens(tmp_path: Path) -> None:
+    import tokenizers
+    from tokenizers import models
 
-    Tokenizer(models.WordLevel({"one": 0, "two": 1}, "one")).save(str(tmp_path / "tokenizer.json"))
-    words = Text(tmp_path, Tokens("tokenizer.json", None, (), None))
+    tokenizers.Tokenizer(models.WordLevel({"one": 0, "two": 1}, "one")).save(str(tmp_path / "tokenizer.json"))
+    words = Tokenizer(tmp_path, Tokens("tokenizer.json", None, (), None))
     assert joined(words, [0, 1, 0]).decode() == words.decode([0, 1, 0]) == "one two one"
 
 
@@ -129,9 +132,9 @@ def test_stop_strings_cut_where_the_first_one_starts(pieces: list[str], stops: l
     assert shown == whole
 
 
-def test_chat_goes_through_the_template(text: Text) -> None:
-    ids = text.encode([{"role": "user", "content": "hi"}])
-    assert text.decode(ids) == "user: hi\nassistant:"
+def test_chat_goes_through_the_template(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode([{"role": "user", "content": "hi"}])
+    assert tokenizer.decode(ids) == "user: hi\nassistant:"
 
 
 @pytest.mark.parametrize(
@@ -139,22 +142,22 @@ def test_chat_goes_through_the_template(text: Text) -> None:
     [[{"role": "tool", "content": "x"}], [{"content": "x"}], [{"role": "user"}], [{"role": "user", "content": None}], ["text"], [{}, 3]],
     ids=str,
 )
-def test_bad_messages_are_one_line(text: Text, messages: list[dict[str, str]]) -> None:
+def test_invalid_messages_raise_a_one_line_error(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> None:
     with pytest.raises(PromptError, match=r"message|template") as caught:
-        text.encode(messages)
+        tokenizer.encode(messages)
     assert "\n" not in str(caught.value)
     assert caught.value.kind == "messages"
 
 
-def test_lone_surrogates_are_no_text(text: Text) -> None:
+def test_lone_surrogates_are_rejected(tokenizer: Tokenizer) -> None:
     with pytest.raises(PromptError, match="UTF-8") as caught:
-        text.encode("caf\udce9")
+        tokenizer.encode("caf\udce9")
     assert caught.value.kind == "not_text"
 
 
-def test_model_without_a_template_says_so(text: Text, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text(text._tokenizer.to_str())
-    bare = Text(tmp_path, Tokens("tokenizer.json", None, (), None))
+def test_chat_without_a_template_is_rejected(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(tokenizer._tokenizer.to_str())
+    bare = Tokenizer(tmp_path, Tokens("tokenizer.json", None, (), None))
     with pytest.raises(PromptError, match="no chat template") as caught:
         bare.encode([{"role": "user", "content": "hi"}])
     assert caught.value.kind == "no_chat_template"
@@ -164,12 +167,12 @@ def test_model_without_a_template_says_so(text: Text, tmp_path: Path) -> None:
 def test_damaged_tokenizer_is_an_engine_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(EngineDirError, match=r"tokenizer\.json"):
-        Text(tmp_path, Tokens("tokenizer.json", None, (), None))
+        Tokenizer(tmp_path, Tokens("tokenizer.json", None, (), None))
 
 
-def test_template_cannot_reach_python(text: Text, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text(text._tokenizer.to_str())
+def test_template_cannot_access_python_internals(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(tokenizer._tokenizer.to_str())
     (tmp_path / "chat.jinja").write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
-    hostile = Text(tmp_path, Tokens("tokenizer.json", "chat.jinja", (), None))
+    hostile = Tokenizer(tmp_path, Tokens("tokenizer.json", "chat.jinja", (), None))
     with pytest.raises(PromptError, match="refuses"):
         hostile.encode([{"role": "user", "content": "hi"}])

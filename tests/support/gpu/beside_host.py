@@ -1,4 +1,4 @@
-"""What a device must do as the host does, on any of them."""
+"""Comparisons of a device's Decoder with the host's, for tests of every GPU backend."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tests.support.eagle_engines import prompt_of
 
 
 def expect_one_conversation(host: Decoder, device: Decoder, tree: TreeSpec) -> None:
-    """Longer, shorter and other prompts, heads moving apart and together: the device goes on from what its cache holds, and answers as the
-    host does, which begins anew each time."""
+    """Prompts that extend, shorten and change the last one, so that the cache grows and shrinks: the device reuses its cached prefix and
+    answers as the host, which starts with an empty cache each time."""
     first, policy = prompt_of(100), FixedPolicy(tree)
-    for prompt, least in ((first, 0), ([*first, 7, 8, 9], 98), (first[:30], 28), ([*first[:20], *first], 18), (first[1:], 0)):
+    for prompt, min_cached in ((first, 0), ([*first, 7, 8, 9], 98), (first[:30], 28), ([*first[:20], *first], 18), (first[1:], 0)):
         host.forget()
         expected, came = (each.generate(prompt, SamplingParams(max_new_tokens=40), policy=policy) for each in (host, device))
         assert came.tokens == expected.tokens
-        assert came.stats.cached_prompt_tokens >= least
+        assert came.stats.cached_prompt_tokens >= min_cached
         np.testing.assert_allclose(device._target.cache.rows(), host._target.cache.rows(), rtol=0, atol=1e-5)

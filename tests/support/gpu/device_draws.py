@@ -1,4 +1,4 @@
-"""The host, drawing as devices do: by the sample graph's inverse CDF, so that both can be compared token for token."""
+"""A host sampler that draws by the sample graph's inverse CDF, as devices do, so that both can be compared token for token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 
 from export.graphs.sample import build_sample
-from runtime.decoding.sampling import Scores, uniforms
+from runtime.decoding.sampling import TargetOutput, uniforms
 from runtime.sampling_params import SamplingParams
 
 POSITIONS = 1024
@@ -21,9 +21,9 @@ def _session(vocab: int) -> Any:
 
 
 class DeviceDraws:
-    """In the place of GumbelMax."""
+    """Replaces GumbelMaxSampler."""
 
-    def __init__(self, sampling: SamplingParams, room: np.ndarray) -> None:
+    def __init__(self, sampling: SamplingParams, scratch: np.ndarray) -> None:
         self._inputs = {
             "temperature": np.array([sampling.temperature], np.float32),
             "top_k": np.array([sampling.top_k]),
@@ -32,7 +32,7 @@ class DeviceDraws:
             "depth": np.zeros((1, 1), np.int64),
         }
 
-    def __call__(self, scores: Scores, row: int, position: int) -> int:
-        logits = scores.logits[row]
+    def __call__(self, output: TargetOutput, row: int, position: int) -> int:
+        logits = output.logits[row]
         feeds = {**self._inputs, "logits": logits[None, None], "past": np.array([position - 1])}
         return int(_session(len(logits)).run(None, feeds)[0][0, 0])

@@ -1,32 +1,24 @@
-"""A GPU and a TensorRT that are emulated on the host: the real runtime runs on them, graph for graph and byte for byte.
+"""An emulated GPU and TensorRT on the host, on which the real GPU backends run.
 
-What is put into the stream runs when someone waits for it and not before, addresses are checked against what was allocated, and plans run
-their ONNX files on ONNX Runtime. So a missing wait, an upload that is changed too early, a wrong address, shape, profile or alias, a
-recording that is not up to date and memory that is not given back all show.
+Work in a stream runs only when someone waits for it, addresses are checked against allocations, and plans run their ONNX files in ONNX
+Runtime. So tests detect a missing wait, an upload that changed too early, a wrong address, shape, profile or alias, an outdated CUDA graph,
+and a memory leak.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
-import onnx
-import onnxruntime
 
 from runtime.backends.cuda.driver import Gpu
 
-JUNK = 0x7F  # what unwritten memory holds: as floats, large
+JUNK = 0x7F  # the bytes of unwritten memory, which are large as floats
 
 
 class EmulatedCuda:
-    """The interface of driver.Cuda. ``eager``: everything runs at once (for engines that know nothing of the stream)."""
+    """Emulates driver.Cuda. ``eager``: work runs at once, for engines that do not use the stream."""
 
     def __init__(self, capability: str = "9.0", memory: int = 1 << 33, eager: bool = False) -> None:
         self.capability, self.memory, self.eager = capability, memory, eager
@@ -37,7 +29,7 @@ class EmulatedCuda:
         self._alive: dict[int, Any] = {}
         self._pinned: set[int] = set()
         self._queue: list[Callable[[], None]] = []
-        self._recording: list[Callable[[], None]] | None = None
+        self._capture: list[Callable[[], None]] | None = None
         self._graphs: dict[int, list[Callable[[], None]]] = {}
         self.closed = False
         self.streams = [self]
@@ -73,7 +65,7 @@ class EmulatedCuda:
         return address
 
     def free(self, address: int) -> None:
-        assert not self._queue, "memory is freed under work that still runs"
+        assert not self._queue, "memory was freed while work still uses it"
         del self._alive[address]
 
     def allocate_pinned(self, size: int) -> int:
@@ -86,20 +78,20 @@ class EmulatedCuda:
         self.free(address)
 
     def check(self, address: int, size: int) -> None:
-        """The range lies inside one living allocation."""
+        """Fails unless the range lies inside one live allocation."""
         assert any(start <= address and address + size <= start + len(block) for start, block in list(self._alive.items())), (address, size)
 
     def put(self, work: Callable[[], None]) -> None:
-        if self._recording is not None:
-            self._recording.append(work)
+        if self._capture is not None:
+            self._capture.append(work)
         elif self.eager:
             work()
         else:
             self._queue.append(work)
 
     @property
-    def recording(self) -> bool:
-        return self._recording is not None
+    def capturing(self) -> bool:
+        return self._capture is not None
 
     def copy(self, target: int, source: int, size: int) -> None:
         self.calls["copy"] += 1
@@ -135,39 +127,39 @@ class EmulatedCuda:
         self.put(work)
 
     def synchronize(self) -> None:
-        assert self._recording is None, "waiting is not allowed while a graph is recorded"
+        assert self._capture is None, "waiting is not allowed during capture"
         self.calls["synchronize"] += 1
         self.waits_with_work += bool(self._queue)
         for work in self._queue:
             work()
         self._queue.clear()
 
-    def record(self, work: Callable[[], None]) -> int:
-        self._recording = []
+    def capture_graph(self, work: Callable[[], None]) -> int:
+        self._capture = []
         try:
             work()
             graph = len(self._graphs) + 1000
-            self._graphs[graph] = self._recording
-            self.calls["record"] += 1
+            self._graphs[graph] = self._capture
+            self.calls["capture_graph"] += 1
             return graph
         finally:
-            self._recording = None
+            self._capture = None
 
-    def launch(self, graph: int) -> None:
-        self.calls["launch"] += 1
+    def launch_graph(self, graph: int) -> None:
+        self.calls["launch_graph"] += 1
         for work in self._graphs[graph]:
             self.put(work)
 
-    def discard(self, graph: int) -> None:
+    def destroy_graph(self, graph: int) -> None:
         self._graphs[graph] = []
-        self.calls["discard"] += 1
+        self.calls["destroy_graph"] += 1
 
-    def mark(self) -> int:
-        self.calls["mark"] += 1
-        return self.calls["mark"]
+    def record_event(self) -> int:
+        self.calls["record_event"] += 1
+        return self.calls["record_event"]
 
-    def milliseconds(self, first: int, second: int) -> float:
-        """Not a measurement: as many as marks lie between."""
+    def elapsed_ms(self, first: int, second: int) -> float:
+        """Not a measurement: the number of events between the two."""
         self.synchronize()
         return float(second - first)
 
@@ -177,175 +169,5 @@ class EmulatedCuda:
         self.closed = True
 
     def leaked(self) -> tuple[int, int]:
-        """(allocations, recordings) that nobody gave back."""
-        return len(self._alive), sum(each.calls["record"] - each.calls["discard"] for each in self.streams)
-
-
-class EmulatedTrt:
-    """The part of `tensorrt` that the runtime uses, for the plans of one engine directory."""
-
-    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user-managed")
-
-    def __init__(self, directory: Path, cuda: EmulatedCuda) -> None:
-        manifest = json.loads((directory / "manifest.json").read_text())
-        self.cuda, self.__version__ = cuda, manifest["tensorrt"]["version"]
-        self.graphs: dict[str, tuple[Path, Any]] = {}
-        for graph in [*manifest["graphs"].values(), *(manifest["tuning"] or {"graphs": {}})["graphs"].values()]:
-            digest = hashlib.sha256((directory / graph["plan"]).read_bytes()).hexdigest()
-            self.graphs[digest] = directory / graph["file"], graph
-        self.engines: list[EmulatedEngine] = []
-        self.workplaces: dict[int, int] = {}  # scratch block -> the stream that works in it
-        self.failing = ""
-
-    def Runtime(self, logger: Any) -> Any:
-        return SimpleNamespace(deserialize_cuda_engine=self._deserialize)
-
-    def Logger(self, *_: Any) -> Any:
-        return SimpleNamespace()
-
-    def _deserialize(self, data: Any) -> Any:
-        found = self.graphs.get(hashlib.sha256(bytes(data)).hexdigest())
-        if found is None:
-            return None
-        self.engines.append(self._engine(*found))
-        return self.engines[-1]
-
-    def _engine(self, file: Path, graph: Any) -> EmulatedEngine:
-        return EmulatedEngine(self, file, graph)
-
-
-class EmulatedRtx(EmulatedTrt):
-    """What `tensorrt_rtx` has beyond that: plans are asked whether they run here, contexts are configured."""
-
-    class EngineValidity:
-        VALID, SUBOPTIMAL, INVALID = range(3)
-
-    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
-
-    def __init__(self, directory: Path, cuda: EmulatedCuda) -> None:
-        super().__init__(directory, cuda)
-        self.validity = self.EngineValidity.VALID
-
-    def Runtime(self, logger: Any) -> Any:
-        return SimpleNamespace(deserialize_cuda_engine=self._deserialize, get_engine_validity=lambda data: (self.validity, 0))
-
-    def _engine(self, file: Path, graph: Any) -> EmulatedEngine:
-        return EmulatedRtxEngine(self, file, graph)
-
-
-class EmulatedEngine:
-    """A plan: its ONNX file and the profiles it was built with."""
-
-    def __init__(self, trt: EmulatedTrt, file: Path, graph: Mapping[str, Any]) -> None:
-        self.trt, self.file, self.graph = trt, file, graph
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        nodes = onnx.load(file, load_external_data=False).graph.node
-        self._aliases = {node.output[0]: node.input[0] for node in nodes if node.op_type == "TensorScatter"}
-        self.num_optimization_profiles = len(graph["profiles"])
-        self.contexts: list[EmulatedContext] = []
-
-    def get_aliased_input_tensor(self, name: str) -> str | None:
-        return self._aliases.get(name)
-
-    def get_device_memory_size_for_profile_v2(self, index: int) -> int:
-        return 1000 * (index + 1) + len(self.file.name)
-
-    def create_execution_context(self, strategy: Any) -> Any:
-        assert strategy == "user-managed"
-        self.contexts.append(EmulatedContext(self))
-        return self.contexts[-1]
-
-
-class EmulatedRtxEngine(EmulatedEngine):
-    """Its contexts take a configuration."""
-
-    def create_runtime_config(self) -> Any:
-        config = SimpleNamespace(strategy=None, dynamic_shapes_kernel_specialization_strategy="lazy")
-        config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
-        return config
-
-    def create_execution_context(self, strategy: Any) -> Any:
-        assert strategy.dynamic_shapes_kernel_specialization_strategy == "eager"
-        context = super().create_execution_context(strategy.strategy)
-        context.is_stream_capturable = lambda stream: True
-        return context
-
-
-class EmulatedContext:
-    """Binds, checks and enqueues."""
-
-    def __init__(self, engine: EmulatedEngine) -> None:
-        self.engine, self.cuda = engine, engine.trt.cuda
-        self.profile: int | None = None
-        self._scratch = (0, 0)
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._addresses: dict[str, int] = {}
-        self._warm: tuple[Any, ...] | None = None
-
-    def set_device_memory(self, address: int, size: int) -> None:
-        self.cuda.check(address, size)
-        count = self.engine.num_optimization_profiles
-        assert size >= max(self.engine.get_device_memory_size_for_profile_v2(index) for index in range(count))
-        self._scratch = address, size
-
-    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        self.cuda = self.cuda.on(stream)
-        assert self.engine.trt.workplaces.setdefault(self._scratch[0], stream) == stream, "two streams work in the same place"
-        assert self.profile is None, "a context stays with its profile"
-        self.profile = index
-        return 0 <= index < self.engine.num_optimization_profiles
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        assert self.profile is not None
-        ranges = self.engine.graph["profiles"][self.profile]
-        declared = self.engine.graph["inputs"][name]["shape"]
-        fits = len(declared) == len(shape)
-        for wanted, size in zip(declared, shape, strict=False):
-            low, _, high = ranges[wanted] if isinstance(wanted, str) else (wanted, wanted, wanted)
-            fits = fits and low <= size <= high
-        self._shapes[name] = tuple(shape)
-        return fits
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        assert address % 256 == 0, f"{name} is not aligned"
-        self._addresses[name] = address
-        return True
-
-    def execute_async_v3(self, stream: int) -> bool:
-        assert stream == self.cuda.stream
-        assert self._scratch[1], "no memory to work in"
-        graph = self.engine.graph
-        if self.engine.trt.failing and self.engine.file.name.startswith(self.engine.trt.failing):
-            return False
-        sizes: dict[str, int] = {}
-        for name, tensor in graph["inputs"].items():
-            for wanted, size in zip(tensor["shape"], self._shapes[name], strict=True):
-                if isinstance(wanted, str):
-                    assert sizes.setdefault(wanted, size) == size, f"{name}: {wanted} is {size} and {sizes[wanted]}"
-        sizes |= {"v": sizes.get("w", 0) + sizes.get("k", 0), "q": sizes.get("p", 0) + sizes.get("b", 0) * sizes.get("k", 0)}
-        state = (tuple(sorted(self._shapes.items())), tuple(sorted(self._addresses.items())))
-        assert not self.cuda.recording or self._warm == state, "new shapes must run once before they are recorded"
-        self._warm = state
-        bound = {side: self._bound(graph[side], sizes) for side in ("inputs", "outputs")}
-        self.cuda.put(lambda: self._run(bound))
-        return True
-
-    def _bound(self, tensors: Mapping[str, Any], sizes: Mapping[str, int]) -> list[tuple[Any, ...]]:
-        found = []
-        for name, tensor in tensors.items():
-            shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in tensor["shape"])
-            kind = np.dtype(tensor["dtype"])
-            self.cuda.check(self._addresses[name], int(np.prod(shape)) * kind.itemsize)
-            found.append((name, "cpu", 0, kind.type, shape, self._addresses[name]))
-        return found
-
-    def _run(self, bound: Mapping[str, list[tuple[Any, ...]]]) -> None:
-        ctypes.memset(self._scratch[0], JUNK, self._scratch[1])
-        binding = self.engine.session.io_binding()
-        for each in bound["inputs"]:
-            binding.bind_input(*each)
-        for each in bound["outputs"]:
-            binding.bind_output(*each)
-        self.engine.session.run_with_iobinding(binding)
+        """(allocations, CUDA graphs) that were not freed."""
+        return len(self._alive), sum(each.calls["capture_graph"] - each.calls["destroy_graph"] for each in self.streams)

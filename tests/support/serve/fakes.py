@@ -11,7 +11,7 @@ from typing import Any
 
 from runtime import Chunk, EngineFailure, PromptError, SamplingParams, Stats
 from runtime.decoding.logprobs import TokenLogprob
-from runtime.decoding.totals import Ledger, Totals
+from runtime.decoding.totals import Totals, TotalsRecorder
 from runtime.errors import PromptKind
 from runtime.text.detokenizer import StopStrings
 
@@ -111,7 +111,7 @@ class ToyDecoder:
     def totals(self) -> Totals:
         from policy import PLAIN, FixedPolicy
 
-        return Ledger().totals(FixedPolicy(PLAIN))
+        return TotalsRecorder().totals(FixedPolicy(PLAIN))
 
     def close(self) -> None:
         self.closed = True
