@@ -64,6 +64,8 @@ def load_models(
     if draft is not None:
         eagle = _load_eagle(backend, manifest, draft, {ARANGE: arange, "features": features, **tree_buffers})
     target.warm_up((1, 2, *kind.lookup_rows) if memory.on_host else manifest.tree_sizes)
+    if memory.on_host and manifest.quantized:
+        target.use_one_kernel()
     if eagle is not None:
         eagle.warm_up(specs)
     make: Callable[[DrafterParts], Drafter] = import_module(f".drafters.{kind.module}", __package__).make

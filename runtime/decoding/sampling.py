@@ -43,8 +43,8 @@ class TargetOutput:
 
     @property
     def features(self) -> np.ndarray:
-        """Captured hidden states, [n, 3H]."""
-        return self._without_batch("features")
+        """Captured hidden states of the tree's rows, [n, 3H], without the rows that pad a pass."""
+        return self._without_batch("features")[: len(self.tree)]
 
     def check_logits(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
         """Raises EngineFailure if the logits at ``rows`` hold NaN or plus infinity; ``tokens`` were chosen there.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from ..backends.base import Buffer, Call, Engine, Memory
 from ..backends.kv import Cache
 from ..manifest.schema import Limits
@@ -37,6 +39,7 @@ class Target:
         self._committed: list[int] = []
         self._verified_tree = Tree.chain([0])
         self.cache_valid = True
+        self._min_rows = 1
 
     @property
     def length(self) -> int:
@@ -108,6 +111,17 @@ class Target:
                 self._run_device_tree(size) if self._device_tree and size > 1 else self._run(Tree.chain([0] * size))
         self.cache.truncate(0)
 
+    def use_one_kernel(self) -> None:
+        """Give every pass two rows or more if this processor computes one row with another kernel, whose sums differ in the last bits.
+
+        ONNX Runtime's int4 products do so on processors without AVX-512. In quantized engines a row must have the same bits in any pass:
+        there the last bits decide how activations are rounded. Call it before the first request.
+        """
+        alone = self._run(Tree.chain([0])).logits[0].copy()
+        if not np.array_equal(alone, self._run(Tree.chain([0, 0])).logits[0]):
+            self._min_rows = 2
+        self.cache.truncate(0)
+
     def _run_chunk(self, chunk: Sequence[int]) -> TargetOutput:
         """One pass over a chunk of the prompt, with logits for its last row.
 
@@ -115,7 +129,7 @@ class Target:
         padding lies after the committed slots and is overwritten.
         """
         count, room = len(chunk), self.limits.capacity - self.length
-        rows = count if self._memory.on_host else min(self.limits.prefill_rows, room)
+        rows = max(count, self._min_rows) if self._memory.on_host else min(self.limits.prefill_rows, room)
         past = self._reserve(rows)
         call = self._engine.prepare(_PREFILL, n=rows, span=self.cache.span, r=1)
         call.inputs["rows"][0] = count - 1
@@ -123,10 +137,11 @@ class Target:
         return TargetOutput(call.outputs, Tree.chain(chunk), past, 1)
 
     def _run(self, tree: Tree) -> TargetOutput:
-        """One pass over a tree in host memory."""
-        count, past = len(tree), self._reserve(len(tree))
-        call = self._engine.prepare(_VERIFY, n=count, span=self.cache.span, r=count)
-        self._run_call(call, tree, past)
+        """One pass over a tree in host memory. The row that pads a single root lies after it and is overwritten."""
+        count, rows = len(tree), max(len(tree), self._min_rows)
+        past = self._reserve(rows)
+        call = self._engine.prepare(_VERIFY, n=rows, span=self.cache.span, r=count)
+        self._run_call(call, tree if rows == count else Tree.chain([int(tree.tokens[0])] * rows), past)
         return TargetOutput(call.outputs, tree, past, count)
 
     def _run_call(self, call: Call, tree: Tree, past: int) -> None:

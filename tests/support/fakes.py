@@ -24,6 +24,7 @@ class ToyCall:
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
     cache: KVCache
+    single_row_kernel: bool
 
     def run(self) -> None:
         inputs, outputs = self.inputs, self.outputs
@@ -45,6 +46,8 @@ class ToyCall:
             logits[row] = toy_logits([token for _, token in seen])
             outputs["features"][0, row] = [positions[row], inputs["tokens"][0, row]] * 3
         outputs["logits"][0] = logits[inputs["rows"]]
+        if self.single_row_kernel and count == 1:
+            outputs["logits"][0] *= -1
         outputs["next_token"][0] = outputs["logits"][0].argmax(-1)
 
 
@@ -55,10 +58,11 @@ def toy_logits(context: list[int]) -> np.ndarray:
 
 
 class ToyEngine:
-    """The Engine of ToyCalls: one call per sizes, over shared buffers."""
+    """The Engine of ToyCalls: one call per sizes, over shared buffers. ``single_row_kernel``: a pass of one row computes something else, as
+    on processors where it takes another kernel."""
 
-    def __init__(self, cache: KVCache) -> None:
-        self.cache = cache
+    def __init__(self, cache: KVCache, single_row_kernel: bool = False) -> None:
+        self.cache, self.single_row_kernel = cache, single_row_kernel
         self._slots = np.arange(LIMITS.capacity)
         self._calls: dict[tuple[int, int, int], ToyCall] = {}
 
@@ -78,15 +82,15 @@ class ToyEngine:
                 "logits": np.zeros((1, r, VOCAB), np.float32),
                 "features": np.zeros((1, n, 3 * HIDDEN), np.float32),
             }
-            self._calls[n, span, r] = ToyCall(inputs, outputs, self.cache)
+            self._calls[n, span, r] = ToyCall(inputs, outputs, self.cache, self.single_row_kernel)
         return self._calls[n, span, r]
 
     def close(self) -> None:
         """Nothing to do."""
 
 
-def toy_target() -> Target:
+def toy_target(single_row_kernel: bool = False) -> Target:
     """A new target with an empty cache."""
     layout = CacheLayout(parts=1, heads=1, width=2, dtype=np.dtype(np.float32))
     cache = KVCache(1, layout, layout, LIMITS.capacity, span_step=16)
-    return Target(ToyEngine(cache), cache, LIMITS, HostMemory())
+    return Target(ToyEngine(cache, single_row_kernel), cache, LIMITS, HostMemory())

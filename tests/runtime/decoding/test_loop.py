@@ -200,3 +200,18 @@ def test_a_tree_with_the_wrong_root_raises() -> None:
     with pytest.raises(EngineFailure, match="wrong root token") as caught:
         decode(toy_target(), WrongRootDrafter(), FixedPolicy(TREES[1]), greedy)
     assert caught.value.stage == "draft"
+
+
+@pytest.mark.parametrize("length", [1, 5, 6, 8])
+def test_a_single_row_takes_the_same_kernel_as_several(length: int) -> None:
+    """On a processor with another kernel for one row: no pass has one row, prefill or verification, nor is padding committed."""
+    prompt = PROMPT[:length]
+    for target in (toy_target(single_row_kernel=True), toy_target()):
+        target.use_one_kernel()
+        assert target.length == 0
+        for policy in (FixedPolicy(PLAIN), FixedPolicy(TREES[1])):
+            tokens, _ = decode(target, NgramDrafter(), policy, greedy, prompt=prompt)
+            target.cache_valid = True
+            assert tokens == expected(greedy, 40, prompt)
+            assert target.length == length + 39
+            target.truncate(0)
