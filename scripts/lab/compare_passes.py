@@ -26,7 +26,7 @@ REPEATS = 4  # passes of a turn, after one that is not counted
 
 def seconds_of_turn(decoder: Decoder, rows: int) -> list[float]:
     """Passes over a chain of ``rows`` after what is committed."""
-    target, tree, times = decoder._target, Tree.chain(list(range(100, 100 + rows))), []
+    target, tree, times = decoder.models.target, Tree.chain(list(range(100, 100 + rows))), []
     target.verify(tree)
     for _ in range(REPEATS):
         started = time.perf_counter()
@@ -50,8 +50,8 @@ def main(directories: tuple[Path, ...], contexts: tuple[int, ...], rows: str, ro
     for context in contexts:
         prompt = random.integers(0, min(each.manifest.shape.vocab for each in decoders), context - max(counts)).tolist()
         for decoder in decoders:
-            decoder._target.cache.truncate(0)
-            list(decoder._target.prefill(prompt))
+            decoder.models.target.cache.truncate(0)
+            list(decoder.models.target.prefill(prompt))
         times: dict[tuple[int, int], list[float]] = defaultdict(list)
         for number in range(rounds):
             for count in counts:

@@ -45,7 +45,7 @@ class RespsEngine:
 def logits_of(decoder: Decoder, tokens: list[int], start: int) -> np.ndarray:
     """float32 [len(tokens) - start, V]: what follows each token from ``start`` on; read ROWS at a time, or as many as trees have."""
     decoder.forget()
-    target, rows = decoder._target, []
+    target, rows = decoder.models.target, []
     step = min(ROWS, target.limits.tree_nodes)
     target.cache.truncate(0)
     for _ in target.prefill(tokens[:start]):
