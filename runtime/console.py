@@ -32,7 +32,7 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     except click.exceptions.Exit as done:  # --help, --version
         return done.exit_code
     except click.UsageError as error:
-        _complain(name, error.format_message(), f"see {name} --help")
+        _complain(name, error.format_message(), f"see {error.ctx.command_path if error.ctx else name} --help")
         return USAGE
     except (click.Abort, KeyboardInterrupt):
         _complain(name, "interrupted")
@@ -64,6 +64,14 @@ def usage_errors() -> Iterator[None]:
         raise
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+
+
+def progress(stage: str, done: int, total: int) -> None:
+    """Report on stderr: a counter that overwrites itself on a terminal, one line when a stage begins and one when it ends elsewhere."""
+    if sys.stderr.isatty():
+        click.echo(f"\r{stage}: {done}/{total}", err=True, nl=done == total)
+    elif done in (1, total):
+        click.echo(f"{stage}: {'done' if done == total else 'begins'}", err=True)
 
 
 def set_verbosity(level: int) -> None:
