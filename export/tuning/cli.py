@@ -104,4 +104,4 @@ def _tuned(decoder: Decoder, asked: list[str], minutes: float, learned: tuple[st
 
 def main() -> None:
     """Entry point of resps-tune."""
-    sys.exit(run_command(command, "resps-tune"))
+    sys.exit(run_command(command, "resps-tune", extra="tune"))

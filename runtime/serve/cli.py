@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +48,6 @@ def command(engine_dir: Path, host: str, port: int, model_name: str | None, **gi
     /healthz answers 200 when the server is ready; /metrics is for Prometheus. SIGTERM finishes running requests and exits. See
     docs/serving.md.
     """
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
-    if missing:
-        from .errors import ServeError
-
-        raise ServeError(f"{', '.join(missing)} not installed — pip install 'resps[serve]'")
     from ..manifest.load import find_engine_dir
     from .app import make_app
     from .load import load_replicas
@@ -80,4 +74,4 @@ def command(engine_dir: Path, host: str, port: int, model_name: str | None, **gi
 
 def main() -> None:
     """Entry point of resps-serve."""
-    sys.exit(run_command(command, "resps-serve"))
+    sys.exit(run_command(command, "resps-serve", extra="serve"))

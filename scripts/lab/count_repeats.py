@@ -1,6 +1,6 @@
 """How often text repeats itself: what a bet on it (runtime/drafters/suffix.py) would have brought at every place of the answers
 
-    python -m scripts.lab.count_repeats data                                          # shards of export/training/cli.py
+    python -m scripts.lab.count_repeats data                                          # shards of resps-train
     python -m scripts.lab.count_repeats --engine-dir DIR FILE.jsonl                   # lines with `prompt` and `answer`
 
 Prints the table of docs/lab/lookup.md, "How often text repeats itself", and the shares that policy/lookup.py begins a request with: how
@@ -75,11 +75,11 @@ def of_shards(directory: Path) -> Iterator[tuple[list[int], list[bool]]]:
     """(tokens, which of them the model answered) of every conversation."""
     from safetensors import safe_open
 
-    from export.training.words import ANSWER
+    from export.training.segments import ANSWER
 
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise PromptError(f"{directory} holds no shards — make some: export/training/cli.py words --out {directory}")
+        raise PromptError(f"{directory} holds no shards — make some: resps-train words --out {directory}")
     for file in files:
         with safe_open(file, "np") as shard:
             tokens, kinds, starts = (shard.get_tensor(name) for name in ("tokens", "kinds", "starts"))

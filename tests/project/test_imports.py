@@ -39,7 +39,10 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["runtime", "runtime.cli", "runtime.bench.cli", "runtime.serve.cli", "export.cli", "export.tuning.cli"])
+@pytest.mark.parametrize(
+    "module",
+    ["runtime", "runtime.cli", "runtime.bench.cli", "runtime.serve.cli", "export.cli", "export.tuning.cli", "export.training.cli"],
+)
 def test_import_is_free(module: str) -> None:
     assert not loaded_by(f"import {module}") & HEAVY
 
