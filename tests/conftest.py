@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 from export.cli import command
 from runtime import Decoder
@@ -20,8 +20,19 @@ if TYPE_CHECKING:
     from tests.support.serve.serving import Served
 
 # The references run in torch on one thread: with two, the second thread's half of a rotary table was once 1e-4 off, in one run of several,
-# by a call that is exact otherwise.
-torch.set_num_threads(1)
+# by a call that is exact otherwise. Set before torch is imported, which not every test needs.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what `scripts/check --fast` leaves out: by fixture what runs the demo model, by folder TensorRT's builds and the long runs."""
+    for item in items:
+        if "demo_engine" in getattr(item, "fixturenames", ()):
+            item.add_marker("real")
+        if "tensorrt" in item.nodeid:
+            item.add_marker("trt")
+        if "stress" in item.path.parts:
+            item.add_marker("stress")
 
 
 @pytest.fixture(scope="session")

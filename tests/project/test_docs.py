@@ -66,7 +66,7 @@ def test_files_and_links_exist(document: Path) -> None:
 
 def test_sections_that_are_referred_to_exist() -> None:
     found = [reference for file in (*DOCUMENTS, *SOURCES) for reference in SECTION.findall(text(file))]
-    assert len(found) > 5
+    assert found
     for document, section in found:
         page = text(ROOT / "docs" / f"{document}.md")
         heading = re.search(rf"^#+ .*{re.escape(section)}|^\*{re.escape(section)}\.", page, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""docs/examples run as they are, on the demo model."""
+"""docs/examples run as they are, on a tiny engine in the demo model's place."""
 
 from __future__ import annotations
 
@@ -18,16 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 
 
-@pytest.fixture(scope="module")
-def engine(demo_engine: Callable[[str], Path]) -> Path:
-    return demo_engine("fp32")
-
-
 @pytest.fixture
-def here(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the engine where the examples look for it."""
     (tmp_path / "engines").mkdir()
-    (tmp_path / "engines" / "smollm2-135m").symlink_to(engine)
+    (tmp_path / "engines" / "smollm2-135m").symlink_to(tiny_engine)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -40,9 +35,9 @@ def said(here: Path, example: str, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def answer(engine: Path) -> Iterator[Callable[[str, int], str]]:
+def answer(tiny_engine: Path) -> Iterator[Callable[[str, int], str]]:
     """What the model says to a question, in so many tokens."""
-    with Decoder(engine, threads=1) as decoder:
+    with Decoder(tiny_engine, threads=1) as decoder:
         yield lambda question, length: decoder.generate([{"role": "user", "content": question}], SamplingParams(max_new_tokens=length)).text
 
 
@@ -50,7 +45,7 @@ def test_embed(here: Path) -> None:
     out = said(here, "embed.py")
     assert out.count("tokens a cycle") == 2
     assert "Traceback" not in out
-    assert len(out.split()) > 20
+    assert len(out) > 60
     code = [line for line in (EXAMPLES / "embed.py").read_text().splitlines() if line and not line.startswith('"""')]
     assert len(code) <= 15
 

@@ -33,6 +33,111 @@ def test_packages_import_one_way(package: str) -> None:
         assert imported(file) & set(ALLOWED) <= ALLOWED[package], file
 
 
+# From the bottom up: a module imports from its own folder or from a lower layer. A folder is one unit; so is a module beside folders.
+LAYERS = {
+    "policy": [
+        ["spec"],
+        ["base", "latency", "inputs"],
+        ["backoff", "fixed", "cost_model", "lookup", "persistence", "resps"],
+        ["ltd", "watchdog"],
+        ["__init__"],
+    ],
+    "runtime": [
+        ["errors", "sampling_params"],
+        ["manifest"],
+        ["text", "backends"],
+        ["decoding"],
+        ["drafters"],
+        ["policies"],
+        ["models", "engine"],
+        ["request"],
+        ["stream"],
+        ["decoder"],
+        ["__init__"],
+        ["console", "options"],
+        ["cli", "bench", "serve"],
+    ],
+    "runtime/backends": [["base"], ["cpu", "cuda"], ["open"]],
+    "export": [
+        ["errors"],
+        ["checkpoints"],
+        ["graphs"],
+        ["parity", "tensorrt", "directory"],
+        ["draft_build"],
+        ["plan"],
+        ["build"],
+        ["cli"],
+        ["tuning", "training"],
+    ],
+    "export/tuning": [["errors"], ["prompts"], ["replay"], ["learning"], ["tune"], ["outcome"], ["install", "report"], ["cli"]],
+}
+MODULES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+    for package in ALLOWED
+    for file in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+def imports_of(name: str) -> set[str]:
+    """Modules of ours that a module imports anywhere in it."""
+    file, found = MODULES[name], set()
+    package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = (
+                [*package[: len(package) - node.level + 1], *(node.module or "").split(".")] if node.level else str(node.module).split(".")
+            )
+            start = ".".join(part for part in base if part)
+            found.update(f"{start}.{alias.name}" if f"{start}.{alias.name}" in MODULES else start for alias in node.names)
+    return found & MODULES.keys()
+
+
+@pytest.mark.parametrize("folder", LAYERS)
+def test_layers_are_imported_downwards(folder: str) -> None:
+    prefix, heights = folder.replace("/", ".") + ".", {name: height for height, layer in enumerate(LAYERS[folder]) for name in layer}
+
+    def unit(module: str) -> str:
+        return module.removeprefix(prefix).split(".")[0]
+
+    inside = [module for module in MODULES if module.startswith(prefix)]
+    assert {unit(module) for module in inside} <= heights.keys()
+    for module in inside:
+        for other in imports_of(module):
+            if other.startswith(prefix) and unit(other) != unit(module):
+                assert heights[unit(other)] < heights[unit(module)], f"{module} imports {other}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for other in imports_of(module):
+                visit(other, [*path, module])
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, [])
+
+
+@pytest.mark.parametrize("folder", sorted({file.parent for top in (*ALLOWED, "scripts") for file in (ROOT / top).rglob("*.py")}), ids=str)
+def test_folders_read_like_a_table_of_contents(folder: Path) -> None:
+    assert len([file for file in folder.glob("*.py") if file.name != "__init__.py"]) <= 16
+
+
+FILES = sorted(file for top in (*ALLOWED, "scripts", "tests") for file in (ROOT / top).rglob("*.py"))
+
+
+def test_files_and_functions_are_short() -> None:
+    for file in FILES:
+        source = file.read_text(encoding="utf-8")
+        assert source.count("\n") <= 300, file
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{file}: {node.name}"
+
+
 def loaded_by(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
