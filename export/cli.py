@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.console import run_command, set_verbosity, usage_errors
+from runtime import options
+from runtime.console import progress, run_command, usage_errors
+from runtime.options import ENGINE, OUTPUT, option
 
 if TYPE_CHECKING:
     from .checkpoints.draft_checkpoint import DraftCheckpoint
@@ -25,42 +27,45 @@ DEFAULT_OUT, DEFAULT_CONTEXT, DEFAULT_PREFILL_ROWS, DEFAULT_TREE_SIZES = Path("e
 PRECISION_NAMES = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
 DEFAULT_PRECISIONS = {"onnxruntime": "fp32", "tensorrt": "fp16"}
 LARGEST_TREE = 512
+CHECKPOINTS = "Checkpoints"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--model", help="A known name: smollm2-135m, llama3-8b, ... (an unknown one lists them all).")
-@click.option("--weights", metavar="DIR|FILE.gguf|HUB-ID", help="Take the weights from here instead.")
-@click.option("--draft-weights", metavar="DIR|HUB-ID", help="EAGLE-3 draft of the target, where the model's own is not wanted.")
-@click.option("--no-draft", is_flag=True, help="Export the target alone.")
-@click.option("--draft-precision", type=click.Choice(PRECISION_NAMES),
-              help="Precision of the draft [default: int8 beside fp32, int8 and int4; fp16 with tensorrt].")  # fmt: skip
-@click.option("--policy", type=click.Path(path_type=Path, exists=True), metavar="DIR|FILE",
-              help="Trained policy to export: a tuned engine directory, a folder with a tuning.json, or its file [default: what resps-tune "
-              "found for this directory, else what comes with the draft].")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Where engine directories lie.")
-@click.option("--name", help="Directory below --out [default: the model, with the backend and precision if they are not the default].")
-@click.option("--backend", type=click.Choice(tuple(DEFAULT_PRECISIONS)), default="onnxruntime", show_default=True,
-              help="What will run it; tensorrt builds engines for a GPU.")  # fmt: skip
-@click.option("--precision", type=click.Choice(PRECISION_NAMES),
-              help="fp8, int8 and int4 quantize weights only; fp8 is tensorrt's [default: fp32; fp16 with tensorrt].")  # fmt: skip
-@click.option("--max-context", type=click.IntRange(16, 1 << 20), default=DEFAULT_CONTEXT, show_default=True,
-              help="Most tokens of prompt and answer.")  # fmt: skip
-@click.option(
-    "--prefill-rows", type=click.IntRange(1, 4096), default=DEFAULT_PREFILL_ROWS, show_default=True, help="Prompt tokens per pass."
+@click.command(
+    cls=options.Command,
+    epilog="""\
+resps-export --model smollm2-135m --precision int8
+resps-export --weights DIR --draft-weights DIR --max-context 2048 --name mine
+resps-export --model llama3-8b --backend tensorrt --precision fp8 --dry-run""",
 )
-@click.option("--tree-sizes", metavar="N,N,...", default=DEFAULT_TREE_SIZES, show_default=True,
-              help="Nodes of draft trees, root included. The last is the largest; tensorrt tunes for each.")  # fmt: skip
-@click.option("--compute-capability", metavar="X.Y,...",
-              help="GPUs to build for, TensorRT-RTX only [default: the one that is here, else 8.9,12.0].")  # fmt: skip
-@click.option("--force", is_flag=True, help="Export even if the directory is up to date.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan (with --dry-run) or the manifest as JSON.")
-@click.option("-v", "--verbose", count=True, help="Say what is done; -vv shows tracebacks.")
-@click.version_option(package_name="resps")
-def command(force: bool, dry_run: bool, as_json: bool, verbose: int, **options: Any) -> None:
+@option(CHECKPOINTS, "--model", metavar="NAME", help="A known model: smollm2-135m, llama3-8b, ... (an unknown name lists all).")
+@option(CHECKPOINTS, "--weights", metavar="DIR|FILE.gguf|HUB-ID", help="Take the weights from here instead.")
+@option(CHECKPOINTS, "--draft-weights", metavar="DIR|HUB-ID", show_default="the model's own", help="EAGLE-3 draft of the target.")
+@option(CHECKPOINTS, "--policy", type=click.Path(path_type=Path, exists=True), metavar="DIR|FILE",
+        show_default="what resps-tune found for this directory, else what comes with the draft",
+        help="Trained policy: a tuned engine directory, a folder with a tuning.json, or the file.")  # fmt: skip
+@option(CHECKPOINTS, "--no-draft", is_flag=True, help="Export the target alone.")
+@option(ENGINE, "--backend", type=click.Choice(tuple(DEFAULT_PRECISIONS)), default="onnxruntime",
+        help="What will run the engine; tensorrt builds plans for a GPU.")  # fmt: skip
+@option(ENGINE, "--precision", type=click.Choice(PRECISION_NAMES), show_default="fp32; fp16 with tensorrt",
+        help="Precision of the target. fp8, int8 and int4 quantize the weights; fp8 needs tensorrt.")  # fmt: skip
+@option(ENGINE, "--draft-precision", type=click.Choice(PRECISION_NAMES),
+        show_default="int8 with a target of fp32, int8 or int4; fp16 with tensorrt", help="Precision of the draft.")  # fmt: skip
+@option(ENGINE, "--max-context", type=click.IntRange(16, 1 << 20), default=DEFAULT_CONTEXT, help="Most tokens of prompt and answer.")
+@option(ENGINE, "--prefill-rows", type=click.IntRange(1, 4096), default=DEFAULT_PREFILL_ROWS, help="Prompt tokens per forward pass.")
+@option(ENGINE, "--tree-sizes", metavar="N,N,...", default=DEFAULT_TREE_SIZES,
+        help="Nodes of draft trees, with the root. The last is the largest; tensorrt tunes for each.")  # fmt: skip
+@option(ENGINE, "--compute-capability", metavar="X.Y,...", show_default="of the GPU that is here, else 8.9,12.0",
+        help="GPUs to build for, TensorRT-RTX only.")  # fmt: skip
+@option(OUTPUT, "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, help="Folder of the engine directories.")
+@option(OUTPUT, "--name", metavar="NAME", show_default="the model, with backend and precision if they are not the default",
+        help="Name of the engine directory below --out.")  # fmt: skip
+@option(OUTPUT, "--force", is_flag=True, help="Export even if the directory is up to date.")
+@option(OUTPUT, "--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@option(OUTPUT, "--json", "as_json", is_flag=True, help="Print the manifest as JSON, or the plan with --dry-run.")
+@options.general
+def command(force: bool, dry_run: bool, as_json: bool, **given: Any) -> None:
     """Turn a target model and its draft into an engine directory that resps-run and runtime.Decoder load."""
-    set_verbosity(verbose)
-    asked = _checked(Asked(**options))
+    asked = _checked(Asked(**given))
     prepared = _prepare(asked, dry_run)
     if dry_run:
         click.echo(json.dumps(asdict(prepared.plan), default=str) if as_json else "\n".join(prepared.plan.lines()))
@@ -228,27 +233,11 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
     if platform:
         click.echo("\n".join(plan.lines()), err=True)
     job = ExportJob(
-        plan,
-        checkpoint,
-        prepared.draft,
-        prepared.policy,
-        source,
-        asked.command_line,
-        prepared.entry.chat_template,
-        platform,
-        _progress,
+        plan, checkpoint, prepared.draft, prepared.policy, source, asked.command_line, prepared.entry.chat_template, platform, progress
     )
     manifest = export(job)
     ready = f"{plan.directory} is ready: max |logit difference| {manifest.check.max_abs_logit_diff:.1e}"
     click.echo(manifest.to_json().rstrip() if as_json else ready)
-
-
-def _progress(stage: str, done: int, total: int) -> None:
-    """A counter that overwrites itself on a terminal, one line per stage elsewhere."""
-    if sys.stderr.isatty():
-        click.echo(f"\r{stage}: {done}/{total}", err=True, nl=done == total)
-    elif done in (1, total):
-        click.echo(f"{stage}: {'done' if done == total else 'writing'}", err=True)
 
 
 def main() -> None:

@@ -15,10 +15,11 @@ from .errors import RespsError
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
-def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
+def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None, extra: str = "cpu") -> int:
     """Run a click command and return its exit code: 0 ok, 1 failed, 2 usage, 3 engine directory, 130 interrupted.
 
-    An expected failure prints one line on stderr, ``name: what happened — what to do``; a traceback only with ``-vv``.
+    An expected failure prints one line on stderr, ``name: what happened — what to do``; a traceback only with ``-vv``. ``extra``: the extra
+    of this project that brings the packages which the command imports.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # Official builds of ONNX Runtime send usage data to Microsoft and keep files for it at home, unless this is set before they start.
@@ -32,7 +33,7 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     except click.exceptions.Exit as done:  # --help, --version
         return done.exit_code
     except click.UsageError as error:
-        _complain(name, error.format_message(), f"see {name} --help")
+        _complain(name, error.format_message(), f"see {error.ctx.command_path if error.ctx else name} --help")
         return USAGE
     except (click.Abort, KeyboardInterrupt):
         _complain(name, "interrupted")
@@ -44,6 +45,10 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         _trace_if_asked()
         _complain(name, str(error))
         return error.exit_code
+    except ModuleNotFoundError as error:
+        _trace_if_asked()
+        _complain(name, f"{error.name} is not installed — pip install 'resps[{extra}]'")
+        return FAILED
     except (OSError, MemoryError) as error:
         _trace_if_asked()
         _complain(name, f"{type(error).__name__}: {error}", "free some space or memory, check permissions, and try again")
@@ -64,6 +69,14 @@ def usage_errors() -> Iterator[None]:
         raise
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+
+
+def progress(stage: str, done: int, total: int) -> None:
+    """Report on stderr: a counter that overwrites itself on a terminal, one line when a stage begins and one when it ends elsewhere."""
+    if sys.stderr.isatty():
+        click.echo(f"\r{stage}: {done}/{total}", err=True, nl=done == total)
+    elif done in (1, total):
+        click.echo(f"{stage}: {'done' if done == total else 'begins'}", err=True)
 
 
 def set_verbosity(level: int) -> None:

@@ -1,1 +1,1 @@
-"""What export/training/cli.py is made of: the target in torch, its own words as training data, the draft and its training."""
+"""resps-train: the target in torch, the text that it writes as training data, and the training of an EAGLE-3 draft on it."""

@@ -17,8 +17,8 @@ Angles = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Shape of the draft. ``tokens``: target ids [Vd] of its reduced vocabulary, ascending."""
+class DraftShape:
+    """Sizes of the draft's layer and of the target's vocabulary."""
 
     hidden: int
     heads: int
@@ -30,37 +30,37 @@ class Recipe:
     vocab: int
 
     @classmethod
-    def like(cls, arch: Arch) -> Recipe:
-        """One layer of the target's own size."""
+    def of_target(cls, arch: Arch) -> DraftShape:
+        """A layer of the target's own size."""
         return cls(arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.intermediate, arch.rms_eps, arch.rope, arch.vocab)
 
 
 class Attention(nn.Module):
-    """Projections only; ``DraftKeysAndValues`` does the rest."""
+    """The projections; ``UnrolledCache`` computes the attention."""
 
-    def __init__(self, r: Recipe) -> None:
+    def __init__(self, shape: DraftShape) -> None:
         super().__init__()
-        self.q_proj = nn.Linear(2 * r.hidden, r.heads * r.head_dim, bias=False)
-        self.k_proj = nn.Linear(2 * r.hidden, r.kv_heads * r.head_dim, bias=False)
-        self.v_proj = nn.Linear(2 * r.hidden, r.kv_heads * r.head_dim, bias=False)
-        self.o_proj = nn.Linear(r.heads * r.head_dim, r.hidden, bias=False)
+        self.q_proj = nn.Linear(2 * shape.hidden, shape.heads * shape.head_dim, bias=False)
+        self.k_proj = nn.Linear(2 * shape.hidden, shape.kv_heads * shape.head_dim, bias=False)
+        self.v_proj = nn.Linear(2 * shape.hidden, shape.kv_heads * shape.head_dim, bias=False)
+        self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.hidden, bias=False)
 
 
 class FeedForward(nn.Module):
     """SwiGLU."""
 
-    def __init__(self, r: Recipe) -> None:
+    def __init__(self, shape: DraftShape) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(r.hidden, r.intermediate, bias=False)
-        self.up_proj = nn.Linear(r.hidden, r.intermediate, bias=False)
-        self.down_proj = nn.Linear(r.intermediate, r.hidden, bias=False)
+        self.gate_proj = nn.Linear(shape.hidden, shape.intermediate, bias=False)
+        self.up_proj = nn.Linear(shape.hidden, shape.intermediate, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate, shape.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Norm(nn.Module):
-    """RMSNorm in the type of its input: torch's own is several times slower when the weight has another."""
+    """RMSNorm in the dtype of its input: torch's own is several times slower if the weight has another."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -72,26 +72,26 @@ class Norm(nn.Module):
 
 
 class MidLayer(nn.Module):
-    """The one decoder layer: reads the embedding and the feature side by side, the embedding first."""
+    """The decoder layer. It reads the concatenation of the token's embedding and the feature."""
 
-    def __init__(self, r: Recipe) -> None:
+    def __init__(self, shape: DraftShape) -> None:
         super().__init__()
-        self.recipe = r
-        self.input_layernorm = Norm(r.hidden, r.rms_eps)
-        self.hidden_norm = Norm(r.hidden, r.rms_eps)
-        self.self_attn = Attention(r)
-        self.post_attention_layernorm = Norm(r.hidden, r.rms_eps)
-        self.mlp = FeedForward(r)
+        self.shape = shape
+        self.input_layernorm = Norm(shape.hidden, shape.rms_eps)
+        self.hidden_norm = Norm(shape.hidden, shape.rms_eps)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = Norm(shape.hidden, shape.rms_eps)
+        self.mlp = FeedForward(shape)
 
     def joined(self, embedded: Tensor, feature: Tensor) -> Tensor:
-        """What attention reads: [.., 2H]."""
+        """Input of the attention, [..., 2H]."""
         return torch.cat([self.input_layernorm(embedded), self.hidden_norm(feature)], -1)
 
-    def forward(self, embedded: Tensor, feature: Tensor, memory: DraftKeysAndValues, angles: Angles) -> Tensor:
-        """embedded, feature [B, R, H] of the rows of one step -> the next feature [B, R, H], before the final norm."""
+    def forward(self, embedded: Tensor, feature: Tensor, cache: UnrolledCache, angles: Angles) -> Tensor:
+        """embedded, feature [B, R, H] of one step's rows -> the next feature [B, R, H], before the final norm."""
         both = self.joined(embedded, feature)
-        key, value = (None, None) if memory.fresh else self.keys_values(both, angles)
-        feature = feature + self.self_attn.o_proj(memory.attend(self._query(both, angles), key, value))
+        key, value = (None, None) if cache.first_step else self.keys_values(both, angles)
+        feature = feature + self.self_attn.o_proj(cache.attend(self._query(both, angles), key, value))
         return feature + self.mlp(self.post_attention_layernorm(feature))
 
     def keys_values(self, both: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
@@ -101,31 +101,31 @@ class MidLayer(nn.Module):
 
     def _query(self, both: Tensor, angles: Angles) -> Tensor:
         """Rotated and scaled queries [B, Hkv, R, group, D]."""
-        query = rotate(self._by_head(self.self_attn.q_proj(both)), *angles) * self.recipe.head_dim**-0.5
-        return query.unflatten(2, (self.recipe.kv_heads, -1)).transpose(1, 2).contiguous()
+        query = rotate(self._by_head(self.self_attn.q_proj(both)), *angles) * self.shape.head_dim**-0.5
+        return query.unflatten(2, (self.shape.kv_heads, -1)).transpose(1, 2).contiguous()
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.recipe.head_dim))
+        return x.unflatten(-1, (-1, self.shape.head_dim))
 
 
-class DraftKeysAndValues:
-    """Keys and values that a step may see: step 0's causally, each later step's by its own row only, as in one chain of a tree."""
+class UnrolledCache:
+    """Keys and values of the unrolled steps. A row sees step 0 up to its position and itself in later steps, as in a chain."""
 
     def __init__(self, keys: Tensor, values: Tensor, rows: Tensor) -> None:
-        """keys, values [B, Hkv, S, D] of step 0; rows [B, R]: the positions that are unrolled."""
+        """``keys``, ``values`` [B, Hkv, S, D] of step 0; ``rows`` [B, R]: the positions that are unrolled."""
         self.keys, self.values = keys, values
         after = torch.arange(keys.shape[2], device=rows.device) > rows[..., None]
-        self.unseen = after[:, None, :, None, :]  # [B, 1, R, 1, S]
+        self.masked = after[:, None, :, None, :]  # [B, 1, R, 1, S]
         self.own: list[tuple[Tensor, Tensor]] = []
-        self.fresh = True
+        self.first_step = True
 
     def attend(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
-        """query [B, Hkv, R, group, D]; key, value [B, Hkv, R, D] of this step, None in step 0. Returns [B, R, heads * D]."""
-        self.fresh = False
+        """``query`` [B, Hkv, R, group, D]; ``key``, ``value`` [B, Hkv, R, D] of this step, None in step 0. Returns [B, R, heads * D]."""
+        self.first_step = False
         if key is not None and value is not None:
             self.own.append((key, value))
         flat, span = query.flatten(2, 3), self.keys.shape[2]
-        scores = (flat @ self.keys.transpose(-1, -2)).view(*query.shape[:4], span).float().masked_fill_(self.unseen, float("-inf"))
+        scores = (flat @ self.keys.transpose(-1, -2)).view(*query.shape[:4], span).float().masked_fill_(self.masked, float("-inf"))
         own = [(query * key[:, :, :, None]).sum(-1, keepdim=True, dtype=torch.float32) for key, _ in self.own]
         weights = torch.cat([scores, *own], -1).softmax(-1).to(query.dtype)
         context = (weights[..., :span].flatten(2, 3) @ self.values).view_as(query)
@@ -135,15 +135,15 @@ class DraftKeysAndValues:
 
 
 class TorchDraft(nn.Module):
-    """fc, one decoder layer, and a head over ``tokens`` [Vd] (target ids, ascending). Its state has the names of released checkpoints."""
+    """fc, one decoder layer, and a head over ``tokens`` [Vd] (target ids, ascending). Parameters have the names of released checkpoints."""
 
-    def __init__(self, recipe: Recipe, tokens: Tensor) -> None:
+    def __init__(self, shape: DraftShape, tokens: Tensor) -> None:
         super().__init__()
-        self.recipe = recipe
-        self.fc = nn.Linear(3 * recipe.hidden, recipe.hidden, bias=False)
-        self.midlayer = MidLayer(recipe)
-        self.norm = Norm(recipe.hidden, recipe.rms_eps)
-        self.lm_head = nn.Linear(recipe.hidden, len(tokens), bias=False)
+        self.shape = shape
+        self.fc = nn.Linear(3 * shape.hidden, shape.hidden, bias=False)
+        self.midlayer = MidLayer(shape)
+        self.norm = Norm(shape.hidden, shape.rms_eps)
+        self.lm_head = nn.Linear(shape.hidden, len(tokens), bias=False)
         self.tokens: Tensor
         self.register_buffer("tokens", tokens, persistent=False)
         for parameter in self.parameters():
@@ -151,9 +151,9 @@ class TorchDraft(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     @torch.no_grad()
-    def start_from(self, target: Checkpoint) -> None:
-        """Begin as the target's last layer and head behind its high feature; what the embedding says is still faint."""
-        arch, h = target.arch, self.recipe.hidden
+    def init_from_target(self, target: Checkpoint) -> None:
+        """Copy the target's last layer and head, and read its highest captured state. The embedding begins with small random weights."""
+        arch, h = target.arch, self.shape.hidden
         prefix = f"model.layers.{arch.layers - 1}."
 
         def read(name: str) -> Tensor:

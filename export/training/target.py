@@ -1,4 +1,4 @@
-"""The target in torch, for making training data: many sequences side by side, one token each a step, over a fixed KV buffer."""
+"""The target in torch, for training data: many sequences side by side, one token each per step, over a fixed KV buffer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..checkpoints.arch import Arch
 from ..checkpoints.safetensors import Checkpoint
+from .errors import TrainingError
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class Layer:
     down: Tensor
 
 
-class Step(NamedTuple):
-    """What a step gives for every sequence."""
+class StepOutput(NamedTuple):
+    """States of the token that a step appended to every sequence."""
 
-    final: Tensor  # [B, H] after the final norm: times the head it is the logits
-    captures: Tensor  # [B, 3H], un-normed residual streams entering Arch.captured
+    final: Tensor  # [B, H] after the final norm; times the head they are the logits
+    captures: Tensor  # [B, 3H]: the residual streams that enter the layers Arch.captured, without a norm
 
 
 class TorchTarget:
@@ -78,8 +79,8 @@ class TorchTarget:
         self._slots = torch.arange(capacity, device=device)
 
     @torch.inference_mode()
-    def step(self, tokens: Tensor, lengths: Tensor, span: int) -> Step:
-        """Append one token to each sequence: tokens [B], lengths [B] int64 (cached so far, all < span)."""
+    def step(self, tokens: Tensor, lengths: Tensor, span: int) -> StepOutput:
+        """Append one token to each sequence. ``tokens`` [B]; ``lengths`` [B] int64: cached tokens, all below ``span``, the slots read."""
         arch = self.arch
         cos, sin = self.cos[lengths, None], self.sin[lengths, None]
         mask = (self._slots[:span] <= lengths[:, None])[:, None, None, :]
@@ -90,7 +91,7 @@ class TorchTarget:
             hidden = hidden + self._attention(index, layer, hidden, cos, sin, mask, lengths, span)
             gate, up = F.linear(self._norm(hidden, layer.post_norm), layer.gate_up).chunk(2, -1)
             hidden = hidden + F.linear(F.silu(gate) * up, layer.down)
-        return Step(self._norm(hidden, self.norm), torch.cat([entering[index] for index in arch.captured], -1))
+        return StepOutput(self._norm(hidden, self.norm), torch.cat([entering[index] for index in arch.captured], -1))
 
     def _attention(
         self, index: int, layer: Layer, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, lengths: Tensor, span: int
@@ -103,14 +104,20 @@ class TorchTarget:
         keys, values = self.cache[index]
         keys[self._rows, :, lengths] = rotate(key, cos, sin)
         values[self._rows, :, lengths] = value
-        grouped = rotate(query, cos, sin).view(
-            len(hidden), arch.kv_heads, -1, arch.head_dim
-        )  # heads that share a key are rows of one product
+        # Heads that share a key are rows of one product.
+        grouped = rotate(query, cos, sin).view(len(hidden), arch.kv_heads, -1, arch.head_dim)
         context = F.scaled_dot_product_attention(grouped, keys[:, :, :span], values[:, :, :span], mask)
         return F.linear(context.reshape(len(hidden), -1), layer.o, layer.o_bias)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.arch.rms_eps)
+
+
+def torch_device(name: str) -> torch.device:
+    """``name``: cpu or cuda. Raises TrainingError if there is no GPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("torch finds no GPU — leave --device cuda out, or install a build of torch for CUDA")
+    return torch.device(name)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

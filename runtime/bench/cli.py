@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import run_command, set_verbosity, usage_errors
-from ..drafters.registry import DRAFTERS
+from .. import options
+from ..console import run_command, usage_errors
 from ..errors import BenchError, RespsError
+from ..options import FILE, OUTPUT, option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,43 +22,45 @@ if TYPE_CHECKING:
     from .figures import Table
     from .record import Measurement
 
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+QUESTIONS = "Questions"
 SHOWING = {"again", "report_file", "as_json", "verbose"}  # parameters that go with --from
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--engine-dir", type=click.Path(path_type=Path), default=Path("engines"), envvar="RESPS_ENGINE_DIR", show_default=True,
-              show_envvar=True, help="Engine directory, or a parent that holds exactly one.")  # fmt: skip
-@click.option("--prompts", type=FILE, multiple=True, metavar="FILE...",
-              help="Question files: JSON lines with turns or prompt, or a question a line [default: a few of all kinds].")  # fmt: skip
+@click.command(
+    cls=options.Command,
+    epilog="""\
+resps-bench --engine-dir engines/smollm2-135m --policies none,fixed
+resps-bench --prompts questions.jsonl --draft eagle --draft ngram --tree 5,3,2 --json > bench.json
+resps-bench --from bench.json --report bench.html""",
+)
+@option(QUESTIONS, "--prompts", type=FILE, multiple=True, metavar="FILE...", show_default="a few of all kinds",
+        help="Question files: JSON lines with turns or prompt, or a question a line.")  # fmt: skip
 @click.argument("more", nargs=-1, type=FILE, metavar="[FILE]...")
-@click.option("--policies", multiple=True, metavar="NAME,...",
-              help="Policies of resps-run [default, without --tree: the default tree and all tuned policies].")  # fmt: skip
-@click.option("--tree", "trees", multiple=True, metavar="NODES,DEPTH,WIDTH", help="A fixed tree; may be repeated.")
-@click.option("--questions", type=click.IntRange(min=1), default=10, show_default=True, help="Number of questions per set.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Limit of an answer.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Base seed; every turn gets its own.")
-@click.option("--draft", "drafts", multiple=True, type=click.Choice(list(DRAFTERS)),
-              help="What proposes trees [default: as resps-run]. May be repeated: every policy and tree runs with every draft. Each draft "
-              "loads the engine again, so two take twice the memory of one.")  # fmt: skip
-@click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), help="What runs the engine [default: what it was exported for].")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where it runs [default: where it was exported for].")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a forward pass [default: physical cores].")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the figures of every answer instead of tables.")
-@click.option("--report", "report_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html",
-              help="Write tables and plots into one file (needs matplotlib: the extra bench).")  # fmt: skip
-@click.option("--from", "again", type=FILE, metavar="FILE.json", help="Show the output of an earlier --json instead of measuring.")
-@click.option("-v", "--verbose", count=True, help="Say what is done; -vv shows tracebacks.")
-@click.version_option(package_name="resps")
-def command(again: Path | None, report_file: Path | None, as_json: bool, verbose: int, **options: Any) -> None:
+@option(QUESTIONS, "--questions", type=click.IntRange(min=1), default=10, help="Number of questions per set.")
+@options.policy("Policies to compare, also several with commas", "--policies", multiple=True, metavar="NAME,...",
+                show_default="without --tree: the default tree and all tuned policies")  # fmt: skip
+@options.tree("trees", "May be repeated.", multiple=True)
+@options.draft(
+    "drafts", "May be repeated: every policy and tree runs with every draft. Each one loads the engine again into memory.", multiple=True
+)
+@options.max_new_tokens(128)
+@options.temperature
+@options.seed("Base seed; every turn gets its own.", default=0)
+@options.engine_dir
+@options.backend_and_device
+@options.threads()
+@option(OUTPUT, "--json", "as_json", is_flag=True, help="Print one JSON object with the figures of every answer instead of tables.")
+@option(OUTPUT, "--report", "report_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html",
+        help="Write tables and plots into one file (needs the extra bench).")  # fmt: skip
+@option(OUTPUT, "--from", "again", type=FILE, metavar="FILE.json", help="Show the output of an earlier --json instead of measuring.")
+@options.general
+def command(again: Path | None, report_file: Path | None, as_json: bool, **given: Any) -> None:
     """Compare drafts, policies and trees with plain decoding on question sets, on the same engine in one run.
 
     The contenders are plain decoding and all pairs of a draft with a policy or tree. Every contender answers every turn, they rotate in
     answering first, and every token is compared with plain decoding's. If interrupted, the command shows what it has measured.
     docs/benchmarks.md defines the figures.
     """
-    set_verbosity(verbose)
     if report_file:
         from .svg import expect_matplotlib
 
@@ -71,7 +74,7 @@ def command(again: Path | None, report_file: Path | None, as_json: bool, verbose
         _expect_no_measuring(click.get_current_context())
         measurement = read(again)
     else:
-        measurement, problem = _measured(options)
+        measurement, problem = _measured(given)
     _show(measurement, as_json, report_file)
     if problem:
         raise problem
@@ -84,7 +87,7 @@ def _expect_no_measuring(context: click.Context) -> None:
             raise click.UsageError(f"--from measures nothing, so {parameter.opts[0]} has no effect: leave one of them out")
 
 
-def _measured(options: dict[str, Any]) -> tuple[Measurement, BaseException | None]:
+def _measured(given: dict[str, Any]) -> tuple[Measurement, BaseException | None]:
     """The measurement, and the error that ended it early, if any."""
     import datetime
     from contextlib import ExitStack
@@ -97,21 +100,21 @@ def _measured(options: dict[str, Any]) -> tuple[Measurement, BaseException | Non
     from .questions import DEFAULT_FILE, read_questions
     from .record import SCHEMA, BenchSettings, Measurement, Skipped, TurnRecord
 
-    files = [*options["prompts"], *options["more"]] or [DEFAULT_FILE]
-    questions = read_questions(files, options["questions"])
-    threads = options["threads"] or physical_cores()
+    files = [*given["prompts"], *given["more"]] or [DEFAULT_FILE]
+    questions = read_questions(files, given["questions"])
+    threads = given["threads"] or physical_cores()
     settings = BenchSettings(
-        tuple(map(str, files)), options["questions"], options["max_new_tokens"], options["temperature"], options["seed"], threads
+        tuple(map(str, files)), given["questions"], given["max_new_tokens"], given["temperature"], given["seed"], threads
     )
     with usage_errors():
         SamplingParams(temperature=settings.temperature, seed=settings.seed)
-    names = [name.strip() for group in options["policies"] for name in group.split(",")]
-    trees = _parsed(options["trees"])
+    names = [name.strip() for group in given["policies"] for name in group.split(",")]
+    trees = _parsed(given["trees"])
     answers: list[TurnRecord] = []
     skipped: list[Skipped] = []
     problem: BaseException | None = None
     with ExitStack() as stack:
-        decoders = [stack.enter_context(decoder) for decoder in _opened(options, threads)]
+        decoders = [stack.enter_context(decoder) for decoder in _opened(given, threads)]
         contenders = make_contenders(names, trees, decoders)
         engine = engine_of(decoders)
         warm_up(contenders)
@@ -133,15 +136,15 @@ def _measured(options: dict[str, Any]) -> tuple[Measurement, BaseException | Non
     return Measurement(SCHEMA, date, stopped_early, settings, engine, machine, records, tuple(skipped), tuple(answers)), problem
 
 
-def _opened(options: dict[str, Any], threads: int) -> Iterator[Decoder]:
+def _opened(given: dict[str, Any], threads: int) -> Iterator[Decoder]:
     """One Decoder per draft, each with the whole engine in memory."""
     from ..decoder import Decoder
     from ..manifest.load import find_engine_dir
 
-    directory = find_engine_dir(options["engine_dir"])
-    for draft in dict.fromkeys(options["drafts"] or [None]):
+    directory = find_engine_dir(given["engine_dir"])
+    for draft in dict.fromkeys(given["drafts"] or [None]):
         with usage_errors():
-            decoder = Decoder(directory, policy="none", draft=draft, backend=options["backend"], device=options["device"], threads=threads)
+            decoder = Decoder(directory, policy="none", draft=draft, backend=given["backend"], device=given["device"], threads=threads)
         yield decoder
 
 

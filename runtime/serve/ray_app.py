@@ -25,8 +25,8 @@ _BUILT: list[FastAPI] = []  # this process' own, for Ray's health check
 
 
 class Arguments(BaseModel):
-    """``processes``: of Ray, each with ``replicas`` inside and ``cpus`` reserved [default: one a replica]. The rest as in resps-serve;
-    ``engine_dir`` must be there on every machine."""
+    """``processes``: number of Ray's processes, each with ``replicas`` and ``cpus`` reserved CPUs [default: one per replica]. The rest is
+    as in resps-serve. ``engine_dir`` must exist on every machine."""
 
     model_config = ConfigDict(extra="forbid")
     engine_dir: str
@@ -37,10 +37,10 @@ class Arguments(BaseModel):
     threads: Count | None = None
     policy: str | None = None
     draft: str | None = None
-    queue: Annotated[int, Field(ge=0)] = 64
-    queue_seconds: Seconds = 30.0
-    request_seconds: Seconds = 300.0
-    drain_seconds: Seconds = 30.0
+    queue: Annotated[int, Field(ge=0)] = ServerSettings.queue
+    queue_seconds: Seconds = ServerSettings.queue_seconds
+    request_seconds: Seconds = ServerSettings.request_seconds
+    drain_seconds: Seconds = ServerSettings.drain_seconds
 
 
 def application(given: Arguments) -> serve.Application:

@@ -1,7 +1,7 @@
 """How often does text repeat itself, and how many tokens would a lookup (runtime/drafters/suffix.py) have got right at every position?
 
-    python -m scripts.lab.count_repeats data                              # shards of `resps-train words`
-    python -m scripts.lab.count_repeats --engine-dir DIR FILE.jsonl       # lines with `prompt` and `answer`
+    python -m scripts.lab.count_repeats data                                          # shards of resps-train
+    python -m scripts.lab.count_repeats --engine-dir DIR FILE.jsonl                   # lines with `prompt` and `answer`
 
 Prints the table of docs/lab/lookup.md, "How often text repeats itself", and the rates that policy/lookup.py starts a request with: how
 often the first token of a lookup is right, and each further one after a right one.
@@ -75,7 +75,7 @@ def of_shards(directory: Path) -> Iterator[tuple[list[int], list[bool]]]:
     """(tokens, whether each belongs to an answer) of every conversation."""
     from safetensors import safe_open
 
-    from export.training.words import ANSWER
+    from export.training.segments import ANSWER
 
     files = sorted(directory.glob("*.safetensors"))
     if not files:

@@ -67,13 +67,13 @@ STAGES: Mapping[str, tuple[Any, str, int]] = {
     "tokenizer": (export.build, "_tokenizer_files", 1),
     "first bytes": (WeightFile, "_append", 1),
     "weights": (WeightFile, "_append", 20),
-    "layer": (export.cli, "_progress", 3),
-    "last layer": (export.cli, "_progress", LAYERS),
+    "layer": (export.cli, "progress", 3),
+    "last layer": (export.cli, "progress", LAYERS),
     "target graph": (onnx, "save", 1),
     "sample graph": (onnx, "save", 2),
     "piece of the check": (onnx, "save", 4),
     "reference": (export.parity.target, "reference_logits", 1),
-    "checked": (export.cli, "_progress", LAYERS + 2),
+    "checked": (export.cli, "progress", LAYERS + 2),
     "hash": (export.build, "sha256_of", 2),
     "manifest": (Manifest, "to_json", 1),
     "sync": (os, "fsync", 2),
@@ -138,7 +138,7 @@ def test_onnx_runtime_installed_under_another_name(run: Run, engines: Path, monk
 def test_other_endings_clean_up_too(
     run: Run, engines: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
 ) -> None:
-    monkeypatch.setattr(export.cli, "_progress", Fault(error, export.cli._progress, 4))
+    monkeypatch.setattr(export.cli, "progress", Fault(error, export.cli.progress, 4))
     ended = run()
     assert ended.code == code
     assert ended.err.splitlines()[-1].startswith(f"resps-export: {message}")
@@ -164,7 +164,7 @@ def second_rename(self, target):
 run_command(export.cli.command, "resps-export", sys.argv[1:])
 """
 KILLS = {
-    "writing weights": "export.cli._progress = lambda stage, done, total: done == 3 and die()",
+    "writing weights": "export.cli.progress = lambda stage, done, total: done == 3 and die()",
     "checking": "export.build.check_target = die",
     "before the manifest": "export.build.Manifest.to_json = die",
     "before the move": "os.fsync = die",

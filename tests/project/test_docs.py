@@ -6,14 +6,9 @@ import importlib
 import re
 from pathlib import Path
 
-import click
 import pytest
 
-from export.cli import command as resps_export
-from export.tuning.cli import command as resps_tune
-from runtime.bench.cli import command as resps_bench
-from runtime.cli import command as resps_run
-from runtime.serve.cli import command as resps_serve
+from tests.support.commands import COMMANDS, names
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [
@@ -23,26 +18,13 @@ DOCUMENTS = [
     *(ROOT / "export").rglob("README.md"),
 ]
 SOURCES = [file for folder in ("docs", "export", "policy", "runtime", "scripts") for file in (ROOT / folder).rglob("*.py")]
-COMMANDS = {
-    "resps-bench": resps_bench,
-    "resps-export": resps_export,
-    "resps-run": resps_run,
-    "resps-serve": resps_serve,
-    "resps-tune": resps_tune,
-}
-CALL = re.compile(r"(resps-(?:bench|export|run|serve|tune)|python (?:-m )?(?:scripts|tests)[./][\w./]+)((?: +[^`|#\\\n]*|\\\n *)*)")
+CALL = re.compile(r"(resps-(?:bench|export|run|serve|train|tune)|python (?:-m )?(?:scripts|tests)[./][\w./]+)((?: +[^`|#\\\n]*|\\\n *)*)")
 FILE = re.compile(r"\b(?:docs|engines|export|policy|runtime|scripts|tests)/[\w./-]+\.(?:py|md|tsv|jsonl|txt|j2)\b")
 SECTION = re.compile(r'((?:lab/)?[a-z0-9]+)\.md, "([^"]+)"')
 
 
 def text(document: Path) -> str:
     return document.read_text(encoding="utf-8")
-
-
-def names(command: click.Command) -> set[str]:
-    """Its options; a group's are those of all it holds."""
-    own = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    return own.union({"--help", "-h"}, *(names(each) for each in getattr(command, "commands", {}).values()))
 
 
 def options(call: str) -> set[str]:

@@ -54,7 +54,8 @@ LAYERS = {
         ["stream"],
         ["decoder"],
         ["__init__"],
-        ["console", "options"],
+        ["console"],
+        ["options"],
         ["cli", "bench", "serve"],
     ],
     "runtime/backends": [["base"], ["cpu", "cuda"], ["open"]],
@@ -145,7 +146,10 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["runtime", "runtime.cli", "runtime.bench.cli", "runtime.serve.cli", "export.cli", "export.tuning.cli"])
+@pytest.mark.parametrize(
+    "module",
+    ["runtime", "runtime.cli", "runtime.bench.cli", "runtime.serve.cli", "export.cli", "export.tuning.cli", "export.training.cli"],
+)
 def test_import_is_free(module: str) -> None:
     assert not loaded_by(f"import {module}") & HEAVY
 

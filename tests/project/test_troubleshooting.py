@@ -45,7 +45,7 @@ def nodes() -> list[tuple[Path, ast.AST]]:
 
 NODES = nodes()
 MESSAGES = [text(node) for _, node in NODES if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp)) and " " in text(node)]
-for errors in ("export.errors", "export.tuning.errors", "runtime.serve.errors"):
+for errors in ("export.errors", "export.training.errors", "export.tuning.errors", "runtime.serve.errors"):
     importlib.import_module(errors)
 ERRORS = {cls.__name__ for cls in descendants(RespsError)}
 RAISED = [

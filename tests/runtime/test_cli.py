@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from runtime.cli import command
@@ -205,17 +204,6 @@ def test_double_verbose_shows_the_traceback(tmp_path: Path) -> None:
     done = run(tmp_path, "-vv", PROMPT)
     assert done.returncode == 3
     assert b"Traceback" in done.stderr
-
-
-def test_commands_offer_every_drafter_there_is() -> None:
-    from runtime.bench.cli import command as bench
-    from runtime.drafters.registry import DRAFTERS
-    from runtime.serve.cli import command as serve
-
-    for each in (command, bench, serve):
-        (draft,) = (parameter for parameter in each.params if parameter.name == "draft")
-        assert isinstance(draft.type, click.Choice)
-        assert tuple(draft.type.choices) == tuple(DRAFTERS)
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

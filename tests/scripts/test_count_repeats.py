@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from export.training.segments import ANSWER, PROMPT
 from export.training.shards import Conversation, ShardWriter
-from export.training.words import ANSWER, PROMPT
 from policy.lookup import MATCH_CLASSES
 from runtime.console import run_command
 from scripts.lab.count_repeats import Count, count, main

@@ -9,8 +9,11 @@ from typing import Any
 
 import click
 
+from ... import options
 from ...console import run_command
 from ...manifest.load import find_engine_dir
+from ...options import OUTPUT, option
+from .. import options as serve_options
 
 CONFIG = """\
 name: {name}
@@ -56,20 +59,20 @@ def write_repository(
     *,
     name: str,
     replicas: int,
-    threads: int,
-    policy: str,
+    threads: int | None,
+    policy: str | None,
     queue: int,
     queue_seconds: float,
     request_seconds: float,
 ) -> Path:
-    """The model's folder below ``out``. ``threads`` 0 and ``policy`` "" are the defaults. Raises EngineDirError, OSError."""
+    """The model's folder below ``out``. ``threads`` and ``policy``: None for the defaults. Raises EngineDirError, OSError."""
     folder = out / name
     (folder / "1").mkdir(parents=True, exist_ok=True)
-    quoted = {"name": name, "engine_dir": str(find_engine_dir(engine_dir).resolve()), "policy": policy}
+    quoted = {"name": name, "engine_dir": str(find_engine_dir(engine_dir).resolve()), "policy": policy or ""}
     config = CONFIG.format(
         **{key: json.dumps(value, ensure_ascii=False) for key, value in quoted.items()},
         replicas=replicas,
-        threads=threads,
+        threads=threads or 0,
         queue=queue,
         queue_seconds=queue_seconds,
         request_seconds=request_seconds,
@@ -80,25 +83,25 @@ def write_repository(
     return folder
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--engine-dir", type=click.Path(path_type=Path), default=Path("engines"), envvar="RESPS_ENGINE_DIR", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The model repository.")
-@click.option("--name", default="resps", show_default=True, help="What Triton calls the model.")
-@click.option("--replicas", type=click.IntRange(1, 256), default=1, show_default=True, help="Requests that run at once.")
-@click.option("--threads", type=click.IntRange(0, 1024), default=0, show_default=True, help="0: physical cores, 1 with several replicas.")
-@click.option("--policy", default="", help="What decides how big the tree is [default: as tuned].")
-@click.option("--queue", type=click.IntRange(min=1), default=64, show_default=True, help="Requests that may wait.")
-@click.option("--queue-seconds", type=click.FloatRange(min=0), default=30, show_default=True, help="How long.")
-@click.option(
-    "--request-seconds",
-    type=click.FloatRange(min=0, max=86400),
-    default=300,
-    show_default=True,
-    help="From Triton's queue to the last token; then the answer is cut.",
+@click.command(
+    cls=options.Command,
+    epilog="""\
+python -m runtime.serve.triton.repository --engine-dir engines/smollm2-135m --out models
+python -m runtime.serve.triton.repository --out models --name chat --replicas 2 --queue 16""",
 )
-def command(out: Path, **options: Any) -> None:
-    """Write a model repository that serves an engine directory."""
-    click.echo(write_repository(out, **options))
+@option(OUTPUT, "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The model repository.")
+@option(OUTPUT, "--name", default="resps", help="Name of the model in Triton.")
+@options.engine_dir
+@options.threads("physical cores, or 1 with several replicas")
+@serve_options.replicas
+@options.policy()
+@serve_options.queue(least=1)
+@serve_options.queue_seconds
+@serve_options.request_seconds
+@options.general
+def command(out: Path, **given: Any) -> None:
+    """Write a model repository with which Triton serves an engine."""
+    click.echo(write_repository(out, **given))
 
 
 if __name__ == "__main__":

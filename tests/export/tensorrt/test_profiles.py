@@ -16,7 +16,7 @@ from policy import TreeSpec, default_latency
 from runtime.backends.cpu.memory import HostMemory
 from runtime.backends.kv import CacheLayout, KVCache
 from runtime.decoding.sampling import TargetOutput
-from runtime.decoding.tree import GrownTree, Tree
+from runtime.decoding.tree import DeviceTree, Tree
 from runtime.drafters.registry import DRAFTERS
 from runtime.manifest.graphs import Graph
 from runtime.manifest.schema import Manifest
@@ -87,7 +87,7 @@ def test_every_call_of_the_runtime_has_a_profile(manifest: Manifest) -> None:
     backend = Recording(manifest)
     models = load_models(backend, manifest, DRAFTERS["eagle"], specs, default_latency(False), specs[0])
     for nodes in range(1, manifest.limits.tree_nodes + 1):  # trees are cut near the end of the context
-        models.target.verify(GrownTree(nodes) if nodes > 1 else Tree.chain([1]))
+        models.target.verify(DeviceTree(nodes) if nodes > 1 else Tree.chain([1]))
     for count in (*range(1, 19), 40, 63):
         models.target.cache.truncate(0)
         models.drafter.begin()

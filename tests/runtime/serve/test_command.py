@@ -278,7 +278,7 @@ def test_killed_under_streams_it_serves_again_and_leaves_nothing(tiny_engine: Pa
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    code = run_command(command, "resps-serve", arguments)
+    code = run_command(command, "resps-serve", arguments, extra="serve")
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     return code, err
@@ -297,7 +297,8 @@ def test_what_keeps_it_from_starting_is_one_line(tiny_engine: Path, tmp_path: Pa
     assert (code, "cannot listen" in line) == (1, True)
 
 
-def test_missing_packages_are_named(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("runtime.serve.cli.find_spec", lambda name: None if name == "uvicorn" else name)
+def test_missing_package_is_named(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "runtime.serve.server")
     code, line = complaint(capsys, "--engine-dir", str(tiny_engine))
-    assert (code, "uvicorn not installed — pip install 'resps[serve]'" in line) == (1, True)
+    assert (code, "uvicorn is not installed — pip install 'resps[serve]'" in line) == (1, True)

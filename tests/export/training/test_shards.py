@@ -11,9 +11,17 @@ import torch
 from torch import Tensor
 
 from export.training import shards
-from export.training.run import HELD_OUT, frequent_tokens, split
-from export.training.shards import Conversation, Entry, ShardWriter, batches, entries, read
-from export.training.words import ANSWER
+from export.training.segments import ANSWER
+from export.training.shards import (
+    HELD_OUT,
+    Conversation,
+    ShardWriter,
+    StoredConversation,
+    batches,
+    frequent_tokens,
+    split,
+    stored_conversations,
+)
 from tests.support.tiny import VOCAB
 
 
@@ -42,10 +50,10 @@ def test_what_was_added_is_what_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     assert completed <= len(files) <= completed + 1
     assert completed > 2
 
-    found = entries(tmp_path / "data")
+    found = stored_conversations(tmp_path / "data")
     assert writer.written == sum(map(len, added)) == sum(map(len, found))
     for entry, expected in zip(found, added, strict=True):
-        actual = read(entry)
+        actual = entry.load()
         for field in shards.FIELDS:
             torch.testing.assert_close(getattr(actual, field), getattr(expected, field), rtol=0, atol=0)
     answers = torch.cat([each.tokens[each.kinds == ANSWER] for each in added]).bincount(minlength=VOCAB)
@@ -69,19 +77,21 @@ def test_shard_that_was_not_finished_is_none(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(OSError, match="no space"):
             writer.flush()
     assert list(tmp_path.iterdir())
-    assert entries(tmp_path) == []
+    assert stored_conversations(tmp_path) == []
     writer.flush()
-    assert [len(entry) for entry in entries(tmp_path)] == [writer.written]
+    assert [len(entry) for entry in stored_conversations(tmp_path)] == [writer.written]
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def some_entries(stem: str, count: int, choice: random.Random) -> list[Entry]:
+def some_conversations(stem: str, count: int, choice: random.Random) -> list[StoredConversation]:
     lengths = [choice.randint(5, 300) for _ in range(count)]
-    return [Entry(Path(f"{stem}-{index // 40:05d}.safetensors"), index * 1000, index * 1000 + n) for index, n in enumerate(lengths)]
+    return [
+        StoredConversation(Path(f"{stem}-{index // 40:05d}.safetensors"), index * 1000, index * 1000 + n) for index, n in enumerate(lengths)
+    ]
 
 
 def test_batches_hold_every_conversation_once_and_are_bounded() -> None:
-    every = [*some_entries("words-001", 300, random.Random(0)), Entry(Path("long"), 0, 1500)]
+    every = [*some_conversations("words-001", 300, random.Random(0)), StoredConversation(Path("long"), 0, 1500)]
     groups = list(batches(every, 1000, 20, random.Random(1)))
     assert sorted(map(str, chain(*groups))) == sorted(str(entry) for entry in every if len(entry) >= 20)
     assert all(max(map(len, group)) * len(group) <= 1000 for group in groups if len(group) > 1)
@@ -94,9 +104,9 @@ def test_batches_hold_every_conversation_once_and_are_bounded() -> None:
 
 def test_held_out_conversations_are_never_trained_on() -> None:
     """Also when shards are written between two epochs, by the same writer or by one whose name sorts before it."""
-    words = some_entries("words-001", 400, random.Random(0))
-    answers = some_entries("answers-chat", 130, random.Random(1))
-    trained, held = set[Entry](), set[Entry]()
+    words = some_conversations("words-001", 400, random.Random(0))
+    answers = some_conversations("answers-chat", 130, random.Random(1))
+    trained, held = set[StoredConversation](), set[StoredConversation]()
     for epoch in (words[:120], words, [*answers, *words]):
         training, held_out = split(epoch)
         assert sorted(map(str, [*training, *held_out])) == sorted(map(str, epoch))

@@ -1,6 +1,6 @@
-"""How training conversations begin: an open user turn that the target itself continues, or a task about text of Python's own library.
+"""Seed prompts of training conversations: first words of a user turn, which the target completes, or a task on text of Python's library.
 
-Everything is ours or the Python Software Foundation's (PSF licence); no benchmark question is among it.
+All text is ours or the Python Software Foundation's (PSF licence). It contains no benchmark question.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from pydoc_data.topics import topics
 
 
 @dataclass(frozen=True)
-class Opening:
-    """The start of a user turn; where ``open`` the target writes the rest of it."""
+class SeedPrompt:
+    """The beginning of a user turn. ``complete``: it is the whole turn; otherwise the target writes the rest."""
 
     text: str
-    open: bool
+    complete: bool
 
 
 SHARES = {"chat": 22, "instruct": 20, "question": 12, "maths": 13, "code": 12, "passage": 7, "library code": 9, "library text": 5}
 
-OF_CODE = (
+CODE_TASKS = (
     "Complete the following function.\n\n{}",
     "Write the body of this Python function.\n\n{}",
     "Finish this code:\n\n{}",
     "```python\n{}\n```\nComplete the function above.",
     "{}",
 )
-OF_TEXT = (
+TEXT_TASKS = (
     "Summarize the following text:\n\n{}",
     "Explain this in simple words.\n\n{}",
     "What are the main points of this passage?\n\n{}",
@@ -41,25 +41,25 @@ OF_TEXT = (
 )
 
 
-def openings(seed: int, longest: int) -> Iterator[Opening]:
-    """An endless, repeatable stream; texts of the library have at most ``longest`` characters."""
+def seed_prompts(seed: int, longest: int) -> Iterator[SeedPrompt]:
+    """An endless stream, the same for the same ``seed``. Texts of the library have at most ``longest`` characters."""
     choice = random.Random(seed)
-    seeds, code, text = open_turns(), library_functions(longest), library_passages(longest)
+    beginnings, code, text = turn_beginnings(), library_functions(longest), library_passages(longest)
     kinds, shares = list(SHARES), list(SHARES.values())
     while True:
         kind = choice.choices(kinds, shares)[0]
         if kind == "library code":
-            yield Opening(choice.choice(OF_CODE).format(choice.choice(code)), open=False)
+            yield SeedPrompt(choice.choice(CODE_TASKS).format(choice.choice(code)), complete=True)
         elif kind == "library text":
-            yield Opening(choice.choice(OF_TEXT).format(choice.choice(text)), open=False)
+            yield SeedPrompt(choice.choice(TEXT_TASKS).format(choice.choice(text)), complete=True)
         else:
-            yield Opening(choice.choice(seeds[kind]), open=True)
+            yield SeedPrompt(choice.choice(beginnings[kind]), complete=False)
 
 
-def open_turns() -> dict[str, list[str]]:
-    """Kind -> how such a user turn may begin, from openings.tsv."""
+def turn_beginnings() -> dict[str, list[str]]:
+    """Kind -> first words of such user turns, from seed_prompts.tsv."""
     turns: dict[str, list[str]] = {}
-    for line in Path(__file__).with_name("openings.tsv").read_text(encoding="utf-8").splitlines():
+    for line in Path(__file__).with_name("seed_prompts.tsv").read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             kind, words = line.split("\t")
             turns.setdefault(kind, []).append(words.replace("\\n", "\n"))
@@ -67,7 +67,7 @@ def open_turns() -> dict[str, list[str]]:
 
 
 def library_functions(longest: int) -> list[str]:
-    """Signature and docstring of every documented function of Python's library."""
+    """Signature and docstring of every documented function of Python's library, at most ``longest`` characters."""
     found = []
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         source = file.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,116 @@
+"""Collects training data in shards: conversations that the target writes now, or that it wrote earlier."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, repeat
+from pathlib import Path
+
+import torch
+
+from runtime.manifest.schema import Tokens
+from runtime.text.tokenizer import Tokenizer
+
+from ..checkpoints.fetch import locate, open_checkpoint
+from ..checkpoints.gguf import GgufCheckpoint
+from ..checkpoints.models import model_entry
+from ..checkpoints.safetensors import Checkpoint
+from ..checkpoints.tokenizer import tokenizer_of_directory, tokenizer_of_gguf
+from .errors import TrainingError
+from .generate import generate_conversations
+from .seed_prompts import seed_prompts
+from .segments import ANSWER, PROMPT, TEMPLATE, Segment, TemplateTokens, plan_conversation, template_tokens
+from .shards import ShardWriter
+from .target import TorchTarget, torch_device
+
+SEED_CHARACTERS = 600  # most characters of a library text in a seed prompt
+
+
+@dataclass(frozen=True)
+class Source:
+    """The target whose conversations are collected: its weights, its tokenizer and its chat template."""
+
+    checkpoint: Checkpoint
+    text: Tokenizer
+    template: TemplateTokens
+
+
+def open_source(model: str, weights: str | None) -> Source:
+    """Find the target as resps-export does. Raises UnknownModel, CheckpointError and UnsupportedModel."""
+    entry = model_entry(model)
+    checkpoint = open_checkpoint(locate(entry, weights))
+    if isinstance(checkpoint, GgufCheckpoint):
+        files = tokenizer_of_gguf(checkpoint)
+    else:
+        files = tokenizer_of_directory(checkpoint.path, entry.chat_template)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        (directory / "tokenizer.json").write_text(files.tokenizer_json, encoding="utf-8")
+        (directory / "chat_template.jinja").write_text(files.chat_template or "", encoding="utf-8")
+        text = Tokenizer(directory, Tokens("tokenizer.json", "chat_template.jinja", files.stop, files.bos))
+    return Source(checkpoint, text, template_tokens(text, files.stop))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How the target runs: ``batch`` conversations side by side, each of at most ``capacity`` tokens, on ``device``."""
+
+    batch: int
+    capacity: int
+    device: str
+
+
+def collect_words(source: Source, out: Path, generation: Generation, seed: int, tokens: int) -> Iterator[str]:
+    """Let the target write conversations until ``tokens`` tokens are in shards; yields a line for the user per shard.
+
+    Raises TrainingError if ``out`` has the shards of this seed already, or if the device is missing."""
+    writer, choice = ShardWriter(out, f"words-{seed:03d}"), random.Random(seed)
+    plans = (plan_conversation(each, source.text, source.template, choice) for each in seed_prompts(seed, SEED_CHARACTERS))
+    yield from _collect(source, plans, writer, generation, seed, tokens)
+
+
+def collect_answers(source: Source, out: Path, generation: Generation, file: Path) -> Iterator[str]:
+    """Compute the hidden states of the conversations in ``file``; yields a line for the user per shard.
+
+    Raises TrainingError for a malformed file, if ``out`` has the shards of this file already, or if the device is missing."""
+    writer, plans = ShardWriter(out, f"answers-{file.stem}"), read_answers(file, source)
+    tokens = sum(min(generation.capacity, sum(len(segment.given) for segment in plan)) for plan in plans)
+    filler = [Segment(TEMPLATE, source.template.before_user)]  # keeps the batch full until the last conversation is done
+    yield from _collect(source, chain(plans, repeat(filler)), writer, generation, 0, tokens)
+
+
+def read_answers(file: Path, source: Source) -> list[list[Segment]]:
+    """The conversations of JSON lines with ``prompt``, ``answer`` and perhaps ``finished``: false for an answer that was cut."""
+    encode, template, plans = source.text.encode_raw, source.template, []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise TrainingError(f"{file} is not UTF-8 text (byte {error.start}) — convert it first") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            each = json.loads(line)
+            prompt, answer = encode(each["prompt"]), encode(each["answer"])
+            end = [min(template.stop)] if each.get("finished", True) else []
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrainingError(f"{file} line {number} has no prompt and answer ({error!r}) — give JSON lines with both") from None
+        user = [Segment(TEMPLATE, template.before_user), Segment(PROMPT, prompt), Segment(TEMPLATE, template.after_user)]
+        plans.append([*user, Segment(ANSWER, answer + end)])
+    return plans
+
+
+def _collect(
+    source: Source, plans: Iterator[list[Segment]], writer: ShardWriter, generation: Generation, seed: int, tokens: int
+) -> Iterator[str]:
+    target = TorchTarget(source.checkpoint, generation.batch, generation.capacity, torch_device(generation.device), torch.bfloat16)
+    began = time.monotonic()
+    for conversation in generate_conversations(target, plans, generation.batch, source.template.stop, seed):
+        if bool((conversation.kinds != TEMPLATE).any()) and writer.add(conversation):
+            yield f"{writer.written:,} tokens, {writer.written / (time.monotonic() - began):.0f} tokens/s"
+        if writer.written >= tokens:
+            break
+    writer.flush()

@@ -1,0 +1,215 @@
+"""The unrolled training graph against a naive one and against the export's; the loss and its gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from export.checkpoints.draft_checkpoint import open_draft
+from export.checkpoints.safetensors import SafetensorsCheckpoint
+from export.graphs.layers import PRECISIONS
+from export.parity.draft import reference_fuse, reference_pass
+from export.training.draft import TorchDraft
+from export.training.segments import ANSWER
+from export.training.shards import Conversation
+from export.training.unroll import CHUNK, DECAY, Batch, SoftCrossEntropy, StepScore, Unroller, collate, weighted_loss
+from tests.support.training import CPU, packed, random_conversation, random_draft
+
+STEPS = 4
+
+
+def unroller_of(draft: TorchDraft, target: SafetensorsCheckpoint, steps: int = STEPS) -> Unroller:
+    cos, sin = (torch.from_numpy(table) for table in target.arch.rope.tables(target.arch.head_dim, 128))
+    embedding, head = (torch.from_numpy(target.read(name)) for name in ("model.embed_tokens.weight", "lm_head.weight"))
+    return Unroller(draft, embedding, head, cos, sin, steps)
+
+
+def unrolled(unroller: Unroller, batch: Batch) -> tuple[list[StepScore], list[Tensor]]:
+    """Scores, and what every step's logits were, [B, R, Vd]."""
+    normed: list[Tensor] = []
+    hook = unroller.draft.norm.register_forward_hook(lambda _module, _inputs, output: normed.append(output.detach()))
+    scores = unroller(batch)
+    hook.remove()
+    return scores, [unroller.draft.lm_head(each).detach() for each in normed]
+
+
+def rows_of(each: Conversation) -> list[int]:
+    """Rows whose first guess, two tokens on, belongs to an answer."""
+    return [row for row in range(len(each) - 2) if each.kinds[row + 2] == ANSWER]
+
+
+def naive(draft: TorchDraft, target: SafetensorsCheckpoint, each: Conversation, row: int, steps: int) -> np.ndarray:
+    """Logits of one row's steps, in float64 and one vector at a time: step 0 of the rows before it, then the chain that it begins."""
+    w = {name: value.detach().double().numpy() for name, value in draft.state_dict().items()}
+    arch, embedding, tokens = target.arch, target.read("model.embed_tokens.weight").astype(np.float64), each.tokens.tolist()
+    cos, sin = (table.astype(np.float64) for table in arch.rope.tables(arch.head_dim, 128))
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        return np.asarray(x / np.sqrt((x * x).mean() + arch.rms_eps) * w[f"{name}.weight"])
+
+    def heads(part: str, x: np.ndarray, position: int) -> np.ndarray:
+        vectors = (w[f"midlayer.self_attn.{part}_proj.weight"] @ x).reshape(-1, arch.head_dim)
+        if part == "v":
+            return np.asarray(vectors)
+        first, second = np.split(vectors, 2, axis=-1)
+        spun = (first + 1j * second) * (cos[position] + 1j * sin[position])
+        return np.concatenate([spun.real, spun.imag], -1)
+
+    def joined(token: int, feature: np.ndarray) -> np.ndarray:
+        return np.concatenate([norm(embedding[token], "midlayer.input_layernorm"), norm(feature, "midlayer.hidden_norm")])
+
+    features = each.captures.double().numpy() @ w["fc.weight"].T
+    before = [(joined(tokens[at + 1], features[at]), at) for at in range(row)]
+    keys, values = ([heads(part, x, at) for x, at in before] for part in "kv")
+    feature, logits = features[row], []
+    for step in range(steps):
+        x = joined(tokens[row + 1 + step], feature)
+        query, key, value = (heads(part, x, row + step) for part in "qkv")
+        keys.append(key)
+        values.append(value)
+        context = []
+        for head in range(arch.heads):
+            shared = head // (arch.heads // arch.kv_heads)
+            weights = np.exp([query[head] @ key[shared] / np.sqrt(arch.head_dim) for key in keys])
+            context.append(sum(weight * value[shared] for weight, value in zip(weights / weights.sum(), values, strict=True)))
+        feature = feature + w["midlayer.self_attn.o_proj.weight"] @ np.concatenate(context)
+        y = norm(feature, "midlayer.post_attention_layernorm")
+        gate, up = (w[f"midlayer.mlp.{part}_proj.weight"] @ y for part in ("gate", "up"))
+        feature = feature + w["midlayer.mlp.down_proj.weight"] @ (gate / (1 + np.exp(-gate)) * up)
+        logits.append(w["lm_head.weight"] @ norm(feature, "norm"))
+    return np.stack(logits)
+
+
+def test_rows_and_steps_pair_features_tokens_and_positions_as_a_chain_does(target: SafetensorsCheckpoint) -> None:
+    draft = random_draft(target.arch)
+    each = random_conversation(20, 1, [slice(5, 12), slice(15, 20)], target)
+    scores, logits = unrolled(unroller_of(draft, target), collate([each], CPU))
+    rows = rows_of(each)
+    assert rows == [*range(3, 10), *range(13, 18)]
+    assert len(scores) == STEPS
+    for place, row in enumerate(rows):
+        steps = min(STEPS, len(each) - 2 - row)  # those that guess a token which is there
+        expected = naive(draft, target, each, row, steps)
+        actual = torch.stack([step[0, place] for step in logits[:steps]]).numpy()
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["specforge", "speculators"])
+def test_training_graph_is_the_inference_graph(tmp_path: Path, target: SafetensorsCheckpoint, form: str) -> None:
+    """The packed draft in numpy: committed rows, and below one of them a chain that hands on its own features."""
+    draft = random_draft(target.arch)
+    opened = open_draft(packed(draft, tmp_path, form), target)
+    each = random_conversation(16, 2, [slice(4, 16)], target)
+    _, logits = unrolled(unroller_of(draft, target), collate([each], CPU))
+    tokens, base = each.tokens.numpy(), reference_fuse(opened, each.captures.numpy())
+    for place, row in enumerate(rows_of(each)):
+        hidden, steps = base[: row + 1], min(STEPS, len(each) - 2 - row)
+        for step in range(steps):
+            seen = row + 1 + step
+            following, expected = reference_pass(
+                opened, tokens[1 : 1 + seen], hidden, np.arange(seen), np.tri(seen, dtype=bool), PRECISIONS["fp32"].stored
+            )
+            actual = logits[step][0, place].log_softmax(-1).numpy()
+            np.testing.assert_allclose(actual, expected[-1], rtol=0, atol=1e-4)
+            hidden = np.concatenate([hidden, following[-1:]])
+
+
+def expected_scores(unroller: Unroller, each: Conversation, logits: list[Tensor]) -> list[tuple[float, int, int, int]]:
+    """Loss, rows, top1 and top3 of every step, from the definition; ``logits`` [R, Vd] of each step."""
+    tokens, head, scores = unroller.draft.tokens.tolist(), unroller.head, []
+    for step, guesses in enumerate(logits):
+        loss, rows, first, third = 0.0, 0, 0, 0
+        for place, row in enumerate(rows_of(each)):
+            guessed = row + 2 + step
+            if guessed >= len(each) or each.kinds[guessed] != ANSWER:
+                continue
+            truth = head @ each.final[guessed - 1]
+            preferred = int(truth.argmax())
+            if preferred not in tokens:
+                continue
+            loss -= float(truth[tokens].softmax(-1) @ guesses[place].log_softmax(-1))
+            best = guesses[place].topk(3).indices.tolist()
+            index = tokens.index(preferred)
+            rows, first, third = rows + 1, first + (index == best[0]), third + (index in best)
+        scores.append((loss, rows, first, third))
+    return scores
+
+
+def test_padding_and_other_conversations_change_nothing(target: SafetensorsCheckpoint) -> None:
+    """Short and long, answers early and late: rows that fill up a short one must not count even where a later guess of theirs would."""
+    unroller = unroller_of(random_draft(target.arch, 200), target)
+    with torch.no_grad():  # guesses like the target's, so that some are right
+        unroller.draft.lm_head.weight[:40] *= 3
+    every = [
+        random_conversation(12, 3, [slice(4, 12)], target),
+        random_conversation(30, 15, [slice(0, 30)], target),
+        random_conversation(30, 5, [slice(8, 10), slice(14, 17)], target),
+        random_conversation(9, 6, [], target),
+    ]
+    together, logits = unrolled(unroller, collate(every, CPU))
+    sums = np.zeros((STEPS, 4))
+    for index, each in enumerate(every):
+        alone, its_logits = unrolled(unroller, collate([each], CPU))
+        rows = len(rows_of(each))
+        for step in range(STEPS):
+            real = [place for place, row in enumerate(rows_of(each)) if row + 2 + step < len(each)]
+            torch.testing.assert_close(logits[step][index, real], its_logits[step][0, real], rtol=0, atol=1e-4)
+        expected = expected_scores(unroller, each, [step[0, :rows] for step in its_logits])
+        for score, (loss, *counts) in zip(alone, expected, strict=True):
+            assert [score.rows, score.top1, score.top3] == counts
+            assert float(score.loss.detach()) == pytest.approx(loss, rel=1e-4, abs=1e-4)
+        sums += expected
+    assert sums[:, 1].min() > 10
+    assert sums[:, 3].sum() > sums[:, 2].sum() > 0
+    for score, (loss, *counts) in zip(together, sums, strict=True):
+        assert [score.rows, score.top1, score.top3] == counts
+        assert float(score.loss.detach()) == pytest.approx(loss, rel=1e-4)
+    losses = [loss / rows * DECAY**step for step, (loss, rows, *_) in enumerate(sums)]
+    assert float(weighted_loss(together).detach()) == pytest.approx(sum(losses), rel=1e-4)
+
+
+def gradients(unroller: Unroller, each: Conversation) -> list[Tensor]:
+    unroller.draft.zero_grad()
+    weighted_loss(unroller(collate([each], CPU))).backward()
+    return [parameter.grad.clone() for parameter in unroller.draft.parameters() if parameter.grad is not None]
+
+
+def test_what_does_not_count_moves_nothing(target: SafetensorsCheckpoint) -> None:
+    """Neither labels of other tokens than an answer's, nor anything that lies behind the last guess."""
+    unroller = unroller_of(random_draft(target.arch, 200), target)
+    each = random_conversation(30, 7, [slice(6, 14), slice(19, 24)], target)
+    expected = gradients(unroller, each)
+    assert len(expected) == len(list(unroller.draft.parameters()))
+    assert all(gradient.abs().max() > 0 for gradient in expected)
+    unanswered = torch.tensor([at + 1 >= len(each) or each.kinds[at + 1] != ANSWER for at in range(len(each))])
+    each.final[unanswered] = torch.randn(int(unanswered.sum()), target.arch.hidden)
+    each.tokens[24:] = 0
+    each.captures[22:] = 0  # row 21 guesses token 23, the last of an answer
+    for actual, gradient in zip(gradients(unroller, each), expected, strict=True):
+        torch.testing.assert_close(actual, gradient, rtol=0, atol=1e-5)
+    each.captures[4:22] = 0
+    assert any((actual - gradient).abs().max() > 1e-3 for actual, gradient in zip(gradients(unroller, each), expected, strict=True))
+
+
+@pytest.mark.parametrize("rows", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 60])
+def test_loss_and_its_gradients_equal_autograd(rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    feature, weight, wanted = (torch.randn(*shape, generator=generator) for shape in ((rows, 24), (50, 24), (40, 50)))
+    wanted, best = (3 * wanted).softmax(-1), wanted.argmax(-1)
+    label = torch.randint(40, (rows,), generator=generator)
+    results = []
+    for fused in (True, False):
+        inputs = feature.clone().requires_grad_(), weight.clone().requires_grad_()
+        if fused:
+            loss, ranks = SoftCrossEntropy.apply(*inputs, wanted, label, best)
+        else:
+            logits = inputs[0] @ inputs[1].T
+            loss, ranks = -(wanted[label] * logits.log_softmax(-1)).sum(), (logits > logits.gather(1, best[label, None])).sum(-1)
+        (0.3 * loss).backward()
+        results.append((loss.detach(), *(each.grad for each in inputs), ranks))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()) if rows else 0)

@@ -1,0 +1,73 @@
+"""Tiny drafts and conversations for the tests of draft training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from export.checkpoints.arch import Arch
+from export.checkpoints.draft_checkpoint import HEAD
+from export.checkpoints.safetensors import SafetensorsCheckpoint
+from export.training.draft import DraftShape, TorchDraft
+from export.training.pack import draft_config, pack_run
+from export.training.segments import ANSWER, PROMPT
+from export.training.shards import Conversation
+from export.training.target import TorchTarget
+from tests.support.tiny import reference
+
+CPU = torch.device("cpu")
+
+
+def random_draft(arch: Arch, size: int = 100) -> TorchDraft:
+    """Nothing left at its start, matrices wide enough that attention picks single rows, and exactly representable in bfloat16."""
+    generator = torch.Generator().manual_seed(3)
+    draft = TorchDraft(DraftShape.of_target(arch), torch.randperm(arch.vocab, generator=generator)[:size].sort().values)
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_((1 + 0.3 * noise if noise.dim() == 1 else 1.5 * noise * parameter.shape[-1] ** -0.5).bfloat16())
+    return draft
+
+
+def random_conversation(length: int, seed: int, answers: Sequence[slice], target: SafetensorsCheckpoint) -> Conversation:
+    """Random tokens and states. The target clearly prefers one of the first 60 tokens; what is no answer is a prompt."""
+    arch, head = target.arch, torch.from_numpy(target.read(HEAD))
+    generator = torch.Generator().manual_seed(seed)
+    kinds = torch.full((length,), PROMPT, dtype=torch.uint8)
+    for each in answers:
+        kinds[each] = ANSWER
+    return Conversation(
+        torch.randint(arch.vocab, (length,), generator=generator, dtype=torch.int32),
+        kinds,
+        torch.randn(length, 3 * arch.hidden, generator=generator),
+        2 * head[torch.randint(60, (length,), generator=generator)] + 0.3 * torch.randn(length, arch.hidden, generator=generator),
+    )
+
+
+def packed(draft: TorchDraft, out: Path, form: str = "specforge") -> Path:
+    """``draft`` as pack_run writes it from the checkpoint of a run."""
+    run = out / "run"
+    run.mkdir(parents=True)
+    torch.save({"draft": draft.state_dict(), "tokens": draft.tokens}, run / "state.pt")
+    (run / "run.json").write_text(json.dumps({"draft": draft_config(draft.shape)}))
+    pack_run(run, out / form, form, "tiny/target")
+    return out / form
+
+
+def torch_target(directory: Path, model: Any, batch: int, capacity: int) -> TorchTarget:
+    model.save_pretrained(directory)
+    return TorchTarget(SafetensorsCheckpoint(directory), batch, capacity, CPU, torch.float32)
+
+
+def expect_states(target: TorchTarget, model: Any, tokens: list[int], captures: Tensor, final: Tensor) -> None:
+    """Every position of a conversation as transformers computes it from the whole."""
+    logits, streams = reference(model, tokens)
+    expected = np.concatenate([streams[layer] for layer in target.arch.captured], axis=-1)
+    np.testing.assert_allclose(captures.numpy(), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose((final @ target.head.T).numpy(), logits, rtol=0, atol=1e-4)
