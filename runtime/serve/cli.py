@@ -50,7 +50,7 @@ def command(engine_dir: Path, host: str, port: int, model_name: str | None, verb
     /healthz is 200 when it is ready, /metrics is for Prometheus. SIGTERM finishes what runs and ends. docs/serving.md says more.
     """
     set_verbosity(verbose)
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    missing = [name for name in ("prometheus_client", "pydantic", "starlette", "uvicorn") if find_spec(name) is None]
     if missing:
         from .errors import ServeError
 
