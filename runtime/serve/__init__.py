@@ -1,1 +1,1 @@
-"""``resps-serve``: an OpenAI-compatible HTTP server over one engine directory. Needs the extra ``serve``; nothing else imports it."""
+"""``resps-serve``: an OpenAI-compatible HTTP server over one engine directory. It needs the extra ``serve``; nothing else imports it."""

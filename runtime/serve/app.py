@@ -1,4 +1,4 @@
-"""The HTTP side: routes, bodies, errors. Knows nothing of sockets and signals, so that any ASGI server can run it."""
+"""The ASGI application: routes, request bodies and error bodies. Any ASGI server can run it: it opens no socket and handles no signal."""
 
 from __future__ import annotations
 
@@ -8,106 +8,83 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
-from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from ..decoder import Decoder
 from .errors import ApiError
 from .metrics import Metrics
-from .openai_requests import ChatBody, CompletionBody, GenerationRequest, chat, completion, read
+from .openai_requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request, parse_body
 from .openai_responses import ResponseFormat
 from .pool import Pool
 from .replica import Replica
 from .reply import Reply, Services
 from .settings import ServerSettings
 
-CLOSE_SECONDS = 10.0  # for a replica's last round, after the draining
+CLOSE_SECONDS = 10.0  # for a replica's last round, after draining
 
 
-def make_app(settings: ServerSettings, load: Callable[[], Sequence[Decoder]]) -> FastAPI:
-    """The application. ``load`` is called once, when it starts up, and returns the Decoders, one a replica; they are closed at the end.
+def make_app(settings: ServerSettings, load: Callable[[], Sequence[Decoder]]) -> Starlette:
+    """Make the application.
 
-    ``app.state.house`` is there while it runs.
+    ``load`` is called once, at start-up, and returns one Decoder per replica. The application closes them at shutdown. While it runs,
+    ``app.state.services`` holds its Services; afterwards ``app.state.clean`` says whether every replica ended in time.
     """
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         decoders = await asyncio.to_thread(load)
         pool = Pool([Replica(each, settings.failures) for each in decoders], settings)
-        app.state.house = Services(settings, pool, Metrics(pool), decoders[0])
-        app.state.created = int(time.time())
+        app.state.services = Services(settings, pool, Metrics(pool), decoders[0], int(time.time()))
         yield
         app.state.clean = await pool.close(CLOSE_SECONDS)
 
-    app = FastAPI(title="resps", description=__doc__.splitlines()[0], lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ClientDisconnect, _gone)
-    app.add_exception_handler(Exception, _defect)
-
-    @app.post("/v1/chat/completions", openapi_extra=_body(ChatBody))
-    async def chat_completions(request: Request) -> Response:
-        """The answer to a conversation."""
-        return await _reply(request, True, lambda body: chat(read(ChatBody, body), settings.messages))
-
-    @app.post("/v1/completions", openapi_extra=_body(CompletionBody))
-    async def completions(request: Request) -> Response:
-        """How a text goes on."""
-        return await _reply(request, False, lambda body: completion(read(CompletionBody, body)))
-
-    @app.get("/v1/models")
-    async def models(request: Request) -> dict[str, Any]:
-        """The one model that is served."""
-        return {"object": "list", "data": [_model(request)]}
-
-    @app.get("/v1/models/{name:path}")
-    async def model(request: Request, name: str) -> dict[str, Any]:
-        """The one model, by its name."""
-        _expect_model(name, settings.model)
-        return _model(request)
-
-    @app.get("/healthz")
-    async def healthz(request: Request) -> Response:
-        """200 when requests are taken and every replica works, else 503."""
-        house: Services = request.app.state.house
-        body = {
-            "ready": house.pool.healthy,
-            "draining": house.pool.draining,
-            "replicas": [each.healthy for each in house.pool.replicas],
-            "running": house.pool.running,
-            "waiting": house.pool.waiting,
-            "process": os.getpid(),  # of several behind one address
-        }
-        return JSONResponse(body, 200 if house.pool.healthy else 503)
-
-    @app.get("/metrics")
-    async def metrics(request: Request) -> Response:
-        """For Prometheus."""
-        house: Services = request.app.state.house
-        return Response(house.metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-    return app
+    routes = [
+        Route("/v1/chat/completions", _chat_completions, methods=["POST"]),
+        Route("/v1/completions", _completions, methods=["POST"]),
+        Route("/v1/models", _models),
+        Route("/v1/models/{name:path}", _model),
+        Route("/healthz", _healthz),
+        Route("/metrics", _metrics),
+    ]
+    handlers = {ApiError: _api_error, HTTPException: _http_error, ClientDisconnect: _client_gone, Exception: _internal_error}
+    return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
 
 
-async def _reply(request: Request, is_chat: bool, understand: Callable[[bytes], GenerationRequest]) -> Response:
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+async def _chat_completions(request: Request) -> Response:
+    max_messages = _services(request).settings.messages
+    return await _generate(request, True, lambda body: chat_request(parse_body(ChatBody, body), max_messages))
+
+
+async def _completions(request: Request) -> Response:
+    return await _generate(request, False, lambda body: completion_request(parse_body(CompletionBody, body)))
+
+
+async def _generate(request: Request, is_chat: bool, parse: Callable[[bytes], GenerationRequest]) -> Response:
     arrived = monotonic()
-    house: Services = request.app.state.house
+    services = _services(request)
     try:
-        ask = understand(await _read(request, house.settings))
-        _expect_model(ask.model, house.settings.model)
+        generation = parse(await _read_body(request, services.settings))
+        _expect_model(generation.model, services.settings.model)
     except ApiError as error:
-        house.metrics.requests.labels(error.outcome).inc()
+        services.metrics.requests.labels(error.outcome).inc()
         raise
-    return Reply(house, ask, ResponseFormat(is_chat, house.settings.model, ask, house.decoder), arrived)
+    response_format = ResponseFormat(is_chat, services.settings.model, generation, services.decoder)
+    return Reply(services, generation, response_format, arrived)
 
 
-async def _read(request: Request, settings: ServerSettings) -> bytes:
-    """The body. Raises ApiError when it is too large or does not come."""
+async def _read_body(request: Request, settings: ServerSettings) -> bytes:
+    """The request's body. Raises ApiError when it is too large or arrives too slowly."""
     body = bytearray()
     try:
         async with asyncio.timeout(settings.read_seconds):
@@ -125,15 +102,32 @@ def _expect_model(name: str | None, served: str) -> None:
         raise ApiError(404, f"there is no model {name[:80]!r} here — this server has {served!r}", code="model_not_found", param="model")
 
 
-def _model(request: Request) -> dict[str, Any]:
-    house: Services = request.app.state.house
-    about = {"id": house.settings.model, "object": "model", "created": request.app.state.created, "owned_by": "resps"}
-    return {**about, "max_model_len": house.decoder.manifest.limits.context}
+async def _models(request: Request) -> Response:
+    return JSONResponse({"object": "list", "data": [_services(request).model_card]})
 
 
-def _body(kind: type[ChatBody] | type[CompletionBody]) -> dict[str, Any]:
-    """For /openapi.json: bodies are read by hand, so that every failure has OpenAI's form."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}
+async def _model(request: Request) -> Response:
+    services = _services(request)
+    _expect_model(request.path_params["name"], services.settings.model)
+    return JSONResponse(services.model_card)
+
+
+async def _healthz(request: Request) -> Response:
+    """200 while requests are accepted and every replica works, else 503."""
+    pool = _services(request).pool
+    body = {
+        "ready": pool.healthy,
+        "draining": pool.draining,
+        "replicas": [each.healthy for each in pool.replicas],
+        "running": pool.running,
+        "waiting": pool.waiting,
+        "process": os.getpid(),  # tells apart several processes behind one address
+    }
+    return JSONResponse(body, 200 if pool.healthy else 503)
+
+
+async def _metrics(request: Request) -> Response:
+    return Response(_services(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
@@ -147,9 +141,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return JSONResponse(ApiError(error.status_code, message, code="no_such_route").body, error.status_code, error.headers)
 
 
-async def _gone(request: Request, error: Exception) -> Response:
+async def _client_gone(request: Request, error: Exception) -> Response:
     return Response(status_code=400)  # nobody reads it
 
 
-async def _defect(request: Request, error: Exception) -> Response:
+async def _internal_error(request: Request, error: Exception) -> Response:
     return JSONResponse(ApiError(500, f"internal error, {type(error).__name__}", code="internal_error").body, 500)

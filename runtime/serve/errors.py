@@ -1,4 +1,4 @@
-"""Failures as OpenAI's clients read them: a status and {"error": {"message", "type", "param", "code"}}."""
+"""Failed requests in OpenAI's format: an HTTP status and a body {"error": {"message", "type", "param", "code"}}."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ LOG = logging.getLogger("runtime.serve")
 
 
 class ServeError(RespsError):
-    """The server cannot start: a port that is taken, packages that are missing."""
+    """The server cannot start, for example because the port is taken or packages are missing."""
 
 
 class ApiError(Exception):
-    """One request's failure. ``param``: the field of the request that is to blame; ``outcome``: what /metrics counts it as."""
+    """The failure of one request.
+
+    ``param``: the request's field that caused it. ``outcome``: the label under which /metrics counts the request. ``retry_after``: seconds
+    that the client should wait, sent as the header Retry-After.
+    """
 
     def __init__(
         self,
@@ -40,30 +44,33 @@ class ApiError(Exception):
 
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
-    """A request that is refused because of what it says."""
+    """The request is refused because of its content (400)."""
     return ApiError(400, message, code=code, param=param)
 
 
-def too_late(seconds: float) -> ApiError:
-    """``seconds``, all that a request may take, were over before anything came of it."""
+def deadline_exceeded(seconds: float) -> ApiError:
+    """The request's time limit, ``seconds``, passed before the first token (504)."""
     return ApiError(504, f"the time of a request, {seconds:g} s, was over before the first token", code="deadline", outcome="deadline")
 
 
+def queue_timeout(seconds: float, retry_after: int | None = None) -> ApiError:
+    """The request waited ``seconds`` for a replica, the longest that it may (503)."""
+    message = f"no engine became free within {seconds:g} s — send the request again later"
+    return ApiError(503, message, code="queue_timeout", outcome="queue_timeout", retry_after=retry_after)
+
+
 def shutting_down() -> ApiError:
-    """This server is going away."""
-    return ApiError(
-        503, "this server is shutting down — send the request again, to another one", code="shutting_down", outcome="shutting_down",
-        retry_after=1,
-    )  # fmt: skip
+    """The server is stopping (503)."""
+    message = "this server is shutting down — send the request again, to another one"
+    return ApiError(503, message, code="shutting_down", outcome="shutting_down", retry_after=1)
 
 
 PROMPT_CODES: Mapping[PromptKind, str] = {"too_long": "context_length_exceeded"}
-"""OpenAI's codes for what is wrong with a prompt, where it has one; else ``invalid_prompt``."""
+"""OpenAI's error codes by kind of PromptError. All other kinds are ``invalid_prompt``."""
 
 
 def as_api_error(error: BaseException, param: str = "prompt") -> ApiError:
-    """What the client is told of an exception that came out of a Decoder. Never more than one line, never a traceback. ``param``: the field
-    that the prompt came from."""
+    """Convert an exception of a Decoder into a one-line error without a traceback. ``param``: the request's field that held the prompt."""
     match error:
         case ApiError():
             return error
@@ -81,8 +88,9 @@ def as_api_error(error: BaseException, param: str = "prompt") -> ApiError:
 
 
 def logged(error: BaseException, param: str = "prompt") -> ApiError:
-    """The same, and what is the server's fault goes to its log."""
-    known = as_api_error(error, param)
-    if known.status >= 500 and known is not error:
-        LOG.error("a request failed: %s", " ".join(str(error).split()), exc_info=error if known.code == "internal_error" else None)
-    return known
+    """Like ``as_api_error``, and log failures of the server (status 500 and above)."""
+    api_error = as_api_error(error, param)
+    if api_error.status >= 500 and api_error is not error:
+        traceback = error if api_error.code == "internal_error" else None
+        LOG.error("a request failed: %s", " ".join(str(error).split()), exc_info=traceback)
+    return api_error

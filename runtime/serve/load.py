@@ -1,4 +1,4 @@
-"""From an engine directory to replicas, warm."""
+"""Loads an engine directory into several warmed-up replicas."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from ..decoder import Decoder
 
 
 def load_replicas(engine_dir: Path, replicas: int, *, warm: bool = True, threads: int | None = None, **options: Any) -> list[Decoder]:
-    """A Decoder and its forks: one copy of the weights. Several replicas compute with one thread each unless ``threads`` says otherwise.
-    Raises EngineDirError."""
+    """Load a Decoder and fork it: the replicas share one copy of the weights.
+
+    ``threads``: of one replica [default: 1 for several replicas, else the Decoder's default]. ``options`` go to the Decoder. Raises
+    EngineDirError.
+    """
     first = Decoder(engine_dir, threads=threads or (1 if replicas > 1 else None), **options)
     decoders = [first]
     try:
@@ -27,10 +30,12 @@ def load_replicas(engine_dir: Path, replicas: int, *, warm: bool = True, threads
 
 
 def warm_up(decoders: Sequence[Decoder]) -> None:
-    """All at the same time, because that is how they will work: passes that run at once each need room of their own in ONNX Runtime's
-    arenas (11 MiB for 128 rows of the demo model), which stays. Else all of it would come on the day when two long prompts meet. And
-    twice: the first time ONNX Runtime takes a pass's room piece by piece and notes the sum, from the second time on it takes that at once,
-    and what was left of the pieces is too small for it."""
+    """Warm up all Decoders at the same time, twice.
+
+    At the same time, because concurrent passes each need their own memory in ONNX Runtime's arena (11 MiB for 128 rows of the demo model),
+    and the arena keeps it: otherwise the process would grow later, when two long prompts meet. Twice, because ONNX Runtime allocates a
+    pass's memory piece by piece the first time and as one block from the second time on, and the freed pieces are too small for the block.
+    """
     with ThreadPoolExecutor(len(decoders)) as threads:
         for _ in range(2):
             for warming in [threads.submit(each.warmup) for each in decoders]:

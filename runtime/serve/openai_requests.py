@@ -1,7 +1,7 @@
-"""What a client may ask: the bodies of /v1/chat/completions and /v1/completions, checked and brought to one form.
+"""Request bodies of /v1/chat/completions and /v1/completions: checked, then converted to one GenerationRequest.
 
-A parameter that would change the answer and that we do not follow is refused by name, never dropped in silence. ``NEUTRAL`` values of such
-parameters, null, and the parameters of ``HARMLESS`` are let through.
+A parameter that would change the answer and is not supported is refused by name, never ignored. Accepted are its ``NEUTRAL`` values, null,
+and the parameters in ``HARMLESS``, which change nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "min_p": (0,),
     "min_tokens": (0,),
     "tools": ([],),
-    "tool_choice": ("none", "auto"),  # nothing to choose from
+    "tool_choice": ("none", "auto"),  # there are no tools to choose from
     "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
@@ -63,13 +63,13 @@ class _Body(BaseModel):
 
 
 class StreamOptions(_Body):
-    """``include_usage``: a last event with the usage and no choice."""
+    """``include_usage``: send a last event with the usage and no choice."""
 
     include_usage: bool | None = None
 
 
-class Sampled(_Body):
-    """What both bodies have in common. ``policy`` and ``speculation`` are ours (extra_body of OpenAI's client), ``top_k`` is vLLM's."""
+class SamplingBody(_Body):
+    """The fields of both bodies. ``policy`` and ``speculation`` are our additions, ``top_k`` is vLLM's (extra_body in OpenAI's client)."""
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -85,22 +85,22 @@ class Sampled(_Body):
 
 
 class TextPart(_Body):
-    """A piece of a message."""
+    """A part of a message's content."""
 
     type: Literal["text"]
     text: str
 
 
 class ChatMessage(_Body):
-    """One turn. A developer's message is a system message."""
+    """One message. The role developer is the same as system."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
 
 
-class ChatBody(Sampled):
-    """POST /v1/chat/completions."""
+class ChatBody(SamplingBody):
+    """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Count | None = None
@@ -108,8 +108,8 @@ class ChatBody(Sampled):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
 
-class CompletionBody(Sampled):
-    """POST /v1/completions."""
+class CompletionBody(SamplingBody):
+    """The body of POST /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -117,7 +117,7 @@ class CompletionBody(Sampled):
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A request in the Decoder's terms. ``policy`` None: the server's."""
+    """A checked request in the Decoder's terms. ``model`` None: the server's model. ``policy`` None: the server's policy."""
 
     prompt: str | list[int] | list[dict[str, str]]
     model: str | None
@@ -130,72 +130,73 @@ class GenerationRequest:
 Body = TypeVar("Body", bound=_Body)
 
 
-def read(kind: type[Body], body: bytes) -> Body:
-    """The body, checked. Raises ApiError that names what is wrong first."""
+def parse_body(kind: type[Body], body: bytes) -> Body:
+    """Parse and check a JSON body. Raises ApiError, which names the first invalid field."""
     try:
-        checked = kind.model_validate_json(body)
+        parsed = kind.model_validate_json(body)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        # A value of several forms fails once for each: what is wrong within a form says more than that another one does not fit.
-        first = next((each for each in found if each["loc"] == () or not each["type"].endswith("_type")), found[0])
-        where = _place(first["loc"])
-        message = f"{where + ': ' if where else 'the body is no JSON object of this kind: '}{first['msg']}"
-        raise invalid(message, where, _code(first["type"], first.get("ctx", {}))) from None
-    _expect_followed(checked, "")
-    return checked
+        failures = error.errors(include_url=False, include_input=False)
+        # A value of a union type fails once per member. A failure inside a member says more than a mismatch of its type.
+        first = next((each for each in failures if each["loc"] == () or not each["type"].endswith("_type")), failures[0])
+        field = _field_path(first["loc"])
+        message = f"{field or 'the body is not a valid JSON object'}: {first['msg']}"
+        raise invalid(message, field, _error_code(first["type"], first.get("ctx", {}))) from None
+    _expect_supported(parsed, "")
+    return parsed
 
 
-def _place(steps: tuple[int | str, ...]) -> str | None:
-    """Of a field, as OpenAI writes it: messages[0].role. Which form of a value was tried last is no part of it."""
-    named = (step for step in steps if isinstance(step, int) or (step != "str" and step.isidentifier()))
-    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in named)
-    return place.removeprefix(".")[:80] or None
+def _field_path(location: tuple[int | str, ...]) -> str | None:
+    """Pydantic's location as OpenAI writes it, for example messages[0].role. Names of union members are left out."""
+    named = (step for step in location if isinstance(step, int) or (step != "str" and step.isidentifier()))
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in named)
+    return path.removeprefix(".")[:80] or None
 
 
-def _code(kind: str, context: Mapping[str, Any]) -> str:
-    """OpenAI's code for pydantic's kind of failure."""
+def _error_code(kind: str, context: Mapping[str, Any]) -> str:
+    """OpenAI's error code for pydantic's error type."""
     if kind.startswith(("greater_than", "less_than")):
         number = "decimal" if any(isinstance(each, float) for each in context.values()) else "integer"
         return f"{number}_{'below_min' if kind.startswith('greater') else 'above_max'}_value"
     return "invalid_type" if kind.endswith("_type") and kind != "model_type" else CODES.get(kind, "invalid_value")
 
 
-def _expect_followed(body: BaseModel, where: str) -> None:
-    """No parameter in ``body`` or below it that we would have to follow and do not."""
+def _expect_supported(body: BaseModel, prefix: str) -> None:
+    """Raises ApiError for an unknown or unsupported parameter in ``body`` or nested in it. ``prefix``: the path of ``body``."""
     for name, value in (body.model_extra or {}).items():
         if value is None or name in HARMLESS or any(_same(value, each) for each in NEUTRAL.get(name, ())):
             continue
-        what = f"{where}{name}"[:80]
+        path = f"{prefix}{name}"[:80]
         if name == "n":
             raise invalid("n: one answer a request — send the request several times, with different seeds", "n", "unsupported_value")
         if name in NEUTRAL:
-            raise invalid(f"{what} is not supported here and would change the answer — leave it out", what, "unsupported_parameter")
-        raise invalid(f"unknown parameter {what} — leave it out", what, "unknown_parameter")
+            raise invalid(f"{path} is not supported here and would change the answer — leave it out", path, "unsupported_parameter")
+        raise invalid(f"unknown parameter {path} — leave it out", path, "unknown_parameter")
     for name in type(body).model_fields:
         value = getattr(body, name)
         for at, each in enumerate(value) if isinstance(value, list) else ((None, value),):
             if isinstance(each, BaseModel):
-                _expect_followed(each, f"{where}{name}." if at is None else f"{where}{name}[{at}].")
+                _expect_supported(each, f"{prefix}{name}." if at is None else f"{prefix}{name}[{at}].")
 
 
-def expect_policy(ask: GenerationRequest, policies: Sequence[str]) -> None:
-    """Raises ApiError for a policy that is not among those that can be had."""
-    if ask.policy is not None and ask.policy not in policies:
-        raise invalid(f"unknown policy {ask.policy!r} — choose from {', '.join(policies)}", "policy")
+def expect_policy(request: GenerationRequest, policies: Sequence[str]) -> None:
+    """Raises ApiError if the request's policy is not one of ``policies``."""
+    if request.policy is not None and request.policy not in policies:
+        raise invalid(f"unknown policy {request.policy!r} — choose from {', '.join(policies)}", "policy")
 
 
 def _same(value: Any, other: Any) -> bool:
+    """Equality that tells True from 1."""
     return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
 
 
-def chat(body: ChatBody, most_messages: int) -> GenerationRequest:
-    """What a chat request asks. Raises ApiError."""
-    if len(body.messages) > most_messages:
-        raise invalid(f"{len(body.messages)} messages, at most {most_messages} are taken — shorten the conversation", "messages")
+def chat_request(body: ChatBody, max_messages: int) -> GenerationRequest:
+    """Convert the body of a chat request. Raises ApiError."""
+    if len(body.messages) > max_messages:
+        raise invalid(f"{len(body.messages)} messages, at most {max_messages} are accepted — shorten the conversation", "messages")
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid('top_logprobs needs "logprobs": true', "top_logprobs")
     if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
-        raise invalid("max_tokens and max_completion_tokens are one thing — give one of them", "max_tokens")
+        raise invalid("max_tokens and max_completion_tokens mean the same — give one of them", "max_tokens")
     messages = [
         {
             "role": "system" if message.role == "developer" else message.role,
@@ -203,20 +204,24 @@ def chat(body: ChatBody, most_messages: int) -> GenerationRequest:
         }
         for message in body.messages
     ]
-    return _ask(body, messages, body.max_completion_tokens or body.max_tokens, (body.top_logprobs or 0) if body.logprobs else None)
+    return _generation_request(
+        body, messages, body.max_completion_tokens or body.max_tokens, (body.top_logprobs or 0) if body.logprobs else None
+    )
 
 
-def completion(body: CompletionBody) -> GenerationRequest:
-    """What a completion request asks: 16 tokens where it does not say, as OpenAI's. Raises ApiError."""
+def completion_request(body: CompletionBody) -> GenerationRequest:
+    """Convert the body of a completion request. It asks for 16 tokens by default, as OpenAI's API does. Raises ApiError."""
     prompt = body.prompt
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         if len(prompt) > 1:
-            raise invalid(f"{len(prompt)} prompts, one is taken — send them one by one", "prompt", "unsupported_value")
+            raise invalid(f"{len(prompt)} prompts, one is accepted — send them one by one", "prompt", "unsupported_value")
         prompt = prompt[0]
-    return _ask(body, prompt, body.max_tokens or 16, body.logprobs)  # type: ignore[arg-type]  # one of one kind, by the lines above
+    return _generation_request(body, prompt, body.max_tokens or 16, body.logprobs)  # type: ignore[arg-type]  # no list of prompts any more
 
 
-def _ask(body: Sampled, prompt: str | list[int] | list[dict[str, str]], max_tokens: int | None, logprobs: int | None) -> GenerationRequest:
+def _generation_request(
+    body: SamplingBody, prompt: str | list[int] | list[dict[str, str]], max_tokens: int | None, logprobs: int | None
+) -> GenerationRequest:
     if body.stream_options is not None and not body.stream:
         raise invalid('stream_options needs "stream": true', "stream_options")
     if body.speculation is False and body.policy not in (None, "none"):

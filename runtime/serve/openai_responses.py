@@ -1,4 +1,4 @@
-"""Answers as OpenAI's clients read them: whole objects, and events of a stream."""
+"""Answers in OpenAI's format: whole objects and events of a stream."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from ..decoding.logprobs import TokenLogprob
 from ..decoding.stats import Stats
 from ..request import Chunk
 from .openai_requests import GenerationRequest
-from .replica import Ended
+from .replica import Finished
 
-FINISH = {"eos": "stop", "stop_string": "stop", "length": "length", "deadline": "length"}
-"""Decoder's reasons in OpenAI's words. A deadline cut the answer short, as a limit of tokens does; ``resps.stop`` tells them apart."""
-LEAST = -9999.0
-"""Log-probability of what is impossible, as OpenAI's: JSON has no infinity."""
+FINISH_REASONS = {"eos": "stop", "stop_string": "stop", "length": "length", "deadline": "length"}
+"""OpenAI's finish_reason by the Decoder's stop reason. A deadline cuts an answer as a token limit does; ``resps.stop`` tells which."""
+MIN_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON lacks. OpenAI's API uses the same number."""
 
 
-class Spelling:
-    """The tokens of one answer as text, in their order: the first begins the text, and a character may take several tokens.
+class TokenSpeller:
+    """Spells the tokens of one answer, in their order: the first one begins the text, and a character may take several tokens.
 
-    ``begun``: whether an event of the answer was made; ``characters``: how many the tokens so far have completed.
+    ``started``: the answer's first event was made. ``characters``: number of characters that the tokens so far completed.
     """
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._text = getincrementaldecoder("utf-8")("replace")
+        self._utf8 = getincrementaldecoder("utf-8")("replace")
         self._first = True
-        self.begun = False
+        self.started = False
         self.characters = 0
 
-    def added(self, token: int) -> bytes:
-        """What ``token`` would add here."""
+    def text_bytes(self, token: int) -> bytes:
+        """The bytes that ``token`` would add to the text here. Special tokens add none."""
         return self._decoder.token_bytes(token, first=self._first)
 
-    def word(self, token: int) -> str:
-        """For people: special tokens by their names."""
+    def text(self, token: int) -> str:
+        """The token's text, or a special token's name. Invalid UTF-8 becomes U+FFFD."""
         return self._name(token).decode("utf-8", "replace")
 
     def key(self, token: int) -> str:
-        """The same, and a part of a character by its bytes, as in OpenAI's completions, which have no other place for them."""
+        """Like ``text``, but a part of a character is written as its bytes: /v1/completions has no field for bytes."""
         name = self._name(token)
         try:
             return name.decode()
@@ -54,101 +54,104 @@ class Spelling:
     def _name(self, token: int) -> bytes:
         return self._decoder.token_bytes(token, first=self._first, special=True)
 
-    def take(self, token: int) -> None:
-        """``token`` was chosen."""
-        self.characters += len(self._text.decode(self.added(token)))
+    def advance(self, token: int) -> None:
+        """Move on to the position after ``token``, which was generated here."""
+        self.characters += len(self._utf8.decode(self.text_bytes(token)))
         self._first = self._first and not self._decoder.token_bytes(token)
 
 
 @dataclass(frozen=True)
 class ResponseFormat:
-    """How one endpoint writes answers. ``decoder`` spells the tokens, for logprobs."""
+    """Writes one answer in the format of its endpoint. ``decoder`` spells the tokens of logprobs."""
 
-    chat: bool
+    is_chat: bool
     model: str
-    ask: GenerationRequest
+    request: GenerationRequest
     decoder: Decoder
     id: str = field(init=False)
     created: int = field(init=False, default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "id", f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}")
+        object.__setattr__(self, "id", f"{'chatcmpl' if self.is_chat else 'cmpl'}-{uuid.uuid4().hex}")
 
-    def whole(self, chunks: Sequence[Chunk], ended: Ended, queued: float) -> dict[str, Any]:
-        """The whole answer as one object."""
+    def whole(self, chunks: Sequence[Chunk], finished: Finished, queued: float) -> dict[str, Any]:
+        """The whole answer as one object. ``queued``: seconds in the queue."""
         text = "".join(chunk.text for chunk in chunks)
-        if self.chat:
+        if self.is_chat:
             choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text, "refusal": None}}
         else:
             choice = {"index": 0, "text": text}
-        choice |= {"logprobs": self._logprobs(chunks, Spelling(self.decoder)), "finish_reason": FINISH[ended.stop]}
-        return {**self._head(""), "choices": [choice], "usage": usage(ended.stats), "resps": extension(ended, queued)}
+        choice |= {"logprobs": self._logprobs(chunks, TokenSpeller(self.decoder)), "finish_reason": FINISH_REASONS[finished.stop]}
+        return {**self._header(""), "choices": [choice], "usage": usage(finished.stats), "resps": extension(finished, queued)}
 
-    def event(self, chunk: Chunk, spelling: Spelling) -> dict[str, Any]:
-        """One round. ``spelling``: of this answer, the same for all its events."""
-        if self.chat:
-            delta = {"content": chunk.text} if spelling.begun else {"role": "assistant", "content": chunk.text}
+    def chunk_event(self, chunk: Chunk, speller: TokenSpeller) -> dict[str, Any]:
+        """The event of one round. ``speller``: the same object for all events of this answer."""
+        if self.is_chat:
+            delta = {"content": chunk.text} if speller.started else {"role": "assistant", "content": chunk.text}
             choice: dict[str, Any] = {"index": 0, "delta": delta}
         else:
             choice = {"index": 0, "text": chunk.text}
-        choice |= {"logprobs": self._logprobs([chunk], spelling), "finish_reason": None}
-        spelling.begun = True
-        return {**self._head(".chunk"), "choices": [choice], **self._no_usage}
+        choice |= {"logprobs": self._logprobs([chunk], speller), "finish_reason": None}
+        speller.started = True
+        return {**self._header(".chunk"), "choices": [choice], **self._no_usage}
 
-    def end(self, ended: Ended, queued: float) -> dict[str, Any]:
-        """The last event of the choice: why it ended, and what it cost."""
-        empty: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
-        choice = {"index": 0, **empty, "logprobs": None, "finish_reason": FINISH[ended.stop]}
-        return {**self._head(".chunk"), "choices": [choice], **self._no_usage, "resps": extension(ended, queued)}
+    def final_event(self, finished: Finished, queued: float) -> dict[str, Any]:
+        """The last event of the choice: its finish reason and statistics."""
+        empty: dict[str, Any] = {"delta": {}} if self.is_chat else {"text": ""}
+        choice = {"index": 0, **empty, "logprobs": None, "finish_reason": FINISH_REASONS[finished.stop]}
+        return {**self._header(".chunk"), "choices": [choice], **self._no_usage, "resps": extension(finished, queued)}
 
-    def usage(self, ended: Ended) -> dict[str, Any]:
-        """The event that ``stream_options.include_usage`` asks for."""
-        return {**self._head(".chunk"), "choices": [], "usage": usage(ended.stats)}
+    def usage_event(self, finished: Finished) -> dict[str, Any]:
+        """The event after it, sent if the request set ``stream_options.include_usage``."""
+        return {**self._header(".chunk"), "choices": [], "usage": usage(finished.stats)}
 
     @property
     def _no_usage(self) -> dict[str, Any]:
-        return {"usage": None} if self.ask.include_usage else {}
+        return {"usage": None} if self.request.include_usage else {}
 
-    def _head(self, chunk: str) -> dict[str, Any]:
-        kind = f"chat.completion{chunk}" if self.chat else "text_completion"
+    def _header(self, chunk: str) -> dict[str, Any]:
+        kind = f"chat.completion{chunk}" if self.is_chat else "text_completion"
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def _logprobs(self, chunks: Sequence[Chunk], spelling: Spelling) -> dict[str, Any] | None:
-        if self.ask.params.logprobs is None:
+    def _logprobs(self, chunks: Sequence[Chunk], speller: TokenSpeller) -> dict[str, Any] | None:
+        if self.request.params.logprobs is None:
             return None
         tokens = [token for chunk in chunks for token in chunk.logprobs or ()]
-        return {"content": [_entry(each, spelling) for each in tokens]} if self.chat else self._table(tokens, spelling)
+        return (
+            {"content": [_chat_logprob(each, speller) for each in tokens]} if self.is_chat else self._completion_logprobs(tokens, speller)
+        )
 
-    def _table(self, tokens: Sequence[TokenLogprob], spelling: Spelling) -> dict[str, Any]:
-        """The form of /v1/completions: a list for each property."""
-        words, offsets, top = list[str](), list[int](), list[dict[str, float]]()
+    def _completion_logprobs(self, tokens: Sequence[TokenLogprob], speller: TokenSpeller) -> dict[str, Any]:
+        """The format of /v1/completions: one list per property."""
+        keys, offsets, top = list[str](), list[int](), list[dict[str, float]]()
         for each in tokens:
-            words.append(spelling.key(each.token))
-            offsets.append(spelling.characters)
-            top.append({spelling.key(token): max(logprob, LEAST) for token, logprob in reversed(each.top)})  # of one key the likelier stays
-            spelling.take(each.token)
-        logprobs = [max(each.logprob, LEAST) for each in tokens]
+            keys.append(speller.key(each.token))
+            offsets.append(speller.characters)
+            likeliest_last = reversed(each.top)  # so that the likeliest of equal keys wins
+            top.append({speller.key(token): max(logprob, MIN_LOGPROB) for token, logprob in likeliest_last})
+            speller.advance(each.token)
+        logprobs = [max(each.logprob, MIN_LOGPROB) for each in tokens]
         return {
-            "tokens": words,
+            "tokens": keys,
             "token_logprobs": logprobs,
-            "top_logprobs": top if self.ask.params.logprobs else None,
+            "top_logprobs": top if self.request.params.logprobs else None,
             "text_offset": offsets,
         }
 
 
-def _entry(token: TokenLogprob, spelling: Spelling) -> dict[str, Any]:
-    """A token in the form of /v1/chat/completions. ``bytes`` of all entries joined are the answer's text: special tokens have none."""
+def _chat_logprob(token: TokenLogprob, speller: TokenSpeller) -> dict[str, Any]:
+    """The format of /v1/chat/completions for one token. The joined ``bytes`` of all entries are the answer's text."""
 
-    def told(token: int, logprob: float) -> dict[str, Any]:
-        return {"token": spelling.word(token), "logprob": max(logprob, LEAST), "bytes": list(spelling.added(token))}
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        return {"token": speller.text(token), "logprob": max(logprob, MIN_LOGPROB), "bytes": list(speller.text_bytes(token))}
 
-    entry = {**told(token.token, token.logprob), "top_logprobs": [told(*each) for each in token.top]}
-    spelling.take(token.token)
-    return entry
+    content = {**entry(token.token, token.logprob), "top_logprobs": [entry(*each) for each in token.top]}
+    speller.advance(token.token)
+    return content
 
 
 def usage(stats: Stats) -> dict[str, Any]:
-    """Tokens, the stop token among them. ``accepted_prediction_tokens``: how many of the answer's the draft had guessed."""
+    """Token counts; the stop token counts as a completion token. ``accepted_prediction_tokens``: accepted draft tokens."""
     return {
         "prompt_tokens": stats.prompt_tokens,
         "completion_tokens": stats.new_tokens,
@@ -158,6 +161,6 @@ def usage(stats: Stats) -> dict[str, Any]:
     }
 
 
-def extension(ended: Ended, queued: float) -> dict[str, Any]:
-    """Ours: the Decoder's own word for the end, seconds in the queue, and the Decoder's statistics."""
-    return {"stop": ended.stop, "queue_seconds": round(queued, 6), "stats": ended.stats.as_dict()}
+def extension(finished: Finished, queued: float) -> dict[str, Any]:
+    """Our field ``resps``: the Decoder's stop reason, seconds in the queue and the Decoder's statistics."""
+    return {"stop": finished.stop, "queue_seconds": round(queued, 6), "stats": finished.stats.as_dict()}

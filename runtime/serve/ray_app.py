@@ -1,8 +1,8 @@
-"""The same server as a Ray Serve application, for more than one machine: Ray places the processes, restarts sick ones and routes requests.
+"""The server as a Ray Serve application, for several machines: Ray places the processes, restarts unhealthy ones and routes requests.
 
     serve run runtime.serve.ray_app:application engine_dir=/models/smollm2-135m processes=4 replicas=2
 
-Every process is a whole server: ``replicas`` over one copy of the weights, the queue, /healthz and /metrics. Needs ``ray[serve]``.
+Each process is a complete server: ``replicas`` that share one copy of the weights, the queue, /healthz and /metrics. Needs ``ray[serve]``.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from starlette.applications import Starlette
 
 from .app import make_app
 from .load import load_replicas
@@ -21,7 +21,7 @@ from .settings import ServerSettings
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0)]
 
-_BUILT: list[FastAPI] = []  # this process' own, for Ray's health check
+_BUILT: list[Starlette] = []  # this process's application, for Ray's health check
 
 
 class Arguments(BaseModel):
@@ -43,15 +43,15 @@ class Arguments(BaseModel):
     drain_seconds: Seconds = ServerSettings.drain_seconds
 
 
-def application(given: Arguments) -> serve.Application:
-    """The application, to be run by ``serve run``, a Serve config file, or ``ray.serve.run``."""
-    arguments = given.model_dump()
+def application(arguments: Arguments) -> serve.Application:
+    """Build the Serve application. ``serve run``, a Serve config file or ``ray.serve.run`` runs it."""
+    values = arguments.model_dump()
 
-    def build() -> FastAPI:  # in Ray's process
-        return build_app(arguments)
+    def build() -> Starlette:  # called in Ray's process
+        return build_app(values)
 
     class Resps:
-        """A server; Ray restarts it when it is not healthy."""
+        """One server process. Ray restarts it when the health check raises."""
 
         def check_health(self) -> None:
             expect_healthy()
@@ -59,32 +59,33 @@ def application(given: Arguments) -> serve.Application:
     deployment = serve.deployment(
         serve.ingress(build)(Resps),
         name="resps",
-        num_replicas=given.processes,
-        ray_actor_options={"num_cpus": given.cpus or given.replicas},
-        max_ongoing_requests=4 * (given.replicas + given.queue),  # refusing is for the server's own queue, which says why and for how long
-        graceful_shutdown_timeout_s=given.drain_seconds,
+        num_replicas=arguments.processes,
+        ray_actor_options={"num_cpus": arguments.cpus or arguments.replicas},
+        max_ongoing_requests=4
+        * (arguments.replicas + arguments.queue),  # above the server's own limit, whose 429 has a reason and Retry-After
+        graceful_shutdown_timeout_s=arguments.drain_seconds,
     )
     return deployment.bind()
 
 
-def build_app(arguments: dict[str, Any]) -> FastAPI:
-    """The server of one process. Loads when Ray starts it up."""
-    given = Arguments(**arguments)
+def build_app(values: dict[str, Any]) -> Starlette:
+    """Make the application of one process. It loads the engine at start-up."""
+    arguments = Arguments(**values)
     settings = ServerSettings(
-        model=given.model_name or Path(given.engine_dir).name,
-        queue=given.queue,
-        queue_seconds=given.queue_seconds,
-        request_seconds=given.request_seconds,
-        drain_seconds=given.drain_seconds,
+        model=arguments.model_name or Path(arguments.engine_dir).name,
+        queue=arguments.queue,
+        queue_seconds=arguments.queue_seconds,
+        request_seconds=arguments.request_seconds,
+        drain_seconds=arguments.drain_seconds,
     )
-    place: dict[str, Any] = {"threads": given.threads, "policy": given.policy, "draft": given.draft}
-    app = make_app(settings, lambda: load_replicas(Path(given.engine_dir), given.replicas, **place))
+    options: dict[str, Any] = {"threads": arguments.threads, "policy": arguments.policy, "draft": arguments.draft}
+    app = make_app(settings, lambda: load_replicas(Path(arguments.engine_dir), arguments.replicas, **options))
     _BUILT[:] = [app]
     return app
 
 
 def expect_healthy() -> None:
-    """Raises RuntimeError when a replica of this process was given up."""
-    house = getattr(_BUILT[0].state, "house", None) if _BUILT else None
-    if house is not None and not all(each.healthy for each in house.pool.replicas):
-        raise RuntimeError("a replica failed again and again and was given up")
+    """Raises RuntimeError if this process has given up a replica."""
+    services = getattr(_BUILT[0].state, "services", None) if _BUILT else None
+    if services is not None and not all(each.healthy for each in services.pool.replicas):
+        raise RuntimeError("a replica was given up after repeated failures")

@@ -1,4 +1,4 @@
-"""One Decoder and the thread that drives it, and the answer it hands over to asyncio."""
+"""A Decoder with its thread, and a running request, which passes chunks from that thread to asyncio."""
 
 from __future__ import annotations
 
@@ -19,118 +19,117 @@ from .openai_requests import GenerationRequest
 
 
 @dataclass(frozen=True)
-class Ended:
-    """The end of an answer: why, and what it cost."""
+class Finished:
+    """The end of an answer: the Decoder's stop reason and its statistics."""
 
     stop: str
     stats: Stats
 
 
 class RunningRequest:
-    """What a replica makes of one request, on asyncio's side. ``next`` until it gives an Ended; ``cancel`` ends it after the round.
+    """One request on a replica, as asyncio sees it. Call ``next`` until it returns Finished; ``cancel`` ends it after the current round.
 
-    The replica never waits for the reader: what is not read yet lies here, at most the rest of the context.
+    ``deadline``: by the clock ``monotonic``. The replica never waits for the reader: unread chunks are kept here, at most one context.
     """
 
-    def __init__(self, prompt: Sequence[int], ask: GenerationRequest, until: float) -> None:
-        self.prompt, self.ask = prompt, ask
-        self.until = until  # by the clock ``monotonic``
+    def __init__(self, prompt: Sequence[int], generation: GenerationRequest, deadline: float) -> None:
+        self.prompt, self.generation, self.deadline = prompt, generation, deadline
         self.tokens: list[int] = []
-        self._came: asyncio.Queue[Chunk | Ended | ApiError] = asyncio.Queue()
+        self._unread: asyncio.Queue[Chunk | Finished | ApiError] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._cancelled = threading.Event()
         self._stream: Stream | None = None
 
-    async def next(self) -> Chunk | Ended:
-        """What comes next. Raises ApiError for what the Decoder raised."""
-        came = await self._came.get()
-        if isinstance(came, ApiError):
-            raise came
-        return came
+    async def next(self) -> Chunk | Finished:
+        """Wait for the next chunk or the end. Raises ApiError when the Decoder failed."""
+        item = await self._unread.get()
+        if isinstance(item, ApiError):
+            raise item
+        return item
 
     def cancel(self) -> None:
-        """End it after the current round; from any thread. Does nothing to an answer that has ended."""
+        """End the request after the current round, from any thread. Does nothing to a finished request."""
         self._cancelled.set()
         stream = self._stream
         if stream is not None:
             stream.cancel()
 
     def decode(self, decoder: Decoder) -> BaseException | None:
-        """The replica's thread: decode to the end, and tell how it ended. Returns what the Decoder raised."""
+        """Decode to the end. Runs in the replica's thread. Returns the exception of the Decoder, if any."""
         try:
             if self._cancelled.is_set():
-                raise shutting_down()  # told to nobody but those who wait while the server ends
-            params = replace(self.ask.params, deadline=max(0.0, self.until - monotonic()))
-            with decoder.stream(self.prompt, params, policy=self.ask.policy) as stream:
+                raise shutting_down()  # read only by a client that still waits while the server stops
+            params = replace(self.generation.params, deadline=max(0.0, self.deadline - monotonic()))
+            with decoder.stream(self.prompt, params, policy=self.generation.policy) as stream:
                 self._stream = stream
-                if self._cancelled.is_set():  # while the stream was made
+                if self._cancelled.is_set():  # cancelled while the stream was opened
                     stream.cancel()
                 for chunk in stream:
                     self.tokens.extend(chunk.tokens)
-                    self._tell(chunk)
-            self._tell(Ended(stream.stop or "cancelled", stream.stats))
-        except BaseException as error:  # the reader's affair; the thread goes on
-            self._tell(logged(error))
+                    self._send(chunk)
+            self._send(Finished(stream.stop or "cancelled", stream.stats))
+        except BaseException as error:  # the reader gets it; the thread goes on
+            self._send(logged(error))
             return error
         return None
 
-    def _tell(self, what: Chunk | Ended | ApiError) -> None:
-        post(self._loop, self._came.put_nowait, what)
+    def _send(self, item: Chunk | Finished | ApiError) -> None:
+        post(self._loop, self._unread.put_nowait, item)
 
 
 class Replica:
-    """A Decoder with a thread of its own. ``seen``: the tokens its cache may still hold. ``healthy`` is False once it is given up."""
+    """A Decoder with a thread of its own. ``cached``: the tokens that its KV cache probably holds. ``healthy`` turns False for good."""
 
-    def __init__(self, decoder: Decoder, failures: int) -> None:
+    def __init__(self, decoder: Decoder, max_failures: int) -> None:
         self.decoder = decoder
-        self.seen: list[int] = []
+        self.cached: list[int] = []
         self.healthy = True
         self.running: RunningRequest | None = None
-        self._failures, self._most = 0, failures
+        self._failures, self._max_failures = 0, max_failures
         self._work: SimpleQueue[tuple[RunningRequest, Callable[[], None]] | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._serve, name="resps-replica", daemon=True)  # a hung engine must not hold the exit
+        self._thread = threading.Thread(target=self._serve, name="resps-replica", daemon=True)  # a hung engine must not block the exit
         self._thread.start()
 
-    def start(self, answer: RunningRequest, free: Callable[[], None]) -> None:
-        """Decode ``answer``; ``free`` is called in the event loop when the replica can take the next."""
-        self.running = answer
-        self._work.put((answer, free))
+    def start(self, request: RunningRequest, on_free: Callable[[], None]) -> None:
+        """Decode ``request``. The event loop calls ``on_free`` when the replica can take the next one."""
+        self.running = request
+        self._work.put((request, on_free))
 
-    def shared(self, prompt: Sequence[int]) -> int:
-        """Tokens at the beginning of ``prompt`` that the cache probably holds."""
-        different = (at for at, (old, new) in enumerate(zip(self.seen, prompt, strict=False)) if old != new)
-        return next(different, min(len(self.seen), len(prompt)))
+    def common_prefix(self, prompt: Sequence[int]) -> int:
+        """Number of leading tokens of ``prompt`` that the cache probably holds."""
+        different = (at for at, (old, new) in enumerate(zip(self.cached, prompt, strict=False)) if old != new)
+        return next(different, min(len(self.cached), len(prompt)))
 
     def _serve(self) -> None:
         while (work := self._work.get()) is not None:
-            answer, free = work
-            error = answer.decode(self.decoder)
+            request, on_free = work
+            error = request.decode(self.decoder)
             if error is None:
-                self.seen = [*answer.prompt, *answer.tokens]
-            post(self._loop, self._ended, error, free)
+                self.cached = [*request.prompt, *request.tokens]
+            post(self._loop, self._finish, error, on_free)
 
-    def _ended(self, error: BaseException | None, free: Callable[[], None]) -> None:
+    def _finish(self, error: BaseException | None, on_free: Callable[[], None]) -> None:
         self.running = None
         if isinstance(error, EngineFailure | DecoderClosed):
-            self.seen = []
+            self.cached = []
             self._failures += 1
-            if self._failures >= self._most or isinstance(error, DecoderClosed):
+            if self._failures >= self._max_failures or isinstance(error, DecoderClosed):
                 self.healthy = False
                 LOG.error("a replica is given up after %d failures in a row: %s", self._failures, error)
         elif error is None:
             self._failures = 0
-        free()
+        on_free()
 
     def stop(self, seconds: float) -> bool:
-        """End the thread after what it does; False if it does not end in time. Blocks."""
+        """End the thread after its current request. Returns False if it is still running after ``seconds``. Blocks."""
         self._work.put(None)
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
 
 def post(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: object) -> None:
-    """Have the event loop call this soon; nothing when it is over, as at the end of the process."""
+    """Schedule a call in the event loop, from any thread. Does nothing if the loop is closed, as at the end of the process."""
     try:
         loop.call_soon_threadsafe(call, *arguments)
     except RuntimeError:

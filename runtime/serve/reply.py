@@ -1,4 +1,4 @@
-"""One request from admission to its last byte: a place, a replica, the answer, and the client who may leave at any moment."""
+"""One request from admission to the last byte of its answer. The client may leave at any moment."""
 
 from __future__ import annotations
 
@@ -14,148 +14,155 @@ from starlette.types import Receive, Scope, Send
 
 from ..decoder import Decoder, Prompt
 from ..request import Chunk
-from .errors import ApiError, logged, shutting_down, too_late
+from .errors import ApiError, deadline_exceeded, logged, shutting_down
 from .metrics import Metrics
 from .openai_requests import GenerationRequest, expect_policy
-from .openai_responses import FINISH, ResponseFormat, Spelling
+from .openai_responses import FINISH_REASONS, ResponseFormat, TokenSpeller
 from .pool import Pool
-from .replica import Ended, RunningRequest
+from .replica import Finished, RunningRequest
 from .settings import ServerSettings
 
 
 @dataclass(frozen=True)
 class Services:
-    """What every request needs. ``decoder``: any of the replicas', for what several threads may do with it at once."""
+    """What every request needs. ``decoder``: one of the replicas', for calls that are safe from several threads. ``created``: the time of
+    the start, in seconds since 1970."""
 
     settings: ServerSettings
     pool: Pool
     metrics: Metrics
     decoder: Decoder
+    created: int
+
+    @property
+    def model_card(self) -> dict[str, Any]:
+        """The model as /v1/models describes it."""
+        card = {"id": self.settings.model, "object": "model", "created": self.created, "owned_by": "resps"}
+        return {**card, "max_model_len": self.decoder.manifest.limits.context}
 
 
 class SlowReader(Exception):
-    """The client did not take what it was sent."""
+    """The client did not read its answer in time."""
 
 
 class Reply(Response):
-    """The answer to ``ask``, whole or as server-sent events.
+    """The answer to ``generation``, as one object or as server-sent events.
 
-    What fails before the first byte is raised as ApiError, which becomes a status; what fails later becomes an event with an error.
-    A client that leaves ends its request: at once in the queue, after the running round on an engine.
+    A failure before the first byte raises ApiError, which becomes an HTTP status. A later failure becomes an event with an error. A client
+    that leaves ends its request: at once in the queue, after the current round on a replica. ``arrived``: by the clock ``monotonic``.
     """
 
-    def __init__(self, house: Services, ask: GenerationRequest, form: ResponseFormat, arrived: float) -> None:
+    def __init__(self, services: Services, generation: GenerationRequest, response_format: ResponseFormat, arrived: float) -> None:
         super().__init__()
-        self._house, self._ask, self._form, self._arrived = house, ask, form, arrived
+        self._services, self._generation, self._format, self._arrived = services, generation, response_format, arrived
         self._outcome = "error"
-        self._queued = 0.0
-        self._told = 0.0  # when the last round was handed over, by the clock ``monotonic``
+        self._queued = 0.0  # seconds
+        self._last_chunk = 0.0  # when the last chunk arrived, by the clock ``monotonic``; 0 before the first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gone = asyncio.create_task(_left(receive))
-        work = asyncio.create_task(self._work(send))
+        disconnect = asyncio.create_task(_disconnected(receive))
+        answer = asyncio.create_task(self._answer(send))
         try:
-            await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
+            await asyncio.wait({disconnect, answer}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                answer.result()
             else:
                 self._outcome = "disconnected"
-        except SlowReader:  # leaving without an end closes the connection
+        except SlowReader:  # returning without a last message closes the connection
             self._outcome = "slow_reader"
         except ApiError as error:
             self._outcome = error.outcome
             raise
         finally:
-            for task in (gone, work):
+            for task in (disconnect, answer):
                 task.cancel()
-            await asyncio.gather(gone, work, return_exceptions=True)
-            self._house.metrics.requests.labels(self._outcome).inc()
-            self._house.metrics.request_seconds.observe(monotonic() - self._arrived)
+            await asyncio.gather(disconnect, answer, return_exceptions=True)
+            self._services.metrics.requests.labels(self._outcome).inc()
+            self._services.metrics.request_seconds.observe(monotonic() - self._arrived)
 
-    async def _work(self, send: Send) -> None:
-        house = self._house
-        with house.pool.place():
-            answer = await self._start()
+    async def _answer(self, send: Send) -> None:
+        with self._services.pool.admit():
+            request = await self._start()
             try:
-                await (self._events if self._ask.stream else self._whole)(answer, send)
+                await (self._send_events if self._generation.stream else self._send_whole)(request, send)
             finally:
-                answer.cancel()
+                request.cancel()
 
     async def _start(self) -> RunningRequest:
-        """The answer on its way, when its turn has come."""
-        house, ask = self._house, self._ask
-        expect_policy(ask, house.decoder.policies)
-        prompt = await asyncio.to_thread(_encoded, house.decoder, ask.prompt)
-        answer = RunningRequest(prompt, ask, self._arrived + house.settings.request_seconds)
-        replica = await house.pool.replica(prompt)
+        """Tokenize the prompt, wait for a replica and start decoding."""
+        services, generation = self._services, self._generation
+        expect_policy(generation, services.decoder.policies)
+        prompt = await asyncio.to_thread(_encode, services.decoder, generation.prompt)
+        request = RunningRequest(prompt, generation, self._arrived + services.settings.request_seconds)
+        replica = await services.pool.acquire(prompt)
         self._queued = monotonic() - self._arrived
-        house.metrics.queue_seconds.observe(self._queued)
-        house.pool.run(replica, answer)
-        return answer
+        services.metrics.queue_seconds.observe(self._queued)
+        services.pool.run(replica, request)
+        return request
 
-    async def _next(self, answer: RunningRequest) -> Chunk | Ended:
-        """Chunk or Ended. Raises ApiError for everything else, an answer that was cut off by a shutdown included."""
-        came = await answer.next()
+    async def _next(self, request: RunningRequest) -> Chunk | Finished:
+        """The next chunk or the regular end of the answer. Raises ApiError for a failure, and for an answer that a shutdown cut off."""
+        item = await request.next()
         now = monotonic()
-        if isinstance(came, Ended):
-            if came.stop == "deadline" and not came.stats.new_tokens:
-                raise too_late(self._house.settings.request_seconds)
-            if came.stop not in FINISH:
+        if isinstance(item, Finished):
+            if item.stop == "deadline" and not item.stats.new_tokens:
+                raise deadline_exceeded(self._services.settings.request_seconds)
+            if item.stop not in FINISH_REASONS:
                 raise shutting_down()
-            self._outcome = came.stop
-        elif came.tokens:
-            if self._told:
-                each = (now - self._told) / len(came.tokens)
-                for _ in came.tokens:
-                    self._house.metrics.between_seconds.observe(each)
+            self._outcome = item.stop
+        elif item.tokens:
+            if self._last_chunk:
+                seconds_per_token = (now - self._last_chunk) / len(item.tokens)
+                for _ in item.tokens:
+                    self._services.metrics.between_seconds.observe(seconds_per_token)
             else:
-                self._house.metrics.first_seconds.observe(now - self._arrived)
-            self._told = now
-        return came
+                self._services.metrics.first_seconds.observe(now - self._arrived)
+            self._last_chunk = now
+        return item
 
-    async def _whole(self, answer: RunningRequest, send: Send) -> None:
+    async def _send_whole(self, request: RunningRequest, send: Send) -> None:
         chunks = []
-        while not isinstance(came := await self._next(answer), Ended):
-            chunks.append(came)
-        body = json.dumps(self._form.whole(chunks, came, self._queued), ensure_ascii=False).encode()
-        await self._sent(send, {"type": "http.response.start", "status": 200, "headers": _headers("application/json", len(body))})
-        await self._sent(send, {"type": "http.response.body", "body": body})
+        while not isinstance(item := await self._next(request), Finished):
+            chunks.append(item)
+        body = json.dumps(self._format.whole(chunks, item, self._queued), ensure_ascii=False).encode()
+        await self._send(send, {"type": "http.response.start", "status": 200, "headers": _headers("application/json", len(body))})
+        await self._send(send, {"type": "http.response.body", "body": body})
 
-    async def _events(self, answer: RunningRequest, send: Send) -> None:
-        form, spelling = self._form, Spelling(self._house.decoder)
-        came = await self._next(answer)
-        await self._sent(send, {"type": "http.response.start", "status": 200, "headers": _headers("text/event-stream; charset=utf-8")})
+    async def _send_events(self, request: RunningRequest, send: Send) -> None:
+        speller = TokenSpeller(self._services.decoder)
+        item = await self._next(request)
+        await self._send(send, {"type": "http.response.start", "status": 200, "headers": _headers("text/event-stream; charset=utf-8")})
         try:
-            while not isinstance(came, Ended):
-                await self._event(send, form.event(came, spelling))
-                came = await self._next(answer)
+            while not isinstance(item, Finished):
+                await self._send_event(send, self._format.chunk_event(item, speller))
+                item = await self._next(request)
         except ApiError as error:
             self._outcome = error.outcome
-            await self._event(send, error.body)
+            await self._send_event(send, error.body)
         else:
-            await self._event(send, form.end(came, self._queued))
-            if self._ask.include_usage:
-                await self._event(send, form.usage(came))
-            await self._sent(send, {"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
-        await self._sent(send, {"type": "http.response.body", "body": b""})
+            await self._send_event(send, self._format.final_event(item, self._queued))
+            if self._generation.include_usage:
+                await self._send_event(send, self._format.usage_event(item))
+            await self._send(send, {"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
+        await self._send(send, {"type": "http.response.body", "body": b""})
 
-    async def _event(self, send: Send, what: Mapping[str, Any]) -> None:
-        data = b"data: " + json.dumps(what, ensure_ascii=False).encode() + b"\n\n"
-        await self._sent(send, {"type": "http.response.body", "body": data, "more_body": True})
+    async def _send_event(self, send: Send, event: Mapping[str, Any]) -> None:
+        data = b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
+        await self._send(send, {"type": "http.response.body", "body": data, "more_body": True})
 
-    async def _sent(self, send: Send, message: dict[str, Any]) -> None:
-        """Raises SlowReader when the client does not take it in time: the connection's own buffer is full."""
+    async def _send(self, send: Send, message: dict[str, Any]) -> None:
+        """Raises SlowReader when the client does not read in time, so that the connection's buffer stays full."""
         try:
-            async with asyncio.timeout(self._house.settings.write_seconds):
+            async with asyncio.timeout(self._services.settings.write_seconds):
                 await send(message)
         except TimeoutError:
             raise SlowReader from None
 
 
-def _encoded(decoder: Decoder, prompt: Prompt) -> list[int]:
+def _encode(decoder: Decoder, prompt: Prompt) -> list[int]:
     try:
         return decoder.encode(prompt)
-    except BaseException as error:  # the tokenizer's panics are no Exceptions
+    except BaseException as error:  # a panic of the tokenizer is not an Exception
         raise logged(error, "messages" if _is_chat(prompt) else "prompt") from None
 
 
@@ -163,12 +170,12 @@ def _is_chat(prompt: Prompt) -> bool:
     return not isinstance(prompt, str) and any(isinstance(each, Mapping) for each in prompt)
 
 
-async def _left(receive: Receive) -> None:
-    """Returns when the client has gone."""
+async def _disconnected(receive: Receive) -> None:
+    """Returns when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _headers(kind: str, length: int | None = None) -> list[tuple[bytes, bytes]]:
-    headers = [(b"content-type", kind.encode()), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+def _headers(content_type: str, length: int | None = None) -> list[tuple[bytes, bytes]]:
+    headers = [(b"content-type", content_type.encode()), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
     return headers if length is None else [*headers, (b"content-length", str(length).encode())]

@@ -1,4 +1,4 @@
-"""A socket, uvicorn, and an end in good order: stop accepting, finish what runs, exit."""
+"""The listening socket, and uvicorn with a graceful shutdown: stop accepting, finish the running requests, exit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 import click
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from .app import CLOSE_SECONDS
 from .errors import ServeError
@@ -19,12 +19,12 @@ from .reply import Services
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that nobody can connect to yet: a port that is taken is known before anything is loaded. Raises ServeError."""
+    """Bind the socket without listening yet, so a taken port is reported before the engine is loaded. Raises ServeError."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with ExitStack() as cleanup:
             listener = cleanup.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart must not wait for the old connections' end
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restarted server can bind while old connections close
             listener.bind((host, port))
             cleanup.pop_all()
     except (OSError, UnicodeError) as error:
@@ -34,41 +34,47 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with our signals: the first one drains for ``drain_seconds``, the second cuts off what still runs."""
+    """uvicorn with our signal handling.
 
-    def __init__(self, app: FastAPI, drain_seconds: float, what: str) -> None:
-        grace = int(drain_seconds + CLOSE_SECONDS) + 1  # after it uvicorn drops connections, whatever hangs
-        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=grace, lifespan="on"))
-        self._app, self._drain_seconds, self._what = app, drain_seconds, what
+    The first SIGTERM or SIGINT drains the server for ``drain_seconds``; the second cancels the running requests. ``ready``: the line that
+    is printed when the server listens.
+    """
+
+    def __init__(self, app: Starlette, drain_seconds: float, ready: str) -> None:
+        grace = int(drain_seconds + CLOSE_SECONDS) + 1  # uvicorn then drops the connections, whatever hangs
+        # without WebSockets: no route has one, and an old uvicorn warns about a new websockets package
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=grace, lifespan="on", ws="none")
+        super().__init__(config)
+        self._app, self._drain_seconds, self._ready = app, drain_seconds, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        click.echo(f"resps-serve: {self._what}", err=True)
+        click.echo(f"resps-serve: {self._ready}", err=True)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Instead of uvicorn's, which dies of the signal when everything is done."""
+        """Replaces uvicorn's method, which raises the signal again after the shutdown and so ends the process with an error."""
         self.loop = asyncio.get_running_loop()
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def heard(*_: object) -> None:
-            self.loop.call_soon_threadsafe(self.end)
+        def on_signal(*_: object) -> None:
+            self.loop.call_soon_threadsafe(self.begin_shutdown)
 
-        before = {each: signal.signal(each, heard) for each in (signal.SIGTERM, signal.SIGINT)}
+        previous = {each: signal.signal(each, on_signal) for each in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            for each, handler in before.items():
+            for each, handler in previous.items():
                 signal.signal(each, handler)
 
-    def end(self) -> None:
-        """Drain; cut when called again; while it still starts up, just end. In the event loop's thread."""
-        house: Services | None = getattr(self._app.state, "house", None)
-        if house is not None and self.should_exit:
-            house.pool.cut()
-        elif house is not None:
-            house.pool.drain()
-            self.loop.call_later(self._drain_seconds, house.pool.cut)
+    def begin_shutdown(self) -> None:
+        """Drain; on the second call cancel the running requests. During start-up just exit. Call it in the event loop's thread."""
+        services: Services | None = getattr(self._app.state, "services", None)
+        if services is not None and self.should_exit:
+            services.pool.cancel_running()
+        elif services is not None:
+            services.pool.drain()
+            self.loop.call_later(self._drain_seconds, services.pool.cancel_running)
         self.should_exit = True

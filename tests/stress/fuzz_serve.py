@@ -219,12 +219,12 @@ def fuzz(count: int) -> Counter[str]:
 
         async def one(case: RawRequest) -> None:
             came[judge(case, *await asked(app, case))] += 1
-            pool = app.state.house.pool
+            pool = app.state.services.pool
             end = time.monotonic() + CASE_SECONDS
             while pool.running:
                 assert time.monotonic() < end, "a replica stays busy"
                 await asyncio.sleep(0)
-            assert (pool._inside, pool.waiting, len(pool._free)) == (0, 0, 1)
+            assert (pool._admitted, pool.waiting, len(pool._free)) == (0, 0, 1)
 
         @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(cases())

@@ -46,6 +46,6 @@ def test_a_wrong_token_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_lost_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.serve.reply.Reply._events", lambda self, answer, send: asyncio.sleep(0))  # ends without an answer
+    monkeypatch.setattr("runtime.serve.reply.Reply._send_events", lambda self, answer, send: asyncio.sleep(0))  # ends without an answer
     seen = loaded([ToyDecoder()])
     assert seen.wrong

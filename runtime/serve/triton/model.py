@@ -1,8 +1,8 @@
-"""What Triton's Python backend runs. Text comes back a round at a time (decoupled); one process holds the weights once for all replicas.
+"""The model for Triton's Python backend. It is decoupled: it can send one response per round. All replicas share one copy of the weights.
 
-Inputs: ``text_input``; ``chat`` (put it into the model's chat template), ``stream`` (a response per round instead of one), and
-``sampling_parameters``, a JSON object with the fields of /v1/completions, checked as there. Outputs: ``text_output``, and with the last
-response ``report``, a JSON object: why the answer ended, and its statistics.
+Inputs: ``text_input``; ``chat``: apply the model's chat template; ``stream``: send a response per round instead of one at the end;
+``sampling_parameters``: a JSON object with the fields of /v1/completions, checked in the same way. Outputs: ``text_output``; ``report``, a
+JSON object with the stop reason and the statistics, in the last response only.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 
 from ...decoder import Decoder
-from ..errors import ApiError, invalid, logged, too_late
+from ..errors import deadline_exceeded, invalid, logged, queue_timeout
 from ..load import load_replicas
-from ..openai_requests import CompletionBody, GenerationRequest, completion, expect_policy, read
+from ..openai_requests import CompletionBody, GenerationRequest, completion_request, expect_policy, parse_body
 from .counters import Counters
 
-LOOK_SECONDS = 0.05  # how often one that waits for a replica looks whether its client is still there
+POLL_SECONDS = 0.05  # how often a request that waits for a replica checks whether its client has left
 
 
 class Cancelled(Exception):
-    """Nobody waits for the answer any more. ``tokens``: made so far."""
+    """The client cancelled its request. ``tokens``: number generated so far."""
 
     def __init__(self, tokens: int = 0) -> None:
         super().__init__()
@@ -39,48 +39,49 @@ class TritonPythonModel:
     """Triton's interface: initialize, execute, finalize."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Load the engine directory that config.pbtxt names."""
+        """Load the engine directory named in config.pbtxt."""
         import triton_python_backend_utils as backend
 
-        given = {name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()}
-        threads = int(given["threads"]) or None
-        decoders = load_replicas(Path(given["engine_dir"]), int(given["replicas"]), threads=threads, policy=given["policy"] or None)
+        parameters = {name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()}
+        threads = int(parameters["threads"]) or None
+        decoders = load_replicas(
+            Path(parameters["engine_dir"]), int(parameters["replicas"]), threads=threads, policy=parameters["policy"] or None
+        )
         self._backend = backend
         self._decoders = decoders
-        self._queue_seconds, self._request_seconds = (float(given[name]) for name in ("queue_seconds", "request_seconds"))
+        self._queue_seconds, self._request_seconds = (float(parameters[name]) for name in ("queue_seconds", "request_seconds"))
         self._counters = Counters(backend)
         self._free: SimpleQueue[Decoder] = SimpleQueue()
         for each in decoders:
             self._free.put(each)
 
     def execute(self, requests: list[Any]) -> None:
-        """Start what is asked. Waits for a free replica, so that everything else waits in Triton's queue, by Triton's rules."""
+        """Start each request in a thread. Blocks until a replica is free, so all further requests wait in Triton's queue, by its rules."""
         for request in requests:
-            sender, until = request.get_response_sender(), monotonic() + self._request_seconds
+            sender, deadline = request.get_response_sender(), monotonic() + self._request_seconds
             try:
                 inputs = {name: self._input(request, name) for name in ("text_input", "chat", "stream", "sampling_parameters")}
-                decoder = self._replica(sender)
-            except Exception as error:  # the others go on
-                self._end(sender, self._failed(error))
+                decoder = self._acquire(sender)
+            except Exception as error:  # the other requests go on
+                self._send_last(sender, self._failure(error))
                 continue
-            Thread(target=self._answer, args=(decoder, inputs, sender, until), daemon=True).start()
+            Thread(target=self._answer, args=(decoder, inputs, sender, deadline), daemon=True).start()
 
-    def _replica(self, sender: Any) -> Decoder:
-        """A free one. Raises Cancelled when the client has gone before, ApiError when it takes longer than one may wait in the queue: a
-        request that waits here has left Triton's, which would refuse it."""
+    def _acquire(self, sender: Any) -> Decoder:
+        """Wait for a free replica, at most as long as in Triton's queue, which this request has already left. Raises Cancelled when the
+        client leaves first, ApiError when the wait is too long."""
         end = monotonic() + self._queue_seconds
         while True:
             if sender.is_cancelled():
                 raise Cancelled
             try:
-                return self._free.get(timeout=LOOK_SECONDS)
+                return self._free.get(timeout=POLL_SECONDS)
             except Empty:
                 if monotonic() >= end:
-                    line = f"no engine became free within {self._queue_seconds:g} s — send the request again later"
-                    raise ApiError(503, line, code="queue_timeout", outcome="queue_timeout") from None
+                    raise queue_timeout(self._queue_seconds) from None
 
     def finalize(self) -> None:
-        """Let what runs end, then free everything."""
+        """Wait for the running requests, then close all Decoders."""
         for _ in self._decoders:
             self._free.get()
         for each in self._decoders:
@@ -96,33 +97,34 @@ class TritonPythonModel:
         except UnicodeDecodeError as error:
             raise invalid(f"{name} is not UTF-8 text (byte {error.start})", name) from None
 
-    def _answer(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, until: float) -> None:
+    def _answer(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, deadline: float) -> None:
         try:
-            last = self._decode(decoder, inputs, sender, until)
-        except BaseException as error:  # whatever it was, the replica must come back
-            last = self._failed(error)
+            last = self._decode(decoder, inputs, sender, deadline)
+        except BaseException as error:  # the replica must be released in every case
+            last = self._failure(error)
         self._free.put(decoder)
-        self._end(sender, last)
+        self._send_last(sender, last)
 
-    def _decode(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, until: float) -> Any:
-        ask = asked(inputs["text_input"], bool(inputs["chat"]), inputs["sampling_parameters"])
-        expect_policy(ask, decoder.policies)
-        ids = decoder.encode(ask.prompt)
-        rest, params = "", replace(ask.params, logprobs=None, deadline=max(0.0, until - monotonic()))
-        with decoder.stream(ids, params, policy=ask.policy) as stream:
+    def _decode(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, deadline: float) -> Any:
+        """Decode, send the rounds if ``stream`` asks for them, and return the last response."""
+        request = generation_request(inputs["text_input"], bool(inputs["chat"]), inputs["sampling_parameters"])
+        expect_policy(request, decoder.policies)
+        ids = decoder.encode(request.prompt)
+        unsent, params = "", replace(request.params, logprobs=None, deadline=max(0.0, deadline - monotonic()))
+        with decoder.stream(ids, params, policy=request.policy) as stream:
             for chunk in stream:
                 if sender.is_cancelled():
                     raise Cancelled(stream.stats.new_tokens)
                 if inputs["stream"]:
                     sender.send(self._response(chunk.text))
                 else:
-                    rest += chunk.text
+                    unsent += chunk.text
         if stream.stop == "deadline" and not stream.stats.new_tokens:
-            raise too_late(self._request_seconds)
-        self._counters.ended(str(stream.stop), stream.stats.new_tokens)
-        return self._response(rest, json.dumps({"stop": stream.stop, "stats": stream.stats.as_dict()}))
+            raise deadline_exceeded(self._request_seconds)
+        self._counters.count(str(stream.stop), stream.stats.new_tokens)
+        return self._response(unsent, json.dumps({"stop": stream.stop, "stats": stream.stats.as_dict()}))
 
-    def _end(self, sender: Any, last: Any) -> None:
+    def _send_last(self, sender: Any, last: Any) -> None:
         sender.send(last, flags=self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _response(self, text: str, report: str = "") -> Any:
@@ -130,28 +132,28 @@ class TritonPythonModel:
         tensors = [self._backend.Tensor(name, np.array([[value.encode()]], dtype=np.object_)) for name, value in outputs.items()]
         return self._backend.InferenceResponse(output_tensors=tensors)
 
-    def _failed(self, error: BaseException) -> Any:
-        """The last response of a request that has no answer. Triton counts those that were cancelled by themselves."""
+    def _failure(self, error: BaseException) -> Any:
+        """The last response of a failed or cancelled request. Counts it."""
         kinds = self._backend.TritonError
         if isinstance(error, Cancelled):
-            self._counters.ended("cancelled", error.tokens)
-            told = kinds("the request was cancelled", kinds.CANCELLED)
+            self._counters.count("cancelled", error.tokens)
+            triton_error = kinds("the request was cancelled", kinds.CANCELLED)
         else:
-            known = logged(error)
-            self._counters.ended(known.outcome, 0)
-            told = kinds(
-                str(known), kinds.INVALID_ARG if known.status < 500 else kinds.UNAVAILABLE if known.status in (503, 504) else kinds.INTERNAL
-            )
-        return self._backend.InferenceResponse(error=told)
+            api_error = logged(error)
+            self._counters.count(api_error.outcome, 0)
+            status = api_error.status
+            kind = kinds.INVALID_ARG if status < 500 else kinds.UNAVAILABLE if status in (503, 504) else kinds.INTERNAL
+            triton_error = kinds(str(api_error), kind)
+        return self._backend.InferenceResponse(error=triton_error)
 
 
-def asked(text: str, chat: bool, parameters: str | None) -> GenerationRequest:
-    """The request in the Decoder's terms. Raises ApiError."""
+def generation_request(text: str, chat: bool, parameters: str | None) -> GenerationRequest:
+    """Convert Triton's inputs to a checked request. Raises ApiError."""
     try:
         fields = json.loads(parameters or "{}")
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        raise invalid("sampling_parameters is no JSON object", "sampling_parameters")
-    ask = completion(read(CompletionBody, json.dumps({**fields, "prompt": text}).encode()))
-    return replace(ask, prompt=[{"role": "user", "content": text}]) if chat else ask
+        raise invalid("sampling_parameters is not a JSON object", "sampling_parameters")
+    request = completion_request(parse_body(CompletionBody, json.dumps({**fields, "prompt": text}).encode()))
+    return replace(request, prompt=[{"role": "user", "content": text}]) if chat else request

@@ -1,4 +1,4 @@
-"""Writes a model repository for Triton: ``python -m runtime.serve.triton.repository --engine-dir DIR --out REPOSITORY``."""
+"""Writes a Triton model repository: ``python -m runtime.serve.triton.repository --engine-dir DIR --out REPOSITORY``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ name: {name}
 backend: "python"
 max_batch_size: 1  # a replica decodes one request at a time
 model_transaction_policy {{ decoupled: true }}
-instance_group [ {{ kind: KIND_CPU, count: 1 }} ]  # one process, the weights once; replicas are inside
+instance_group [ {{ kind: KIND_CPU, count: 1 }} ]  # one process holds the weights; the replicas are inside
 dynamic_batching {{
   default_queue_policy {{
     timeout_action: REJECT
@@ -47,7 +47,7 @@ parameters [
   {{ key: "policy", value: {{ string_value: {policy} }} }}
 ]
 """
-MODEL = '''"""Written by runtime.serve.triton.repository. Triton's Python must find the package resps."""
+MODEL = '''"""Written by runtime.serve.triton.repository. Triton's Python must be able to import the package."""
 
 from runtime.serve.triton.model import TritonPythonModel  # noqa: F401
 '''

@@ -1,4 +1,4 @@
-"""The queue: first come first served, bounded, fair to those who leave, and nothing is given to those who left."""
+"""The queue is bounded and first come, first served; a client that leaves neither blocks it nor takes a replica."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from runtime.serve.settings import ServerSettings
 
 
 class FakeReplica:
-    def __init__(self, *seen: int) -> None:
-        self.seen, self.healthy, self.running = seen, True, None
+    def __init__(self, *cached: int) -> None:
+        self.cached, self.healthy, self.running = cached, True, None
 
-    def shared(self, prompt: Any) -> int:
-        return len(set(self.seen) & set(prompt))
+    def common_prefix(self, prompt: Any) -> int:
+        return len(set(self.cached) & set(prompt))
 
 
-def pooled(test: Callable[[Pool, list[Any]], Awaitable[None]], count: int = 1, **settings: Any) -> None:
+def with_pool(test: Callable[[Pool, list[Any]], Awaitable[None]], count: int = 1, **settings: Any) -> None:
+    """Run ``test`` with a pool of ``count`` fake replicas. ``settings``: fields of ServerSettings."""
     replicas: list[Any] = [FakeReplica(at) for at in range(count)]
 
     async def run() -> None:
@@ -30,13 +31,13 @@ def pooled(test: Callable[[Pool, list[Any]], Awaitable[None]], count: int = 1, *
     asyncio.run(run())
 
 
-def test_the_replica_that_knows_the_prompt_is_taken() -> None:
+def test_the_replica_with_the_prompt_in_its_cache_is_taken() -> None:
     async def test(pool: Pool, replicas: list[Any]) -> None:
-        assert await pool.replica([2]) is replicas[2]
-        assert await pool.replica([2]) is replicas[0]
-        assert await pool.replica([1]) is replicas[1]
+        assert await pool.acquire([2]) is replicas[2]
+        assert await pool.acquire([2]) is replicas[0]
+        assert await pool.acquire([1]) is replicas[1]
 
-    pooled(test, 3)
+    with_pool(test, 3)
 
 
 def test_first_come_first_served() -> None:
@@ -44,100 +45,100 @@ def test_first_come_first_served() -> None:
         order: list[int] = []
 
         async def client(name: int) -> None:
-            replica = await pool.replica([])
+            replica = await pool.acquire([])
             order.append(name)
             await asyncio.sleep(0)
-            pool.give_back(replica)
+            pool.release(replica)
 
         await asyncio.gather(*(client(name) for name in range(6)))
         assert order == list(range(6))
         assert pool.waiting == 0
-        assert await pool.replica([]) is replicas[0]
+        assert await pool.acquire([]) is replicas[0]
 
-    pooled(test)
+    with_pool(test)
 
 
-def test_waiting_has_an_end() -> None:
+def test_waiting_is_limited() -> None:
     async def test(pool: Pool, replicas: list[Any]) -> None:
-        replica = await pool.replica([])
+        replica = await pool.acquire([])
         with pytest.raises(ApiError, match=r"within 0\.01 s") as refused:
-            await pool.replica([])
+            await pool.acquire([])
         assert (refused.value.status, refused.value.code) == (503, "queue_timeout")
         assert refused.value.headers["Retry-After"] == "1"
-        pool.give_back(replica)
-        assert await pool.replica([]) is replica
+        pool.release(replica)
+        assert await pool.acquire([]) is replica
 
-    pooled(test, queue_seconds=0.01)
+    with_pool(test, queue_seconds=0.01)
 
 
-def test_a_replica_that_comes_while_its_client_leaves_is_not_lost() -> None:
+def test_a_replica_released_to_a_client_that_leaves_is_not_lost() -> None:
     async def test(pool: Pool, replicas: list[Any]) -> None:
-        replica = await pool.replica([])
-        leaving = asyncio.create_task(pool.replica([]))
+        replica = await pool.acquire([])
+        leaving = asyncio.create_task(pool.acquire([]))
         await asyncio.sleep(0)
-        pool.give_back(replica)  # the future has it, the task does not know yet
+        pool.release(replica)  # the future has the replica, the task has not run yet
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
-        assert await pool.replica([]) is replica
+        assert await pool.acquire([]) is replica
 
-    pooled(test)
+    with_pool(test)
 
 
-def test_clients_who_left_the_queue_are_passed_over() -> None:
+def test_clients_that_left_the_queue_are_skipped() -> None:
     async def test(pool: Pool, replicas: list[Any]) -> None:
-        replica = await pool.replica([])
-        left, stays = asyncio.create_task(pool.replica([])), asyncio.create_task(pool.replica([]))
+        replica = await pool.acquire([])
+        leaves, stays = asyncio.create_task(pool.acquire([])), asyncio.create_task(pool.acquire([]))
         await asyncio.sleep(0)
-        left.cancel()
+        leaves.cancel()
         await asyncio.sleep(0)
         assert pool.waiting == 1
-        pool.give_back(replica)
+        pool.release(replica)
         assert await stays is replica
 
-    pooled(test)
+    with_pool(test)
 
 
-def test_the_house_holds_so_many_and_tells_the_next() -> None:
+def test_a_full_server_refuses_the_next_request() -> None:
     async def test(pool: Pool, replicas: list[Any]) -> None:
-        with pool.place(), pool.place(), pool.place(), pytest.raises(ApiError) as refused, pool.place():
+        with pool.admit(), pool.admit(), pool.admit(), pytest.raises(ApiError) as refused, pool.admit():
             raise AssertionError("one too many")
         assert (refused.value.status, refused.value.code) == (429, "queue_full")
         assert int(refused.value.headers["Retry-After"]) >= 1
-        with pool.place():
+        with pool.admit():
             pass
 
-    pooled(test, queue=2)
+    with_pool(test, queue=2)
 
 
-def test_draining_refuses_those_who_wait_and_those_who_come() -> None:
+def test_draining_refuses_waiting_and_new_requests() -> None:
     async def test(pool: Pool, replicas: list[Any]) -> None:
-        await pool.replica([])
-        waits = asyncio.create_task(pool.replica([]))
+        await pool.acquire([])
+        waits = asyncio.create_task(pool.acquire([]))
         await asyncio.sleep(0)
         pool.drain()
-        for refused in (waits, pool.replica([])):
+        for refused in (waits, pool.acquire([])):
             with pytest.raises(ApiError, match="shutting down"):
                 await refused
-        with pytest.raises(ApiError, match="shutting down"), pool.place():
-            raise AssertionError("let in")
+        with pytest.raises(ApiError, match="shutting down"), pool.admit():
+            raise AssertionError("admitted")
 
-    pooled(test)
+    with_pool(test)
 
 
-def test_a_sick_replica_does_not_come_back() -> None:
+def test_an_unhealthy_replica_is_dropped() -> None:
     async def test(pool: Pool, replicas: list[Any]) -> None:
-        first, second = await pool.replica([]), await pool.replica([])
-        waits = asyncio.create_task(pool.replica([]))
+        first, second = await pool.acquire([]), await pool.acquire([])
+        waits = asyncio.create_task(pool.acquire([]))
         await asyncio.sleep(0)
         first.healthy = False
-        pool.give_back(first)
+        pool.release(first)
         await asyncio.sleep(0)
         assert not waits.done()
         second.healthy = False
-        pool.give_back(second)
+        pool.release(second)
         with pytest.raises(ApiError, match="every engine has failed"):
             await waits
         assert not pool.healthy
 
-    pooled(test, 2)
+    with_pool(test, 2)

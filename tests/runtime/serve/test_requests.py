@@ -1,4 +1,4 @@
-"""Bodies: what is taken, what is refused and under which name."""
+"""Request bodies: which fields are accepted, and how the others are refused."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ import pytest
 
 from runtime import SamplingParams
 from runtime.serve.errors import ApiError
-from runtime.serve.openai_requests import ChatBody, CompletionBody, GenerationRequest, chat, completion, read
+from runtime.serve.openai_requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request, parse_body
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
-def asked(**fields: Any) -> GenerationRequest:
-    return chat(read(ChatBody, json.dumps({"messages": HELLO, **fields}).encode()), 4)
+def chat(**fields: Any) -> GenerationRequest:
+    return chat_request(parse_body(ChatBody, json.dumps({"messages": HELLO, **fields}).encode()), 4)
 
 
-def completed(**fields: Any) -> GenerationRequest:
-    return completion(read(CompletionBody, json.dumps({"prompt": "Hello", **fields}).encode()))
+def completion(**fields: Any) -> GenerationRequest:
+    return completion_request(parse_body(CompletionBody, json.dumps({"prompt": "Hello", **fields}).encode()))
 
 
 def test_defaults_are_openai_s() -> None:
-    ask = asked()
-    assert (ask.params, ask.policy, ask.stream) == (SamplingParams(temperature=1.0, max_new_tokens=None), None, False)
-    assert completed().params.max_new_tokens == 16
+    request = chat()
+    assert (request.params, request.policy, request.stream) == (SamplingParams(temperature=1.0, max_new_tokens=None), None, False)
+    assert completion().params.max_new_tokens == 16
 
 
-def test_everything_arrives() -> None:
-    ask = asked(
+def test_every_field_reaches_the_request() -> None:
+    request = chat(
         model="m", temperature=0.5, top_p=0.9, top_k=7, seed=-1, max_completion_tokens=9, stop=["a", "b"], stream=True,
         stream_options={"include_usage": True}, logprobs=True, top_logprobs=3, policy="fixed",
     )  # fmt: skip
     params = SamplingParams(temperature=0.5, top_k=7, top_p=0.9, seed=2**64 - 1, max_new_tokens=9, stop=("a", "b"), logprobs=3)
-    assert ask == GenerationRequest(HELLO, "m", params, "fixed", True, True)
-    assert asked(speculation=False).policy == "none"
-    assert asked(logprobs=True).params.logprobs == 0
-    assert asked(stop="x").params.stop == ("x",)
+    assert request == GenerationRequest(HELLO, "m", params, "fixed", True, True)
+    assert chat(speculation=False).policy == "none"
+    assert chat(logprobs=True).params.logprobs == 0
+    assert chat(stop="x").params.stop == ("x",)
     plain = SamplingParams(temperature=1.0, max_new_tokens=16, logprobs=5)
-    assert completed(prompt=[1, 2], logprobs=5) == GenerationRequest([1, 2], None, plain, None, False, False)
-    assert completed(prompt=["one"]).prompt == "one"
-    assert completed(prompt=[[1, 2]]).prompt == [1, 2]
-    assert completed(prompt=[]).prompt == []  # the Decoder says what is wrong with it
+    assert completion(prompt=[1, 2], logprobs=5) == GenerationRequest([1, 2], None, plain, None, False, False)
+    assert completion(prompt=["one"]).prompt == "one"
+    assert completion(prompt=[[1, 2]]).prompt == [1, 2]
+    assert completion(prompt=[]).prompt == []  # refused by the Decoder
 
 
-def test_parts_of_a_message_are_joined_and_developers_are_the_system() -> None:
+def test_text_parts_are_joined_and_developer_is_system() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    ask = asked(messages=[{"role": "developer", "content": parts}, *HELLO])
-    assert ask.prompt == [{"role": "system", "content": "ab"}, *HELLO]
+    request = chat(messages=[{"role": "developer", "content": parts}, *HELLO])
+    assert request.prompt == [{"role": "system", "content": "ab"}, *HELLO]
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_parts_of_a_message_are_joined_and_developers_are_the_system() -> None:
     ],
     ids=str,
 )
-def test_what_is_not_followed_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+def test_unsupported_and_invalid_fields_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(ApiError) as refused:
-        asked(**fields)
+        chat(**fields)
     error = refused.value.body["error"]
     assert refused.value.status == 400
     assert error["param"] is not None
@@ -127,9 +127,9 @@ def test_what_is_not_followed_is_refused_by_name(fields: dict[str, Any], param: 
     ],
     ids=str,
 )
-def test_codes_and_places_are_openai_s(fields: dict[str, Any], param: str, code: str) -> None:
+def test_error_codes_and_paths_are_openai_s(fields: dict[str, Any], param: str, code: str) -> None:
     with pytest.raises(ApiError) as refused:
-        asked(**fields)
+        chat(**fields)
     error = refused.value.body["error"]
     assert (error["param"], error["code"]) == (param, code)
 
@@ -137,22 +137,22 @@ def test_codes_and_places_are_openai_s(fields: dict[str, Any], param: str, code:
 @pytest.mark.parametrize(
     "fields", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"prompt": ["a", "b"]}, {"logprobs": 21}, {"prompt": None}], ids=str
 )
-def test_completions_refuse_what_they_do_not_do(fields: dict[str, Any]) -> None:
+def test_completions_refuse_unsupported_fields(fields: dict[str, Any]) -> None:
     with pytest.raises(ApiError, match=next(iter(fields))):
-        completed(**fields)
+        completion(**fields)
 
 
-def test_neutral_and_harmless_values_pass() -> None:
-    assert asked(
+def test_neutral_and_harmless_values_are_accepted() -> None:
+    assert chat(
         n=1, user="me", store=False, tools=[], tool_choice="auto", response_format={"type": "text"}, presence_penalty=0.0, logit_bias={},
         parallel_tool_calls=True, metadata={"a": "b"}, reasoning_effort=None, stop=None, temperature=None,
-    ) == asked()  # fmt: skip
-    assert completed(echo=False, suffix=None, best_of=1) == completed()
+    ) == chat()  # fmt: skip
+    assert completion(echo=False, suffix=None, best_of=1) == completion()
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"messages": ' + b"[" * 100_000, b'{"a": "\\ud800"}'])
-def test_a_body_that_is_no_request_is_refused_in_one_line(body: bytes) -> None:
+def test_an_invalid_body_is_refused_in_one_line(body: bytes) -> None:
     with pytest.raises(ApiError) as refused:
-        read(ChatBody, body)
+        parse_body(ChatBody, body)
     assert refused.value.status == 400
     assert "\n" not in refused.value.body["error"]["message"]

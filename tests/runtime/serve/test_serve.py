@@ -1,4 +1,4 @@
-"""The server over toy decoders, through real sockets: answers, streams, refusals, figures."""
+"""The server over toy Decoders, through real sockets: answers, streams, error bodies and metrics."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.serve.asking import CHAT, LONG, TEXT, events, post, text_of
+from tests.support.serve.client import CHAT, LONG, TEXT, events, post, text_of
 from tests.support.serve.fakes import ToyDecoder, toy_answer
 from tests.support.serve.serving import Served
 
 
-def test_a_chat_answer_has_openai_s_form(served: Served) -> None:
+def test_a_chat_answer_has_openai_s_format(served: Served) -> None:
     answer = served.http.post("/v1/chat/completions", json={**CHAT, "model": "toy"}).json()
     expected = toy_answer(TEXT.encode())
     assert answer["object"] == "chat.completion"
@@ -33,10 +33,10 @@ def test_a_chat_answer_has_openai_s_form(served: Served) -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"max_tokens": 7}, {"seed": 5}, {"stop": ["q", "e"]}, {"logprobs": True, "top_logprobs": 2}], ids=str)
-def test_a_stream_says_the_same(served: Served, more: dict[str, Any]) -> None:
+def test_a_stream_has_the_same_answer(served: Served, more: dict[str, Any]) -> None:
     whole = served.http.post("/v1/chat/completions", json={**CHAT, **more}).json()
-    asked = {**CHAT, **more, "stream": True, "stream_options": {"include_usage": True}}
-    response = served.http.post("/v1/chat/completions", json=asked)
+    body = {**CHAT, **more, "stream": True, "stream_options": {"include_usage": True}}
+    response = served.http.post("/v1/chat/completions", json=body)
     assert response.headers["content-type"].startswith("text/event-stream")
     *rounds, end, usage = events(response.text)
     choices = [each["choices"][0] for each in rounds]
@@ -60,15 +60,15 @@ def test_a_stream_says_the_same(served: Served, more: dict[str, Any]) -> None:
 
 def test_completions(served: Served) -> None:
     expected = toy_answer(b"Hello")
-    asked = {"prompt": "Hello", "max_tokens": 5, "logprobs": 1}
-    answer = served.http.post("/v1/completions", json=asked).json()
+    body = {"prompt": "Hello", "max_tokens": 5, "logprobs": 1}
+    answer = served.http.post("/v1/completions", json=body).json()
     assert answer["object"] == "text_completion"
     (choice,) = answer["choices"]
     assert (choice["text"], choice["finish_reason"]) == (text_of(expected[:5]), "length")
     assert choice["logprobs"]["tokens"] == list(choice["text"])
     assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3, 4]
     assert choice["logprobs"]["token_logprobs"] == [-0.5] * 5
-    *rounds, end = events(served.http.post("/v1/completions", json={**asked, "stream": True}).text)
+    *rounds, end = events(served.http.post("/v1/completions", json={**body, "stream": True}).text)
     assert "".join(each["choices"][0]["text"] for each in rounds) == choice["text"]
     assert [at for each in rounds for at in each["choices"][0]["logprobs"]["text_offset"]] == [0, 1, 2, 3, 4]
     assert end["choices"][0]["finish_reason"] == "length"
@@ -76,7 +76,7 @@ def test_completions(served: Served) -> None:
     assert ids["choices"][0]["text"] == choice["text"]
 
 
-def test_what_is_asked_reaches_the_decoder(served: Served, toy: ToyDecoder) -> None:
+def test_the_parameters_reach_the_decoder(served: Served, toy: ToyDecoder) -> None:
     for policy in ({"policy": "fixed"}, {"speculation": False}, {}):
         assert served.http.post("/v1/chat/completions", json={**CHAT, "top_k": 3, "seed": 9, **policy}).status_code == 200
     assert [each["policy"] for each in toy.asked] == ["fixed", "none", None]
@@ -98,7 +98,7 @@ def test_what_is_asked_reaches_the_decoder(served: Served, toy: ToyDecoder) -> N
         ("GET", "/v1/completions", b"", 405, "no_such_route"),
     ],
 )
-def test_every_refusal_has_openai_s_form(served: Served, method: str, path: str, body: bytes, status: int, code: str) -> None:
+def test_every_refusal_has_openai_s_error_body(served: Served, method: str, path: str, body: bytes, status: int, code: str) -> None:
     response = served.http.request(method, path, content=body)
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (status, code)
@@ -108,13 +108,13 @@ def test_every_refusal_has_openai_s_form(served: Served, method: str, path: str,
     assert served.http.post("/v1/chat/completions", json=CHAT).status_code == 200
 
 
-def test_models(served: Served) -> None:
+def test_the_model_is_listed(served: Served) -> None:
     (model,) = served.http.get("/v1/models").json()["data"]
     assert (model["id"], model["max_model_len"]) == ("toy", 200)
     assert served.http.get("/v1/models/toy").json() == model
 
 
-def test_metrics_tell_of_times_and_tokens(served: Served) -> None:
+def test_metrics_count_times_and_tokens(served: Served) -> None:
     post(served)
     post(served, stream=True)
     served.wait('resps:requests_total{outcome="eos"}', 2)

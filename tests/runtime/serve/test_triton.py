@@ -1,4 +1,4 @@
-"""The model repository, and the real Triton over it where its binary is installed (nvidia-pytriton brings it)."""
+"""Triton: the model repository, the model with a stand-in for Triton's module, and the real Triton if it is installed (nvidia-pytriton)."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ import pytest
 
 from runtime import Decoder, SamplingParams
 from runtime.serve.errors import ApiError
-from runtime.serve.triton.model import Cancelled, TritonPythonModel, asked
+from runtime.serve.triton.model import Cancelled, TritonPythonModel, generation_request
 from runtime.serve.triton.repository import write_repository
 from tests.support.serve.serving import until
 
 ROOT = Path(__file__).resolve().parents[3]
 PROMPT = "the cat sat on the mat"
-LONG = 400  # tokens, where an answer should take its time
+LONG = 400  # tokens of an answer that must take a while
 
 
 def write(out: Path, engine_dir: Path, request_seconds: float = 120) -> Path:
-    times = {"queue_seconds": 2, "request_seconds": request_seconds}
-    return write_repository(out, engine_dir, name="resps", replicas=2, threads=0, policy="", queue=8, **times)
+    limits = {"queue_seconds": 2, "request_seconds": request_seconds}
+    return write_repository(out, engine_dir, name="resps", replicas=2, threads=0, policy="", queue=8, **limits)
 
 
-def test_repository_holds_what_triton_reads(tiny_engine: Path, tmp_path: Path) -> None:
+def test_the_repository_has_the_configuration_and_the_model(tiny_engine: Path, tmp_path: Path) -> None:
     folder = write(tmp_path, tiny_engine)
     config = (folder / "config.pbtxt").read_text()
     assert f'key: "engine_dir", value: {{ string_value: "{tiny_engine.resolve()}" }}' in config
@@ -51,22 +51,22 @@ def test_repository_holds_what_triton_reads(tiny_engine: Path, tmp_path: Path) -
 
 
 def parameters(folder: Path) -> dict[str, str]:
-    """As Triton hands them to the model."""
-    found = re.findall(r'key: "(\w+)", value: \{ string_value: (".*") \}', (folder / "config.pbtxt").read_text())
-    return {name: json.loads(value) for name, value in found}
+    """The parameters in config.pbtxt, as Triton passes them to the model."""
+    pairs = re.findall(r'key: "(\w+)", value: \{ string_value: (".*") \}', (folder / "config.pbtxt").read_text())
+    return {name: json.loads(value) for name, value in pairs}
 
 
 class Sender:
-    """Stands for Triton's side of one request. ``told`` happens at each look whether the client is still there."""
+    """Stands for Triton's side of one request. ``on_check`` runs each time the model checks whether the client has left."""
 
-    def __init__(self, inputs: dict[str, Any], told: Callable[[], None] = lambda: None) -> None:
-        self._inputs, self._told, self.sent = inputs, told, SimpleQueue[Any]()
+    def __init__(self, inputs: dict[str, Any], on_check: Callable[[], None] = lambda: None) -> None:
+        self._inputs, self._on_check, self.sent = inputs, on_check, SimpleQueue[Any]()
 
     def get_response_sender(self) -> Sender:
         return self
 
     def is_cancelled(self) -> bool:
-        self._told()
+        self._on_check()
         return False
 
     def send(self, response: Any, flags: int = 0) -> None:
@@ -75,7 +75,7 @@ class Sender:
 
 @pytest.fixture
 def model(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], TritonPythonModel]]:
-    """Makes the model with so many seconds for a request, with a stand-in for the module that only Triton's own process has."""
+    """Makes the model for a given ``request_seconds``, with a stand-in for the module that exists only in Triton's process."""
 
     class NoMetrics(Exception):
         pass
@@ -97,9 +97,9 @@ def model(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     made: list[TritonPythonModel] = []
 
     def make(request_seconds: float) -> TritonPythonModel:
-        given = parameters(write(tmp_path, tiny_engine, request_seconds))
+        values = parameters(write(tmp_path, tiny_engine, request_seconds))
         made.append(TritonPythonModel())
-        made[-1].initialize({"model_config": json.dumps({"parameters": {name: {"string_value": each} for name, each in given.items()}})})
+        made[-1].initialize({"model_config": json.dumps({"parameters": {name: {"string_value": each} for name, each in values.items()}})})
         return made[-1]
 
     yield make
@@ -107,43 +107,43 @@ def model(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         each.finalize()
 
 
-def asking(tokens: int, told: Callable[[], None] = lambda: None) -> Sender:
+def request_for(tokens: int, on_check: Callable[[], None] = lambda: None) -> Sender:
     texts = {"text_input": PROMPT, "sampling_parameters": json.dumps({"max_tokens": tokens, "temperature": 0})}
     tensors = {name: np.array([[text.encode()]], dtype=np.object_) for name, text in texts.items()}
-    return Sender({name: SimpleNamespace(as_numpy=lambda tensor=tensor: tensor) for name, tensor in tensors.items()}, told)
+    return Sender({name: SimpleNamespace(as_numpy=lambda tensor=tensor: tensor) for name, tensor in tensors.items()}, on_check)
 
 
-def test_parameters_are_those_of_completions() -> None:
-    ask = asked("hello", False, '{"max_tokens": 7, "temperature": 0, "stop": ["x"]}')
-    assert (ask.prompt, ask.params.max_new_tokens, ask.params.temperature, ask.params.stop) == ("hello", 7, 0, ("x",))
-    assert asked("hello", True, None).prompt == [{"role": "user", "content": "hello"}]
+def test_sampling_parameters_are_the_fields_of_completions() -> None:
+    request = generation_request("hello", False, '{"max_tokens": 7, "temperature": 0, "stop": ["x"]}')
+    assert (request.prompt, request.params.max_new_tokens, request.params.temperature, request.params.stop) == ("hello", 7, 0, ("x",))
+    assert generation_request("hello", True, None).prompt == [{"role": "user", "content": "hello"}]
     for wrong in ("[]", "{", '{"n": 2}', '{"max_tokens": "x"}', "[" * 100_000):
         with pytest.raises(ApiError):
-            asked("hello", False, wrong)
+            generation_request("hello", False, wrong)
 
 
-def test_waiting_for_a_replica_has_an_end() -> None:
+def test_waiting_for_a_replica_is_limited() -> None:
     model = TritonPythonModel()
     model._free, model._queue_seconds = SimpleQueue(), 0.1
     with pytest.raises(ApiError, match="no engine became free") as refused:
-        model._replica(SimpleNamespace(is_cancelled=lambda: False))
+        model._acquire(SimpleNamespace(is_cancelled=lambda: False))
     assert (refused.value.status, refused.value.outcome) == (503, "queue_timeout")
-    looks = iter((False, True))
+    checks = iter((False, True))
     model._queue_seconds = 60.0
     with pytest.raises(Cancelled):
-        model._replica(SimpleNamespace(is_cancelled=lambda: next(looks)))
+        model._acquire(SimpleNamespace(is_cancelled=lambda: next(checks)))
 
 
-def test_a_request_has_no_more_than_its_seconds(model: Callable[[float], TritonPythonModel], decoder: Decoder) -> None:
+def test_a_request_has_a_time_limit(model: Callable[[float], TritonPythonModel], decoder: Decoder) -> None:
     whole = decoder.generate(PROMPT, SamplingParams(max_new_tokens=20))
-    served, slept = model(2.0), Event()
+    served, checked = model(2.0), Event()
 
-    def told() -> None:  # the first look is for the replica, the second when the first token has come
-        if slept.is_set():
+    def on_check() -> None:  # checked first before a replica is taken, then after the first token
+        if checked.is_set():
             sleep(2.0)
-        slept.set()
+        checked.set()
 
-    cut = asking(20, told)
+    cut = request_for(20, on_check)
     served.execute([cut])
     last = cut.sent.get(timeout=60)
     assert last.error is None
@@ -152,10 +152,10 @@ def test_a_request_has_no_more_than_its_seconds(model: Callable[[float], TritonP
     assert whole.text.startswith(last.text_output)
 
 
-def test_a_request_whose_time_is_over_before_its_first_token_is_told_so(model: Callable[[float], TritonPythonModel]) -> None:
+def test_a_time_limit_before_the_first_token_is_an_error(model: Callable[[float], TritonPythonModel]) -> None:
     served = model(0.0)
-    for _ in range(4):  # two replicas: both come back
-        late = asking(20)
+    for _ in range(4):  # more requests than replicas: each must release its own
+        late = request_for(20)
         served.execute([late])
         error = late.sent.get(timeout=60).error
         assert error.args == ("the time of a request, 0 s, was over before the first token", error.UNAVAILABLE)
@@ -163,19 +163,19 @@ def test_a_request_whose_time_is_over_before_its_first_token_is_told_so(model: C
 
 @dataclass(frozen=True)
 class Triton:
-    """Addresses of a running Triton."""
+    """A running Triton: URLs of HTTP and metrics, address of gRPC."""
 
     url: str
     grpc: str
     metrics: str
 
-    def counted(self, line: str) -> float:
-        """The value of ``name{labels}`` on its page of metrics; 0 where it is not."""
+    def metric(self, line: str) -> float:
+        """The value of ``name{labels}`` in Triton's metrics; 0 if it is missing."""
         lines = httpx.get(self.metrics).text.splitlines()
         return next((float(each.rpartition(" ")[2]) for each in lines if each.rpartition(" ")[0] == line), 0.0)
 
-    def ask(self, seed: int) -> httpx.Response:
-        """A long answer, the same for the same seed."""
+    def generate(self, seed: int) -> httpx.Response:
+        """Ask for a long answer."""
         body = {"text_input": PROMPT, "sampling_parameters": json.dumps({"max_tokens": LONG, **sampled(seed)})}
         return httpx.post(f"{self.url}/models/resps/generate", json=body, timeout=120)
 
@@ -191,7 +191,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def triton(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
-    """A real Triton."""
+    """A real Triton process over the tiny engine."""
     package = importlib.util.find_spec("pytriton")
     if package is None or not package.submodule_search_locations:
         pytest.skip("tritonserver is not installed (pip install nvidia-pytriton, in an environment of its own)")
@@ -203,23 +203,23 @@ def triton(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     write(root / "models", tiny_engine)
     http, grpc, metrics = (free_port() for _ in range(3))
     packages = server.parents[1]
-    python = packages.parents[2] / "bin"  # the backend takes the first Python on the path, and its working folder's packages
+    python = packages.parents[2] / "bin"  # the backend runs the first Python on PATH and imports from its working directory
     env = {**os.environ, "PATH": f"{python}{os.pathsep}{os.environ['PATH']}", "LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs")}
     line = [str(server / "bin" / "tritonserver"), "--model-repository", str(root / "models"), "--backend-directory", str(root / "backends"),
             "--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]  # fmt: skip
     with (root / "log").open("w") as log, subprocess.Popen(line, stdout=log, stderr=log, env=env, cwd=ROOT) as process:
-        found = Triton(f"http://127.0.0.1:{http}/v2", f"127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}/metrics")
+        server_urls = Triton(f"http://127.0.0.1:{http}/v2", f"127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}/metrics")
 
         def ready() -> bool:
             assert process.poll() is None, (root / "log").read_text()
             try:
-                return httpx.get(f"{found.url}/models/resps/ready").status_code == 200
+                return httpx.get(f"{server_urls.url}/models/resps/ready").status_code == 200
             except httpx.TransportError:
                 return False
 
         try:
             until(ready, 120)
-            yield found
+            yield server_urls
         finally:
             process.terminate()
             process.wait(60)
@@ -240,54 +240,54 @@ def test_triton_answers_as_the_decoder_does(triton: Triton, decoder: Decoder) ->
     assert chat["text_output"] == decoder.generate([{"role": "user", "content": PROMPT}], SamplingParams(max_new_tokens=20)).text
 
 
-def test_triton_tells_what_is_wrong(triton: Triton) -> None:
-    for parameters, what in (('{"n": 2}', "one answer a request"), ("[]", "no JSON object"), ('{"policy": "magic"}', "unknown policy")):
+def test_triton_reports_invalid_requests(triton: Triton) -> None:
+    for parameters, text in (('{"n": 2}', "one answer a request"), ("[]", "not a JSON object"), ('{"policy": "magic"}', "unknown policy")):
         body = {"text_input": PROMPT, "sampling_parameters": parameters}
         refused = httpx.post(f"{triton.url}/models/resps/generate", json=body, timeout=60)
         assert refused.status_code >= 400
-        assert what in refused.json()["error"]
+        assert text in refused.json()["error"]
 
 
-def test_a_full_queue_refuses_at_once_and_those_inside_are_served(triton: Triton, decoder: Decoder) -> None:
+def test_a_full_queue_refuses_and_admitted_requests_are_served(triton: Triton, decoder: Decoder) -> None:
     with ThreadPoolExecutor(30) as clients:
-        came = list(clients.map(triton.ask, range(30)))  # two run, one waits in the model, eight in the queue
-    told = [each.json() for each in came]
-    refused = [each["error"] for each in told if "error" in each]
-    assert len(refused) < len(told) - 1
+        responses = list(clients.map(triton.generate, range(30)))  # two run, one waits in the model, eight in the queue
+    bodies = [each.json() for each in responses]
+    refused = [each["error"] for each in bodies if "error" in each]
+    assert len(refused) < len(bodies) - 1
     assert any("maximum queue size" in error for error in refused)
     assert all("maximum queue size" in error or "timeout" in error or "no engine became free" in error for error in refused)
-    for seed, each in enumerate(told):
+    for seed, each in enumerate(bodies):
         if "error" not in each:
             assert each["text_output"] == long_answer(decoder, seed).text
 
 
-def test_a_cancelled_request_ends_after_its_round(triton: Triton, decoder: Decoder) -> None:
+def test_a_cancelled_request_ends_after_the_round(triton: Triton, decoder: Decoder) -> None:
     grpc = pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed (pip install 'tritonclient[grpc]')")
     seed = max(range(30), key=lambda seed: len(long_answer(decoder, seed).tokens))
     whole = long_answer(decoder, seed)
-    before, tokens = triton.counted(CANCELLED), triton.counted("resps:generation_tokens_total")
+    before, tokens = triton.metric(CANCELLED), triton.metric("resps:generation_tokens_total")
 
-    def text(name: str, kind: str, value: Any) -> Any:
-        given = grpc.InferInput(name, [1, 1], kind)
-        given.set_data_from_numpy(np.array([[value]], dtype=bool if kind == "BOOL" else np.object_))
-        return given
+    def tensor(name: str, kind: str, value: Any) -> Any:
+        made = grpc.InferInput(name, [1, 1], kind)
+        made.set_data_from_numpy(np.array([[value]], dtype=bool if kind == "BOOL" else np.object_))
+        return made
 
     inputs = [
-        text("text_input", "BYTES", PROMPT),
-        text("stream", "BOOL", True),
-        text("sampling_parameters", "BYTES", json.dumps({"max_tokens": LONG, **sampled(seed)})),
+        tensor("text_input", "BYTES", PROMPT),
+        tensor("stream", "BOOL", True),
+        tensor("sampling_parameters", "BYTES", json.dumps({"max_tokens": LONG, **sampled(seed)})),
     ]
-    came: SimpleQueue[Any] = SimpleQueue()
+    responses: SimpleQueue[Any] = SimpleQueue()
     with grpc.InferenceServerClient(triton.grpc) as client:
-        client.start_stream(lambda result, error: came.put((result, error)))
+        client.start_stream(lambda result, error: responses.put((result, error)))
         client.async_stream_infer("resps", inputs)
-        result, error = came.get(timeout=30)
+        result, error = responses.get(timeout=30)
         assert error is None
         assert result.as_numpy("text_output") is not None
         client.stop_stream(cancel_requests=True)
-    until(lambda: triton.counted(CANCELLED) == before + 1, 30)
-    assert triton.counted("resps:generation_tokens_total") - tokens < len(whole.tokens)
-    assert triton.ask(seed).json()["text_output"] == whole.text  # the replica is free again
+    until(lambda: triton.metric(CANCELLED) == before + 1, 30)
+    assert triton.metric("resps:generation_tokens_total") - tokens < len(whole.tokens)
+    assert triton.generate(seed).json()["text_output"] == whole.text  # the replica was released
 
 
 CANCELLED = 'resps:requests_total{outcome="cancelled"}'

@@ -1,4 +1,4 @@
-"""The server over toy decoders when things go wrong: a full queue, clients that leave, engines that fail, the end."""
+"""The server over toy Decoders in trouble: a full queue, clients that leave, engines that fail, shutdown."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from runtime import EngineDirError
 from runtime.serve.app import make_app
 from runtime.serve.server import Server, bind
 from runtime.serve.settings import ServerSettings
-from tests.support.serve.asking import LONG, post, text_of
-from tests.support.serve.fakes import ToyDecoder, broken, toy_answer
+from tests.support.serve.client import LONG, post, text_of
+from tests.support.serve.fakes import ToyDecoder, engine_failure, toy_answer
 from tests.support.serve.serving import Served, serving, until
 
 
-def test_the_queue_is_bounded_and_those_inside_are_served(toy: ToyDecoder) -> None:
+def test_the_queue_is_bounded_and_admitted_requests_are_served(toy: ToyDecoder) -> None:
     toy.gate.clear()
     with serving([toy], queue=2) as served, ThreadPoolExecutor(8) as clients:
-        inside = [clients.submit(post, served) for _ in range(3)]
+        admitted = [clients.submit(post, served) for _ in range(3)]
         served.wait("resps:num_requests_waiting", 2)
         refused = post(served)
         assert refused.status_code == 429
@@ -32,14 +32,14 @@ def test_the_queue_is_bounded_and_those_inside_are_served(toy: ToyDecoder) -> No
         assert int(refused.headers["retry-after"]) >= 1
         assert served.metric("resps:num_requests_running") == 1
         toy.gate.set()
-        texts = {each.result().json()["choices"][0]["text"] for each in inside}
+        texts = {each.result().json()["choices"][0]["text"] for each in admitted}
         assert texts == {text_of(toy_answer(LONG.encode()))}
         served.wait('resps:requests_total{outcome="eos"}', 3)
         assert served.metric('resps:requests_total{outcome="queue_full"}') == 1
         assert served.metric("resps:num_requests_waiting") == served.metric("resps:num_requests_running") == 0
 
 
-def test_waiting_in_the_queue_has_an_end(toy: ToyDecoder) -> None:
+def test_waiting_in_the_queue_is_limited(toy: ToyDecoder) -> None:
     toy.gate.clear()
     with serving([toy], queue_seconds=0.05) as served, ThreadPoolExecutor(1) as clients:
         first = clients.submit(post, served)
@@ -50,7 +50,7 @@ def test_waiting_in_the_queue_has_an_end(toy: ToyDecoder) -> None:
         assert first.result().status_code == 200
 
 
-def test_a_request_has_a_deadline(toy: ToyDecoder) -> None:
+def test_a_request_has_a_time_limit(toy: ToyDecoder) -> None:
     toy.seconds = 0.1
     with serving([toy], request_seconds=1.0) as served:
         cut = post(served).json()
@@ -64,28 +64,28 @@ def test_a_request_has_a_deadline(toy: ToyDecoder) -> None:
 
 
 def open_stream(served: Served) -> socket.socket:
-    """A client that reads nothing by itself."""
+    """A client that does not read its stream."""
     body = json.dumps({"prompt": LONG, "max_tokens": 1000, "stream": True}).encode()
     client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # else the kernel reads megabytes ahead
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # otherwise the kernel buffers megabytes
     client.connect(("127.0.0.1", int(served.url.rpartition(":")[2])))
     client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     return client
 
 
-def test_a_client_that_leaves_ends_its_answer_within_a_round(served: Served, toy: ToyDecoder) -> None:
+def test_a_disconnect_ends_the_answer_after_the_round(served: Served, toy: ToyDecoder) -> None:
     toy.seconds = 0.1
     client = open_stream(served)
     until(lambda: toy.rounds >= 2)
     client.close()
     until(lambda: toy.ended == ["cancelled"])
-    assert toy.rounds <= 5  # of some thirty
+    assert toy.rounds <= 5  # of about thirty
     served.wait('resps:requests_total{outcome="disconnected"}', 1)
     toy.seconds = 0.0
     assert post(served).status_code == 200
 
 
-def test_a_client_that_leaves_the_queue_is_never_decoded(served: Served, toy: ToyDecoder) -> None:
+def test_a_disconnect_in_the_queue_is_never_decoded(served: Served, toy: ToyDecoder) -> None:
     toy.gate.clear()
     first, second = open_stream(served), open_stream(served)
     served.wait("resps:num_requests_waiting", 1)
@@ -99,31 +99,31 @@ def test_a_client_that_leaves_the_queue_is_never_decoded(served: Served, toy: To
     first.close()
 
 
-def test_a_client_that_leaves_before_its_whole_answer_ends_it(served: Served, toy: ToyDecoder) -> None:
+def test_a_disconnect_ends_an_answer_that_is_not_streamed(served: Served, toy: ToyDecoder) -> None:
     toy.seconds = 0.1
     with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=served.url, timeout=0.3) as http:
         http.post("/v1/completions", json={"prompt": LONG, "max_tokens": 1000})
     until(lambda: toy.ended == ["cancelled"])
 
 
-def test_a_slow_reader_holds_no_engine_and_not_for_ever(toy: ToyDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_reader_blocks_no_replica_and_is_disconnected(toy: ToyDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     filler = "x" * 300_000
     monkeypatch.setattr("runtime.serve.openai_responses.extension", lambda *_: {"filler": filler})
     monkeypatch.setattr(
         "runtime.serve.openai_responses.ResponseFormat._logprobs", lambda *_: {"filler": filler}
-    )  # so that socket buffers fill up
+    )  # fills the socket buffers
     with serving([toy], write_seconds=0.3, queue=1) as served:
         client = open_stream(served)
-        until(lambda: len(toy.ended) == 1)  # decoded to the end, though nobody reads
+        until(lambda: len(toy.ended) == 1)  # decoded to the end although nobody reads
         assert toy.ended == ["eos"]
-        assert served.house.pool.running == 0
+        assert served.services.pool.running == 0
         served.wait('resps:requests_total{outcome="slow_reader"}', 1)
-        until(lambda: served.house.pool._inside == 0)
+        until(lambda: served.services.pool._admitted == 0)
         client.close()
 
 
-def test_a_failed_pass_is_told_and_the_replica_used_again(served: Served, toy: ToyDecoder) -> None:
-    toy.failing = broken()
+def test_an_engine_failure_is_reported_and_the_replica_is_used_again(served: Served, toy: ToyDecoder) -> None:
+    toy.failing = engine_failure()
     failed = post(served)
     error = failed.json()["error"]
     assert (failed.status_code, error["code"], error["type"]) == (500, "engine_failure", "server_error")
@@ -137,14 +137,14 @@ def test_a_failed_pass_is_told_and_the_replica_used_again(served: Served, toy: T
 
 def test_a_failure_in_the_middle_of_a_stream_is_an_event(served: Served, toy: ToyDecoder) -> None:
     toy.seconds = 0.02
-    asked = {"prompt": LONG, "max_tokens": 99, "stream": True}
-    with httpx.stream("POST", f"{served.url}/v1/completions", json=asked, timeout=20) as stream:
+    body = {"prompt": LONG, "max_tokens": 99, "stream": True}
+    with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=20) as stream:
         lines = (line.removeprefix("data: ") for line in stream.iter_lines() if line)
-        came = [next(lines)]
-        toy.failing = broken()
-        came += lines
-    assert json.loads(came[-1])["error"]["code"] == "engine_failure"
-    assert "[DONE]" not in came
+        received = [next(lines)]
+        toy.failing = engine_failure()
+        received += lines
+    assert json.loads(received[-1])["error"]["code"] == "engine_failure"
+    assert "[DONE]" not in received
     assert stream.status_code == 200
 
 
@@ -162,28 +162,28 @@ def test_a_damaged_policy_is_the_server_s_fault(served: Served, toy: ToyDecoder)
     assert (failed.status_code, failed.json()["error"]["code"]) == (500, "failed")
 
 
-def test_repeated_failures_give_a_replica_up(toy: ToyDecoder) -> None:
+def test_a_replica_is_given_up_after_repeated_failures(toy: ToyDecoder) -> None:
     other = ToyDecoder()
     with serving([toy, other], failures=2) as served, ThreadPoolExecutor(1) as clients:
-        toy.failing = broken()
+        toy.failing = engine_failure()
         assert post(served).status_code == 500
         served.wait("resps:num_requests_running", 0)
         other.gate.clear()
-        busy = clients.submit(post, served)  # the one that has waited longest is taken: the other
+        busy = clients.submit(post, served)  # goes to the replica that was free for longer: the other one
         served.wait("resps:num_requests_running", 1)
         assert post(served).status_code == 500
-        until(lambda: not served.house.pool.replicas[0].healthy)
+        until(lambda: not served.services.pool.replicas[0].healthy)
         health = served.http.get("/healthz")
         assert (health.status_code, health.json()["replicas"]) == (503, [False, True])
         assert served.metric('resps:replica_healthy{replica="0"}') == 0
         other.gate.set()
         assert busy.result().status_code == 200
-        assert [post(served).status_code for _ in range(4)] == [200] * 4  # the other goes on
-        other.failing = broken()
+        assert [post(served).status_code for _ in range(4)] == [200] * 4  # by the other replica
+        other.failing = engine_failure()
         assert [post(served).status_code for _ in range(3)] == [500, 500, 503]
 
 
-def test_replicas_run_side_by_side_and_keep_their_prefixes(toy: ToyDecoder) -> None:
+def test_replicas_run_at_the_same_time_and_keep_their_prefixes(toy: ToyDecoder) -> None:
     other = ToyDecoder()
     with serving([toy, other]) as served, ThreadPoolExecutor(2) as clients:
         toy.gate.clear()
@@ -194,21 +194,21 @@ def test_replicas_run_side_by_side_and_keep_their_prefixes(toy: ToyDecoder) -> N
         other.gate.set()
         assert all(each.result().status_code == 200 for each in both)
         served.wait("resps:num_requests_running", 0)
-        knows = {bytes(each.asked[0]["prompt"]): each for each in (toy, other)}
+        by_prompt = {bytes(each.asked[0]["prompt"]): each for each in (toy, other)}
         for prompt in (b"apple", b"berry", b"berry", b"apple"):
             post(served, prompt=f"{prompt.decode()} and so on")
-            assert bytes(knows[prompt].asked[-1]["prompt"]).startswith(prompt)
+            assert bytes(by_prompt[prompt].asked[-1]["prompt"]).startswith(prompt)
             served.wait("resps:num_requests_running", 0)
 
 
-def test_draining_finishes_what_runs_and_refuses_the_rest(toy: ToyDecoder) -> None:
+def test_draining_finishes_running_requests_and_refuses_the_rest(toy: ToyDecoder) -> None:
     toy.gate.clear()
     with serving([toy]) as served, ThreadPoolExecutor(3) as clients:
         runs = clients.submit(post, served)
         served.wait("resps:num_requests_running", 1)
         waits = clients.submit(post, served)
         served.wait("resps:num_requests_waiting", 1)
-        served.server.loop.call_soon_threadsafe(served.server.end)
+        served.server.loop.call_soon_threadsafe(served.server.begin_shutdown)
         refused = waits.result()
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
         toy.gate.set()
@@ -216,9 +216,9 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(toy: ToyDecoder) -> No
     assert toy.closed
 
 
-def test_a_signal_while_it_starts_up_ends_it(toy: ToyDecoder) -> None:
+def test_a_signal_during_start_up_ends_the_server(toy: ToyDecoder) -> None:
     def load() -> list[Any]:
-        server.loop.call_soon_threadsafe(server.end)
+        server.loop.call_soon_threadsafe(server.begin_shutdown)
         time.sleep(0.1)
         return [toy]
 
@@ -232,12 +232,12 @@ def test_a_signal_while_it_starts_up_ends_it(toy: ToyDecoder) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_outlives_the_drain_is_told_that_it_was_cut(toy: ToyDecoder, stream: bool) -> None:
+def test_requests_that_outlast_the_drain_are_cut_off_with_an_error(toy: ToyDecoder, stream: bool) -> None:
     toy.seconds = 0.05
     with serving([toy], drain_seconds=0.2) as served, ThreadPoolExecutor(1) as clients:
         runs = clients.submit(post, served, stream=stream)
         until(lambda: toy.rounds >= 1)
-        served.server.loop.call_soon_threadsafe(served.server.end)
+        served.server.loop.call_soon_threadsafe(served.server.begin_shutdown)
         cut = runs.result()
     assert cut.status_code == (200 if stream else 503)
     error = json.loads(cut.text.split("\n\n")[-2].removeprefix("data: ") if stream else cut.text)["error"]

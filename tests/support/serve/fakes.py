@@ -1,4 +1,4 @@
-"""A Decoder without a model: tokens are bytes, answers follow from the prompt, and a test may hold it, break it or slow it down."""
+"""A Decoder without a model. Tokens are bytes and answers follow from the prompt; a test can block it, slow it down or let it fail."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONTEXT, EOS = 200, 0
 
 
 class ToyStream(Iterator[Chunk]):
-    """One answer: 0 to 3 accepted letters a round, until its own end, its limit, or a stop string."""
+    """One answer: 0 to 3 accepted letters per round, until the stop token, the limit or a stop string."""
 
     def __init__(self, decoder: ToyDecoder, tokens: list[int], prompt: int, stop: Sequence[str], logprobs: int | None, end: float) -> None:
         self._decoder, self._tokens, self._prompt, self._logprobs, self._end = decoder, tokens, prompt, logprobs, end
@@ -56,8 +56,8 @@ class ToyStream(Iterator[Chunk]):
         self.accepted += len(taken) - 1
         decoder.rounds += 1
         top = None if self._logprobs is None else tuple((each, -1.0) for each in range(self._logprobs))
-        noted = None if top is None else tuple(TokenLogprob(each, -0.5, top) for each in taken)
-        return Chunk(text, tuple(taken), len(taken) - 1, None, logprobs=noted)
+        logprobs = None if top is None else tuple(TokenLogprob(each, -0.5, top) for each in taken)
+        return Chunk(text, tuple(taken), len(taken) - 1, None, logprobs=logprobs)
 
     @property
     def stats(self) -> Stats:
@@ -75,7 +75,11 @@ class ToyStream(Iterator[Chunk]):
 
 
 class ToyDecoder:
-    """What the server uses of a Decoder. ``gate``: cleared, rounds wait; ``failing``: raised in the next round; ``rounds``: made so far."""
+    """The part of a Decoder that the server uses.
+
+    ``gate``: rounds wait while it is cleared. ``seconds``: duration of a round. ``failing``: an exception that the next round raises.
+    ``rounds``: rounds so far. ``asked``: arguments of each call of ``stream``. ``ended``: stop reason of each finished stream.
+    """
 
     policies = ("none", "fixed")
 
@@ -98,7 +102,7 @@ class ToyDecoder:
         ids = list(prompt.encode()) if isinstance(prompt, str) else list(prompt)
         if not ids or len(ids) >= CONTEXT or not all(0 <= each < 256 for each in ids):
             kind: PromptKind = "token_ids" if not all(0 <= each < 256 for each in ids) else "too_long" if ids else "empty"
-            raise PromptError(f"a prompt of {len(ids)} tokens — between 1 and {CONTEXT - 1} bytes are taken", kind)
+            raise PromptError(f"a prompt of {len(ids)} tokens — between 1 and {CONTEXT - 1} bytes are accepted", kind)
         return ids
 
     def stream(self, prompt: Sequence[int], params: SamplingParams, *, policy: str | None = None) -> ToyStream:
@@ -118,11 +122,11 @@ class ToyDecoder:
 
 
 def toy_answer(prompt: Sequence[int], seed: int = 0) -> list[int]:
-    """Letters and a stop token, or as many as fit."""
+    """Letters and the stop token, cut to the context."""
     state = zlib.crc32(bytes(prompt) + str(seed).encode())
     letters = [97 + (state * (at + 7) >> 5) % 26 for at in range(5 + state % 90)]
     return [*letters, EOS][: CONTEXT - len(prompt)]
 
 
-def broken() -> EngineFailure:
-    return EngineFailure("the engine made no numbers — try again", "verify")
+def engine_failure() -> EngineFailure:
+    return EngineFailure("the scores are not finite — try again", "verify")

@@ -1,10 +1,10 @@
-"""The real server on a free port, in a thread, over Decoders that a test brings."""
+"""The real server on a free port, in a thread, over a test's Decoders."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,33 +26,34 @@ class Served:
     http: httpx.Client
 
     @property
-    def house(self) -> Services:
-        house: Services = self.server._app.state.house
-        return house
+    def services(self) -> Services:
+        services: Services = self.server._app.state.services
+        return services
 
     def metric(self, line: str) -> float:
-        """The value of ``name{labels}`` on /metrics; 0 where it is not."""
-        found = [each for each in self.http.get("/metrics").text.splitlines() if each.rpartition(" ")[0] == line]
-        return float(found[0].rpartition(" ")[2]) if found else 0.0
+        """The value of ``name{labels}`` on /metrics; 0 if it is missing."""
+        lines = [each for each in self.http.get("/metrics").text.splitlines() if each.rpartition(" ")[0] == line]
+        return float(lines[0].rpartition(" ")[2]) if lines else 0.0
 
     def wait(self, line: str, value: float) -> None:
-        """Until that metric has that value."""
+        """Wait until the metric ``line`` has this value."""
         until(lambda: self.metric(line) == value)
 
 
-def until(true: Any, seconds: float = 10.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Poll until ``condition()`` is true. Fails after ``seconds``."""
     end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
+    while not condition():
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.005)
 
 
 @contextmanager
 def serving(decoders: Sequence[Any], **settings: Any) -> Iterator[Served]:
-    """``settings``: those of Settings that are not the default."""
-    given = ServerSettings(**{"model": "toy", "drain_seconds": 5.0, **settings})
+    """Serve ``decoders``, one per replica. ``settings``: fields of ServerSettings that differ from the default."""
+    server_settings = ServerSettings(**{"model": "toy", "drain_seconds": 5.0, **settings})
     with bind("127.0.0.1", 0) as listener:
-        server = Server(make_app(given, lambda: list(decoders)), given.drain_seconds, "toy")
+        server = Server(make_app(server_settings, lambda: list(decoders)), server_settings.drain_seconds, "toy")
         thread = threading.Thread(target=server.run, args=([listener],))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread.start()

@@ -1,4 +1,4 @@
-"""What the tests of the server ask, and how they read what comes."""
+"""Requests of the server's tests, and readers of its answers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ LONG = next(text for text in map(str, range(1000)) if len(toy_answer(text.encode
 
 
 def text_of(tokens: list[int]) -> str:
+    """The text of a toy answer."""
     return "".join(chr(token) for token in tokens if token)
 
 
 def events(body: str) -> list[dict[str, Any]]:
-    """Of a finished stream."""
+    """The JSON events of a complete stream."""
     lines = [line for line in body.split("\n\n") if line]
     assert lines[-1] == "data: [DONE]"
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
 def post(served: Served, **more: Any) -> httpx.Response:
+    """Ask for a completion of LONG. ``more``: further fields of the body."""
     with httpx.Client(base_url=served.url, timeout=20) as http:
         return http.post("/v1/completions", json={"prompt": LONG, "max_tokens": 1000, "temperature": 0, **more})

@@ -1,0 +1,26 @@
+"""resps-serve as a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@contextmanager
+def running(engine_dir: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start resps-serve on a free port. Yields the process and its base URL once it listens; kills it at the end."""
+    line = [sys.executable, "-c", "from runtime.serve.cli import main; main()", "--engine-dir", str(engine_dir), "--port", "0", *arguments]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment}) as process:
+        try:
+            assert process.stderr is not None
+            ready = process.stderr.readline()
+            assert "http://" in ready, ready + process.stderr.read()
+            yield process, ready.split()[-1]
+        finally:
+            process.kill()
