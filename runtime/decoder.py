@@ -12,8 +12,9 @@ from types import TracebackType
 
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec, trees_of
 
+from .decoding.drafter import Drafter
 from .decoding.totals import Totals, TotalsRecorder
-from .drafters.base import Drafter, NoDrafter
+from .drafters.none import NoDrafter
 from .engine import EngineChoice, LoadedEngine, check_one_of, choose_engine, load_engine
 from .errors import DecoderBusy, DecoderClosed, memory_errors
 from .manifest.schema import Manifest

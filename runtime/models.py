@@ -10,12 +10,12 @@ import numpy as np
 
 from policy import LatencyModel, TreeSpec
 
-from .backends.base import Backend, Buffer, dtype_of
-from .backends.kv import CacheLayout
+from .backends.base import Backend, Buffer, CacheLayout, dtype_of
+from .decoding.drafter import Drafter
 from .decoding.gumbel import GumbelMaxSampler, scratch_buffers
 from .decoding.sampling import InverseCdfSampler, Sampler, greedy
 from .decoding.target import ARANGE, TREE_TENSORS, Target
-from .drafters.base import Drafter, DrafterParts
+from .drafters.base import DrafterParts
 from .drafters.eagle import DraftEngines, EagleDrafter, max_draft_rows, max_pool_size, shared_buffers
 from .drafters.registry import DrafterKind
 from .errors import EngineDirError

@@ -9,12 +9,12 @@ from time import perf_counter
 
 from policy import Policy, TreeSpec
 
+from .decoding.drafter import Drafter
 from .decoding.logprobs import LogprobRecorder, TokenLogprob
 from .decoding.loop import Root, begin, prefill, rounds
 from .decoding.sampling import Sampler
 from .decoding.stats import RequestCounters
 from .decoding.target import Target
-from .drafters.base import Drafter
 from .errors import PREFILL
 from .sampling_params import SamplingParams
 from .text.detokenizer import Detokenizer, StopStrings

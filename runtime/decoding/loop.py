@@ -11,8 +11,8 @@ import numpy as np
 
 from policy import GrowthPolicy, Observation, Outcome, Policy, TreeSpec
 
-from ..drafters.base import Drafter
 from ..errors import COMMIT, DRAFT, SAMPLE, VERIFY, EngineFailure
+from .drafter import Drafter
 from .sampling import Sampler, TargetOutput
 from .target import Target
 from .tree import Tree, accept

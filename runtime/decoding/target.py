@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ..backends.base import Buffer, Call, Engine, Memory
-from ..backends.kv import Cache
+from ..backends.base import Buffer, Cache, Call, Engine, Memory
 from ..manifest.schema import Limits
 from .sampling import TargetOutput
 from .tree import DeviceTree, Tree

@@ -14,13 +14,13 @@ import numpy as np
 
 from policy import GrowthPolicy, PartialTree, TreeSpec
 
-from ..backends.base import Buffer, Engine, Memory
-from ..backends.kv import Cache
+from ..backends.base import Buffer, Cache, Engine, Memory
+from ..decoding.drafter import Drafter
 from ..decoding.sampling import TargetOutput
 from ..decoding.target import ARANGE, TREE_TENSORS, common_prefix_length
 from ..decoding.tree import DeviceTree, Tree
 from ..manifest.schema import Draft, Limits, Manifest
-from .base import Drafter, DrafterParts
+from .base import DrafterParts
 
 POOL = ("pool_scores", "pool_tokens", "pool_parents")
 _STATE = ("scores", "ids", "mask", *POOL)  # what `expand` passes from level to level

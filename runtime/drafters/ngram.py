@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 
 from policy import GrowthPolicy, TreeSpec
 
+from ..decoding.drafter import Drafter
 from ..decoding.sampling import TargetOutput
 from ..decoding.tree import Tree
-from .base import Drafter, DrafterParts
+from .base import DrafterParts
 
 MAX_NGRAM = 4
 MIN_NGRAM = 2  # single tokens match too often to pay for their rows on a CPU

@@ -40,7 +40,7 @@ _KINDS = (
     ),
     DrafterKind("eagle", "EAGLE-3 draft model", "eagle", (5, 3, 2), (3, 2, 2), (7, 8), uses_draft_model=True),
     DrafterKind("ngram", "lookup of repeated text, no draft model", "ngram", (6, 5, 2), (6, 5, 2), (5, 2)),
-    DrafterKind("none", "plain decoding", "base", (1, 0, 0), (1, 0, 0)),
+    DrafterKind("none", "plain decoding", "none", (1, 0, 0), (1, 0, 0)),
 )
 DRAFTERS = {kind.name: kind for kind in _KINDS}
 

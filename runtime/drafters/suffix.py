@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from policy import GrowthPolicy, LookupGate, TreeSpec
 from policy.lookup import MIN_MATCH
 
+from ..decoding.drafter import Drafter
 from ..decoding.sampling import TargetOutput
 from ..decoding.tree import DeviceTree, Tree
-from .base import Drafter, DrafterParts
+from .base import DrafterParts
 
 MAX_MATCH = 32  # tokens; longer matches are not better
 MAX_POSITIONS = 16  # remembered per MIN_MATCH-gram

@@ -18,9 +18,9 @@ import pytest
 from export.graphs.tree_growth import LEVEL_PENALTY
 from policy import GrowthPolicy, TreeSpec
 from runtime import Decoder
+from runtime.decoding.drafter import Drafter
 from runtime.decoding.sampling import TargetOutput
 from runtime.decoding.tree import Tree
-from runtime.drafters.base import Drafter
 from runtime.drafters.eagle import EagleDrafter
 
 

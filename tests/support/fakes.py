@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runtime.backends.base import CacheLayout
+from runtime.backends.cpu.kv import KVCache
 from runtime.backends.cpu.memory import HostMemory
-from runtime.backends.kv import CacheLayout, KVCache
 from runtime.decoding.target import Target
 from runtime.manifest.schema import Limits
 

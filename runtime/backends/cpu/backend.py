@@ -9,8 +9,8 @@ from typing import Any
 
 from ...errors import EngineDirError
 from ...manifest.schema import Manifest
-from ..base import Buffer
-from ..kv import CacheLayout, KVCache
+from ..base import Buffer, CacheLayout
+from .kv import KVCache
 from .memory import HostMemory
 from .onnxruntime import OrtEngine, open_session
 

@@ -13,8 +13,7 @@ from typing import Any
 from ...errors import EngineDirError, GpuMemoryError
 from ...manifest.graphs import Tensor
 from ...manifest.schema import Manifest
-from ..base import Buffer, Engine, dtype_of
-from ..kv import CacheLayout
+from ..base import Buffer, CacheLayout, Engine, dtype_of
 from .driver import Cuda, Gpu
 from .kv import DeviceKVCache
 from .memory import DeviceMemory

@@ -13,8 +13,9 @@ import pytest
 
 from export.tuning.replay.grid import action_table
 from policy import TreeSpec, default_latency
+from runtime.backends.base import CacheLayout
+from runtime.backends.cpu.kv import KVCache
 from runtime.backends.cpu.memory import HostMemory
-from runtime.backends.kv import CacheLayout, KVCache
 from runtime.decoding.sampling import TargetOutput
 from runtime.decoding.tree import DeviceTree, Tree
 from runtime.drafters.registry import DRAFTERS

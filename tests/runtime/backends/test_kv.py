@@ -7,7 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from runtime.backends.kv import CacheLayout, KVCache
+from runtime.backends.base import CacheLayout
+from runtime.backends.cpu.kv import KVCache
 
 WHOLE, IN_PARTS = CacheLayout(1, 2, 4, np.dtype(np.float32)), CacheLayout(2, 2, 2, np.dtype(np.float32))
 

@@ -9,12 +9,13 @@ import pytest
 
 import runtime.decoding.target
 from policy import PLAIN, FixedPolicy, Observation, Outcome, Policy, TreeSpec
+from runtime.decoding.drafter import Drafter
 from runtime.decoding.loop import Round, begin, prefill, rounds
 from runtime.decoding.sampling import Sampler, TargetOutput, greedy, uniforms
 from runtime.decoding.target import Target
 from runtime.decoding.tree import Tree
-from runtime.drafters.base import Drafter, NoDrafter
 from runtime.drafters.ngram import NgramDrafter
+from runtime.drafters.none import NoDrafter
 from runtime.errors import EngineFailure
 from tests.support.fakes import LIMITS, VOCAB, toy_logits, toy_target
 from tests.support.planted import DummyRowDrafter, PlantedDrafter

@@ -16,9 +16,9 @@ from policy import PLAIN, FixedPolicy, Observation, Outcome, Policy, TreeSpec
 from runtime import Decoder, EngineDirError, SamplingParams
 from runtime.cli import command
 from runtime.console import run_command
-from runtime.drafters.base import NoDrafter
 from runtime.drafters.eagle import EagleDrafter
 from runtime.drafters.ngram import NgramDrafter
+from runtime.drafters.none import NoDrafter
 from runtime.drafters.suffix import SuffixDrafter
 from runtime.manifest.graphs import FILE_NAME
 from runtime.manifest.load import load_manifest

@@ -1,67 +1,12 @@
-"""The KV cache of one model: the Cache protocol, and its implementation in host memory. The cache alone knows how much is committed."""
+"""The KV cache of one model in host memory. It alone knows how much of it is committed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
 
 import numpy as np
 
-from .base import Buffer
-
-
-@dataclass(frozen=True)
-class CacheLayout:
-    """The shape of a layer's keys or values in a graph: [parts, heads, span, width]. The CPU's quantized graphs split the values of a head
-    into several parts; all others have one part."""
-
-    parts: int
-    heads: int
-    width: int
-    dtype: np.dtype
-
-    @property
-    def planes(self) -> int:
-        """Number of adjacent [span, width] arrays."""
-        return self.parts * self.heads
-
-
-class Cache(Protocol):
-    """Keys and values of one model. Slots below ``length`` are committed; engines see ``span`` of ``capacity`` slots."""
-
-    @property
-    def length(self) -> int:
-        """Committed slots."""
-
-    @property
-    def span(self) -> int:
-        """Slots that a pass may access now."""
-
-    @property
-    def capacity(self) -> int:
-        """The largest span."""
-
-    def tensors(self) -> Mapping[str, Buffer]:
-        """Buffers by the names of graph inputs and outputs. Engines update them in place."""
-
-    def span_for(self, slots: int) -> int:
-        """The span to reserve when ``slots`` are needed."""
-
-    def spans(self) -> Sequence[int]:
-        """Spans to prepare for before the first request. On a device these are all possible spans, as each needs its own CUDA graphs."""
-
-    def reserve(self, span: int) -> None:
-        """Grow to ``span`` slots; committed rows keep their values. Raises ValueError for a smaller span or one above ``capacity``."""
-
-    def commit(self, path: Sequence[int]) -> None:
-        """Commit the rows ``path`` of the last pass (ascending, starting with row 0): move them to follow the committed slots."""
-
-    def truncate(self, length: int) -> None:
-        """Keep only the first ``length`` slots, and shrink the span to fit. Raises ValueError for more than are committed."""
-
-    def rows(self) -> np.ndarray:
-        """The committed part, [layers, 2, 1, Hkv, length, D]; a view or a copy."""
+from ..base import CacheLayout
 
 
 class KVCache:
