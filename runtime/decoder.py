@@ -73,7 +73,6 @@ class Decoder:
             self._policies = Policies(loaded.policy_context)
             self._policy = self.policy(policy)
             self.models = load_models(loaded.backend, self.manifest, choice.drafter, self._trees, choice.latency, choice.fixed_tree)
-            self._target, self._drafter, self._make_sampler = self.models.target, self.models.drafter, self.models.make_sampler
             self._resources = cleanup.pop_all()
 
     def fork(self) -> Decoder:
@@ -99,7 +98,7 @@ class Decoder:
         params = SamplingParams(max_new_tokens=WARM_UP_TOKENS)
         trees = dict.fromkeys((*self._trees, *(() if self.manifest.tensorrt else (PLAIN,))))
         for prompt, spec in ((two_chunks, next(iter(trees))), *((two_chunks[:8], spec) for spec in trees)):
-            request = Request(prompt, params, self._make_sampler(params), FixedPolicy(spec), frozenset())
+            request = Request(prompt, params, self.models.make_sampler(params), FixedPolicy(spec), frozenset())
             for _ in self._start(request, TotalsRecorder()):
                 pass
             self.forget()
@@ -110,7 +109,7 @@ class Decoder:
         with self._lock:
             self._check_open()
             self._check_free()
-            self._target.cache_valid = False
+            self.models.target.cache_valid = False
 
     @property
     def default_tree(self) -> TreeSpec:
@@ -163,7 +162,7 @@ class Decoder:
             request = Request(
                 prompt=ids,
                 params=params,
-                sampler=self._make_sampler(params),
+                sampler=self.models.make_sampler(params),
                 policy=self._policy if policy is None else self.policy(policy),
                 stop_tokens=frozenset(self.manifest.tokens.stop),
                 deadline=deadline,
@@ -179,12 +178,12 @@ class Decoder:
             self._check_free()
             self._active = active = ActiveRequest(request, recorder)
             self._check_open()  # only now: close() must find the request
-            return Stream(active, request.run(self._target, self._drafter_for(request.policy), self._tokenizer))
+            return Stream(active, request.run(self.models.target, self._drafter_for(request.policy), self._tokenizer))
 
     def _drafter_for(self, policy: Policy) -> Drafter:
         """NoDrafter for plain decoding, which then need not keep the EAGLE-3 draft's cache up to date, else the Decoder's drafter."""
         plain = isinstance(policy, FixedPolicy) and policy.spec.nodes == 1
-        return NoDrafter() if plain and self.models.eagle is not None else self._drafter
+        return NoDrafter() if plain and self.models.eagle is not None else self.models.drafter
 
     def generate(self, prompt: Prompt, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None) -> Result:
         """The complete answer: ``stream`` with the same arguments, collected."""

@@ -46,7 +46,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def logits_of(decoder: Decoder, ids: list[int]) -> np.ndarray:
     """All rows of a prompt, [n, V], through verify passes of up to 64 rows."""
-    target, rows = decoder._target, []
+    target, rows = decoder.models.target, []
     target.cache.truncate(0)
     for start in range(0, len(ids), 64):
         chunk = ids[start : start + 64]
@@ -59,7 +59,7 @@ def test_logits_equal_transformers(fp32: Decoder, reference: Any) -> None:
     import torch
 
     for prompt in PROMPTS[:: len(PROMPTS) // 8][:8]:
-        ids = fp32._tokenizer.encode(prompt)
+        ids = fp32.encode(prompt)
         with torch.no_grad():
             expected = reference(torch.tensor([ids])).logits[0].numpy()
         assert np.abs(logits_of(fp32, ids) - expected).max() <= 1e-3
@@ -69,7 +69,7 @@ def test_greedy_tokens_equal_transformers(fp32: Decoder, reference: Any) -> None
     import torch
 
     for prompt in PROMPTS[::2]:
-        ids = fp32._tokenizer.encode(prompt)
+        ids = fp32.encode(prompt)
         with torch.no_grad():
             out = reference.generate(
                 torch.tensor([ids]), SamplingParams(max_new_tokens=64), attention_mask=torch.ones(1, len(ids)), do_sample=False
@@ -78,14 +78,14 @@ def test_greedy_tokens_equal_transformers(fp32: Decoder, reference: Any) -> None
 
 
 def plant(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, drafter: Any) -> None:
-    monkeypatch.setattr(decoder, "_drafter", drafter)
+    monkeypatch.setattr(decoder, "models", replace(decoder.models, drafter=drafter))
 
 
 def test_every_tree_gives_the_plain_answer(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of what tests/stress/check_lossless.py runs in full: adversarial trees against plain decoding with a dummy row."""
     vocab = decoder.manifest.shape.vocab
     for number, prompt in enumerate(PROMPTS[::4]):
-        ids = decoder._tokenizer.encode(prompt)
+        ids = decoder.encode(prompt)
         plant(decoder, monkeypatch, DummyRowDrafter(vocab))
         answer = decoder.generate(ids, SamplingParams(max_new_tokens=40)).tokens
         for seed, shape in enumerate(SHAPES):
@@ -98,7 +98,7 @@ def test_quantized_logits_are_the_same_bits_for_any_rows_and_any_tree(demo_engin
     """Without ordered sums in attention they differ by 1, and so do answers: see docs/design.md, losslessness."""
     random = np.random.default_rng(0)
     with Decoder(demo_engine(precision), draft="none", threads=2) as decoder:
-        target, ids = decoder._target, decoder._tokenizer.encode(PROMPTS[1])
+        target, ids = decoder.models.target, decoder.encode(PROMPTS[1])
         expected = logits_of(decoder, ids)
         target.cache.truncate(0)
         position = 0
@@ -116,17 +116,17 @@ def test_quantized_logits_are_the_same_bits_for_any_rows_and_any_tree(demo_engin
 
 
 def test_committed_cache_equals_a_fresh_prefill(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    vocab, ids = decoder.manifest.shape.vocab, decoder._tokenizer.encode(PROMPTS[0])
+    vocab, ids = decoder.manifest.shape.vocab, decoder.encode(PROMPTS[0])
     plant(decoder, monkeypatch, DummyRowDrafter(vocab))
     answer = list(decoder.generate(PROMPTS[3], SamplingParams(max_new_tokens=40)).tokens)
-    ids = decoder._tokenizer.encode(PROMPTS[3])
+    ids = decoder.encode(PROMPTS[3])
     plant(decoder, monkeypatch, PlantedDrafter(len(ids), answer, vocab, 3))
     decoder.generate(ids, SamplingParams(max_new_tokens=40), policy=FixedPolicy(TreeSpec(16, 4, 4)))
-    length, committed = decoder._target.length, decoder._target.cache.rows().copy()
+    length, committed = decoder.models.target.length, decoder.models.target.cache.rows().copy()
     assert length > len(ids)
-    decoder._target.cache.truncate(0)
-    list(decoder._target.prefill([*ids, *answer][:length]))
-    fresh = decoder._target.cache.rows()
+    decoder.models.target.cache.truncate(0)
+    list(decoder.models.target.prefill([*ids, *answer][:length]))
+    fresh = decoder.models.target.cache.rows()
     exact = decoder.manifest.precision == "int8"
     np.testing.assert_allclose(committed, fresh, rtol=0, atol=0 if exact else 2e-4)
 
@@ -135,7 +135,7 @@ def test_sampled_tokens_have_the_models_own_distribution(fp32: Decoder) -> None:
     """First sampled token after one prompt over many seeds, drawn through the loop, against softmax of the logits."""
     from scipy.stats import chisquare
 
-    ids = fp32._tokenizer.encode("The best thing about")
+    ids = fp32.encode("The best thing about")
     logits = logits_of(fp32, ids)[-1].astype(np.float64)
     wanted = np.exp((logits - logits.max()) / 0.8)
     order = np.argsort(-wanted)[:50]
@@ -154,7 +154,7 @@ def test_sampled_tokens_have_the_models_own_distribution(fp32: Decoder) -> None:
 
 def test_same_seed_same_text_whatever_the_tree(fp32: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling, vocab = SamplingParams(temperature=0.9, top_p=0.95, seed=11), fp32.manifest.shape.vocab
-    ids = fp32._tokenizer.encode(PROMPTS[2])
+    ids = fp32.encode(PROMPTS[2])
     answer = fp32.generate(ids, replace(sampling, max_new_tokens=32), policy=FixedPolicy(PLAIN)).tokens
     for seed, shape in enumerate(SHAPES[:4]):
         plant(fp32, monkeypatch, PlantedDrafter(len(ids), answer, vocab, seed))
@@ -168,7 +168,7 @@ def test_the_shipped_draft_changes_no_token_and_is_often_right(
     """Greedy and sampled, against plain decoding with a dummy row; tests/stress/check_lossless.py --drafter eagle runs more of it."""
     with Decoder(demo_engine(precision), threads=2) as decoder:
         assert decoder.draft == "eagle+ngram"
-        eagle, tokens, cycles = decoder._drafter, 0, 0
+        eagle, tokens, cycles = decoder.models.drafter, 0, 0
         for number, prompt in enumerate(PROMPTS[1:16:4]):
             for sampling in (SamplingParams(), SamplingParams(temperature=1.0, seed=number)):
                 plant(decoder, monkeypatch, DummyRowDrafter(decoder.manifest.shape.vocab))

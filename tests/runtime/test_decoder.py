@@ -22,10 +22,10 @@ def test_result_has_the_documented_fields(decoder: Decoder) -> None:
     assert list(result.as_dict()) == ["schema", "text", "tokens", "stop", "stats", "logprobs"]
     assert result.schema == 1
     assert result.stop in ("length", "eos")
-    assert result.text == decoder._tokenizer.decode(result.tokens)
+    assert result.text == decoder.decode(result.tokens)
     stats = result.stats
     assert stats.new_tokens == len(result.tokens)
-    assert stats.prompt_tokens == len(decoder._tokenizer.encode(PROMPT))
+    assert stats.prompt_tokens == len(decoder.encode(PROMPT))
     assert stats.tokens_per_cycle == pytest.approx((stats.new_tokens - 1) / stats.cycles)
     assert stats.tokens_per_second == pytest.approx((stats.new_tokens - 1) / stats.decode_seconds)
     assert stats.decode_seconds >= stats.draft_seconds + stats.verify_seconds
@@ -40,12 +40,12 @@ def test_stream_joins_to_generate_and_ids_and_text_and_messages_agree(decoder: D
     assert tuple(token for chunk in chunks for token in chunk.tokens) == whole.tokens
     assert stream.stop == whole.stop
     assert chunks[0].spec is None
-    ids = decoder._tokenizer.encode(PROMPT)
+    ids = decoder.encode(PROMPT)
     assert decoder.generate(np.array(ids), SamplingParams(max_new_tokens=30)).tokens == whole.tokens
     messages = [{"role": "user", "content": PROMPT}]
     assert (
         decoder.generate(messages, SamplingParams(max_new_tokens=5)).tokens
-        == decoder.generate(decoder._tokenizer.encode(messages), SamplingParams(max_new_tokens=5)).tokens
+        == decoder.generate(decoder.encode(messages), SamplingParams(max_new_tokens=5)).tokens
     )
 
 
@@ -79,7 +79,7 @@ def test_stop_token_ends_the_answer_and_is_not_text(decoder: Decoder) -> None:
     result = decoder.generate(PROMPT, SamplingParams(max_new_tokens=40))
     assert result.stop == "eos"
     assert result.tokens == tokens[:end]
-    assert result.text == decoder._tokenizer.decode(tokens[: end - 1])
+    assert result.text == decoder.decode(tokens[: end - 1])
 
 
 def test_stop_string_cuts_text_inside_a_block(decoder: Decoder) -> None:
@@ -89,7 +89,7 @@ def test_stop_string_cuts_text_inside_a_block(decoder: Decoder) -> None:
     assert result.stop == "stop_string"
     assert result.text == whole.text[: whole.text.index(middle)]
     assert result.tokens == whole.tokens[: len(result.tokens)]
-    assert middle in decoder._tokenizer.decode(result.tokens)
+    assert middle in decoder.decode(result.tokens)
 
 
 def test_context_ends_the_answer(decoder: Decoder) -> None:
@@ -272,7 +272,7 @@ def test_bad_construction(tiny_engine: Path, bad: dict[str, Any]) -> None:
 def test_calls_are_reused_from_round_to_round(decoder: Decoder) -> None:
     policy = FixedPolicy(PLAIN)
     decoder.generate(PROMPT, SamplingParams(max_new_tokens=50), policy=policy)
-    calls = decoder._target._engine._calls  # type: ignore[attr-defined]
+    calls = decoder.models.target._engine._calls  # type: ignore[attr-defined]
     before = {key: id(call) for key, call in calls.items()}
     decoder.forget()
     decoder.generate(PROMPT, SamplingParams(max_new_tokens=50), policy=policy)

@@ -127,12 +127,11 @@ def test_ctrl_c_inside_any_call(decoder: Decoder, monkeypatch: pytest.MonkeyPatc
     assert answer(decoder, SAMPLED) == expected
 
 
-@pytest.mark.parametrize("owner", ["_target", "_drafter"])
+@pytest.mark.parametrize("owner", ["target", "eagle"])
 @pytest.mark.parametrize("method", ["commit", "reserve"])
 def test_ctrl_c_while_a_cache_changes(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, owner: str, method: str) -> None:
     expected = answer(decoder)
-    part = getattr(decoder, owner)
-    part = getattr(part, "drafter", part)
+    part = getattr(decoder.models, owner)
     cache = getattr(part, "cache", None) or part._cache
     original, count = getattr(type(cache), method), 0
 
@@ -275,7 +274,7 @@ def test_a_signal_handler_closes_in_the_middle_of_a_round(tiny_engine: Path) -> 
     finally:
         signal.signal(signal.SIGUSR1, old)
     assert result.stop == "cancelled"
-    assert decoder._target._engine._session is None  # type: ignore[attr-defined]  # freed
+    assert decoder.models.target._engine._session is None  # type: ignore[attr-defined]  # freed
     with pytest.raises(DecoderClosed):
         decoder.generate(PROMPT)
 
@@ -296,6 +295,6 @@ def test_cancelling_again_and_again_leaves_nothing_behind(decoder: Decoder) -> N
         with decoder.stream([*PROMPT, 5 + turn], policy=TREE) as stream:
             next(stream)
             stream.cancel()
-    assert decoder._target.length < 40
+    assert decoder.models.target.length < 40
     assert decoder.generate(PROMPT, SamplingParams(max_new_tokens=5), policy=FixedPolicy(PLAIN)).tokens == expected[:5]
     assert threading.active_count() == threads

@@ -99,7 +99,7 @@ def ids(length: int, seed: int = 0) -> list[int]:
 
 def expect_same_state(keeping: Decoder, fresh: Decoder) -> None:
     """Keys and values of target and draft. Rows that were computed in other company differ in the last bits; wrong ones by more than 1."""
-    for mine, other in ((keeping._target.cache, fresh._target.cache), (_eagle(keeping)._cache, _eagle(fresh)._cache)):
+    for mine, other in ((keeping.models.target.cache, fresh.models.target.cache), (_eagle(keeping)._cache, _eagle(fresh)._cache)):
         assert mine.length == other.length
         np.testing.assert_allclose(mine.rows(), other.rows(), rtol=0, atol=1e-3)
     assert _eagle(keeping)._committed == _eagle(fresh)._committed
@@ -162,7 +162,7 @@ def test_any_conversation_with_any_interruption(pair: tuple[Decoder, Decoder], s
             keeping.generate(prompt, SamplingParams(max_new_tokens=20, stop=[text[len(text) // 2 :][:2] or "x"]))
         prompt = [*prompt, *ids(2, turn)] if random.random() < 0.5 else prompt
         kept.append(expect_as_fresh(pair, prompt, params=SamplingParams(max_new_tokens=12), policy=FixedPolicy(TREE)))
-        history = [*prompt, *keeping._target._committed[len(prompt) :]]
+        history = [*prompt, *keeping.models.target._committed[len(prompt) :]]
     assert sum(kept) > 50  # or nothing was ever kept
 
 
@@ -209,7 +209,7 @@ def test_the_same_prompt_again_and_a_shorter_one(pair: tuple[Decoder, Decoder]) 
     assert 0 < len(prompt) - expect_as_fresh(pair, prompt, **options) <= 2
     assert 0 < 20 - expect_as_fresh(pair, prompt[:20], **options) <= 2
     assert expect_as_fresh(pair, [prompt[0] + 1, *prompt[1:]], **options) == 0
-    assert pair[0]._target.cache.span <= 128  # and does not go on reading as many slots as the longest needed
+    assert pair[0].models.target.cache.span <= 128  # and does not go on reading as many slots as the longest needed
 
 
 def test_forgetting_is_up_to_the_caller(pair: tuple[Decoder, Decoder]) -> None:
@@ -258,6 +258,6 @@ def test_a_chat_with_the_demo_model(demo_engine: Callable[[str], Path], precisio
             fresh.forget()
             assert mine.tokens == fresh.generate(chat, SamplingParams(max_new_tokens=32)).tokens
             assert mine.stats.cached_prompt_tokens >= (0 if place == 0 else 30)
-            kept, anew = (each._target.cache.rows() for each in (keeping, fresh))
+            kept, anew = (each.models.target.cache.rows() for each in (keeping, fresh))
             np.testing.assert_allclose(kept, anew, rtol=0, atol=0 if precision == "int8" else 2e-4)
             chat.append({"role": "assistant", "content": mine.text})

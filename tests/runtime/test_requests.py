@@ -40,7 +40,7 @@ def eagle(engine: Path) -> Iterator[Decoder]:
 
 def true_logprobs(decoder: Decoder, tokens: list[int], start: int) -> np.ndarray:
     """log_softmax [n, V] of the target after each of ``tokens[start - 1 : -1]``, by one plain pass after another, in float64."""
-    target, rows = decoder._target, []
+    target, rows = decoder.models.target, []
     target.cache.truncate(0)
     list(target.prefill(tokens[: start - 1]))
     for token in tokens[start - 1 : -1]:
@@ -100,8 +100,8 @@ def test_text_tokens_and_logprobs_end_together_inside_an_accepted_block(eagle: D
             assert "".join(chunk.text for chunk in chunks) == whole.text[: whole.text.index(stop)]
             assert stream.stop == "stop_string"
             assert tokens == whole.tokens[: len(tokens)]
-            assert stop in eagle._tokenizer.decode(tokens)
-            assert stop not in eagle._tokenizer.decode(tokens[:-1])
+            assert stop in eagle.decode(tokens)
+            assert stop not in eagle.decode(tokens[:-1])
             assert tuple(each for chunk in chunks for each in chunk.logprobs or ()) == whole.logprobs[: len(tokens)]
             assert stream.stats.new_tokens == len(tokens)
             last = chunks[-1]
@@ -152,7 +152,7 @@ def test_a_deadline_ends_the_answer_after_the_running_round(eagle: Decoder, monk
 @pytest.mark.parametrize("passes", [0, 1, 3, 4])
 def test_a_deadline_over_before_the_prompt_is_read_leaves_no_tokens(eagle: Decoder, monkeypatch: pytest.MonkeyPatch, passes: int) -> None:
     prompt = PROMPT * 11  # four passes
-    target, prefill = eagle._target, type(eagle._target)._run_chunk
+    target, prefill = eagle.models.target, type(eagle.models.target)._run_chunk
     eagle.forget()
     count = 0
 
@@ -234,8 +234,8 @@ def test_forks_answer_at_the_same_time_and_share_the_weights(engine: Path) -> No
         expected = [decoder.generate(prompt, SamplingParams(max_new_tokens=40, logprobs=2), policy=TREE) for prompt in prompts]
         forks = [decoder, decoder.fork(), decoder.fork()]
         forks.append(forks[2].fork())
-        assert len({id(fork._target._engine._session) for fork in forks}) == 1  # type: ignore[attr-defined]
-        assert len({id(fork._target.cache) for fork in forks}) == len(forks)
+        assert len({id(fork.models.target._engine._session) for fork in forks}) == 1  # type: ignore[attr-defined]
+        assert len({id(fork.models.target.cache) for fork in forks}) == len(forks)
         came: dict[int, list[Result]] = {}
         start = threading.Barrier(len(forks))
 
@@ -269,7 +269,7 @@ def test_closing_one_leaves_the_others_and_the_last_one_frees(engine: Path) -> N
     third = second.fork()
     second.close()
     assert third.generate(PROMPT, SamplingParams(max_new_tokens=20)).tokens == expected
-    session = weakref.ref(third._target._engine._session)  # type: ignore[attr-defined]
+    session = weakref.ref(third.models.target._engine._session)  # type: ignore[attr-defined]
     third.close()
     del stream
     gc.collect()
@@ -314,4 +314,4 @@ def test_warmup_prepares_what_the_first_request_needs(engine: Path) -> None:
 def engines(decoder: Decoder) -> dict[str, Any]:
     eagle = decoder.models.eagle
     assert eagle is not None
-    return {"target": decoder._target._engine, "expand": eagle._engines.expand}
+    return {"target": decoder.models.target._engine, "expand": eagle._engines.expand}

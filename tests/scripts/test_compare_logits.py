@@ -36,8 +36,8 @@ def one_by_one(decoder: Decoder, line: dict[str, str], most: int) -> Iterator[np
     answer = decoder._tokenizer.encode_raw(line["answer"])
     for count in range(len(answer[: max(0, most - len(prompt))])):
         decoder.forget()
-        decoder._target.cache.truncate(0)
-        for _, scores in decoder._target.prefill([*prompt, *answer[:count]]):
+        decoder.models.target.cache.truncate(0)
+        for _, scores in decoder.models.target.prefill([*prompt, *answer[:count]]):
             logits = scores.logits[0].astype(np.float64)
         weights = np.exp(logits - logits.max())
         yield weights / weights.sum()

@@ -63,9 +63,9 @@ def main(engine_dir: Path, drafter: str, temperature: float, prompts: int, new_t
 
 def compared(decoder: Decoder, planted: bool, temperature: float, prompts: Sequence[Prompt], new_tokens: int) -> float:
     """Prints the counts and differences; returns the largest margin, 0 if all answers are equal."""
-    own, vocab = decoder._drafter, decoder.manifest.shape.vocab
+    own, vocab = decoder.models.drafter, decoder.manifest.shape.vocab
     ids = [decoder.encode(prompt) for prompt in prompts]
-    decoder._drafter = DummyRowDrafter(vocab)
+    decoder.models = replace(decoder.models, drafter=DummyRowDrafter(vocab))
     draws = [SamplingParams(temperature=temperature, seed=seed) for seed in range(len(ids))]
     plain = [
         list(decoder.generate(each, replace(draw, max_new_tokens=new_tokens), policy=BASELINE).tokens)
@@ -75,7 +75,7 @@ def compared(decoder: Decoder, planted: bool, temperature: float, prompts: Seque
     for shape in SHAPES:
         cycles = tokens = differing = 0
         for seed, (prompt, answer) in enumerate(zip(ids, plain, strict=True)):
-            decoder._drafter = PlantedDrafter(len(prompt), answer, vocab, seed) if planted else own
+            decoder.models = replace(decoder.models, drafter=PlantedDrafter(len(prompt), answer, vocab, seed) if planted else own)
             result = decoder.generate(prompt, replace(draws[seed], max_new_tokens=new_tokens), policy=FixedPolicy(shape))
             cycles += result.stats.cycles
             tokens += len(answer)

@@ -30,7 +30,7 @@ def check_text(decoder: Decoder) -> Callable[[Any], object]:
         ids = decoder.encode(prompt)
         detokenizer = Detokenizer(decoder._tokenizer)
         pieces = [detokenizer.push(token) for token in ids]
-        expect("".join(pieces) + detokenizer.flush() == decoder._tokenizer.decode(ids), "pieces are not the whole")
+        expect("".join(pieces) + detokenizer.flush() == decoder.decode(ids), "pieces are not the whole")
 
     return check
 

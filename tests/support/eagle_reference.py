@@ -8,7 +8,7 @@ Also here: the trees of an exported draft by dense passes, and a wrapper of Eagl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -191,8 +191,8 @@ class RecordingDrafter:
     def __init__(self, decoder: Decoder, monkeypatch: pytest.MonkeyPatch, planted: Drafter | None = None, spoil: bool = False) -> None:
         eagle = decoder.models.eagle
         assert isinstance(eagle, EagleDrafter)
-        self.eagle, self._target, self._planted, self._spoil = eagle, decoder._target, planted, spoil
-        monkeypatch.setattr(decoder, "_drafter", self)
+        self.eagle, self._target, self._planted, self._spoil = eagle, decoder.models.target, planted, spoil
+        monkeypatch.setattr(decoder, "models", replace(decoder.models, drafter=self))
 
     def begin(self, tokens: Sequence[int] = ()) -> int:
         """Keeps nothing, so that `extend` gets every prompt from its first token."""

@@ -59,7 +59,7 @@ def test_a_size_in_use_stays_however_many_others_are_prepared() -> None:
 
 @pytest.fixture
 def target(decoder: Decoder) -> OrtEngine:
-    engine = decoder._target._engine
+    engine = decoder.models.target._engine
     assert isinstance(engine, OrtEngine)
     engine._free_all()
     return engine
@@ -91,10 +91,10 @@ def test_memory_for_many_sizes_is_bounded(target: OrtEngine, decoder: Decoder) -
 def test_a_call_that_is_bound_again_computes_the_same(target: OrtEngine, decoder: Decoder) -> None:
     tree = Tree.chain([3, 4, 5])
     decoder.forget()
-    before, first = decoder._target.verify(tree).logits.copy(), next(iter(target._calls.values()))
+    before, first = decoder.models.target.verify(tree).logits.copy(), next(iter(target._calls.values()))
     for count in range(MAX_CALLS):
         target.prepare(NAMES, n=1, span=64 * (1 + count % 2), r=1 + count // 2)
-    np.testing.assert_array_equal(decoder._target.verify(tree).logits, before)
+    np.testing.assert_array_equal(decoder.models.target.verify(tree).logits, before)
     assert first not in target._calls.values()
 
 
@@ -127,6 +127,6 @@ def test_a_failing_warm_up_raises() -> None:
 
 def test_a_single_replica_is_warmed_up(tiny_engine: Path) -> None:
     with Decoder(tiny_engine, threads=1) as decoder:
-        decoder._target._engine._free_all()  # type: ignore[attr-defined]
+        decoder.models.target._engine._free_all()  # type: ignore[attr-defined]
         warm_up([decoder])
-        assert decoder._target._engine._calls  # type: ignore[attr-defined]
+        assert decoder.models.target._engine._calls  # type: ignore[attr-defined]

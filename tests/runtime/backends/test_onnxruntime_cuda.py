@@ -57,7 +57,7 @@ def test_device_answers_as_the_host_does(
             prompt = prompt_of(length)
             expected = host.generate(prompt, replace(sampling, max_new_tokens=150), policy=FixedPolicy(tree)).tokens
             assert device.generate(prompt, replace(sampling, max_new_tokens=150), policy=FixedPolicy(tree)).tokens == expected
-            mine, theirs = device._target.cache.rows(), host._target.cache.rows()
+            mine, theirs = device.models.target.cache.rows(), host.models.target.cache.rows()
             np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
 
 

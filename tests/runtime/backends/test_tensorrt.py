@@ -80,7 +80,7 @@ def test_device_answers_as_the_host_does(
                 options = {"params": replace(sampling, max_new_tokens=60), "policy": FixedPolicy(tree)}
                 expected = host.generate(prompt_of(length), **options).tokens  # type: ignore[arg-type]
                 assert device.generate(prompt_of(length), **options).tokens == expected  # type: ignore[arg-type]
-                np.testing.assert_allclose(device._target.cache.rows(), host._target.cache.rows(), rtol=0, atol=1e-5)
+                np.testing.assert_allclose(device.models.target.cache.rows(), host.models.target.cache.rows(), rtol=0, atol=1e-5)
 
 
 def test_a_conversation_reuses_the_cached_prefix(host: Decoder, machine: EmulatedMachine) -> None:
@@ -157,8 +157,8 @@ def test_first_request_finds_every_cuda_graph(machine: EmulatedMachine) -> None:
         captured = machine.cuda.calls["capture_graph"]
         assert device.generate(prompt_of(40), SamplingParams(max_new_tokens=150)).stats.cycles > 10
         assert machine.cuda.calls["capture_graph"] == captured
-        calls = device._target._engine._calls  # type: ignore[attr-defined]
-        assert len(calls) == (len(SIZES) + 1) * len(device._target.cache.spans())
+        calls = device.models.target._engine._calls  # type: ignore[attr-defined]
+        assert len(calls) == (len(SIZES) + 1) * len(device.models.target.cache.spans())
         assert all(call.cuda_graph for call in calls.values())
 
 
@@ -177,7 +177,7 @@ def test_smallest_profile_that_admits_a_pass_is_taken(machine: EmulatedMachine) 
     manifest = load_manifest(machine.directory)
     with machine.decoder() as device:
         device.generate(prompt_of(20), SamplingParams(max_new_tokens=20))
-        for call in device._target._engine._calls.values():  # type: ignore[attr-defined]
+        for call in device.models.target._engine._calls.values():  # type: ignore[attr-defined]
             rows = call.bindings.device_inputs["tokens"].shape[1]
             profiles = manifest.graphs["target"].profiles
             narrower = [index for index in range(call.profile) if profiles[index]["n"][0] <= rows <= profiles[index]["n"][2]]
@@ -186,7 +186,7 @@ def test_smallest_profile_that_admits_a_pass_is_taken(machine: EmulatedMachine) 
 
 def test_caches_are_bound_in_place_as_the_plan_says(machine: EmulatedMachine) -> None:
     with machine.decoder() as device:
-        call = next(iter(device._target._engine._calls.values()))  # type: ignore[attr-defined]
+        call = next(iter(device.models.target._engine._calls.values()))  # type: ignore[attr-defined]
         for layer in range(device.manifest.shape.layers):
             for kind in ("key", "value"):
                 into, out = call.bindings.device_inputs[f"past.{layer}.{kind}"], call.bindings.device_outputs[f"present.{layer}.{kind}"]
@@ -200,7 +200,7 @@ def test_a_failing_pass_raises_and_the_decoder_stays_usable(host: Decoder, machi
         for stage in ("target", "draft", "tree"):
             machine.trt.failing = stage
             shape = FixedPolicy(TreeSpec(16, 4, 4))
-            for engine in (device._target._engine, device._drafter._engines.draft, device._drafter._engines.tree):  # type: ignore[attr-defined]
+            for engine in (device.models.target._engine, device.models.drafter._engines.draft, device.models.drafter._engines.tree):  # type: ignore[attr-defined]
                 engine._free_all()
             with pytest.raises(EngineFailure, match=f"a pass of {stage} failed inside TensorRT"):
                 device.generate(prompt_of(9), SamplingParams(max_new_tokens=30), policy=shape)
@@ -217,13 +217,13 @@ def test_evicted_cuda_graphs_are_captured_again(host: Decoder, machine: Emulated
             expected = host.generate(prompt_of(45), **options).tokens  # type: ignore[arg-type]
             assert device.generate(prompt_of(45), **options).tokens == expected  # type: ignore[arg-type]
         assert machine.cuda.calls["destroy_graph"] > destroyed
-        assert len(device._target._engine._calls) == 3  # type: ignore[attr-defined]
+        assert len(device.models.target._engine._calls) == 3  # type: ignore[attr-defined]
 
 
 def test_nan_in_the_cache_is_cleared(host: Decoder, machine: EmulatedMachine) -> None:
     with machine.decoder() as device:
         device.generate(prompt_of(30), SamplingParams(max_new_tokens=20))
-        cache = device._target.cache
+        cache = device.models.target.cache
         machine.cuda.synchronize()
         import ctypes
 

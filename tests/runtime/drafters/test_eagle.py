@@ -146,7 +146,7 @@ def test_cache_after_many_rounds_is_that_of_a_fresh_drafter(
         root, eagle = 7, recorded.eagle
         eagle.draft(root, TreeSpec(4, 3, 1))  # commits the waiting rows
         rows = eagle._cache.rows().copy()
-        assert rows.shape[-2] == len(recorded.tokens) == decoders[name]._target.length
+        assert rows.shape[-2] == len(recorded.tokens) == decoders[name].models.target.length
 
         eagle.begin()
         start = 0
@@ -257,7 +257,7 @@ def test_directory_decides_the_drafter(engines: Mapping[str, Path], tiny_engine:
         (tiny_engine, None, NgramDrafter),
     ):
         with Decoder(directory, draft=choice, threads=1) as decoder:
-            assert type(decoder._drafter) is kind
+            assert type(decoder.models.drafter) is kind
             assert len(decoder.generate("the cat", SamplingParams(max_new_tokens=9)).tokens) == 9
     with pytest.raises(EngineDirError, match=r"holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram"):
         Decoder(tiny_engine, draft="eagle")

@@ -18,4 +18,4 @@ def expect_one_conversation(host: Decoder, device: Decoder, tree: TreeSpec) -> N
         expected, came = (each.generate(prompt, SamplingParams(max_new_tokens=40), policy=policy) for each in (host, device))
         assert came.tokens == expected.tokens
         assert came.stats.cached_prompt_tokens >= min_cached
-        np.testing.assert_allclose(device._target.cache.rows(), host._target.cache.rows(), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(device.models.target.cache.rows(), host.models.target.cache.rows(), rtol=0, atol=1e-5)
