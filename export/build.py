@@ -61,12 +61,12 @@ def source_of(checkpoint: Checkpoint, draft: DraftCheckpoint | None, options: Ma
     """What decides whether an existing directory is up to date."""
     found = [*checkpoint.fingerprint(), *(draft.fingerprint() if draft else [])]
     files = tuple((name, size, modified) for name, size, modified in found)
-    return Source(str(checkpoint.path.name), files, {**options, "exporter": _exporter_hash()})
+    return Source(str(checkpoint.path.name), files, {**options, "exporter": exporter_hash()})
 
 
-def _exporter_hash() -> str:
+def exporter_hash(root: Path = Path(__file__).parent) -> str:
     """Hash of the exporter's own source: an engine made by other code is not up to date, whatever the version says."""
-    digest, root = hashlib.sha256(), Path(__file__).parent
+    digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         if file.relative_to(root).parts[0] not in _NOT_THE_EXPORTER:
             digest.update(file.read_bytes())

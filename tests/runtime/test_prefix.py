@@ -21,7 +21,7 @@ from tests.support.eagle_engines import export, write_echo
 from tests.support.fakes import VOCAB as TOY_VOCAB
 from tests.support.fakes import toy_logits, toy_target
 from tests.support.planted import PlantedDrafter
-from tests.support.tiny import VOCAB
+from tests.support.tiny import random_ids as ids
 
 TREE = TreeSpec(12, 4, 3)
 
@@ -91,10 +91,6 @@ def pair(engine: Path) -> Iterator[tuple[Decoder, Decoder]]:
     """One that keeps, and one that is made to forget before each request."""
     with Decoder(engine, draft="eagle", threads=1) as keeping, Decoder(engine, draft="eagle", threads=1) as fresh:
         yield keeping, fresh
-
-
-def ids(length: int, seed: int = 0) -> list[int]:
-    return [int(token) for token in np.random.default_rng(seed).integers(3, VOCAB, length)]
 
 
 def expect_same_state(keeping: Decoder, fresh: Decoder) -> None:

@@ -53,6 +53,11 @@ def tiny_model(name: str = "llama", *, tied: bool = True, seed: int = 0, **overr
     return model
 
 
+def random_ids(length: int, seed: int = 0) -> list[int]:
+    """Token ids without the special ones."""
+    return [int(token) for token in np.random.default_rng(seed).integers(3, VOCAB, length)]
+
+
 def reference(model: Any, tokens: Sequence[int]) -> tuple[np.ndarray, list[np.ndarray]]:
     """Logits [n, V] of a whole sequence, and the residual stream [n, H] that enters each layer."""
     with torch.no_grad():

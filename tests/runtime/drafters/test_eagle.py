@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from policy import PLAIN, FixedPolicy, Observation, Outcome, Policy, TreeSpec
-from runtime import Decoder, EngineDirError, SamplingParams
-from runtime.cli import command
-from runtime.console import run_command
+from runtime import Decoder, SamplingParams
 from runtime.drafters.eagle import EagleDrafter
-from runtime.drafters.ngram import NgramDrafter
-from runtime.drafters.none import NoDrafter
-from runtime.drafters.suffix import SuffixDrafter
-from runtime.manifest.graphs import FILE_NAME
-from runtime.manifest.load import load_manifest
-from tests.support.eagle_engines import export, write_echo, write_random_draft
 from tests.support.eagle_reference import RecordingDrafter, ReferenceDrafter, expect_same, expect_well_formed, paths
 from tests.support.planted import PlantedDrafter
-from tests.support.tiny import VOCAB, write_checkpoint
+from tests.support.tiny import random_ids
 
 WIDEST = DEEPEST = 16
 # The last ones are wider and deeper than the engine allows. Three have a single node, but only the first is PLAIN.
@@ -43,47 +32,6 @@ SAMPLINGS = (
     SamplingParams(temperature=0.8, top_p=0.9, seed=4),
 )
 PROMPT_ROWS = {"random": 32, "echo": 4, "echo-int8": 32}
-
-
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """Engine directories with a random draft, and with one that is often right ("echo"). One prefills in chunks shorter than a path can
-    be."""
-    root = tmp_path_factory.mktemp("eagle")
-    write_checkpoint(root / "random-target")
-    write_random_draft(root / "random-draft")
-    write_echo(root / "echo-target", root / "echo-draft")
-    made = {}
-    for name, rows in PROMPT_ROWS.items():
-        target, draft = (root / f"{name.split('-')[0]}-{part}" for part in ("target", "draft"))
-        precision = "int8" if name.endswith("int8") else "fp32"
-        made[name] = export(target, draft, root / name, "--prefill-rows", str(rows), "--draft-precision", precision)
-    return made
-
-
-@pytest.fixture(scope="module")
-def decoders(engines: Mapping[str, Path]) -> Iterator[Mapping[str, Decoder]]:
-    loaded = {name: Decoder(directory, threads=1) for name, directory in engines.items()}
-    yield loaded
-    for decoder in loaded.values():
-        decoder.close()
-
-
-@pytest.fixture(scope="module")
-def plain(engines: Mapping[str, Path]) -> Iterator[Callable[..., tuple[int, ...]]]:
-    """The answer of plain decoding, from a decoder that never drafts."""
-    loaded = {name: Decoder(directory, draft="none", threads=1) for name, directory in engines.items()}
-
-    def answer(name: str, prompt: Sequence[int], count: int, sampling: SamplingParams = SamplingParams()) -> tuple[int, ...]:
-        return loaded[name].generate(prompt, replace(sampling, max_new_tokens=count)).tokens
-
-    yield answer
-    for decoder in loaded.values():
-        decoder.close()
-
-
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    return [int(token) for token in np.random.default_rng(seed).integers(3, VOCAB, length)]
 
 
 class ChangingPolicy:
@@ -121,7 +69,7 @@ def test_every_tree_gives_the_plain_answer(
     decoders: Mapping[str, Decoder], plain: Callable[..., tuple[int, ...]], name: str, sampling: SamplingParams
 ) -> None:
     for seed, length in enumerate((1, 70)):
-        prompt = prompt_of(length, seed)
+        prompt = random_ids(length, seed)
         answer, accepted = plain(name, prompt, 32, sampling), 0
         for policy in policies(seed):
             result = decoders[name].generate(prompt, replace(sampling, max_new_tokens=32), policy=policy)
@@ -135,7 +83,7 @@ def test_cache_after_many_rounds_is_that_of_a_fresh_drafter(
     decoders: Mapping[str, Decoder], plain: Callable[..., tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Planted trees give long accepted paths, so committed rows come from every slot of a tree and in chunks of every size."""
-    prompt, longest = prompt_of(45), 0
+    prompt, longest = random_ids(45), 0
     answer = plain(name, prompt, 120)
     for seed in range(4):
         random = np.random.default_rng(seed)
@@ -180,7 +128,7 @@ def test_trees_equal_the_reference(
     engines: Mapping[str, Path], decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch, name: str, spec: TreeSpec
 ) -> None:
     recorded = RecordingDrafter(decoders[name], monkeypatch)
-    decoders[name].generate(prompt_of(13), SamplingParams(max_new_tokens=14), policy=FixedPolicy(spec))
+    decoders[name].generate(random_ids(13), SamplingParams(max_new_tokens=14), policy=FixedPolicy(spec))
     expect_reference_trees(engines[name], recorded, 5)
 
 
@@ -191,7 +139,7 @@ def test_trees_equal_the_reference_after_any_prompt(
     """One token, one chunk, a chunk and a row, several chunks; and lengths at which a tree grows beyond the cache's span."""
     recorded = RecordingDrafter(decoders[name], monkeypatch)
     for length in (1, 2, 31, 32, 33, 58, 64, 65, 120, 127, 200):
-        decoders[name].generate(prompt_of(length, length), SamplingParams(max_new_tokens=10), policy=FixedPolicy(TreeSpec(30, 6, 4)))
+        decoders[name].generate(random_ids(length, length), SamplingParams(max_new_tokens=10), policy=FixedPolicy(TreeSpec(30, 6, 4)))
         expect_reference_trees(engines[name], recorded, 2)
 
 
@@ -202,14 +150,14 @@ def test_tree_after_plain_rounds_equals_the_reference(
     """Committed rows wait during plain rounds, at most as many as one pass takes."""
     policy = ChangingPolicy([TreeSpec(6, 3, 3), *[PLAIN] * rounds, TreeSpec(16, 5, 4)])
     recorded = RecordingDrafter(decoders["echo"], monkeypatch)
-    decoders["echo"].generate(prompt_of(9), SamplingParams(max_new_tokens=rounds + 14), policy=policy)
+    decoders["echo"].generate(random_ids(9), SamplingParams(max_new_tokens=rounds + 14), policy=policy)
     expect_reference_trees(engines["echo"], recorded, 4)
 
 
 @pytest.mark.parametrize("name", PROMPT_ROWS)
 def test_a_request_does_not_depend_on_the_one_before(decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     decoder, specs = decoders[name], (TreeSpec(16, 5, 4), PLAIN, TreeSpec(64, 16, 16), TreeSpec(6, 3, 3))
-    recorded, first, prompt = RecordingDrafter(decoder, monkeypatch), [], prompt_of(40)
+    recorded, first, prompt = RecordingDrafter(decoder, monkeypatch), [], random_ids(40)
     for turn in range(3):
         decoder.generate(prompt, SamplingParams(max_new_tokens=30), policy=ChangingPolicy(specs, 5))
         if turn == 0:
@@ -218,7 +166,7 @@ def test_a_request_does_not_depend_on_the_one_before(decoders: Mapping[str, Deco
         for each, same in zip(recorded.drafted, first, strict=True):
             assert (each.committed, each.root, each.spec) == (same.committed, same.root, same.spec)
             expect_same(each.tree, same.tree)
-        with decoder.stream(prompt_of(100, turn), policy=FixedPolicy(TreeSpec(64, 16, 16))) as abandoned:
+        with decoder.stream(random_ids(100, turn), policy=FixedPolicy(TreeSpec(64, 16, 16))) as abandoned:
             for _ in range(turn + 2):
                 next(abandoned)
 
@@ -227,7 +175,7 @@ def test_a_request_does_not_depend_on_the_one_before(decoders: Mapping[str, Deco
 def test_full_context_ends_the_answer(decoders: Mapping[str, Decoder], plain: Callable[..., tuple[int, ...]], name: str) -> None:
     context = decoders[name].manifest.limits.context
     for left in (1, 2, 3, 17, 40):
-        prompt = prompt_of(context - left, left)
+        prompt = random_ids(context - left, left)
         answer = plain(name, prompt, 100)
         assert len(answer) == left
         for policy in policies(left):
@@ -239,7 +187,7 @@ def test_nan_features_do_not_change_the_answer(
     engines: Mapping[str, Path], plain: Callable[..., tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, spec: TreeSpec
 ) -> None:
     """Large activations can overflow half precision."""
-    prompt = prompt_of(11)
+    prompt = random_ids(11)
     with Decoder(engines["random"], threads=1) as decoder:
         recorded = RecordingDrafter(decoder, monkeypatch, spoil=True)
         assert decoder.generate(prompt, SamplingParams(max_new_tokens=30), policy=FixedPolicy(spec)).tokens == plain("random", prompt, 30)
@@ -247,109 +195,11 @@ def test_nan_features_do_not_change_the_answer(
             expect_well_formed(each.tree, each.root, each.spec)
 
 
-def test_directory_decides_the_drafter(engines: Mapping[str, Path], tiny_engine: Path) -> None:
-    for directory, choice, kind in (
-        (engines["echo"], None, SuffixDrafter),
-        (engines["echo"], "eagle+ngram", SuffixDrafter),
-        (engines["echo"], "eagle", EagleDrafter),
-        (engines["echo"], "ngram", NgramDrafter),
-        (engines["echo"], "none", NoDrafter),
-        (tiny_engine, None, NgramDrafter),
-    ):
-        with Decoder(directory, draft=choice, threads=1) as decoder:
-            assert type(decoder.models.drafter) is kind
-            assert len(decoder.generate("the cat", SamplingParams(max_new_tokens=9)).tokens) == 9
-    with pytest.raises(EngineDirError, match=r"holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram"):
-        Decoder(tiny_engine, draft="eagle")
-
-
-def test_command_line_chooses_drafter_and_tree(engines: Mapping[str, Path], tiny_engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def answer(*more: str) -> Any:
-        options = ["--engine-dir", str(engines["echo"]), "--json", "--max-new-tokens", "30", "--threads", "1", *more]
-        assert run_command(command, "resps-run", [*options, "the cat sat on"]) == 0
-        return json.loads(capsys.readouterr().out)
-
-    calls: tuple[list[str], ...] = (
-        [],
-        ["--draft", "eagle"],
-        ["--tree", "40,6,8"],
-        ["--draft", "ngram"],
-        ["--draft", "none"],
-        ["--tree", "1,0,0"],
-    )
-    default, eagle, large, ngram, none, plain = (answer(*more) for more in calls)
-    assert len({tuple(each["tokens"]) for each in (default, eagle, large, ngram, none, plain)}) == 1
-    assert default["stats"]["cycles"] <= eagle["stats"]["cycles"] > large["stats"]["cycles"]
-    assert large["stats"]["accepted"] > 0
-    assert none["stats"]["drafted"] == plain["stats"]["drafted"] == 0
-
-    assert run_command(command, "resps-run", ["--engine-dir", str(tiny_engine), "--draft", "eagle", "the cat"]) == EngineDirError.exit_code
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert "--draft-weights" in err
-
-
-def edited(source: Path, copy: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    shutil.copytree(source, copy)
-    data = json.loads((copy / FILE_NAME).read_text())
-    change(data)
-    (copy / FILE_NAME).write_text(json.dumps(data))
-    return copy
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        *(lambda data, name=name: data["graphs"].pop(name) for name in ("fuse", "draft", "expand", "tree")),
-        lambda data: data["graphs"]["fuse"]["outputs"].pop("hidden"),
-        lambda data: data["graphs"]["draft"]["inputs"].pop("write"),
-        lambda data: data["graphs"]["expand"]["inputs"].pop("beam"),
-        lambda data: data["graphs"]["expand"]["outputs"].pop("next_pool_parents"),
-        lambda data: data["graphs"]["tree"]["outputs"].pop("tree_mask"),
-        lambda data: data["draft"].update(capacity=data["limits"]["context"] + WIDEST * (DEEPEST - 1) - 1),
-        lambda data: data["draft"].update(max_width=0),
-        lambda data: data["draft"].update(max_width=data["draft"]["vocab"] + 1, capacity=1 << 20),
-        lambda data: data["draft"].update(max_depth=0),
-        lambda data: data["draft"].update(layers=0),
-        lambda data: data["draft"].update(capacity="512"),
-        lambda data: data["draft"].pop("check"),
-    ],
-)
-def test_manifests_without_a_working_draft_are_rejected(
-    engines: Mapping[str, Path], tmp_path: Path, change: Callable[[dict[str, Any]], object]
-) -> None:
-    directory = edited(engines["random"], tmp_path / "engine", change)
-    with pytest.raises(EngineDirError, match=r"^[^\n]* is malformed: [^\n]*(graphs|draft)[^\n]* — export again: resps-export [^\n]*$"):
-        Decoder(directory)
-
-
-def test_manifest_with_the_smallest_capacity_or_without_a_draft_is_accepted(engines: Mapping[str, Path], tmp_path: Path) -> None:
-    def tight(data: dict[str, Any]) -> None:
-        data["draft"]["capacity"] = data["limits"]["context"] + WIDEST * (DEEPEST - 1)
-
-    directory = edited(engines["random"], tmp_path / "tight", tight)
-    with Decoder(directory, threads=1) as decoder:
-        prompt = prompt_of(decoder.manifest.limits.context - 20)
-        assert len(decoder.generate(prompt, policy=FixedPolicy(TreeSpec(64, 16, 16))).tokens) == 20
-    directory = edited(engines["random"], tmp_path / "without", lambda data: data.update(draft=None))
-    assert load_manifest(directory).draft is None
-    with Decoder(directory, threads=1) as decoder:
-        assert decoder.draft == "ngram"
-
-
-def test_the_default_tree_is_smaller_beside_quantized_targets(decoders: Mapping[str, Decoder]) -> None:
-    """Each row costs more there, so a tree that is faster in fp32 is not."""
-    for decoder in decoders.values():
-        chunks = list(decoder.stream(prompt_of(20, 1), SamplingParams(max_new_tokens=12)))
-        nodes = {chunk.spec.nodes for chunk in chunks if chunk.spec is not None}
-        assert max(nodes) == (3 if decoder.manifest.precision == "int8" else 5)
-
-
 def test_plain_decoding_never_calls_the_draft(decoders: Mapping[str, Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = decoders["echo"]
-    expected = decoder.generate(prompt_of(30), SamplingParams(max_new_tokens=30), policy=FixedPolicy(TreeSpec(6, 3, 3))).tokens
+    expected = decoder.generate(random_ids(30), SamplingParams(max_new_tokens=30), policy=FixedPolicy(TreeSpec(6, 3, 3))).tokens
     with monkeypatch.context() as patch:
         for method in ("begin", "extend", "draft"):
             patch.setattr(EagleDrafter, method, lambda *_: pytest.fail("called the draft"))
-        assert decoder.generate(prompt_of(30), SamplingParams(max_new_tokens=30), policy=FixedPolicy(PLAIN)).tokens == expected
-    assert decoder.generate(prompt_of(30), SamplingParams(max_new_tokens=30), policy=FixedPolicy(TreeSpec(6, 3, 3))).tokens == expected
+        assert decoder.generate(random_ids(30), SamplingParams(max_new_tokens=30), policy=FixedPolicy(PLAIN)).tokens == expected
+    assert decoder.generate(random_ids(30), SamplingParams(max_new_tokens=30), policy=FixedPolicy(TreeSpec(6, 3, 3))).tokens == expected

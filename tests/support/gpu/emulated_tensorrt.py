@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -205,3 +206,16 @@ class EmulatedMachine:
 
     def decoder(self, **options: Any) -> Decoder:
         return Decoder(self.directory, **options)
+
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def altered(machine: EmulatedMachine, tmp_path: Path, change: Change) -> Path:
+    """A copy of the directory with a changed manifest."""
+    copy = tmp_path / "copy"
+    shutil.copytree(machine.directory, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    change(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy

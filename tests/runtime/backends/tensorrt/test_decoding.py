@@ -1,11 +1,9 @@
-"""The TensorRT backend on an emulated GPU (tests/support/gpu/emulated_gpu.py), which computes with the plans' ONNX files on the CPU."""
+"""The TensorRT backend on an emulated GPU, which computes with the plans' ONNX files on the CPU: it answers as the CPU does."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,50 +18,16 @@ import runtime.backends.cuda.tensorrt_module
 import runtime.models
 from export.tuning.install import install
 from policy import PLAIN, FixedPolicy, TreeSpec
-from runtime import Decoder, EngineDirError, EngineFailure, SamplingParams
-from runtime.backends.cuda.driver import Gpu
-from runtime.cli import command
-from runtime.console import run_command
+from runtime import Decoder, EngineFailure, SamplingParams
 from runtime.errors import GpuMemoryError
 from runtime.manifest.load import load_manifest
-from tests.support.eagle_engines import export, prompt_of, write_echo
+from tests.support.eagle_engines import prompt_of
 from tests.support.gpu.beside_host import expect_one_conversation
-from tests.support.gpu.device_draws import DeviceDraws
-from tests.support.gpu.emulated_tensorrt import EmulatedMachine, EmulatedTrt
+from tests.support.gpu.emulated_tensorrt import EmulatedMachine, EmulatedTrt, altered
 from tests.support.tunings import FAST, SLOW, a_tuning
 
 SIZES = (1, 2, 5, 16, 40)
 TREES = [PLAIN, TreeSpec(2, 1, 1), TreeSpec(5, 3, 2), TreeSpec(16, 4, 4), TreeSpec(40, 9, 3)]
-
-
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Engine directories for the CPU and for TensorRT, with the same weights in fp32."""
-    folder = tmp_path_factory.mktemp("trt")
-    write_echo(folder / "target", folder / "draft")
-    sizes = "--max-context", "250", "--prefill-rows", "16"
-    host = export(folder / "target", folder / "draft", folder / "host", *sizes)
-    precise = "--backend", "tensorrt", "--precision", "fp32", "--draft-precision", "fp32", "--tree-sizes", ",".join(map(str, SIZES))
-    return host, export(folder / "target", folder / "draft", folder / "device", *sizes, *precise)
-
-
-@pytest.fixture
-def host(engines: tuple[Path, Path]) -> Iterator[Decoder]:
-    with Decoder(engines[0]) as decoder:
-        yield decoder
-
-
-@pytest.fixture
-def machine(engines: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedMachine]:
-    made = EmulatedMachine(engines[1], monkeypatch)
-    yield made
-    assert all(each.closed for each in made.cuda.streams)
-    assert made.cuda.leaked() == (0, 0)
-
-
-@pytest.fixture(autouse=True)
-def host_draws_as_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.models, "GumbelMaxSampler", DeviceDraws)
 
 
 @pytest.mark.parametrize(
@@ -232,107 +196,6 @@ def test_nan_in_the_cache_is_cleared(host: Decoder, machine: EmulatedMachine) ->
             device.generate(prompt_of(9), SamplingParams(max_new_tokens=30)).tokens
             == host.generate(prompt_of(9), SamplingParams(max_new_tokens=30)).tokens
         )
-
-
-Change = Callable[[dict[str, Any]], None]
-
-
-def altered(machine: EmulatedMachine, tmp_path: Path, change: Change) -> Path:
-    """A copy of the directory with a changed manifest."""
-    copy = tmp_path / "copy"
-    shutil.copytree(machine.directory, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    change(manifest)
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    return copy
-
-
-REJECTED: dict[str, tuple[Change, str]] = {
-    "version": (
-        lambda m: m["tensorrt"].update(version="1.0.0"),
-        r"built with tensorrt_rtx 1.0.0, installed is .* — export again: resps-export",
-    ),
-    "gpu": (
-        lambda m: m["tensorrt"].update(flavour="tensorrt", compute_capabilities=["8.0"], gpu="NVIDIA A100"),
-        r"built for NVIDIA A100, this is Emulated \(9.0\) — export again here: resps-export",
-    ),
-    "profiles": (lambda m: m["graphs"]["target"]["profiles"].pop(), r"target.plan has 6 profiles, the manifest lists 5"),
-    "memory": (lambda m: m["files"]["target.plan"].update(bytes=1 << 40), r"was changed after the export"),
-}
-
-
-@pytest.mark.parametrize("name", REJECTED)
-def test_a_directory_for_another_machine_is_rejected(machine: EmulatedMachine, tmp_path: Path, name: str) -> None:
-    change, message = REJECTED[name]
-    with pytest.raises(EngineDirError, match=message) as raised:
-        Decoder(altered(machine, tmp_path, change))
-    assert raised.value.exit_code == 3
-    machine.cuda.closed = True
-
-
-def test_truncated_or_replaced_plan_is_found(machine: EmulatedMachine, tmp_path: Path) -> None:
-    copy = altered(machine, tmp_path, lambda m: None)
-    plan = copy / "draft.plan"
-    whole = plan.read_bytes()
-    plan.write_bytes(whole[:-1])
-    with pytest.raises(EngineDirError, match=r"draft.plan was changed after the export — export again: resps-export"):
-        Decoder(copy)
-    plan.write_bytes(whole[::-1])
-    with pytest.raises(EngineDirError, match=r"draft.plan was changed after the export"):
-        Decoder(copy)
-    assert not machine.cuda.calls
-    with pytest.raises(EngineDirError, match=r"TensorRT cannot load .*draft.plan: made by another version, for another GPU, or damaged"):
-        Decoder(copy, verify=False)
-
-
-def test_a_plan_that_is_invalid_on_this_gpu_is_rejected(machine: EmulatedMachine) -> None:
-    machine.trt.validity = machine.trt.EngineValidity.INVALID
-    with pytest.raises(EngineDirError, match=r"TensorRT-RTX cannot run .*target.plan on this GPU .* — export again here: resps-export"):
-        machine.decoder()
-
-
-def test_a_cache_that_is_not_updated_in_place_is_rejected(machine: EmulatedMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tests.support.gpu.emulated_tensorrt
-
-    monkeypatch.setattr(tests.support.gpu.emulated_tensorrt.EmulatedEngine, "get_aliased_input_tensor", lambda self, name: None)
-    with pytest.raises(EngineDirError, match=r"target would copy its cache in every pass \(present.0.key is not in place\)"):
-        machine.decoder()
-
-
-def test_a_tree_without_a_profile_raises_and_lists_the_sizes(machine: EmulatedMachine) -> None:
-    with pytest.raises(EngineDirError, match=r"no profile for trees of 7 nodes, only for 1, 2, 5, 16, 40 — .*--tree-sizes 1,2,5,7,16,40"):
-        machine.decoder(policy=FixedPolicy(TreeSpec(7, 3, 3)))
-    with machine.decoder() as device, pytest.raises(EngineDirError, match="no profile for trees of 6 nodes"):
-        device.stream(prompt_of(3), policy=FixedPolicy(TreeSpec(6, 3, 3)))
-
-
-def test_too_little_memory_names_the_needed_size_and_what_would_fit(machine: EmulatedMachine) -> None:
-    manifest, overhead = load_manifest(machine.directory), runtime.backends.cuda.backend._OVERHEAD
-    weights, cache = runtime.backends.cuda.backend._weight_and_cache_bytes(manifest)
-    gpu = Gpu("Emulated", "9.0", 1 << 33)
-    runtime.backends.cuda.backend.check_gpu(manifest, gpu, weights + cache + overhead)
-    smaller = {weights + cache // 2 + overhead: "export again with --max-context 64", weights: "use a smaller model or precision"}
-    for free, advice in smaller.items():
-        with pytest.raises(GpuMemoryError, match=rf"{free >> 20} MiB free of 8192, the engines need about \d+ .*250 tokens\) — {advice}"):
-            runtime.backends.cuda.backend.check_gpu(manifest, gpu, free)
-    machine.cuda.memory = weights
-    with pytest.raises(GpuMemoryError) as raised:
-        machine.decoder()
-    assert raised.value.exit_code == 1
-
-
-def test_no_gpu_is_exit_code_3(engines: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
-    """Without the emulated GPU."""
-    assert run_command(command, "resps-run", ["--engine-dir", str(engines[1]), "hello"]) == 3
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert "no NVIDIA GPU can be used here" in err
-
-
-def test_plans_need_a_gpu(machine: EmulatedMachine) -> None:
-    with pytest.raises(EngineDirError, match=r"holds TensorRT plans, which need a GPU — .*"):
-        machine.decoder(device="cpu")
-    machine.cuda.closed = True
 
 
 def test_tuned_networks_run_as_plans(host: Decoder, engines: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

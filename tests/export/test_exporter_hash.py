@@ -1,0 +1,38 @@
+"""An engine made by other code is exported again: the exporter's hash covers every module that can change an engine."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import export
+from export.build import exporter_hash
+
+ROOT = Path(export.__file__).parent
+MODULES = sorted(file.relative_to(ROOT) for file in ROOT.rglob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("copy") / "export"
+    for module in MODULES:
+        (root / module).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / module, root / module)
+    return root
+
+
+def test_modules_in_folders_are_among_them() -> None:
+    assert {module.parts[0] for module in MODULES} >= {"checkpoints", "directory", "graphs", "parity", "tensorrt", "tuning", "training"}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_a_change_of_any_module_changes_the_hash(copy: Path, module: Path) -> None:
+    """Except in commands of their own, which make no engine."""
+    before, source = exporter_hash(copy), (copy / module).read_bytes()
+    (copy / module).write_bytes(source + b"# changed\n")
+    changed = exporter_hash(copy) != before
+    (copy / module).write_bytes(source)
+    assert changed == (module.parts[0] not in ("training", "tuning"))
+    assert exporter_hash(copy) == before == exporter_hash()
