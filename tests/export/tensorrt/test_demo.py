@@ -21,7 +21,7 @@ from runtime.console import run_command
 from runtime.manifest.graphs import File, Graph
 from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import Manifest
-from tests.runtime.backends.test_tensorrt import EmulatedMachine
+from tests.support.gpu.emulated_tensorrt import EmulatedMachine
 
 trt = pytest.importorskip("tensorrt_rtx")
 LAYERS = 30

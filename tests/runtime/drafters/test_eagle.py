@@ -14,7 +14,7 @@ from runtime import Decoder, SamplingParams
 from runtime.drafters.eagle import EagleDrafter
 from tests.support.eagle_reference import RecordingDrafter, ReferenceDrafter, expect_same, expect_well_formed, paths
 from tests.support.planted import PlantedDrafter
-from tests.support.tiny import random_ids
+from tests.support.tiny import VOCAB, random_ids
 
 WIDEST = DEEPEST = 16
 # The last ones are wider and deeper than the engine allows. Three have a single node, but only the first is PLAIN.
