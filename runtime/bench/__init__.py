@@ -1,1 +1,1 @@
-"""resps-bench: policies and trees side by side on question sets."""
+"""resps-bench: compares drafts, policies and trees with plain decoding on question sets."""

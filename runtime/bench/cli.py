@@ -1,4 +1,4 @@
-"""resps-bench: an engine directory and question files -> the tables of the papers, JSON, a report."""
+"""resps-bench: an engine directory and question files -> tables, JSON, a report."""
 
 from __future__ import annotations
 
@@ -13,43 +13,49 @@ from ..drafters.registry import DRAFTERS
 from ..errors import BenchError, RespsError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from policy import TreeSpec
 
+    from ..decoder import Decoder
     from .figures import Table
     from .record import Measurement
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-SHOWING = {"again", "report_file", "as_json", "verbose"}
+SHOWING = {"again", "report_file", "as_json", "verbose"}  # parameters that go with --from
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--engine-dir", type=click.Path(path_type=Path), default=Path("engines"), envvar="RESPS_ENGINE_DIR", show_default=True,
               show_envvar=True, help="Engine directory, or a parent that holds exactly one.")  # fmt: skip
 @click.option("--prompts", type=FILE, multiple=True, metavar="FILE...",
-              help="Question sets: JSON lines with turns or prompt, or a question a line [default: a few of all sorts].")  # fmt: skip
+              help="Question files: JSON lines with turns or prompt, or a question a line [default: a few of all kinds].")  # fmt: skip
 @click.argument("more", nargs=-1, type=FILE, metavar="[FILE]...")
 @click.option("--policies", multiple=True, metavar="NAME,...",
-              help="Which of resps-run's [default, without --tree: the default tree and all that were tuned].")  # fmt: skip
+              help="Policies of resps-run [default, without --tree: the default tree and all tuned policies].")  # fmt: skip
 @click.option("--tree", "trees", multiple=True, metavar="NODES,DEPTH,WIDTH", help="A fixed tree; may be repeated.")
-@click.option("--questions", type=click.IntRange(min=1), default=10, show_default=True, help="The first so many of each set.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
+@click.option("--questions", type=click.IntRange(min=1), default=10, show_default=True, help="Number of questions per set.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Limit of an answer.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of the draws; every turn has its own.")
-@click.option("--draft", type=click.Choice(list(DRAFTERS)), help="What proposes trees [default: as resps-run].")
-@click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), help="What runs the engines [default: what they were made for].")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where they run [default: where they were made for].")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a pass [default: physical cores].")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with every answer's figures instead of tables.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Base seed; every turn gets its own.")
+@click.option("--draft", "drafts", multiple=True, type=click.Choice(list(DRAFTERS)),
+              help="What proposes trees [default: as resps-run]. May be repeated: every policy and tree runs with every draft. Each draft "
+              "loads the engine again, so two take twice the memory of one.")  # fmt: skip
+@click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt"]), help="What runs the engine [default: what it was exported for].")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where it runs [default: where it was exported for].")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a forward pass [default: physical cores].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the figures of every answer instead of tables.")
 @click.option("--report", "report_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html",
-              help="Write tables and pictures into one file (needs matplotlib: the extra bench).")  # fmt: skip
-@click.option("--from", "again", type=FILE, metavar="FILE.json", help="Measure nothing: show what an earlier --json printed.")
+              help="Write tables and plots into one file (needs matplotlib: the extra bench).")  # fmt: skip
+@click.option("--from", "again", type=FILE, metavar="FILE.json", help="Show the output of an earlier --json instead of measuring.")
 @click.option("-v", "--verbose", count=True, help="Say what is done; -vv shows tracebacks.")
 @click.version_option(package_name="resps")
 def command(again: Path | None, report_file: Path | None, as_json: bool, verbose: int, **options: Any) -> None:
-    """Compare policies and trees with plain decoding on question sets, side by side on the same engine.
+    """Compare drafts, policies and trees with plain decoding on question sets, on the same engine in one run.
 
-    All arms answer every turn and take turns in answering first; their tokens are compared with plain decoding's. Interrupted, it shows
-    what was measured so far. docs/benchmarks.md defines the figures.
+    The contenders are plain decoding and all pairs of a draft with a policy or tree. Every contender answers every turn, they rotate in
+    answering first, and every token is compared with plain decoding's. If interrupted, the command shows what it has measured.
+    docs/benchmarks.md defines the figures.
     """
     set_verbosity(verbose)
     if report_file:
@@ -79,20 +85,19 @@ def _expect_no_measuring(context: click.Context) -> None:
 
 
 def _measured(options: dict[str, Any]) -> tuple[Measurement, BaseException | None]:
-    """What was measured, and what ended it too early."""
+    """The measurement, and the error that ended it early, if any."""
     import datetime
+    from contextlib import ExitStack
 
     from ..backends.cpu.processor import physical_cores
-    from ..decoder import Decoder
-    from ..manifest.load import find_engine_dir
     from ..sampling_params import SamplingParams
-    from .contenders import make_arms
+    from .contenders import make_contenders
     from .machine import engine_of, this_machine
     from .measure import measure, warm_up
-    from .questions import OWN, read_questions
+    from .questions import DEFAULT_FILE, read_questions
     from .record import SCHEMA, BenchSettings, Measurement, Skipped, TurnRecord
 
-    files = [*options["prompts"], *options["more"]] or [OWN]
+    files = [*options["prompts"], *options["more"]] or [DEFAULT_FILE]
     questions = read_questions(files, options["questions"])
     threads = options["threads"] or physical_cores()
     settings = BenchSettings(
@@ -100,21 +105,19 @@ def _measured(options: dict[str, Any]) -> tuple[Measurement, BaseException | Non
     )
     with usage_errors():
         SamplingParams(temperature=settings.temperature, seed=settings.seed)
-    directory = find_engine_dir(options["engine_dir"])
     names = [name.strip() for group in options["policies"] for name in group.split(",")]
+    trees = _parsed(options["trees"])
     answers: list[TurnRecord] = []
     skipped: list[Skipped] = []
     problem: BaseException | None = None
-    trees, place = _parsed(options["trees"]), {name: options[name] for name in ("draft", "backend", "device")}
-    with usage_errors():
-        opened = Decoder(directory, policy="none", threads=threads, **place)
-    with opened as decoder:
-        arms = make_arms(names, trees, decoder)
-        engine = engine_of(decoder)
-        warm_up(decoder, arms)
+    with ExitStack() as stack:
+        decoders = [stack.enter_context(decoder) for decoder in _opened(options, threads)]
+        contenders = make_contenders(names, trees, decoders)
+        engine = engine_of(decoders)
+        warm_up(contenders)
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         try:
-            for came in measure(decoder, questions, arms, settings, _progress):
+            for came in measure(questions, contenders, settings, _progress):
                 if isinstance(came, Skipped):
                     skipped.append(came)
                 else:
@@ -125,10 +128,21 @@ def _measured(options: dict[str, Any]) -> tuple[Measurement, BaseException | Non
         if problem:
             raise problem
         raise BenchError(f"none of the {len(questions)} questions can be asked: {skipped[0].reason}")
-    recorded = tuple(arm.recorded for arm in arms)
+    records, machine = tuple(contender.record for contender in contenders), this_machine()
     stopped_early = problem is not None
-    machine = this_machine()
-    return Measurement(SCHEMA, date, stopped_early, settings, engine, machine, recorded, tuple(skipped), tuple(answers)), problem
+    return Measurement(SCHEMA, date, stopped_early, settings, engine, machine, records, tuple(skipped), tuple(answers)), problem
+
+
+def _opened(options: dict[str, Any], threads: int) -> Iterator[Decoder]:
+    """One Decoder per draft, each with the whole engine in memory."""
+    from ..decoder import Decoder
+    from ..manifest.load import find_engine_dir
+
+    directory = find_engine_dir(options["engine_dir"])
+    for draft in dict.fromkeys(options["drafts"] or [None]):
+        with usage_errors():
+            decoder = Decoder(directory, policy="none", draft=draft, backend=options["backend"], device=options["device"], threads=threads)
+        yield decoder
 
 
 def _parsed(trees: tuple[str, ...]) -> list[TreeSpec]:
@@ -147,24 +161,24 @@ def _show(measurement: Measurement, as_json: bool, report_file: Path | None) -> 
             from .report import report
 
             report_file.write_text(report(measurement, table), encoding="utf-8")
-    finally:  # a full disk must not cost an hour's figures
+    finally:  # figures that took an hour are printed even if the disk is full
         _print(measurement, table, as_json)
 
 
 def _print(measurement: Measurement, table: Table, as_json: bool) -> None:
     from .record import to_json
-    from .tables import grids, headlines, markdown
+    from .tables import headlines, markdown, tables
 
     if as_json:
         click.echo(to_json(measurement, table))
         return
     click.echo("\n".join(headlines(measurement, table)))
-    for grid in grids(measurement, table):
-        click.echo("\n" + "\n".join(markdown(grid)))
+    for each in tables(measurement, table):
+        click.echo("\n" + "\n".join(markdown(each)))
 
 
 def _progress(done: int, total: int) -> None:
-    """A counter that overwrites itself, on a terminal only."""
+    """A counter on stderr, if that is a terminal."""
     if sys.stderr.isatty():
         click.echo(f"\r{done} of {total} questions", err=True, nl=done == total)
 

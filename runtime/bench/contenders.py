@@ -1,8 +1,8 @@
-"""What takes part: plain decoding, policies by name, fixed trees."""
+"""What is compared: plain decoding, and pairs of a draft and a policy or fixed tree."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec, Watchdog, trees_of
@@ -10,55 +10,67 @@ from policy import PLAIN, FixedPolicy, Policy, TreeSpec, Watchdog, trees_of
 from ..decoder import Decoder
 from ..errors import BenchError
 from ..models import expect_tree_size
-from . import record
+from .record import BASELINE, ContenderRecord
 
 
 @dataclass(frozen=True)
 class Contender:
-    """``policy`` lives as long as the run: what it learns from one request holds for the next, as in service."""
+    """A policy on one of the Decoders. The policy lives as long as the run and learns from every request, as it would in service."""
 
     name: str
     policy: Policy
+    decoder: Decoder
 
     @property
-    def recorded(self) -> record.ContenderRecord:
-        """What is known of it now."""
+    def record(self) -> ContenderRecord:
+        """Its entry in the JSON file, with what is known at this moment."""
+        draft = "none" if self.name == BASELINE else self.decoder.draft
         tree = str(self.policy.spec) if isinstance(self.policy, FixedPolicy) else None
-        return record.ContenderRecord(self.name, tree, self.policy.pinned if isinstance(self.policy, Watchdog) else None)
+        return ContenderRecord(self.name, draft, tree, self.policy.pinned if isinstance(self.policy, Watchdog) else None)
 
     @property
     def trees(self) -> list[TreeSpec]:
-        """Those that it is known to ask for."""
+        """Trees that the policy is known to ask for."""
         return list(trees_of(self.policy))
 
 
-def make_arms(names: Sequence[str], trees: Sequence[TreeSpec], decoder: Decoder) -> list[Contender]:
-    """Plain decoding first, then policies by ``names`` and ``trees``; with neither, the default tree and every policy that was tuned.
+def make_contenders(names: Sequence[str], trees: Sequence[TreeSpec], decoders: Sequence[Decoder]) -> list[Contender]:
+    """Plain decoding first, then each of ``decoders`` (one per draft) with every policy of ``names`` and every tree of ``trees``. Without
+    names and trees: the draft's default tree and all tuned policies. Names contain the draft when there are several Decoders.
 
-    Raises BenchError for names and trees that do not exist here, EngineDirError for an untuned policy or a tree without a profile.
+    Raises BenchError for unknown names and impossible trees, EngineDirError for an untuned policy or a tree without a profile.
     """
-    arms = {record.BASELINE: Contender(record.BASELINE, FixedPolicy(PLAIN))}
+    contenders = [Contender(BASELINE, FixedPolicy(PLAIN), decoders[0])]
+    for decoder in decoders:
+        policies = dict(_named(names, trees, decoder) if names or trees else _defaults(decoder))
+        prefix = f"{decoder.draft} " if len(decoders) > 1 else ""
+        contenders += [Contender(prefix + name, policy, decoder) for name, policy in policies.items() if name != BASELINE]
+    return contenders
+
+
+def _named(names: Sequence[str], trees: Sequence[TreeSpec], decoder: Decoder) -> Iterator[tuple[str, Policy]]:
     for name in names:
         try:
-            arms.setdefault(name, Contender(name, decoder.policy(name)))
+            yield name, decoder.policy(name)
         except ValueError as problem:
             raise BenchError(str(problem)) from None
     for tree in trees:
-        arms.setdefault(str(tree), Contender(str(tree), FixedPolicy(_possible(tree, decoder))))
-    return list(arms.values()) if names or trees else _defaults(decoder)
+        yield str(tree), FixedPolicy(_checked(tree, decoder))
 
 
-def _defaults(decoder: Decoder) -> list[Contender]:
-    """A fixed tree that another arm has already is left out."""
+def _defaults(decoder: Decoder) -> Iterator[tuple[str, Policy]]:
+    """A tuned fixed tree that is plain decoding or the default tree is left out."""
     first = decoder.default_tree
-    arms = [Contender(record.BASELINE, FixedPolicy(PLAIN)), Contender(str(first), FixedPolicy(first))]
-    arms += [Contender(name, decoder.policy(name)) for name in decoder.policies if name != record.BASELINE]
-    trees = [arm.recorded.tree for arm in arms]
-    return [arm for place, arm in enumerate(arms) if trees[place] is None or trees[place] not in trees[:place]]
+    if first != PLAIN:
+        yield str(first), FixedPolicy(first)
+    for name in decoder.policies:
+        policy = decoder.policy(name)
+        if not isinstance(policy, FixedPolicy) or policy.spec not in (PLAIN, first):
+            yield name, policy
 
 
-def _possible(tree: TreeSpec, decoder: Decoder) -> TreeSpec:
-    """The loop would cut a larger tree without a word, and the table would name a tree that never grew."""
+def _checked(tree: TreeSpec, decoder: Decoder) -> TreeSpec:
+    """Refuse a tree that the decoding loop would cut silently: the table would name a tree that was never drafted."""
     manifest = decoder.manifest
     expect_tree_size(manifest, tree)
     limits, model = manifest.limits, manifest.draft if decoder.models.eagle else None

@@ -1,4 +1,4 @@
-"""The figures: answers of one run -> one cell per set and arm, and what all sets say together. Definitions are in docs/benchmarks.md."""
+"""Computes all figures of a run: one cell per set and contender, and averages over the sets. Definitions: docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm on one set, or on all (``set`` is None). None where nothing was decoded. Tokens do not count each answer's first one, which
-    prefill brings; ``acceptance``: of the rounds that accepted i draft tokens, the share that accepted one more, i = 0, 1, ...;
-    ``draft``, ``verify``, ``host``: shares of ``cycle_ms``; ``trees`` and ``rows``: rounds by the tree asked for and by rows verified;
-    ``differing_tokens``: places in which answers are not the baseline's."""
+    """One contender on one set, or on all sets (``set`` is None). Figures are None if nothing was decoded. ``tokens``: without the first
+    token of each answer, which prefill produces; ``acceptance``: of the rounds that accepted i draft tokens, the share that accepted one
+    more, i = 0, 1, ...; ``draft``, ``verify``, ``host``: shares of ``cycle_ms``; ``trees`` and ``rows``: rounds by requested tree and by
+    verified rows; ``differing_tokens``: positions at which answers differ from the baseline's."""
 
     set: str | None
-    arm: str
+    contender: str
     questions: int
     answers: int
     tokens: int
@@ -57,9 +57,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Mean:
-    """One arm over all sets, each counting the same: arithmetic means of its cells' figures. None where a set has none."""
+    """One contender over all sets: arithmetic means of its cells' figures, every set with the same weight. None if a set has no figure."""
 
-    arm: str
+    contender: str
     tokens_per_second: float | None
     tokens_per_cycle: float | None
     median: Spread | None
@@ -68,7 +68,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Table:
-    """``cells`` by set, then by arm; ``pooled``: all answers of an arm as if they were one set, without a ratio."""
+    """``cells`` by set, then by contender; ``pooled``: all answers of a contender as if they were one set, without a ratio."""
 
     cells: tuple[Cell, ...]
     means: tuple[Mean, ...]
@@ -77,19 +77,19 @@ class Table:
 
 def tabulate(measurement: Measurement) -> Table:
     """Every figure of every table."""
-    arms, sets = [arm.name for arm in measurement.arms], measurement.sets
-    by_cell: dict[tuple[str, str], list[TurnRecord]] = {(name, arm): [] for name in sets for arm in arms}
+    names, sets = [contender.name for contender in measurement.contenders], measurement.sets
+    by_cell: dict[tuple[str, str], list[TurnRecord]] = {(each, name): [] for each in sets for name in names}
     for answer in measurement.answers:
-        by_cell[answer.set, answer.arm].append(answer)
-    plain = {(answer.set, answer.question, answer.turn): answer.tokens for answer in measurement.answers if answer.arm == BASELINE}
+        by_cell[answer.set, answer.contender].append(answer)
+    plain = {(answer.set, answer.question, answer.turn): answer.tokens for answer in measurement.answers if answer.contender == BASELINE}
     compared = {key: compare(answers, by_cell[key[0], BASELINE]) for key, answers in by_cell.items()}
     cells = {key: _cell(*key, answers, plain, compared[key]) for key, answers in by_cell.items()}
-    pooled = (_cell(None, arm, [answer for name in sets for answer in by_cell[name, arm]], plain, None) for arm in arms)
-    means = (_mean(arm, [cells[name, arm] for name in sets], [compared[name, arm] for name in sets]) for arm in arms)
+    pooled = (_cell(None, name, [answer for each in sets for answer in by_cell[each, name]], plain, None) for name in names)
+    means = (_mean(name, [cells[each, name] for each in sets], [compared[each, name] for each in sets]) for name in names)
     return Table(tuple(cells.values()), tuple(means), tuple(pooled))
 
 
-def _cell(name: str | None, arm: str, answers: Sequence[TurnRecord], plain: Plain, compared: Resampled | None) -> Cell:
+def _cell(question_set: str | None, contender: str, answers: Sequence[TurnRecord], plain: Plain, compared: Resampled | None) -> Cell:
     stats = [answer.stats for answer in answers]
     cycles, seconds = sum(each.cycles for each in stats), sum(each.decode_seconds for each in stats)
     tokens = sum(decoded(answer) for answer in answers)
@@ -98,8 +98,8 @@ def _cell(name: str | None, arm: str, answers: Sequence[TurnRecord], plain: Plai
     counts = np.array([count for answer in answers for count in answer.rounds.tokens], int)
     wrong = [_differing(answer.tokens, plain[answer.set, answer.question, answer.turn]) for answer in answers]
     return Cell(
-        set=name,
-        arm=arm,
+        set=question_set,
+        contender=contender,
         questions=len({(answer.set, answer.question) for answer in answers}),
         answers=len(answers),
         tokens=tokens,
@@ -123,12 +123,11 @@ def _cell(name: str | None, arm: str, answers: Sequence[TurnRecord], plain: Plai
     )
 
 
-def _mean(arm: str, cells: Sequence[Cell], compared: Sequence[Resampled | None]) -> Mean:
+def _mean(contender: str, cells: Sequence[Cell], compared: Sequence[Resampled | None]) -> Mean:
     whole = [each for each in compared if each is not None]
     median, sums = mean_of(whole) if len(whole) == len(cells) else (None, None)
-    return Mean(
-        arm, _average([cell.tokens_per_second for cell in cells]), _average([cell.tokens_per_cycle for cell in cells]), median, sums
-    )
+    rate, length = _average([cell.tokens_per_second for cell in cells]), _average([cell.tokens_per_cycle for cell in cells])
+    return Mean(contender, rate, length, median, sums)
 
 
 def _average(values: Sequence[float | None]) -> float | None:
@@ -137,18 +136,18 @@ def _average(values: Sequence[float | None]) -> float | None:
 
 
 def acceptance(accepted: Sequence[int]) -> tuple[float, ...]:
-    """``accepted``: draft tokens of each round. Of the rounds that accepted i, the share that accepted one more."""
+    """``accepted``: draft tokens accepted in each round. Of the rounds that accepted i, the share that accepted more; i = 0, 1, ..."""
     reached = [sum(each >= depth for each in accepted) for depth in range(max(accepted, default=0) + 1)]
     return tuple(here / above for above, here in pairwise(reached))
 
 
 def per_token(waits: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Every token's share of the wait for its delivery, [sum of counts]: a delivery of three tokens after 30 ms is three of 10 ms."""
+    """Each token's share of the wait for its delivery, [sum of counts]: three tokens delivered after 30 ms took 10 ms each."""
     return np.repeat(waits / np.maximum(counts, 1), counts)
 
 
 def _differing(tokens: tuple[int, ...], plain: tuple[int, ...]) -> int:
-    """Places in which two answers are not the same; beyond the end of the shorter one all are."""
+    """Positions at which two answers differ, those after the end of the shorter one included."""
     return sum(mine != other for mine, other in zip_longest(tokens, plain))
 
 

@@ -1,10 +1,11 @@
-"""Where and with what it was measured."""
+"""Describes the machine, the installed versions and the engine of a run."""
 
 from __future__ import annotations
 
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,18 +17,17 @@ PACKAGES = ("resps", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "t
 
 
 def this_machine() -> Machine:
-    """As it is now; call it after measuring, for the peak."""
+    """Call it after measuring: it holds the peak memory up to now."""
     return Machine(processor_name(), physical_cores(), _memory(), _peak(), f"{platform.system()} {platform.release()}", _versions())
 
 
-def engine_of(decoder: Decoder) -> EngineRecord:
-    """What it runs."""
-    manifest = decoder.manifest
-    draft = manifest.draft if decoder.models.eagle else None
+def engine_of(decoders: Sequence[Decoder]) -> EngineRecord:
+    """``decoders``: of one engine directory, one per draft."""
+    first, drafts = decoders[0], tuple(decoder.draft for decoder in decoders)
+    manifest = first.manifest
+    draft = manifest.draft if any(decoder.models.eagle for decoder in decoders) else None
     name, precision = (draft.name, draft.precision) if draft else (None, None)
-    return EngineRecord(
-        manifest.engine_id, manifest.model, manifest.precision, decoder.backend, decoder.device, decoder.draft, name, precision
-    )
+    return EngineRecord(manifest.engine_id, manifest.model, manifest.precision, first.backend, first.device, drafts, name, precision)
 
 
 def _versions() -> dict[str, str]:
@@ -46,7 +46,7 @@ def _memory() -> int | None:
 
 
 def _peak() -> int | None:
-    """Linux's own figure where there is one: getrusage also counts what the parent held before it started this process."""
+    """Bytes. On Linux from /proc, because getrusage also counts what the parent process held before it started this one."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024

@@ -1,12 +1,11 @@
-"""Asking: every turn of every question is put to all arms, which take turns in answering first."""
+"""Runs a benchmark: every contender answers every turn of every question, and they rotate in answering first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from time import perf_counter
 
-from policy import FixedPolicy, TreeSpec
+from policy import FixedPolicy
 
 from ..decoder import Decoder, Prompt
 from ..errors import PromptError
@@ -22,21 +21,21 @@ Progress = Callable[[int, int], None]
 """(questions done, questions in all)"""
 
 
-def warm_up(decoder: Decoder, arms: Sequence[Contender]) -> None:
-    """One short answer with each tree, by fixed policies: the arms' own learn nothing from passes that are slow because they are first."""
-    trees: list[TreeSpec] = list(dict.fromkeys(tree for arm in arms for tree in arm.trees))
-    for tree in trees:
+def warm_up(contenders: Sequence[Contender]) -> None:
+    """One short answer with each tree on each Decoder. Fixed policies do it: a first pass is slow, and a contender's own policy must not
+    learn from that."""
+    for decoder, tree in dict.fromkeys((contender.decoder, tree) for contender in contenders for tree in contender.trees):
         decoder.generate(WARM_UP, SamplingParams(max_new_tokens=WARM_UP_TOKENS), policy=FixedPolicy(tree))
 
 
 def measure(
-    decoder: Decoder, questions: Sequence[Question], arms: Sequence[Contender], settings: BenchSettings, progress: Progress
+    questions: Sequence[Question], contenders: Sequence[Contender], settings: BenchSettings, progress: Progress
 ) -> Iterator[tuple[TurnRecord, ...] | Skipped]:
-    """The answers of all arms to one turn at a time, in the order of ``arms``; or why a turn could not be asked.
+    """All answers to one turn at a time, in the order of ``contenders``; or why a turn could not be asked.
 
-    Arm k is the first to answer turn k, k + len(arms), ... of the run. Later turns see the answer of BASELINE, whoever is asked.
+    Contender k answers first in turns k, k + len(contenders), ... of the run. Every contender sees the baseline's answers in the chat.
     """
-    asked = 0
+    decoder, asked = contenders[0].decoder, 0
     for done, question in enumerate(questions):
         progress(done, len(questions))
         chat: list[dict[str, str]] = []
@@ -47,26 +46,25 @@ def measure(
             except PromptError as error:
                 yield Skipped(question.set, question.number, turn, str(error))
                 break
-            sampling = SamplingParams(temperature=settings.temperature, seed=(settings.seed + asked) % 2**64)
+            seed = (settings.seed + asked) % 2**64
+            params = SamplingParams(temperature=settings.temperature, seed=seed, max_new_tokens=settings.max_new_tokens)
             answers: dict[str, tuple[TurnRecord, str]] = {}
-            for place in range(len(arms)):
-                arm = arms[(place + asked) % len(arms)]
-                answers[arm.name] = _ask(decoder, prompt, arm, settings.max_new_tokens, sampling, question, turn)
+            for place in range(len(contenders)):
+                contender = contenders[(place + asked) % len(contenders)]
+                answers[contender.name] = _ask(contender, prompt, params, question, turn)
             asked += 1
-            yield tuple(answers[arm.name][0] for arm in arms)
+            yield tuple(answers[contender.name][0] for contender in contenders)
             chat.append({"role": "assistant", "content": answers[BASELINE][1]})
     progress(len(questions), len(questions))
 
 
 def _prompt(decoder: Decoder, chat: list[dict[str, str]]) -> Prompt:
-    """A model without a chat template reads the turns one after the other as plain text."""
+    """Plain text, one turn a line, for a model without a chat template."""
     return chat if decoder.manifest.tokens.chat_template else "\n".join(message["content"] for message in chat)
 
 
-def _ask(
-    decoder: Decoder, prompt: Sequence[int], arm: Contender, most: int, sampling: SamplingParams, question: Question, turn: int
-) -> tuple[TurnRecord, str]:
-    """One answer, and its text. Only the waiting for a delivery is timed, not what is written down about it."""
+def _ask(contender: Contender, prompt: Sequence[int], params: SamplingParams, question: Question, turn: int) -> tuple[TurnRecord, str]:
+    """One answer and its text. Only the wait for each delivery is timed, not the bookkeeping here."""
     text, first = "", 0.0
     tokens: list[int] = []
     waits: list[float] = []
@@ -74,9 +72,10 @@ def _ask(
     accepted: list[int] = []
     nodes: list[int] = []
     trees: list[str] = []
-    decoder.forget()  # every arm reads the prompt itself
+    decoder = contender.decoder
+    decoder.forget()  # every contender computes the whole prompt
     begun = asked = perf_counter()
-    with decoder.stream(prompt, replace(sampling, max_new_tokens=most), policy=arm.policy) as stream:
+    with decoder.stream(prompt, params, policy=contender.policy) as stream:
         drafted = 0
         while (chunk := next(stream, None)) is not None:
             came = perf_counter()
@@ -95,4 +94,4 @@ def _ask(
             asked = perf_counter()
         stats, stop = stream.stats, stream.stop or "cancelled"
     rounds = Rounds(tuple(waits), tuple(counts), tuple(accepted), tuple(nodes), tuple(trees))
-    return TurnRecord(question.set, question.number, turn, arm.name, tuple(tokens), stop, first, stats, rounds), text
+    return TurnRecord(question.set, question.number, turn, contender.name, tuple(tokens), stop, first, stats, rounds), text

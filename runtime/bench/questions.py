@@ -1,4 +1,4 @@
-"""Question files: one set a file, named after it."""
+"""Question files: each file is one set, named after the file."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 
 from ..errors import PromptError
 
-OWN = Path(__file__).with_name("mixed.jsonl")
-"""Asked when no file is given: a few of all sorts, used for nothing but measuring."""
+DEFAULT_FILE = Path(__file__).with_name("mixed.jsonl")
+"""A few questions of every kind, for runs without a question file. Nothing was trained or tuned on them."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """``number``: its place in the file, from 0; ``turns``: user messages, asked one after the other in one chat."""
+    """``number``: index in the file, from 0; ``turns``: user messages, asked one after another in one chat."""
 
     set: str
     number: int
     turns: tuple[str, ...]
 
 
-def read_questions(files: Sequence[Path], most: int) -> list[Question]:
-    """At most ``most`` questions of each file [default: OWN], in turns: the first of every file, then the second, and so on, so that a run
-    that is cut short has some of each. Lines are JSON objects with ``turns`` or ``prompt``, or plain text. Raises PromptError."""
-    sets = [_of_file(file, most) for file in files or [OWN]]
+def read_questions(files: Sequence[Path], limit: int) -> list[Question]:
+    """At most ``limit`` questions of each file [default: DEFAULT_FILE], interleaved: the first of every file, then the second, and so on,
+    so that an interrupted run has some of each. A line is a JSON object with ``turns`` or ``prompt``, or plain text. Raises PromptError."""
+    sets = [_read_set(file, limit) for file in files or [DEFAULT_FILE]]
     names = [questions[0].set for questions in sets]
     for name in names:
         if names.count(name) > 1:
@@ -34,7 +34,7 @@ def read_questions(files: Sequence[Path], most: int) -> list[Question]:
     return sorted((question for questions in sets for question in questions), key=lambda question: question.number)
 
 
-def _of_file(file: Path, most: int) -> list[Question]:
+def _read_set(file: Path, limit: int) -> list[Question]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -42,12 +42,12 @@ def _of_file(file: Path, most: int) -> list[Question]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise PromptError(f"{file} is empty — give a question a line")
-    # All of it is read, so that a bad line is found whatever ``most`` is.
-    asked = [_turns(f"{file}, line {number}", line.strip()) for number, line in lines]
-    return [Question(file.stem, number, turns) for number, turns in enumerate(asked[:most])]
+    # All lines are parsed, so that a bad one is found whatever ``limit`` is.
+    turns = [_parse_line(f"{file}, line {number}", line.strip()) for number, line in lines]
+    return [Question(file.stem, number, each) for number, each in enumerate(turns[:limit])]
 
 
-def _turns(where: str, line: str) -> tuple[str, ...]:
+def _parse_line(where: str, line: str) -> tuple[str, ...]:
     if not line.startswith("{"):
         return (line,)
     try:

@@ -1,4 +1,4 @@
-"""How much faster an arm is than plain decoding, and how sure that is: the questions are drawn again and again."""
+"""Speed of a contender over plain decoding, with confidence intervals by bootstrap over questions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INTERVAL = (2.5, 97.5)  # per cent
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure with the 95 % bootstrap interval over questions; no interval where there is only one question."""
+    """A figure with its 95 % bootstrap interval over questions; no interval if there is only one question."""
 
     value: float
     low: float | None
@@ -24,8 +24,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Ratio:
-    """tokens/s over the baseline's. ``median`` of the ratios question by question, with their ``quartiles``; ``sums``: all tokens over all
-    seconds, over the same of the baseline."""
+    """tokens/s over the baseline's. ``median`` and ``quartiles``: of the questions' ratios; ``sums``: ratio of the total rates, each all
+    tokens over all seconds."""
 
     median: Spread
     quartiles: tuple[float, float]
@@ -34,7 +34,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Resampled:
-    """A ratio, and what it is when as many ``questions`` are drawn again, [RESAMPLES] each."""
+    """A ratio of ``questions`` questions; ``medians`` and ``sums`` [RESAMPLES]: the ratio of each bootstrap sample."""
 
     ratio: Ratio
     questions: int
@@ -43,13 +43,13 @@ class Resampled:
 
 
 def decoded(answer: TurnRecord) -> int:
-    """Tokens without the first one, which prefill brings."""
+    """Tokens without the first one, which prefill produces."""
     return max(0, answer.stats.new_tokens - 1)
 
 
 def compare(answers: Sequence[TurnRecord], plain: Sequence[TurnRecord]) -> Resampled | None:
-    """An arm's answers to a set against the baseline's, all turns of a question together. Questions of which either decoded nothing say
-    nothing about speed; None when there is no other."""
+    """A contender's answers to one set against the baseline's, all turns of a question together. Questions for which either decoded
+    nothing have no speed and are left out; None if no question is left."""
     mine, theirs = _by_question(answers), _by_question(plain)
     usable = [key for key in mine if min(*mine[key], *theirs[key]) > 0]
     if not usable:
@@ -65,9 +65,9 @@ def compare(answers: Sequence[TurnRecord], plain: Sequence[TurnRecord]) -> Resam
 
 
 def mean_of(sets: Sequence[Resampled]) -> tuple[Spread, Spread]:
-    """Medians and ratios of sums of several sets, each set counting the same; the intervals draw questions anew within each set."""
+    """Means of the sets' medians and of their ratios of sums, every set with the same weight; questions are resampled within each set."""
     questions = min(each.questions for each in sets)
-    rng = np.random.default_rng(1)  # the same draws in all sets would make their errors add up
+    rng = np.random.default_rng(1)  # with the same samples in all sets their errors would add up
     medians = np.mean([rng.permutation(each.medians) for each in sets], axis=0)
     sums = np.mean([rng.permutation(each.sums) for each in sets], axis=0)
     median = float(np.mean([each.ratio.median.value for each in sets]))
@@ -76,7 +76,7 @@ def mean_of(sets: Sequence[Resampled]) -> tuple[Spread, Spread]:
 
 
 def _over(sums: np.ndarray) -> np.ndarray:
-    """[..., 4], tokens and seconds of both -> ratio of rates [...]."""
+    """[..., 4]: tokens and seconds of both -> ratio of rates [...]."""
     return np.asarray(sums[..., 0] / sums[..., 1] / (sums[..., 2] / sums[..., 3]))
 
 

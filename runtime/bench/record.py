@@ -1,4 +1,4 @@
-"""What was measured, answer by answer, as it lies in the JSON file: enough to make every table and report anew."""
+"""The JSON file of a run: every answer as it was measured, enough to make all tables and the report again."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..decoding.stats import Stats
 from ..errors import BenchError
 from ..manifest.typed_json import Malformed, decode
 
-SCHEMA = 1
+SCHEMA = 2
 BASELINE = "none"
-"""The arm that all others are compared with: plain decoding."""
+"""The contender that all others are compared with: plain decoding."""
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """The deliveries of one answer after its first token, one entry a round. ``waits``: seconds that the caller waited for it; ``tokens``:
-    how many it brought; ``accepted``: of these from the draft; ``nodes``: rows verified; ``trees``: what was asked for, N,D,W."""
+    """The deliveries of one answer after its first token, one entry per round. ``waits``: seconds that the caller waited; ``tokens``:
+    tokens delivered; ``accepted``: those of them that came from the draft; ``nodes``: rows verified; ``trees``: requested tree, N,D,W."""
 
     waits: tuple[float, ...]
     tokens: tuple[int, ...]
@@ -32,13 +32,13 @@ class Rounds:
 
 @dataclass(frozen=True)
 class TurnRecord:
-    """One arm's answer to one turn of a question. ``set``: the question's file; ``first_token_seconds``: from the call to the first token,
-    tokenizing and the prompt's passes included."""
+    """One contender's answer to one turn of a question. ``set``: the question file; ``first_token_seconds``: from the call to the first
+    token, tokenization and prefill included."""
 
     set: str
     question: int
     turn: int
-    arm: str
+    contender: str
     tokens: tuple[int, ...]
     stop: str
     first_token_seconds: float
@@ -48,7 +48,7 @@ class TurnRecord:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A turn that nobody could answer, and the turns after it: usually a prompt longer than the context."""
+    """The first turn of a question that could not be asked, usually because the prompt exceeds the context. Later turns are skipped too."""
 
     set: str
     question: int
@@ -58,16 +58,18 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ContenderRecord:
-    """``tree``: the one it always asks for, if it is fixed; ``given_up``: why a policy's guard went back to the fixed tree."""
+    """``draft``: what proposes its trees, "none" for the baseline; ``tree``: its tree if the policy is fixed; ``given_up``: why the
+    policy's watchdog fell back to the fixed tree, if it did."""
 
     name: str
+    draft: str
     tree: str | None
     given_up: str | None
 
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """How it was asked. ``prompts``: files; ``questions``: most of each file."""
+    """The command's options. ``prompts``: question files; ``questions``: limit per file."""
 
     prompts: tuple[str, ...]
     questions: int
@@ -79,21 +81,22 @@ class BenchSettings:
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """``id``: hash of the engine directory's files."""
+    """``id``: hash of the engine directory's files; ``drafts``: those that took part; ``draft_name`` and ``draft_precision`` describe the
+    EAGLE-3 draft, None if none took part."""
 
     id: str
     model: str
     precision: str
     backend: str
     device: str
-    draft: str
+    drafts: tuple[str, ...]
     draft_name: str | None
     draft_precision: str | None
 
 
 @dataclass(frozen=True)
 class Machine:
-    """``memory`` and ``peak_memory`` in bytes: what the machine has, and the most that this process held, all arms in it."""
+    """Bytes: ``memory`` of the machine, ``peak_memory`` of this process with all contenders in it."""
 
     processor: str
     cores: int
@@ -105,7 +108,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run. ``answers`` hold, for every turn, one of each arm; ``interrupted``: there would have been more."""
+    """One run. ``answers`` has one entry per contender for every turn; ``interrupted``: the run ended before all questions were asked."""
 
     schema: int
     date: str
@@ -113,23 +116,23 @@ class Measurement:
     settings: BenchSettings
     engine: EngineRecord
     machine: Machine
-    arms: tuple[ContenderRecord, ...]
+    contenders: tuple[ContenderRecord, ...]
     skipped: tuple[Skipped, ...]
     answers: tuple[TurnRecord, ...]
 
     @property
     def sets(self) -> list[str]:
-        """Names in the order they were asked."""
+        """Names in the order in which they were asked."""
         return list(dict.fromkeys(answer.set for answer in self.answers))
 
 
 def to_json(measurement: Measurement, table: Any) -> str:
-    """``table``: a dataclass, the figures for those who do not want to compute them; it is not read back."""
+    """``table``: a dataclass with all figures, for readers of the file; `read` ignores it."""
     return json.dumps({**dataclasses.asdict(measurement), "table": dataclasses.asdict(table)}, ensure_ascii=False)
 
 
 def read(file: Path) -> Measurement:
-    """The inverse of ``to_json``, figures left out. Raises BenchError."""
+    """The inverse of `to_json`, without the figures. Raises BenchError."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -147,12 +150,12 @@ def read(file: Path) -> Measurement:
 
 
 def _check(measurement: Measurement, file: Path) -> None:
-    """What the tables rely on: every arm answered every turn, and the columns of an answer fit together."""
-    arms = {arm.name for arm in measurement.arms}
+    """What the tables rely on: every contender answered every turn, and the columns of an answer have one length."""
+    contenders = {contender.name for contender in measurement.contenders}
     turns: dict[tuple[str, int, int], set[str]] = {}
     for answer in measurement.answers:
-        turns.setdefault((answer.set, answer.question, answer.turn), set()).add(answer.arm)
+        turns.setdefault((answer.set, answer.question, answer.turn), set()).add(answer.contender)
         if len({len(column) for column in dataclasses.astuple(answer.rounds)}) != 1:
             raise BenchError(f"{file} is malformed: an answer's rounds have columns of several lengths — measure again")
-    if not turns or BASELINE not in arms or any(answered != arms for answered in turns.values()):
-        raise BenchError(f"{file} is malformed: not every arm answered every turn — measure again")
+    if not turns or BASELINE not in contenders or any(answered != contenders for answered in turns.values()):
+        raise BenchError(f"{file} is malformed: not every contender answered every turn — measure again")

@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else: tables and pictures of a measurement."""
+"""One self-contained HTML file with all tables and plots of a measurement."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 from .figures import Table
 from .plots import plots
 from .record import Measurement
-from .tables import TextTable, grids, headlines
+from .tables import TextTable, headlines, tables
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
@@ -23,19 +23,19 @@ th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right
 
 def report(measurement: Measurement, table: Table) -> str:
     """Raises BenchError without matplotlib."""
-    papers, *others = grids(measurement, table)
-    pictures = "".join(f"<h2>{escape(title)}</h2>\n<div class='wide'>{svg}</div>\n" for title, svg in plots(measurement, table).items())
+    first, *others = tables(measurement, table)
+    figures = "".join(f"<h2>{escape(title)}</h2>\n<div class='wide'>{svg}</div>\n" for title, svg in plots(measurement, table).items())
     title = f"resps-bench: {measurement.engine.model} {measurement.engine.precision}"
     return (
         f"<!DOCTYPE html>\n<html lang='en'>\n<head><meta charset='utf-8'><title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n"
-        f"<body>\n<h1>{escape(title)}</h1>\n{_facts(measurement, table)}\n{_grid(papers)}\n{pictures}"
-        + "\n".join(_grid(grid) for grid in others)
+        f"<body>\n<h1>{escape(title)}</h1>\n{_facts(measurement, table)}\n{_html(first)}\n{figures}"
+        + "\n".join(_html(each) for each in others)
         + "\n</body>\n</html>\n"
     )
 
 
 def _facts(measurement: Measurement, table: Table) -> str:
-    """What begins with a word in capitals must not be overlooked."""
+    """The headlines as a list; warnings, which begin with words in capitals, are highlighted."""
     lines = headlines(measurement, table)
     return f"<ul class='facts'>{''.join(f'<li{_loud(line)}>{escape(line)}</li>' for line in lines)}</ul>"
 
@@ -44,11 +44,11 @@ def _loud(line: str) -> str:
     return " class='loud'" if line.split(":")[0].isupper() else ""
 
 
-def _grid(grid: TextTable) -> str:
-    header = _cells(grid.header, "th", grid.texts)
-    rows = "\n".join(f"<tr>{_cells(row, 'td', grid.texts)}</tr>" for row in grid.rows)
+def _html(table: TextTable) -> str:
+    header = _cells(table.header, "th", table.texts)
+    rows = "\n".join(f"<tr>{_cells(row, 'td', table.texts)}</tr>" for row in table.rows)
     return (
-        f"<h2>{escape(grid.title)}</h2>\n<p class='note'>{escape(grid.note)}</p>\n"
+        f"<h2>{escape(table.title)}</h2>\n<p class='note'>{escape(table.note)}</p>\n"
         f"<div class='wide'><table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
     )
 

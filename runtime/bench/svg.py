@@ -1,4 +1,4 @@
-"""Pictures as SVG text: matplotlib is loaded here, and nowhere before."""
+"""Plots as SVG text. The only module that imports matplotlib, and only when a plot is made."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ..errors import BenchError
 
 
 def expect_matplotlib(extra: str = "bench") -> None:
-    """Raises BenchError, which names the ``extra`` to install; call it before an hour of measuring."""
+    """Raises BenchError, which names the ``extra`` to install. Call it before measuring, which may take an hour."""
     if find_spec("matplotlib") is None:
         raise BenchError(f"a report needs matplotlib — pip install 'resps[{extra}]'")
 
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    """A figure of our own, and its axes: no pyplot, which would keep state and look for a screen."""
+    """A figure and its axes, without pyplot, which keeps global state and looks for a display. Sizes in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -24,8 +24,8 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]
 
 
 def svg_of(figure: Any) -> str:
-    """Without the XML header, to stand inside HTML. The names inside depend on the figure alone, so equal data gives equal files; text
-    stays text."""
+    """SVG without the XML header, to be put into HTML. Ids are derived from the figure, so that equal data gives equal files; text is
+    kept as text."""
     from matplotlib import rc_context
 
     file = io.StringIO()

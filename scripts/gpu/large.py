@@ -42,7 +42,7 @@ def measure(decoder: Decoder) -> dict[str, Any]:
     cuda = Cuda()
     speed = bandwidth(cuda)
     cuda.close()
-    target, manifest = decoder._target, decoder.manifest
+    target, manifest = decoder.models.target, decoder.manifest
     stream = target._memory._cuda  # type: ignore[attr-defined]
     target.cache.truncate(0)
     list(target.prefill([7] * PAST))
@@ -94,14 +94,14 @@ def _switch_ms(decoder: Decoder, stream: Any, passes: dict[int, float]) -> float
 
     def both() -> None:
         for size in sizes:
-            decoder._target._run(Tree.chain([7] * size))
+            decoder.models.target._run(Tree.chain([7] * size))
 
     return round(_gpu_ms(stream, both) - sum(passes[size] for size in sizes), 4)
 
 
 def _drafting(decoder: Decoder, stream: Any) -> dict[str, Any]:
     """A whole tree by its depth, hence a level; and the catch-up with what one round commits."""
-    drafter = decoder._drafter
+    drafter = decoder.models.drafter
     if not isinstance(drafter, EagleDrafter):
         return {"error": "the directory has no draft"}
     found: dict[str, Any] = {}
@@ -138,7 +138,7 @@ def _cycle(decoder: Decoder, stream: Any, spec: TreeSpec) -> dict[str, float]:
 
 def _busy_ms(decoder: Decoder, stream: Any, spec: TreeSpec) -> float:
     """GPU time of a cycle's work when it is put into the stream all at once: nothing waits for the host."""
-    target, drafter = decoder._target, decoder._drafter
+    target, drafter = decoder.models.target, decoder.models.drafter
     target.cache.truncate(0)
     list(target.prefill([7] * PAST))
     drafter.begin()

@@ -1,9 +1,9 @@
-"""What forks cost in memory and bring in speed: N forks on one thread each, in N threads, beside one Decoder on N threads; taking turns.
+"""How much memory do forks take, and are N forks of one thread each faster than one Decoder of N threads?
 
     python -m scripts.lab.bench_forks --engine-dir DIR [--forks 2] [--turns 5] [--tokens 48]
 
-Prints JSON: MiB of the process with 1, 2 and 4 forks, each after an answer; tokens per second of all together, medians over the
-turns; their ratio.
+Prints JSON: MiB of the process with 1, 2 and 4 forks, each after one answer; tokens per second of all forks together and of the one
+Decoder, medians over alternating turns; the ratio of both.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from runtime.console import run_command
 
 
 def resident() -> float:
-    """MiB of this process in memory."""
+    """Resident memory in MiB."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096 / 2**20
 
 
-def tokens(decoder: Decoder, prompts: list[str], most: int) -> int:
-    """Answer all of them, prompts included in the time."""
+def tokens(decoder: Decoder, prompts: list[str], limit: int) -> int:
+    """Number of tokens of all answers, each of at most ``limit``."""
     came = 0
     for prompt in prompts:
         decoder.forget()
-        came += len(decoder.generate(prompt, SamplingParams(max_new_tokens=most)).tokens)
+        came += len(decoder.generate(prompt, SamplingParams(max_new_tokens=limit)).tokens)
     return came
 
 
@@ -41,9 +41,9 @@ def tokens(decoder: Decoder, prompts: list[str], most: int) -> int:
 @click.option("--engine-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("--forks", "number", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--turns", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--tokens", "most", type=click.IntRange(1), default=48, show_default=True, help="Of an answer.")
-def main(engine_dir: Path, number: int, turns: int, most: int) -> None:
-    """Memory and speed of forks."""
+@click.option("--tokens", "limit", type=click.IntRange(1), default=48, show_default=True, help="Limit of an answer.")
+def main(engine_dir: Path, number: int, turns: int, limit: int) -> None:
+    """Measure memory and speed of forks."""
     prompts = [question.turns[0] for question in read_questions([], 6)]
     memory: dict[int, float] = {}
     rates: dict[str, list[float]] = {"forks": [], "one": []}
@@ -61,12 +61,12 @@ def main(engine_dir: Path, number: int, turns: int, most: int) -> None:
         for _ in range(turns):
             begun = perf_counter()
             with ThreadPoolExecutor(number) as pool:
-                came = sum(pool.map(tokens, forks[:number], shares, [most] * number))
+                came = sum(pool.map(tokens, forks[:number], shares, [limit] * number))
             rates["forks"].append(came / (perf_counter() - begun))
             begun = perf_counter()
-            rates["one"].append(tokens(one, prompts, most) / (perf_counter() - begun))
+            rates["one"].append(tokens(one, prompts, limit) / (perf_counter() - begun))
     ratios = [forked / alone for forked, alone in zip(rates["forks"], rates["one"], strict=True)]
-    medians = {arm: round(median(values), 2) for arm, values in rates.items()}
+    medians = {name: round(median(values), 2) for name, values in rates.items()}
     found = {"memory_mib": memory, "tokens_per_second": medians, "ratio": round(median(ratios), 3)}
     click.echo(json.dumps({**found, "ratios": [round(ratio, 3) for ratio in ratios]}))
 

@@ -1,14 +1,19 @@
-"""What happens as the context grows: speed, first token, memory; and what a round costs the host.
+"""How do speed, time to the first token and memory change as the context grows, and what does a round cost the host?
 
     python -m scripts.lab.bench_growth --engine-dir DIR [--engine-dir DIR...] [--context 128 --context 512 ...] [--policy NAME]
 
-Prompts are passages of Python's language reference, cut to the length. Plain decoding and the policy take turns; medians. Loading and
-memory are measured in processes of their own. For 8k tokens export with `--max-context 8192`.
+With a fixed tree the tokens per cycle show whether a draft stays accurate beyond the lengths it was trained for:
+
+    python -m scripts.lab.bench_growth --engine-dir DIR --draft eagle --tree 5,3,2 --context 256 --context 3500
+
+Prompts are passages of Python's language reference, cut to the length. Plain decoding and the policy alternate; figures are medians.
+Loading time and memory are measured in processes of their own. For 8k tokens export with `--max-context 8192`.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -17,20 +22,20 @@ from pathlib import Path
 
 import click
 
-from policy import Policy
+from export.training.openings import library_passages
+from policy import FixedPolicy, Policy, TreeSpec
 from runtime import Decoder, SamplingParams
-from runtime.console import run_command
+from runtime.console import run_command, usage_errors
 from runtime.decoding.stats import Stats
-from scripts.lab.bench_context import passage
 
 MIB = 1 << 20
 OF_A_PROCESS = """
 import json, sys, time
 from pathlib import Path
-from runtime import Decoder
+from runtime import Decoder, SamplingParams
 def resident(): return 1024 * int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
 started = time.perf_counter()
-decoder = Decoder(sys.argv[1], threads=int(sys.argv[2]))
+decoder = Decoder(sys.argv[1], threads=int(sys.argv[2]), draft=sys.argv[3])
 loaded, sizes = time.perf_counter() - started, [resident()]
 for tokens in json.loads(sys.stdin.read()):
     decoder.generate(tokens, max_new_tokens=2)
@@ -39,24 +44,32 @@ print(json.dumps([loaded, sizes]))
 """
 
 
+def passage(decoder: Decoder, length: int, seed: int) -> list[int]:
+    """A user turn of exactly ``length`` tokens that asks for a summary; the text's beginning is cut away."""
+    choice, passages, words = random.Random(f"{length} {seed}"), library_passages(600), ""
+    while len(tokens := decoder._text.encode([{"role": "user", "content": f"{words}\n\nSummarize the text above."}])) < length:
+        words = f"{choice.choice(passages)} {words}"
+    return tokens[-length:]
+
+
 def decoded(decoder: Decoder, prompt: list[int], policy: Policy, tokens: int) -> Stats:
-    """An answer's figures; the whole prompt is read."""
+    """Figures of one answer; the whole prompt is computed."""
     decoder.forget()
     return decoder.generate(prompt, SamplingParams(max_new_tokens=tokens), policy=policy).stats
 
 
 def growth(decoder: Decoder, policy: Policy, lengths: tuple[int, ...], prompts: int, tokens: int) -> None:
-    """A line per length."""
-    click.echo("| context | plain tokens/s | policy tokens/s | ratio | tokens a cycle | prefill ms | prefill tokens/s |")
+    """A line per context length."""
+    click.echo("| context | plain tokens/s | policy tokens/s | ratio | tokens per cycle | prefill ms | prefill tokens/s |")
     click.echo("| --- | --- | --- | --- | --- | --- | --- |")
-    arms = {"plain": decoder.policy("none"), "policy": policy}
+    contenders = {"plain": decoder.policy("none"), "policy": policy}
     for length in lengths:
-        found: dict[str, list[Stats]] = {name: [] for name in arms}
+        found: dict[str, list[Stats]] = {name: [] for name in contenders}
         for number in range(prompts):
             prompt = passage(decoder, length, seed=number)
-            for name in sorted(arms, reverse=number % 2 == 1):
-                found[name].append(decoded(decoder, prompt, arms[name], tokens))
-        plains, rates = ([each.tokens_per_second for each in found[name]] for name in arms)
+            for name in sorted(contenders, reverse=number % 2 == 1):
+                found[name].append(decoded(decoder, prompt, contenders[name], tokens))
+        plains, rates = ([each.tokens_per_second for each in found[name]] for name in contenders)
         ratios = [rate / plain for rate, plain in zip(rates, plains, strict=True)]
         cycles = [each.tokens_per_cycle for each in found["policy"]]
         waits = [each.prefill_seconds for each in found["policy"]]
@@ -65,23 +78,23 @@ def growth(decoder: Decoder, policy: Policy, lengths: tuple[int, ...], prompts: 
 
 
 def of_a_process(engine_dir: Path, decoder: Decoder, lengths: tuple[int, ...], threads: int, turns: int) -> None:
-    """How long loading takes, and what memory a token of context takes: the slope between the shortest and the longest prompt."""
+    """Loading time, and memory per token of context: the slope between the shortest and the longest prompt."""
     prompts = json.dumps([passage(decoder, length, seed=0) for length in (min(lengths), max(lengths))])
     loads: list[float] = []
     slopes: list[float] = []
     start: list[float] = []
     for _ in range(turns):
-        code = [sys.executable, "-c", OF_A_PROCESS, str(engine_dir), str(threads)]
+        code = [sys.executable, "-c", OF_A_PROCESS, str(engine_dir), str(threads), decoder.draft]
         loaded, (begun, short, long) = json.loads(subprocess.run(code, input=prompts, capture_output=True, text=True, check=True).stdout)
         loads.append(loaded)
         start.append(begun / MIB)
         slopes.append((long - short) / 1024 / (max(lengths) - min(lengths)))
     load, size, slope = statistics.median(loads), statistics.median(start), statistics.median(slopes)
-    click.echo(f"load {load:.1f} s, {size:.0f} MiB once loaded, {slope:.0f} KiB for a token of context")
+    click.echo(f"load {load:.1f} s, {size:.0f} MiB once loaded, {slope:.0f} KiB per token of context")
 
 
 def of_a_round(decoder: Decoder, policy: Policy, name: str) -> None:
-    """What the host takes of a round's time, and the most that a round holds in fresh Python and numpy memory."""
+    """The host's share of a round's time, and the Python and numpy memory that a round allocates."""
     prompt = passage(decoder, 100, seed=1)
     stats = decoded(decoder, prompt, policy, 128)
     host = 1 - (stats.draft_seconds + stats.verify_seconds) / stats.decode_seconds
@@ -96,35 +109,45 @@ def of_a_round(decoder: Decoder, policy: Policy, name: str) -> None:
             before = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     click.echo(
-        f"{name}: host {100 * host:.1f} % of a round, {statistics.median(peaks) / 1024:.1f} KiB a round, at most {max(peaks) / 1024:.1f}"
+        f"{name}: host {100 * host:.1f} % of a round, {statistics.median(peaks) / 1024:.1f} KiB per round, at most {max(peaks) / 1024:.1f}"
     )
 
 
 @click.command()
 @click.option("--engine-dir", "engine_dirs", type=click.Path(path_type=Path, exists=True), multiple=True, required=True)
 @click.option("--context", "lengths", type=int, multiple=True, default=(128, 512, 2048), show_default=True, help="Prompt tokens.")
-@click.option("--policy", help="Beside plain decoding [default: as tuned].")
+@click.option("--policy", help="Compared with plain decoding [default: as tuned].")
+@click.option("--tree", help="Compare a fixed tree instead: NODES,DEPTH,WIDTH.")
+@click.option("--draft", help="What proposes trees [default: as resps-run].")
 @click.option("--prompts", default=5, show_default=True, help="Of each length.")
 @click.option("--max-new-tokens", default=48, show_default=True)
-@click.option("--turns", default=3, show_default=True, help="Processes that load the engine.")
+@click.option("--turns", default=3, show_default=True, help="Number of processes that load the engine.")
 @click.option("--threads", default=2, show_default=True)
 def main(
     engine_dirs: tuple[Path, ...],
     lengths: tuple[int, ...],
     policy: str | None,
+    tree: str | None,
+    draft: str | None,
     prompts: int,
     max_new_tokens: int,
     turns: int,
     threads: int,
 ) -> None:
-    """Tables of every directory."""
+    """Print the tables of every directory."""
+    if policy and tree:
+        raise click.UsageError("--tree is a policy of its own: give it or --policy")
+    with usage_errors():
+        fixed = FixedPolicy(TreeSpec.parse(tree)) if tree else None
     for engine_dir in engine_dirs:
-        with Decoder(engine_dir, threads=threads) as decoder:
-            chosen = decoder.policy(policy)
+        with usage_errors():
+            opened = Decoder(engine_dir, threads=threads, draft=draft)
+        with opened as decoder:
+            chosen = fixed or decoder.policy(policy)
             click.echo(f"{engine_dir.name} ({decoder.manifest.precision})")
             of_a_process(engine_dir, decoder, lengths, threads, turns)
             of_a_round(decoder, decoder.policy("none"), "plain decoding")
-            of_a_round(decoder, chosen, policy or "the policy")
+            of_a_round(decoder, chosen, tree or policy or "the policy")
             growth(decoder, chosen, lengths, prompts, max_new_tokens)
 
 

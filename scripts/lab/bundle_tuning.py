@@ -1,4 +1,4 @@
-"""Put what resps-tune found for an engine into the folder of its draft, so that every export of the pair starts with it.
+"""Copies an engine's tuning into the folder of its draft, so that every later export with this draft starts with it.
 
 resps-tune --engine-dir engines/smollm2-135m
 python -m scripts.lab.bundle_tuning --engine-dir engines/smollm2-135m --draft export/drafts/smollm2-135m
@@ -19,8 +19,8 @@ from runtime.manifest.load import find_engine_dir, load_manifest
 
 @click.command()
 @click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--draft", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="Checkpoint of its draft.")
-@click.option("--policy", help="Another of the tuned ones, where there is better evidence [default: the one that was chosen].")
+@click.option("--draft", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="Checkpoint of the draft.")
+@click.option("--policy", help="Bundle another tuned policy as the chosen one [default: the one that resps-tune chose].")
 def main(engine_dir: Path, draft: Path, policy: str | None) -> None:
     """Copy the tuning of ENGINE_DIR into DRAFT."""
     directory = find_engine_dir(engine_dir)
@@ -34,4 +34,4 @@ def main(engine_dir: Path, draft: Path, policy: str | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, "box_tuning"))
+    sys.exit(run_command(main, "bundle_tuning"))

@@ -1,9 +1,9 @@
-"""How far engines are from a first one, over text that is given: mean KL divergence, and how often both have the same favourite.
+"""How far are the distributions of quantized engines from those of a first one? Mean KL divergence, and how often the argmax agrees.
 
     python -m scripts.lab.compare_logits --engine-dir FP32_DIR --engine-dir INT8_DIR --engine-dir INT4_DIR [--answers 20] ANSWERS.jsonl
 
-Lines are objects with `prompt` and `answer`, put into the first engine's chat template; every engine reads all of it and says at each of
-the answer's tokens what it would have chosen. Plain passes, of as many rows as scripts/peers/__main__.py takes for the same.
+Lines are objects with `prompt` and `answer`, rendered by the first engine's chat template. Every engine computes its logits at each token
+of the answer, in passes of as many rows as scripts/peers uses for the same comparison.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from scripts.peers.engines.resps import logits_of
 
 
 def compare(decoders: Sequence[Decoder], file: Path, engine_dir: Path, answers: int, most: int) -> list[Closeness]:
-    """Of every decoder but the first, to the first. ``engine_dir``: whose tokenizer reads the file; ``answers``: at most so many of it;
-    ``most``: tokens of a prompt with its answer, what is longer is cut. Raises PromptError for a file without answers."""
+    """Of every decoder but the first, to the first. ``engine_dir``: whose tokenizer is used; ``answers``: limit of lines; ``most``: tokens
+    of a prompt with its answer, the rest is cut. Raises PromptError for a file without answers."""
     found: list[list[Closeness]] = [[] for _ in decoders[1:]]
     longest = min(most, *(each.manifest.limits.context for each in decoders))
     for tokens, start in islice(_conversations(file, engine_dir, longest), answers):
@@ -42,19 +42,19 @@ def compare(decoders: Sequence[Decoder], file: Path, engine_dir: Path, answers: 
 
 
 def _conversations(file: Path, engine_dir: Path, longest: int) -> Iterator[tuple[list[int], int]]:
-    """(prompt and answer, tokens of the prompt), where anything of the answer is left."""
+    """(tokens of prompt and answer, number of prompt tokens), if any token of the answer is left."""
     for tokens, answered in of_answers(file, engine_dir):
         if any(answered[:longest]):
             yield tokens[:longest], answered.index(True)
 
 
 def _read(decoder: Decoder, tokens: list[int], start: int) -> np.ndarray:
-    """What the tokens from ``start`` on were, or would have been, chosen from, float32 [n, V]."""
+    """Logits at which the tokens from ``start`` on are chosen, float32 [n, V]."""
     return logits_of(decoder, tokens[:-1], start - 1)
 
 
 def _pooled(parts: Sequence[Closeness]) -> Closeness:
-    """Every position counts the same."""
+    """Averages over all positions."""
     counts = [each.positions for each in parts]
     kl, agreement = (float(np.average([getattr(each, name) for each in parts], weights=counts)) for name in ("mean_kl", "agreement"))
     return Closeness(kl, agreement, sum(counts))
@@ -62,14 +62,16 @@ def _pooled(parts: Sequence[Closeness]) -> Closeness:
 
 @click.command()
 @click.option("--engine-dir", "directories", type=click.Path(path_type=Path, exists=True), multiple=True, required=True,
-              help="Two or more; the first is the one that the others are compared with.")  # fmt: skip
-@click.option("--answers", type=click.IntRange(1), default=20, show_default=True, help="The first so many.")
-@click.option("--most-tokens", type=click.IntRange(2), default=420, show_default=True, help="Of a prompt with its answer; the rest is cut.")
+              help="Two or more; the others are compared with the first.")  # fmt: skip
+@click.option("--answers", type=click.IntRange(1), default=20, show_default=True, help="Number of lines.")
+@click.option(
+    "--most-tokens", type=click.IntRange(2), default=420, show_default=True, help="Limit of a prompt with its answer; the rest is cut."
+)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def main(directories: tuple[Path, ...], answers: int, most_tokens: int, threads: int, as_json: bool, file: Path) -> None:
-    """A table in Markdown."""
+    """Print a table in Markdown."""
     if len(directories) < 2:
         raise click.UsageError("one --engine-dir is compared with nothing: give another one")
     with ExitStack() as stack:
@@ -80,7 +82,7 @@ def main(directories: tuple[Path, ...], answers: int, most_tokens: int, threads:
         rows = [{"engine_dir": str(name), **asdict(each)} for name, each in zip(directories[1:], found, strict=True)]
         click.echo(json.dumps({"reference": str(directories[0]), "engines": rows}))
         return
-    click.echo(f"to {directories[0]}, {found[0].positions} positions\n\n| engine | mean KL | same favourite |\n| --- | --- | --- |")
+    click.echo(f"to {directories[0]}, {found[0].positions} positions\n\n| engine | mean KL | same argmax |\n| --- | --- | --- |")
     for name, each in zip(directories[1:], found, strict=True):
         click.echo(f"| {name} | {each.mean_kl:.5f} | {each.agreement:.4f} |")
 

@@ -1,8 +1,9 @@
-"""Milliseconds of a target pass by rows and context, engine directories side by side.
+"""How long does a forward pass of the target take, by rows and context length, and in which of several engine directories?
 
     python -m scripts.lab.compare_passes --engine-dir BEFORE --engine-dir AFTER [--context 230 --context 1000] [--rows 1,2,4,8,16]
 
-All directories are loaded into one process and take turns at every number of rows; medians, and each over the first directory's.
+All directories are loaded into one process and alternate at every number of rows. Prints medians, and their ratios to the first
+directory's.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from runtime import Decoder
 from runtime.console import run_command
 from runtime.decoding.tree import Tree
 
-REPEATS = 4  # passes of a turn, after one that is not counted
+REPEATS = 4  # timed passes of a turn, after an untimed one
 
 
 def seconds_of_turn(decoder: Decoder, rows: int) -> list[float]:
-    """Passes over a chain of ``rows`` after what is committed."""
-    target, tree, times = decoder._target, Tree.chain(list(range(100, 100 + rows))), []
+    """Times of passes over a chain of ``rows`` behind the committed tokens."""
+    target, tree, times = decoder.models.target, Tree.chain(list(range(100, 100 + rows))), []
     target.verify(tree)
     for _ in range(REPEATS):
         started = time.perf_counter()
@@ -37,21 +38,19 @@ def seconds_of_turn(decoder: Decoder, rows: int) -> list[float]:
 
 @click.command()
 @click.option("--engine-dir", "directories", type=click.Path(path_type=Path, exists=True), multiple=True, required=True)
-@click.option(
-    "--context", "contexts", type=int, multiple=True, default=(230, 1000), show_default=True, help="Tokens, the last rows included."
-)
+@click.option("--context", "contexts", type=int, multiple=True, default=(230, 1000), show_default=True, help="Tokens, the rows included.")
 @click.option("--rows", default="1,2,3,4,5,6,8,12,16", show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 def main(directories: tuple[Path, ...], contexts: tuple[int, ...], rows: str, rounds: int, threads: int) -> None:
-    """One line per context and number of rows."""
+    """Print one line per context and number of rows."""
     decoders = [Decoder(directory, policy=FixedPolicy(PLAIN), draft="none", threads=threads) for directory in directories]
     counts, random = [int(count) for count in rows.split(",")], np.random.default_rng(0)
     for context in contexts:
         prompt = random.integers(0, min(each.manifest.shape.vocab for each in decoders), context - max(counts)).tolist()
         for decoder in decoders:
-            decoder._target.cache.truncate(0)
-            list(decoder._target.prefill(prompt))
+            decoder.models.target.cache.truncate(0)
+            list(decoder.models.target.prefill(prompt))
         times: dict[tuple[int, int], list[float]] = defaultdict(list)
         for number in range(rounds):
             for count in counts:

@@ -1,10 +1,10 @@
-"""How often text repeats itself: what a bet on it (runtime/drafters/suffix.py) would have brought at every place of the answers
+"""How often does text repeat itself, and how many tokens would a lookup (runtime/drafters/suffix.py) have got right at every position?
 
-    python -m scripts.lab.count_repeats data                                          # shards of export/training/cli.py
-    python -m scripts.lab.count_repeats --engine-dir DIR FILE.jsonl                   # lines with `prompt` and `answer`
+    python -m scripts.lab.count_repeats data                              # shards of `resps-train words`
+    python -m scripts.lab.count_repeats --engine-dir DIR FILE.jsonl       # lines with `prompt` and `answer`
 
-Prints the table of docs/lab/lookup.md, "How often text repeats itself", and the shares that policy/lookup.py begins a request with: how
-often the first token of a bet is right, and each further one after a right one.
+Prints the table of docs/lab/lookup.md, "How often text repeats itself", and the rates that policy/lookup.py starts a request with: how
+often the first token of a lookup is right, and each further one after a right one.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from runtime.errors import PromptError
 from runtime.manifest.load import find_engine_dir, load_manifest
 from runtime.text.tokenizer import Text
 
-GUESSES = 8  # tokens of a bet
+GUESSES = 8  # tokens of a lookup
 
 
 @dataclass
 class Count:
-    """Of the places where as many tokens agree: at ``right`` of them the first token was right; ``accepted`` tokens in all; behind a right
-    one ``tries`` more were looked at."""
+    """Positions with a match of one length class. ``right``: those where the first token was right; ``accepted``: right tokens before the
+    first wrong one, in all; ``tries``: tokens compared after a right one."""
 
     places: int = 0
     right: int = 0
@@ -55,8 +55,8 @@ class Count:
 
 
 def count(tokens: Sequence[int], written: Sequence[bool], counts: dict[int, Count]) -> int:
-    """Add the places of one conversation to ``counts``, by class of match; returns how many were looked at: those between two tokens that
-    the model ``written`` itself."""
+    """Add the positions of one conversation to ``counts``, by class of match length. Only positions between two tokens of an answer count
+    (``written``). Returns their number."""
     index, looked = Index(), 0
     for place, root in enumerate(tokens[:-1]):
         if written[place] and written[place + 1]:
@@ -72,14 +72,14 @@ def count(tokens: Sequence[int], written: Sequence[bool], counts: dict[int, Coun
 
 
 def of_shards(directory: Path) -> Iterator[tuple[list[int], list[bool]]]:
-    """(tokens, which of them the model answered) of every conversation."""
+    """(tokens, whether each belongs to an answer) of every conversation."""
     from safetensors import safe_open
 
     from export.training.words import ANSWER
 
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise PromptError(f"{directory} holds no shards — make some: export/training/cli.py words --out {directory}")
+        raise PromptError(f"{directory} holds no shards — make some: resps-train words --out {directory}")
     for file in files:
         with safe_open(file, "np") as shard:
             tokens, kinds, starts = (shard.get_tensor(name) for name in ("tokens", "kinds", "starts"))
@@ -88,7 +88,7 @@ def of_shards(directory: Path) -> Iterator[tuple[list[int], list[bool]]]:
 
 
 def of_answers(file: Path, engine_dir: Path) -> Iterator[tuple[list[int], list[bool]]]:
-    """The same of lines with a prompt and its answer, in the chat template and the tokens of that engine."""
+    """The same for lines with a prompt and its answer, with the chat template and tokenizer of that engine."""
     directory = find_engine_dir(engine_dir)
     text = Text(directory, load_manifest(directory, verify=False).tokens)
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):

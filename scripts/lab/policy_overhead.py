@@ -1,4 +1,4 @@
-"""What a policy's own decisions take of the time it decides about.
+"""What share of the decode time do a policy's own decisions take?
 
 python -m scripts.lab.policy_overhead --engine-dir DIR [--policy NAME]... [--prompts FILE]
 """
@@ -20,7 +20,7 @@ from runtime.console import run_command
 
 
 class Clock:
-    """Another policy, and how long it took to answer: ``seconds`` over ``calls``."""
+    """Wraps a policy and sums up the ``seconds`` of its ``calls``."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy, self.seconds, self.calls = policy, 0.0, 0
@@ -44,7 +44,7 @@ class Clock:
 
 
 class GrowthClock(Clock):
-    """The same for one that looks at growing trees."""
+    """The same for a policy that also decides while a tree is drafted."""
 
     def should_expand(self, partial_tree: PartialTree) -> bool:
         return bool(self.timed("should_expand", partial_tree))
@@ -55,9 +55,9 @@ class GrowthClock(Clock):
 
 @click.command()
 @click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--policy", "names", multiple=True, help="By name [default: all that can be had].")
-@click.option("--prompts", type=click.Path(path_type=Path, exists=True), help="[default: the collection of resps-tune]")
-@click.option("--most", default=10, show_default=True, help="Prompts.")
+@click.option("--policy", "names", multiple=True, help="By name [default: all that are available].")
+@click.option("--prompts", type=click.Path(path_type=Path, exists=True), help="Prompts [default: those of resps-tune].")
+@click.option("--most", default=10, show_default=True, help="Number of prompts.")
 def main(engine_dir: Path, names: tuple[str, ...], prompts: Path | None, most: int) -> None:
     """Print a table in Markdown."""
     click.echo("| policy | calls a round | microseconds a call | of decode time |\n| --- | --- | --- | --- |")

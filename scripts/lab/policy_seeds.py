@@ -1,10 +1,10 @@
-"""Every policy on question sets in simulated time, trained with several seeds; with the oracle, and a check of the simulation by the clock.
+"""How fast is every policy in simulated time, with several training seeds and beside an oracle? Does the simulation agree with the clock?
 
     python -m scripts.lab.policy_seeds --engine-dir DIR --prompts TRAINING.jsonl --json OUT.json QUESTIONS.jsonl...
 
-Needs the extra `tune`, and takes what rounds cost from the engine's tuning, if it has one. Nothing is fitted to the questions: policies
-are trained on the prompts only. What `resps-bench` measures by the clock for one seed is told here for all of them, without noise.
-Recorded answers are kept in the cache directory.
+Needs the extra `tune`. Latencies come from the engine's tuning, if it has one, else they are measured. Policies are trained on the prompts
+only, never on the questions. `resps-bench` measures one seed by the clock; this simulates all seeds without noise. Recorded answers are
+kept in the cache directory.
 """
 
 from __future__ import annotations

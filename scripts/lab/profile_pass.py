@@ -1,9 +1,9 @@
-"""Where the time of a target pass goes, by ONNX Runtime's profiler: milliseconds and nodes of every operator.
+"""Where does the time of a target pass go? Milliseconds and nodes of every operator, by ONNX Runtime's profiler.
 
     python -m scripts.lab.profile_pass --engine-dir DIR [--rows 1] [--context 230] [--passes 20] [--shapes] [--json]
 
-Passes over a chain behind random tokens, as the runtime makes them on a CPU: its graph, session options, buffers and cache. Figures are
-medians over the passes. The profiler adds one to two microseconds a node, so that small nodes look larger than they are.
+Passes over a chain behind random tokens, as the runtime runs them on a CPU: same graph, session options, buffers and cache. Figures are
+medians over the passes. The profiler adds one to two microseconds per node, so small nodes look slower than they are.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from runtime.manifest.schema import Manifest
 from runtime.models import load_models
 
 OF_A_NODE = "_kernel_time"
-"""How the profiler's events of single nodes end."""
+"""Suffix of the profiler's events for single nodes."""
 
 
 @dataclass(frozen=True)
 class Operator:
-    """All nodes of a kind in one pass."""
+    """All nodes of one operator in one pass."""
 
     name: str
     milliseconds: float
@@ -46,15 +46,15 @@ class Operator:
 
 @dataclass(frozen=True)
 class Profile:
-    """``milliseconds``: of a whole pass inside ONNX Runtime; its operators, the dearest first."""
+    """``milliseconds``: a whole pass inside ONNX Runtime; ``operators``: the slowest first."""
 
     milliseconds: float
     operators: tuple[Operator, ...]
 
 
 def profile_pass(directory: Path, manifest: Manifest, rows: int, context: int, passes: int, threads: int, shapes: bool) -> Profile:
-    """The last of ``context`` tokens are ``rows`` of a chain. ``shapes``: operators are told apart by the shapes of their first two inputs
-    (weights are not named) and of their result. Raises EngineDirError, and UsageError for a context that does not fit."""
+    """Passes over a chain of ``rows``, the last of ``context`` tokens. ``shapes``: group operators also by the shapes of their first two
+    inputs (weights are not listed) and of their output. Raises EngineDirError, and UsageError for a context that does not fit."""
     limits = manifest.limits
     if not rows <= limits.tree_nodes or not rows < context <= limits.context:
         most = (
@@ -70,7 +70,7 @@ def profile_pass(directory: Path, manifest: Manifest, rows: int, context: int, p
             tokens = np.random.default_rng(0).integers(0, manifest.shape.vocab, context).tolist()
             for _ in target.prefill(tokens[: context - rows]):
                 pass
-            for _ in range(passes + 1):  # the first is not counted
+            for _ in range(passes + 1):  # the first is untimed
                 target.verify(Tree.chain(tokens[context - rows :]))
         finally:
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ def profile_pass(directory: Path, manifest: Manifest, rows: int, context: int, p
 
 
 def summed(events: Iterable[dict[str, Any]], passes: int, shapes: bool) -> Profile:
-    """Of the last ``passes`` in what the profiler wrote."""
+    """Medians over the last ``passes`` in the profiler's events."""
     runs, kernels = [], []
     for event in events:
         if event.get("name") == "model_run":
@@ -90,7 +90,7 @@ def summed(events: Iterable[dict[str, Any]], passes: int, shapes: bool) -> Profi
     counts: Counter[str] = Counter()
     for start, end in sorted(runs)[-passes:]:
         times.append(Counter())
-        counts.clear()  # of every pass the same
+        counts.clear()  # every pass has the same
         for event in (each for each in kernels if start <= each["ts"] <= end):
             name = _name(event["args"], shapes)
             times[-1][name] += event["dur"]
@@ -117,10 +117,10 @@ def _name(arguments: dict[str, Any], shapes: bool) -> str:
 @click.option("--context", type=click.IntRange(2), default=230, show_default=True, help="Tokens, the rows included.")
 @click.option("--passes", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--shapes", is_flag=True, help="Tell operators apart by the shapes of their inputs.")
+@click.option("--shapes", is_flag=True, help="Group operators also by the shapes of their inputs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def main(engine_dir: Path, rows: int, context: int, passes: int, threads: int, shapes: bool, as_json: bool) -> None:
-    """A table in Markdown."""
+    """Print a table in Markdown."""
     directory = find_engine_dir(engine_dir)
     manifest = load_manifest(directory)
     found = profile_pass(directory, manifest, rows, context, passes, threads, shapes)

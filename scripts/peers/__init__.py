@@ -1,1 +1,1 @@
-"""Other engines side by side with ours: scripts/peers/__main__.py."""
+"""Compares this engine with others: python -m scripts.peers."""

@@ -1,11 +1,12 @@
-"""Our engine beside those that people would take instead: same weights, same prompts, one run.
+"""Compares this engine with other engines on the demo model: same weights, same prompts, one run.
 
-    python -m scripts.peers --engine-dir engines/smollm2-135m --engine-dir engines/smollm2-135m-int8 --work /tmp/peers \
+    python -m scripts.peers --engine-dir engines/smollm2-135m --engine-dir engines/smollm2-135m-int8 --work DIR \
         --prompts QUESTIONS.jsonl --questions 3 --turns 3 --report peers.md
 
-Every peer gets a virtual environment of its own below --work, with pinned versions, and the demo model's weights in its own form. Arms
-take turns (A B C, A B C), each turn in a process of its own. Greedy; every engine gets the same token ids and stops at the model's stop
-tokens or after --new-tokens; none may reuse an earlier prompt's cache. Finished turns are kept: an interrupted run, started again, goes on.
+Every engine gets a virtual environment with pinned versions and the demo model's weights in its own format, both below --work. Contenders
+alternate (A B C, A B C), and every turn is a process of its own. Decoding is greedy. Every engine gets the same token ids, stops at the
+model's stop tokens or after --new-tokens, and may not reuse an earlier prompt's cache. Finished turns are kept, so that an interrupted run
+can be continued.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 import click
 
 from runtime.console import run_command
-from scripts.peers.closeness import all_closeness
+from runtime.errors import BenchError
 from scripts.peers.compare import Closeness, first_difference, margin
-from scripts.peers.contenders import PEERS, PeerContender, chosen, own_arms
-from scripts.peers.errors import PeerError, PeerUnavailable
+from scripts.peers.contenders import PEERS, PeerContender, chosen, own_contenders
+from scripts.peers.environments import PeerUnavailable
 from scripts.peers.figures import Row, reference_name, rows
+from scripts.peers.logits import all_closeness
 from scripts.peers.questions import read_questions
 from scripts.peers.tables import markdown, notes, page
 from scripts.peers.turns import Bench, Turn
@@ -32,31 +34,31 @@ Turns = dict[str, list[Turn]]
 
 
 @click.command()
-@click.option("--engine-dir", "engine_dirs", type=click.Path(path_type=Path), multiple=True, required=True, help="One for each precision.")
+@click.option("--engine-dir", "engine_dirs", type=click.Path(path_type=Path), multiple=True, required=True, help="One per precision.")
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Keeps environments, models and finished turns (8 GB).")
+@click.option("--contenders", "names", help="Comma-separated; NAME* takes all that begin with NAME [default: all].")
 @click.option(
-    "--work", type=click.Path(path_type=Path), required=True, help="Environments, models and finished turns are kept here (8 GB)."
+    "--prompts", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True, help="Question file: JSON lines with turns."
 )
-@click.option("--arms", help="Comma-separated; NAME* takes all that begin so [default: all].")
-@click.option("--prompts", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True, help="JSON lines with turns.")
-@click.option("--questions", default=3, show_default=True, type=click.IntRange(1), help="Of each file.")
+@click.option("--questions", default=3, show_default=True, type=click.IntRange(1), help="Number of questions per file.")
 @click.option("--turns", "count", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--new-tokens", default=128, show_default=True, type=click.IntRange(2))
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1))
-@click.option("--quiet", type=float, help="Wait until other processes take at most so many cores, and repeat disturbed turns (3 tries).")
-@click.option("--logits/--no-logits", default=True, show_default=True, help="Compare distributions with float32's too.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="All raw figures.")
-@click.option("--report", type=click.Path(path_type=Path), help="The table, .md or .html [default: printed].")
-@click.option("--list", "only_list", is_flag=True, help="Print the arms and leave.")
+@click.option("--quiet", type=float, help="Wait until other processes use at most this many cores, and repeat disturbed turns (3 tries).")
+@click.option("--logits/--no-logits", default=True, show_default=True, help="Compare the distributions with float32's.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all raw figures.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write the table, .md or .html [default: print it].")
+@click.option("--list", "only_list", is_flag=True, help="List the contenders and exit.")
 def command(
-    engine_dirs: tuple[Path, ...], work: Path, arms: str | None, prompts: tuple[Path, ...], questions: int, count: int, new_tokens: int,
+    engine_dirs: tuple[Path, ...], work: Path, names: str | None, prompts: tuple[Path, ...], questions: int, count: int, new_tokens: int,
     threads: int, quiet: float | None, logits: bool, json_file: Path | None, report: Path | None, only_list: bool,
 ) -> None:  # fmt: skip
-    """Compare engines on the demo model."""
+    """Compare this engine with other engines on the demo model."""
     if report is not None and report.suffix not in (".md", ".html"):
-        raise PeerError(f"cannot write {report.name} — name the report .md or .html")
-    wanted = chosen([*own_arms(engine_dirs), *PEERS], arms)
+        raise BenchError(f"cannot write {report.name} — name the report .md or .html")
+    wanted = chosen([*own_contenders(engine_dirs), *PEERS], names)
     if only_list:
-        click.echo("\n".join(f"{arm.name}: {arm.precision} {arm.note}" for arm in wanted))
+        click.echo("\n".join(f"{contender.name}: {contender.precision} {contender.note}" for contender in wanted))
         return
     asked, stop = read_questions(engine_dirs[0], prompts, questions)
     bench = Bench(work.resolve(), asked, stop, new_tokens, threads, quiet)
@@ -75,15 +77,15 @@ def command(
         report.write_text(text, encoding="utf-8")
 
 
-def prepare(bench: Bench, arms: list[PeerContender]) -> tuple[dict[str, dict[str, Any]], dict[str, str], list[str]]:
-    """Options of the arms that can run here, why the others cannot, and remarks."""
+def prepare(bench: Bench, contenders: list[PeerContender]) -> tuple[dict[str, dict[str, Any]], dict[str, str], list[str]]:
+    """Options of the contenders that run here, why the others do not, and remarks."""
     options, failed, remarks = {}, {}, []
-    for arm in arms:
-        say(f"{arm.name}: getting ready")
+    for contender in contenders:
+        say(f"{contender.name}: preparing")
         try:
-            options[arm.name], remark = bench.prepare(arm)
+            options[contender.name], remark = bench.prepare(contender)
         except PeerUnavailable as error:
-            failed[arm.name] = str(error)
+            failed[contender.name] = str(error)
             remark = str(error)
         else:
             remarks += [remark] if remark else []
@@ -92,47 +94,49 @@ def prepare(bench: Bench, arms: list[PeerContender]) -> tuple[dict[str, dict[str
     return options, failed, remarks
 
 
-def take_turns(bench: Bench, arms: list[PeerContender], options: dict[str, dict[str, Any]], failed: dict[str, str], count: int) -> Turns:
-    """All turns; an arm that fails once is left out from then on and told in ``failed``."""
+def take_turns(
+    bench: Bench, contenders: list[PeerContender], options: dict[str, dict[str, Any]], failed: dict[str, str], count: int
+) -> Turns:
+    """All turns. A contender that fails is left out from then on and added to ``failed``."""
     turns: Turns = {}
     for number in range(count):
-        for arm in arms:
-            if arm.name in failed:
+        for contender in contenders:
+            if contender.name in failed:
                 continue
             try:
-                turn = bench.turn(arm, options[arm.name], number)
+                turn = bench.turn(contender, options[contender.name], number)
             except PeerUnavailable as error:
-                failed[arm.name] = str(error)
-                turns.pop(arm.name, None)
+                failed[contender.name] = str(error)
+                turns.pop(contender.name, None)
                 say(str(error))
                 continue
-            turns.setdefault(arm.name, []).append(turn)
+            turns.setdefault(contender.name, []).append(turn)
             every = [answer.rate for answer in turn.answers if answer.rate]
-            say(f"turn {number + 1}, {arm.name}: {sum(every) / max(1, len(every)):.1f} tokens/s, others {turn.others:.2f} cores")
+            say(f"turn {number + 1}, {contender.name}: {sum(every) / max(1, len(every)):.1f} tokens/s, others {turn.others:.2f} cores")
     return turns
 
 
 def judge(
-    bench: Bench, arms: list[PeerContender], options: dict[str, dict[str, Any]], turns: Turns
+    bench: Bench, contenders: list[PeerContender], options: dict[str, dict[str, Any]], turns: Turns
 ) -> tuple[dict[str, Closeness], list[str]]:
-    """Distributions against float32's, and every float32 answer that parts from the reference, with the margin it parted at."""
-    reference = next((arm for arm in arms if arm.name == reference_name(arms, turns)), None)
+    """Closeness to float32, and one line for every float32 answer that differs from the reference, with the logit margin."""
+    reference = next((contender for contender in contenders if contender.name == reference_name(contenders, turns)), None)
     if reference is None:
         return {}, []
-    # An empty answer has nothing to compare: its stop token is read instead, which it was.
+    # An empty answer has no token to compare: its stop token is compared instead.
     answers = [answer.tokens or bench.stop[:1] for answer in turns[reference.name][0].answers]
-    close, true = all_closeness(bench, reference, [arm for arm in arms if turns.get(arm.name)], options, answers, say)
-    told = []
-    for arm in (arm for arm in arms if arm.precision == "fp32" and turns.get(arm.name)):
-        for number, (answer, tokens) in enumerate(zip(turns[arm.name][0].answers, answers, strict=True)):
+    finished = [contender for contender in contenders if turns.get(contender.name)]
+    close, true = all_closeness(bench, reference, finished, options, answers, say)
+    lines = []
+    for contender in (each for each in finished if each.precision == "fp32"):
+        for number, (answer, tokens) in enumerate(zip(turns[contender.name][0].answers, answers, strict=True)):
             place = first_difference(answer.tokens, tokens)
             if place is None or place >= min(len(tokens), len(answer.tokens)):
                 continue
             gap = margin(true[number][place], (answer.tokens[place], tokens[place]))
-            told.append(
-                f"{arm.name} parts from {reference.name} at token {place} of {bench.questions[number].name}, by a margin of {gap:.2g}."
-            )
-    return close, told
+            where = f"token {place} of {bench.questions[number].name}"
+            lines.append(f"{contender.name} differs from {reference.name} at {where}, by a margin of {gap:.2g}.")
+    return close, lines
 
 
 def raw(bench: Bench, made: list[Row], turns: Turns, failed: dict[str, str], differences: list[str]) -> dict[str, Any]:
@@ -153,4 +157,4 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(command, "bench_peers"))
+    sys.exit(run_command(command, "scripts.peers"))

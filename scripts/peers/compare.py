@@ -1,4 +1,4 @@
-"""What two engines wrote, and what they thought: tokens and logits against tokens and logits."""
+"""Compares two engines by their tokens and their logits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def first_difference(mine: Sequence[int], other: Sequence[int]) -> int | None:
-    """Where two answers part; the shorter one's length where one only goes on; None for the same."""
+    """Index of the first different token; the shorter length if one is a prefix of the other; None if they are equal."""
     for place, (left, right) in enumerate(zip(mine, other, strict=False)):
         if left != right:
             return place
@@ -17,20 +17,20 @@ def first_difference(mine: Sequence[int], other: Sequence[int]) -> int | None:
 
 
 def same_prefix(mine: Sequence[int], other: Sequence[int]) -> float:
-    """Share of the longer answer that both begin with; 1 for the same."""
+    """Length of the common prefix over the longer length; 1 for equal answers."""
     longest = max(len(mine), len(other))
     place = first_difference(mine, other)
     return 1.0 if place is None or not longest else place / longest
 
 
 def margin(logits: np.ndarray, tokens: tuple[int, int]) -> float:
-    """How far apart one position's logits [vocabulary] hold two tokens."""
+    """|logit difference| of two tokens at one position, ``logits`` [vocabulary]."""
     return float(abs(logits[tokens[0]] - logits[tokens[1]]))
 
 
 @dataclass(frozen=True)
 class Closeness:
-    """``mean_kl``: of the second's distribution from the first's, in nats; ``agreement``: share of positions with the same favourite."""
+    """``mean_kl``: KL divergence of the second engine from the first, in nats; ``agreement``: share of positions with the same argmax."""
 
     mean_kl: float
     agreement: float
@@ -38,7 +38,7 @@ class Closeness:
 
 
 def closeness(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Closeness:
-    """Over (reference, other) logits [positions, vocabulary] of each answer. Raises ValueError for shapes that do not match."""
+    """``pairs``: (reference, other) logits [positions, vocabulary] of each answer. Raises ValueError if the shapes differ."""
     divergences, same = [], []
     for reference, other in pairs:
         if reference.shape != other.shape:

@@ -1,4 +1,4 @@
-"""Every way of decoding that is compared."""
+"""The contenders: this engine and others, in every precision and with every speculation they have."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runtime.errors import BenchError
 from runtime.manifest.load import find_engine_dir, load_manifest
-from scripts.peers.errors import PeerError
 from scripts.peers.models.files import MODEL
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
@@ -16,16 +16,16 @@ PRECISIONS = ("fp32", "bf16", "int8", "int4")
 
 @dataclass(frozen=True)
 class PeerContender:
-    """``precision``: of the weights, with bf16 for bfloat16 arithmetic on float32 weights. ``forms``: options that name a model file, with
-    its form (files.FORMS). ``plain``: the arm whose text speculation must repeat; its own name where nothing is speculated.
-    ``environment``: None where it is this project's own. ``fallback``: options to try where the engine crashes with its own defaults."""
+    """``precision``: of the weights; bf16 is bfloat16 arithmetic on float32 weights. ``plain``: the contender whose text it must repeat;
+    its own name if it does not speculate. ``environment``: None for this project's own. ``formats``: options that name a model file, with
+    its format (files.FORMATS). ``fallback``: options to try if the engine crashes with its defaults."""
 
     name: str
     engine: str
     precision: str
     plain: str
     environment: str | None = None
-    forms: dict[str, str] = field(default_factory=dict)
+    formats: dict[str, str] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     fallback: dict[str, Any] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class PeerContender:
         return self.plain != self.name
 
 
-def _peer(name: str, precision: str, form: str, plain: str = "", draft: str = "", note: str = "", **options: Any) -> PeerContender:
+def _peer(name: str, precision: str, model_format: str, plain: str = "", draft: str = "", note: str = "", **options: Any) -> PeerContender:
     family = name.split("-")[0]
     module, environment = {
         "transformers": ("transformers", "transformers"),
@@ -47,9 +47,9 @@ def _peer(name: str, precision: str, form: str, plain: str = "", draft: str = ""
         "llama.cpp": ("llama_cpp", "llama-cpp-python"),
         "openvino": ("openvino", "openvino"),
     }[family]
-    forms = {"model": form, **({"draft": draft} if draft else {})}
-    fallback = {"repack": False} if form in ("gguf-Q8_0", "gguf-Q4_1") else {}
-    return PeerContender(name, module, precision, plain or name, environment, forms, options, note, fallback)
+    formats = {"model": model_format, **({"draft": draft} if draft else {})}
+    fallback = {"repack": False} if model_format in ("gguf-Q8_0", "gguf-Q4_1") else {}
+    return PeerContender(name, module, precision, plain or name, environment, formats, options, note, fallback)
 
 
 TREE = {"num_assistant_tokens": 4, "tree_depth": 3, "branching_factor": 2}
@@ -87,33 +87,33 @@ PEERS = (
 )  # fmt: skip
 
 
-def own_arms(engine_dirs: Iterable[Path]) -> list[PeerContender]:
-    """Plain decoding, the default tree and, where there is one, what was tuned, for every directory. Raises BenchError, EngineDirError."""
-    arms: list[PeerContender] = []
+def own_contenders(engine_dirs: Iterable[Path]) -> list[PeerContender]:
+    """For every directory: plain decoding, the default tree and, if tuned, the tuned policy. Raises BenchError, EngineDirError."""
+    contenders: list[PeerContender] = []
     for engine_dir in engine_dirs:
         directory = find_engine_dir(engine_dir)
         manifest = load_manifest(directory, verify=False)
         if manifest.model != MODEL or manifest.backend != "onnxruntime":
-            raise PeerError(f"{engine_dir} holds {manifest.model} for {manifest.backend} — the peers run {MODEL} on the CPU, export that")
+            raise BenchError(f"{engine_dir} holds {manifest.model} for {manifest.backend} — the peers run {MODEL} on the CPU, export that")
         plain = f"resps-{manifest.precision}"
-        if plain in (arm.name for arm in arms):
-            raise PeerError(f"two --engine-dir hold {manifest.precision} — give one for each precision")
+        if plain in (contender.name for contender in contenders):
+            raise BenchError(f"two --engine-dir hold {manifest.precision} — give one for each precision")
         policies = {"none": "plain decoding", "default": "EAGLE-3, the default tree", "tuned": "EAGLE-3, as tuned here"}
         for policy, note in policies.items():
             if policy != "tuned" or manifest.tuning is not None:
                 name, options = plain if policy == "none" else f"{plain}-{policy}", {"engine_dir": str(directory), "policy": policy}
-                arms.append(PeerContender(name, "resps", manifest.precision, plain, options=options, note=note))
-    return arms
+                contenders.append(PeerContender(name, "resps", manifest.precision, plain, options=options, note=note))
+    return contenders
 
 
-def chosen(arms: Sequence[PeerContender], names: str | None) -> list[PeerContender]:
-    """Those of ``names`` (comma-separated; a name, or its beginning followed by *), all without. Raises BenchError for a name unknown."""
+def chosen(contenders: Sequence[PeerContender], names: str | None) -> list[PeerContender]:
+    """Those of ``names`` (comma-separated; NAME* is a prefix), or all. Raises BenchError for an unknown name."""
     if names is None:
-        return list(arms)
+        return list(contenders)
     found: list[PeerContender] = []
     for name in names.split(","):
-        matching = [arm for arm in arms if arm.name == name or (name.endswith("*") and arm.name.startswith(name[:-1]))]
+        matching = [each for each in contenders if each.name == name or (name.endswith("*") and each.name.startswith(name[:-1]))]
         if not matching:
-            raise PeerError(f"there is no arm {name!r} — choose from {', '.join(arm.name for arm in arms)}")
-        found += [arm for arm in matching if arm not in found]
+            raise BenchError(f"there is no contender {name!r} — choose from {', '.join(contender.name for contender in contenders)}")
+        found += [contender for contender in matching if contender not in found]
     return found

@@ -1,4 +1,4 @@
-"""A virtual environment for each engine: their versions of transformers and others exclude each other."""
+"""A virtual environment for each engine: they need different versions of the same packages."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.peers.errors import PeerUnavailable
+from runtime.errors import RespsError
 
 TORCH = "torch==2.13.0"
 
 
+class PeerUnavailable(RespsError):
+    """An engine cannot be installed, given the model, or run here. The table says why, and the others go on."""
+
+
 @dataclass(frozen=True)
 class Environment:
-    """``pins``: what is installed, with versions; ``unwanted``: what they bring and no language model needs; ``variables``: for builds."""
+    """``pins``: packages with versions; ``unwanted``: dependencies to remove again; ``variables``: environment variables for builds."""
 
     pins: Sequence[str]
     unwanted: Sequence[str] = ()
@@ -43,7 +47,7 @@ ENVIRONMENTS = {
 
 
 def python_of(work: Path, name: str) -> Path:
-    """The interpreter of environment ``name``, which is made and filled where it is not there. Raises PeerUnavailable."""
+    """The interpreter of environment ``name``, which is made if it is missing or has other pins. Raises PeerUnavailable."""
     environment, directory = ENVIRONMENTS[name], work / "venvs" / name
     python, mark = directory / "bin" / "python", directory / "installed.json"
     if mark.is_file() and mark.read_text() == environment.mark:
@@ -51,7 +55,7 @@ def python_of(work: Path, name: str) -> Path:
     if not python.is_file():
         _run([sys.executable, "-m", "venv", str(directory)], f"cannot make a virtual environment for {name}")
     pip, variables = [str(python), "-m", "pip"], {**os.environ, **environment.variables}
-    if environment.pins[0] == TORCH:  # before anything of some gigabytes is fetched
+    if environment.pins[0] == TORCH:  # before gigabytes are downloaded
         plan = [*pip, "install", "--quiet", "--dry-run", "--report", "-", TORCH]
         refuse_cuda(_run(plan, f"cannot find {TORCH}", variables))
     _run(["nice", "-n", "19", *pip, "install", "--quiet", *environment.pins], f"cannot install {name}", variables)
@@ -62,7 +66,7 @@ def python_of(work: Path, name: str) -> Path:
 
 
 def refuse_cuda(report: str) -> None:
-    """``report``: pip's plan as JSON. Raises PeerUnavailable when it would bring NVIDIA's libraries."""
+    """``report``: pip's dry run as JSON. Raises PeerUnavailable if it would install NVIDIA's libraries."""
     names = [item["metadata"]["name"] for item in json.loads(report[report.index("{") :])["install"]]
     if any(name.lower().startswith("nvidia-") for name in names):
         raise PeerUnavailable(f"{TORCH} would come with CUDA — offer pip its CPU build (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL)")
@@ -76,6 +80,6 @@ def _run(command: Sequence[str], what: str, variables: Mapping[str, str] | None 
 
 
 def last_line(text: str) -> str:
-    """The last line that says something, for a message."""
+    """The last non-empty line, for a message."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "no reason given"

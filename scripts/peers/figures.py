@@ -1,4 +1,4 @@
-"""From turns to the rows of a table."""
+"""Computes the rows of the table from the turns."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ BASE = "transformers-fp32"
 
 @dataclass(frozen=True)
 class Row:
-    """An arm. Rates in tokens/s (median, lowest and highest over all answers of all turns), times in ms and s, memory in MiB.
+    """One contender. Rates in tokens/s (median, lowest and highest over all answers of all turns), times in ms and s, memory in MiB.
 
-    ``to_base``, ``to_peer``: medians of the ratio to transformers and to ``best_peer`` of the same precision on the same question in the
-    same turn. ``per_arrival``: tokens that came at once, on average: tokens per cycle where the engine hands them over cycle by cycle.
-    ``same``: answers like the plain arm's, of ``compared``; ``prefix``: share of the float32 answer that it begins with.
+    ``to_base``, ``to_peer``: medians of the ratios to transformers and to ``best_peer`` of the same precision, each on the same question in
+    the same turn. ``per_arrival``: mean number of tokens delivered at once; tokens per cycle if the engine delivers every cycle. ``same``:
+    answers equal to the plain contender's, of ``compared``; ``prefix``: share of the float32 answer that is a common prefix.
     """
 
-    arm: PeerContender
+    contender: PeerContender
     rate: float
     lowest: float
     highest: float
@@ -43,7 +43,7 @@ class Row:
 
 
 def rates(turns: Sequence[Turn]) -> list[list[float | None]]:
-    """By turn and question."""
+    """tokens/s by turn and question."""
     return [[answer.rate for answer in turn.answers] for turn in turns]
 
 
@@ -62,44 +62,51 @@ def median_rate(turns: Sequence[Turn]) -> float:
     return statistics.median([rate for turn in rates(turns) for rate in turn if rate] or [0.0])
 
 
-def best_peers(arms: Sequence[PeerContender], turns: Mapping[str, Sequence[Turn]]) -> dict[str, str]:
-    """The fastest engine of others for each precision."""
+def best_peers(contenders: Sequence[PeerContender], turns: Mapping[str, Sequence[Turn]]) -> dict[str, str]:
+    """The fastest of the other engines for each precision."""
     found: dict[str, str] = {}
-    for arm in arms:
-        if arm.ours or not turns.get(arm.name):
+    for contender in contenders:
+        if contender.ours or not turns.get(contender.name):
             continue
-        best = found.get(arm.precision)
-        if best is None or median_rate(turns[arm.name]) > median_rate(turns[best]):
-            found[arm.precision] = arm.name
+        best = found.get(contender.precision)
+        if best is None or median_rate(turns[contender.name]) > median_rate(turns[best]):
+            found[contender.precision] = contender.name
     return found
 
 
-def reference_name(arms: Sequence[PeerContender], turns: Mapping[str, Sequence[Turn]]) -> str | None:
-    """Whose text and logits count as float32's: ours in plain decoding, else transformers', else the first plain one's."""
-    plain = [arm.name for arm in arms if arm.precision == "fp32" and not arm.speculates and turns.get(arm.name)]
+def reference_name(contenders: Sequence[PeerContender], turns: Mapping[str, Sequence[Turn]]) -> str | None:
+    """The float32 reference for text and logits: our plain decoding, else transformers, else the first plain contender."""
+    plain = [
+        contender.name
+        for contender in contenders
+        if contender.precision == "fp32" and not contender.speculates and turns.get(contender.name)
+    ]
     return next((name for name in ("resps-fp32", BASE, *plain) if name in plain), None)
 
 
 def rows(
-    arms: Sequence[PeerContender], questions: Sequence[PeerQuestion], turns: Mapping[str, Sequence[Turn]], close: Mapping[str, Closeness]
+    contenders: Sequence[PeerContender],
+    questions: Sequence[PeerQuestion],
+    turns: Mapping[str, Sequence[Turn]],
+    close: Mapping[str, Closeness],
 ) -> list[Row]:
-    """One for each arm that finished a turn."""
-    best, reference = best_peers(arms, turns), reference_name(arms, turns)
+    """One row per contender that finished a turn."""
+    best, reference = best_peers(contenders, turns), reference_name(contenders, turns)
     true = [answer.tokens for answer in turns[reference][0].answers] if reference else None
     made = []
-    for arm in arms:
-        mine = turns.get(arm.name)
+    for contender in contenders:
+        mine = turns.get(contender.name)
         if not mine:
             continue
         every = [answer for turn in mine for answer in turn.answers]
         found = [rate for turn in rates(mine) for rate in turn if rate] or [0.0]
-        model = reference if arm.precision == "fp32" else arm.plain if arm.speculates else None
+        model = reference if contender.precision == "fp32" else contender.plain if contender.speculates else None
         expected = [answer.tokens for answer in turns[model][0].answers] if model and turns.get(model) else None
         prompts = sum(len(question.tokens) for question in questions)
-        peer = best.get(arm.precision)
+        peer = best.get(contender.precision)
         made.append(
             Row(
-                arm=arm,
+                contender=contender,
                 rate=statistics.median(found),
                 lowest=min(found),
                 highest=max(found),
@@ -115,7 +122,7 @@ def rows(
                 same=None if expected is None else _same(mine, expected),
                 compared=len(every),
                 prefix=None if true is None else statistics.mean(_prefixes(mine, true)),
-                closeness=close.get(arm.name),
+                closeness=close.get(contender.name),
             )
         )
     return made

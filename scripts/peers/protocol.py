@@ -1,4 +1,4 @@
-"""What the bench and the process of an engine tell each other. Standard library only: it is imported in every engine's environment."""
+"""Messages between the command and an engine's process. Standard library only, because every engine's environment imports it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class PeerJob:
-    """What one process is to do. ``options``: the engine's own; ``stop``: token ids that end an answer; ``prompts``: token ids.
+    """The job of one process. ``options``: the engine's own; ``stop``: token ids that end an answer; ``prompts``: token ids.
 
-    With ``answers`` the process decodes nothing and writes the logits that every answer's tokens were, or would have been, chosen from:
-    ``logits_dir``/NUMBER.npy, float32 [tokens, vocabulary].
+    With ``answers`` the process does not decode. It writes the logits at every token of each answer to ``logits_dir``/NUMBER.npy, float32
+    [tokens, vocabulary].
     """
 
     engine: str
@@ -28,8 +28,8 @@ class PeerJob:
 
 @dataclass(frozen=True)
 class PeerAnswer:
-    """One decoded answer. ``tokens`` ends before the stop token. ``first_seconds``: until the first token is there, prefill included;
-    ``decode_seconds``: from there to the last token; in it ``decoded`` tokens came, a stop token among them, on ``arrivals`` occasions."""
+    """One decoded answer. ``tokens``: without the stop token; ``first_seconds``: to the first token, prefill included; ``decode_seconds``:
+    from the first to the last token, while ``decoded`` tokens, the stop token included, came in ``arrivals`` deliveries."""
 
     tokens: list[int]
     first_seconds: float
@@ -39,13 +39,13 @@ class PeerAnswer:
 
     @property
     def rate(self) -> float | None:
-        """Tokens per second without prefill; None where only the first token came."""
+        """Tokens per second without prefill; None if only the first token came."""
         return self.decoded / self.decode_seconds if self.decoded and self.decode_seconds > 0 else None
 
 
 @dataclass
-class Watch:
-    """Notes when tokens come. One token or several may come at once."""
+class Stopwatch:
+    """Records when tokens arrive, one or several at once."""
 
     started: float = field(default_factory=perf_counter)
     times: list[tuple[float, int]] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Watch:
             self.tokens.extend(tokens)
 
     def answer(self, stop: list[int]) -> PeerAnswer:
-        """What was seen, cut before the first stop token. Raises ValueError when nothing came."""
+        """The recorded answer, cut before the first stop token. Raises ValueError if no token came."""
         if not self.times:
             raise ValueError("the engine gave no token")
         ends = [place for place, token in enumerate(self.tokens) if token in stop]
@@ -72,13 +72,13 @@ class PeerEngine(Protocol):
     """One engine with a model loaded, in a process of its own."""
 
     def answer(self, prompt: list[int], new_tokens: int) -> PeerAnswer:
-        """Greedy, at most ``new_tokens``, ending with a stop token; nothing is kept from earlier prompts."""
+        """Greedy, at most ``new_tokens``, to a stop token; without any cache of earlier prompts."""
 
     def logits(self, tokens: list[int], start: int) -> Any:
-        """float32 [len(tokens) - start, vocabulary]: the logits of ``tokens[start:]``'s rows when all are fed at once."""
+        """float32 [len(tokens) - start, vocabulary]: the logits after each token from ``start`` on, all computed in one pass."""
 
 
 def peak_mib() -> float:
-    """Peak memory of this process. Not getrusage's, which counts the parent's before exec."""
+    """Peak memory of this process in MiB. getrusage would include the parent's memory before exec."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024

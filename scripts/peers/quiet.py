@@ -1,4 +1,4 @@
-"""How busy other processes keep the machine, as far as Linux tells."""
+"""Measures how busy other processes keep the machine (Linux)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SAMPLE_SECONDS = 2.0
 
 
 def busy_seconds() -> float:
-    """CPU seconds that this machine has spent, what its host took from it included; 0 where the system does not tell."""
+    """CPU seconds that the machine has spent, time stolen by its host included; 0 if the system has no /proc/stat."""
     stat = Path("/proc/stat")
     return cpu_seconds(stat.read_text(encoding="ascii")) if stat.is_file() else 0.0
 
@@ -31,20 +31,20 @@ def own_seconds() -> float:
 
 @dataclass
 class Load:
-    """Measures from its making to ``others``."""
+    """Measures from its creation to the call of ``others``."""
 
     busy: float = field(default_factory=busy_seconds)
     own: float = field(default_factory=own_seconds)
     started: float = field(default_factory=time.monotonic)
 
     def others(self) -> float:
-        """Cores that other processes took."""
+        """Cores that other processes used on average."""
         taken = (busy_seconds() - self.busy) - (own_seconds() - self.own)
         return max(0.0, taken) / max(1e-9, time.monotonic() - self.started)
 
 
 def wait_for_quiet(cores: float, at_most_seconds: float, sample: Callable[[], float] | None = None) -> bool:
-    """Wait until other processes take no more than ``cores``; False when the time ran out first."""
+    """Wait until other processes use no more than ``cores``; False if the time ran out first."""
     deadline = time.monotonic() + at_most_seconds
     while (sample or _sample)() > cores:
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The figures for people: Markdown, or the same as a page of HTML."""
+"""The table as Markdown or as an HTML page."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from scripts.peers.figures import Row
 
 HEADS = (
-    "arm", "weights", "tokens/s", "lowest - highest", "to transformers", "to the best peer", "first token, ms", "prefill, tokens/s",
-    "load, s", "peak MiB", "tokens at once", "same text", "same beginning", "same favourite", "KL",
+    "contender", "weights", "tokens/s", "lowest - highest", "to transformers", "to the best peer", "first token, ms", "prefill, tokens/s",
+    "load, s", "peak MiB", "tokens at once", "same text", "same prefix", "same argmax", "KL",
 )  # fmt: skip
 
 
@@ -17,12 +17,12 @@ def cells(row: Row) -> list[str]:
     """One line of the table, under HEADS."""
     near = row.closeness
     return [
-        row.arm.name + (f" ({row.arm.note})" if row.arm.note else ""),
-        row.arm.precision,
+        row.contender.name + (f" ({row.contender.note})" if row.contender.note else ""),
+        row.contender.precision,
         f"{row.rate:.1f}",
         f"{row.lowest:.1f} - {row.highest:.1f}",
         _ratio(row.to_base),
-        "the best peer" if row.best_peer == row.arm.name else _ratio(row.to_peer),
+        "the best peer" if row.best_peer == row.contender.name else _ratio(row.to_peer),
         f"{row.first_ms:.0f}",
         f"{row.prefill_rate:.0f}",
         f"{row.load_seconds:.1f}",
@@ -40,10 +40,10 @@ def _ratio(value: float | None) -> str:
 
 
 def notes(rows: Sequence[Row], failed: Mapping[str, str], remarks: Sequence[str]) -> list[str]:
-    """What the table cannot say: how busy the machine was, which arms are missing and why, and ``remarks``."""
+    """Lines below the table: how busy the machine was, which contenders are missing and why, and ``remarks``."""
     busiest = max(rows, key=lambda row: row.others, default=None)
-    load = [] if busiest is None else [f"Other processes took at most {busiest.others:.2f} cores (median of a turn of {busiest.arm.name})."]
-    return [*load, *(f"{name}: not here. {reason}" for name, reason in failed.items()), *remarks]
+    load = [f"Other processes used at most {busiest.others:.2f} cores (median of {busiest.contender.name})."] if busiest else []
+    return [*load, *(f"{name}: missing. {reason}" for name, reason in failed.items()), *remarks]
 
 
 def markdown(title: str, rows: Sequence[Row], lines: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Runs the arms in turn, each in a process of its own, and keeps what every turn measured."""
+"""Runs single turns of the contenders, each in a process of its own, and keeps their results."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.peers.contenders import PeerContender
-from scripts.peers.environments import last_line, python_of
-from scripts.peers.errors import PeerUnavailable
+from scripts.peers.environments import PeerUnavailable, last_line, python_of
 from scripts.peers.models.files import model_file
 from scripts.peers.protocol import PeerAnswer, PeerJob
 from scripts.peers.questions import PeerQuestion
@@ -29,7 +28,7 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class Turn:
-    """One arm's answers to all questions. ``others``: cores that other processes took meanwhile, as far as the system tells."""
+    """One contender's answers to all questions. ``others``: cores that other processes used meanwhile."""
 
     load_seconds: float
     peak_mib: float
@@ -39,8 +38,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all arms have in common. ``work``: where environments, models and finished turns lie. ``quiet``: cores that other processes may
-    take; a turn waits for it, and is repeated where it was disturbed all the same."""
+    """Settings that all contenders share. ``work``: directory of environments, models and finished turns; ``quiet``: cores that other
+    processes may use. A turn waits until they use no more, and is repeated if they did during the turn."""
 
     work: Path
     questions: Sequence[PeerQuestion]
@@ -49,65 +48,66 @@ class Bench:
     threads: int
     quiet: float | None = None
 
-    def prepare(self, arm: PeerContender) -> tuple[dict[str, Any], str | None]:
-        """The arm's options, with its environment and its model ready, and what has to be said of them. Raises PeerUnavailable."""
-        if arm.environment is not None:
-            python_of(self.work, arm.environment)
-        options = {**arm.options, **{option: str(model_file(self.work, form)) for option, form in arm.forms.items()}}
-        if not arm.fallback:
+    def prepare(self, contender: PeerContender) -> tuple[dict[str, Any], str | None]:
+        """Make the contender's environment and model; returns its options, and a remark if any. Raises PeerUnavailable."""
+        if contender.environment is not None:
+            python_of(self.work, contender.environment)
+        options = {**contender.options, **{option: str(model_file(self.work, form)) for option, form in contender.formats.items()}}
+        if not contender.fallback:
             return options, None
-        trial = dataclasses.replace(self.job(arm, options), prompts=[self.questions[0].tokens], new_tokens=2)
+        trial = dataclasses.replace(self.job(contender, options), prompts=[self.questions[0].tokens], new_tokens=2)
         try:
-            self.run(arm, trial, f"{arm.name}-trial")
+            self.run(contender, trial, f"{contender.name}-trial")
         except PeerUnavailable as error:
-            return {**options, **arm.fallback}, f"{error}. It ran with {arm.fallback} instead."
+            return {**options, **contender.fallback}, f"{error}. It ran with {contender.fallback} instead."
         return options, None
 
-    def job(self, arm: PeerContender, options: dict[str, Any]) -> PeerJob:
-        return PeerJob(arm.engine, options, [question.tokens for question in self.questions], self.stop, self.new_tokens, self.threads)
+    def job(self, contender: PeerContender, options: dict[str, Any]) -> PeerJob:
+        prompts = [question.tokens for question in self.questions]
+        return PeerJob(contender.engine, options, prompts, self.stop, self.new_tokens, self.threads)
 
-    def turn(self, arm: PeerContender, options: dict[str, Any], number: int) -> Turn:
-        """Turn ``number`` of an arm; one that was finished earlier with the same questions is read again. Raises PeerUnavailable."""
-        job = self.job(arm, options)
+    def turn(self, contender: PeerContender, options: dict[str, Any], number: int) -> Turn:
+        """Turn ``number`` of a contender, or its kept result if the same job was finished before. Raises PeerUnavailable."""
+        job = self.job(contender, options)
         mark = hashlib.sha256(json.dumps(dataclasses.asdict(job), sort_keys=True).encode()).hexdigest()[:16]
-        file = self.work / "turns" / f"{arm.name}-{number}-{mark}.json"
+        file = self.work / "turns" / f"{contender.name}-{number}-{mark}.json"
         if not file.is_file():
-            result = self._quietest(arm, job, f"{arm.name}-{number}")
+            result = self._quietest(contender, job, f"{contender.name}-{number}")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.with_suffix(".partial").write_text(json.dumps(result))
             file.with_suffix(".partial").replace(file)
         found = json.loads(file.read_text())
         return Turn(**{**found, "answers": [PeerAnswer(**answer) for answer in found["answers"]]})
 
-    def _quietest(self, arm: PeerContender, job: PeerJob, name: str) -> dict[str, Any]:
-        """The first undisturbed try, else the least disturbed one; one try only where the machine never became quiet."""
+    def _quietest(self, contender: PeerContender, job: PeerJob, name: str) -> dict[str, Any]:
+        """The first undisturbed try, else the least disturbed one. Only one try if the machine did not become quiet."""
         tries: list[dict[str, Any]] = []
         for _ in range(TRIES):
             became_quiet = self.quiet is not None and wait_for_quiet(self.quiet, QUIET_SECONDS)
             load = Load()
-            result = self.run(arm, job, name)
+            result = self.run(contender, job, name)
             tries.append({**result, "others": load.others()})
             if self.quiet is None or not became_quiet or tries[-1]["others"] <= self.quiet:
                 break
         return min(tries, key=lambda each: float(each["others"]))
 
-    def run(self, arm: PeerContender, job: PeerJob, name: str) -> dict[str, Any]:
-        """What the arm's process says about ``job``. Raises PeerUnavailable with its last line when it fails."""
+    def run(self, contender: PeerContender, job: PeerJob, name: str) -> dict[str, Any]:
+        """Run the job in the contender's process and return its result. Raises PeerUnavailable with the process's last line."""
         scratch = self.work / "jobs"
         scratch.mkdir(parents=True, exist_ok=True)
-        asked, told = scratch / f"{name}.json", scratch / f"{name}.result.json"
-        asked.write_text(json.dumps(dataclasses.asdict(job)))
-        told.unlink(missing_ok=True)
-        python = sys.executable if arm.environment is None else python_of(self.work, arm.environment)
+        job_file, result_file = scratch / f"{name}.json", scratch / f"{name}.result.json"
+        job_file.write_text(json.dumps(dataclasses.asdict(job)))
+        result_file.unlink(missing_ok=True)
+        python = sys.executable if contender.environment is None else python_of(self.work, contender.environment)
         variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(job.threads), "HF_HUB_OFFLINE": "1"}
-        command = [str(python), "-m", "scripts.peers.worker", str(asked), str(told)]
+        command = [str(python), "-m", "scripts.peers.worker", str(job_file), str(result_file)]
         try:
             done = subprocess.run(command, cwd=scratch, env=variables, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS)
         except subprocess.TimeoutExpired:
-            raise PeerUnavailable(f"{arm.name} did not finish in {LIMIT_SECONDS // 60} minutes") from None
-        if done.returncode != 0 or not told.is_file():
+            raise PeerUnavailable(f"{contender.name} did not finish in {LIMIT_SECONDS // 60} minutes") from None
+        if done.returncode != 0 or not result_file.is_file():
             (scratch / f"{name}.log").write_text(done.stdout + done.stderr)
             how = f"crashed with signal {-done.returncode}" if done.returncode < 0 else f"failed: {last_line(done.stderr)}"
-            raise PeerUnavailable(f"{arm.name} {how} — see {Path('jobs', name)}.log in the work directory")
-        result: dict[str, Any] = json.loads(told.read_text())
+            raise PeerUnavailable(f"{contender.name} {how} — see {Path('jobs', name)}.log in the work directory")
+        result: dict[str, Any] = json.loads(result_file.read_text())
         return result

@@ -1,8 +1,8 @@
-"""The process of one engine: loads it, warms it up, answers every prompt, and writes what it measured.
+"""The process of one engine: loads it, warms it up, answers every prompt and writes the measurements.
 
     PYTHONPATH=PROJECT python -m scripts.peers.worker JOB.json RESULT.json
 
-It runs in the engine's own environment and imports nothing but that engine and the standard library.
+It runs in the engine's environment and imports only that engine and the standard library.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from scripts.peers.protocol import PeerEngine, PeerJob, peak_mib
 
 WARM_UP = 16
-"""Tokens of the answer to the first prompt that nobody times."""
+"""Tokens of the untimed first answer."""
 
 
 def open_engine(job: PeerJob) -> PeerEngine:
@@ -36,7 +36,7 @@ def write_logits(engine: PeerEngine, job: PeerJob) -> None:
 
 
 def work(job: PeerJob) -> dict[str, Any]:
-    """Load, then measure or write logits."""
+    """Load the engine, then measure or write logits."""
     started = perf_counter()
     engine = open_engine(job)
     load_seconds = perf_counter() - started

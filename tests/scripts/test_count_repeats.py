@@ -1,4 +1,4 @@
-"""scripts/lab/count_repeats.py counts what bets would really have brought."""
+"""scripts/lab/count_repeats.py counts the tokens that lookups would have got right."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def counted(tokens: list[int], written: list[bool] | None = None) -> tuple[int, 
     return looked, {least: each for least, each in counts.items() if each.places}
 
 
-def test_bets_on_a_loop_are_right_and_end_with_the_text() -> None:
+def test_lookups_in_a_loop_are_right_and_end_with_the_text() -> None:
     looked, counts = counted([5, 6, 7] * 4)
     assert looked == 11
     assert {least: each.places for least, each in counts.items()} == {2: 1, 3: 1, 4: 2, 6: 3}
@@ -30,7 +30,7 @@ def test_bets_on_a_loop_are_right_and_end_with_the_text() -> None:
     assert counts[6].accepted == 3 + 2 + 1
 
 
-def test_the_first_wrong_token_ends_a_bet() -> None:
+def test_the_first_wrong_token_ends_a_lookup() -> None:
     looked, counts = counted([1, 2, 3, 4, 5, 9, 9, 8, 1, 2, 3, 4, 6, 7, 1, 2, 5, 5])
     assert looked == 17
     assert counts[2] == Count(places=2, right=1, accepted=2, tries=2)  # 3, 4 and not 5; then not 3
@@ -40,7 +40,7 @@ def test_the_first_wrong_token_ends_a_bet() -> None:
     assert (counts[4].first, counts[4].following) == (0.0, 0.0)
 
 
-def test_only_places_inside_answers_count() -> None:
+def test_only_positions_inside_answers_count() -> None:
     tokens = [1, 2, 3, 1, 2, 3, 1, 2, 3]
     looked, counts = counted(tokens, [False] * 6 + [True] * 3)
     assert looked == 2

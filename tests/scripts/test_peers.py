@@ -1,4 +1,4 @@
-"""scripts/peers/__main__.py: what needs no other engine. Comparing, counting, choosing arms, and GGUFs that hold the same weights."""
+"""scripts/peers without the other engines: comparing, counting, choosing contenders, running their processes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from runtime.errors import BenchError, PromptError
 from scripts.peers.__main__ import command
 from scripts.peers.compare import closeness, first_difference, margin, same_prefix
-from scripts.peers.contenders import PEERS, PRECISIONS, PeerContender, chosen, own_arms
-from scripts.peers.environments import ENVIRONMENTS, TORCH, last_line, refuse_cuda
-from scripts.peers.errors import PeerError, PeerUnavailable
+from scripts.peers.contenders import PEERS, PRECISIONS, PeerContender, chosen, own_contenders
+from scripts.peers.environments import ENVIRONMENTS, TORCH, PeerUnavailable, last_line, refuse_cuda
 from scripts.peers.figures import best_peers, paired_ratio, reference_name, rows
-from scripts.peers.models.files import FORMS
-from scripts.peers.models.gguf_files import write_gguf
-from scripts.peers.protocol import PeerAnswer, PeerJob, Watch
+from scripts.peers.models.files import CONVERTER, FORMATS
+from scripts.peers.protocol import PeerAnswer, PeerJob, Stopwatch
 from scripts.peers.questions import PeerQuestion, read_questions
 from scripts.peers.quiet import cpu_seconds, wait_for_quiet
 from scripts.peers.tables import HEADS, cells, markdown, page
@@ -27,6 +26,7 @@ from scripts.peers.turns import Bench, Turn
 from scripts.peers.worker import work
 
 STOP = [2]
+OWN = ["resps-fp32", "resps-fp32-default", "resps-fp32-tuned"]
 
 
 def answer(rate: float, tokens: list[int], first: float = 0.5) -> PeerAnswer:
@@ -64,11 +64,11 @@ def turns() -> dict[str, list[Turn]]:
     }
 
 
-ARMS = [BASE, FAST, OURS, TREE, INT8, INT8_TREE]
+CONTENDERS = [BASE, FAST, OURS, TREE, INT8, INT8_TREE]
 
 
 def test_ratios_pair_the_same_question_in_the_same_turn(turns: dict[str, list[Turn]]) -> None:
-    made = {row.arm.name: row for row in rows(ARMS, QUESTIONS, turns, {})}
+    made = {row.contender.name: row for row in rows(CONTENDERS, QUESTIONS, turns, {})}
     assert made[OURS.name].to_base == pytest.approx(2.2)  # in both turns, however fast the machine was
     assert made[OURS.name].to_peer == pytest.approx(1.1)
     assert made[TREE.name].best_peer == FAST.name
@@ -78,19 +78,19 @@ def test_ratios_pair_the_same_question_in_the_same_turn(turns: dict[str, list[Tu
     assert made[OURS.name].first_ms == pytest.approx(500.0)
 
 
-def test_text_is_compared_with_what_it_must_be(turns: dict[str, list[Turn]]) -> None:
-    made = {row.arm.name: row for row in rows(ARMS, QUESTIONS, turns, {})}
-    assert reference_name(ARMS, turns) == OURS.name
+def test_text_is_compared_with_the_plain_contender(turns: dict[str, list[Turn]]) -> None:
+    made = {row.contender.name: row for row in rows(CONTENDERS, QUESTIONS, turns, {})}
+    assert reference_name(CONTENDERS, turns) == OURS.name
     assert (made[BASE.name].same, made[BASE.name].compared) == (4, 4)
-    assert made[TREE.name].same == 2  # one of its two answers parts, in both turns
-    assert made[INT8.name].same is None  # nothing says that int8 writes what float32 writes
+    assert made[TREE.name].same == 2  # one of its two answers differs, in both turns
+    assert made[INT8.name].same is None  # int8 need not write what float32 writes
     assert made[INT8_TREE.name].same == 4  # but speculation must not change it
     assert made[INT8.name].prefix == pytest.approx((0.5 + 1.0) / 2)
 
 
 def test_best_peer_is_never_ours_and_needs_a_turn(turns: dict[str, list[Turn]]) -> None:
-    assert best_peers(ARMS, turns) == {"fp32": FAST.name}
-    assert best_peers(ARMS, {OURS.name: turns[OURS.name]}) == {}
+    assert best_peers(CONTENDERS, turns) == {"fp32": FAST.name}
+    assert best_peers(CONTENDERS, {OURS.name: turns[OURS.name]}) == {}
     assert reference_name([INT8], turns) is None
 
 
@@ -100,19 +100,19 @@ def test_answer_of_one_token_has_no_rate() -> None:
     assert paired_ratio([turn(short)], [turn(answer(5.0, [1, 1]))]) is None
 
 
-def test_watch_counts_what_came_after_the_first() -> None:
-    watch = Watch(started=10.0)
-    watch.times, watch.tokens = [(10.5, 1), (11.0, 2), (12.5, 1)], [4, 5, 6, 2]
-    assert watch.answer(STOP) == PeerAnswer([4, 5, 6], 0.5, 2.0, 3, 2)
+def test_stopwatch_counts_tokens_after_the_first() -> None:
+    stopwatch = Stopwatch(started=10.0)
+    stopwatch.times, stopwatch.tokens = [(10.5, 1), (11.0, 2), (12.5, 1)], [4, 5, 6, 2]
+    assert stopwatch.answer(STOP) == PeerAnswer([4, 5, 6], 0.5, 2.0, 3, 2)
     with pytest.raises(ValueError, match="no token"):
-        Watch().answer(STOP)
+        Stopwatch().answer(STOP)
 
 
 @pytest.mark.parametrize(
     ("mine", "other", "place", "share"),
     [([1, 2], [1, 2], None, 1.0), ([1, 2, 3], [1, 9, 3], 1, 1 / 3), ([1, 2], [1, 2, 3, 4], 2, 0.5), ([], [], None, 1.0), ([], [1], 0, 0.0)],
 )
-def test_where_answers_part(mine: list[int], other: list[int], place: int | None, share: float) -> None:
+def test_first_difference_and_common_prefix(mine: list[int], other: list[int], place: int | None, share: float) -> None:
     assert first_difference(mine, other) == place
     assert same_prefix(mine, other) == pytest.approx(share)
 
@@ -128,28 +128,33 @@ def test_closeness_is_the_divergence_from_the_reference() -> None:
     assert margin(np.array([1.0, 3.5, 2.0]), (2, 1)) == pytest.approx(1.5)
 
 
-def test_arms_are_sound() -> None:
-    names = [arm.name for arm in PEERS]
+def test_contenders_are_valid() -> None:
+    names = [contender.name for contender in PEERS]
     assert len(set(names)) == len(names)
-    for arm in PEERS:
-        assert arm.precision in PRECISIONS
-        assert arm.plain in names
-        assert not next(other for other in PEERS if other.name == arm.plain).speculates
-        assert arm.environment in ENVIRONMENTS
-        assert set(arm.forms.values()) <= set(FORMS)
-        assert (Path(__file__).parents[2] / "scripts" / "peers" / "engines" / f"{arm.engine}.py").is_file()
+    for contender in PEERS:
+        assert contender.precision in PRECISIONS
+        assert contender.plain in names
+        assert not next(other for other in PEERS if other.name == contender.plain).speculates
+        assert contender.environment in ENVIRONMENTS
+        assert set(contender.formats.values()) <= set(FORMATS)
+        assert (Path(__file__).parents[2] / "scripts" / "peers" / "engines" / f"{contender.engine}.py").is_file()
+    assert CONVERTER.is_file()
     for environment in ENVIRONMENTS.values():
         assert all("==" in pin for pin in environment.pins)
 
 
-def test_arms_are_chosen_by_name_or_beginning() -> None:
-    assert [arm.name for arm in chosen(ARMS, "resps-int8*,genai-fp32,resps-int8")] == [INT8.name, INT8_TREE.name, FAST.name]
-    assert chosen(ARMS, None) == ARMS
-    with pytest.raises(PeerError, match="no arm 'vllm'"):
-        chosen(ARMS, "vllm")
+def test_contenders_are_chosen_by_name_or_prefix() -> None:
+    assert [contender.name for contender in chosen(CONTENDERS, "resps-int8*,genai-fp32,resps-int8")] == [
+        INT8.name,
+        INT8_TREE.name,
+        FAST.name,
+    ]
+    assert chosen(CONTENDERS, None) == CONTENDERS
+    with pytest.raises(BenchError, match="no contender 'vllm'"):
+        chosen(CONTENDERS, "vllm")
 
 
-def test_cuda_is_refused_before_it_is_fetched() -> None:
+def test_cuda_is_refused_before_it_is_downloaded() -> None:
     def plan(*names: str) -> str:
         return "Looking\n" + json.dumps({"install": [{"metadata": {"name": name}} for name in names]})
 
@@ -160,7 +165,7 @@ def test_cuda_is_refused_before_it_is_fetched() -> None:
 
 
 def test_table_shows_every_column(turns: dict[str, list[Turn]]) -> None:
-    made = rows(ARMS, QUESTIONS, turns, {INT8.name: closeness([(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))])})
+    made = rows(CONTENDERS, QUESTIONS, turns, {INT8.name: closeness([(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))])})
     assert all(len(cells(row)) == len(HEADS) for row in made)
     text = markdown("Title", made, ["vllm: not here. No <wheel>."])
     assert "| 2.20x | 1.10x |" in text
@@ -171,7 +176,7 @@ def test_table_shows_every_column(turns: dict[str, list[Turn]]) -> None:
 def test_finished_turn_is_not_run_again_but_another_job_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[PeerJob] = []
 
-    def run(self: Bench, arm: PeerContender, job: PeerJob, name: str) -> dict[str, object]:
+    def run(self: Bench, contender: PeerContender, job: PeerJob, name: str) -> dict[str, object]:
         ran.append(job)
         return {
             "load_seconds": 1.0,
@@ -202,7 +207,7 @@ def test_disturbed_turns_are_repeated_and_the_quietest_counts(tmp_path: Path, mo
     assert bench.turn(OURS, {}, 1) == Turn(1.0, 2.0, 0.9, [])  # a machine that is never quiet is waited for once
 
 
-def test_quiet_is_waited_for_but_not_for_ever() -> None:
+def test_the_wait_for_a_quiet_machine_ends() -> None:
     loads = iter([1.5, 0.6, 0.1])
     assert wait_for_quiet(0.2, 60, lambda: next(loads))
     assert next(loads, None) is None
@@ -211,7 +216,7 @@ def test_quiet_is_waited_for_but_not_for_ever() -> None:
     assert cpu_seconds(f"cpu  {ticks} 0 {ticks} 999 99 0 0 {ticks} 0 0\ncpu0 1\n") == 3
 
 
-def test_process_of_an_arm_that_fails_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_process_that_fails_is_reported_in_one_line(tmp_path: Path) -> None:
     bench = Bench(tmp_path, QUESTIONS, STOP, new_tokens=8, threads=2)
     with pytest.raises(PeerUnavailable, match=r"resps-fp32 failed: runtime\.errors\.EngineDirError: .*nowhere"):
         bench.turn(OURS, {"engine_dir": str(tmp_path / "nowhere"), "policy": "none"}, 0)
@@ -230,65 +235,35 @@ def test_own_engine_gives_text_and_logits_that_agree(demo_engine: Callable[[str]
     assert np.load(tmp_path / "0.npy").argmax(axis=-1).tolist() == tokens
 
 
-@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
-def test_gguf_reads_back_as_the_weights(tmp_path: Path, kind: str) -> None:
-    import gguf
-    from gguf.quants import dequantize
-
-    source, draws = tmp_path / "source.gguf", np.random.default_rng(0)
-    matrix, vector = draws.normal(size=(8, 64)).astype(np.float32), draws.normal(size=64).astype(np.float32)
-    writer = gguf.GGUFWriter(source, "llama")
-    writer.add_block_count(1)
-    writer.add_token_list(["a", "b"])
-    writer.add_rope_freq_base(1e5)
-    stored = gguf.quants.quantize(matrix, gguf.GGMLQuantizationType.Q4_1)
-    writer.add_tensor("blk.0.attn_q.weight", stored, raw_dtype=gguf.GGMLQuantizationType.Q4_1)
-    writer.add_tensor("output_norm.weight", vector)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    values = dequantize(stored, gguf.GGMLQuantizationType.Q4_1)
-
-    reader = gguf.GGUFReader(write_gguf(source, tmp_path / "out" / "copy.gguf", kind))
-    fields = {name: reader.get_field(name).contents() for name in reader.fields if not name.startswith("GGUF.")}
-    assert fields["tokenizer.ggml.tokens"] == ["a", "b"]
-    assert (fields["llama.block_count"], fields["llama.rope.freq_base"]) == (1, pytest.approx(1e5))
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    copy, norm = tensors["blk.0.attn_q.weight"], tensors["output_norm.weight"]
-    assert norm.tensor_type == gguf.GGMLQuantizationType.F32
-    assert np.array_equal(norm.data, vector)
-    assert copy.tensor_type == gguf.GGMLQuantizationType[kind]
-    read = dequantize(copy.data, copy.tensor_type)
-    if kind == "F32":
-        assert np.array_equal(read, values)
-    else:
-        steps = np.abs(values.reshape(8, -1, 32)).max(axis=-1, keepdims=True) / 127
-        assert (np.abs(read - values).reshape(8, -1, 32) <= 0.51 * steps + 1e-3 * steps * 127).all()
-        assert not np.array_equal(read, values)
-
-
-def test_gguf_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Q9"):
-        write_gguf(tmp_path / "none.gguf", tmp_path / "out.gguf", "Q9")
-
-
-def test_wrong_questions_and_reports_are_refused(demo_engine: Callable[[str], Path], tmp_path: Path) -> None:
-    directory, bad = demo_engine("fp32"), tmp_path / "bad.jsonl"
+def test_questions_are_rendered_chats_and_wrong_ones_are_refused(demo_engine: Callable[[str], Path], tmp_path: Path) -> None:
+    directory, good, bad = demo_engine("fp32"), tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text('{"turns": ["Why?", "And then?"]}\n{"turns": ["How?"]}\n')
+    (asked,), stop = read_questions(directory, [good], 1)
+    assert (asked.name, asked.tokens[0], stop) == ("good:0", 1, STOP)
+    assert len(read_questions(directory, [], 3)[0]) == 3
     bad.write_text('{"turns": ["Why?"]}\n{"turn": 1}\n')
-    (asked,), stop = read_questions(directory, [bad], 1)
-    assert (asked.name, asked.tokens[0], stop) == ("bad:0", 1, STOP)
-    with pytest.raises(PeerError, match=r"bad\.jsonl, line 2"):
+    with pytest.raises(PromptError, match=r"bad\.jsonl, line 2"):
         read_questions(directory, [bad], 2)
     done = CliRunner().invoke(command, ["--engine-dir", str(directory), "--work", str(tmp_path), "--report", "table.pdf"])
-    assert isinstance(done.exception, PeerError)
+    assert isinstance(done.exception, BenchError)
     assert ".md or .html" in str(done.exception)
 
 
-def test_own_arms_follow_the_directories(demo_engine: Callable[[str], Path]) -> None:
+def test_contenders_are_listed(demo_engine: Callable[[str], Path], tmp_path: Path) -> None:
+    given = ["--engine-dir", str(demo_engine("fp32")), "--work", str(tmp_path), "--contenders", "resps*,genai-int4", "--list"]
+    done = CliRunner().invoke(command, given)
+    assert [line.split(":")[0] for line in done.output.splitlines()] == [
+        "resps-fp32",
+        "resps-fp32-default",
+        "resps-fp32-tuned",
+        "genai-int4",
+    ]
+
+
+def test_own_contenders_follow_the_directories(demo_engine: Callable[[str], Path]) -> None:
     directory = demo_engine("fp32")
-    names = [arm.name for arm in own_arms([directory])]
-    assert names == ["resps-fp32", "resps-fp32-default", "resps-fp32-tuned"]  # the tuning comes with the draft
-    assert {arm.plain for arm in own_arms([directory])} == {"resps-fp32"}
-    with pytest.raises(PeerError, match="one for each precision"):
-        own_arms([directory, directory])
+    names = [contender.name for contender in own_contenders([directory])]
+    assert names == OWN  # the tuning comes with the draft
+    assert {contender.plain for contender in own_contenders([directory])} == {"resps-fp32"}
+    with pytest.raises(BenchError, match="one for each precision"):
+        own_contenders([directory, directory])

@@ -1,10 +1,10 @@
-"""Count the tokens in which tree decoding differs from plain decoding, over prompts and tree shapes, with the margin of every difference.
+"""Counts the answers of tree decoding that differ from plain decoding, over prompts and tree shapes.
 
     python -m tests.stress.check_lossless --engine-dir DIR [--drafter eagle] [--temperature T] [--prompts N] [--new-tokens N]
 
-The baseline is plain decoding with a second dummy row (docs/design.md, losslessness). Trees are adversarial, random nodes around a hidden
-true path, or with --drafter eagle the engine's own draft's. With a temperature both sides draw with the same seeds. A difference whose
-logit margin is above --margin is a bug, below it rounding; the exit code is 1 when one is above.
+The baseline is plain decoding with a second dummy row (docs/design.md, losslessness). Trees are adversarial: random nodes around the true
+continuation; with --drafter eagle they are the draft's. With a temperature both sides use the same seeds. For every difference the logit
+margin of the two tokens is printed: above --margin it is a bug and the exit code is 1, below it is rounding.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ SHAPES = (
     TreeSpec(64, 8, 8),
 )
 BASELINE = FixedPolicy(TreeSpec(2, 1, 1))
-"""Asks for the dummy row. A policy of plain trees, which an engine's tuning may have chosen, would leave the drafter out."""
+"""Requests the dummy row. Under a plain policy, which the tuning may have chosen, the Decoder would not ask the drafter."""
 
 
 def margin(decoder: Decoder, prompt: list[int], answer: list[int], at: int, other: int) -> float:
-    """|logit difference| of the two candidate tokens after the common beginning."""
-    target = decoder._target
+    """|logit difference| of the two tokens after the common prefix."""
+    target = decoder.models.target
     target.cache.truncate(0)
     for _, scores in target.prefill([*prompt, *answer[:at]]):
         logits = scores.logits[0]
@@ -50,7 +50,7 @@ def margin(decoder: Decoder, prompt: list[int], answer: list[int], at: int, othe
 @click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--drafter", type=click.Choice(["planted", "eagle", "eagle+ngram"]), default="planted", show_default=True)
 @click.option("--temperature", default=0.0, show_default=True)
-@click.option("--prompts", default=len(PROMPTS), show_default=True, help="How many of the project's test prompts.")
+@click.option("--prompts", default=len(PROMPTS), show_default=True, help="Number of the project's test prompts.")
 @click.option("--new-tokens", default=64, show_default=True)
 @click.option("--margin", "allowed", default=1e-4, show_default=True, help="Largest logit margin that counts as rounding.")
 @click.option("--threads", default=2, show_default=True)
@@ -62,7 +62,7 @@ def main(engine_dir: Path, drafter: str, temperature: float, prompts: int, new_t
 
 
 def compared(decoder: Decoder, planted: bool, temperature: float, prompts: Sequence[Prompt], new_tokens: int) -> float:
-    """Prints, and returns the largest margin of a difference."""
+    """Prints the counts and differences; returns the largest margin, 0 if all answers are equal."""
     own, vocab = decoder._drafter, decoder.manifest.shape.vocab
     ids = [decoder.encode(prompt) for prompt in prompts]
     decoder._drafter = DummyRowDrafter(vocab)

@@ -1,9 +1,9 @@
-"""Export a large synthetic checkpoint and print time and peak memory: they must not grow with the checkpoint.
+"""Exports a large synthetic checkpoint and prints time and peak memory: memory must not grow with the checkpoint.
 
     python -m tests.stress.check_memory --work /tmp/big [--gigabytes 4] [--precision fp32]
 
-Writes a random bf16 llama of the given size as 1 GB safetensors shards, exports it in a process of its own, prints one JSON object and
-removes what it wrote.
+Writes a random bf16 Llama of the given size as safetensors shards of 1 GB, exports it in its own process, prints one JSON object and
+removes the files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LAYER_BYTES = 2 * (2048 * 2048 * 2 + 2 * 512 * 2048 + 3 * 2048 * 8192)
 
 
 def shapes(layers: int) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of the checkpoint, in order."""
+    """Tensor names and shapes of the checkpoint, in file order."""
     hidden, inner, vocab = SIZES["hidden_size"], SIZES["intermediate_size"], SIZES["vocab_size"]
     matrices = {
         "self_attn.q_proj": (hidden, hidden),

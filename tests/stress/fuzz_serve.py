@@ -1,7 +1,9 @@
-"""Hostile requests to the server's application over a toy decoder: ``python -m tests.stress.fuzz_serve --cases 50000``.
+"""Sends hostile requests to the server's application over a toy decoder.
 
-Every one must be answered in OpenAI's form without an internal error, or be left alone because its client left; an answer must be the toy's
-own; and when it is over nobody may be inside and no replica busy. Prints one JSON object; fails with the smallest request that breaks this.
+    python -m tests.stress.fuzz_serve --cases 50000
+
+Every request must get a response in OpenAI's format without an internal error, or none if its client disconnected. An answer must be the
+toy's. After each request the pool must be idle. Prints one JSON object; fails with the smallest request that breaks one of these rules.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ from runtime.serve.openai_requests import HARMLESS, NEUTRAL, ChatBody, Completio
 from runtime.serve.settings import ServerSettings
 from tests.support.serve.fakes import ToyDecoder, toy_answer
 
-CASE_SECONDS = 20  # nothing may hang
+CASE_SECONDS = 20  # limit for one request
 REFUSALS = {400, 404, 405, 413}
 LARGEST = 4096
 
 
 @dataclass(frozen=True)
-class Case:
-    """A request in pieces; ``leaves``: the client goes away after them."""
+class RawRequest:
+    """A request whose body arrives in pieces; ``leaves``: the client disconnects after them."""
 
     method: str
     path: str
@@ -68,7 +70,7 @@ names = st.sampled_from(sorted({*ChatBody.model_fields, *CompletionBody.model_fi
 
 @st.composite
 def bodies(draw: st.DrawFn) -> tuple[bool, bytes]:
-    """Whether it is for the chat, and the body: good, good with a few fields made bad, any JSON, or any bytes."""
+    """Whether it is a chat request, and the body: valid, valid but for a few fields or bytes, any JSON, or any bytes."""
     chat = draw(st.booleans())
     kind = draw(st.sampled_from(["good", "good", "bad fields", "bad fields", "bad bytes", "json", "bytes"]))
     if kind == "bytes":
@@ -94,18 +96,18 @@ def dumped(value: Any) -> bytes:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn) -> RawRequest:
     chat, body = draw(bodies())
     cuts = sorted(draw(st.lists(st.integers(0, len(body)), max_size=3)))
     pieces = tuple(body[a:b] for a, b in zip([0, *cuts], [*cuts, len(body)], strict=True))
     usual = ("POST", "/v1/chat/completions" if chat else "/v1/completions")
     other = st.tuples(st.sampled_from(["GET", "POST", "PUT", "HEAD"]), st.sampled_from(["/", "/v1", "/v1/models/é", "/metrics", usual[1]]))
     method, path = draw(st.one_of(st.just(usual), st.just(usual), st.just(usual), other))
-    return Case(method, path, pieces, draw(st.sampled_from([False, False, False, True])))
+    return RawRequest(method, path, pieces, draw(st.sampled_from([False, False, False, True])))
 
 
-async def asked(app: Any, case: Case) -> tuple[int | None, bytes]:
-    """Status and body as a server would send them; None when the client left before."""
+async def asked(app: Any, case: RawRequest) -> tuple[int | None, bytes]:
+    """Status and body of the response; the status is None if the client disconnected before."""
     coming = [{"type": "http.request", "body": piece, "more_body": True} for piece in case.pieces]
     coming.append({"type": "http.disconnect"} if case.leaves else {"type": "http.request", "body": b"", "more_body": False})
     status: list[int] = []
@@ -139,8 +141,8 @@ async def asked(app: Any, case: Case) -> tuple[int | None, bytes]:
     return (status[0] if status else None), bytes(body)
 
 
-def judge(case: Case, status: int | None, body: bytes) -> str:
-    """What it was, if it was well."""
+def judge(case: RawRequest, status: int | None, body: bytes) -> str:
+    """The kind of outcome. Raises AssertionError if a rule was broken."""
     if status is None:
         assert case.leaves, "no answer"
         return "left"
@@ -163,8 +165,8 @@ def judge(case: Case, status: int | None, body: bytes) -> str:
     return "other"
 
 
-def assert_answer(case: Case, body: bytes) -> None:
-    """The toy's own words for this prompt and seed."""
+def assert_answer(case: RawRequest, body: bytes) -> None:
+    """The text must be the toy's answer to this prompt and seed."""
     request = json.loads(b"".join(case.pieces))
     chat = "chat" in case.path
     prompt = ToyDecoder().encode(as_decoded(request["messages"]) if chat else unwrapped(request["prompt"]))
@@ -198,8 +200,8 @@ def unwrapped(prompt: Any) -> Any:
 
 @contextmanager
 def application() -> Iterator[tuple[asyncio.Runner, Any]]:
-    """The application over a toy decoder, started, and the event loop it runs in."""
-    app = make_app(ServerSettings("toy", body_bytes=LARGEST), lambda: [ToyDecoder()])  # type: ignore[list-item]  # all that is used of one
+    """The started application over a toy decoder, and the event loop it runs in."""
+    app = make_app(ServerSettings("toy", body_bytes=LARGEST), lambda: [ToyDecoder()])  # type: ignore[list-item]
     with asyncio.Runner() as runner:
         lifespan = app.router.lifespan_context(app)
         runner.run(lifespan.__aenter__())
@@ -210,12 +212,12 @@ def application() -> Iterator[tuple[asyncio.Runner, Any]]:
 
 
 def fuzz(count: int) -> Counter[str]:
-    """So many requests, and what became of them. Raises what was wrong with one, which hypothesis makes as small as it can."""
+    """Outcomes of ``count`` requests. Raises AssertionError for the smallest request that breaks a rule."""
     came: Counter[str] = Counter()
 
     with application() as (runner, app):
 
-        async def one(case: Case) -> None:
+        async def one(case: RawRequest) -> None:
             came[judge(case, *await asked(app, case))] += 1
             pool = app.state.house.pool
             end = time.monotonic() + CASE_SECONDS
@@ -226,7 +228,7 @@ def fuzz(count: int) -> Counter[str]:
 
         @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(cases())
-        def run(case: Case) -> None:
+        def run(case: RawRequest) -> None:
             runner.run(one(case))
 
         run()

@@ -1,10 +1,10 @@
-"""Many clients at one server, mixed requests whose answers are known: nothing wrong, nothing lost, every refusal told.
+"""Loads one server with many clients: every answer must be right, none may be lost, every refusal must say why.
 
     python -m tests.stress.load_serve --engine-dir engines/smollm2-135m --clients 64 --seconds 300
     python -m tests.stress.load_serve --url http://127.0.0.1:8000/v1 --clients 64 --seconds 300
 
-The answers are those of the same server without load. With --engine-dir the server is started here, and killed (SIGKILL) and started again
-at half time. Prints one JSON object; exit code 1 if anything was wrong.
+Answers are compared with those of the same server without load. With --engine-dir the server is started here, killed (SIGKILL) after half
+of the time and started again. Prints one JSON object; the exit code is 1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ import click
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
-LATE = 0.5  # seconds that a busy machine may add to a time-out
+LATE = 0.5  # seconds of tolerance for time-outs on a busy machine
 TOPICS = ("the sea", "a bicycle", "snow", "bread", "the moon", "iron", "a library", "wind")
 
 
 @dataclass(frozen=True)
-class Question:
-    """A request and what the server says to it without load."""
+class LoadRequest:
+    """One request to the API."""
 
     path: str
     body: dict[str, Any]
 
 
 @dataclass
-class Outcome:
-    """What all clients saw."""
+class LoadReport:
+    """What all clients saw together."""
 
     counts: Counter[str] = field(default_factory=Counter)
     told: Counter[str] = field(default_factory=Counter)
@@ -51,8 +51,8 @@ class Outcome:
     restart_seconds: float | None = None
 
 
-def questions() -> list[Question]:
-    """Chats and texts, greedy and sampled, stopped, cut, with and without speculation."""
+def load_requests() -> list[LoadRequest]:
+    """Chats and completions, greedy and sampled, with stop strings, log-probabilities, and without speculation."""
     made = []
     for at, topic in enumerate(TOPICS):
         chat = {"messages": [{"role": "user", "content": f"Tell me about {topic}."}]}
@@ -64,13 +64,14 @@ def questions() -> list[Question]:
             ("completions", text, {"temperature": 1.0, "seed": at, "max_tokens": 12, "speculation": False}),
             ("completions", text, {"temperature": 0, "max_tokens": 6, "logprobs": 2}),
         ):
-            made.append(Question(path, {**body, **more}))
+            made.append(LoadRequest(path, {**body, **more}))
     return made
 
 
-async def ask(http: httpx.AsyncClient, question: Question, stream: bool, leave: bool) -> tuple[int, str, dict[str, Any]]:
-    """Status, text and ours of the answer; for a refusal its code instead of the text. ``leave``: after the second event."""
-    async with http.stream("POST", question.path, json={**question.body, "stream": stream}) as response:
+async def ask(http: httpx.AsyncClient, request: LoadRequest, stream: bool, leave: bool) -> tuple[int, str, dict[str, Any]]:
+    """Status, text and the field "resps" of the answer; for a refusal its code instead of the text. ``leave``: disconnect after the second
+    event."""
+    async with http.stream("POST", request.path, json={**request.body, "stream": stream}) as response:
         if response.status_code != 200:
             try:
                 code = json.loads(await response.aread())["error"]["code"]
@@ -100,15 +101,15 @@ async def ask(http: httpx.AsyncClient, question: Question, stream: bool, leave: 
         return 200, text, ours
 
 
-async def client(number: int, url: str, known: list[tuple[Question, str]], until: float, seen: Outcome) -> None:
-    """Ask until the time is over."""
+async def client(number: int, url: str, known: list[tuple[LoadRequest, str]], until: float, seen: LoadReport) -> None:
+    """Send random requests until the time ``until``."""
     dice = random.Random(number)
     async with httpx.AsyncClient(base_url=url, timeout=None, limits=httpx.Limits(max_connections=1)) as http:
         while time.monotonic() < until:
-            question, expected = dice.choice(known)
+            request, expected = dice.choice(known)
             stream, leave = dice.random() < 0.6, dice.random() < 0.05
             try:
-                status, text, ours = await ask(http, question, stream, stream and leave)
+                status, text, ours = await ask(http, request, stream, stream and leave)
             except (httpx.TransportError, EOFError) as error:
                 if not seen.down:
                     seen.counts["lost"] += 1
@@ -134,7 +135,7 @@ async def client(number: int, url: str, known: list[tuple[Question, str]], until
 
 
 async def start(engine_dir: Path, port: int, options: tuple[str, ...]) -> tuple[Process, str]:
-    """The server and its address."""
+    """The server process and its URL."""
     line = [
         sys.executable,
         "-c",
@@ -154,8 +155,8 @@ async def start(engine_dir: Path, port: int, options: tuple[str, ...]) -> tuple[
     return process, said.split()[-1].decode()
 
 
-async def kill_and_restart(engine_dir: Path, url: str, options: tuple[str, ...], process: Process, seen: Outcome) -> Process:
-    """SIGKILL, and how long it takes until the same port answers again."""
+async def kill_and_restart(engine_dir: Path, url: str, options: tuple[str, ...], process: Process, seen: LoadReport) -> Process:
+    """SIGKILL, then a new server on the same port; records the seconds until it answers."""
     seen.down, began = True, time.monotonic()
     process.kill()
     await process.wait()
@@ -163,19 +164,19 @@ async def kill_and_restart(engine_dir: Path, url: str, options: tuple[str, ...],
     async with httpx.AsyncClient(base_url=url) as http:
         assert (await http.get("models")).status_code == 200
     seen.restart_seconds = round(time.monotonic() - began, 2)
-    await asyncio.sleep(0.5)  # those who noticed the end late
+    await asyncio.sleep(0.5)  # for clients that notice the kill late
     seen.down = False
     return process
 
 
-async def load(url: str, count: int, seconds: float, seen: Outcome, halfway: Any = None) -> None:
-    """First everything alone, then everyone at once."""
+async def load(url: str, count: int, seconds: float, seen: LoadReport, halfway: Any = None) -> None:
+    """Every request once without load, then all clients at once."""
     async with httpx.AsyncClient(base_url=url, timeout=None) as http:
         known = []
-        for question in questions():
-            status, text, _ = await ask(http, question, False, False)
+        for request in load_requests():
+            status, text, _ = await ask(http, request, False, False)
             assert status == 200, text
-            known.append((question, text))
+            known.append((request, text))
     until = time.monotonic() + seconds
     clients = [asyncio.create_task(client(number, url, known, until, seen)) for number in range(count)]
     if halfway is not None:
@@ -186,8 +187,8 @@ async def load(url: str, count: int, seconds: float, seen: Outcome, halfway: Any
 
 async def run(
     engine_dir: Path | None, url: str | None, count: int, seconds: float, queue_seconds: float, options: tuple[str, ...]
-) -> Outcome:
-    seen = Outcome()
+) -> LoadReport:
+    seen = LoadReport()
     if url is not None:
         await load(url, count, seconds, seen)
         return seen
@@ -215,11 +216,11 @@ def share(values: list[float], part: float) -> float:
 
 
 @click.command()
-@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), help="Start a server here, and kill it at half time.")
-@click.option("--url", help="Or a server that runs: http://HOST:PORT/v1")
+@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), help="Start a server here, and kill it after half of the time.")
+@click.option("--url", help="Use a running server: http://HOST:PORT/v1")
 @click.option("--clients", "count", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--seconds", type=float, default=60.0, show_default=True)
-@click.option("--queue-seconds", type=float, default=5.0, show_default=True, help="The server's; waiting longer is an error.")
+@click.option("--queue-seconds", type=float, default=5.0, show_default=True, help="The server's option; a longer wait is an error.")
 @click.option("--replicas", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--queue", type=click.IntRange(min=0), default=48, show_default=True)
 def main(engine_dir: Path | None, url: str | None, count: int, seconds: float, queue_seconds: float, replicas: int, queue: int) -> None:

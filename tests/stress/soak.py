@@ -1,16 +1,15 @@
-"""Two forks under mixed requests for a long time: nothing lost, nothing left, every answer the unloaded one.
+"""Runs two forks under mixed requests for a long time and compares every answer with the same request's answer without load.
 
     python -m tests.stress.soak --engine-dir DIR --requests 2000
 
-The forks are loaded and warmed up as resps-serve does it. Requests are whole, sampled, stopped, cancelled, dropped, late, plain, with other
-trees, with log-probabilities, follow-up turns, or wrong (too long, empty, no token). What comes of each is compared with what one Decoder
-on one thread answered before. Prints JSON: requests by kind and by end, wrong answers, resident memory (first, settled, last, most), its
-drift after the first fifth, threads, and the caches' lengths at the end. Exit code 1 if anything is wrong or memory drifts more than 1 %.
+The forks are loaded and warmed up as resps-serve does it. Requests are whole, sampled, ended by a stop string, cancelled, dropped, ended by
+a deadline, plain, with other trees, with log-probabilities, follow-up turns, or invalid (too long, empty, no token). Prints JSON: requests
+by kind and by end, wrong answers, resident memory (first, after the first fifth, last, most), its drift from the second to the third,
+threads, and the caches' lengths at the end. The exit code is 1 if anything is wrong or memory drifts by more than 1 %.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import random
@@ -23,12 +22,14 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import click
+
 from policy import FixedPolicy, Policy, TreeSpec
 from runtime import Decoder, PromptError, Result, SamplingParams
 from runtime.bench.questions import read_questions
 from runtime.serve.load import load_replicas
 
-EVERY = 10  # requests between two looks at the memory
+EVERY = 10  # requests between two samples of the memory
 TREES = [TreeSpec(5, 3, 2), TreeSpec(12, 4, 3), TreeSpec(3, 2, 1)]
 KINDS = (
     "whole",
@@ -48,8 +49,8 @@ KINDS = (
 
 
 @dataclass(frozen=True)
-class Case:
-    """A prompt, how to sample and how many tokens, with the whole answer of the unloaded run."""
+class KnownAnswer:
+    """A request with its answer without load."""
 
     prompt: list[int]
     sampling: SamplingParams
@@ -59,7 +60,7 @@ class Case:
 
 @dataclass
 class Log:
-    """What happened; filled by both threads."""
+    """What happened; both threads write to it."""
 
     left: int
     kinds: Counter[str] = field(default_factory=Counter)
@@ -69,7 +70,7 @@ class Log:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def next(self) -> int | None:
-        """The number of a request that nobody has taken yet."""
+        """The number of the next request, None after the last."""
         with self.lock:
             self.left -= 1
             if self.left >= 0 and self.left % EVERY == 0:
@@ -85,7 +86,7 @@ class Log:
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Resident memory in bytes."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
 
 
@@ -93,8 +94,8 @@ def os_threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
-def cases(decoder: Decoder, count: int, tokens: int) -> list[Case]:
-    """Questions and follow-up turns, greedy and sampled, answered without load in at most ``tokens``."""
+def cases(decoder: Decoder, count: int, tokens: int) -> list[KnownAnswer]:
+    """Questions and follow-up turns, greedy and sampled, answered without load in at most ``tokens`` tokens."""
     made = []
     for number, question in enumerate(read_questions([], count)):
         messages = [{"role": "user", "content": question.turns[0]}]
@@ -108,17 +109,17 @@ def cases(decoder: Decoder, count: int, tokens: int) -> list[Case]:
 
 
 def encoded(decoder: Decoder, prompt: Any, tokens: int) -> list[int]:
-    """At most what leaves room for two answers."""
+    """Token ids, cut so that two answers fit into the context."""
     return decoder._text.encode(prompt)[: decoder.manifest.limits.context - 2 * tokens - 8]
 
 
-def answered(decoder: Decoder, prompt: list[int], sampling: SamplingParams, tokens: int) -> Case:
+def answered(decoder: Decoder, prompt: list[int], sampling: SamplingParams, tokens: int) -> KnownAnswer:
     decoder.forget()
-    return Case(prompt, sampling, tokens, decoder.generate(prompt, replace(sampling, max_new_tokens=tokens, logprobs=2)))
+    return KnownAnswer(prompt, sampling, tokens, decoder.generate(prompt, replace(sampling, max_new_tokens=tokens, logprobs=2)))
 
 
-def ask(decoder: Decoder, kind: str, case: Case, draw: random.Random) -> tuple[str, str | None]:
-    """One request: how it ended, and what was wrong with it."""
+def ask(decoder: Decoder, kind: str, case: KnownAnswer, draw: random.Random) -> tuple[str, str | None]:
+    """One request. Returns how it ended, and what was wrong, if anything."""
     params = replace(case.sampling, max_new_tokens=case.tokens)
     policy: Policy | str | None = None
     whole = case.answer
@@ -155,7 +156,7 @@ def ask(decoder: Decoder, kind: str, case: Case, draw: random.Random) -> tuple[s
 
 
 def check(kind: str, result: Result, whole: Result, params: SamplingParams) -> tuple[str, str | None]:
-    """Compared with the unloaded answer, as far as it may go."""
+    """Compare with the answer without load, as far as a request of this kind gets."""
     problem = None
     if result.tokens != whole.tokens[: len(result.tokens)]:
         problem = f"{kind}: other tokens"
@@ -172,7 +173,7 @@ def check(kind: str, result: Result, whole: Result, params: SamplingParams) -> t
     return result.stop, problem
 
 
-def work(decoder: Decoder, known: list[Case], log: Log, seed: int) -> None:
+def work(decoder: Decoder, known: list[KnownAnswer], log: Log, seed: int) -> None:
     draw = random.Random(seed)
     while (number := log.next()) is not None:
         kind = KINDS[number % len(KINDS)]
@@ -182,7 +183,7 @@ def work(decoder: Decoder, known: list[Case], log: Log, seed: int) -> None:
             case = next(each for each in draw.sample(known, len(known)) if each.sampling.temperature)
         try:
             log.note(kind, *ask(decoder, kind, case, draw))
-        except Exception as error:  # whatever it is, it is a finding
+        except Exception as error:  # any exception is a finding
             log.note(kind, "error", f"{kind}: {type(error).__name__}: {error}")
 
 
@@ -203,7 +204,7 @@ def soak(engine_dir: Path, requests: int, questions: int, tokens: int = 64) -> d
         for each in (decoder, fork):
             each.forget()
             each.generate([5, 6, 7], SamplingParams(max_new_tokens=1))
-            lengths.append(each._target.length)
+            lengths.append(each.models.target.length)
         totals = [each.totals.as_dict() for each in (decoder, fork)]
     settled = log.memory[len(log.memory) // 5 :]
     part = max(1, len(settled) // 5)
@@ -217,24 +218,28 @@ def soak(engine_dir: Path, requests: int, questions: int, tokens: int = 64) -> d
         "wrong_count": len(log.wrong),
         "resident_mib": [round(each / 2**20, 1) for each in (log.memory[0], first, last, max(log.memory))],
         "drift": round(last / first - 1, 5),
-        "threads": {"after loading": loaded_threads, "after the requests": threads, "python, before": before,
-                    "python, after closing": threading.active_count()},
+        "threads": {
+            "after loading": loaded_threads,
+            "after the requests": threads,
+            "python, before": before,
+            "python, after closing": threading.active_count(),
+        },
         "cache_length_at_the_end": lengths,
         "totals": totals,
-    }  # fmt: skip
+    }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--engine-dir", type=Path, required=True)
-    parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--questions", type=int, default=6)
-    parser.add_argument("--tokens", type=int, default=64, help="at most, of an answer")
-    options = parser.parse_args()
-    report = soak(options.engine_dir, options.requests, options.questions, options.tokens)
-    print(json.dumps(report))  # noqa: T201
-    fine = not report["wrong"] and report["drift"] <= 0.01 and report["cache_length_at_the_end"] == [3, 3]
+@click.command()
+@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.option("--requests", type=click.IntRange(1), default=2000, show_default=True)
+@click.option("--questions", type=click.IntRange(1), default=6, show_default=True)
+@click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="Limit of an answer.")
+def main(engine_dir: Path, requests: int, questions: int, tokens: int) -> None:
+    """Soak two forks."""
+    report = soak(engine_dir, requests, questions, tokens)
+    click.echo(json.dumps(report))
     threads = report["threads"]
+    fine = not report["wrong"] and report["drift"] <= 0.01 and report["cache_length_at_the_end"] == [3, 3]
     fine = fine and threads["after the requests"] <= threads["after loading"]
     sys.exit(0 if fine and threads["python, after closing"] == threads["python, before"] else 1)
 

@@ -1,4 +1,4 @@
-"""tests/stress/check_lossless.py: what it compares with, and that it sees a difference."""
+"""Short runs of tests/stress/check_lossless.py: its baseline, and that it reports a difference."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_baseline_has_its_dummy_row_whatever_was_tuned(
 
 
 @pytest.mark.usefixtures("few")
-def test_a_difference_is_found_and_told_with_its_margin(
+def test_a_difference_is_found_and_printed_with_its_margin(
     echo_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Wrong(check_lossless.PlantedDrafter):

@@ -12,7 +12,7 @@ NAMES = ("manifest", "decoder", "prompt", "stop strings", "tree shapes", "gguf",
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_strangers_send(tiny_engine: Path, name: str) -> None:
+def test_untrusted_input_ends_in_a_result_or_an_expected_error(tiny_engine: Path, name: str) -> None:
     with targets(tiny_engine) as found:
         assert [target.name for target in found] == list(NAMES)
         (target,) = (each for each in found if each.name == name)

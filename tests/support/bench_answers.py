@@ -1,4 +1,4 @@
-"""Measurements of resps-bench that nobody made."""
+"""Synthetic measurements of resps-bench."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SETTINGS = BenchSettings(("a.jsonl",), 10, 20, 0.0, 0, 1)
 
 
 def an_answer(
-    arm: str,
+    contender: str,
     counts: Sequence[int],
     seconds: float,
     *,
@@ -34,30 +34,35 @@ def an_answer(
     stats = Stats(10, total, cycles, 2 * cycles, total - 1 - cycles, 0.0, 0.0, 0.5, seconds, 0.2 * seconds, 0.7 * seconds)
     rounds = Rounds((seconds / max(1, cycles),) * cycles, tuple(counts), tuple(count - 1 for count in counts), (3,) * cycles,
                     ("3,2,1",) * cycles)  # fmt: skip
-    return TurnRecord(name, question, turn, arm, tuple(range(total) if tokens is None else tokens), "length", 0.6, stats, rounds)
+    return TurnRecord(name, question, turn, contender, tuple(range(total) if tokens is None else tokens), "length", 0.6, stats, rounds)
 
 
 def a_measurement(answers: Sequence[TurnRecord], **changes: Any) -> Measurement:
-    arms = tuple(ContenderRecord(name, None, None) for name in dict.fromkeys(answer.arm for answer in answers))
-    engine = EngineRecord("0123", "toy", "fp32", "onnxruntime", "cpu", "eagle", "toy", "int8")
-    measurement = Measurement(SCHEMA, "2026-01-01", False, SETTINGS, engine, this_machine(), arms, (), tuple(answers))
+    contenders = tuple(
+        ContenderRecord(name, "none" if name == BASELINE else "eagle", None, None)
+        for name in dict.fromkeys(answer.contender for answer in answers)
+    )
+    engine = EngineRecord("0123", "toy", "fp32", "onnxruntime", "cpu", ("eagle",), "toy", "int8")
+    measurement = Measurement(SCHEMA, "2026-01-01", False, SETTINGS, engine, this_machine(), contenders, (), tuple(answers))
     return dataclasses.replace(measurement, **changes)
 
 
-def drawn(seed: int, sets: Sequence[str] = ("a", "b"), arms: Sequence[str] = (BASELINE, "x", "y"), questions: int = 6) -> list[TurnRecord]:
-    """Random answers, of two turns each: all arms write the same tokens."""
+def drawn(
+    seed: int, sets: Sequence[str] = ("a", "b"), contenders: Sequence[str] = (BASELINE, "x", "y"), questions: int = 6
+) -> list[TurnRecord]:
+    """Random answers, of two turns each: all contenders write the same tokens."""
     choice = random.Random(seed)
     answers = []
     for name in sets:
         for question in range(questions):
             for turn in range(2):
                 total = choice.randint(2, 30)
-                for arm in arms:
-                    counts = [1] * total if arm == BASELINE else []
+                for contender in contenders:
+                    counts = [1] * total if contender == BASELINE else []
                     while sum(counts) < total:
                         counts.append(min(choice.randint(1, 4), total - sum(counts)))
                     seconds = len(counts) * choice.uniform(0.01, 0.03)
-                    answers.append(an_answer(arm, counts, seconds, name=name, question=question, turn=turn))
+                    answers.append(an_answer(contender, counts, seconds, name=name, question=question, turn=turn))
     return answers
 
 

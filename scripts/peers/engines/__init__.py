@@ -1,1 +1,1 @@
-"""One module for each engine: ``open_engine(job)`` loads it."""
+"""One module per engine; its ``open_engine(job)`` loads the engine."""

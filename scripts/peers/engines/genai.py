@@ -1,11 +1,11 @@
-"""onnxruntime-genai. Options: model; ngram: tokens that its n-gram speculation guesses, if any."""
+"""onnxruntime-genai. Options: model."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from scripts.peers.protocol import PeerAnswer, PeerJob, Watch
+from scripts.peers.protocol import PeerAnswer, PeerJob, Stopwatch
 
 
 class Genai:
@@ -20,13 +20,13 @@ class Genai:
     def answer(self, prompt: list[int], new_tokens: int) -> PeerAnswer:
         params = self._module.GeneratorParams(self._model)
         params.set_search_options(max_length=len(prompt) + new_tokens, do_sample=False)
-        watch = Watch()
+        stopwatch = Stopwatch()
         generator = self._module.Generator(self._model, params)
         generator.append_tokens([prompt])
         while not generator.is_done():
             generator.generate_next_token()
-            watch.saw([int(generator.get_next_tokens()[0])])
-        return watch.answer(self._stop)
+            stopwatch.saw([int(generator.get_next_tokens()[0])])
+        return stopwatch.answer(self._stop)
 
     def logits(self, tokens: list[int], start: int) -> Any:
         params = self._module.GeneratorParams(self._model)

@@ -1,11 +1,11 @@
-"""llama.cpp through llama-cpp-python's low-level calls of its Llama class. Options: model (a GGUF); f32: cache and attention in float32;
-lookup: tokens that its prompt lookup guesses, if any; repack: false for no kernels with an own order of weights (AMX)."""
+"""llama.cpp, by the Llama class of llama-cpp-python. Options: model: a GGUF file; f32: cache and attention in float32; lookup: number of
+tokens for prompt lookup, if any; repack: false disables kernels that reorder the weights (AMX)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from scripts.peers.protocol import PeerAnswer, PeerJob, Watch
+from scripts.peers.protocol import PeerAnswer, PeerJob, Stopwatch
 
 CONTEXT = 4096
 
@@ -35,18 +35,18 @@ class LlamaCpp:
         self._stop = job.stop
 
     def _forget(self) -> None:
-        """Drop the cache: it would keep what a prompt has in common with the one before."""
+        """Drop the cache, which would keep the common prefix of two prompts."""
         self._llama.reset()
         self._llama._ctx.kv_cache_clear()
 
     def answer(self, prompt: list[int], new_tokens: int) -> PeerAnswer:
         self._forget()
-        watch = Watch()
+        stopwatch = Stopwatch()
         for token in self._llama.generate(prompt, temp=0.0, repeat_penalty=1.0, top_k=1):
-            watch.saw([int(token)])
-            if token in self._stop or len(watch.tokens) >= new_tokens:
+            stopwatch.saw([int(token)])
+            if token in self._stop or len(stopwatch.tokens) >= new_tokens:
                 break
-        return watch.answer(self._stop)
+        return stopwatch.answer(self._stop)
 
     def logits(self, tokens: list[int], start: int) -> Any:
         self._forget()
@@ -55,7 +55,7 @@ class LlamaCpp:
 
 
 def _without_repacking() -> None:
-    """Llama has no argument for it, only the C structure that it starts from."""
+    """The Llama class has no argument for it, so the C structure with the defaults is changed."""
     import llama_cpp.llama_cpp as low
 
     defaults = low.llama_model_default_params

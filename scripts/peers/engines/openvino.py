@@ -1,13 +1,13 @@
-"""openvino-genai. Options: model; exact: float32 arithmetic and cache, else the plugin's defaults; draft: an EAGLE-3 draft, if any, and
-generation: how it is used (num_assistant_tokens, tree_depth, branching_factor); lookup: tokens that prompt lookup guesses, if any;
-whole_prompt: prompts of up to 4,096 tokens in one pass instead of 256 a pass, without which trees fail on longer prompts."""
+"""openvino-genai. Options: model; exact: float32 arithmetic and cache, else the plugin's defaults; draft: an EAGLE-3 draft, if any;
+generation: its settings (num_assistant_tokens, tree_depth, branching_factor); lookup: number of tokens for prompt lookup, if any;
+whole_prompt: prefill up to 4,096 tokens in one pass instead of 256, without which trees fail on longer prompts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from scripts.peers.protocol import PeerAnswer, PeerJob, Watch
+from scripts.peers.protocol import PeerAnswer, PeerJob, Stopwatch
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 
@@ -40,10 +40,10 @@ class OpenVino:
         class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
             def __init__(self) -> None:
                 super().__init__()
-                self.watch = Watch()
+                self.stopwatch = Stopwatch()
 
             def write(self, token: int | list[int]) -> Any:
-                self.watch.saw([token] if isinstance(token, int) else list(token))
+                self.stopwatch.saw([token] if isinstance(token, int) else list(token))
                 return openvino_genai.StreamingStatus.RUNNING
 
             def end(self) -> None:
@@ -59,10 +59,10 @@ class OpenVino:
             setattr(config, name, value)
         streamer = self._streamer()
         self._pipeline.generate(self._openvino.Tensor(self._numpy.array([prompt], self._numpy.int64)), config, streamer)
-        return streamer.watch.answer(self._stop)
+        return streamer.stopwatch.answer(self._stop)
 
     def logits(self, tokens: list[int], start: int) -> Any:
-        """Of the same model file outside the pipeline, which keeps its logits to itself."""
+        """Of the same model file outside of the pipeline, which does not return logits."""
         numpy, count = self._numpy, len(tokens)
         inputs = {
             "input_ids": numpy.array([tokens], numpy.int64),

@@ -1,4 +1,4 @@
-"""This project. Options: engine_dir; policy: none, default (the fixed tree of an untuned directory) or tuned (what Decoder chooses)."""
+"""This project. Options: engine_dir; policy: none, default (the default tree) or tuned (the Decoder's choice)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from policy import FixedPolicy
 from runtime import Decoder, SamplingParams
 from runtime.drafters.registry import DRAFTERS
 from runtime.policies.load import default_tree
-from scripts.peers.protocol import PeerAnswer, PeerJob, Watch
+from scripts.peers.protocol import PeerAnswer, PeerJob, Stopwatch
 
 ROWS = 32
 
@@ -31,21 +31,21 @@ class RespsEngine:
         self._stop = job.stop
 
     def answer(self, prompt: list[int], new_tokens: int) -> PeerAnswer:
-        self._decoder.forget()  # the others read every prompt too
-        watch = Watch()
+        self._decoder.forget()  # the other engines compute every prompt too
+        stopwatch = Stopwatch()
         with self._decoder.stream(prompt, SamplingParams(max_new_tokens=new_tokens)) as stream:
             for chunk in stream:
-                watch.saw(list(chunk.tokens))
-        return watch.answer(self._stop)
+                stopwatch.saw(list(chunk.tokens))
+        return stopwatch.answer(self._stop)
 
     def logits(self, tokens: list[int], start: int) -> np.ndarray:
         return logits_of(self._decoder, tokens, start)
 
 
 def logits_of(decoder: Decoder, tokens: list[int], start: int) -> np.ndarray:
-    """float32 [len(tokens) - start, V]: what follows each token from ``start`` on; read ROWS at a time, or as many as trees have."""
+    """Logits after each token from ``start`` on, float32 [len(tokens) - start, V]; computed in passes of at most ROWS rows."""
     decoder.forget()
-    target, rows = decoder._target, []
+    target, rows = decoder.models.target, []
     step = min(ROWS, target.limits.tree_nodes)
     target.cache.truncate(0)
     for _ in target.prefill(tokens[:start]):

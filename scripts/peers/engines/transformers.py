@@ -1,10 +1,10 @@
-"""transformers' generate in float32. Options: model; lookup: tokens that prompt lookup decoding guesses, if any."""
+"""transformers' generate in float32. Options: model; lookup: number of tokens for prompt lookup, if any."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from scripts.peers.protocol import PeerAnswer, PeerJob, Watch
+from scripts.peers.protocol import PeerAnswer, PeerJob, Stopwatch
 
 
 class Transformers:
@@ -22,11 +22,11 @@ class Transformers:
             """The first call brings the prompt, later ones a token or several."""
 
             def __init__(self) -> None:
-                self.watch, self.prompt = Watch(), True
+                self.stopwatch, self.prompt = Stopwatch(), True
 
             def put(self, value: Any) -> None:
                 if not self.prompt:
-                    self.watch.saw(value.flatten().tolist())
+                    self.stopwatch.saw(value.flatten().tolist())
                 self.prompt = False
 
             def end(self) -> None:
@@ -46,7 +46,7 @@ class Transformers:
             streamer=streamer,
             **self._options,
         )
-        return streamer.watch.answer(self._stop)
+        return streamer.stopwatch.answer(self._stop)
 
     def logits(self, tokens: list[int], start: int) -> Any:
         with self._torch.inference_mode():

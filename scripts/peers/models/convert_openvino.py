@@ -1,4 +1,4 @@
-"""Run inside OpenVINO's environment: one HF directory to OpenVINO IR, whole or with quantized weights, or an EAGLE-3 draft.
+"""Converts a Hugging Face directory to OpenVINO IR: a model in float32, int8 or int4, or an EAGLE-3 draft. Runs in OpenVINO's environment.
 
 python convert_openvino.py HF_DIR OUT_DIR {f32,int8,int4,eagle3}
 """
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 GROUP = 32
-"""Weights of one int4 scale, as in a GGUF's Q4_1 and in onnxruntime-genai's builder. OpenVINO's own default, 128, does not divide 576."""
+"""Weights per int4 scale, as in Q4_1 and in onnxruntime-genai's builder. OpenVINO's default, 128, does not divide 576."""
 
 
 def convert_target(source: Path, out: Path, precision: str) -> None:
-    """The language model with its cache as OpenVINO states, and its tokenizer."""
+    """The language model, with its cache as OpenVINO states, and its tokenizer."""
     import openvino
     from openvino_tokenizers import convert_tokenizer
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
@@ -35,9 +35,9 @@ def convert_target(source: Path, out: Path, precision: str) -> None:
 
 
 def convert_draft(source: Path, out: Path) -> None:
-    """An EAGLE-3 draft, with int8 weights as ours.
+    """An EAGLE-3 draft with int8 weights, like ours.
 
-    optimum-cli looks its class up as remote code and then asks for packages that no text model needs; so it is loaded here.
+    Not by optimum-cli, which looks its class up as remote code and requires packages that no text model needs.
     """
     import nncf
     import openvino
@@ -51,13 +51,13 @@ def convert_draft(source: Path, out: Path) -> None:
     left_out = {name: list(loading[name]) for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if loading[name]}
     if left_out:
         raise SystemExit(f"the draft's weights do not fit OpenVINO's EAGLE-3 model: {left_out}")
-    LlamaEagle3ForCausalLM.__module__ = "transformers_modules.eagle3"  # as if remote: by this the exporter tells libraries apart
+    LlamaEagle3ForCausalLM.__module__ = "transformers_modules.eagle3"  # the exporter detects the library by the module's name
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         export_from_model(model, scratch, task="text-generation-with-past", stateful=True)
         exported = openvino.Core().read_model(Path(scratch) / "openvino_model.xml")
         exported = nncf.compress_weights(exported, mode=nncf.CompressWeightsMode.INT8_ASYM)
-        # Which layers' outputs the draft reads. Left alone, the pipeline takes those of 2, n/2 and n-3, where the draft was
-        # trained on these layers' inputs: one layer further down.
+        # The layers whose outputs the draft reads. The pipeline's default is 2, n/2 and n-3, but the draft was trained on these
+        # layers' inputs, which are the outputs of the layers below.
         layers = int(json.loads((source / "config.json").read_text())["target_layers"])
         exported.set_rt_info([1, layers // 2 - 1, layers - 4], ["hidden_layers_list"])
         out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The demo model in every engine's form, made once from the same weights and kept below the work directory."""
+"""The demo model in every engine's format, made once from the same weights and kept below the work directory."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from pathlib import Path
 
 from export.checkpoints.fetch import packaged_gguf
 from export.checkpoints.models import MODELS, PackagedGguf
-from scripts.peers.environments import last_line, python_of
-from scripts.peers.errors import PeerUnavailable
+from scripts.peers.environments import PeerUnavailable, last_line, python_of
 from scripts.peers.models.gguf_files import write_gguf
 from scripts.peers.models.hf_copy import write_hf_directory
 
 MODEL = "smollm2-135m"
 TARGET_LAYERS = 30
 CONVERTER = Path(__file__).resolve().parent / "convert_openvino.py"
-OPENVINO_FORMS = ("openvino-f32", "openvino-int8", "openvino-int4", "openvino-eagle3")
-FORMS = ("hf", "gguf-F32", "gguf-Q8_0", "gguf-Q4_1", "genai-fp32", "genai-int4", *OPENVINO_FORMS)
+OPENVINO_FORMATS = ("openvino-f32", "openvino-int8", "openvino-int4", "openvino-eagle3")
+FORMATS = ("hf", "gguf-F32", "gguf-Q8_0", "gguf-Q4_1", "genai-fp32", "genai-int4", *OPENVINO_FORMATS)
 
 
-def model_file(work: Path, form: str) -> Path:
-    """The model as ``form`` (FORMS): a directory or, for gguf, a file. Raises PeerUnavailable when the engine's converter fails."""
-    kind, _, precision = form.partition("-")
+def model_file(work: Path, model_format: str) -> Path:
+    """The model in ``model_format`` (FORMATS): a directory or, for gguf, a file. Raises PeerUnavailable if the engine's converter fails."""
+    kind, _, precision = model_format.partition("-")
     if kind == "hf":
         return write_hf_directory(work / "hf")
     if kind == "gguf":
@@ -32,13 +31,13 @@ def model_file(work: Path, form: str) -> Path:
     if kind == "genai":
         options = ["-i", str(work / "hf"), "-p", precision, "-e", "cpu", "-c", str(work / "genai-cache"), "-o"]
         command = ["-m", "onnxruntime_genai.models.builder", *options]
-        return _made(work / form, lambda out: _convert(work, "onnxruntime-genai", [*command, str(out)]))
+        return _made(work / model_format, lambda out: _convert(work, "onnxruntime-genai", [*command, str(out)]))
     source = draft_directory(work / "hf-draft", work) if precision == "eagle3" else write_hf_directory(work / "hf")
-    return _made(work / form, lambda out: _convert(work, "openvino", [str(CONVERTER), str(source), str(out), precision]))
+    return _made(work / model_format, lambda out: _convert(work, "openvino", [str(CONVERTER), str(source), str(out), precision]))
 
 
 def draft_directory(directory: Path, work: Path) -> Path:
-    """The shipped draft as float32 with the target's embedding, under the names that OpenVINO's exporter knows: AngelSlim's."""
+    """The shipped draft in float32 with the target's embedding, under AngelSlim's tensor names, which OpenVINO's exporter expects."""
     from ml_dtypes import bfloat16
     from safetensors import safe_open
     from safetensors.numpy import load_file, save_file
@@ -66,7 +65,7 @@ def _source() -> Path:
 
 
 def _made(out: Path, make: Callable[[Path], None]) -> Path:
-    """``out``, made beside itself first, so that an interrupted run leaves nothing half done under its name."""
+    """``out``, written under another name first, so that an interrupted run leaves no incomplete model."""
     if not out.is_dir():
         partial = out.with_name(out.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)

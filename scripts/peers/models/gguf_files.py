@@ -1,4 +1,4 @@
-"""The demo model's GGUF once more with other weights: its own, dequantized, as float32 or rounded to Q8_0."""
+"""Copies of the demo model's GGUF with its weights dequantized to float32, or quantized again to Q8_0."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KINDS = ("F32", "Q8_0")
 
 
 def write_gguf(source: Path, out: Path, kind: str) -> Path:
-    """Copy ``source`` with every matrix as ``kind`` (KINDS); vectors stay float32, as llama.cpp keeps them. Kept if already there."""
+    """Copy ``source`` with every matrix as ``kind`` (KINDS); vectors stay float32, as in llama.cpp. An existing ``out`` is kept."""
     import gguf
     from gguf.quants import dequantize, quantize
 
@@ -28,7 +28,7 @@ def write_gguf(source: Path, out: Path, kind: str) -> Path:
     writer.add_file_type(gguf.LlamaFileType.ALL_F32 if kind == "F32" else gguf.LlamaFileType.MOSTLY_Q8_0)
     for name, entry in reader.fields.items():
         if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
-            continue  # the writer's own
+            continue  # set by the writer
         item = entry.types[1] if entry.types[0] == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(name, entry.contents(), entry.types[0], sub_type=item)
     wanted = gguf.GGMLQuantizationType[kind]

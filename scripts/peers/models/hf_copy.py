@@ -1,4 +1,4 @@
-"""Write the demo model as a Hugging Face directory in float32: the same weights for transformers and other engines to load.
+"""Writes the demo model as a Hugging Face directory in float32, for transformers and other engines.
 
 python -m scripts.peers.models.hf_copy DIRECTORY
 """
@@ -47,7 +47,7 @@ def config_of(checkpoint: GgufCheckpoint) -> dict[str, object]:
 
 
 def write_hf_directory(directory: Path) -> Path:
-    """config.json, model.safetensors, tokenizer.json and tokenizer_config.json of smollm2-135m; kept if already there."""
+    """config.json, model.safetensors, tokenizer.json and tokenizer_config.json of smollm2-135m; an existing one is kept."""
     from safetensors.numpy import save_file
 
     source = MODELS["smollm2-135m"].target

@@ -1,4 +1,4 @@
-"""resps-bench: what the figures mean, and that tables and report say all there is to say."""
+"""resps-bench: what the figures mean, and that tables and report show all of them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from runtime.bench.figures import Cell, Table, acceptance, per_token, tabulate
 from runtime.bench.record import BASELINE, ContenderRecord, Skipped
 from runtime.bench.report import report
-from runtime.bench.tables import grids, headlines, markdown, verdicts
+from runtime.bench.tables import headlines, markdown, tables, verdicts
 from tests.support.bench_answers import a_measurement, an_answer, both, drawn
 
 
-def cell(table: Table, arm: str, name: str = "a") -> Cell:
-    (found,) = (each for each in table.cells if (each.set, each.arm) == (name, arm))
+def cell(table: Table, contender: str, name: str = "a") -> Cell:
+    (found,) = (each for each in table.cells if (each.set, each.contender) == (name, contender))
     return found
 
 
@@ -58,33 +58,33 @@ def test_laws_of_the_table(seed: int) -> None:
             assert spread.low is not None
             assert spread.high is not None
             assert spread.low <= spread.value <= spread.high
-            assert each.arm != BASELINE or (spread.low, spread.value, spread.high) == pytest.approx((1.0, 1.0, 1.0))
+            assert each.contender != BASELINE or (spread.low, spread.value, spread.high) == pytest.approx((1.0, 1.0, 1.0))
         assert each.ratio.quartiles[0] <= each.ratio.median.value <= each.ratio.quartiles[1]
         assert (each.draft or 0) + (each.verify or 0) + (each.host or 0) == pytest.approx(1)
         assert sum(each.trees.values()) == sum(each.rows.values()) == each.cycles
-        assert each.tokens_per_cycle == pytest.approx(1.0 if each.arm == BASELINE else each.tokens / each.cycles)
+        assert each.tokens_per_cycle == pytest.approx(1.0 if each.contender == BASELINE else each.tokens / each.cycles)
         assert each.differing_tokens == 0
     for mean in table.means:
-        cells = [each for each in table.cells if each.arm == mean.arm]
+        cells = [each for each in table.cells if each.contender == mean.contender]
         assert mean.median is not None
         assert mean.median.value == pytest.approx(np.mean([each.ratio.median.value for each in cells if each.ratio]))
         assert mean.tokens_per_cycle == pytest.approx(np.mean([each.tokens_per_cycle for each in cells]))
     for pooled in table.pooled:
-        assert pooled.tokens == sum(each.tokens for each in table.cells if each.arm == pooled.arm)
+        assert pooled.tokens == sum(each.tokens for each in table.cells if each.contender == pooled.contender)
 
 
-def test_slower_clock_changes_no_ratio_and_a_slower_arm_its_own() -> None:
+def test_slower_clock_changes_no_ratio_and_a_slower_contender_its_own() -> None:
     answers = drawn(3)
 
-    def slowed(factor: float, *arms: str) -> Table:
+    def slowed(factor: float, *contenders: str) -> Table:
         return tabulate(a_measurement([
             dataclasses.replace(each, stats=dataclasses.replace(each.stats, decode_seconds=each.stats.decode_seconds * factor))
-            if each.arm in arms else each
+            if each.contender in contenders else each
             for each in answers
         ]))  # fmt: skip
 
     def ratios(table: Table) -> dict[tuple[str | None, str], float]:
-        return {(each.set, each.arm): each.ratio.median.value for each in table.cells if each.ratio}
+        return {(each.set, each.contender): each.ratio.median.value for each in table.cells if each.ratio}
 
     before = ratios(slowed(1.0))
     assert ratios(slowed(7.0, BASELINE, "x", "y")) == pytest.approx(before)
@@ -97,13 +97,13 @@ def test_order_of_answers_does_not_matter_but_for_the_order_of_sets() -> None:
     shuffled = random.Random(0).sample(answers, len(answers))
     one, other = tabulate(a_measurement(answers)), tabulate(a_measurement(shuffled))
     for each in one.cells:
-        found = cell(other, each.arm, str(each.set))
+        found = cell(other, each.contender, str(each.set))
         assert found.tokens_per_second == pytest.approx(each.tokens_per_second)
         assert (found.acceptance, found.rows, found.differing_tokens) == (each.acceptance, each.rows, each.differing_tokens)
 
 
 def test_answers_of_one_token_have_no_speed() -> None:
-    answers = [an_answer(arm, [], 0.0) for arm in (BASELINE, "x")]
+    answers = [an_answer(contender, [], 0.0) for contender in (BASELINE, "x")]
     alone = tabulate(a_measurement(answers))
     assert cell(alone, "x").ratio is None
     assert cell(alone, "x").tokens_per_second is None
@@ -113,7 +113,7 @@ def test_answers_of_one_token_have_no_speed() -> None:
     assert found.ratio is not None
     assert (found.ratio.median.value, found.questions) == (pytest.approx(2.0), 2)
     for table, measured in ((alone, a_measurement(answers)),):
-        assert "-" in "\n".join(markdown(grids(measured, table)[0]))
+        assert "-" in "\n".join(markdown(tables(measured, table)[0]))
         assert "<svg" in report(measured, table)
 
 
@@ -140,7 +140,7 @@ def test_differing_tokens_are_counted_and_said_loudly() -> None:
     (line,) = verdicts(measurement, table)
     assert line == "NOT LOSSLESS: x gives other answers than none: 1 of 2 answers, 2 tokens differ"
     assert next(headlines(measurement, table)) == line
-    assert "1/2" in "\n".join(markdown(grids(measurement, table)[1]))
+    assert "1/2" in "\n".join(markdown(tables(measurement, table)[1]))
     assert f"<li class='loud'>{line}" in report(measurement, table)
     (line,) = verdicts(*both([*plain, same, an_answer("x", [3], 1.0, question=1)]))
     assert line == "lossless: 0 of 8 tokens differ from none's"
@@ -148,19 +148,19 @@ def test_differing_tokens_are_counted_and_said_loudly() -> None:
 
 def test_given_up_left_out_and_interrupted_are_said_too() -> None:
     measurement, table = both(drawn(1))
-    arms = (measurement.arms[0], ContenderRecord("x", None, "3.0 tokens/s against 4.0"), measurement.arms[2])
+    contenders = (measurement.contenders[0], ContenderRecord("x", "eagle", None, "3.0 tokens/s against 4.0"), measurement.contenders[2])
     skipped = (Skipped("a", 3, 1, "the prompt has too many tokens"),)
-    lines = list(verdicts(dataclasses.replace(measurement, arms=arms, skipped=skipped, interrupted=True), table))
+    lines = list(verdicts(dataclasses.replace(measurement, contenders=contenders, skipped=skipped, interrupted=True), table))
     assert [line.split(":")[0] for line in lines] == ["lossless", "GIVEN UP", "LEFT OUT", "INTERRUPTED"]
     assert "question 3, from turn 1" in lines[2]
 
 
-def test_report_has_every_arm_and_set_and_needs_no_other_file() -> None:
-    measurement, table = both(drawn(2, sets=("first & best", "b"), arms=(BASELINE, "x<y", "16,5,4")))
+def test_report_has_every_contender_and_set_and_needs_no_other_file() -> None:
+    measurement, table = both(drawn(2, sets=("first & best", "b"), contenders=(BASELINE, "x<y", "16,5,4")))
     page = report(measurement, table)
-    tables = re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
+    text_only = re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
     for text in ("first &amp; best", "b", BASELINE, "x&lt;y", "16,5,4", "mean"):
-        assert f">{text}</td>" in tables or f">{text}</th>" in tables
+        assert f">{text}</td>" in text_only or f">{text}</th>" in text_only
     assert page.count("<svg") == page.count("</svg>") == 5
     assert not re.search(r"(src|href)=[\"'](?!#|data:)", page)
     assert report(measurement, table) == page

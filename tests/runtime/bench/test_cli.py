@@ -1,4 +1,4 @@
-"""The whole resps-bench command, and that nothing is lost between measuring and reading."""
+"""The whole resps-bench command: measuring, printing, reading back, errors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_whole_command(
     table = tabulate(measurement)
     assert json.loads(to_json(measurement, table)) == json.loads(out)
     assert measurement.sets == ["cats", "dogs"]
-    assert [arm.name for arm in measurement.arms] == [BASELINE, "7,4,2", "3,2,1"]
+    assert [each.name for each in measurement.contenders] == [BASELINE, "7,4,2", "3,2,1"]
     assert (len(measurement.answers), measurement.skipped, measurement.interrupted) == (12, (), False)
     assert measurement.engine.id == load_manifest(echo_engine).engine_id
     for answer in measurement.answers:
@@ -113,6 +113,7 @@ def test_bad_usage_is_one_line(echo_engine: Path, tmp_path: Path, capfd: pytest.
         (["--temperature", "-1"], 2, "temperature"),
         (["--questions", "0"], 2, "questions"),
         (["--draft", "eagle+ngram", "--device", "cuda"], 2, "eagle+ngram works on the CPU only"),
+        (["--draft", "eagle", "--draft", "best"], 2, "'best' is not one of"),
         (["--prompts", tmp_path / "nowhere"], 2, "nowhere"),
         (["--prompts", tmp_path / "bad.jsonl"], 2, "line 1"),
         (["--prompts", tmp_path / "long.txt"], 2, "none of the 1 questions can be asked: the prompt has"),
@@ -146,10 +147,10 @@ def edited(change: Callable[[dict[str, Any]], object]) -> str:
 BROKEN: Mapping[str, Callable[[], str]] = {
     "cannot read": lambda: "{",
     "no measurement of schema": lambda: "[]",
-    "of schema 1": lambda: edited(lambda data: data.update(schema=2)),
+    "of schema 2": lambda: edited(lambda data: data.update(schema=1)),
     "wrong keys: machine": lambda: edited(lambda data: data.pop("machine")),
     "tokens_per_cycle": lambda: edited(lambda data: data["answers"][0]["stats"].update(tokens_per_cycle="fast")),
-    "not every arm answered": lambda: edited(lambda data: data["answers"].pop()),
+    "not every contender answered": lambda: edited(lambda data: data["answers"].pop()),
     "several lengths": lambda: edited(lambda data: data["answers"][0]["rounds"]["waits"].append(1.0)),
     "every turn": lambda: edited(lambda data: data["answers"].clear()),
 }
@@ -174,7 +175,7 @@ def test_without_matplotlib_it_says_so_before_it_measures(
     assert capfd.readouterr() == ("", "resps-bench: a report needs matplotlib — pip install 'resps[bench]'\n")
 
 
-def test_tuned_arms_are_defaults_of_the_command(
+def test_tuned_policies_are_defaults_of_the_command(
     echo_engine: Path, asked_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tuned = tmp_path / "engine"
@@ -184,6 +185,36 @@ def test_tuned_arms_are_defaults_of_the_command(
     out, err = capfd.readouterr()
     assert err == ""
     assert [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")][:5] == [
-        "arm", "none", "5,3,2", "fixed (6,2,3)", "cost-model",
+        "contender", "none", "5,3,2", "fixed (6,2,3)", "cost-model",
     ]  # fmt: skip
     assert out.startswith("lossless")
+
+
+def test_drafts_are_compared_in_one_run(
+    echo_engine: Path, asked_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Tables and JSON name the draft; every Decoder is closed; a draft that is given twice takes part once."""
+    closed: list[str] = []
+    close = Decoder.close
+    monkeypatch.setattr(Decoder, "close", lambda self: (closed.append(self.draft), close(self))[1])
+    drafts = [part for draft in ("eagle", "eagle+ngram", "eagle") for part in ("--draft", draft)]
+    arguments = ("--prompts", asked_file, "--max-new-tokens", "12", *drafts)
+    assert bench(echo_engine, *arguments, "--policies", "fixed", "--tree", "3,2,1", "--json") == 0
+    (tmp_path / "bench.json").write_text(capfd.readouterr().out)
+    assert sorted(closed) == ["eagle", "eagle+ngram"]
+    measurement = read(tmp_path / "bench.json")
+    assert measurement.engine.drafts == ("eagle", "eagle+ngram")
+    assert [(each.name, each.draft) for each in measurement.contenders] == [
+        (BASELINE, "none"),
+        ("eagle fixed", "eagle"),
+        ("eagle 3,2,1", "eagle"),
+        ("eagle+ngram fixed", "eagle+ngram"),
+        ("eagle+ngram 3,2,1", "eagle+ngram"),
+    ]
+    assert all(each.differing_tokens == 0 for each in tabulate(measurement).pooled)
+    assert run_command(command, "resps-bench", ["--from", str(tmp_path / "bench.json")]) == 0
+    out, _ = capfd.readouterr()
+    assert "draft eagle and eagle+ngram (" in out
+    assert "| eagle+ngram fixed (5,3,2) |" in out
+    assert bench(echo_engine, "--draft", "eagle", "--draft", "ngram", "--tree", "65,8,8") == 2  # found after both were loaded
+    assert sorted(closed) == ["eagle", "eagle", "eagle+ngram", "ngram"]
