@@ -31,7 +31,7 @@ from export.graphs.layers import TENSORRT_PRECISIONS
 from export.graphs.policy_net import action_table
 from export.graphs.weights import BLOCK, quantize_blocks, quantize_rows
 from export.parity.reference import reference_logits
-from export.parity.target import PARENTS
+from export.parity.target import TREE_PARENTS
 from export.tensorrt.builder import parse_graph
 from export.tensorrt.gpu import BuildGpu, choose_platform, parse_capabilities
 from policy import TreeSpec, rough_latency
@@ -225,9 +225,9 @@ def test_every_precision_builds_and_equals_the_reference(tmp_path: Path, precisi
             metadata={"format": "pt"},
         )
     checkpoint = open_checkpoint(path)
-    tree = Tree.from_parents(list(range(3, 3 + len(PARENTS))), PARENTS)
+    tree = Tree.from_parents(list(range(3, 3 + len(TREE_PARENTS))), TREE_PARENTS)
     expected = reference_logits(checkpoint, tree.tokens, tree.depth, tree.mask)
-    actual = export.parity.target._exported_logits(directory / "target.onnx", checkpoint, TENSORRT_PRECISIONS[precision], tree)
+    actual = export.parity.target.exported_logits(directory / "target.onnx", checkpoint, TENSORRT_PRECISIONS[precision], tree)
     assert np.abs(actual - expected).max() < most
     assert np.abs(expected).max() > 3
 
