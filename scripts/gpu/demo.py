@@ -1,4 +1,4 @@
-"""The demo model end to end on the GPU: its text against the CPU's, losslessness, speed, memory."""
+"""The demo model end to end on the GPU: its text compared with the CPU's, losslessness, speed, memory."""
 
 from __future__ import annotations
 
@@ -22,27 +22,34 @@ TREES = [(2, 1, 1), (4, 3, 1), (8, 4, 4), (16, 5, 4), (32, 7, 8), (64, 8, 10)]
 
 
 def demo(work: Path, weights: str | None) -> dict[str, Any]:
-    """Exports, then compares. TensorRT in fp16 and fp32 where it runs, ONNX Runtime's CUDA provider in fp32."""
-    source = ["--model", "smollm2-135m", *(["--weights", weights] if weights else []), "--out", str(work)]
-    _export(*source, "--name", "cpu")
-    with Decoder(work / "cpu", policy=FixedPolicy(PLAIN)) as decoder:
+    """TensorRT in fp16 and fp32, ONNX Runtime's CUDA provider in fp32, each compared with the CPU. ``weights``: the model's GGUF."""
+    cpu = export_demo(work, weights, "cpu")
+    with Decoder(cpu, policy=FixedPolicy(PLAIN)) as decoder:
         expected = [_tokens(decoder, prompt) for prompt in PROMPTS]
     report: dict[str, Any] = {}
     for precision in ("fp16", "fp32"):
         name = f"tensorrt-{precision}"
         try:
-            _export(*source, "--backend", "tensorrt", "--precision", precision, "--name", name)
-            report[name] = _measure(work / name, expected, {})
+            report[name] = _measure(export_demo(work, weights, name, precision), expected, {})
         except (RespsError, RuntimeError) as error:
             report[name] = {"error": str(error)}
     try:
-        report["onnxruntime-cuda-fp32"] = _measure(work / "cpu", expected, {"device": "cuda"})
+        report["onnxruntime-cuda-fp32"] = _measure(cpu, expected, {"device": "cuda"})
     except RespsError as error:
         report["onnxruntime-cuda-fp32"] = {"error": str(error)}
     return report
 
 
-def _export(*arguments: str) -> None:
+def export_demo(work: Path, weights: str | None, name: str, precision: str | None = None) -> Path:
+    """``work``/``name``: the demo model for the CPU or, with a ``precision``, for TensorRT. Kept if up to date. Raises RuntimeError."""
+    source = ["--model", "smollm2-135m", *(["--weights", weights] if weights else [])]
+    backend = ["--backend", "tensorrt", "--precision", precision] if precision else []
+    export(*source, *backend, "--out", str(work), "--name", name)
+    return work / name
+
+
+def export(*arguments: str) -> None:
+    """Run resps-export. Raises RuntimeError if it fails."""
     if code := run_command(command, "resps-export", arguments):
         raise RuntimeError(f"resps-export {' '.join(arguments)} ended with {code}, see above")
 
@@ -52,7 +59,7 @@ def _tokens(decoder: Decoder, prompt: Prompt, policy: Policy | None = None, samp
 
 
 def _measure(directory: Path, expected: Sequence[tuple[int, ...]], options: dict[str, Any]) -> dict[str, Any]:
-    cuda = Cuda()  # holds the CUDA context, so that only what a Decoder takes is counted
+    cuda = Cuda()  # creates the CUDA context first, so that only the Decoder's memory is counted
     before, started = cuda.free_memory(), time.perf_counter()
     with Decoder(directory, **options) as decoder:
         loaded, during = time.perf_counter() - started, cuda.free_memory()
@@ -84,7 +91,7 @@ def _specs(decoder: Decoder) -> list[TreeSpec]:
 
 
 def _losslessness(decoder: Decoder, plain: Sequence[tuple[int, ...]]) -> dict[str, str]:
-    """Tokens of answers with trees that differ from plain decoding on the same engine, and equal answers, by tree."""
+    """By tree: answers equal to plain decoding on the same engine, and tokens before the first difference."""
     report = {}
     for spec in _specs(decoder):
         answers = [_tokens(decoder, prompt, FixedPolicy(spec)) for prompt in PROMPTS]
@@ -94,7 +101,7 @@ def _losslessness(decoder: Decoder, plain: Sequence[tuple[int, ...]]) -> dict[st
 
 
 def _speed(decoder: Decoder) -> dict[str, Any]:
-    """Tokens/s, medians of interleaved runs; tokens per cycle; milliseconds of a cycle."""
+    """By tree: tokens/s (medians of interleaved runs), tokens per cycle, milliseconds per cycle."""
     specs = [PLAIN, *_specs(decoder)]
     rates: dict[str, list[float]] = {str(spec): [] for spec in specs}
     cycles: dict[str, list[float]] = {str(spec): [] for spec in specs}

@@ -1,4 +1,4 @@
-"""What is here, and whether TensorRT runs on it."""
+"""The GPU and the installed versions, and whether TensorRT runs here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
 
 
 def bandwidth(cuda: Cuda, size: int = 1 << 30, times: int = 20) -> float:
-    """Bytes read and written by device copies, TB/s: what memory gives in practice."""
+    """Memory bandwidth in TB/s: bytes read and written by device copies."""
     first, second = cuda.allocate(size), cuda.allocate(size)
     try:
         cuda.copy(second, first, size)
@@ -57,14 +57,14 @@ def _versions() -> dict[str, str]:
 
 
 def runs_plans(folder: Path) -> dict[str, Any]:
-    """For each form of TensorRT: does a plan built for this GPU run and give ONNX Runtime's numbers; does one built for other GPUs."""
+    """For both forms of TensorRT: does a plan built for this GPU run and give ONNX Runtime's result? Does one built without it?"""
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
     for flavour in ("tensorrt", "tensorrt_rtx"):
         for target in ("this GPU", "8.9,12.0") if flavour == "tensorrt_rtx" else ("this GPU",):
             try:
                 results[f"{flavour} for {target}"] = _runs(folder, flavour, None if target == "this GPU" else target)
-            except Exception as error:  # whatever it is, it is the answer
+            except Exception as error:  # any failure is the answer
                 results[f"{flavour} for {target}"] = {"runs": False, "error": f"{type(error).__name__}: {error}"}
     return results
 
@@ -109,7 +109,7 @@ def _on_device(folder: Path, graph: Graph, flavour: str, feeds: Mapping[str, np.
         call = engine.prepare(**limits)
         for name, values in feeds.items():
             call.inputs[name][:] = values
-        for _ in range(3):  # as it is, and twice from the recording
+        for _ in range(3):  # once directly, twice from the CUDA graph
             call.run()
         found = np.array(call.outputs["token"])
         engine.close()

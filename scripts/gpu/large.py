@@ -1,4 +1,4 @@
-"""A Llama-3-8B-shaped target and draft with random weights: what passes, draft steps, the host and a change of profile cost."""
+"""A Llama-3-8B-shaped target and draft with random weights: times of passes, draft steps, host work and profile switches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime import Decoder, SamplingParams
 from runtime.backends.cuda.driver import Cuda
 from runtime.decoding.tree import Tree
 from runtime.drafters.eagle import EagleDrafter
-from scripts.gpu.demo import _export
+from scripts.gpu.demo import export
 from scripts.gpu.environment import bandwidth
 from scripts.gpu.random_model import LLAMA3_8B, RandomShape, write_model
 
@@ -22,14 +22,14 @@ TREES = (TreeSpec(8, 4, 4), TreeSpec(16, 5, 8), TreeSpec(32, 7, 8), TreeSpec(64,
 
 
 def large(work: Path, layers: int, precision: str, shape: RandomShape = LLAMA3_8B) -> dict[str, Any]:
-    """Milliseconds are medians of GPU time between two marks in the stream, unless they say wall."""
+    """Milliseconds are medians of GPU time between two events in the stream, or of wall time where the name says so."""
     weights, name = work / f"weights-{layers}", f"engines-{layers}-{precision}"
     if not (weights / "draft").is_dir():
         write_model(weights, shape, layers)
     started = time.perf_counter()
     sources = ["--weights", str(weights / "target"), "--draft-weights", str(weights / "draft")]
     built_as = ["--backend", "tensorrt", "--precision", precision, "--max-context", str(CONTEXT)]
-    _export(*sources, *built_as, "--out", str(work), "--name", name)
+    export(*sources, *built_as, "--out", str(work), "--name", name)
     built = time.perf_counter() - started
     started = time.perf_counter()
     with Decoder(work / name, policy=FixedPolicy(TREES[2])) as decoder:
@@ -38,7 +38,7 @@ def large(work: Path, layers: int, precision: str, shape: RandomShape = LLAMA3_8
 
 
 def measure(decoder: Decoder) -> dict[str, Any]:
-    """Everything about one engine directory."""
+    """All measurements of one engine directory."""
     cuda = Cuda()
     speed = bandwidth(cuda)
     cuda.close()
@@ -89,7 +89,7 @@ def _wall_ms(work: Callable[[], Any]) -> float:
 
 
 def _switch_ms(decoder: Decoder, stream: Any, passes: dict[int, float]) -> float:
-    """How much longer two passes of different profiles take when they alternate than each repeated."""
+    """How much longer two passes of different profiles take if they alternate than if each is repeated."""
     sizes = sorted(passes)[-1], sorted(passes)[0]
 
     def both() -> None:
@@ -100,7 +100,7 @@ def _switch_ms(decoder: Decoder, stream: Any, passes: dict[int, float]) -> float
 
 
 def _drafting(decoder: Decoder, stream: Any) -> dict[str, Any]:
-    """A whole tree by its depth, hence a level; and the catch-up with what one round commits."""
+    """Time of a whole tree by width and depth, the commit of one round included; ``step_ms``: time of one level."""
     drafter = decoder.models.drafter
     if not isinstance(drafter, EagleDrafter):
         return {"error": "the directory has no draft"}
@@ -123,7 +123,7 @@ def _drafting(decoder: Decoder, stream: Any) -> dict[str, Any]:
 
 
 def _cycle(decoder: Decoder, stream: Any, spec: TreeSpec) -> dict[str, float]:
-    """Wall time of a cycle in a real answer, the GPU's share of it, and what is left: host and launch gap."""
+    """Wall time of a cycle in a real answer, GPU time of the same work, and their difference: host work and launch gaps."""
     prompt = [7, 11, 13] * 100
     for _ in range(2):
         with decoder.stream(prompt, SamplingParams(max_new_tokens=400), policy=FixedPolicy(spec)) as chunks:
@@ -137,7 +137,7 @@ def _cycle(decoder: Decoder, stream: Any, spec: TreeSpec) -> dict[str, float]:
 
 
 def _busy_ms(decoder: Decoder, stream: Any, spec: TreeSpec) -> float:
-    """GPU time of a cycle's work when it is put into the stream all at once: nothing waits for the host."""
+    """GPU time of a cycle's work if all of it is enqueued at once, without waiting for the host."""
     target, drafter = decoder.models.target, decoder.models.drafter
     target.cache.truncate(0)
     list(target.prefill([7] * PAST))

@@ -1,4 +1,4 @@
-"""A target and a draft of a given shape with random weights, on disk in the usual formats."""
+"""Writes a target and a draft of a given shape with random weights, as safetensors with their configs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHARD = 8  # layers
 
 
 def write_model(folder: Path, shape: RandomShape, layers: int) -> None:
-    """``folder``/target and ``folder``/draft, in bfloat16, made on the GPU where there is one."""
+    """Write ``folder``/target and ``folder``/draft in bfloat16; the weights are drawn on the GPU if there is one."""
     import torch
     from safetensors.torch import save_file
 

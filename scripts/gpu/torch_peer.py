@@ -1,4 +1,4 @@
-"""The same target in transformers on the same card: one token, and as many rows as a tree has, each in a CUDA graph."""
+"""The same target in transformers on the same GPU: passes of one token and of a tree's rows, also in CUDA graphs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROWS = (1, 8, 16, 32, 64)
 
 
 def torch_peer(folder: Path) -> dict[str, Any]:
-    """``folder``: where `random_model` wrote. Milliseconds, medians."""
+    """``folder``: written by `random_model`. Milliseconds, medians."""
     import torch
     import transformers
 
@@ -23,13 +23,13 @@ def torch_peer(folder: Path) -> dict[str, Any]:
         try:
             compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True)
             report["compiled_ms"] = {str(rows): _time(_step(compiled, rows, model)) for rows in (1, 32)}
-        except Exception as error:  # a peer's own trouble is not ours, but is told
+        except Exception as error:  # the peer's failure is reported, not raised
             report["compiled_ms"] = {"error": f"{type(error).__name__}: {error}"[:300]}
     return report
 
 
 def _step(run: Any, rows: int, model: Any = None) -> Any:
-    """A forward pass of ``rows`` tokens behind PAST cached ones."""
+    """A function that runs a forward pass of ``rows`` tokens behind PAST cached ones."""
     import torch
     from transformers import StaticCache
 

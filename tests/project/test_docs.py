@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 from pathlib import Path
 
@@ -53,8 +52,7 @@ def options(call: str) -> set[str]:
     name = call.removeprefix("python ").removeprefix("-m ").removesuffix(".py").replace("/", ".")
     package = (ROOT / name.replace(".", "/")).is_dir()
     module = importlib.import_module(f"{name}.__main__" if package else name)
-    found = getattr(module, "command", None) or module.main
-    return names(found) if isinstance(found, click.Command) else set(re.findall(r'"(--[a-z-]+)"', inspect.getsource(module)))  # argparse
+    return names(getattr(module, "command", None) or module.main)
 
 
 def calls(document: Path) -> list[tuple[str, str]]:

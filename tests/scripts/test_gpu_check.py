@@ -52,6 +52,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.trt
 def test_large_part_measures_passes_drafts_and_cycles(gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scripts.gpu.large, "CONTEXT", 420)
     monkeypatch.setattr(scripts.gpu.large, "PAST", 64)

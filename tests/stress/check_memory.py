@@ -1,6 +1,6 @@
 """Exports a large synthetic checkpoint and prints time and peak memory: memory must not grow with the checkpoint.
 
-    python -m tests.stress.check_memory --work /tmp/big [--gigabytes 4] [--precision fp32]
+    python -m tests.stress.check_memory --work NEW_DIR [--gigabytes 4] [--precision fp32]
 
 Writes a random bf16 Llama of the given size as safetensors shards of 1 GB, exports it in its own process, prints one JSON object and
 removes the files.

@@ -43,7 +43,7 @@ class LoadReport:
     """What all clients saw together."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    told: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     queued: list[float] = field(default_factory=list)
     tokens: int = 0
@@ -128,7 +128,7 @@ async def client(number: int, url: str, known: list[tuple[LoadRequest, str]], un
                 if text != expected:
                     seen.wrong.append(f"{text!r} is not {expected!r}")
             elif text in ("queue_full", "queue_timeout") and ours["retry"] >= 1:
-                seen.told[f"{status} {text}"] += 1
+                seen.refused[f"{status} {text}"] += 1
                 await asyncio.sleep(min(ours["retry"], 2.0) * dice.random())
             else:
                 seen.wrong.append(f"status {status}, {text}")
@@ -237,7 +237,7 @@ def main(engine_dir: Path | None, url: str | None, count: int, seconds: float, q
         "seconds": seconds,
         **{name: seen.counts[name] for name in ("answered", "left", "lost", "cut_by_kill", "exit_code")},
         "wrong": len(seen.wrong),
-        "told": dict(seen.told),
+        "refused": dict(seen.refused),
         "tokens": seen.tokens,
         "queue_seconds": {
             "configured": queue_seconds,

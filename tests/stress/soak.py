@@ -102,8 +102,12 @@ def cases(decoder: Decoder, count: int, tokens: int) -> list[KnownAnswer]:
         chat = bool(decoder.manifest.tokens.chat_template)
         for sampling in (SamplingParams(), SamplingParams(temperature=0.8, top_p=0.95, seed=number)):
             first = answered(decoder, encoded(decoder, messages if chat else question.turns[0], tokens), sampling, tokens)
-            told = [*messages, {"role": "assistant", "content": first.answer.text}, {"role": "user", "content": "Say it in other words."}]
-            again = encoded(decoder, told, tokens) if chat else [*first.prompt, *first.answer.tokens, 5, 6]
+            chat_so_far = [
+                *messages,
+                {"role": "assistant", "content": first.answer.text},
+                {"role": "user", "content": "Say it in other words."},
+            ]
+            again = encoded(decoder, chat_so_far, tokens) if chat else [*first.prompt, *first.answer.tokens, 5, 6]
             made += [first, answered(decoder, again, sampling, tokens)]
     return made
 

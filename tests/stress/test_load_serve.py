@@ -28,7 +28,7 @@ def test_nothing_is_wrong_or_lost_and_refusals_are_counted() -> None:
     seen = loaded([ToyDecoder(), ToyDecoder()], queue=3, queue_seconds=0.05)
     assert seen.wrong == []
     assert seen.counts["answered"] > 0  # how many depends on how busy the machine is
-    assert seen.told["429 queue_full"] > 0
+    assert seen.refused["429 queue_full"] > 0
     assert seen.tokens > 0
     assert max(seen.queued) > 0
 

@@ -196,7 +196,12 @@ def test_drafts_are_compared_in_one_run(
     """Tables and JSON name the draft; every Decoder is closed; a draft that is given twice takes part once."""
     closed: list[str] = []
     close = Decoder.close
-    monkeypatch.setattr(Decoder, "close", lambda self: (closed.append(self.draft), close(self))[1])
+
+    def noted(self: Decoder) -> None:
+        closed.append(self.draft)
+        close(self)
+
+    monkeypatch.setattr(Decoder, "close", noted)
     drafts = [part for draft in ("eagle", "eagle+ngram", "eagle") for part in ("--draft", draft)]
     arguments = ("--prompts", asked_file, "--max-new-tokens", "12", *drafts)
     assert bench(echo_engine, *arguments, "--policies", "fixed", "--tree", "3,2,1", "--json") == 0
