@@ -16,13 +16,16 @@ import onnxruntime
 from runtime.errors import EngineDirError
 from runtime.manifest.graphs import FILE_NAME, File, Graph, Tensor, sha256_of
 from runtime.manifest.load import load_manifest
-from runtime.manifest.schema import SCHEMA, Check, Controller, Draft, Limits, Manifest, Source, TargetShape, Tokens
+from runtime.manifest.schema import SCHEMA, Check, Draft, Limits, Manifest, Source, TargetShape, Tokens
+from runtime.manifest.tuning import Tuning
+from runtime.manifest.tuning_fit import policy_limits
 
 from .checkpoints.draft_checkpoint import DraftCheckpoint
 from .checkpoints.gguf import GgufCheckpoint
 from .checkpoints.safetensors import Checkpoint
 from .checkpoints.tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, TokenizerFiles, tokenizer_of_directory, tokenizer_of_gguf
-from .directory.bundled_tuning import take_out
+from .directory.bundled_tuning import bundled_tuning
+from .directory.found_tuning import FoundTuning, adopt
 from .directory.install import expect_replaceable, move_into_place, scratch_directory
 from .directory.kept_tuning import keep
 from .draft_build import write_draft
@@ -37,7 +40,7 @@ from .parity.target import check_target
 from .plan import Plan
 from .tensorrt.builder import TIMING_CACHE, Progress
 from .tensorrt.gpu import Platform
-from .tensorrt.plans import add_policy, build_plans, describe
+from .tensorrt.plans import build_plans, describe
 
 SPAN_STEP = {ONNXRUNTIME: 64, TENSORRT: 256}  # coarser where every span is recorded on its own
 FUSED_FILE = "target.cpu.onnx"
@@ -72,11 +75,13 @@ def _exporter_hash() -> str:
 
 @dataclass(frozen=True)
 class ExportJob:
-    """One export. ``rebuild``: the command that makes it again, for error messages; ``platform``: of an engine for TensorRT."""
+    """One export. ``policy``: the tuning that was asked for; ``rebuild``: the command that makes it again, for error messages;
+    ``platform``: of an engine for TensorRT."""
 
     plan: Plan
     checkpoint: Checkpoint
     draft: DraftCheckpoint | None
+    policy: FoundTuning | None
     source: Source
     rebuild: str
     chat_template: str | None
@@ -92,7 +97,6 @@ class _Written:
     known: dict[str, File]
     check: Check
     draft: Draft | None = None
-    policy: Controller | None = None
 
 
 def export(job: ExportJob) -> Manifest:
@@ -142,7 +146,6 @@ def _write(scratch: Path, job: ExportJob) -> Manifest:
         tree_sizes=plan.tree_sizes,
         tokens=Tokens(TOKENIZER_FILE, TEMPLATE_FILE if tokenizer.chat_template else None, tokenizer.stop, tokenizer.bos),
         draft=written.draft,
-        policy=written.policy,
         tuning=None,
         tensorrt=describe(job.platform) if job.platform else None,
         graphs=graphs,
@@ -152,12 +155,20 @@ def _write(scratch: Path, job: ExportJob) -> Manifest:
         source=job.source,
         rebuild=job.rebuild,
     )
-    tuning = keep(plan.directory, manifest.engine_id, scratch)
-    if tuning is None and job.draft and not job.platform:
-        tuning = take_out(job.draft.path, plan.precision, manifest.engine_id, scratch)
-    manifest = replace(manifest, tuning=tuning)
+    manifest = replace(manifest, tuning=_tuning(scratch, job, manifest))
     (scratch / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _tuning(scratch: Path, job: ExportJob, manifest: Manifest) -> Tuning | None:
+    """The one that was asked for, else the one that was made for the directory, else the one that comes with the draft."""
+    found = job.policy
+    if found is None:
+        if kept := keep(job.plan.directory, manifest.engine_id, scratch):
+            return kept
+        if job.draft and (limits := policy_limits(manifest)):
+            found = bundled_tuning(job.draft.path, job.draft.sha256, job.plan.precision, limits)
+    return adopt(found, manifest.engine_id, scratch, job.platform, job.progress) if found else None
 
 
 def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], tokenizer: TokenizerFiles) -> _Written:
@@ -170,14 +181,14 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], toke
             "the draft — use --precision fp32 or bf16"
         )
     with WeightFile(scratch / "target.data") as weights:
-        writer = TargetWriter(job.checkpoint, precision, plan.capacity, weights, captured, static=plan.backend == TENSORRT)
+        writer = TargetWriter(arch, job.checkpoint, precision, plan.capacity, weights, captured, static=plan.backend == TENSORRT)
         for done in writer.build():
             progress("target", done, arch.layers)
     models = {"target": writer.model(), "sample": build_sample(arch.vocab)}
     for name, model in models.items():
         onnx.save(model, scratch / f"{name}.onnx")
         onnx.checker.check_model(str(scratch / f"{name}.onnx"))
-    fused = fused_target(writer, models["target"])
+    fused = fused_target(writer)
     if fused:
         onnx.save(fused, scratch / FUSED_FILE)
     (scratch / TOKENIZER_FILE).write_text(tokenizer.tokenizer_json, encoding="utf-8")
@@ -197,9 +208,6 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], toke
         )
         models |= drafts
         progress("draft", 1, 1)
-        if job.platform and (added := add_policy(scratch, models["target"], plan.tree_sizes, written.draft)):
-            models["policy"], data, written.policy = added
-            written.known |= data
     return written
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .checkpoints.draft_checkpoint import DraftCheckpoint
     from .checkpoints.models import ModelEntry
     from .checkpoints.safetensors import Checkpoint
+    from .directory.found_tuning import FoundTuning
     from .plan import Plan
     from .tensorrt.gpu import Platform
 
@@ -33,6 +34,9 @@ LARGEST_TREE = 512
 @click.option("--no-draft", is_flag=True, help="Export the target alone.")
 @click.option("--draft-precision", type=click.Choice(PRECISION_NAMES),
               help="Precision of the draft [default: int8 beside fp32, int8 and int4; fp16 with tensorrt].")  # fmt: skip
+@click.option("--policy", type=click.Path(path_type=Path, exists=True), metavar="DIR|FILE",
+              help="Trained policy to export: a tuned engine directory, a folder with a tuning.json, or its file [default: what resps-tune "
+              "found for this directory, else what comes with the draft].")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Where engine directories lie.")
 @click.option("--name", help="Directory below --out [default: the model, with the backend and precision if they are not the default].")
 @click.option("--backend", type=click.Choice(tuple(DEFAULT_PRECISIONS)), default="onnxruntime", show_default=True,
@@ -73,6 +77,7 @@ class Asked:
     draft_weights: str | None
     no_draft: bool
     draft_precision: str | None
+    policy: Path | None
     out: Path
     name: str | None
     backend: str
@@ -134,6 +139,7 @@ class CheckedExport:
     entry: ModelEntry
     checkpoint: Checkpoint | None
     draft: DraftCheckpoint | None
+    policy: FoundTuning | None
     platform: Platform | None
 
 
@@ -141,8 +147,8 @@ def _checked(asked: Asked) -> Asked:
     """Raises UsageError for options that do not go together."""
     if asked.model is None and asked.weights is None:
         raise click.UsageError("give --model NAME or --weights DIR, FILE.gguf or a hub id")
-    if asked.no_draft and (asked.draft_weights or asked.draft_precision):
-        raise click.UsageError("--no-draft goes with neither --draft-weights nor --draft-precision")
+    if asked.no_draft and (asked.draft_weights or asked.draft_precision or asked.policy):
+        raise click.UsageError("--no-draft goes with none of --draft-weights, --draft-precision and --policy")
     if asked.backend != "tensorrt" and "fp8" in (asked.precision, asked.draft_precision):
         raise click.UsageError("fp8 needs --backend tensorrt; for the CPU there is int8")
     if asked.backend != "tensorrt" and asked.compute_capability is not None:
@@ -158,8 +164,9 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     from .checkpoints.draft_checkpoint import open_draft
     from .checkpoints.fetch import locate, locate_draft, open_checkpoint, planned_arch, planned_draft
     from .checkpoints.models import ModelEntry, model_entry
+    from .directory.given_tuning import given_tuning
     from .graphs.layers import BACKENDS
-    from .plan import PlannedDraft, default_draft_precision, make_plan
+    from .plan import PlannedDraft, default_draft_precision, make_plan, planned_limits
 
     entry = model_entry(asked.model) if asked.model is not None else ModelEntry(asked.weights or "", None)
     platform = _platform(asked) if asked.backend == "tensorrt" and not dry_run else None
@@ -171,8 +178,13 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     found = (draft.path.name, draft.arch) if draft else None
     if dry_run and not asked.no_draft:
         found = planned_draft(entry, asked.draft_weights, arch)
-    if found is None and asked.draft_precision:
-        raise click.UsageError("--draft-precision needs a draft: give --draft-weights, or a --model that has one")
+    if found is None and (asked.draft_precision or asked.policy):
+        option = "--draft-precision" if asked.draft_precision else "--policy"
+        raise click.UsageError(f"{option} needs a draft: give --draft-weights, or a --model that has one")
+    policy = None
+    if found and asked.policy:
+        limits = planned_limits(found[1], asked.sizes, asked.backend)
+        policy = given_tuning(asked.policy, draft.sha256 if draft else None, limits)
     chosen = asked.draft_precision or default_draft_precision(asked.chosen_precision, asked.backend)
     plan = make_plan(
         asked.out / asked.folder,
@@ -182,10 +194,11 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         asked.max_context,
         asked.prefill_rows,
         PlannedDraft(*found, chosen) if found else None,
+        policy.bytes if policy else 0,
         backend=asked.backend,
         tree_sizes=asked.sizes,
     )
-    return CheckedExport(plan, entry, checkpoint, draft, platform)
+    return CheckedExport(plan, entry, checkpoint, draft, policy, platform)
 
 
 def _platform(asked: Asked) -> Platform:
@@ -203,6 +216,7 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
     assert checkpoint is not None
     options: dict[str, object] = {"model": plan.model, "precision": plan.precision, "draft_precision": plan.draft_precision}
     options |= {"max_context": asked.max_context, "prefill_rows": asked.prefill_rows, "tree_sizes": list(plan.tree_sizes)}
+    options["policy"] = prepared.policy.digest if prepared.policy else None
     if platform:
         gpu = platform.gpu.name if platform.gpu else None
         options["tensorrt"] = [platform.flavour, platform.version, list(platform.capabilities), gpu]
@@ -213,7 +227,17 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
         return
     if platform:
         click.echo("\n".join(plan.lines()), err=True)
-    job = ExportJob(plan, checkpoint, prepared.draft, source, asked.command_line, prepared.entry.chat_template, platform, _progress)
+    job = ExportJob(
+        plan,
+        checkpoint,
+        prepared.draft,
+        prepared.policy,
+        source,
+        asked.command_line,
+        prepared.entry.chat_template,
+        platform,
+        _progress,
+    )
     manifest = export(job)
     ready = f"{plan.directory} is ready: max |logit difference| {manifest.check.max_abs_logit_diff:.1e}"
     click.echo(manifest.to_json().rstrip() if as_json else ready)

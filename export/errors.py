@@ -4,6 +4,7 @@ RespsError
 └── ExportError              the export failed                                             (exit 1)
     ├── UnknownModel         no such name in the table                                      (exit 2)
     ├── UnsupportedModel     an architecture or option the graphs cannot express exactly
+    ├── UnfitPolicy          --policy cannot be read, or does not fit what is exported        (exit 2)
     ├── CheckpointError      weights missing, truncated, unreadable or with the wrong hash
     ├── ParityError          the exported graph does not compute what the checkpoint does
     └── EngineBuildError     TensorRT cannot read a graph or build its plan
@@ -24,6 +25,12 @@ class UnsupportedModel(ExportError):
 
 class UnknownModel(ExportError):
     """No such name in the table."""
+
+    exit_code = 2
+
+
+class UnfitPolicy(ExportError):
+    """The tuning that was given cannot be read, or is for another draft, other sizes of trees or other inputs."""
 
     exit_code = 2
 

@@ -1,18 +1,19 @@
-"""What an export will write and need, before anything is written."""
+"""What an export will write and need, before anything is written: the graph writers run over the architectures alone and count."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.manifest.tuning_fit import PolicyLimits
+
 from .checkpoints.arch import Arch
 from .checkpoints.draft_arch import DraftArch
-from .draft_build import MAX_WIDTH, draft_capacity
-from .graphs.builder import FLOAT8, INT4
-from .graphs.int4_offsets import widened
-from .graphs.layers import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision, is_quantized
-from .graphs.target import is_integer, is_offset
-from .graphs.weights import BLOCK
+from .draft_build import draft_writers, max_width
+from .graphs.layers import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision
+from .graphs.target import EMBEDDING, TargetWriter
+from .graphs.tree_growth import MAX_DEPTH
+from .graphs.weights import WeightCount
 from .parity.target import PIECE_BYTES
 from .tensorrt.profiles import WIDTHS
 
@@ -24,12 +25,14 @@ _SMALL_FILES = 8 << 20  # graphs, tokenizer, manifest
 _PROFILE_BYTES, _LAYER_BYTES = 4 << 20, 512 << 10
 _SMALL_PLANS = 12 << 20
 _BUILD_MEMORY, _BUILD_COPIES = 1000 << 20, 4
+_NETWORK_PLANS = 2  # times a policy network's file
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in bytes. ``memory``: peak of the export itself; ``run_memory``: weights and a full cache at run time; ``plan_bytes``: about
-    what TensorRT's plans take."""
+    """Sizes in bytes. ``weight_bytes`` and ``draft_bytes``: of target.data and draft.data; ``policy_bytes``: of the networks of --policy;
+    ``memory``: peak of the export itself; ``run_memory``: weights and a full cache at run time; ``plan_bytes``: about what TensorRT's plans
+    take."""
 
     directory: Path
     model: str
@@ -43,6 +46,7 @@ class Plan:
     draft_precision: str | None
     weight_bytes: int
     draft_bytes: int
+    policy_bytes: int
     plan_bytes: int
     cache_bytes: int
     disk_bytes: int
@@ -60,6 +64,7 @@ class Plan:
             f"{self.directory}: {self.model} in {self.precision}, context {self.context} tokens",
             f"  target.onnx, target.data   {_mib(self.weight_bytes)} of weights",
             *([f"  draft.onnx, draft.data     {_mib(self.draft_bytes)} of {self.draft} in {self.draft_precision}"] if self.draft else []),
+            *([f"  tuned-*.onnx               {_mib(self.policy_bytes)} of policy networks"] if self.policy_bytes else []),
             "  sample.onnx, tokenizer.json, manifest.json" + (", fuse.onnx, expand.onnx, tree.onnx" if self.draft else ""),
             *(built if self.backend == TENSORRT else ()),
             f"  tree sizes {', '.join(map(str, self.tree_sizes))} rows; prefill in chunks of {self.prefill_rows}",
@@ -79,31 +84,35 @@ def make_plan(
     max_context: int,
     prefill_rows: int,
     draft: PlannedDraft | None = None,
+    policy_bytes: int = 0,
     *,
     backend: str = ONNXRUNTIME,
     tree_sizes: tuple[int, ...] = TREE_SIZES,
 ) -> Plan:
-    """Sizes follow from the architectures alone. A sliding window caps the context: within it, full attention is exact."""
+    """No tensor is read. A sliding window caps the context: within it, full attention is exact."""
     context = min(max_context, arch.max_position, arch.window or arch.max_position)
     capacity = -(-(context + max(tree_sizes)) // 64) * 64
-    compute = NUMPY_TYPES[precision.compute].itemsize
-    weights = weight_bytes(arch, precision, capacity)
-    cache = arch.layers * arch.kv_heads * capacity * arch.head_dim * 2 * compute
+    compute, static = NUMPY_TYPES[precision.compute].itemsize, backend == TENSORRT
+    count, draft_count = WeightCount("target.data"), WeightCount("draft.data")
+    target = TargetWriter(arch, None, precision, capacity, count, static=static)
+    for _ in target.build():
+        pass
+    weights, cache = count.size, target.cache_bytes
     head = arch.vocab * arch.hidden * 4
     widest = max(outputs * inputs for _, outputs, inputs in arch.linears.values())
     layer = weights // (arch.layers + 1)
     memory = _BASE_MEMORY + 2 * max(PIECE_BYTES, head, widest if precision.matrix else 0, layer)
-    draft_weights, plans = 0, 0
     texts = (len(tree_sizes) + 1) * (_PROFILE_BYTES + arch.layers * _LAYER_BYTES)
     if draft:
-        kind, slots, layer_of = BACKENDS[backend][draft.precision], draft_capacity(context, MAX_WIDTH), draft.arch.layer
-        draft_weights = draft_bytes(draft.arch, kind, slots)
-        cache += 2 * layer_of.layers * layer_of.kv_heads * slots * layer_of.head_dim * NUMPY_TYPES[kind.compute].itemsize
-        texts += (len(WIDTHS) + 1) * (_PROFILE_BYTES + layer_of.layers * _LAYER_BYTES)
-        memory = max(memory, _BASE_MEMORY + 3 * draft_weights)  # its check loads it whole
-    if backend == TENSORRT:
+        kind, embedding = BACKENDS[backend][draft.precision], target.g.tensor(EMBEDDING)
+        _, writer = draft_writers(draft.arch, None, kind, precision, context, draft_count, embedding, static)
+        cache += writer.cache_bytes
+        texts += (len(WIDTHS) + 1) * (_PROFILE_BYTES + draft.arch.layer.layers * _LAYER_BYTES)
+        memory = max(memory, _BASE_MEMORY + 3 * draft_count.size)  # its check loads it whole
+    draft_weights, plans = draft_count.size, 0
+    if static:
         shared = 0 if draft is None or draft.arch.own_embedding else arch.vocab * arch.hidden * compute  # a plan has its own copy
-        plans = weights + draft_weights + shared + texts + _SMALL_PLANS
+        plans = weights + draft_weights + shared + texts + _SMALL_PLANS + _NETWORK_PLANS * policy_bytes
         memory = max(memory, _BUILD_MEMORY + _BUILD_COPIES * weights)
     return Plan(
         directory=directory,
@@ -118,12 +127,19 @@ def make_plan(
         draft_precision=draft.precision if draft else None,
         weight_bytes=weights,
         draft_bytes=draft_weights,
+        policy_bytes=policy_bytes,
         plan_bytes=plans,
         cache_bytes=cache,
-        disk_bytes=weights + draft_weights + plans + _SMALL_FILES,
+        disk_bytes=weights + draft_weights + policy_bytes + plans + _SMALL_FILES,
         memory=memory,
         run_memory=_BASE_MEMORY + weights * compute // NUMPY_TYPES[precision.stored].itemsize + cache + draft_weights,
     )
+
+
+def planned_limits(draft: DraftArch, tree_sizes: tuple[int, ...], backend: str) -> PolicyLimits:
+    """What the engine will offer its policies."""
+    largest = (max(tree_sizes), MAX_DEPTH, max_width(draft))
+    return PolicyLimits(len(draft.captured) * draft.target_hidden, largest, tree_sizes if backend == TENSORRT else None)
 
 
 @dataclass(frozen=True)
@@ -140,45 +156,3 @@ def default_draft_precision(precision: str, backend: str = ONNXRUNTIME) -> str:
     if backend == TENSORRT:
         return "bf16" if precision == "bf16" else "fp16"
     return precision if precision in ("fp16", "bf16") else "int8"
-
-
-def draft_bytes(draft: DraftArch, precision: Precision, capacity: int) -> int:
-    """Size of draft.data without alignment and norms."""
-    layer = draft.layer
-
-    def matrix(outputs: int, inputs: int, kind: int | None) -> int:
-        return _matrix_bytes(precision, outputs, inputs, kind)
-
-    layers = layer.layers * sum(matrix(outputs, inputs, precision.matrix) for _, outputs, inputs in layer.linears.values())
-    first = matrix(layer.linears["qkv"][1], layer.hidden, precision.matrix)  # its other half
-    fc = matrix(layer.hidden, len(draft.captured) * draft.target_hidden, precision.matrix)
-    embedding = layer.vocab * layer.hidden * NUMPY_TYPES[precision.stored].itemsize if draft.own_embedding else 0
-    tables = capacity * layer.head_dim * NUMPY_TYPES[precision.compute].itemsize + draft.vocab * 8
-    return layers + first + fc + embedding + matrix(draft.vocab, layer.hidden, precision.head) + tables
-
-
-def _matrix_bytes(precision: Precision, outputs: int, inputs: int, kind: int | None, blocked: bool = True) -> int:
-    """Of one matrix, quantized to ``kind`` with its scales where blocks fit; of integers that are not ``blocked`` an output has one."""
-    if is_quantized(kind, inputs):
-        scales = outputs if kind == FLOAT8 or not blocked else outputs * inputs // BLOCK
-        return outputs * inputs // (2 if kind == INT4 else 1) + scales * NUMPY_TYPES[precision.compute].itemsize
-    return outputs * inputs * NUMPY_TYPES[precision.stored].itemsize
-
-
-def weight_bytes(arch: Arch, precision: Precision, capacity: int) -> int:
-    """Size of the external weight file without alignment."""
-    stored, compute = NUMPY_TYPES[precision.stored].itemsize, NUMPY_TYPES[precision.compute].itemsize
-
-    def matrix(outputs: int, inputs: int, kind: int | None) -> int:
-        shape = outputs, inputs
-        if is_offset(precision, shape, kind):
-            inputs = widened(inputs)
-        return _matrix_bytes(precision, outputs, inputs, kind, not is_integer(precision, shape, kind))
-
-    layer = sum(matrix(outputs, inputs, precision.matrix) for _, outputs, inputs in arch.linears.values())
-    biases = arch.qkv_bias * arch.linears["qkv"][1] + arch.output_bias * arch.linears["o"][1]
-    layer += (2 * arch.hidden + 2 * arch.head_dim * arch.qk_norm + biases) * stored
-    embedding = arch.vocab * arch.hidden * stored
-    own_head = not arch.tied_head or precision.head is not None
-    head = matrix(arch.vocab, arch.hidden, precision.head) if own_head else 0
-    return embedding + head + arch.layers * layer + arch.hidden * stored + capacity * arch.head_dim * compute

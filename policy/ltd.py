@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from . import inputs
 from .base import Observation, Outcome, PartialTree, Policy, trees_of
 from .resps import Action, Net, asked
 from .spec import TreeSpec
@@ -81,7 +82,7 @@ def bounded(partial_tree: PartialTree, nodes: int, sizes: tuple[int, ...]) -> in
 
 def depth_state(partial_tree: PartialTree, tree: TreeSpec) -> np.ndarray:
     """float32 [width + 2]: the last level's ``tree.width`` best scores, best first, and `_scalars`."""
-    state = np.full(tree.width + 2, PAD, np.float32)
+    state = np.full(inputs.width(inputs.LTD_DEPTH, tree=tree), PAD, np.float32)
     best = -np.sort(-partial_tree.last)[: tree.width]
     state[: len(best)] = np.maximum(best, PAD)
     state[-2:] = _scalars(partial_tree, tree)
@@ -93,7 +94,7 @@ def size_state(partial_tree: PartialTree, tree: TreeSpec) -> np.ndarray:
 
     Of a tree that grew wider or deeper than ``tree`` the surplus is left out; a narrower one leaves places empty.
     """
-    state = np.full(tree.capacity - 1 + 2, PAD, np.float32)
+    state = np.full(inputs.width(inputs.LTD_SIZE, tree=tree), PAD, np.float32)
     width = partial_tree.spec.width
     if width == tree.width:
         kept = partial_tree.scores[: tree.capacity - 1]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .base import Observation, Outcome
+from .inputs import CAPTURED
 from .spec import PLAIN, TreeSpec
 
 Net = Callable[[np.ndarray], np.ndarray]
@@ -21,7 +22,6 @@ Action = tuple[int, int, int]
 """(nodes, depth, width), counted as in TreeSpec; (1, 0, 0) is plain decoding."""
 
 HOLD, HOLD_IN_TRAINING = 30, 10  # rounds
-CAPTURED = 3  # vectors in the features
 
 
 def _features(observation: Observation) -> np.ndarray:

@@ -73,16 +73,24 @@ class LoadedEngine:
 
 
 def choose_engine(
-    engine_dir: Path, *, draft: str | None, backend: str | None, device: str | None, threads: int | None, verify: bool
+    engine_dir: Path,
+    *,
+    draft: str | None,
+    backend: str | None,
+    device: str | None,
+    threads: int | None,
+    verify: bool,
+    tuned: bool = True,
 ) -> EngineChoice:
-    """Find and check a directory. None is the default: what it was made for, the physical cores of this process. Raises EngineDirError when
-    it is missing, unfinished, changed or made for something else, ValueError for names that do not exist or do not go together."""
+    """Find and check a directory. None is the default: what it was made for, the physical cores of this process. Without ``tuned`` its
+    tuning is left out. Raises EngineDirError when it is missing, unfinished, changed or made for something else, ValueError for names that
+    do not exist or do not go together."""
     for what, value, choices in (("drafter", draft, DRAFTERS), ("backend", backend, BACKENDS), ("device", device, DEVICES)):
         expect_one_of(what, value, tuple(choices))
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be 1 or more, not {threads}")
     directory = find_engine_dir(engine_dir)
-    manifest = load_manifest(directory, verify=verify, backend=backend)
+    manifest = load_manifest(directory, verify=verify, backend=backend, tuned=tuned)
     device = device or ("cpu" if manifest.tensorrt is None else "cuda")
     drafter = DRAFTERS[draft] if draft else default_drafter(manifest.draft is not None, device)
     if drafter.uses_draft_model and manifest.draft is None:

@@ -6,10 +6,13 @@ The checks matter because a wrong draft does not fail at run time: its tokens ar
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from runtime.manifest.graphs import sha256_of
 
 from ..errors import CheckpointError, UnsupportedModel
 from .draft_arch import DraftArch, draft_arch
@@ -63,6 +66,11 @@ class DraftCheckpoint:
     def fingerprint(self) -> list[list[Any]]:
         """[file name, size, mtime_ns] of every file."""
         return self._files.fingerprint()
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the weight files, by which a tuning identifies its draft."""
+        return sha256_of(*self._files.files)
 
 
 def open_draft(directory: Path, target: Checkpoint) -> DraftCheckpoint:

@@ -46,6 +46,10 @@ class Checkpoint(Weights, Protocol):
 class Files(Weights, Protocol):
     """The weight files of a directory, whatever model they belong to."""
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the tensors, sorted by name."""
+
     def names(self) -> list[str]:
         """Names of all tensors."""
 
@@ -91,10 +95,10 @@ class SafetensorsFiles:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory
-        self._files = shards(directory, "model.safetensors.index.json", "*.safetensors")
+        self.files = shards(directory, "model.safetensors.index.json", "*.safetensors")
         self._file_of: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        for file in self._files:
+        for file in self.files:
             with _open(file) as weights:
                 for name in weights.keys():  # noqa: SIM118 - not a dict
                     self._file_of[name] = file
@@ -114,7 +118,7 @@ class SafetensorsFiles:
             return np.asarray(weights.get_slice(name)[start:stop]).astype(np.float32)
 
     def fingerprint(self) -> list[list[Any]]:
-        return files_fingerprint([*self._files, *config_files(self.path)])
+        return files_fingerprint([*self.files, *config_files(self.path)])
 
 
 class TorchFiles:
@@ -122,13 +126,13 @@ class TorchFiles:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory
-        self._files = shards(directory, "pytorch_model.bin.index.json", PICKLES)
+        self.files = shards(directory, "pytorch_model.bin.index.json", PICKLES)
         try:
             import torch
         except ImportError:
             raise CheckpointError(f"{directory} has pickled weights, which need torch to read — pip install torch") from None
         self._tensors: dict[str, Any] = {}
-        for file in self._files:
+        for file in self.files:
             try:
                 self._tensors.update(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
             except UnpicklingError:  # torch's own message advises loading without protection, so it is not shown
@@ -150,7 +154,7 @@ class TorchFiles:
         return np.asarray(self._tensors[name][start:stop].float().numpy())
 
     def fingerprint(self) -> list[list[Any]]:
-        return files_fingerprint([*self._files, *config_files(self.path)])
+        return files_fingerprint([*self.files, *config_files(self.path)])
 
 
 class SafetensorsCheckpoint(SafetensorsFiles):

@@ -1,6 +1,6 @@
 """A tuning that comes with a draft: its folder tuning/PRECISION holds what resps-tune found for this pair of models on some machine.
 
-Which trees pay depends on the machine too, so it is a start: portable, under the watchdog, until resps-tune replaces it.
+The best trees depend on the machine too, so this is a start: any machine may use it, behind the watchdog, until resps-tune replaces it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import logging
 import shutil
 from pathlib import Path
 
-from runtime.manifest.graphs import File, sha256_of
+from runtime.manifest.check import check_tuning
+from runtime.manifest.graphs import sha256_of
 from runtime.manifest.tuning import Tuning
+from runtime.manifest.tuning_fit import PolicyLimits
 from runtime.manifest.typed_json import Malformed, decode
 
 from ..errors import ExportError
+from .found_tuning import FoundTuning
 
 FOLDER, FILE, WEIGHTS = "tuning", "tuning.json", "model.safetensors"
 
@@ -42,29 +45,27 @@ def put_in(draft: Path, precision: str, tuning: Tuning, engine_dir: Path) -> Pat
     return folder
 
 
-def take_out(draft: Path, precision: str, engine_id: str, scratch: Path) -> Tuning | None:
-    """The tuning for a new engine, its networks copied to ``scratch``; None where there is none, or it is another draft's, which is said.
-    Raises ExportError for one that cannot be read."""
-    folder = draft / FOLDER / precision
-    if not (folder / FILE).is_file():
-        return None
+def read_bundled(file: Path) -> FoundTuning:
+    """Raises ExportError for a file that cannot be read."""
     try:
-        boxed: Boxed = decode(Boxed, json.loads((folder / FILE).read_text(encoding="utf-8")), "tuning")
+        boxed: Boxed = decode(Boxed, json.loads(file.read_text(encoding="utf-8")), "tuning")
+        check_tuning(boxed.tuning, plans=False)
     except (OSError, ValueError, Malformed) as problem:
         raise ExportError(
-            f"cannot read {folder / FILE}: {problem} — remove the folder, or make it again with scripts/lab/bundle_tuning.py"
+            f"cannot read {file}: {problem} — remove the folder, or make it again with scripts/lab/bundle_tuning.py"
         ) from None
-    if not (draft / WEIGHTS).is_file() or boxed.draft != sha256_of(draft / WEIGHTS):
-        _log.warning("%s is about another draft: not used — make it again with scripts/lab/bundle_tuning.py", folder)
+    return FoundTuning(file, boxed.tuning, boxed.draft)
+
+
+def bundled_tuning(draft: Path, sha256: str, precision: str, limits: PolicyLimits) -> FoundTuning | None:
+    """The tuning that comes with the draft in that folder, whose weights have that hash. None if absent, or if it cannot be used here (logs
+    a warning). Raises ExportError for one that cannot be read."""
+    file = draft / FOLDER / precision / FILE
+    if not file.is_file():
         return None
-    for name, expected in boxed.tuning.files.items():
-        if not is_whole(folder, name, expected):
-            raise ExportError(f"{folder / name} is missing or changed — make the folder again with scripts/lab/bundle_tuning.py")
-        shutil.copyfile(folder / name, scratch / name)
-    return dataclasses.replace(boxed.tuning, engine=engine_id)
-
-
-def is_whole(folder: Path, name: str, expected: File) -> bool:
-    """Whether ``folder`` itself has that file, unchanged."""
-    path = folder / name
-    return name == path.name and path.is_file() and File(sha256_of(path), path.stat().st_size) == expected
+    found = read_bundled(file)
+    if problem := found.problem(sha256, limits):
+        _log.warning("%s is not used: %s — tune this engine: resps-tune --engine-dir DIR", file, problem)
+        return None
+    found.expect_whole()
+    return found

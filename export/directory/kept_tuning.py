@@ -11,7 +11,7 @@ from runtime.manifest.graphs import FILE_NAME
 from runtime.manifest.load import read_manifest
 from runtime.manifest.tuning import Tuning
 
-from .bundled_tuning import is_whole
+from .found_tuning import is_whole
 
 _log = logging.getLogger("resps")
 

@@ -14,7 +14,8 @@ IR_VERSION = 11
 
 
 class GraphBuilder:
-    """Collects the nodes of one graph. Standard opset 24 only: the same file must run on ONNX Runtime and build in TensorRT."""
+    """Collects the nodes of one graph. Standard opset 24, because the same file must run on ONNX Runtime and build in TensorRT; nodes of
+    another domain are for ONNX Runtime's CPU."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -65,9 +66,8 @@ class GraphBuilder:
         return helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values()))
 
     def model(self, producer: str) -> onnx.ModelProto:
-        return helper.make_model(
-            self.graph(), opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name=producer
-        )
+        opsets = [helper.make_opsetid(domain, 1 if domain else OPSET) for domain in sorted({"", *(node.domain for node in self._nodes)})]
+        return helper.make_model(self.graph(), opset_imports=opsets, ir_version=IR_VERSION, producer_name=producer)
 
 
 FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16

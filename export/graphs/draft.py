@@ -13,21 +13,25 @@ overwritten.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
 import onnx
 
+from ..checkpoints.draft_arch import DraftArch
 from ..checkpoints.draft_checkpoint import EMBEDDING, HEAD, DraftCheckpoint
 from .builder import BOOL, FLOAT, INT64
 from .layers import LayerWriter, Precision
-from .weights import WeightFile
+from .weights import WeightCount
 
 
 class FuseWriter(LayerWriter):
     """fc, after the norms that some drafts put before it."""
 
-    def __init__(self, draft: DraftCheckpoint, precision: Precision, features: int, weights: WeightFile) -> None:
+    def __init__(self, draft: DraftArch, source: DraftCheckpoint | None, precision: Precision, features: int, weights: WeightCount) -> None:
         """``features``: ONNX type of the target's features."""
-        super().__init__("fuse", draft.arch.layer, draft, precision, 0, weights)
-        self.draft, self.features = draft.arch, features
+        super().__init__("fuse", draft.layer, source, precision, 0, weights)
+        self.draft, self.features = draft, features
 
     def build(self) -> None:
         """Write the whole graph."""
@@ -54,17 +58,18 @@ class DraftWriter(LayerWriter):
 
     def __init__(
         self,
-        draft: DraftCheckpoint,
+        draft: DraftArch,
+        source: DraftCheckpoint | None,
         precision: Precision,
         capacity: int,
-        weights: WeightFile,
+        weights: WeightCount,
         embedding: onnx.TensorProto,
         static: bool = False,
     ) -> None:
-        super().__init__("draft", draft.arch.layer, draft, precision, capacity, weights, static)
-        self.draft, self.checkpoint, self.embedding = draft.arch, draft, embedding
-        if draft.arch.layer.max_position < capacity:
-            self.window = draft.arch.layer.max_position  # no distance that it was not trained for
+        super().__init__("draft", draft.layer, source, precision, capacity, weights, static)
+        self.draft, self.checkpoint, self.embedding = draft, source, embedding
+        if draft.layer.max_position < capacity:
+            self.window = draft.layer.max_position  # no distance that it was not trained for
 
     def build(self) -> None:
         """Write the whole graph."""
@@ -111,10 +116,14 @@ class DraftWriter(LayerWriter):
 
     def _candidates(self, normed: str, beam: str) -> None:
         """The ``k`` most probable tokens of each row, in float32 whatever the weights are; ties go to the lower draft id."""
-        g, tokens = self.g, self.checkpoint.tokens
-        logits = self._product(normed, "head", (len(tokens), self.arch.hidden), [HEAD], self.precision.head)
+        g, vocab = self.g, self.draft.vocab
+        logits = self._product(normed, "head", (vocab, self.arch.hidden), [HEAD], self.precision.head)
         if self.precision.compute != FLOAT:
             logits = g.op("Cast", logits, to=FLOAT)
         _, indices = g.ops("TopK", g.op("LogSoftmax", logits, axis=-1), g.op("Shape", beam), outs=("log_probs", None), axis=-1)
-        ids = g.initializer(self.weights.add("d2t", INT64, tokens.shape, [tokens]))
+        ids = g.initializer(self.weights.add("d2t", INT64, (vocab,), self._tokens()))
         g.op("Gather", ids, indices, out="candidates")
+
+    def _tokens(self) -> Iterator[np.ndarray]:
+        assert self.checkpoint is not None  # only a WeightFile iterates
+        yield self.checkpoint.tokens

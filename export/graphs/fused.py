@@ -9,69 +9,50 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import helper
 
-from .builder import FLOAT, INT32, GraphBuilder
+from .builder import FLOAT, INT32
 from .target import TargetWriter
+from .weights import WeightCount
 
-_DOMAIN = "com.microsoft"
 
+class FusedTargetWriter(TargetWriter):
+    """One node for each layer's attention."""
 
-def fused_target(writer: TargetWriter, model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """``model``, which ``writer`` has written, with one node for each layer's attention. None where that operator cannot stand in: for
-    TensorRT, beside norms of queries and keys, sums in order (integer weights), and what is not computed in float32."""
-    arch = writer.arch
-    if writer.static or writer.ordered or arch.qk_norm or writer.precision.compute != FLOAT:
-        return None
-    g = GraphBuilder("fused")
-    rows = g.op("Shape", writer.positions, start=1, end=2)
-    last = g.op("Cast", g.op("Sub", g.op("Add", writer.past, rows), g.const([1])), to=INT32)
-    # The whole span: if it were the used part, a pass as long as all there is would be taken for a prompt, a chain of rows.
-    total = g.op("Cast", g.op("Squeeze", g.op("Shape", "slots")), to=INT32)
-    bias = g.op("Where", writer.mask, g.const(0, np.float32), g.const(-np.inf, np.float32))
-    for layer, (joined, attended) in enumerate(writer.attended):
-        past, present = ([f"{side}.{layer}.{kind}" for kind in ("key", "value")] for side in ("past", "present"))
-        g.ops(
+    def _prepare_attention(self, slots: str) -> None:
+        g = self.g
+        rows = g.op("Shape", self.positions, start=1, end=2)
+        self.last = g.op("Cast", g.op("Sub", g.op("Add", self.past, rows), g.const([1])), to=INT32)
+        # The whole span: if it were the used part, a pass as long as all there is would be taken for a prompt, a chain of rows.
+        self.total = g.op("Cast", g.op("Squeeze", g.op("Shape", slots)), to=INT32)
+        self.bias = g.op("Where", self.mask, g.const(0, np.float32), g.const(-np.inf, np.float32))
+
+    def _attention(self, layer: int, normed: str) -> str:
+        g, arch = self.g, self.arch
+        joined = g.op("Unsqueeze", self._linear(layer, "qkv", normed), g.const([0]))
+        caches = [self._cache(layer, kind, (1, arch.kv_heads), arch.head_dim) for kind in ("key", "value")]
+        past, present = zip(*caches, strict=True)
+        attended, *_ = g.ops(
             "GroupQueryAttention",
-            *(g.op("Unsqueeze", joined, g.const([0])), "", "", *past, last, total, *writer.rope, writer.positions, bias),
-            outs=(f"fused.{layer}", *present),
-            domain=_DOMAIN,
+            *(joined, "", "", *past, self.last, self.total, *self.rope, self.positions, self.bias),
+            outs=(None, *present),
+            domain="com.microsoft",
             num_heads=arch.heads,
             kv_num_heads=arch.kv_heads,
             do_rotary=1,
             scale=arch.head_dim**-0.5,
         )
-        g.op("Reshape", f"fused.{layer}", g.const([-1, arch.heads * arch.head_dim]), out=attended)
-    return _with(model, g.graph())
+        return self._linear(layer, "o", g.op("Reshape", attended, g.const([-1, arch.heads * arch.head_dim])))
 
 
-def _with(model: onnx.ModelProto, new: onnx.GraphProto) -> onnx.ModelProto:
-    """``model`` with the nodes of ``new`` in place of those that made the same tensors, and of all that only they needed."""
-    made = {name for node in new.node for name in node.output}
-    nodes = [node for node in model.graph.node if made.isdisjoint(node.output)]
-    for node in new.node:
-        node.name = f"fused.{node.name}"
-    fused = onnx.ModelProto()
-    fused.CopyFrom(model)
-    del fused.graph.node[:], fused.graph.initializer[:]
-    fused.graph.node.extend(_in_order([*nodes, *new.node], [value.name for value in model.graph.output]))
-    used = {name for node in fused.graph.node for name in node.input}
-    known = {each.name: each for each in (*model.graph.initializer, *new.initializer)}
-    fused.graph.initializer.extend(each for name, each in known.items() if name in used)
-    fused.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
-    return fused
-
-
-def _in_order(nodes: list[onnx.NodeProto], results: list[str]) -> list[onnx.NodeProto]:
-    """The nodes that ``results`` need, each after those that it reads."""
-    maker = {name: node for node in nodes for name in node.output}
-    placed: dict[str, onnx.NodeProto] = {}
-    waiting = [maker[name] for name in reversed(results)]
-    while waiting:
-        node = waiting[-1]
-        missing = [maker[name] for name in node.input if name in maker and maker[name].name not in placed]
-        if missing:
-            waiting.extend(missing)
-        else:
-            placed[waiting.pop().name] = node
-    return list(placed.values())
+def fused_target(standard: TargetWriter) -> onnx.ModelProto | None:
+    """The fused form of a finished graph, over the same weight file. None where that operator cannot stand in: for TensorRT, beside norms
+    of queries and keys, sums in order (integer weights), and what is not computed in float32."""
+    arch, precision = standard.arch, standard.precision
+    if standard.static or standard.ordered or arch.qk_norm or precision.compute != FLOAT:
+        return None
+    weights = WeightCount(standard.weights.location)  # the same tensors in the same order, so they lie in the same places
+    writer = FusedTargetWriter(arch, None, precision, standard.capacity, weights, standard.captured)
+    for _ in writer.build():
+        pass
+    assert weights.size == standard.weights.size
+    return writer.model()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..checkpoints.arch import Arch
 from ..checkpoints.safetensors import Weights
 from ..errors import CheckpointError
 from .builder import BFLOAT16, FLOAT, FLOAT8, FLOAT16, INT4, INT8, GraphBuilder
-from .weights import BLOCK, WeightFile, pack_int4, quantize_blocks, quantize_rows, row_chunks
+from .weights import BLOCK, WeightCount, pack_int4, quantize_blocks, quantize_rows, row_chunks, stored_bytes
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Precision:
 
 
 Quantize = Callable[[np.ndarray], tuple[np.ndarray, ...]]
-"""float32 [outputs, inputs] -> integers of that shape, scales [outputs, ...] and perhaps more that is as long as these."""
+"""float32 [outputs, inputs] -> integers [outputs, ...] and scales [outputs, ...]."""
 NUMPY_TYPES: dict[int, np.dtype[Any]] = {FLOAT: np.dtype(np.float32), FLOAT16: np.dtype(np.float16), BFLOAT16: np.dtype(bfloat16)}
 
 
@@ -71,6 +72,7 @@ def is_quantized(kind: int | None, inputs: int) -> bool:
 class LayerWriter:
     """Appends decoder layers to a graph while streaming their weights to the external file. ``name`` is the graph's.
 
+    ``source`` may be None where ``weights`` only counts: nothing is read before a WeightFile asks for it.
     ``static``: the form that TensorRT builds, where the cache tensors have all ``capacity`` slots and attention reads the first `span`.
     """
 
@@ -84,12 +86,11 @@ class LayerWriter:
     window: int | None = None  # slots before ``past`` that are seen; None is all
 
     def __init__(
-        self, name: str, arch: Arch, source: Weights, precision: Precision, capacity: int, weights: WeightFile, static: bool = False
+        self, name: str, arch: Arch, source: Weights | None, precision: Precision, capacity: int, weights: WeightCount, static: bool = False
     ) -> None:
         self.name, self.arch, self.source, self.precision, self.capacity, self.weights = name, arch, source, precision, capacity, weights
         self.static = static
         self.g = GraphBuilder(name)
-        self.attended: list[tuple[str, str]] = []  # a layer's joined queries, keys and values, and what attention makes of them
         self._presents: list[tuple[str, int, list[int | str]]] = []
 
     def _declare_presents(self) -> None:
@@ -101,10 +102,19 @@ class LayerWriter:
         """The finished graph."""
         return self.g.model("resps-export")
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of all keys and values, with ``capacity`` slots."""
+        presents = [(kind, [self.capacity if size == "span" else int(size) for size in shape]) for _, kind, shape in self._presents]
+        return sum(stored_bytes(kind, shape) for kind, shape in presents)
+
     def _rotary(self) -> list[str]:
         """cos and sin tables."""
-        cos, sin = self.arch.rope.tables(self.arch.head_dim, self.capacity)
-        return [self._array("rope.cos", cos), self._array("rope.sin", sin)]
+        shape, tables = (self.capacity, self.arch.head_dim // 2), self._rotary_tables()
+        return [self._computed(name, shape, islice(tables, 1)) for name in ("rope.cos", "rope.sin")]
+
+    def _rotary_tables(self) -> Iterator[np.ndarray]:
+        yield from self.arch.rope.tables(self.arch.head_dim, self.capacity)
 
     def _attention_mask(self, tree_mask: str, slots: str) -> str:
         """[1,1,n,span] bool, once per pass: the slots before ``past``, and after them what tree_mask [n, columns] allows."""
@@ -139,7 +149,6 @@ class LayerWriter:
         keys = self._cached(layer, "key", key, (1, arch.kv_heads), arch.head_dim)
         values = self._cached(layer, "value", value, *self._value_form())
         attended = g.op("Reshape", self._attend(query, keys, values), g.const([-1, arch.heads * arch.head_dim]))
-        self.attended.append((joined, attended))
         return self._linear(layer, "o", attended)
 
     def _heads(self, layer: int, joined: str) -> tuple[str, str, str]:
@@ -175,12 +184,17 @@ class LayerWriter:
         TensorScatter must sit directly between a graph input and a graph output, or it copies the cache.
         """
         g = self.g
-        shape: list[int | str] = [*heads, self.capacity if self.static else "span", width]
-        past = g.input(f"past.{layer}.{kind}", self.precision.compute, shape)
-        self._presents.append((f"present.{layer}.{kind}", self.precision.compute, shape))
+        past, present = self._cache(layer, kind, heads, width)
         write = self.write if kind == "key" else self.value_write
-        present = g.op("TensorScatter", past, update, write, out=f"present.{layer}.{kind}", axis=-2, mode="linear")
+        g.op("TensorScatter", past, update, write, out=present, axis=-2, mode="linear")
         return g.op("Slice", present, g.const([0]), self.span, g.const([2])) if self.static else present
+
+    def _cache(self, layer: int, kind: str, heads: tuple[int, int], width: int) -> tuple[str, str]:
+        """Declare a layer's keys or values: the graph's input, and the output that some node must still give."""
+        shape: list[int | str] = [*heads, self.capacity if self.static else "span", width]
+        past, present = (f"{side}.{layer}.{kind}" for side in ("past", "present"))
+        self._presents.append((present, self.precision.compute, shape))
+        return self.g.input(past, self.precision.compute, shape), present
 
     def _norm(self, x: str, name: str, width: int | None = None) -> str:
         weight = self._computable(self._stored(name, (width or self.arch.hidden,), [name]))
@@ -206,67 +220,79 @@ class LayerWriter:
 
     def _product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int | None, *bias: str) -> str:
         """x times the transposed weight [outputs, inputs], quantized to ``kind`` where blocks fit."""
-        if kind in (INT8, INT4) and is_quantized(kind, shape[1]):
-            product = self.g.op("MatMul", x, self._blocked(stem, shape, parts, 4 if kind == INT4 else 8))
-            return self.g.op("Add", product, *bias) if bias else product
         if kind == FLOAT8:
             return self.g.op("Gemm", x, self._scaled(stem, shape, parts), *bias, transB=1)
+        if kind is not None and is_quantized(kind, shape[1]):
+            quantize = partial(quantize_blocks, bits=4 if kind == INT4 else 8)
+            product = self.g.op("MatMul", x, self._blocked(stem, shape, parts, kind, quantize, shape[1]))
+            return self.g.op("Add", product, *bias) if bias else product
         weight = self._computable(self._stored(f"{stem}.weight", shape, parts))
         return self.g.op("Gemm", x, weight, *bias, transB=1)
 
+    def _blocked(self, stem: str, shape: tuple[int, int], parts: list[str], kind: int, quantize: Quantize, inputs: int) -> str:
+        """Blocked int8 or int4 weights [inputs, outputs] behind a DequantizeLinear. ``inputs``: of what ``quantize`` returns."""
+        value, scale = self._integers(stem, shape, parts, kind, quantize, (inputs, shape[0]), (inputs // BLOCK, shape[0]))
+        return self.g.op("DequantizeLinear", value, scale, axis=0, block_size=BLOCK)
+
     @np.errstate(over="ignore")  # as for _stored
-    def _blocked(self, stem: str, shape: tuple[int, int], parts: list[str], bits: int) -> str:
-        """Blocked int8 or int4 weights behind a DequantizeLinear."""
-        value, scale = self._quantized(shape, parts, partial(quantize_blocks, bits=bits))
-        return self._dequantized(stem, value, scale, bits)
+    def _integers(
+        self,
+        stem: str,
+        shape: tuple[int, int],
+        parts: list[str],
+        kind: int,
+        quantize: Quantize,
+        values: tuple[int, ...],
+        scales: tuple[int, ...],
+    ) -> tuple[str, str]:
+        """Integers of the shape ``values`` and scales of the shape ``scales``, both [..., outputs], of a matrix [outputs, inputs]. Only
+        this small form of it is in memory."""
 
-    def _dequantized(self, stem: str, value: np.ndarray, scale: np.ndarray, bits: int) -> str:
-        """Stored integers [inputs, outputs] behind a DequantizeLinear."""
-        data, dtype = (pack_int4(np.ascontiguousarray(value)), INT4) if bits == 4 else (value, INT8)
-        quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", dtype, value.shape, [data]))
-        scale_name = self._array(f"{stem}.scale", scale)
-        return self.g.op("DequantizeLinear", quantized, scale_name, axis=0, block_size=BLOCK)
+        def arrays() -> Iterator[np.ndarray]:
+            chunks = map(quantize, self._rows(shape, parts))
+            value, scale = (np.concatenate([array.T for array in each], axis=-1) for each in zip(*chunks, strict=True))
+            yield pack_int4(np.ascontiguousarray(value)) if kind == INT4 else value
+            yield scale
 
-    def _quantized(self, shape: tuple[int, int], parts: list[str], quantize: Quantize) -> list[np.ndarray]:
-        """Values [inputs, outputs] and scales [..., outputs] of a matrix, of which only this small integer form is in memory."""
-        self._expect_shape(shape, parts)
-        chunks = (quantize(chunk) for part in parts for chunk in row_chunks(self.source, part))
-        return [np.concatenate([array.T for array in arrays], axis=-1) for arrays in zip(*chunks, strict=True)]
+        made = arrays()
+        quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", kind, values, islice(made, 1)))
+        return quantized, self._computed(f"{stem}.scale", scales, made)
 
     @np.errstate(over="ignore", invalid="ignore")  # as for _stored
     def _scaled(self, stem: str, shape: tuple[int, int], parts: list[str]) -> str:
         """float8 weights with one scale an output behind a DequantizeLinear."""
-        self._expect_shape(shape, parts)
         scales: list[np.ndarray] = []
 
         def values() -> Iterator[np.ndarray]:
-            for part in parts:
-                for chunk in row_chunks(self.source, part):
-                    value, scale = quantize_rows(chunk)
-                    scales.append(scale)
-                    yield value
+            for chunk in self._rows(shape, parts):
+                value, scale = quantize_rows(chunk)
+                scales.append(scale)
+                yield value
 
         quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", FLOAT8, shape, values()))
-        return self.g.op("DequantizeLinear", quantized, self._array(f"{stem}.scale", np.concatenate(scales)), axis=0)
+        return self.g.op("DequantizeLinear", quantized, self._computed(f"{stem}.scale", shape[:1], scales), axis=0)
 
     @np.errstate(over="ignore")  # a weight beyond fp16 becomes infinite, which the check finds and reports
     def _stored(self, name: str, shape: tuple[int, ...], parts: list[str]) -> str:
         """Checkpoint tensors, joined along the first axis, in the stored type."""
-        self._expect_shape(shape, parts)
         kind = NUMPY_TYPES[self.precision.stored]
-        chunks = (chunk.astype(kind) for part in parts for chunk in row_chunks(self.source, part))
+        chunks = (chunk.astype(kind) for chunk in self._rows(shape, parts))
         return self.g.initializer(self.weights.add(name, self.precision.stored, shape, chunks))
 
-    def _expect_shape(self, shape: tuple[int, ...], parts: list[str]) -> None:
-        """Raises CheckpointError unless ``parts``, joined along the first axis, have ``shape``."""
+    def _rows(self, shape: tuple[int, ...], parts: list[str]) -> Iterator[np.ndarray]:
+        """Checkpoint tensors, joined along the first axis, as float32 row blocks. Raises CheckpointError unless that has ``shape``."""
+        assert self.source is not None  # only a WeightFile iterates
         found = [self.source.shape(part) for part in parts]
         if any(each[1:] != shape[1:] for each in found) or sum(each[0] for each in found) != shape[0]:
             raise CheckpointError(f"{', '.join(parts)} have shapes {found}, the config asks for {shape} — config and weights differ")
+        for part in parts:
+            yield from row_chunks(self.source, part)
 
     def _computable(self, stored: str) -> str:
         same = self.precision.stored == self.precision.compute
         return stored if same else self.g.op("Cast", stored, to=self.precision.compute)
 
-    def _array(self, name: str, value: np.ndarray) -> str:
-        array = value.astype(NUMPY_TYPES[self.precision.compute])
-        return self.g.initializer(self.weights.add(name, self.precision.compute, array.shape, [array]))
+    def _computed(self, name: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> str:
+        """A tensor in the compute type."""
+        kind = NUMPY_TYPES[self.precision.compute]
+        return self.g.initializer(self.weights.add(name, self.precision.compute, shape, (chunk.astype(kind) for chunk in chunks)))

@@ -17,12 +17,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..checkpoints.safetensors import Checkpoint
+from ..checkpoints.arch import Arch
+from ..checkpoints.safetensors import Weights
 from .builder import BOOL, FLOAT, INT4, INT8, INT64
-from .int4_offsets import quantize_widened, wide
+from .int4_offsets import quantize_widened, wide, widened
 from .int8_matmul import FINE, integer_product
 from .layers import LayerWriter, Precision, is_quantized
-from .weights import WeightFile, quantize_outputs
+from .weights import WeightCount, quantize_outputs
 
 EMBEDDING = "model.embed_tokens.weight"
 ORDERED_WIDTH = 16
@@ -36,15 +37,16 @@ class TargetWriter(LayerWriter):
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        arch: Arch,
+        source: Weights | None,
         precision: Precision,
         capacity: int,
-        weights: WeightFile,
+        weights: WeightCount,
         captured: tuple[int, ...] | None = None,
         static: bool = False,
     ) -> None:
-        super().__init__("target", checkpoint.arch, checkpoint, precision, capacity, weights, static)
-        self.captured = captured or checkpoint.arch.captured
+        super().__init__("target", arch, source, precision, capacity, weights, static)
+        self.captured = captured or arch.captured
         self.ordered = is_ordered(precision) and not static
         self._blanks: dict[int, str] = {}
 
@@ -60,12 +62,7 @@ class TargetWriter(LayerWriter):
         self.positions = g.op("Add", depth, self.past)
         self.mask = self._attention_mask(tree_mask, slots)
         self.rope = self._rotary()
-        if self.ordered:
-            self.value_write = g.op("Expand", self.past, g.const([self._value_form()[0][0]]))
-            hidden = g.op("Where", self.mask, g.const(0, np.float32), g.const(-np.inf, np.float32))
-            self.mask = g.op("Concat", *[hidden] * self._queries_of_a_key(), axis=2)
-            shape = g.op("Concat", g.const([1, 1]), g.op("Shape", slots), g.const([self._value_form()[1]]), axis=0)
-            self.ones = g.op("Expand", g.const(1, np.float32), shape)
+        self._prepare_attention(slots)
 
         embedding = self._stored(EMBEDDING, (arch.vocab, arch.hidden), [EMBEDDING])
         rows_of_tokens = self._computable(g.op("Gather", embedding, tokens))
@@ -84,18 +81,25 @@ class TargetWriter(LayerWriter):
         g.output("features", self.precision.compute, [1, "n", len(self.captured) * arch.hidden])
         self._declare_presents()
 
-    @np.errstate(over="ignore")  # as for _blocked
+    def _prepare_attention(self, slots: str) -> None:
+        """What all layers' attention reads beside mask and rotary tables."""
+        if self.ordered:
+            g = self.g
+            self.value_write = g.op("Expand", self.past, g.const([self._value_form()[0][0]]))
+            hidden = g.op("Where", self.mask, g.const(0, np.float32), g.const(-np.inf, np.float32))
+            self.mask = g.op("Concat", *[hidden] * self._queries_of_a_key(), axis=2)
+            shape = g.op("Concat", g.const([1, 1]), g.op("Shape", slots), g.const([self._value_form()[1]]), axis=0)
+            self.ones = g.op("Expand", g.const(1, np.float32), shape)
+
     def _product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int | None, *bias: str) -> str:
-        if self.static or not (is_offset(self.precision, shape, kind) or is_integer(self.precision, shape, kind)):
+        if not self.ordered or not is_quantized(kind, shape[1]):
             return super()._product(x, stem, shape, parts, kind, *bias)
         if kind == INT4:
-            value, scale = self._quantized(shape, parts, quantize_widened)
-            widened = wide(self.g, x, shape[1], self._blank)
-            product = self.g.op("MatMul", widened, self._dequantized(stem, value, scale, bits=4))
-            return self.g.op("Add", product, *bias) if bias else product
-        value, scale = self._quantized(shape, parts, quantize_outputs)
-        weight = self.g.initializer(self.weights.add(f"{stem}.quantized", INT8, value.shape, [value]))
-        product = integer_product(self.g, x, weight, self._array(f"{stem}.scale", scale * FINE))
+            x = wide(self.g, x, shape[1], self._blank)
+            product = self.g.op("MatMul", x, self._blocked(stem, shape, parts, INT4, quantize_widened, widened(shape[1])))
+        else:
+            weight, scale = self._integers(stem, shape, parts, INT8, _quantize_fine, shape[::-1], shape[:1])
+            product = integer_product(self.g, x, weight, scale)
         return self.g.op("Add", product, *bias) if bias else product
 
     def _blank(self, width: int) -> str:
@@ -175,14 +179,10 @@ def is_ordered(precision: Precision) -> bool:
     return precision.matrix is not None and precision.compute == FLOAT
 
 
-def is_offset(precision: Precision, shape: tuple[int, int], kind: int | None) -> bool:
-    """Whether a matrix [outputs, inputs] of the target has four bits and an offset a block."""
-    return is_ordered(precision) and kind == INT4 and is_quantized(kind, shape[1])
-
-
-def is_integer(precision: Precision, shape: tuple[int, int], kind: int | None) -> bool:
-    """Whether the product with a matrix [outputs, inputs] of the target is an integer product, with one scale an output and no blocks."""
-    return is_ordered(precision) and kind == INT8 and is_quantized(kind, shape[1])
+def _quantize_fine(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 values and the scales that `integer_product` takes."""
+    values, scale = quantize_outputs(weight)
+    return values, scale * FINE
 
 
 def stream(layer: int) -> str:

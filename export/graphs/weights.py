@@ -1,15 +1,16 @@
-"""The external weight file: tensors appended one after the other, hashed while they are written."""
+"""The external weight file: tensors one after the other, hashed while they are written, or only counted."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from ml_dtypes import float8_e4m3fn
-from onnx import StringStringEntryProto, TensorProto
+from onnx import StringStringEntryProto, TensorProto, helper
 
 from ..checkpoints.safetensors import Weights
 
@@ -18,12 +19,27 @@ BLOCK = 32  # inputs that share one scale in int8 and int4
 CHUNK_BYTES = 32 << 20  # float32 bytes in memory at a time while streaming
 
 
-class WeightFile:
-    """Writes tensors to one file and hands out the TensorProtos that point into it."""
+class WeightCount:
+    """Hands out the TensorProtos that point into a weight file called ``location``, and counts its bytes. Reads and writes nothing."""
+
+    def __init__(self, location: str) -> None:
+        self.location, self.size = location, 0
+
+    def add(self, name: str, dtype: int, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> TensorProto:
+        """Append one tensor. ``chunks``: consecutive pieces of its bytes, which only a WeightFile iterates over."""
+        offset, length = self.size + -self.size % ALIGNMENT, stored_bytes(dtype, shape)
+        self.size = offset + length
+        tensor = TensorProto(name=name, data_type=dtype, dims=shape, data_location=TensorProto.EXTERNAL)
+        entries = {"location": self.location, "offset": str(offset), "length": str(length)}
+        tensor.external_data.extend(StringStringEntryProto(key=key, value=value) for key, value in entries.items())
+        return tensor
+
+
+class WeightFile(WeightCount):
+    """Writes the tensors, too."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
+        super().__init__(path.name)
         self._hash = hashlib.sha256()
         self._file = path.open("wb")
 
@@ -40,18 +56,20 @@ class WeightFile:
     def _append(self, data: bytes | memoryview) -> None:
         self._file.write(data)
         self._hash.update(data)
-        self.size += len(data)
 
     def add(self, name: str, dtype: int, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> TensorProto:
-        """Append one tensor given as consecutive pieces of its bytes."""
         self._append(bytes(-self.size % ALIGNMENT))
-        offset = self.size
+        tensor = super().add(name, dtype, shape, chunks)
         for chunk in chunks:
             self._append(np.ascontiguousarray(chunk).view(np.uint8).reshape(-1).data)
-        tensor = TensorProto(name=name, data_type=dtype, dims=shape, data_location=TensorProto.EXTERNAL)
-        entries = {"location": self.path.name, "offset": str(offset), "length": str(self.size - offset)}
-        tensor.external_data.extend(StringStringEntryProto(key=key, value=value) for key, value in entries.items())
+        assert self._file.tell() == self.size, f"{name} is not of its shape"
         return tensor
+
+
+def stored_bytes(dtype: int, shape: Sequence[int]) -> int:
+    """Of a tensor in the file; two INT4 values share a byte."""
+    count = math.prod(shape)
+    return -(-count // 2) if dtype == TensorProto.INT4 else count * helper.tensor_dtype_to_np_dtype(dtype).itemsize
 
 
 def row_chunks(checkpoint: Weights, name: str) -> Iterator[np.ndarray]:

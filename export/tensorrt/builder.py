@@ -55,6 +55,7 @@ def build_plan(directory: Path, graph: Graph, platform: Platform, timings: Path 
     assert graph.plan is not None
     trt = platform.trt
     parsed = parse_graph(trt, directory / graph.file)
+    _expect_tensors(parsed.network, graph)
     config = parsed.builder.create_builder_config()
     for profile in graph.profiles:
         config.add_optimization_profile(_profile(parsed, graph, profile))
@@ -72,6 +73,24 @@ def build_plan(directory: Path, graph: Graph, platform: Platform, timings: Path 
     if timings and cache:
         timings.write_bytes(bytes(cache.serialize()))
     return File(writer.digest.hexdigest(), writer.size)
+
+
+def _expect_tensors(network: Any, graph: Graph) -> None:
+    """TensorRT must see the tensors that the manifest states, or the runtime would bind others."""
+    sides = (
+        ("input", graph.inputs, [network.get_input(index) for index in range(network.num_inputs)]),
+        ("output", graph.outputs, [network.get_output(index) for index in range(network.num_outputs)]),
+    )
+    for side, stated, tensors in sides:
+        found = {tensor.name: tuple(tensor.shape) for tensor in tensors}
+        strange = found.keys() ^ stated.keys() or {name for name, tensor in stated.items() if not _is_form_of(found[name], tensor.shape)}
+        if strange:
+            raise EngineBuildError(f"TensorRT reads {graph.file} with another {side} {min(strange)} than was written — please report it")
+
+
+def _is_form_of(found: tuple[int, ...], stated: tuple[int | str, ...]) -> bool:
+    """Whether the shapes agree in what both know; TensorRT writes -1 for a size that it does not."""
+    return len(found) == len(stated) and all(isinstance(b, str) or a in (-1, b) for a, b in zip(found, stated, strict=True))
 
 
 _REMEDY = "choose another --precision, or run again with -v and report what it says"

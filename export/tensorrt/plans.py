@@ -1,4 +1,4 @@
-"""The TensorRT side of an engine directory: the policy's graph, and a plan of every graph."""
+"""The TensorRT side of an engine directory: a plan of every graph, and of every network of a policy."""
 
 from __future__ import annotations
 
@@ -7,30 +7,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import onnx
-
 from runtime.manifest.graphs import File, Graph
-from runtime.manifest.schema import Controller, Draft, Limits, TensorRT
+from runtime.manifest.schema import Draft, Limits, TensorRT
+from runtime.manifest.tuning import FILE_PREFIX
 
-from ..graphs.policy_net import action_table, write_policy
 from .builder import TIMING_CACHE, Progress, build_plan
 from .gpu import Platform
 from .profiles import all_profiles
-
-POLICY = "resps"
-
-
-def add_policy(
-    scratch: Path, target: onnx.ModelProto, tree_sizes: tuple[int, ...], draft: Draft
-) -> tuple[onnx.ModelProto, dict[str, File], Controller] | None:
-    """Write the policy's graph for this target's features; None where there is no tree to choose. Returns it, its weights' file if it has
-    one, and the manifest's entry."""
-    actions = action_table(tree_sizes, draft)
-    if not actions:
-        return None
-    features = next(value.type.tensor_type for value in target.graph.output if value.name == "features")
-    model, known = write_policy(scratch, features.shape.dim[2].dim_value, features.elem_type, len(actions))
-    return model, known, Controller(POLICY, trained=False, actions=actions)
 
 
 def build_plans(
@@ -47,7 +30,7 @@ def build_plans(
 
     Measurements are kept where kernels are measured: with TensorRT on a GPU. Raises EngineBuildError.
     """
-    profiles = all_profiles(limits, tree_sizes, draft, "policy" in graphs)
+    profiles = all_profiles(limits, tree_sizes, draft)
     cache = None if platform.rtx else scratch / TIMING_CACHE
     if cache and timings.is_file():
         shutil.copyfile(timings, cache)
@@ -56,6 +39,15 @@ def build_plans(
         built[name] = dataclasses.replace(graph, plan=f"{name}.plan", profiles=profiles[name])
         known[f"{name}.plan"] = build_plan(scratch, built[name], platform, cache, progress)
     return built, known
+
+
+def plan_network(directory: Path, graph: Graph, platform: Platform, progress: Progress) -> Graph:
+    """A policy's network, all of whose sizes are fixed, with its plan. The plan is named after its own bytes, because two builds of a graph
+    need not give the same ones. Raises EngineBuildError."""
+    partial = dataclasses.replace(graph, plan="plan.partial", profiles=({},))
+    name = f"{FILE_PREFIX}{build_plan(directory, partial, platform, None, progress).sha256[:12]}.plan"
+    (directory / "plan.partial").replace(directory / name)
+    return dataclasses.replace(partial, plan=name)
 
 
 def describe(platform: Platform) -> TensorRT:

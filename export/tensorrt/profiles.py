@@ -18,11 +18,9 @@ WIDTHS = (1, 2, 4, 8, 16)
 SPAN = 512  # slots of an ordinary conversation, which attention is tuned for
 
 
-def all_profiles(limits: Limits, tree_sizes: Sequence[int], draft: Draft | None, policy: bool) -> dict[str, tuple[Profile, ...]]:
+def all_profiles(limits: Limits, tree_sizes: Sequence[int], draft: Draft | None) -> dict[str, tuple[Profile, ...]]:
     """For every graph of an engine directory."""
     profiles = {"target": target_profiles(limits, tree_sizes), "sample": sample_profiles(limits)}
-    if policy:
-        profiles["policy"] = ({"n": _all(max(limits.tree_nodes, limits.prefill_rows))},)
     if draft:
         profiles |= {
             "fuse": fuse_profiles(limits, draft),

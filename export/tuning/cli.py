@@ -47,6 +47,7 @@ def command(engine_dir: Path, **options: Any) -> None:
     set_verbosity(options["verbose"])
     from runtime import Decoder
     from runtime.backends.cpu.processor import physical_cores
+    from runtime.engine import choose_engine, load_engine
     from runtime.manifest.load import find_engine_dir
 
     from .install import install
@@ -60,7 +61,8 @@ def command(engine_dir: Path, **options: Any) -> None:
     named = tuple(dict.fromkeys(options["policies"]))
     learned = (*LEARNED, *VARIANTS) if "all" in named else tuple(name for name in named if name != "cost-model") if named else LEARNED
     directory, threads = find_engine_dir(engine_dir), options["threads"] or physical_cores()
-    with Decoder(directory, policy="fixed", threads=threads) as decoder:
+    choice = choose_engine(directory, draft=None, backend=None, device=None, threads=threads, verify=True, tuned=False)
+    with Decoder(load_engine(choice), policy="fixed") as decoder:
         tuned = _tuned(decoder, asked, options["minutes"], learned, threads, options["seed"])
         manifest = decoder.manifest
     if options["report"]:

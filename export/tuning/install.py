@@ -13,24 +13,24 @@ import onnx
 from runtime.manifest.graphs import FILE_NAME, File, Graph, Tensor, sha256_of
 from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import Manifest
+from runtime.manifest.tuning import FILE_PREFIX
 
 from ..directory.install import scratch_directory
-from ..tensorrt.builder import build_plan
 from ..tensorrt.gpu import Platform
+from ..tensorrt.plans import plan_network
 from .errors import TuningError
 from .learning.nets import Mlp, graph
 from .learning.trained import Trained, graph_name
 from .outcome import Tuned
 
-PREFIX = "tuned-"  # of all files that a tuning puts into an engine directory
 AGREEMENT = 1e-4  # largest difference of a logit between training's network and the graph
 
 
 def install(directory: Path, expected: Manifest, tuned: Tuned) -> Manifest:
     """Replace the manifest by one with the tuning, and return it. Raises TuningError when the engine was exported anew meanwhile, or a
     network's graph computes something else than the network."""
-    manifest = load_manifest(directory, verify=False)
-    if dataclasses.replace(manifest, tuning=None) != dataclasses.replace(expected, tuning=None):
+    manifest = load_manifest(directory, verify=False, tuned=False)
+    if manifest != dataclasses.replace(expected, tuning=None):
         raise TuningError(f"{directory} was exported anew while it was tuned — tune again")
     with scratch_directory(directory / "tuning") as scratch:
         graphs = _written(scratch, tuned.learned, _platform(manifest))
@@ -43,7 +43,7 @@ def install(directory: Path, expected: Manifest, tuned: Tuned) -> Manifest:
         with (scratch / FILE_NAME).open("rb") as file:
             os.fsync(file.fileno())
         (scratch / FILE_NAME).replace(directory / FILE_NAME)
-    for old in directory.glob(f"{PREFIX}*"):
+    for old in directory.glob(f"{FILE_PREFIX}*"):
         if old.name not in files:
             old.unlink(missing_ok=True)
     return installed
@@ -70,7 +70,7 @@ def _written(scratch: Path, learned: Mapping[str, Trained], platform: Platform |
             name = graph_name(policy, role)
             graph = _saved(scratch, name, net)
             if graph.file not in saved:
-                saved[graph.file] = _planned(scratch, graph, platform) if platform else graph
+                saved[graph.file] = plan_network(scratch, graph, platform, lambda *_: None) if platform else graph
             graphs[name] = saved[graph.file]
     return graphs
 
@@ -81,22 +81,10 @@ def _saved(scratch: Path, name: str, net: Mlp) -> Graph:
     _check(model, name, net)
     partial = scratch / "net.partial"
     onnx.save(model, partial)
+    file = f"{FILE_PREFIX}{sha256_of(partial)[:12]}.onnx"
+    partial.replace(scratch / file)
     inputs, outputs = {"x": Tensor("float32", (1, net.inputs))}, {"logits": Tensor("float32", (1, net.actions))}
-    return Graph(_named(partial, ".onnx"), None, (), inputs, outputs)
-
-
-def _planned(scratch: Path, graph: Graph, platform: Platform) -> Graph:
-    """``graph`` with a plan. Two builds of a graph need not give the same plan."""
-    partial = dataclasses.replace(graph, plan="plan.partial", profiles=({},))
-    build_plan(scratch, partial, platform, None, lambda *_: None)
-    return dataclasses.replace(partial, plan=_named(scratch / "plan.partial", ".plan"))
-
-
-def _named(partial: Path, suffix: str) -> str:
-    """Give a file its lasting name, which says what is in it."""
-    name = f"{PREFIX}{sha256_of(partial)[:12]}{suffix}"
-    partial.replace(partial.with_name(name))
-    return name
+    return Graph(file, None, (), inputs, outputs)
 
 
 def _check(model: onnx.ModelProto, name: str, net: Mlp) -> None:

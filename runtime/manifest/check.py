@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from policy.resps import STATES
-
 from ..errors import EngineDirError
 from .graphs import FILE_NAME, File, Graph, Tensor, sha256_of
 from .onnx_files import external_files
 from .schema import BACKENDS, Draft, Manifest, TargetShape
 from .tuning import Tuning
+from .tuning_fit import misfit, policy_limits
 from .typed_json import Malformed
 
 _LARGEST, _LARGEST_TREE, _WIDEST_TREE = 1 << 22, 1 << 12, 1 << 8  # beyond any model; buffers are as large as these say
@@ -63,13 +62,15 @@ def check_contract(manifest: Manifest) -> None:
         raise Malformed("manifest.graphs has a graph without plan or profiles")
     if manifest.tree_sizes != tuple(sorted(set(manifest.tree_sizes))) or not manifest.tree_sizes or manifest.tree_sizes[0] < 1:
         raise Malformed("manifest.tree_sizes must ascend from 1 or more")
-    if manifest.tuning:
-        _check_tuning(manifest.tuning, manifest.tensorrt is not None)
     draft = manifest.draft
     if draft and not (draft.layers >= 1 <= draft.max_depth <= _LARGEST_TREE and 1 <= draft.max_width <= min(_WIDEST_TREE, draft.vocab)):
         raise Malformed("manifest.draft holds a size that cannot be")
     if draft and limits.context + draft.max_width * (draft.max_depth - 1) > draft.capacity:
         raise Malformed("manifest.draft.capacity is less than context and one tree")
+    if manifest.tuning:
+        check_tuning(manifest.tuning, manifest.tensorrt is not None)
+        if (offered := policy_limits(manifest)) and (problem := misfit(manifest.tuning, offered)):
+            raise Malformed(f"manifest.tuning does not fit: {problem}")
 
 
 def _check_cache(name: str, tensor: Tensor, model: TargetShape | Draft) -> None:
@@ -84,17 +85,14 @@ def _numbers(sizes: TargetShape | Draft) -> list[int]:
     return [value for value in vars(sizes).values() if isinstance(value, int)]
 
 
-def _check_tuning(tuning: Tuning, plans: bool) -> None:
-    """Every network that is named is there, with as many outputs as there is to choose from."""
-    for policy, (name, outputs) in ((policy, net) for policy, learned in tuning.learned.items() for net in learned.nets()):
-        graph = tuning.graphs.get(name)
+def check_tuning(tuning: Tuning, plans: bool) -> None:
+    """Every network that is named is there, with as many outputs as there is to choose from. Raises Malformed."""
+    for policy, (net, outputs, _) in ((policy, each) for policy, learned in tuning.learned.items() for each in learned.nets()):
+        name, graph = net.graph, tuning.graphs.get(net.graph)
         if graph is None or "x" not in graph.inputs or "logits" not in graph.outputs or (plans and (not graph.plan or not graph.profiles)):
             raise Malformed(f"manifest.tuning.graphs lacks {name} of the policy {policy}")
         if graph.outputs["logits"].shape != (1, outputs):
             raise Malformed(f"manifest.tuning.learned.{policy} has {outputs} actions, {name} gives {graph.outputs['logits'].shape[-1]}")
-    for policy, learned in tuning.learned.items():
-        if learned.slow and learned.slow.state not in STATES:
-            raise Malformed(f"manifest.tuning.learned.{policy} sees {learned.slow.state!r}, which nobody knows")
     if missing := [name for name in _files_of(tuning.graphs) if name not in tuning.files]:
         raise Malformed(f"manifest.tuning names {missing[0]!r} without its hash")
 

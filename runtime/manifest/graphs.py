@@ -41,10 +41,11 @@ class File:
     bytes: int
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in small pieces."""
+def sha256_of(*paths: Path) -> str:
+    """Hex digest of files, one after the other, read in small pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            digest.update(piece)
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(_READ_BYTES):
+                digest.update(piece)
     return digest.hexdigest()

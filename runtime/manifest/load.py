@@ -26,16 +26,17 @@ def find_engine_dir(path: Path) -> Path:
     raise EngineDirError(f"{path} has no {FILE_NAME}: it is not a finished engine directory — make one: resps-export --model NAME")
 
 
-def load_manifest(directory: Path, *, verify: bool = True, backend: str | None = None) -> Manifest:
+def load_manifest(directory: Path, *, verify: bool = True, backend: str | None = None, tuned: bool = True) -> Manifest:
     """Read and check an engine directory: its manifest, that every file is there and, with ``verify``, the hash of every one that
-    ``backend`` (default: the one it was made for) reads. Raises EngineDirError."""
-    manifest = read_manifest(directory)
+    ``backend`` (default: the one it was made for) reads. Without ``tuned`` its tuning is left out. Raises EngineDirError."""
+    manifest = read_manifest(directory, tuned)
     check_files(directory, manifest, verify, backend or manifest.backend)
     return manifest
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """manifest.json alone: schema, every key, and what must hold between them. Raises EngineDirError."""
+def read_manifest(directory: Path, tuned: bool = True) -> Manifest:
+    """manifest.json alone: schema, every key, and what must hold between them. Without ``tuned`` its tuning is left out, whatever state it
+    is in. Raises EngineDirError."""
     file = directory / FILE_NAME
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -45,7 +46,9 @@ def read_manifest(directory: Path) -> Manifest:
     if schema != SCHEMA:
         raise EngineDirError(f"{file} has schema {schema!r}, this version reads {SCHEMA} — export again: resps-export --model NAME --force")
     try:
-        manifest: Manifest = decode(Manifest, data, "manifest")
+        manifest: Manifest = decode(Manifest, data if tuned else {**data, "tuning": None}, "manifest")
+        if manifest.tuning and not manifest.tuning.reads_known_inputs:
+            raise EngineDirError(f"{directory} was tuned with other policy inputs — tune again: resps-tune --engine-dir {directory}")
         check_contract(manifest)
     except Malformed as problem:
         raise EngineDirError(f"{file} is malformed: {problem} — export again: resps-export --model NAME --force") from None

@@ -15,7 +15,7 @@ from typing import Any
 from .graphs import File, Graph
 from .tuning import Tuning
 
-SCHEMA = 5
+SCHEMA = 6
 BACKENDS = ("onnxruntime", "tensorrt")
 
 
@@ -65,10 +65,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Draft:
-    """The EAGLE-3 draft. ``vocab``: its own, whose target ids hash to ``tokens_sha256``; ``trained_length``: positions it was trained for;
-    ``capacity``: cache slots, the target's context and the largest tree; ``check``: against the reference, as the target's."""
+    """The EAGLE-3 draft. ``weights_sha256``: of its checkpoint's weight files, by which a tuning knows its draft; ``vocab``: its own, whose
+    target ids hash to ``tokens_sha256``; ``trained_length``: positions it was trained for; ``capacity``: cache slots, the target's context
+    and the largest tree; ``check``: against the reference, as the target's."""
 
     name: str
+    weights_sha256: str
     precision: str
     layers: int
     kv_heads: int
@@ -81,16 +83,6 @@ class Draft:
     max_depth: int
     max_width: int
     check: Check
-
-
-@dataclass(frozen=True)
-class Controller:
-    """The policy network. ``actions``: (nodes, depth, width) of each of its outputs, in order. ``trained`` is false for random weights,
-    which only show that everything around them works."""
-
-    name: str
-    trained: bool
-    actions: tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -126,7 +118,6 @@ class Manifest:
     tree_sizes: tuple[int, ...]
     tokens: Tokens
     draft: Draft | None
-    policy: Controller | None
     tensorrt: TensorRT | None
     tuning: Tuning | None
     graphs: Mapping[str, Graph]

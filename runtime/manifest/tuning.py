@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from policy import Calibration, LatencyModel
+from policy import Calibration, LatencyModel, inputs
 
 from .graphs import File, Graph
+
+FILE_PREFIX = "tuned-"  # of all files that a tuning puts into an engine directory; a hash of what is in the file follows
 
 Tree = tuple[int, int, int]
 """(nodes, depth, width)"""
 
 
 @dataclass(frozen=True)
-class RespsConfig:
-    """Re-SpS: ``graph`` names a tree of ``actions``, in the order of its logits, which is held for ``hold`` rounds. ``state``: what it sees
-    (policy/resps.py); ``margin``: how far another logit must exceed the last choice's."""
+class Network:
+    """A trained network x [1, F] -> logits [1, A]. ``graph``: of the tuned ones; ``inputs``: the groups of numbers that x is made of, in
+    order, as ``inputs_version`` of policy/inputs.py means them."""
 
     graph: str
+    inputs: tuple[str, ...]
+    inputs_version: int
+
+
+@dataclass(frozen=True)
+class RespsConfig:
+    """Re-SpS: ``net`` chooses a tree of ``actions``, in the order of its logits, which is kept for ``hold`` rounds. ``margin``: how far
+    another logit must exceed the last choice's."""
+
+    net: Network
     actions: tuple[Tree, ...]
-    state: str
     hold: int
     margin: float
 
 
 @dataclass(frozen=True)
 class LtdConfig:
-    """LTD: the graph ``depth`` is asked every ``every`` levels whether to go on, the graph ``size`` how many of ``sizes`` nodes to verify.
-    ``tree``: the largest one, which says how their inputs are laid out."""
+    """LTD: ``depth`` decides every ``every`` levels whether to go on, ``size`` how many of ``sizes`` nodes to verify. ``tree``: the largest
+    one, which says how their inputs are laid out."""
 
-    depth: str | None
-    size: str | None
+    depth: Network | None
+    size: Network | None
     tree: Tree
     every: int
     sizes: tuple[int, ...]
@@ -44,14 +55,14 @@ class LearnedPolicy:
     slow: RespsConfig | None
     fast: LtdConfig | None
 
-    def nets(self) -> Iterator[tuple[str, int]]:
-        """(graph, outputs) of its networks."""
+    def nets(self) -> Iterator[tuple[Network, int, Collection[tuple[str, ...]]]]:
+        """Its networks, each with the number of its outputs and the inputs that it may have."""
         if self.slow:
-            yield self.slow.graph, len(self.slow.actions)
+            yield self.slow.net, len(self.slow.actions), inputs.RESPS.values()
         if self.fast and self.fast.depth:
-            yield self.fast.depth, 2
+            yield self.fast.depth, 2, (inputs.LTD_DEPTH,)
         if self.fast and self.fast.size:
-            yield self.fast.size, len(self.fast.sizes)
+            yield self.fast.size, len(self.fast.sizes), (inputs.LTD_SIZE,)
 
 
 @dataclass(frozen=True)
@@ -75,3 +86,9 @@ class Tuning:
     ratios: Mapping[str, float]
     graphs: Mapping[str, Graph]
     files: Mapping[str, File]
+
+    @property
+    def reads_known_inputs(self) -> bool:
+        """Whether this version's policies give every network what it was trained with."""
+        nets = (each for learned in self.learned.values() for each in learned.nets())
+        return all(net.inputs_version == inputs.VERSION and net.inputs in known for net, _, known in nets)

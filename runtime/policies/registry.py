@@ -69,15 +69,16 @@ def _learned(name: str, setting: PolicySetting) -> Policy | None:
 def learned_policy(found: LearnedPolicy, load: Callable[[str], Net]) -> Policy:
     """The policy over its networks, without a watchdog."""
     from policy import ActionPersistence, Ltd, Resps
+    from policy.inputs import resps_state
 
     resps = None
     if slow := found.slow:
-        resps = ActionPersistence(Resps(load(slow.graph), slow.actions, slow.margin, state=slow.state), slow.hold)
+        resps = ActionPersistence(Resps(load(slow.net.graph), slow.actions, slow.margin, state=resps_state(slow.net.inputs)), slow.hold)
     if found.fast is None:
         assert resps is not None
         return resps
     fast = found.fast
-    depth, size = (load(graph) if graph else None for graph in (fast.depth, fast.size))
+    depth, size = (load(net.graph) if net else None for net in (fast.depth, fast.size))
     return Ltd(depth, size, fast.tree, fast.every, fast.sizes, resps)
 
 

@@ -19,7 +19,7 @@ Layers = tuple[tuple[np.ndarray, np.ndarray], ...]
 """(weight [outputs, inputs], bias [outputs]) of each layer, float32."""
 
 Activation = Literal["tanh", "relu"]
-EPSILON = 1e-6  # of the scaling, as in export/graphs/policy_net.py
+EPSILON = 1e-6  # of the scaling, as in the targets' own norms
 
 
 @dataclass(frozen=True)

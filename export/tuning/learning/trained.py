@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from policy import Policy
+from policy import Policy, inputs
 from policy.resps import HOLD, Action
-from runtime.manifest.tuning import LearnedPolicy, LtdConfig, RespsConfig
+from runtime.manifest.tuning import LearnedPolicy, LtdConfig, Network, RespsConfig
 from runtime.policies.registry import learned_policy
 
 from .nets import Mlp
@@ -41,9 +41,10 @@ class Trained:
 
     def described(self, name: str) -> LearnedPolicy:
         """The manifest's entry; graphs are called after policy and role."""
-        graphs = {role: graph_name(name, role) for role, _ in self.nets()}
-        chooser = RespsConfig(graphs["slow"], self.actions, self.state, HOLD, 0.0) if self.slow else None
-        fast = LtdConfig(graphs.get("depth"), graphs.get("size"), self.tree, EVERY, self.sizes) if self.depth or self.size else None
+        reads = {"slow": inputs.RESPS[self.state], "depth": inputs.LTD_DEPTH, "size": inputs.LTD_SIZE}
+        nets = {role: Network(graph_name(name, role), reads[role], inputs.VERSION) for role, _ in self.nets()}
+        chooser = RespsConfig(nets["slow"], self.actions, HOLD, 0.0) if self.slow else None
+        fast = LtdConfig(nets.get("depth"), nets.get("size"), self.tree, EVERY, self.sizes) if self.depth or self.size else None
         return LearnedPolicy(chooser, fast)
 
 

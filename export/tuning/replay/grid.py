@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from policy import TreeSpec
 from policy.resps import Action, small_actions
-from runtime.manifest.schema import Manifest
-
-from ...graphs.policy_net import action_table
+from runtime.manifest.schema import Draft, Manifest
 
 CPU_WIDTHS, CPU_DEPTHS, CPU_NODES = (1, 2, 3), (1, 2, 3, 4, 5, 6), 16  # a row costs there (docs/lab/passes.md)
 GPU_WIDTHS = (1, 2, 4, 8)
+ACTION_DEPTHS, ACTION_WIDTHS = (3, 5, 7), (4, 8)  # of what Re-SpS chooses from on a GPU
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,18 @@ def grid_for(manifest: Manifest) -> TreeGrid:
     table = ((1, 0, 0), *action_table(manifest.tree_sizes, draft))
     depths = tuple(range(1, draft.max_depth + 1))
     return TreeGrid(_upto(GPU_WIDTHS, draft.max_width), depths, max(manifest.tree_sizes), manifest.tree_sizes, table)
+
+
+def action_table(tree_sizes: Sequence[int], draft: Draft) -> tuple[Action, ...]:
+    """Trees of each size that the engine was built for: shallow and deep, narrow and wide, where such trees exist."""
+    wanted = {
+        (nodes, min(depth, nodes - 1, draft.max_depth), min(width, draft.max_width))
+        for nodes in tree_sizes
+        for depth in ACTION_DEPTHS
+        for width in ACTION_WIDTHS
+        if nodes > 1
+    }
+    return tuple(sorted(each for each in wanted if each[0] <= TreeSpec(1, *each[1:]).capacity))
 
 
 def _upto(values: tuple[int, ...], most: int) -> tuple[int, ...]:

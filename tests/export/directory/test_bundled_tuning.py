@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import export as export_package
-from export.directory.bundled_tuning import FILE, put_in, take_out
+from export.directory.bundled_tuning import FILE, bundled_tuning, put_in
+from export.directory.found_tuning import FoundTuning, adopt
 from export.errors import ExportError
 from export.tuning.install import install
 from policy import Watchdog
 from runtime import Decoder, SamplingParams
 from runtime.console import run_command
+from runtime.manifest.graphs import sha256_of
 from runtime.manifest.load import load_manifest
+from runtime.manifest.tuning_fit import PolicyLimits
 from scripts.lab.bundle_tuning import main as box_tuning
 from tests.support.eagle_engines import export, write_echo
 from tests.support.tunings import FAST, SLOW, a_tuning
 
 SIZES = ("--max-context", "250", "--prefill-rows", "16")
+LIMITS = PolicyLimits(192, (64, 16, 16), None)
+
+
+def bundled(draft: Path, precision: str = "fp32", limits: PolicyLimits = LIMITS) -> FoundTuning | None:
+    return bundled_tuning(draft, sha256_of(draft / "model.safetensors"), precision, limits)
 
 
 @pytest.fixture(scope="module")
@@ -56,24 +64,50 @@ def test_exports_of_the_pair_start_with_it(made: Path, caplog: pytest.LogCapture
     assert not list(engine.glob("tuned-*"))
 
 
-def test_other_precisions_have_none(made: Path, tmp_path: Path) -> None:
-    assert take_out(made / "draft", "int8", "id", tmp_path) is None
+def test_other_precisions_have_none(made: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert bundled(made / "draft", "int8") is None
+    assert not caplog.text
 
 
-def test_another_drafts_tuning_is_not_used_and_says_so(made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    draft = Path(shutil.copytree(made / "draft", tmp_path / "draft"))
+def other_draft(draft: Path) -> None:
     with (draft / "model.safetensors").open("ab") as file:
         file.write(b"x")
+
+
+def other_inputs(draft: Path) -> None:
+    file = draft / "tuning" / "fp32" / FILE
+    file.write_text(file.read_text().replace('"inputs_version": 1', '"inputs_version": 2'))
+
+
+@pytest.mark.parametrize(
+    ("change", "limits", "why"),
+    [
+        (other_draft, LIMITS, "it was tuned with another draft"),
+        (other_inputs, LIMITS, "it was tuned with other policy inputs"),
+        (None, PolicyLimits(96, (64, 16, 16), None), "its network resps.slow reads 192 numbers, the engine gives 96"),
+        (None, PolicyLimits(192, (8, 16, 16), None), "it has the tree 9,2,3, the engine's trees go up to 8,16,16"),
+        (None, PolicyLimits(192, (64, 16, 16), (1, 4, 16)), "it has trees of 5,9 nodes, the engine is built for trees of 1,4,16"),
+    ],
+)
+def test_what_does_not_fit_is_not_used_and_says_so(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Callable[[Path], None] | None, limits: PolicyLimits, why: str
+) -> None:
+    draft = Path(shutil.copytree(made / "draft", tmp_path / "draft"))
+    if change:
+        change(draft)
     with caplog.at_level(logging.WARNING):
-        assert take_out(draft, "fp32", "id", tmp_path) is None
-    assert "is about another draft: not used — make it again" in caplog.text
+        assert bundled(draft, "fp32", limits) is None
+    (line,) = caplog.messages
+    assert line == f"{draft / 'tuning' / 'fp32' / FILE} is not used: {why} — tune this engine: resps-tune --engine-dir DIR"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_what_comes_with_the_demo_model_is_whole_and_holds_nothing_twice(precision: str, tmp_path: Path) -> None:
     draft = Path(export_package.__file__).parent / "drafts" / "smollm2-135m"
-    tuning = take_out(draft, precision, "id", tmp_path)
-    assert tuning is not None
+    found = bundled(draft, precision, PolicyLimits(3 * 576, (64, 16, 16), None))
+    assert found is not None
+    tuning = adopt(found, "id", tmp_path, None, lambda *_: None)
     assert {graph.file for graph in tuning.graphs.values()} == set(tuning.files)
     assert len({file.sha256 for file in tuning.files.values()}) == len(tuning.files)
     assert {path.name for path in (draft / "tuning" / precision).iterdir()} == {FILE, *tuning.files}
@@ -98,7 +132,9 @@ def test_box_that_is_broken_is_refused(made: Path, tmp_path: Path, trouble: str)
     elif trouble == "changed":
         next(file.parent.glob("*.onnx")).write_bytes(b"other")
     else:
-        boxed["tuning"]["files"]["../x"] = dataclasses.asdict(load_manifest(made / "first" / "engine").files["tokenizer.json"])
+        network, files = boxed["tuning"]["graphs"]["resps.slow"], boxed["tuning"]["files"]
+        shutil.copyfile(file.parent / network["file"], file.parent.parent / "x")
+        files["../x"], network["file"] = files[network["file"]], "../x"
         file.write_text(json.dumps(boxed))
-    with pytest.raises(ExportError, match=r"tuning\.json: |is missing or changed — make the folder again"):
-        take_out(draft, "fp32", "id", tmp_path)
+    with pytest.raises(ExportError, match=r"tuning\.json: |is missing or changed — copy the whole folder again"):
+        bundled(draft)

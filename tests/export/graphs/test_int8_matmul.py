@@ -1,4 +1,4 @@
-"""Integer products: as exact as two digits, the same for any number of rows, and planned to the byte."""
+"""Integer products: as exact as two digits, and the same for any number of rows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pytest
 from export.graphs.builder import FLOAT, GraphBuilder
 from export.graphs.int8_matmul import FINE, integer_product
 from export.graphs.weights import quantize_outputs
-from export.plan import weight_bytes
-from tests.export.graphs.test_target import CAPACITY, PROMPT, Graph, reference
+from tests.export.graphs.test_target import PROMPT, Graph, reference
 from tests.support.tiny import tiny_model, weights_of
 
 INPUTS, OUTPUTS = 192, 96
@@ -72,9 +71,6 @@ def test_model_of_integer_products(tmp_path: Path, precision: str, tied: bool) -
     graph = Graph(tmp_path, model, precision)
     nodes = [node.op_type for node in onnx.load(graph.file, load_external_data=False).graph.node]
     assert nodes.count("MatMulInteger") == (1 if precision == "int4" else 1 + 4 * graph.arch.layers)
-    initializers = onnx.load(graph.file, load_external_data=False).graph.initializer
-    lengths = [int(entry.value) for each in initializers for entry in each.external_data if entry.key == "length"]
-    assert weight_bytes(graph.arch, graph.precision, CAPACITY) == sum(lengths)
     if precision == "int4":
         return
     import torch

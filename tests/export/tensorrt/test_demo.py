@@ -73,8 +73,6 @@ def test_one_profile_for_each_tree_size(manifest: Manifest) -> None:
     target = manifest.graphs["target"].profiles
     assert [profile["n"][1] for profile in target] == [1, 2, 4, 8, 16, 32, 64, 128]
     assert [profile["m"][1] for profile in manifest.graphs["draft"].profiles] == [1, 2, 4, 8, 16, 128]
-    assert manifest.policy is not None
-    assert len(manifest.policy.actions) == 27
 
 
 def test_every_cache_tensor_is_updated_in_place(engine: Path) -> None:

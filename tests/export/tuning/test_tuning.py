@@ -202,6 +202,7 @@ def test_tuned_policy_is_installed_and_used(tiny: Path, capfd: pytest.CaptureFix
         for name in main_policies():
             assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60), policy=name).tokens == plain, name
     assert {path.name for path in tiny.glob("tuned-*")} == set(after.tuning.files)
+    edited(tiny, lambda t: t["learned"]["resps"]["slow"]["net"].update(inputs_version=2))  # it is refused now, and replaced all the same
     assert tune(tiny, "--threads", "2", "--policy", "ltd") == 0  # what it replaces is swept away
     again = load_manifest(tiny)
     assert again.tuning is not None
@@ -333,17 +334,15 @@ def test_learned_policies_decode_as_they_replayed_and_change_no_token(tiny: Path
 
 def test_network_that_gives_no_numbers_is_pinned_to_the_fixed_tree(tiny: Path) -> None:
     broken = Mlp(tuple((weight * np.float32("nan"), bias) for weight, bias in net(192, 3).layers), "relu")
-    for network, remedy in ((broken, "logits are not finite"), (net(7, 3), "could not broadcast")):
-        trained = {"resps": dataclasses.replace(SLOW, slow=network)}
-        monkeyed = a_tuning(tiny, trained, policy="resps")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(export.tuning.install, "_check", lambda *_: None)
-            install(tiny, load_manifest(tiny), monkeyed)
-        with Decoder(tiny, threads=2) as decoder:
-            plain = decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=40), policy="none").tokens
-            assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=40)).tokens == plain
-            assert isinstance(decoder._policy, Watchdog)
-            assert remedy in str(decoder._policy.pinned)
+    monkeyed = a_tuning(tiny, {"resps": dataclasses.replace(SLOW, slow=broken)}, policy="resps")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export.tuning.install, "_check", lambda *_: None)
+        install(tiny, load_manifest(tiny), monkeyed)
+    with Decoder(tiny, threads=2) as decoder:
+        plain = decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=40), policy="none").tokens
+        assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=40)).tokens == plain
+        assert isinstance(decoder._policy, Watchdog)
+        assert "logits are not finite" in str(decoder._policy.pinned)
 
 
 def test_graph_that_differs_from_the_network_is_not_installed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,9 +377,22 @@ def test_policies_share_the_networks_they_have_in_common(tiny: Path) -> None:
     assert not (tiny / shared).exists()  # now nobody does
 
 
+OTHER_INPUTS = r"engine was tuned with other policy inputs — tune again: resps-tune --engine-dir \S+engine"
 TROUBLES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "actions": (lambda t: t["learned"]["resps"]["slow"]["actions"].pop(), r"resps has 2 actions, resps\.slow gives 3 — export again"),
-    "state": (lambda t: t["learned"]["resps"]["slow"].update(state="colour"), r"resps sees 'colour', which nobody knows"),
+    "inputs": (lambda t: t["learned"]["resps"]["slow"]["net"].update(inputs=["colour"]), OTHER_INPUTS),
+    "another network's inputs": (lambda t: t["learned"]["resps"]["slow"]["net"].update(inputs=["tree_scores"]), OTHER_INPUTS),
+    "version": (lambda t: t["learned"]["resps"]["slow"]["net"].update(inputs_version=2), OTHER_INPUTS),
+    "no version": (
+        lambda t: t["learned"]["resps"]["slow"]["net"].pop("inputs_version"),
+        r"net has wrong keys: inputs_version — export again",
+    ),
+    "width": (
+        lambda t: t["graphs"]["resps.slow"]["inputs"]["x"].update(shape=[1, 64]),
+        r"resps\.slow reads 64 numbers, the engine gives 192",
+    ),
+    "tree": (lambda t: t.update(static=[65, 16, 16]), r"it has the tree 65,16,16, the engine's trees go up to 64,16,16"),
+    "no tree": (lambda t: t.update(static=[5, 1, 2]), r"a tree of depth 1 and width 2 has at most 3 nodes, not 5"),
     "graph": (lambda t: t["graphs"].clear(), r"manifest\.tuning\.graphs lacks resps\.slow of the policy resps"),
     "hash": (lambda t: t["files"].clear(), r"names 'tuned-\w+\.onnx' without its hash"),
     "outside": (lambda t: t["files"].update({"../x": {"sha256": "", "bytes": 1}}), r"names a file outside the directory: '\.\./x'"),
@@ -396,6 +408,7 @@ def test_tuning_that_does_not_fit_together_is_refused(tiny: Path, trouble: str) 
     edited(tiny, change)
     with pytest.raises(EngineDirError, match=says):
         Decoder(tiny)
+    assert load_manifest(tiny, tuned=False).tuning is None  # as resps-tune loads it
 
 
 def test_tuning_of_another_engine_is_not_used_and_portable_one_is_anywhere(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:

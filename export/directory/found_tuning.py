@@ -1,0 +1,85 @@
+"""A tuning that lies somewhere on disk, and its way into a new engine directory: checked, copied, and for TensorRT with plans."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from runtime.manifest.graphs import File, Graph, sha256_of
+from runtime.manifest.tuning import FILE_PREFIX, Tuning
+from runtime.manifest.tuning_fit import PolicyLimits, misfit
+
+from ..errors import ExportError
+from ..parity.policy_net import check_network
+from ..tensorrt.builder import Progress
+from ..tensorrt.gpu import Platform
+from ..tensorrt.plans import plan_network
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundTuning:
+    """``file``: what it was read from, with the networks beside it; ``draft``: hash of the weights of the draft that it was tuned with."""
+
+    file: Path
+    tuning: Tuning
+    draft: str
+
+    @property
+    def networks(self) -> list[str]:
+        """The names of their ONNX files."""
+        return sorted({graph.file for graph in self.tuning.graphs.values()})
+
+    @property
+    def bytes(self) -> int:
+        """Of the networks' ONNX files."""
+        return sum(self.tuning.files[name].bytes for name in self.networks)
+
+    @property
+    def digest(self) -> str:
+        """Short hash of everything in it."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self.tuning), sort_keys=True).encode()).hexdigest()[:16]
+
+    def problem(self, draft: str | None, limits: PolicyLimits) -> str | None:
+        """Why it cannot be used with the ``draft`` of that hash (None: any) within ``limits``; None if it can."""
+        if not self.tuning.reads_known_inputs:
+            return "it was tuned with other policy inputs"
+        if draft is not None and draft != self.draft:
+            return "it was tuned with another draft"
+        return misfit(self.tuning, limits)
+
+    def expect_whole(self) -> None:
+        """Raises ExportError for a network that is missing or changed."""
+        for name in self.networks:
+            if name not in self.tuning.files or not is_whole(self.file.parent, name, self.tuning.files[name]):
+                raise ExportError(f"{self.file.parent / name} is missing or changed — copy the whole folder again, or tune again")
+
+
+def is_whole(folder: Path, name: str, expected: File) -> bool:
+    """Whether ``folder`` itself has that file, unchanged."""
+    path = folder / name
+    return name == path.name and path.is_file() and File(sha256_of(path), path.stat().st_size) == expected
+
+
+def adopt(found: FoundTuning, engine_id: str, scratch: Path, platform: Platform | None, progress: Progress) -> Tuning:
+    """The tuning for the engine of that id, its networks in ``scratch`` under names that say what is in them: checked, and for ``platform``
+    with a plan each. Raises ParityError and EngineBuildError."""
+    made: dict[str, Graph] = {}  # by file: policies share networks
+    for graph in found.tuning.graphs.values():
+        if graph.file not in made:
+            source = found.file.parent / graph.file
+            check_network(source, graph)
+            name = f"{FILE_PREFIX}{sha256_of(source)[:12]}.onnx"
+            shutil.copyfile(source, scratch / name)
+            copied = Graph(name, None, (), graph.inputs, graph.outputs)
+            made[graph.file] = plan_network(scratch, copied, platform, progress) if platform else copied
+    names = {name for graph in made.values() for name in (graph.file, graph.plan) if name}
+    return dataclasses.replace(
+        found.tuning,
+        engine=engine_id,
+        portable=True,
+        graphs={name: made[graph.file] for name, graph in found.tuning.graphs.items()},
+        files={name: File(sha256_of(scratch / name), (scratch / name).stat().st_size) for name in sorted(names)},
+    )
