@@ -21,7 +21,7 @@ from runtime.errors import BenchError, EngineDirError
 from runtime.manifest.load import load_manifest
 from runtime.manifest.tuning import Tuning
 from tests.support.bench_answers import a_tuning
-from tests.support.tunings import SURFACE
+from tests.support.tunings import LATENCY
 
 TREE, SMALL = TreeSpec(7, 4, 2), TreeSpec(3, 2, 1)
 
@@ -90,7 +90,7 @@ def test_trees_that_would_be_cut_are_refused(echo_engine: Path, tree: TreeSpec) 
 
 
 def test_a_watchdog_that_gave_up_is_recorded(eagle_decoder: Decoder) -> None:
-    watched = Watchdog(FixedPolicy(TREE), SMALL, SURFACE)
+    watched = Watchdog(FixedPolicy(TREE), SMALL, LATENCY)
     assert Contender("x", watched, eagle_decoder).record == ContenderRecord("x", "eagle", None, None)
     watched.pinned = "slow"
     assert Contender("x", watched, eagle_decoder).record.given_up == "slow"

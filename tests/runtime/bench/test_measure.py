@@ -17,7 +17,7 @@ from runtime.bench.questions import Question
 from runtime.bench.record import BASELINE, BenchSettings, Skipped, TurnRecord
 from runtime.bench.tables import verdicts
 from tests.support.bench_answers import SETTINGS, a_measurement, both
-from tests.support.tunings import SURFACE
+from tests.support.tunings import LATENCY
 
 TREE, SMALL = TreeSpec(7, 4, 2), TreeSpec(3, 2, 1)
 
@@ -150,10 +150,10 @@ def test_without_a_template_turns_are_plain_text() -> None:
 
 def test_every_tree_is_warmed_up_on_its_decoder_and_no_policy_learns_from_it() -> None:
     decoder, other = FakeDecoder(), FakeDecoder()
-    watched = Watchdog(FixedPolicy(TREE), SMALL, SURFACE)
+    watched = Watchdog(FixedPolicy(TREE), SMALL, LATENCY)
     warm_up([*contenders(decoder)[:1], Contender("watched", watched, decoder), *contenders(other)[1:2]])  # type: ignore[arg-type]
     assert (decoder.warmed, other.warmed) == ([PLAIN, SMALL, TREE], [TREE])
-    assert watched == Watchdog(FixedPolicy(TREE), SMALL, SURFACE)
+    assert watched == Watchdog(FixedPolicy(TREE), SMALL, LATENCY)
 
 
 def test_each_contender_is_asked_on_its_own_decoder() -> None:
