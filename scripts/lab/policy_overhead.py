@@ -69,8 +69,8 @@ def main(engine_dir: Path, names: tuple[str, ...], prompts: Path | None, most: i
             for prompt in read_prompts(prompts)[:most]:
                 stats = decoder.generate(as_chat(decoder, prompt), SamplingParams(max_new_tokens=128), policy=clock).stats
                 seconds, rounds = seconds + stats.decode_seconds, rounds + stats.cycles
-            each = 1e6 * clock.seconds / clock.calls
-            click.echo(f"| {name} | {clock.calls / rounds:.1f} | {each:.1f} | {clock.seconds / seconds:.2%} |")
+            per_call = 1e6 * clock.seconds / clock.calls
+            click.echo(f"| {name} | {clock.calls / rounds:.1f} | {per_call:.1f} | {clock.seconds / seconds:.2%} |")
 
 
 if __name__ == "__main__":

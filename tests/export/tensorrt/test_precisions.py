@@ -93,7 +93,7 @@ def test_static_form_reads_the_first_slots_of_a_longer_cache(source: Source, tmp
 @pytest.mark.parametrize(("precision", "draft_precision"), [("bf16", None), ("fp8", "fp8"), ("fp32", "int8"), ("int4", "bf16")])
 def test_drafts_of_other_precisions_are_checked(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str,
                                                 draft_precision: str | None) -> None:  # fmt: skip
-    """Without building: the check runs both graphs, bf16 as its float32 twin."""
+    """Without building: the check runs both graphs, bf16 as its float32 copy."""
 
     monkeypatch.setattr("export.tensorrt.plans.build_plan", unbuilt)
     more = ["--precision", precision, *(["--draft-precision", draft_precision] if draft_precision else [])]
