@@ -1,12 +1,12 @@
-"""Errors of the exporter. All derive from runtime.errors.RespsError, whose text is: what happened — what to do.
+"""Errors of the exporter. All derive from runtime.errors.RespsError; their message is one line: what happened — what to do.
 
 RespsError
 └── ExportError              the export failed                                             (exit 1)
-    ├── UnknownModel         no such name in the table                                      (exit 2)
-    ├── UnsupportedModel     an architecture or option the graphs cannot express exactly
-    ├── UnfitPolicy          --policy cannot be read, or does not fit what is exported        (exit 2)
-    ├── CheckpointError      weights missing, truncated, unreadable or with the wrong hash
-    ├── ParityError          the exported graph does not compute what the checkpoint does
+    ├── UnknownModel         --model names no known model                                     (exit 2)
+    ├── UnsupportedModel     the graphs cannot express this architecture or option exactly
+    ├── UnfitPolicy          --policy cannot be read, or does not fit the exported model      (exit 2)
+    ├── CheckpointError      weights are missing, truncated, unreadable or have a wrong hash
+    ├── ParityError          an exported graph does not compute what the checkpoint does
     └── EngineBuildError     TensorRT cannot read a graph or build its plan
 """
 
@@ -20,23 +20,23 @@ class ExportError(RespsError):
 
 
 class UnsupportedModel(ExportError):
-    """The model cannot be expressed exactly by our graphs."""
+    """Our graphs cannot express the model exactly."""
 
 
 class UnknownModel(ExportError):
-    """No such name in the table."""
+    """The model's name is not in export/checkpoints/models.py."""
 
     exit_code = 2
 
 
 class UnfitPolicy(ExportError):
-    """The tuning that was given cannot be read, or is for another draft, other sizes of trees or other inputs."""
+    """The tuning given with --policy cannot be read, or is for another draft, other tree sizes or other network inputs."""
 
     exit_code = 2
 
 
 class CheckpointError(ExportError):
-    """The weights are missing, truncated, unreadable or not the expected ones."""
+    """The weights are missing, truncated or unreadable, or are not the expected ones."""
 
 
 class EngineBuildError(ExportError):
@@ -44,4 +44,4 @@ class EngineBuildError(ExportError):
 
 
 class ParityError(ExportError):
-    """The exported graph disagrees with the reference computation on the same weights."""
+    """An exported graph gives other results than the reference does with the same weights."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no installed package
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is not an installed package
 
 PARTS = ("environment", "rtx", "demo", "plans", "large", "torch")
 

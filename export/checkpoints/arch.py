@@ -1,4 +1,7 @@
-"""What a Llama-like target looks like: the few numbers and switches that the graph depends on."""
+"""The architecture of a Llama-like target: sizes, rotary embedding and switches, read from config.json.
+
+To support a model with another switch, begin here; export/graphs/layers.py and export/parity/reference.py implement the switches.
+"""
 
 from __future__ import annotations
 
@@ -12,47 +15,48 @@ import numpy as np
 from ..errors import UnsupportedModel
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-LARGEST = 1 << 22  # of any size: beyond any model
+MAX_SIZE = 1 << 22  # upper bound of every size in a config; no model comes near it
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding: base and, for long-context models, the published rescaling of its frequencies."""
+    """Rotary position embedding: its base, and the ``rope_scaling`` entry of config.json if the frequencies are rescaled."""
 
     theta: float
     scaling: Mapping[str, Any] | None = None
 
     def tables(self, head_dim: int, positions: int) -> tuple[np.ndarray, np.ndarray]:
-        """cos and sin, each float32 [positions, head_dim / 2], computed in float64 once and rounded once."""
-        inverse = self.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-        inverse, attention = _rescaled(inverse, self.scaling or {}, self.theta, head_dim)
-        angles = np.arange(positions, dtype=np.float64)[:, None] * inverse[None, :]
-        return (np.cos(angles) * attention).astype(np.float32), (np.sin(angles) * attention).astype(np.float32)
+        """cos and sin, each float32 [positions, head_dim / 2]. Computed in float64 and rounded once at the end."""
+        frequencies = self.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+        frequencies, attention_factor = _scale_frequencies(frequencies, self.scaling or {}, self.theta, head_dim)
+        angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies[None, :]
+        return (np.cos(angles) * attention_factor).astype(np.float32), (np.sin(angles) * attention_factor).astype(np.float32)
 
 
-def _rescaled(inverse: np.ndarray, scaling: Mapping[str, Any], theta: float, head_dim: int) -> tuple[np.ndarray, float]:
-    """Apply a rope_scaling entry to the inverse frequencies; returns them and the factor on cos and sin."""
+def _scale_frequencies(frequencies: np.ndarray, scaling: Mapping[str, Any], theta: float, head_dim: int) -> tuple[np.ndarray, float]:
+    """Apply a rope_scaling entry. Returns the scaled frequencies [head_dim / 2] and the factor to multiply cos and sin by."""
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
-        return inverse, 1.0
+        return frequencies, 1.0
     if kind == "linear":
-        return inverse / float(scaling["factor"]), 1.0
+        return frequencies / float(scaling["factor"]), 1.0
     if kind == "llama3":
         factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
-        trained = float(scaling["original_max_position_embeddings"])
-        blend = np.clip((trained * inverse / (2 * np.pi) - low) / (high - low), 0.0, 1.0)
-        return (1 - blend) * inverse / factor + blend * inverse, 1.0
+        original_length = float(scaling["original_max_position_embeddings"])
+        blend = np.clip((original_length * frequencies / (2 * np.pi) - low) / (high - low), 0.0, 1.0)
+        return (1 - blend) * frequencies / factor + blend * frequencies, 1.0
     if kind == "yarn":
-        return _yarn(inverse, scaling, theta, head_dim)
+        return _yarn(frequencies, scaling, theta, head_dim)
     raise UnsupportedModel(f"rope scaling {kind!r} is not supported — supported: default, linear, llama3, yarn")
 
 
-def _yarn(inverse: np.ndarray, scaling: Mapping[str, Any], theta: float, head_dim: int) -> tuple[np.ndarray, float]:
-    """YaRN (arXiv 2309.00071): interpolate slow frequencies, keep fast ones, ramp between."""
-    factor, trained = float(scaling["factor"]), float(scaling["original_max_position_embeddings"])
+def _yarn(frequencies: np.ndarray, scaling: Mapping[str, Any], theta: float, head_dim: int) -> tuple[np.ndarray, float]:
+    """YaRN (arXiv 2309.00071): interpolate low frequencies, keep high ones, with a linear ramp between."""
+    factor, original_length = float(scaling["factor"]), float(scaling["original_max_position_embeddings"])
 
     def dimension(rotations: float) -> float:
-        return head_dim * math.log(trained / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+        """The dimension that turns this many times within the original context."""
+        return head_dim * math.log(original_length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     def magnitude(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
@@ -62,14 +66,19 @@ def _yarn(inverse: np.ndarray, scaling: Mapping[str, Any], theta: float, head_di
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
     ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
-    weight, over = scaling.get("mscale"), scaling.get("mscale_all_dim")
-    attention = scaling.get("attention_factor") or (magnitude(weight) / magnitude(over) if weight and over else magnitude(1.0))
-    return inverse / factor * ramp + inverse * (1 - ramp), float(attention)
+    mscale, mscale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    attention_factor = scaling.get("attention_factor")
+    if not attention_factor:
+        attention_factor = magnitude(mscale) / magnitude(mscale_all) if mscale and mscale_all else magnitude(1.0)
+    return frequencies / factor * ramp + frequencies * (1 - ramp), float(attention_factor)
 
 
 @dataclass(frozen=True)
 class Arch:
-    """A decoder-only transformer of the Llama family."""
+    """Sizes and switches of a decoder-only transformer of the Llama family.
+
+    ``window``: tokens in the sliding attention window, None for full attention. ``tied_head``: the output matrix is the embedding.
+    """
 
     model_type: str
     hidden: int
@@ -90,12 +99,12 @@ class Arch:
 
     @property
     def captured(self) -> tuple[int, ...]:
-        """Layers whose *incoming* residual stream EAGLE-3 reads (2, n//2, n-3); clamped for toy models of under six layers."""
+        """EAGLE-3's usual captured layers: it reads the residual stream *entering* layers 2, n//2 and n-3 (clamped for tiny models)."""
         return tuple(min(max(layer, 0), self.layers - 1) for layer in (2, self.layers // 2, self.layers - 3))
 
     @property
     def linears(self) -> dict[str, tuple[tuple[str, ...], int, int]]:
-        """Matrix of one layer -> (checkpoint parts joined along the outputs, outputs, inputs)."""
+        """The matrices of one layer: name -> (checkpoint tensors joined along the outputs, number of outputs, number of inputs)."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return {
             "qkv": (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), q + 2 * kv, self.hidden),
@@ -106,7 +115,8 @@ class Arch:
 
 
 def arch_from_config(config: Mapping[str, Any]) -> Arch:
-    """Read an HF ``config.json`` (transformers 4 and 5 forms). Raises UnsupportedModel when the graph would not be exact."""
+    """Read a Hugging Face ``config.json``, as transformers 4 or 5 writes it. Raises UnsupportedModel if the graphs cannot express the model
+    exactly, or if a key is missing or has an impossible value."""
     kind = config.get("model_type")
     if kind not in MODEL_TYPES:
         raise UnsupportedModel(f"architecture {kind!r} is not supported — supported: {', '.join(MODEL_TYPES)}")
@@ -117,7 +127,7 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
         rope = _rope(config)
         bias = bool(config.get("attention_bias", False))
         windowed = kind == "mistral" or bool(config.get("use_sliding_window"))
-        window = config.get("sliding_window", 4096) if windowed else None  # transformers' own default where the key is absent
+        window = config.get("sliding_window", 4096) if windowed else None  # 4096 is transformers' default
         arch = Arch(
             model_type=kind,
             hidden=hidden,
@@ -137,9 +147,9 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
             window=None if window is None else int(window),
         )
         sizes = (arch.hidden, arch.layers, arch.heads, arch.kv_heads, arch.head_dim, arch.intermediate)
-        if not (all(1 <= size <= LARGEST for size in sizes) and 0 <= arch.vocab <= LARGEST):
-            raise ValueError(f"a size that no model has, among {', '.join(map(str, (*sizes, arch.vocab)))}")
-        arch.rope.tables(arch.head_dim, 1)  # a scaling that is unknown or lacks a number is refused here, before anything is written
+        if not (all(1 <= size <= MAX_SIZE for size in sizes) and 0 <= arch.vocab <= MAX_SIZE):
+            raise ValueError(f"one of the sizes {', '.join(map(str, (*sizes, arch.vocab)))} is out of range")
+        arch.rope.tables(arch.head_dim, 1)  # refuses an unknown or incomplete scaling now, before anything is written
     except KeyError as missing:
         raise UnsupportedModel(f"config.json lacks {missing} — is this a complete {kind} checkpoint?") from None
     except (TypeError, ValueError, ArithmeticError) as error:
@@ -148,7 +158,7 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
 
 
 def _rope(config: Mapping[str, Any]) -> Rope:
-    """Rotary settings, from ``rope_parameters`` (transformers 5) or from ``rope_theta`` and ``rope_scaling``."""
+    """Rotary settings, from ``rope_parameters`` (transformers 5) or from ``rope_theta`` and ``rope_scaling`` (transformers 4)."""
     scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     theta = float(scaling.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
     if (scaling.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor") or 1.0) != 1.0:

@@ -1,4 +1,7 @@
-"""What an EAGLE-3 draft looks like: its one layer, and the switches in which the published families differ."""
+"""The architecture of an EAGLE-3 draft, read from config.json: sizes of its layer, captured layers, and the switches of each family.
+
+The families are EAGLE's own checkpoints, SpecForge, NVIDIA ModelOpt and vLLM's speculators.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,27 @@ from typing import Any
 from ..errors import UnsupportedModel
 from .arch import Arch, arch_from_config
 
-# ModelOpt's switches (in eagle_config) and the only values that the EAGLE-3 graph expresses.
-_FIXED = {"use_aux_hidden_state": True, "use_last_layernorm": True, "use_input_layernorm_in_first_layer": True, "use_mtp_layernorm": False}
+# ModelOpt's switches (in eagle_config) and the one value of each that our EAGLE-3 graph can express.
+_REQUIRED_OPTIONS = {
+    "use_aux_hidden_state": True,
+    "use_last_layernorm": True,
+    "use_input_layernorm_in_first_layer": True,
+    "use_mtp_layernorm": False,
+}
 
 
 @dataclass(frozen=True)
 class DraftArch:
-    """``layer``: sizes of the draft's own layers; its vocab is the target's. ``captured``: target layers whose *incoming* residual stream
-    is read. ``None`` for a norm before fc: the config does not say, the tensors do.
+    """Sizes and switches of an EAGLE-3 draft (arXiv 2503.01840).
 
-    norm_before_residual: the residual is the normed feature. fc_norm: one RMSNorm per captured layer before fc; norm_before_fc: one over
-    all of them. norm_output: the recycled feature is the one after the final norm. own_embedding: the draft's embedding was trained.
+    layer: sizes of the draft's own transformer layers; its ``vocab`` is the target's.
+    vocab: number of tokens in the draft's own (reduced) vocabulary.
+    captured: target layers; the draft reads the residual stream *entering* each of them.
+    norm_before_residual: the first layer's residual is the feature after ``hidden_norm``.
+    fc_norm: one RMSNorm for each captured layer before fc; None if the config does not say (the tensors decide).
+    norm_before_fc: one RMSNorm over all captured layers before fc; None as above.
+    norm_output: the feature passed to the next draft step is the one after the final norm.
+    own_embedding: the draft has a trained embedding and does not share the target's.
     """
 
     layer: Arch
@@ -34,7 +47,7 @@ class DraftArch:
 
 
 def draft_arch(config: Mapping[str, Any], target: Arch) -> DraftArch:
-    """Read the config.json of any of the four families. Raises UnsupportedModel when it is no EAGLE-3 draft of ``target``."""
+    """Read the config.json of a draft of any family. Raises UnsupportedModel if it is not an EAGLE-3 draft of ``target``."""
     try:
         return _draft_arch(config, target)
     except (AttributeError, TypeError, ValueError) as error:
@@ -47,7 +60,7 @@ def _draft_arch(config: Mapping[str, Any], target: Arch) -> DraftArch:
     if kind != "eagle3":
         raise UnsupportedModel(f"the draft is a speculator of type {kind!r} — only EAGLE-3 drafts are supported")
     options: Mapping[str, Any] = config.get("eagle_config") or {}
-    for name, expected in _FIXED.items():
+    for name, expected in _REQUIRED_OPTIONS.items():
         if options.get(name, expected) != expected:
             raise UnsupportedModel(
                 f"the draft's eagle_config has {name} = {options[name]!r} — only EAGLE-3's form ({expected}) is supported"
@@ -55,16 +68,16 @@ def _draft_arch(config: Mapping[str, Any], target: Arch) -> DraftArch:
     flat = dict(config["transformer_layer_config"] if nested else config)
     flat.setdefault("model_type", "llama")
     if not nested and not any("eagle" in name.lower() for name in config.get("architectures") or ()):
-        flat["num_hidden_layers"] = 1  # EAGLE's own code has one, whatever its config says: 40 for Vicuna-13B, as the target has
+        flat["num_hidden_layers"] = 1  # EAGLE's own code always builds one layer; Vicuna-13B's config repeats the target's 40
     layer = arch_from_config(flat)
     if layer.vocab != target.vocab:
         raise UnsupportedModel(
             f"the draft is for a vocabulary of {layer.vocab} tokens, the target has {target.vocab} — they do not belong together"
         )
-    hidden = int(config.get("target_hidden_size") or flat.get("target_hidden_size") or layer.hidden)
-    if hidden != target.hidden:
+    target_hidden = int(config.get("target_hidden_size") or flat.get("target_hidden_size") or layer.hidden)
+    if target_hidden != target.hidden:
         raise UnsupportedModel(
-            f"the draft reads features of {hidden} numbers, the target's have {target.hidden} — they do not belong together"
+            f"the draft reads features of {target_hidden} numbers, the target's have {target.hidden} — they do not belong together"
         )
 
     def switch(name: str) -> bool | None:
@@ -74,10 +87,10 @@ def _draft_arch(config: Mapping[str, Any], target: Arch) -> DraftArch:
     residual = switch("norm_before_residual")
     return DraftArch(
         layer=layer,
-        target_hidden=hidden,
+        target_hidden=target_hidden,
         vocab=int(config.get("draft_vocab_size") or flat.get("draft_vocab_size") or layer.vocab),
         captured=_captured(config, options, target),
-        norm_before_residual=nested if residual is None else residual,  # speculators' default is True, the others' False
+        norm_before_residual=nested if residual is None else residual,  # True by default in speculators, False in the others
         fc_norm=switch("fc_norm"),
         norm_before_fc=switch("norm_before_fc"),
         norm_output=bool(switch("norm_output")),
@@ -86,21 +99,22 @@ def _draft_arch(config: Mapping[str, Any], target: Arch) -> DraftArch:
 
 
 def _captured(config: Mapping[str, Any], options: Mapping[str, Any], target: Arch) -> tuple[int, ...]:
-    """Layer ids in our convention (streams entering a layer).
+    """Captured layers in our convention: ids of the layers that the streams *enter*.
 
-    SpecForge and ModelOpt write ids of the streams *leaving* a layer, nested in eagle_config; speculators write ids of streams entering
-    one, at the top. The usual three are told apart by their values, wherever they stand.
+    SpecForge and ModelOpt write ids of the layers that the streams *leave*, inside eagle_config. speculators write ids of the layers that
+    they enter, at the top level. EAGLE-3's usual three layers are recognized by their values in either place.
     """
     default = target.captured
-    given = options.get("eagle_aux_hidden_state_layer_ids")
-    leaving = given is not None
-    if given is None:
-        given = config.get("eagle_aux_hidden_state_layer_ids")
-    if given is None:
+    configured = options.get("eagle_aux_hidden_state_layer_ids")
+    leaving = configured is not None
+    if configured is None:
+        configured = config.get("eagle_aux_hidden_state_layer_ids")
+    if configured is None:
         return default
-    if not isinstance(given, Sequence) or isinstance(given, str) or not given or not all(isinstance(layer, int) for layer in given):
-        raise UnsupportedModel(f"the draft's captured layer ids are {given!r} — they must be a list of whole numbers")
-    ids = tuple(sorted(set(given)))
+    is_list = isinstance(configured, Sequence) and not isinstance(configured, str)
+    if not is_list or not configured or not all(isinstance(layer, int) for layer in configured):
+        raise UnsupportedModel(f"the draft's captured layer ids are {configured!r} — they must be a list of whole numbers")
+    ids = tuple(sorted(set(configured)))
     if ids in (default, tuple(layer - 1 for layer in default)):
         return default
     entering = tuple(layer + leaving for layer in ids)

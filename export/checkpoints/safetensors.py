@@ -1,4 +1,7 @@
-"""Where weights come from: one protocol, tensors under their Hugging Face names, read a slice at a time."""
+"""Reading weights: the protocols that every checkpoint follows, and Hugging Face directories with safetensors or pickles.
+
+Tensors have their Hugging Face names and are read a slice at a time, so that memory stays small whatever the model's size.
+"""
 
 from __future__ import annotations
 
@@ -20,39 +23,42 @@ class Weights(Protocol):
 
     @property
     def path(self) -> Path:
-        """Where they lie."""
+        """The file or directory that holds them."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor; raises CheckpointError when it is not there."""
+        """Shape of a tensor. Raises CheckpointError if there is none of this name."""
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows [start, stop) of a tensor as float32. Only that slice is in memory."""
+        """Rows [start, stop) of a tensor as float32. Only that slice is in memory. Raises CheckpointError if there is none of this name."""
 
     def fingerprint(self) -> list[list[Any]]:
-        """[file name, size, mtime_ns] of every file: what makes an existing engine directory stale."""
+        """[file name, size, mtime_ns] of every file. If it changes, an engine that was exported from it is out of date."""
 
 
 class Checkpoint(Weights, Protocol):
-    """The weights of one target model."""
+    """The weights and the architecture of a target model."""
 
     @property
     def arch(self) -> Arch:
-        """What the config says."""
+        """Read from the config."""
 
 
 class Files(Weights, Protocol):
-    """The weight files of a directory."""
+    """The weight files of a directory, whatever model they belong to."""
 
     @property
     def files(self) -> list[Path]:
-        """Where the tensors are, in the order of their names."""
+        """The files that hold the tensors, sorted by name."""
 
     def names(self) -> list[str]:
-        """Every tensor."""
+        """Names of all tensors."""
 
 
 def shards(directory: Path, index_name: str, pattern: str) -> list[Path]:
-    """The weight files of an HF directory, by its index if it has one; raises CheckpointError when one is missing."""
+    """The weight files of a Hugging Face directory: those that its index lists, else those that match ``pattern``.
+
+    Raises CheckpointError if a file is missing or the index is damaged.
+    """
     index = directory / index_name
     if index.exists():
         weight_map = read_json(index).get("weight_map")
@@ -67,35 +73,35 @@ def shards(directory: Path, index_name: str, pattern: str) -> list[Path]:
         return [directory / name for name in names]
     files = sorted(directory.glob(pattern))
     if not files:
-        raise CheckpointError(f"{directory} holds no weights ({pattern}) — give an HF directory, a .gguf file or a hub id")
+        raise CheckpointError(f"{directory} holds no weights ({pattern}) — give a Hugging Face directory, a .gguf file or a hub id")
     return files
 
 
-def settings(directory: Path) -> list[Path]:
-    """The files of an HF directory that configure model, tokenizer and chat template: an engine is stale when one changes."""
+def config_files(directory: Path) -> list[Path]:
+    """The files that configure model, tokenizer and chat template; they belong to a checkpoint's fingerprint."""
     return [file for file in directory.iterdir() if file.is_file() and (file.suffix in (".json", ".jinja") or file.stem == "tokenizer")]
 
 
 def files_fingerprint(files: list[Path]) -> list[list[Any]]:
+    """[file name, size, mtime_ns] of every file, sorted."""
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
 
 
 class SafetensorsFiles:
     """One or several safetensors files of a directory.
 
-    A file is opened anew for every read, so that the pages it mapped are given back: memory stays at one slice
-    however large the checkpoint is.
+    A file is opened anew for every read, because closing it gives its mapped pages back: memory stays at one slice.
     """
 
     def __init__(self, directory: Path) -> None:
         self.path = directory
         self.files = shards(directory, "model.safetensors.index.json", "*.safetensors")
-        self._where: dict[str, Path] = {}
+        self._file_of: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         for file in self.files:
-            with _opened(file) as weights:
+            with _open(file) as weights:
                 for name in weights.keys():  # noqa: SIM118 - not a dict
-                    self._where[name] = file
+                    self._file_of[name] = file
                     self._shapes[name] = tuple(weights.get_slice(name).get_shape())
 
     def names(self) -> list[str]:
@@ -108,15 +114,15 @@ class SafetensorsFiles:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         self.shape(name)
-        with _opened(self._where[name]) as weights:
+        with _open(self._file_of[name]) as weights:
             return np.asarray(weights.get_slice(name)[start:stop]).astype(np.float32)
 
     def fingerprint(self) -> list[list[Any]]:
-        return files_fingerprint([*self.files, *settings(self.path)])
+        return files_fingerprint([*self.files, *config_files(self.path)])
 
 
 class TorchFiles:
-    """Pickled weights (pytorch_model*.bin), as some older models have. Needs torch; loads tensors only, mapped."""
+    """Pickled weights (pytorch_model*.bin), as some older models have. Needs torch. Only tensors are unpickled; files are mapped."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory
@@ -129,9 +135,9 @@ class TorchFiles:
         for file in self.files:
             try:
                 self._tensors.update(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
-            except UnpicklingError:  # its own text advises to load the file without protection
+            except UnpicklingError:  # torch's own message advises loading without protection, so it is not shown
                 raise CheckpointError(f"cannot read {file}: it is damaged or holds more than tensors — get its safetensors") from None
-            except Exception as error:  # torch raises whatever the damage leads it to
+            except Exception as error:  # on a damaged file torch may raise any type
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise CheckpointError(f"cannot read {file}: {reason} — the file is truncated or damaged, download it again") from None
 
@@ -148,11 +154,11 @@ class TorchFiles:
         return np.asarray(self._tensors[name][start:stop].float().numpy())
 
     def fingerprint(self) -> list[list[Any]]:
-        return files_fingerprint([*self.files, *settings(self.path)])
+        return files_fingerprint([*self.files, *config_files(self.path)])
 
 
 class SafetensorsCheckpoint(SafetensorsFiles):
-    """An HF directory: config.json and safetensors."""
+    """A target as a Hugging Face directory with config.json and safetensors."""
 
     def __init__(self, directory: Path) -> None:
         self.arch = arch_from_config(read_json(directory / "config.json"))
@@ -160,23 +166,24 @@ class SafetensorsCheckpoint(SafetensorsFiles):
 
 
 class TorchCheckpoint(TorchFiles):
-    """An HF directory: config.json and pickles."""
+    """A target as a Hugging Face directory with config.json and pickles."""
 
     def __init__(self, directory: Path) -> None:
         self.arch = arch_from_config(read_json(directory / "config.json"))
         super().__init__(directory)
 
 
-def files_of(directory: Path) -> Files:
-    """The weight files of an HF directory, safetensors where there are both kinds."""
+def open_files(directory: Path) -> Files:
+    """The weight files of a Hugging Face directory. Safetensors are preferred if it has both kinds."""
     return TorchFiles(directory) if has_only_pickles(directory) else SafetensorsFiles(directory)
 
 
 def has_only_pickles(directory: Path) -> bool:
+    """Whether a directory has pickled weights and no safetensors."""
     return not list(directory.glob("*.safetensors*")) and bool(list(directory.glob(PICKLES)))
 
 
-def _opened(file: Path) -> Any:
+def _open(file: Path) -> Any:
     import ml_dtypes  # noqa: F401 - registers bfloat16 with numpy, which safetensors needs
     from safetensors import SafetensorError, safe_open
 
@@ -187,7 +194,7 @@ def _opened(file: Path) -> Any:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file, or one clear CheckpointError."""
+    """The JSON object in a file. Raises CheckpointError if it is missing, unreadable or not an object."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

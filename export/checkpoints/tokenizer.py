@@ -1,4 +1,4 @@
-"""tokenizer.json, chat template and special ids of a checkpoint, in the one form the runtime reads."""
+"""The tokenizer of a checkpoint, in the form that the runtime reads: tokenizer.json, chat template and the ids of special tokens."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .safetensors import read_json
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
 
-# How llama.cpp's names of pre-tokenizers split text, where that is more than the byte-level default.
-_DIGITS_THREE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SPLITS = {"llama-bpe": _DIGITS_THREE % "1,3", "qwen2": _DIGITS_THREE % "1"}
-_CONTROL, _USER_DEFINED = 3, 4
+# Regular expressions of llama.cpp's named pre-tokenizers that differ from the byte-level default. They differ in how many digits they join.
+_SPLIT_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLITS = {"llama-bpe": _SPLIT_PATTERN % "1,3", "qwen2": _SPLIT_PATTERN % "1"}
+_CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What to write beside the graphs. ``stop``: ids that end an answer."""
+    """Contents of the tokenizer files of an engine directory. ``stop``: ids of the tokens that end an answer."""
 
     tokenizer_json: str
     chat_template: str | None
@@ -30,7 +30,10 @@ class TokenizerFiles:
 
 
 def tokenizer_of_directory(directory: Path, chat_template: str | None) -> TokenizerFiles:
-    """From an HF directory. ``chat_template`` stands in where the repository has none."""
+    """The tokenizer of a Hugging Face directory. ``chat_template`` is used if the directory has none.
+
+    Raises CheckpointError if a file is missing, damaged or cannot be converted.
+    """
     config = _optional_json(directory / "tokenizer_config.json")
     model, generation = read_json(directory / "config.json"), _optional_json(directory / "generation_config.json")
     stop = _ids(directory, "eos_token_id", generation.get("eos_token_id", model.get("eos_token_id")))
@@ -40,15 +43,15 @@ def tokenizer_of_directory(directory: Path, chat_template: str | None) -> Tokeni
 
 
 def _ids(directory: Path, name: str, value: Any) -> tuple[int, ...]:
-    """One token id or several; none where there is no value."""
+    """The ids in a config entry, which is one id, a list of ids or None."""
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(each) is int and each >= 0 for each in ids):
-        raise CheckpointError(f"{directory} has {value!r} for {name}, which is no token id — download its config again")
+    if not all(type(token_id) is int and token_id >= 0 for token_id in ids):
+        raise CheckpointError(f"{directory} has {value!r} for {name}, which is not a token id — download its config again")
     return tuple(ids)
 
 
 def _template(directory: Path, configured: Any) -> str | None:
-    """Of a file of its own, else what tokenizer_config.json says: a template, or several with names."""
+    """The chat template: from its own file, else from tokenizer_config.json, which has one template or a list of named ones."""
     file = directory / TEMPLATE_FILE
     if file.is_file():
         try:
@@ -56,10 +59,10 @@ def _template(directory: Path, configured: Any) -> str | None:
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"cannot read {file}: {error} — download it again") from None
     if isinstance(configured, list):
-        named = (each for each in configured if isinstance(each, dict) and each.get("name") == "default")
-        configured = next((each.get("template") for each in named), None)
+        defaults = (entry for entry in configured if isinstance(entry, dict) and entry.get("name") == "default")
+        configured = next((entry.get("template") for entry in defaults), None)
     if configured is not None and not isinstance(configured, str):
-        raise CheckpointError(f"{directory / 'tokenizer_config.json'} has a chat template that is no text — download it again")
+        raise CheckpointError(f"{directory / 'tokenizer_config.json'} has a chat template that is not text — download it again")
     return configured
 
 
@@ -71,7 +74,7 @@ def _tokenizer_json(directory: Path) -> str:
         try:
             text = file.read_text(encoding="utf-8")
             Tokenizer.from_str(text)
-        except Exception as error:  # the Rust side raises plain Exception
+        except Exception as error:  # the tokenizers package raises plain Exception
             raise CheckpointError(f"cannot read {file}: {error} — download it again") from None
         return text
     try:
@@ -80,7 +83,7 @@ def _tokenizer_json(directory: Path) -> str:
         return str(AutoTokenizer.from_pretrained(directory, use_fast=True).backend_tokenizer.to_str())
     except ImportError:
         remedy = "pip install transformers sentencepiece, which converts its tokenizer.model"
-    except Exception as error:  # transformers raises many kinds
+    except Exception as error:  # transformers raises many types
         remedy = f"its other tokenizer files cannot be converted ({error})"
     raise CheckpointError(f"{directory} has no {TOKENIZER_FILE} — {remedy}")
 
@@ -90,45 +93,48 @@ def _optional_json(file: Path) -> dict[str, Any]:
 
 
 def tokenizer_of_gguf(checkpoint: GgufCheckpoint) -> TokenizerFiles:
-    """From the vocabulary and merges in a GGUF header (byte-level BPE only). Raises UnsupportedModel and CheckpointError."""
+    """A tokenizer from the vocabulary and merges in a GGUF header. Only byte-level BPE is supported.
+
+    Raises UnsupportedModel for another kind of tokenizer, CheckpointError for a damaged header.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
     kind, split = checkpoint.field("tokenizer.ggml.model"), checkpoint.field("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or split not in ("smollm", "default", "gpt-2", *_SPLITS):
-        raise UnsupportedModel(f"the GGUF's tokenizer {kind}/{split} is not supported — export from the HF directory instead")
-    tokens, merges = (_words(checkpoint, name) for name in ("tokens", "merges"))
+        raise UnsupportedModel(f"the GGUF's tokenizer {kind}/{split} is not supported — export from the Hugging Face directory instead")
+    tokens, merges = (_strings(checkpoint, name) for name in ("tokens", "merges"))
     try:
         pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
         tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
-    except Exception as error:  # the Rust side raises plain Exception
+    except Exception as error:  # the tokenizers package raises plain Exception
         raise CheckpointError(f"cannot read the tokenizer of {checkpoint.path}: {error} — the file is damaged, download it again") from None
     tokenizer.pre_tokenizer = _pre_tokenizer(split)
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = checkpoint.field("tokenizer.ggml.token_type", [])
-    added = [(token, each) for token, each in zip(tokens, kinds, strict=False) if each in (_CONTROL, _USER_DEFINED)]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, each in added if each == _CONTROL])
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token, each in added if each == _USER_DEFINED])
-    bos, *ends = (_token(checkpoint, name, len(tokens)) for name in ("bos", "eos", "eot"))
+    types = checkpoint.field("tokenizer.ggml.token_type", [])
+    added = [(token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (_CONTROL, _USER_DEFINED)]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, kind in added if kind == _CONTROL])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token, kind in added if kind == _USER_DEFINED])
+    bos, *stop_ids = (_special_token(checkpoint, name, len(tokens)) for name in ("bos", "eos", "eot"))
     if bos is not None and checkpoint.field("tokenizer.ggml.add_bos_token", False):
         _prepend(tokenizer, tokens[bos], bos)
-    stop = tuple(dict.fromkeys(end for end in ends if end is not None))
+    stop = tuple(dict.fromkeys(token_id for token_id in stop_ids if token_id is not None))
     template = checkpoint.field("tokenizer.chat_template")
     return TokenizerFiles(tokenizer.to_str(), template if isinstance(template, str) else None, stop, bos)
 
 
-def _words(checkpoint: GgufCheckpoint, name: str) -> list[str]:
-    found = checkpoint.field(f"tokenizer.ggml.{name}")
-    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
-        raise CheckpointError(f"{checkpoint.path} has no texts in tokenizer.ggml.{name} — the file is incomplete, download it again")
-    return found
+def _strings(checkpoint: GgufCheckpoint, name: str) -> list[str]:
+    strings = checkpoint.field(f"tokenizer.ggml.{name}")
+    if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
+        raise CheckpointError(f"{checkpoint.path} has no strings in tokenizer.ggml.{name} — the file is incomplete, download it again")
+    return strings
 
 
-def _token(checkpoint: GgufCheckpoint, name: str, count: int) -> int | None:
-    """A special token's id, if there is one."""
-    found = checkpoint.field(f"tokenizer.ggml.{name}_token_id")
-    if found is not None and not (isinstance(found, int) and 0 <= found < count):
-        raise CheckpointError(f"{checkpoint.path} has {found!r} for its {name} token — the file is damaged, download it again")
-    return found
+def _special_token(checkpoint: GgufCheckpoint, name: str, vocab: int) -> int | None:
+    """The id of a special token, None if the model has none."""
+    token_id = checkpoint.field(f"tokenizer.ggml.{name}_token_id")
+    if token_id is not None and not (isinstance(token_id, int) and 0 <= token_id < vocab):
+        raise CheckpointError(f"{checkpoint.path} has {token_id!r} for its {name} token — the file is damaged, download it again")
+    return token_id
 
 
 def _pre_tokenizer(name: str) -> Any:
@@ -144,6 +150,7 @@ def _pre_tokenizer(name: str) -> Any:
 
 
 def _prepend(tokenizer: Any, token: str, token_id: int) -> None:
+    """Let the tokenizer put this token before every text."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=[(token, token_id)])

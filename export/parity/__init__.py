@@ -1,0 +1,1 @@
+"""Checks exported graphs against a numpy reference, before an engine is installed."""

@@ -1,4 +1,4 @@
-"""The exported draft against plain numpy: committed rows and then a level of a tree, as the runtime feeds them."""
+"""Checks an exported draft against a numpy reference, on committed rows and then on one level of a tree, as the runtime feeds them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from runtime.manifest.schema import Check
 from ..checkpoints.draft_checkpoint import EMBEDDING, HEAD, DraftCheckpoint
 from ..graphs.builder import BFLOAT16, FLOAT
 from ..graphs.layers import NUMPY_TYPES, Precision
-from .bf16_as_fp32 import float32_twin
+from .bf16_as_fp32 import float32_copy
 from .reference import decoder_layer, linear, norm
-from .target import activations, compared, log_softmax
+from .target import accuracy_option, compare, log_softmax
 
-COMMITTED, BEAMS, SLOTS = 5, 3, 16
+COMMITTED, BEAMS, SLOTS = 5, 3, 16  # rows already accepted, nodes of the level below the last of them, cache slots
 
 
 def reference_fuse(draft: DraftCheckpoint, features: np.ndarray) -> np.ndarray:
-    """features float32 [m, F] -> hidden [m, H]."""
+    """The draft's fc layer in numpy: the target's features float32 [m, F] -> hidden states [m, H]."""
     arch = draft.arch
     if arch.norm_before_fc:
         features = norm(draft, arch.layer, "model.input_norm", features)
@@ -34,9 +34,11 @@ def reference_fuse(draft: DraftCheckpoint, features: np.ndarray) -> np.ndarray:
 def reference_pass(
     draft: DraftCheckpoint, tokens: np.ndarray, hidden: np.ndarray, positions: np.ndarray, mask: np.ndarray, shared_type: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All rows at once, without a cache: (next_hidden [n, H], log-probabilities over the draft's vocabulary [n, Vd]).
+    """The draft's forward pass in numpy, over all rows at once and without a cache.
 
-    ``shared_type``: what the target's embedding is stored in, which is no rounding of the draft's.
+    tokens [n], hidden [n, H], positions [n] and ancestor mask [n, n] -> (hidden states for the next draft step [n, H], log-probabilities
+    over the draft's vocabulary [n, Vd]). ``shared_type``: ONNX type in which the target's embedding is stored. A shared embedding is
+    rounded to it here, because that rounding is the target's and must not count as the draft's.
     """
     arch, layer = draft.arch, draft.arch.layer
     cos, sin = (table[positions][:, None, :] for table in layer.rope.tables(layer.head_dim, int(positions.max()) + 1))
@@ -45,106 +47,106 @@ def reference_pass(
     if source is draft.target:
         embedded = embedded.astype(NUMPY_TYPES[shared_type]).astype(np.float32)
     feature = norm(draft, layer, "model.layers.0.hidden_norm", hidden)
-    both = np.concatenate([norm(draft, layer, "model.layers.0.input_layernorm", embedded), feature], axis=-1)
+    attention_input = np.concatenate([norm(draft, layer, "model.layers.0.input_layernorm", embedded), feature], axis=-1)
     residual = feature if arch.norm_before_residual else hidden
-    hidden = decoder_layer(draft, layer, "model.layers.0.", both, residual, cos, sin, mask)
+    hidden = decoder_layer(draft, layer, "model.layers.0.", attention_input, residual, cos, sin, mask)
     for index in range(1, layer.layers):
-        stem = f"model.layers.{index}."
-        hidden = decoder_layer(draft, layer, stem, norm(draft, layer, f"{stem}input_layernorm", hidden), hidden, cos, sin, mask)
+        prefix = f"model.layers.{index}."
+        hidden = decoder_layer(draft, layer, prefix, norm(draft, layer, f"{prefix}input_layernorm", hidden), hidden, cos, sin, mask)
     normed = norm(draft, layer, "model.norm", hidden)
     logits = linear(draft, HEAD.removesuffix(".weight"), normed).astype(np.float64)
     return normed if arch.norm_output else hidden, log_softmax(logits)
 
 
 def check_draft(directory: Path, draft: DraftCheckpoint, precision: Precision, target: Precision) -> Check:
-    """Compare `fuse` and `draft` in ``directory`` with the reference. Raises ParityError when the difference is more than rounding."""
+    """Compare the graphs `fuse` and `draft` in ``directory`` with the reference. ``target``: precision of the target, whose features and
+    embedding the draft reads. Raises ParityError if the difference is more than rounding."""
     random = np.random.default_rng(0)
     width = len(draft.arch.captured) * draft.arch.target_hidden
-    features = random.standard_normal((COMMITTED, width), np.float32).astype(NUMPY_TYPES[_runnable(target)])
+    features = random.standard_normal((COMMITTED, width), np.float32).astype(NUMPY_TYPES[_cpu_type(target)])
     tokens = random.choice(draft.arch.layer.vocab, COMMITTED, replace=False)
-    chain = np.tri(COMMITTED, dtype=bool)
+    causal = np.tri(COMMITTED, dtype=bool)
 
     hidden = reference_fuse(draft, features.astype(np.float32))
-    following, expected = reference_pass(draft, tokens, hidden, np.arange(COMMITTED), chain, target.stored)
-    beams = draft.tokens[np.argsort(-expected[-1], kind="stable")[:BEAMS]]
-    level = np.block([[chain, np.zeros((COMMITTED, BEAMS), bool)], [np.ones((BEAMS, COMMITTED), bool), np.eye(BEAMS, dtype=bool)]])
-    _, drafted = reference_pass(
+    next_hidden, committed = reference_pass(draft, tokens, hidden, np.arange(COMMITTED), causal, target.stored)
+    beams = draft.tokens[np.argsort(-committed[-1], kind="stable")[:BEAMS]]
+    mask = np.block([[causal, np.zeros((COMMITTED, BEAMS), bool)], [np.ones((BEAMS, COMMITTED), bool), np.eye(BEAMS, dtype=bool)]])
+    _, level = reference_pass(
         draft,
         np.concatenate([tokens, beams]),
-        np.concatenate([hidden, np.repeat(following[-1:], BEAMS, 0)]),
+        np.concatenate([hidden, np.repeat(next_hidden[-1:], BEAMS, 0)]),
         np.concatenate([np.arange(COMMITTED), np.full(BEAMS, COMMITTED)]),
-        level,
+        mask,
         target.stored,
     )
-    exported = _Exported(directory, draft, precision)
-    actual = exported.run(features, tokens, beams)
-    return compared(np.concatenate([expected, drafted[-BEAMS:]]), actual, precision, "draft")
+    actual = _ExportedDraft(directory, draft, precision).run(features, tokens, beams)
+    return compare(np.concatenate([committed, level[-BEAMS:]]), actual, precision, "draft")
 
 
-class _Exported:
-    """The two graphs in ONNX Runtime."""
+class _ExportedDraft:
+    """The graphs `fuse` and `draft` in ONNX Runtime."""
 
     def __init__(self, directory: Path, draft: DraftCheckpoint, precision: Precision) -> None:
-        self.directory, self.draft, self.kind = directory, draft, NUMPY_TYPES[_runnable(precision)]
-        self.place = np.full(draft.arch.layer.vocab, -1)
-        self.place[draft.tokens] = np.arange(len(draft.tokens))
+        self.directory, self.draft, self.dtype = directory, draft, NUMPY_TYPES[_cpu_type(precision)]
+        self.draft_ids = np.full(draft.arch.layer.vocab, -1)  # by the target's token id
+        self.draft_ids[draft.tokens] = np.arange(len(draft.tokens))
 
     def run(self, features: np.ndarray, tokens: np.ndarray, beams: np.ndarray) -> np.ndarray:
-        """Log-probabilities of the committed rows and of the beams below the last, [COMMITTED + BEAMS, Vd]."""
+        """Log-probabilities [COMMITTED + BEAMS, Vd] of the committed rows and of the ``beams``, which are children of the last."""
         layer = self.draft.arch.layer
-        (hidden,) = _session(self.directory / "fuse.onnx", self.kind).run(None, {"features": features[None], "rows": np.arange(COMMITTED)})
-        session = _session(self.directory / "draft.onnx", self.kind)
+        (hidden,) = _session(self.directory / "fuse.onnx", self.dtype).run(None, {"features": features[None], "rows": np.arange(COMMITTED)})
+        session = _session(self.directory / "draft.onnx", self.dtype)
         slots = session.get_inputs()[-1].shape[2]
-        empty = np.zeros((1, layer.kv_heads, slots if isinstance(slots, int) else SLOTS, layer.head_dim), self.kind)
+        empty = np.zeros((1, layer.kv_heads, slots if isinstance(slots, int) else SLOTS, layer.head_dim), self.dtype)
         caches = {f"past.{index}.{part}": empty for index in range(layer.layers) for part in ("key", "value")}
         committed = session.run(None, self._feeds(tokens, hidden, np.arange(COMMITTED), np.tri(COMMITTED, dtype=bool), 0, caches))
         caches = dict(zip(caches, committed[3:], strict=True))
-        repeated = np.repeat(committed[0][:, -1:], BEAMS, 1)
-        level = session.run(None, self._feeds(beams, repeated, np.zeros(BEAMS, np.int64), np.eye(BEAMS, dtype=bool), COMMITTED, caches))
-        return np.concatenate([self._dense(*committed[1:3]), self._dense(*level[1:3])])
+        last_hidden = np.repeat(committed[0][:, -1:], BEAMS, 1)
+        level = session.run(None, self._feeds(beams, last_hidden, np.zeros(BEAMS, np.int64), np.eye(BEAMS, dtype=bool), COMMITTED, caches))
+        return np.concatenate([self._by_draft_id(*committed[1:3]), self._by_draft_id(*level[1:3])])
 
     def _feeds(
         self, tokens: np.ndarray, hidden: np.ndarray, depth: np.ndarray, mask: np.ndarray, past: int, caches: dict[str, np.ndarray]
     ) -> dict[str, Any]:
-        numbers = {
+        integers = {
             "past": [past],
             "write": [past],
             "slots": range(SLOTS),
             "rows": range(len(tokens)),
             "beam": range(len(self.draft.tokens)),
         }
-        feeds = {name: np.array(value, np.int64) for name, value in numbers.items()}
+        feeds = {name: np.array(value, np.int64) for name, value in integers.items()}
         return {**feeds, "tokens": tokens[None], "hidden": hidden, "depth": depth[None], "tree_mask": mask, **caches}
 
-    def _dense(self, log_probs: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """From sorted candidates back to the order of the draft's vocabulary."""
-        dense = np.zeros_like(log_probs)
-        np.put_along_axis(dense, self.place[candidates], log_probs, axis=1)
-        return dense
+    def _by_draft_id(self, log_probs: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """Log-probabilities in the order of the draft's vocabulary. The graph sorts them; ``candidates`` are the target's ids."""
+        ordered = np.zeros_like(log_probs)
+        np.put_along_axis(ordered, self.draft_ids[candidates], log_probs, axis=1)
+        return ordered
 
 
-def _runnable(precision: Precision) -> int:
-    """What is computed in here: float32 instead of bfloat16."""
+def _cpu_type(precision: Precision) -> int:
+    """The ONNX type that the check computes in: float32 in place of bfloat16."""
     return FLOAT if precision.compute == BFLOAT16 else precision.compute
 
 
-def _session(file: Path, kind: np.dtype) -> Any:
-    """ONNX Runtime on a graph that computes in ``kind``, or on the float32 twin of one that computes in bfloat16."""
+def _session(file: Path, dtype: np.dtype) -> Any:
+    """An ONNX Runtime session of a graph that computes in ``dtype``. A bfloat16 graph is replaced by its float32 copy."""
     model = onnx.load(file, load_external_data=False)
     if any(value.type.tensor_type.elem_type == BFLOAT16 for value in (*model.graph.input, *model.graph.output)):
-        twin = file.with_name(f"check.{file.name}")
-        onnx.save(float32_twin(model), twin)
+        copy = file.with_name(f"check.{file.name}")
+        onnx.save(float32_copy(model), copy)
         try:
-            return _open(twin, kind)
+            return _open(copy, dtype)
         finally:
-            twin.unlink()
-    return _open(file, kind)
+            copy.unlink()
+    return _open(file, dtype)
 
 
-def _open(file: Path, kind: np.dtype) -> Any:
+def _open(file: Path, dtype: np.dtype) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.add_session_config_entry(*activations(kind))
+    options.add_session_config_entry(*accuracy_option(dtype))
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

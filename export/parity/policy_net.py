@@ -1,4 +1,4 @@
-"""A trained policy network: ONNX Runtime on its file against plain numpy on the weights in it."""
+"""Checks a trained policy network's file: ONNX Runtime's results against plain numpy on the weights in the file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from runtime.manifest.graphs import Graph
 
 from ..errors import ParityError
 
-AGREEMENT = 1e-4  # largest difference of a logit
-STATES = 4  # random ones, on which both are compared
+MAX_LOGIT_DIFF = 1e-4
+NUM_STATES = 4  # random inputs that both are compared on
 
 _OPERATORS: Mapping[str, Callable[..., np.ndarray]] = {
     "Add": np.add,
@@ -25,34 +25,38 @@ _OPERATORS: Mapping[str, Callable[..., np.ndarray]] = {
     "Sqrt": np.sqrt,
     "Tanh": np.tanh,
 }
-_ATTRIBUTES = {"Gemm": {"transB": 1}}  # all others have none
+_ATTRIBUTES = {"Gemm": {"transB": 1}}  # the other operators have none
 
 
 def check_network(file: Path, graph: Graph) -> None:
-    """``graph``: the network x [1, F] -> logits [1, A] as the manifest states it. Raises ParityError for another one, for one that is no
-    multilayer perceptron with its weights inside the file, and where the results differ."""
+    """Check that ``file`` is the network x [1, F] -> logits [1, A] that the manifest describes in ``graph``.
+
+    Raises ParityError if its tensors differ from ``graph``, if it is not a multilayer perceptron with its weights inside the file, or if
+    ONNX Runtime's results differ from numpy's.
+    """
     import onnxruntime
 
     try:
         model = onnx.load(file, load_external_data=False)
         onnx.checker.check_model(model)
-        weights = {each.name: np.asarray(onnx.numpy_helper.to_array(each), np.float64) for each in model.graph.initializer}
-    except Exception as error:  # protobuf and onnx raise whatever the damage leads them to
+        weights = {tensor.name: np.asarray(onnx.numpy_helper.to_array(tensor), np.float64) for tensor in model.graph.initializer}
+    except Exception as error:  # on a damaged file protobuf and onnx may raise any type
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ParityError(f"{file} is no policy network: {reason} — tune again: resps-tune --engine-dir DIR") from None
-    nodes = [(node.op_type, {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}) for node in model.graph.node]
-    if unknown := [kind for kind, attributes in nodes if kind not in _OPERATORS or attributes != _ATTRIBUTES.get(kind, {})]:
-        raise ParityError(f"{file} is no policy network: it has a node {unknown[0]} — tune again: resps-tune --engine-dir DIR")
-    stated = {name: tuple(tensor.shape) for name, tensor in (*graph.inputs.items(), *graph.outputs.items())}
-    found = {
-        each.name: tuple(dim.dim_value for dim in each.type.tensor_type.shape.dim) for each in (*model.graph.input, *model.graph.output)
-    }
-    if found != stated or stated.keys() != {"x", "logits"}:
-        raise ParityError(f"{file} is no policy network: its tensors are {found}, not {stated} — tune again: resps-tune --engine-dir DIR")
+        raise ParityError(f"{file} is not a policy network: {reason} — tune again: resps-tune --engine-dir DIR") from None
+    for node in model.graph.node:
+        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if node.op_type not in _OPERATORS or attributes != _ATTRIBUTES.get(node.op_type, {}):
+            raise ParityError(f"{file} is not a policy network: it has a node {node.op_type} — tune again: resps-tune --engine-dir DIR")
+    expected = {name: tuple(tensor.shape) for name, tensor in (*graph.inputs.items(), *graph.outputs.items())}
+    values = (*model.graph.input, *model.graph.output)
+    shapes = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
+    if shapes != expected or expected.keys() != {"x", "logits"}:
+        problem = f"its tensors are {shapes}, not {expected}"
+        raise ParityError(f"{file} is not a policy network: {problem} — tune again: resps-tune --engine-dir DIR")
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    for x in np.random.default_rng(0).standard_normal((STATES, *found["x"])).astype(np.float32):
-        values = {**weights, "x": x.astype(np.float64)}
+    for x in np.random.default_rng(0).standard_normal((NUM_STATES, *shapes["x"])).astype(np.float32):
+        results = {**weights, "x": x.astype(np.float64)}
         for node in model.graph.node:
-            values[node.output[0]] = _OPERATORS[node.op_type](*(values[name] for name in node.input))
-        if not np.allclose(session.run(["logits"], {"x": x})[0], values["logits"], atol=AGREEMENT, rtol=AGREEMENT):
-            raise ParityError(f"{file} computes something else in ONNX Runtime than its weights say — please report it")
+            results[node.output[0]] = _OPERATORS[node.op_type](*(results[name] for name in node.input))
+        if not np.allclose(session.run(["logits"], {"x": x})[0], results["logits"], atol=MAX_LOGIT_DIFF, rtol=MAX_LOGIT_DIFF):
+            raise ParityError(f"{file} gives other logits in ONNX Runtime than in numpy — please report it")

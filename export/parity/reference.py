@@ -1,6 +1,6 @@
-"""The same transformer in plain numpy, one weight at a time: the oracle that every export is checked against.
+"""The Llama-like transformer in plain numpy, in float32: the reference that every export is checked against.
 
-Deliberately shares nothing with the graph but the checkpoint: no cache, float32 throughout, one dense mask.
+It shares nothing with the exported graph but the checkpoint: it has no cache and uses one dense mask. Weights are read one at a time.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from ..graphs.weights import row_chunks
 
 
 def reference_logits(checkpoint: Checkpoint, tokens: np.ndarray, depth: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Logits float32 [n, V] of a tree given as tokens [n], depth [n] and ancestor mask [n, n], starting at position 0."""
+    """Logits float32 [n, V] of a token tree: tokens [n], depth [n] (also the position) and ancestor mask [n, n]."""
     arch = checkpoint.arch
     cos, sin = (table[depth][:, None, :] for table in arch.rope.tables(arch.head_dim, int(depth.max()) + 1))
-    hidden = np.stack([checkpoint.read("model.embed_tokens.weight", int(t), int(t) + 1)[0] for t in tokens])
+    hidden = np.stack([checkpoint.read("model.embed_tokens.weight", int(token), int(token) + 1)[0] for token in tokens])
     for layer in range(arch.layers):
         prefix = f"model.layers.{layer}."
         hidden = decoder_layer(checkpoint, arch, prefix, norm(checkpoint, arch, prefix + "input_layernorm", hidden), hidden, cos, sin, mask)
@@ -24,7 +24,7 @@ def reference_logits(checkpoint: Checkpoint, tokens: np.ndarray, depth: np.ndarr
     return linear(checkpoint, head, norm(checkpoint, arch, "model.norm", hidden))
 
 
-@np.errstate(over="ignore")  # exp of a very negative gate: the quotient is then 0, as it should be
+@np.errstate(over="ignore")  # exp overflows for a very negative gate; the quotient is then 0, which is right
 def decoder_layer(
     weights: Weights,
     arch: Arch,
@@ -35,7 +35,8 @@ def decoder_layer(
     sin: np.ndarray,
     mask: np.ndarray,
 ) -> np.ndarray:
-    """One layer over all rows at once: ``normed`` is what attention reads, ``residual`` [n, H] what its result is added to."""
+    """One transformer layer over all n rows. Attention reads ``normed`` (wider than H in a draft's first layer); its result is added to
+    ``residual`` [n, H]. cos and sin [n, 1, head_dim / 2], mask [n, n]. Returns [n, H]."""
     hidden = residual + _attention(weights, arch, prefix, normed, cos, sin, mask)
     normed = norm(weights, arch, prefix + "post_attention_layernorm", hidden)
     gate = linear(weights, prefix + "mlp.gate_proj", normed)
@@ -51,12 +52,12 @@ def _attention(
     if arch.qk_norm:
         q, k = norm(checkpoint, arch, name + "q_norm", q), norm(checkpoint, arch, name + "k_norm", k)
     q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-    shared = arch.heads // arch.kv_heads
-    scores = np.einsum("ihd,jhd->hij", q, k.repeat(shared, axis=1)) / np.sqrt(arch.head_dim)
+    groups = arch.heads // arch.kv_heads
+    scores = np.einsum("ihd,jhd->hij", q, k.repeat(groups, axis=1)) / np.sqrt(arch.head_dim)
     scores = np.where(mask, scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    context = np.einsum("hij,jhd->ihd", weights, v.repeat(shared, axis=1)).reshape(len(x), -1)
+    context = np.einsum("hij,jhd->ihd", weights, v.repeat(groups, axis=1)).reshape(len(x), -1)
     return linear(checkpoint, name + "o_proj", context.astype(np.float32), arch.output_bias)
 
 
@@ -66,12 +67,12 @@ def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 
 
 def norm(checkpoint: Weights, arch: Arch, name: str, x: np.ndarray) -> np.ndarray:
-    """RMSNorm over the last axis."""
+    """RMSNorm over the last axis, with the stored weight ``name``."""
     scale = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + arch.rms_eps)
     return np.asarray(x * scale * checkpoint.read(f"{name}.weight"))
 
 
 def linear(checkpoint: Weights, name: str, x: np.ndarray, bias: bool = False) -> np.ndarray:
-    """x times a stored matrix [outputs, inputs]."""
+    """x [..., inputs] times the stored matrix ``name`` [outputs, inputs], read in chunks of rows."""
     product = np.concatenate([x @ chunk.T for chunk in row_chunks(checkpoint, f"{name}.weight")], axis=-1)
     return product + checkpoint.read(f"{name}.bias") if bias else product

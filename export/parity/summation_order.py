@@ -1,4 +1,7 @@
-"""Whether matrix products on this processor add up in the order that quantized graphs rely on (target.py, `_ordered_attention`)."""
+"""Checks whether this processor's matrix products add their terms one after the other.
+
+The int8 and int4 graphs are lossless only then (export/graphs/target.py, `_ordered_attention`; docs/design.md).
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from runtime.decoding.target import SUM_BLOCK
 from ..graphs.builder import FLOAT, GraphBuilder
 from ..graphs.target import ORDERED_WIDTH
 
-_SPANS = (40, 300, SUM_BLOCK - 40)
+_SPANS = (40, 300, SUM_BLOCK - 40)  # slots with a weight
 _ROWS = (2, 3, 12, 64)
-_GAPS = (1, 7, 30)
+_GAPS = (1, 7, 30)  # slots with weight zero, put between them
 
 
 def adds_in_order(threads: int = 2, width: int = ORDERED_WIDTH) -> bool:
-    """A row of weights times values gives the same bits with slots of weight zero anywhere between its own, in any number of rows. Tried on
-    random numbers and ``width`` columns, in a few milliseconds."""
+    """Whether a row of attention weights times values gives the same bits however many slots of weight zero lie between, and however
+    many rows are computed. Tried on random numbers with ``width`` columns; takes a few milliseconds."""
     import onnxruntime
 
     g = GraphBuilder("order")
@@ -35,10 +38,10 @@ def adds_in_order(threads: int = 2, width: int = ORDERED_WIDTH) -> bool:
         expected = sums(weights, values)
         for rows in _ROWS:
             for gap in _GAPS:
-                kept = np.sort(random.choice(span + gap, span, replace=False))
-                spread, filled = np.zeros((rows, span + gap), np.float32), random.standard_normal((span + gap, width), np.float32)
-                spread[-2:, kept], filled[kept] = weights, values
-                spread[:-2] = random.random((rows - 2, span + gap), np.float32)
-                if not np.array_equal(sums(spread, filled)[-2:], expected):
+                slots = np.sort(random.choice(span + gap, span, replace=False))
+                sparse, mixed = np.zeros((rows, span + gap), np.float32), random.standard_normal((span + gap, width), np.float32)
+                sparse[-2:, slots], mixed[slots] = weights, values
+                sparse[:-2] = random.random((rows - 2, span + gap), np.float32)
+                if not np.array_equal(sums(sparse, mixed)[-2:], expected):
                     return False
     return True

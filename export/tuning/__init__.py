@@ -1,1 +1,1 @@
-"""Measures an engine on the machine that serves it, and finds the policy that is fastest there."""
+"""Tunes an engine to the machine that serves it: finds the policy that is fastest there."""

@@ -19,7 +19,7 @@ from runtime.policies.registry import POLICIES
 if TYPE_CHECKING:
     from runtime import Decoder
 
-    from .outcome import Tuned
+    from .outcome import TuningResult
 
 RECORDING, TRAINING = 0.35, 0.4  # shares of the minutes; the rest measures and confirms
 LEARNED = tuple(name for name, kind in POLICIES.items() if kind.learned and not kind.variant)
@@ -80,28 +80,31 @@ def command(engine_dir: Path, **given: Any) -> None:
     click.echo(json.dumps(dataclasses.asdict(tuning)) if given["as_json"] else "\n".join(summary(tuned)))
 
 
-def _tuned(decoder: Decoder, asked: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int) -> Tuned:
+def _tuned(decoder: Decoder, asked: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int) -> TuningResult:
     from ..checkpoints.fetch import cache_directory
     from .errors import TuningError
-    from .outcome import decide
+    from .outcome import tuning_result
     from .replay.grid import grid_for
-    from .replay.latency import measure
-    from .replay.record import LEAST_PROMPTS, record
-    from .tune import confirm, fit, learn, simulate, split
+    from .replay.latency import measure_latency
+    from .replay.record import MIN_PROMPTS, record
+    from .tune import confirm, fit, simulate, split, train
 
     if decoder.manifest.draft is None:
         raise TuningError("the engine has no EAGLE-3 draft, so there is nothing to tune — export with --draft-weights")
-    if len(asked) < LEAST_PROMPTS:
-        raise TuningError(f"{len(asked)} prompts are too few, tuning needs {LEAST_PROMPTS} — give more with --prompts")
+    if len(asked) < MIN_PROMPTS:
+        raise TuningError(f"{len(asked)} prompts are too few, tuning needs {MIN_PROMPTS} — give more with --prompts")
     started, grid = perf_counter(), grid_for(decoder.manifest)
     cache = cache_directory() / "tuning" / decoder.manifest.engine_id
     held_out, others = asked[::3], [prompt for index, prompt in enumerate(asked) if index % 3]
     parts = split(record(decoder, others, grid, cache, started + 60 * minutes * RECORDING, progress))
-    latency = measure(decoder, grid.widths, grid.depths, grid.nodes, progress=lambda share: progress("measuring", round(100 * share), 100))
-    found, rate = fit(parts, latency, grid)
-    found = learn(found, parts, latency, grid, rate, learned, 60 * minutes * TRAINING, seed, progress)
-    ratios = confirm(decoder, held_out, found.policies(latency, grid.sizes), grid.new_tokens, started + 60 * minutes, progress)
-    return decide(decoder.manifest, threads, found, latency, ratios, simulate(found, parts.test, latency, grid), parts.fitted, grid)
+    latency = measure_latency(
+        decoder, grid.widths, grid.depths, grid.max_nodes, progress=lambda share: progress("measuring", round(100 * share), 100)
+    )
+    candidates, rate = fit(parts, latency, grid)
+    candidates = train(candidates, parts, latency, grid, rate, learned, 60 * minutes * TRAINING, seed, progress)
+    ratios = confirm(decoder, held_out, candidates.policies(latency, grid.sizes), grid.new_tokens, started + 60 * minutes, progress)
+    simulated = simulate(candidates, parts.test, latency, grid)
+    return tuning_result(decoder.manifest, threads, candidates, latency, ratios, simulated, parts.train_and_validation, grid)
 
 
 def main() -> None:

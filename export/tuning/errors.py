@@ -1,4 +1,4 @@
-"""What can go wrong while tuning; exit code 1, one line."""
+"""The error of resps-tune; exit code 1."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from runtime.errors import RespsError
 
 
 class TuningError(RespsError):
-    """Tuning cannot be done with what was given."""
+    """Tuning is not possible with the given engine, prompts or files."""

@@ -1,4 +1,4 @@
-"""Writes what was tuned into an engine directory: networks first, then the manifest that names them, whole or not at all."""
+"""Installs a tuning in an engine directory: first the networks' files, then, by an atomic rename, the manifest that names them."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ from ..directory.install import scratch_directory
 from ..tensorrt.gpu import Platform
 from ..tensorrt.plans import plan_network
 from .errors import TuningError
-from .learning.nets import Mlp, graph
-from .learning.trained import Trained, graph_name
-from .outcome import Tuned
+from .learning.nets import Mlp, mlp_graph
+from .learning.trained import TrainedPolicy, graph_name
+from .outcome import TuningResult
 
-AGREEMENT = 1e-4  # largest difference of a logit between training's network and the graph
+MAX_LOGIT_DIFF = 1e-4  # largest difference between a trained network and its graph
 
 
-def install(directory: Path, expected: Manifest, tuned: Tuned) -> Manifest:
-    """Replace the manifest by one with the tuning, and return it. Raises TuningError when the engine was exported anew meanwhile, or a
-    network's graph computes something else than the network."""
+def install(directory: Path, expected: Manifest, result: TuningResult) -> Manifest:
+    """Replace the manifest in ``directory`` by one with the tuning, and return it.
+
+    ``expected``: the manifest that was tuned. Raises TuningError if the directory now has another one, or if a network's graph does not
+    compute what the network does.
+    """
     manifest = load_manifest(directory, verify=False, tuned=False)
     if manifest != dataclasses.replace(expected, tuning=None):
-        raise TuningError(f"{directory} was exported anew while it was tuned — tune again")
+        raise TuningError(f"{directory} was exported again while it was tuned — tune again")
     with scratch_directory(directory / "tuning") as scratch:
-        graphs = _written(scratch, tuned.learned, _platform(manifest))
+        graphs = _write_graphs(scratch, result.learned, _platform(manifest))
         files = {path.name: File(sha256_of(path), path.stat().st_size) for path in sorted(scratch.iterdir())}
-        tuning = dataclasses.replace(tuned.tuning, graphs=graphs, files=files)
+        tuning = dataclasses.replace(result.tuning, graphs=graphs, files=files)
         installed = dataclasses.replace(manifest, tuning=tuning)
         (scratch / FILE_NAME).write_text(installed.to_json(), encoding="utf-8")
-        for name in files:  # their names say what is in them: none replaces one that the old manifest means
+        for name in files:  # file names contain the content's hash, so none overwrites a different file of the old manifest
             (scratch / name).replace(directory / name)
         with (scratch / FILE_NAME).open("rb") as file:
             os.fsync(file.fileno())
@@ -50,7 +53,7 @@ def install(directory: Path, expected: Manifest, tuned: Tuned) -> Manifest:
 
 
 def _platform(manifest: Manifest) -> Platform | None:
-    """What the engine's plans were built with and for, for the networks' plans too."""
+    """The platform that the engine's TensorRT plans were built for; the networks' plans are built for the same. None without plans."""
     built = manifest.tensorrt
     if built is None:
         return None
@@ -61,22 +64,23 @@ def _platform(manifest: Manifest) -> Platform | None:
     return Platform(load(built.flavour), built.compute_capabilities, find_gpu())
 
 
-def _written(scratch: Path, learned: Mapping[str, Trained], platform: Platform | None) -> dict[str, Graph]:
-    """Every network's graph, and its plan for ``platform``, in files named after their contents: policies share them."""
+def _write_graphs(scratch: Path, learned: Mapping[str, TrainedPolicy], platform: Platform | None) -> dict[str, Graph]:
+    """Write every network's graph, and its plan if there is a ``platform``. Files are named by content, so that policies with the same
+    network share its file."""
     graphs: dict[str, Graph] = {}
-    saved: dict[str, Graph] = {}  # by file
+    by_file: dict[str, Graph] = {}
     for policy, trained in learned.items():
         for role, net in trained.nets():
             name = graph_name(policy, role)
-            graph = _saved(scratch, name, net)
-            if graph.file not in saved:
-                saved[graph.file] = plan_network(scratch, graph, platform, lambda *_: None) if platform else graph
-            graphs[name] = saved[graph.file]
+            graph = _write_graph(scratch, name, net)
+            if graph.file not in by_file:
+                by_file[graph.file] = plan_network(scratch, graph, platform, lambda *_: None) if platform else graph
+            graphs[name] = by_file[graph.file]
     return graphs
 
 
-def _saved(scratch: Path, name: str, net: Mlp) -> Graph:
-    model = graph(net)
+def _write_graph(scratch: Path, name: str, net: Mlp) -> Graph:
+    model = mlp_graph(net)
     onnx.checker.check_model(model)
     _check(model, name, net)
     partial = scratch / "net.partial"
@@ -88,11 +92,11 @@ def _saved(scratch: Path, name: str, net: Mlp) -> Graph:
 
 
 def _check(model: onnx.ModelProto, name: str, net: Mlp) -> None:
-    """The graph in ONNX Runtime against training's arithmetic, on a few random states."""
+    """Compare the graph in ONNX Runtime with the numpy network on a few random inputs."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for state in np.random.default_rng(0).standard_normal((4, 1, net.inputs)).astype(np.float32):
         (logits,) = session.run(None, {"x": state})
-        if not np.allclose(logits, net(state), atol=AGREEMENT, rtol=AGREEMENT):
+        if not np.allclose(logits, net(state), atol=MAX_LOGIT_DIFF, rtol=MAX_LOGIT_DIFF):
             raise TuningError(f"the graph of {name} differs from the trained network — please report it")

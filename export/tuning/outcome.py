@@ -1,4 +1,4 @@
-"""What a tuning ends with: the manifest's entry, the networks to install, and words for people."""
+"""The result of a tuning: the choice of the fastest policy, the manifest's entry, and the summary that resps-tune prints."""
 
 from __future__ import annotations
 
@@ -11,78 +11,86 @@ from runtime.manifest.schema import Manifest
 from runtime.manifest.tuning import Tuning
 from runtime.policies.registry import POLICIES
 
-from .learning.trained import Trained
+from .learning.trained import TrainedPolicy
 from .replay.grid import TreeGrid
-from .replay.simulation import Answers, Replay, replay, static_trees
-from .tune import Found
+from .replay.simulation import Answers, ReplayResult, fixed_trees, replay
+from .tune import Candidates
 
-MARGIN = 1.0  # a policy must reach this many times the best fixed tree's tokens/s to be installed
+MIN_SPEEDUP = 1.0  # over the best fixed tree; a slower policy is not installed
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """``tuning`` lacks graphs and files: they come with installing ``learned``. ``simulated``: each policy and the oracle on recorded
-    answers that nothing was fitted to; ``trees``: every fixed tree on those that were fitted to, best first."""
+class TuningResult:
+    """What was measured and trained. ``tuning``: the manifest's entry, still without graphs and files; `install` adds those of ``learned``.
+
+    simulated: replays of every policy and of the oracle, on the test answers. trees: replays of every fixed tree on the training and
+    validation answers, best first.
+    """
 
     tuning: Tuning
-    learned: Mapping[str, Trained]
-    simulated: Mapping[str, Replay]
-    trees: tuple[tuple[TreeSpec, Replay], ...]
+    learned: Mapping[str, TrainedPolicy]
+    simulated: Mapping[str, ReplayResult]
+    trees: tuple[tuple[TreeSpec, ReplayResult], ...]
 
 
-def decide(
+def tuning_result(
     manifest: Manifest,
     threads: int,
-    found: Found,
+    candidates: Candidates,
     latency: LatencyModel,
     ratios: Mapping[str, float],
-    simulated: Mapping[str, Replay],
-    fitted: Answers,
+    simulated: Mapping[str, ReplayResult],
+    answers: Answers,
     grid: TreeGrid,
-) -> Tuned:
-    """The fastest by the clock is used; where no policy reaches the best fixed tree that is, or plain decoding where nothing helps."""
+) -> TuningResult:
+    """Choose the policy with the highest measured tokens/s (``ratios``, over plain decoding).
+
+    If no policy is as fast as the best fixed tree, that tree is chosen, and plain decoding if nothing is faster than that. ``answers``: to
+    replay every fixed tree on, for the report.
+    """
     best = max((name for name in ratios if name != "none"), key=lambda name: ratios[name])
-    if ratios[best] < MARGIN * ratios["fixed"]:
+    if ratios[best] < MIN_SPEEDUP * ratios["fixed"]:
         best = "fixed"
     if ratios[best] <= 1.0:
         best = "none"
-    static = found.static
-    learned = {name: trained.described(name) for name, trained in found.learned.items()}
+    fixed_tree = candidates.fixed_tree
+    learned = {name: trained.manifest_entry(name) for name, trained in candidates.learned.items()}
     tuning = Tuning(
         engine=manifest.engine_id,
         machine=processor_name(),
         threads=threads,
         portable=False,
         policy=best,
-        static=(static.nodes, static.depth, static.width),
-        cost_model=found.calibration,
+        static=(fixed_tree.nodes, fixed_tree.depth, fixed_tree.width),
+        cost_model=candidates.calibration,
         latency=latency,
         learned=learned,
         ratios=ratios,
         graphs={},
         files={},
     )
-    trees = [(tree, replay(FixedPolicy(tree), fitted, latency)) for tree in static_trees(grid.widths, grid.depths, grid.nodes, grid.sizes)]
-    return Tuned(tuning, found.learned, simulated, tuple(sorted(trees, key=lambda result: -result[1].rate)))
+    trees = fixed_trees(grid.widths, grid.depths, grid.max_nodes, grid.sizes)
+    replays = [(tree, replay(FixedPolicy(tree), answers, latency)) for tree in trees]
+    return TuningResult(tuning, candidates.learned, simulated, tuple(sorted(replays, key=lambda result: -result[1].rate)))
 
 
-def label(name: str, static: tuple[int, int, int]) -> str:
-    """A policy's name for people."""
-    return f"fixed tree {','.join(map(str, static))}" if name == "fixed" else POLICIES[name].label if name in POLICIES else name
+def label(name: str, fixed_tree: tuple[int, int, int]) -> str:
+    """A policy's name in tables; for the fixed tree with its (nodes, depth, width)."""
+    return f"fixed tree {','.join(map(str, fixed_tree))}" if name == "fixed" else POLICIES[name].label if name in POLICIES else name
 
 
-def summary(tuned: Tuned) -> list[str]:
-    """A table and the verdict."""
-    tuning, plain = tuned.tuning, tuned.simulated["none"].rate
+def summary(result: TuningResult) -> list[str]:
+    """The lines that resps-tune prints: a table of all policies, and the verdict."""
+    tuning, plain = result.tuning, result.simulated["none"].rate
     lines = ["                          held-out prompts, over plain decoding", "                          by the clock   recorded answers"]
-    for name, replayed in tuned.simulated.items():
+    for name, replayed in result.simulated.items():
         clock = f"{tuning.ratios[name]:>9.3f}x" if name in tuning.ratios else " " * 10
         lines.append(f"{label(name, tuning.static):<24}  {clock}  {replayed.rate / plain:>14.3f}x")
     return [*lines, verdict(tuning)]
 
 
 def verdict(tuning: Tuning) -> str:
-    """What is used from now on, and why."""
+    """One line that says which policy is installed, and why."""
     name = label(tuning.policy, tuning.static)
     if tuning.policy == "none":
         return f"{name} is installed: drafting gains nothing here"

@@ -1,4 +1,4 @@
-"""What is asked while tuning: the collection in the box, or the user's own file."""
+"""The prompts for tuning: the built-in collection or the user's file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ COLLECTION = Path(__file__).with_name("prompts.txt")
 
 
 def read_prompts(file: Path | None) -> list[str]:
-    """JSON lines with ``prompt`` or ``turns`` (of which the first is asked), or one prompt a line. Raises TuningError."""
+    """Read ``file``, or the built-in collection if None. Each line is plain text or a JSON object with ``prompt`` or ``turns`` (the first
+    turn is used). Raises TuningError if it cannot be read."""
     path = file or COLLECTION
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -30,5 +31,7 @@ def _prompt(path: Path, number: int, line: str) -> str:
     except (ValueError, KeyError, IndexError, TypeError):
         prompt = None
     if not isinstance(prompt, str) or not prompt.strip():
-        raise TuningError(f"{path}, line {number}: no prompt and no turns — every line is a JSON object with one of them, or plain text")
+        raise TuningError(
+            f"{path}, line {number}: no prompt and no turns — write plain text or a JSON object with one of them on every line"
+        )
     return prompt

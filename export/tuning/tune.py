@@ -1,75 +1,78 @@
-"""resps-tune, step by step, after recording and measuring: fit, train, confirm by wall clock. Every step is a plain function."""
+"""The steps of resps-tune after recording and measuring, as plain functions: split, fit, train, simulate, and confirm by wall clock."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from policy import PLAIN, Calibration, CostModel, FixedPolicy, LatencyModel, Policy, TreeSpec, watch
 from runtime import Decoder, SamplingParams
 
-from .learning.curriculum import Course, policy_cost, train, turns_of
-from .learning.ppo import Lesson
-from .learning.trained import Trained
+from .learning.curriculum import TrainingSetup, measure_policy_ms, num_runs, train_policies
+from .learning.ppo import TrainingData
+from .learning.trained import TrainedPolicy
 from .replay.calibrate import fit_cost_model
 from .replay.grid import TreeGrid
-from .replay.record import LEAST_PROMPTS, Progress, asked
-from .replay.simulation import Answers, Replay, best_static, oracle, replay, static_trees
+from .replay.record import MIN_PROMPTS, Progress, as_chat
+from .replay.simulation import Answers, ReplayResult, any_trace, best_fixed_tree, fixed_trees, oracle, replay
 
-LEAST_TURN = 5.0  # seconds: a training shorter than that learns nothing
+MIN_RUN_SECONDS = 5.0  # a shorter training run learns nothing
 
 
 @dataclass(frozen=True)
 class Split:
-    """Recorded answers: to fit and train with, to choose weights by, to test."""
+    """Recorded answers: to train with, to select weights with (validation), and to test with."""
 
     train: Answers
     validation: Answers
     test: Answers
 
     @property
-    def fitted(self) -> Answers:
-        """What may be looked at."""
+    def train_and_validation(self) -> Answers:
+        """Everything but the test answers: what the fixed tree and the cost model are fitted to."""
         return [*self.train, *self.validation]
 
 
 def split(answers: Answers) -> Split:
-    """A third to test with, a quarter of the others to validate."""
-    seen = [each for index, each in enumerate(answers) if index % 3]
-    return Split([each for index, each in enumerate(seen) if index % 4], seen[::4], answers[::3])
+    """A third for the test, and a quarter of the others for validation."""
+    others = [answer for index, answer in enumerate(answers) if index % 3]
+    return Split([answer for index, answer in enumerate(others) if index % 4], others[::4], answers[::3])
 
 
 @dataclass(frozen=True)
-class Found:
-    """The best fixed tree, the closed form and the learned policies, by name."""
+class Candidates:
+    """The policies that compete: the best fixed tree, the cost model's calibration, and the learned policies by name."""
 
-    static: TreeSpec
+    fixed_tree: TreeSpec
     calibration: Calibration
-    learned: Mapping[str, Trained]
+    learned: Mapping[str, TrainedPolicy]
 
     def policies(self, latency: LatencyModel, sizes: tuple[int, ...] | None) -> dict[str, Policy]:
-        """Each as it runs in service, plain decoding and the fixed tree first."""
-        tuned: dict[str, Policy] = {"cost-model": CostModel(self.calibration, latency, sizes)}
-        tuned |= {name: trained.policy() for name, trained in self.learned.items()}
-        guarded = {name: watch(policy, self.static, latency) for name, policy in tuned.items()}
-        return {"none": FixedPolicy(PLAIN), "fixed": FixedPolicy(self.static), **guarded}
+        """Every policy as it runs in service, with the watchdog; plain decoding and the fixed tree come first. ``sizes``: numbers of nodes
+        that may be verified (None: any)."""
+        adaptive: dict[str, Policy] = {"cost-model": CostModel(self.calibration, latency, sizes)}
+        adaptive |= {name: trained.runtime_policy() for name, trained in self.learned.items()}
+        watched = {name: watch(policy, self.fixed_tree, latency) for name, policy in adaptive.items()}
+        return {"none": FixedPolicy(PLAIN), "fixed": FixedPolicy(self.fixed_tree), **watched}
 
-    def replay(self, name: str, answers: Answers, latency: LatencyModel, sizes: tuple[int, ...] | None) -> Replay:
-        """One of ``policies`` in simulated time."""
+    def replay(self, name: str, answers: Answers, latency: LatencyModel, sizes: tuple[int, ...] | None) -> ReplayResult:
+        """Replay one of ``policies``."""
         return replay(self.policies(latency, sizes)[name], answers, latency)
 
 
-def fit(parts: Split, latency: LatencyModel, grid: TreeGrid) -> tuple[Found, float]:
-    """The best fixed tree and the closed form; and the former's tokens per millisecond, the exchange rate for training."""
-    static, done = best_static(parts.fitted, latency, static_trees(grid.widths, grid.depths, grid.nodes, grid.sizes))
-    calibration, _ = fit_cost_model(parts.fitted, latency, grid.largest, done.rate, grid.sizes)
-    return Found(static, calibration, {}), done.rate
+def fit(parts: Split, latency: LatencyModel, grid: TreeGrid) -> tuple[Candidates, float]:
+    """The best fixed tree and the cost model, without learned policies; and the exchange rate for training: tokens per millisecond of the
+    best fixed tree."""
+    trees = fixed_trees(grid.widths, grid.depths, grid.max_nodes, grid.sizes)
+    fixed_tree, result = best_fixed_tree(parts.train_and_validation, latency, trees)
+    calibration, _ = fit_cost_model(parts.train_and_validation, latency, grid.largest_trees, result.rate, grid.sizes)
+    return Candidates(fixed_tree, calibration, {}), result.rate
 
 
-def learn(
-    found: Found,
+def train(
+    candidates: Candidates,
     parts: Split,
     latency: LatencyModel,
     grid: TreeGrid,
@@ -78,51 +81,55 @@ def learn(
     seconds: float,
     seed: int,
     progress: Progress,
-) -> Found:
-    """``found`` with the policies ``names`` trained, in about so many seconds; without any where that is too short."""
-    turns = turns_of(names)
-    if not turns or seconds / turns < LEAST_TURN:
-        return found
-    some = next(iter(parts.train[0].values()))
-    course = Course(
-        lesson=Lesson(parts.train, parts.validation, latency, rate),
+) -> Candidates:
+    """``candidates`` with the policies ``names`` (of RECIPES) trained in about ``seconds``; unchanged if that is too short.
+
+    ``rate``: the exchange rate, tokens per millisecond.
+    """
+    runs = num_runs(names)
+    if not runs or seconds / runs < MIN_RUN_SECONDS:
+        return candidates
+    features = any_trace(parts.train[0]).features.shape[1]
+    setup = TrainingSetup(
+        data=TrainingData(parts.train, parts.validation, latency, rate),
         grid=grid,
-        static=found.static,
-        tree=found.calibration.tree,
-        turn_seconds=seconds / turns,
-        policy_ms=policy_cost(some.features.shape[1], len(grid.actions(found.static))),
+        fixed_tree=candidates.fixed_tree,
+        largest_tree=candidates.calibration.tree,
+        run_seconds=seconds / runs,
+        policy_ms=measure_policy_ms(features, len(grid.actions(candidates.fixed_tree))),
         seed=seed,
         progress=lambda share: progress("training", round(1000 * share), 1000),
     )
-    return Found(found.static, found.calibration, train(names, course))
+    return replace(candidates, learned=train_policies(names, setup))
 
 
-def simulate(found: Found, answers: Answers, latency: LatencyModel, grid: TreeGrid) -> dict[str, Replay]:
-    """What each policy and the oracle do with answers that nothing was fitted to."""
-    results = {name: found.replay(name, answers, latency, grid.sizes) for name in found.policies(latency, grid.sizes)}
-    trees = static_trees(grid.widths, grid.depths, grid.nodes, grid.sizes)
-    best = oracle(answers, latency, trees, results["fixed"].rate)
-    return {**results, "oracle": oracle(answers, latency, trees, best.rate)}
+def simulate(candidates: Candidates, answers: Answers, latency: LatencyModel, grid: TreeGrid) -> dict[str, ReplayResult]:
+    """Replays of every policy and of the oracle, by name."""
+    results = {name: candidates.replay(name, answers, latency, grid.sizes) for name in candidates.policies(latency, grid.sizes)}
+    trees = fixed_trees(grid.widths, grid.depths, grid.max_nodes, grid.sizes)
+    first = oracle(answers, latency, trees, results["fixed"].rate)
+    return {**results, "oracle": oracle(answers, latency, trees, first.rate)}
 
 
 def confirm(
     decoder: Decoder, prompts: Sequence[str], policies: Mapping[str, Policy], new_tokens: int, deadline: float, progress: Progress
 ) -> dict[str, float]:
-    """Tokens per second over plain decoding ("none" is among the policies). Geometric means over prompts: the ratio of two is then that of
-    the policies prompt by prompt, where medians of a dozen picked winners by luck. All take turns prompt by prompt, in another order each
-    time."""
+    """Time the policies, "none" among them, on ``prompts``. Returns tokens per second over plain decoding, by name.
+
+    All policies answer a prompt before the next one, in another order each time. The results are geometric means over prompts: the ratio of
+    two of them is the geometric mean of their ratios on each prompt. (Medians of a dozen prompts picked winners by luck.)
+    """
     ratios: dict[str, list[float]] = {name: [] for name in policies}
     names = list(policies)
     for done, prompt in enumerate(prompts):
-        if done >= LEAST_PROMPTS and perf_counter() > deadline:
+        if done >= MIN_PROMPTS and perf_counter() > deadline:
             break
         rates = {}
         for name in names[done % len(names) :] + names[: done % len(names)]:
-            rates[name] = decoder.generate(
-                asked(decoder, prompt), SamplingParams(max_new_tokens=new_tokens), policy=policies[name]
-            ).stats.tokens_per_second
+            params = SamplingParams(max_new_tokens=new_tokens)
+            rates[name] = decoder.generate(as_chat(decoder, prompt), params, policy=policies[name]).stats.tokens_per_second
         if rates["none"]:
             for name, rate in rates.items():
                 ratios[name].append(rate / rates["none"])
         progress("confirming by wall clock", done + 1, len(prompts))
-    return {name: statistics.geometric_mean(each) for name, each in ratios.items()}
+    return {name: statistics.geometric_mean(values) for name, values in ratios.items()}

@@ -2,7 +2,7 @@
 
     python -m scripts.gpu.compare_plan --engine-dir engines/smollm2-135m-trt
 
-polygraphy's default inputs are random numbers, which are no token ids and no cache slots. So the inputs are made here: a random tree of
+polygraphy's default inputs are random numbers, not token ids and cache slots. So the inputs are made here: a random tree of
 tokens behind a cache of random values, one pass for each optimization profile. ONNX Runtime computes the reference on the CPU, which works
 for fp32, fp16, int8 and int4. Prints JSON by profile; differences are relative to the largest absolute value of the reference's output.
 """
@@ -85,7 +85,7 @@ def compare(reference: Any, other: Any, inputs: Mapping[str, np.ndarray], tolera
 
     with contextlib.redirect_stdout(sys.stderr), G_LOGGER.verbosity(G_LOGGER.ERROR):  # polygraphy logs to stdout
         results = Comparator.run([reference, other], data_loader=[dict(inputs)])
-        (_, (expected,)), (_, (found,)) = results
+        (_, (expected,)), (_, (actual,)) = results
         scales = {name: float(np.abs(np.asarray(values, np.float64)).max()) for name, values in expected.items()}
         allowed = {name: tolerance * scale for name, scale in scales.items()}
         allowed["next_token"] = np.inf  # ids are no measure of distance
@@ -97,7 +97,7 @@ def compare(reference: Any, other: Any, inputs: Mapping[str, np.ndarray], tolera
         "logits": differences["logits"],
         "features": differences["features"],
         "cache": max(value for name, value in differences.items() if name.startswith("present.")),
-        "same_argmax": float((expected["next_token"] == found["next_token"]).mean()),
+        "same_argmax": float((expected["next_token"] == actual["next_token"]).mean()),
     }
 
 
@@ -139,7 +139,7 @@ def main(engine_dir: Path) -> None:
     """Compare the target's plan with its ONNX file."""
     report = compare_plan(find_engine_dir(engine_dir))
     click.echo(json.dumps(report, indent=1))
-    if not all(each["passed"] for each in report.values() if isinstance(each, dict)):
+    if not all(result["passed"] for result in report.values() if isinstance(result, dict)):
         raise click.exceptions.Exit(1)
 
 

@@ -77,9 +77,9 @@ def _measure(directory: Path, expected: Sequence[tuple[int, ...]], options: dict
     return {**report, "memory_not_returned_mib": (before - after) >> 20}
 
 
-def _agreeing(found: Sequence[tuple[int, ...]], expected: Sequence[tuple[int, ...]]) -> str:
+def _agreeing(answers: Sequence[tuple[int, ...]], expected: Sequence[tuple[int, ...]]) -> str:
     same = total = 0
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(answers, expected, strict=True):
         same += next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
         total += len(other)
     return f"{same} of {total}"
@@ -105,24 +105,24 @@ def _speed(decoder: Decoder) -> dict[str, Any]:
     specs = [PLAIN, *_specs(decoder)]
     rates: dict[str, list[float]] = {str(spec): [] for spec in specs}
     cycles: dict[str, list[float]] = {str(spec): [] for spec in specs}
-    taken: dict[str, list[float]] = {str(spec): [] for spec in specs}
+    per_cycle: dict[str, list[float]] = {str(spec): [] for spec in specs}
     for _ in range(TIMES):
         for spec in specs:
             stats = [
                 decoder.generate(prompt, SamplingParams(max_new_tokens=NEW_TOKENS), policy=FixedPolicy(spec)).stats
                 for prompt in PROMPTS[:8]
             ]
-            seconds, tokens = sum(each.decode_seconds for each in stats), sum(each.new_tokens - 1 for each in stats)
-            rounds = sum(each.cycles for each in stats)
+            seconds, tokens = sum(answer.decode_seconds for answer in stats), sum(answer.new_tokens - 1 for answer in stats)
+            rounds = sum(answer.cycles for answer in stats)
             rates[str(spec)].append(tokens / seconds)
             cycles[str(spec)].append(1000 * seconds / rounds)
-            taken[str(spec)].append(tokens / rounds)
+            per_cycle[str(spec)].append(tokens / rounds)
     base = statistics.median(rates[str(PLAIN)])
     return {
         name: {
             "tokens_per_second": round(statistics.median(rates[name]), 1),
             "to_plain": round(statistics.median(rates[name]) / base, 3),
-            "tokens_per_cycle": round(statistics.median(taken[name]), 2),
+            "tokens_per_cycle": round(statistics.median(per_cycle[name]), 2),
             "cycle_ms": round(statistics.median(cycles[name]), 3),
         }
         for name in rates

@@ -25,8 +25,14 @@ def environment() -> dict[str, Any]:
     try:
         gpu = cuda.gpu()
         driver = cuda._api.cudaDriverGetVersion()[1]
-        found = {"gpu": gpu.name, "compute_capability": gpu.compute_capability, "memory_mib": gpu.memory >> 20}
-        return {**found, "free_mib": cuda.free_memory() >> 20, "driver": int(driver), "packages": _versions(), "copy_tb_s": bandwidth(cuda)}
+        properties = {"gpu": gpu.name, "compute_capability": gpu.compute_capability, "memory_mib": gpu.memory >> 20}
+        return {
+            **properties,
+            "free_mib": cuda.free_memory() >> 20,
+            "driver": int(driver),
+            "packages": _versions(),
+            "copy_tb_s": bandwidth(cuda),
+        }
     finally:
         cuda.close()
 
@@ -47,13 +53,13 @@ def bandwidth(cuda: Cuda, size: int = 1 << 30, times: int = 20) -> float:
 
 
 def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def runs_plans(folder: Path) -> dict[str, Any]:
@@ -111,9 +117,9 @@ def _on_device(folder: Path, graph: Graph, flavour: str, feeds: Mapping[str, np.
             call.inputs[name][:] = values
         for _ in range(3):  # once directly, twice from the CUDA graph
             call.run()
-        found = np.array(call.outputs["token"])
+        tokens = np.array(call.outputs["token"])
         engine.close()
-        return found
+        return tokens
     finally:
         cuda.synchronize()
         memory.close()

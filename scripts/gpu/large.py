@@ -70,22 +70,22 @@ def measure(decoder: Decoder) -> dict[str, Any]:
 
 def _gpu_ms(stream: Any, work: Callable[[], Any]) -> float:
     work()
-    found = []
+    times = []
     for _ in range(TIMES):
         start = stream.record_event()
         work()
-        found.append(stream.elapsed_ms(start, stream.record_event()))
-    return statistics.median(found)
+        times.append(stream.milliseconds(start, stream.mark()))
+    return statistics.median(times)
 
 
 def _wall_ms(work: Callable[[], Any]) -> float:
     work()
-    found = []
+    times = []
     for _ in range(TIMES):
         started = time.perf_counter()
         work()
-        found.append(1000 * (time.perf_counter() - started))
-    return statistics.median(found)
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times)
 
 
 def _switch_ms(decoder: Decoder, stream: Any, passes: dict[int, float]) -> float:
@@ -104,7 +104,7 @@ def _drafting(decoder: Decoder, stream: Any) -> dict[str, Any]:
     drafter = decoder.models.drafter
     if not isinstance(drafter, EagleDrafter):
         return {"error": "the directory has no draft"}
-    found: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     for width in (4, 8, 10):
         trees = {}
         for depth in (1, 2, 4, 8):
@@ -118,8 +118,8 @@ def _drafting(decoder: Decoder, stream: Any) -> dict[str, Any]:
             drafter._fuse([7] * 64, range(64))
             trees[depth] = _gpu_ms(stream, grow)
         step = (trees[8] - trees[4]) / 4
-        found[str(width)] = {"tree_ms": {str(depth): round(value, 3) for depth, value in trees.items()}, "step_ms": round(step, 3)}
-    return found
+        report[str(width)] = {"tree_ms": {str(depth): round(value, 3) for depth, value in trees.items()}, "step_ms": round(step, 3)}
+    return report
 
 
 def _cycle(decoder: Decoder, stream: Any, spec: TreeSpec) -> dict[str, float]:

@@ -35,12 +35,12 @@ def write_model(folder: Path, shape: RandomShape, layers: int) -> None:
     generator = torch.Generator(device).manual_seed(0)
 
     def tensors(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-        made = {}
+        values = {}
         for name, size in shapes.items():
             ones = len(size) == 1
             value = torch.ones(size) if ones else torch.randn(size, generator=generator, device=device) * 0.5 * size[-1] ** -0.5
-            made[name] = value.to(torch.bfloat16).cpu()
-        return made
+            values[name] = value.to(torch.bfloat16).cpu()
+        return values
 
     target, draft = folder / "target", folder / "draft"
     for place in (target, draft):
@@ -84,12 +84,12 @@ def _target_shards(shape: RandomShape, layers: int) -> Iterator[dict[str, tuple[
     yield {"model.embed_tokens.weight": (shape.vocab, shape.hidden), "model.norm.weight": (shape.hidden,)}
     yield {"lm_head.weight": (shape.vocab, shape.hidden)}
     for first in range(0, layers, SHARD):
-        each = [_layer(shape, f"model.layers.{layer}.", shape.hidden) for layer in range(first, min(first + SHARD, layers))]
+        layer_shapes = [_layer(shape, f"model.layers.{layer}.", shape.hidden) for layer in range(first, min(first + SHARD, layers))]
         norms = ("input_layernorm", "post_attention_layernorm")
-        found = {name: size for layer in each for name, size in layer.items()}
+        shard = {name: size for sizes in layer_shapes for name, size in sizes.items()}
         for layer in range(first, min(first + SHARD, layers)):
-            found |= {f"model.layers.{layer}.{norm}.weight": (shape.hidden,) for norm in norms}
-        yield found
+            shard |= {f"model.layers.{layer}.{norm}.weight": (shape.hidden,) for norm in norms}
+        yield shard
 
 
 def _layer(shape: RandomShape, stem: str, inputs: int) -> dict[str, tuple[int, ...]]:

@@ -49,15 +49,15 @@ def _time(step: Any) -> float:
 
     for _ in range(5):
         step()
-    found = []
+    times = []
     for _ in range(TIMES):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         step()
         end.record()
         end.synchronize()
-        found.append(start.elapsed_time(end))
-    return round(statistics.median(found), 3)
+        times.append(start.elapsed_time(end))
+    return round(statistics.median(times), 3)
 
 
 def _graphed(step: Any) -> float:

@@ -30,11 +30,11 @@ def resident() -> float:
 
 def tokens(decoder: Decoder, prompts: list[str], limit: int) -> int:
     """Number of tokens of all answers, each of at most ``limit``."""
-    came = 0
+    total = 0
     for prompt in prompts:
         decoder.forget()
-        came += len(decoder.generate(prompt, SamplingParams(max_new_tokens=limit)).tokens)
-    return came
+        total += len(decoder.generate(prompt, SamplingParams(max_new_tokens=limit)).tokens)
+    return total
 
 
 @click.command()
@@ -59,16 +59,16 @@ def main(engine_dir: Path, number: int, turns: int, limit: int) -> None:
         tokens(one, prompts[:1], 16)
         shares = [prompts[share::number] for share in range(number)]
         for _ in range(turns):
-            begun = perf_counter()
+            started = perf_counter()
             with ThreadPoolExecutor(number) as pool:
-                came = sum(pool.map(tokens, forks[:number], shares, [limit] * number))
-            rates["forks"].append(came / (perf_counter() - begun))
-            begun = perf_counter()
-            rates["one"].append(tokens(one, prompts, limit) / (perf_counter() - begun))
+                total = sum(pool.map(tokens, forks[:number], shares, [limit] * number))
+            rates["forks"].append(total / (perf_counter() - started))
+            started = perf_counter()
+            rates["one"].append(tokens(one, prompts, limit) / (perf_counter() - started))
     ratios = [forked / alone for forked, alone in zip(rates["forks"], rates["one"], strict=True)]
     medians = {name: round(median(values), 2) for name, values in rates.items()}
-    found = {"memory_mib": memory, "tokens_per_second": medians, "ratio": round(median(ratios), 3)}
-    click.echo(json.dumps({**found, "ratios": [round(ratio, 3) for ratio in ratios]}))
+    report = {"memory_mib": memory, "tokens_per_second": medians, "ratio": round(median(ratios), 3)}
+    click.echo(json.dumps({**report, "ratios": [round(ratio, 3) for ratio in ratios]}))
 
 
 if __name__ == "__main__":

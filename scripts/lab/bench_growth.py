@@ -59,21 +59,21 @@ def decoded(decoder: Decoder, prompt: list[int], policy: Policy, tokens: int) ->
 
 
 def growth(decoder: Decoder, policy: Policy, lengths: tuple[int, ...], prompts: int, tokens: int) -> None:
-    """A line per context length."""
+    """Print a line for each context length."""
     click.echo("| context | plain tokens/s | policy tokens/s | ratio | tokens per cycle | prefill ms | prefill tokens/s |")
     click.echo("| --- | --- | --- | --- | --- | --- | --- |")
     contenders = {"plain": decoder.policy("none"), "policy": policy}
     for length in lengths:
-        found: dict[str, list[Stats]] = {name: [] for name in contenders}
+        stats: dict[str, list[Stats]] = {name: [] for name in contenders}
         for number in range(prompts):
             prompt = passage(decoder, length, seed=number)
             for name in sorted(contenders, reverse=number % 2 == 1):
-                found[name].append(decoded(decoder, prompt, contenders[name], tokens))
-        plains, rates = ([each.tokens_per_second for each in found[name]] for name in contenders)
+                stats[name].append(decoded(decoder, prompt, contenders[name], tokens))
+        plains, rates = ([answer.tokens_per_second for answer in stats[name]] for name in contenders)
         ratios = [rate / plain for rate, plain in zip(rates, plains, strict=True)]
-        cycles = [each.tokens_per_cycle for each in found["policy"]]
-        waits = [each.prefill_seconds for each in found["policy"]]
-        one, two, ratio, cycle, wait = (statistics.median(each) for each in (plains, rates, ratios, cycles, waits))
+        cycles = [answer.tokens_per_cycle for answer in stats["policy"]]
+        waits = [answer.prefill_seconds for answer in stats["policy"]]
+        one, two, ratio, cycle, wait = (statistics.median(values) for values in (plains, rates, ratios, cycles, waits))
         click.echo(f"| {length} | {one:.1f} | {two:.1f} | {ratio:.2f}x | {cycle:.2f} | {1000 * wait:.0f} | {length / wait:.0f} |")
 
 
@@ -85,9 +85,9 @@ def of_a_process(engine_dir: Path, decoder: Decoder, lengths: tuple[int, ...], t
     start: list[float] = []
     for _ in range(turns):
         code = [sys.executable, "-c", OF_A_PROCESS, str(engine_dir), str(threads), decoder.draft]
-        loaded, (begun, short, long) = json.loads(subprocess.run(code, input=prompts, capture_output=True, text=True, check=True).stdout)
+        loaded, (empty, short, long) = json.loads(subprocess.run(code, input=prompts, capture_output=True, text=True, check=True).stdout)
         loads.append(loaded)
-        start.append(begun / MIB)
+        start.append(empty / MIB)
         slopes.append((long - short) / 1024 / (max(lengths) - min(lengths)))
     load, size, slope = statistics.median(loads), statistics.median(start), statistics.median(slopes)
     click.echo(f"load {load:.1f} s, {size:.0f} MiB once loaded, {slope:.0f} KiB per token of context")
@@ -119,7 +119,7 @@ def of_a_round(decoder: Decoder, policy: Policy, name: str) -> None:
 @click.option("--policy", help="Compared with plain decoding [default: as tuned].")
 @click.option("--tree", help="Compare a fixed tree instead: NODES,DEPTH,WIDTH.")
 @click.option("--draft", help="What proposes trees [default: as resps-run].")
-@click.option("--prompts", default=5, show_default=True, help="Of each length.")
+@click.option("--prompts", default=5, show_default=True, help="Number of prompts of each length.")
 @click.option("--max-new-tokens", default=48, show_default=True)
 @click.option("--turns", default=3, show_default=True, help="Number of processes that load the engine.")
 @click.option("--threads", default=2, show_default=True)

@@ -26,7 +26,7 @@ def main(engine_dir: Path, draft: Path, policy: str | None) -> None:
     directory = find_engine_dir(engine_dir)
     manifest = load_manifest(directory)
     if manifest.tuning is None or manifest.draft is None or manifest.tensorrt is not None:
-        raise click.UsageError(f"{directory} is no tuned engine for the CPU with a draft")
+        raise click.UsageError(f"{directory} is not a tuned engine for the CPU with a draft")
     tuning = dataclasses.replace(manifest.tuning, policy=policy or manifest.tuning.policy)
     if tuning.policy not in ("none", "fixed", "cost-model", *tuning.learned):
         raise click.UsageError(f"{policy} was not tuned, only {', '.join(('cost-model', *tuning.learned))}")

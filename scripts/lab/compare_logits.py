@@ -27,18 +27,21 @@ from scripts.peers.compare import Closeness, closeness
 from scripts.peers.engines.resps import logits_of
 
 
-def compare(decoders: Sequence[Decoder], file: Path, engine_dir: Path, answers: int, most: int) -> list[Closeness]:
-    """Of every decoder but the first, to the first. ``engine_dir``: whose tokenizer is used; ``answers``: limit of lines; ``most``: tokens
-    of a prompt with its answer, the rest is cut. Raises PromptError for a file without answers."""
-    found: list[list[Closeness]] = [[] for _ in decoders[1:]]
-    longest = min(most, *(each.manifest.limits.context for each in decoders))
+def compare(decoders: Sequence[Decoder], file: Path, engine_dir: Path, answers: int, max_tokens: int) -> list[Closeness]:
+    """Closeness of every decoder but the first to the first.
+
+    ``engine_dir``: the engine whose tokenizer is used. ``answers``: largest number of lines. ``max_tokens``: tokens of a prompt with its
+    answer; the rest is cut. Raises PromptError for a file without answers.
+    """
+    results: list[list[Closeness]] = [[] for _ in decoders[1:]]
+    longest = min(max_tokens, *(decoder.manifest.limits.context for decoder in decoders))
     for tokens, start in islice(_conversations(file, engine_dir, longest), answers):
-        true = _read(decoders[0], tokens, start)
-        for place, decoder in enumerate(decoders[1:]):
-            found[place].append(closeness([(true, _read(decoder, tokens, start))]))
-    if not found[0]:
+        reference = _read(decoders[0], tokens, start)
+        for index, decoder in enumerate(decoders[1:]):
+            results[index].append(closeness([(reference, _read(decoder, tokens, start))]))
+    if not results[0]:
         raise PromptError(f"{file} has no answer within {longest} tokens — give a line with prompt and answer, see --help")
-    return [_pooled(each) for each in found]
+    return [_pooled(parts) for parts in results]
 
 
 def _conversations(file: Path, engine_dir: Path, longest: int) -> Iterator[tuple[list[int], int]]:
@@ -55,14 +58,14 @@ def _read(decoder: Decoder, tokens: list[int], start: int) -> np.ndarray:
 
 def _pooled(parts: Sequence[Closeness]) -> Closeness:
     """Averages over all positions."""
-    counts = [each.positions for each in parts]
-    kl, agreement = (float(np.average([getattr(each, name) for each in parts], weights=counts)) for name in ("mean_kl", "agreement"))
+    counts = [part.positions for part in parts]
+    kl, agreement = (float(np.average([getattr(part, name) for part in parts], weights=counts)) for name in ("mean_kl", "agreement"))
     return Closeness(kl, agreement, sum(counts))
 
 
 @click.command()
 @click.option("--engine-dir", "directories", type=click.Path(path_type=Path, exists=True), multiple=True, required=True,
-              help="Two or more; the others are compared with the first.")  # fmt: skip
+              help="Two or more; all others are compared with the first.")  # fmt: skip
 @click.option("--answers", type=click.IntRange(1), default=20, show_default=True, help="Number of lines.")
 @click.option(
     "--most-tokens", type=click.IntRange(2), default=420, show_default=True, help="Limit of a prompt with its answer; the rest is cut."
@@ -73,18 +76,18 @@ def _pooled(parts: Sequence[Closeness]) -> Closeness:
 def main(directories: tuple[Path, ...], answers: int, most_tokens: int, threads: int, as_json: bool, file: Path) -> None:
     """Print a table in Markdown."""
     if len(directories) < 2:
-        raise click.UsageError("one --engine-dir is compared with nothing: give another one")
+        raise click.UsageError("a comparison needs two engines: give --engine-dir twice or more")
     with ExitStack() as stack:
-        decoders = [stack.enter_context(Decoder(each, policy="none", draft="none", threads=threads)) for each in directories]
+        decoders = [stack.enter_context(Decoder(directory, policy="none", draft="none", threads=threads)) for directory in directories]
         with usage_errors():  # vocabularies that differ
-            found = compare(decoders, file, directories[0], answers, most_tokens)
+            results = compare(decoders, file, directories[0], answers, most_tokens)
     if as_json:
-        rows = [{"engine_dir": str(name), **asdict(each)} for name, each in zip(directories[1:], found, strict=True)]
+        rows = [{"engine_dir": str(name), **asdict(result)} for name, result in zip(directories[1:], results, strict=True)]
         click.echo(json.dumps({"reference": str(directories[0]), "engines": rows}))
         return
-    click.echo(f"to {directories[0]}, {found[0].positions} positions\n\n| engine | mean KL | same argmax |\n| --- | --- | --- |")
-    for name, each in zip(directories[1:], found, strict=True):
-        click.echo(f"| {name} | {each.mean_kl:.5f} | {each.agreement:.4f} |")
+    click.echo(f"to {directories[0]}, {results[0].positions} positions\n\n| engine | mean KL | same argmax |\n| --- | --- | --- |")
+    for name, result in zip(directories[1:], results, strict=True):
+        click.echo(f"| {name} | {result.mean_kl:.5f} | {result.agreement:.4f} |")
 
 
 if __name__ == "__main__":

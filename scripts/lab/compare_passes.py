@@ -47,7 +47,7 @@ def main(directories: tuple[Path, ...], contexts: tuple[int, ...], rows: str, ro
     decoders = [Decoder(directory, policy=FixedPolicy(PLAIN), draft="none", threads=threads) for directory in directories]
     counts, random = [int(count) for count in rows.split(",")], np.random.default_rng(0)
     for context in contexts:
-        prompt = random.integers(0, min(each.manifest.shape.vocab for each in decoders), context - max(counts)).tolist()
+        prompt = random.integers(0, min(decoder.manifest.shape.vocab for decoder in decoders), context - max(counts)).tolist()
         for decoder in decoders:
             decoder.models.target.cache.truncate(0)
             list(decoder.models.target.prefill(prompt))
@@ -58,7 +58,9 @@ def main(directories: tuple[Path, ...], contexts: tuple[int, ...], rows: str, ro
                     times[count, index] += seconds_of_turn(decoders[index], count)
         for count in counts:
             medians = [1000 * statistics.median(times[count, index]) for index in range(len(decoders))]
-            click.echo(f"context {context} rows {count:2d}: " + "  ".join(f"{each:6.2f} ms {each / medians[0]:.3f}x" for each in medians))
+            click.echo(
+                f"context {context} rows {count:2d}: " + "  ".join(f"{median:6.2f} ms {median / medians[0]:.3f}x" for median in medians)
+            )
 
 
 if __name__ == "__main__":

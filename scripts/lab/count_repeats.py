@@ -29,46 +29,50 @@ GUESSES = 8  # tokens of a lookup
 
 
 @dataclass
-class Count:
-    """Positions with a match of one length class. ``right``: those where the first token was right; ``accepted``: right tokens before the
-    first wrong one, in all; ``tries``: tokens compared after a right one."""
+class LookupCount:
+    """Counts over the positions whose match has a length of one class.
 
-    places: int = 0
-    right: int = 0
+    first_right: positions where the lookup's first token was right. accepted: right tokens before the first wrong one, summed up.
+    later_tries: further tokens that were compared, each after a right one.
+    """
+
+    positions: int = 0
+    first_right: int = 0
     accepted: int = 0
-    tries: int = 0
+    later_tries: int = 0
 
-    def see(self, accepted: int, guessed: int) -> None:
-        self.places += 1
-        self.right += accepted > 0
+    def add(self, accepted: int, guessed: int) -> None:
+        self.positions += 1
+        self.first_right += accepted > 0
         self.accepted += accepted
         if accepted:
-            self.tries += min(accepted, guessed - 1)
+            self.later_tries += min(accepted, guessed - 1)
 
     @property
-    def first(self) -> float:
-        return self.right / self.places if self.places else 0.0
+    def first_rate(self) -> float:
+        return self.first_right / self.positions if self.positions else 0.0
 
     @property
-    def following(self) -> float:
-        return (self.accepted - self.right) / self.tries if self.tries else 0.0
+    def later_rate(self) -> float:
+        return (self.accepted - self.first_right) / self.later_tries if self.later_tries else 0.0
 
 
-def count(tokens: Sequence[int], written: Sequence[bool], counts: dict[int, Count]) -> int:
+def count(tokens: Sequence[int], written: Sequence[bool], counts: dict[int, LookupCount]) -> int:
     """Add the positions of one conversation to ``counts``, by class of match length. Only positions between two tokens of an answer count
     (``written``). Returns their number."""
-    index, looked = SuffixIndex(), 0
-    for place, root in enumerate(tokens[:-1]):
-        if written[place] and written[place + 1]:
-            looked += 1
+    index, positions = SuffixIndex(), 0
+    for position, root in enumerate(tokens[:-1]):
+        if written[position] and written[position + 1]:
+            positions += 1
             matched, earlier = index.find(root)
-            coming = tokens[place + 1 : place + 1 + GUESSES]
+            following = tokens[position + 1 : position + 1 + GUESSES]
             if matched:
-                guesses = index.continuation(earlier, root, len(coming))
-                accepted = next((at for at, (ours, theirs) in enumerate(zip(guesses, coming, strict=True)) if ours != theirs), len(coming))
-                counts[max(least for least in MATCH_CLASSES if least <= matched)].see(accepted, len(coming))
+                guesses = index.continuation(earlier, root, len(following))
+                wrong = (step for step, (guess, token) in enumerate(zip(guesses, following, strict=True)) if guess != token)
+                accepted = next(wrong, len(following))
+                counts[max(least for least in MATCH_CLASSES if least <= matched)].add(accepted, len(following))
         index.extend([root])
-    return looked
+    return positions
 
 
 def of_shards(directory: Path) -> Iterator[tuple[list[int], list[bool]]]:
@@ -93,8 +97,8 @@ def of_answers(file: Path, engine_dir: Path) -> Iterator[tuple[list[int], list[b
     text = Tokenizer(directory, load_manifest(directory, verify=False).tokens)
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            each = json.loads(line)
-            prompt, answer = text.encode([{"role": "user", "content": each["prompt"]}]), text.encode_raw(each["answer"])
+            entry = json.loads(line)
+            prompt, answer = text.encode([{"role": "user", "content": entry["prompt"]}]), text.encode_raw(entry["answer"])
         except (ValueError, KeyError, TypeError) as problem:
             raise PromptError(f"{file} line {number} has no prompt and answer: {problem!r} — see --help") from None
         yield [*prompt, *answer], [False] * len(prompt) + [True] * len(answer)
@@ -104,20 +108,20 @@ def of_answers(file: Path, engine_dir: Path) -> Iterator[tuple[list[int], list[b
 @click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), help="Whose tokenizer reads FILE.jsonl.")
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
 def main(engine_dir: Path | None, source: Path) -> None:
-    """Count in SOURCE, a directory of shards or a file of answers."""
+    """Count repeats in SOURCE, a directory of shards or a file of answers."""
     if source.is_file() and engine_dir is None:
         raise click.UsageError(f"{source} is text: --engine-dir says how it is cut into tokens")
     conversations = of_answers(source, engine_dir) if source.is_file() and engine_dir else of_shards(source)
-    counts = {least: Count() for least in MATCH_CLASSES}
-    looked = sum(count(tokens, written, counts) for tokens, written in conversations)
+    counts = {least: LookupCount() for least in MATCH_CLASSES}
+    positions = sum(count(tokens, written, counts) for tokens, written in conversations)
     click.echo(
-        f"{looked:,} places\n\n| tokens in common | share of places | the next one is right | each further one | of eight, accepted |"
+        f"{positions:,} places\n\n| tokens in common | share of places | the next one is right | each further one | of eight, accepted |"
     )
     click.echo("| --- | --- | --- | --- | --- |")
-    for (least, each), above in zip(counts.items(), [*MATCH_CLASSES[1:], None], strict=True):
+    for (least, result), above in zip(counts.items(), [*MATCH_CLASSES[1:], None], strict=True):
         name = f"{least} and more" if above is None else f"{least} to {above - 1}".removesuffix(f" to {least}")
-        accepted = each.accepted / max(1, each.places)
-        click.echo(f"| {name} | {100 * each.places / max(1, looked):.0f} % | {each.first:.2f} | {each.following:.2f} | {accepted:.1f} |")
+        share, accepted = 100 * result.positions / max(1, positions), result.accepted / max(1, result.positions)
+        click.echo(f"| {name} | {share:.0f} % | {result.first_rate:.2f} | {result.later_rate:.2f} | {accepted:.1f} |")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from export.tuning.prompts import read_prompts
-from export.tuning.replay.record import asked
+from export.tuning.replay.record import as_chat
 from policy import GrowthPolicy, Observation, Outcome, PartialTree, Policy, TreeSpec
 from runtime import Decoder, SamplingParams
 from runtime.console import run_command
@@ -67,10 +67,10 @@ def main(engine_dir: Path, names: tuple[str, ...], prompts: Path | None, most: i
             clock = GrowthClock(policy) if isinstance(policy, GrowthPolicy) else Clock(policy)
             seconds, rounds = 0.0, 0
             for prompt in read_prompts(prompts)[:most]:
-                stats = decoder.generate(asked(decoder, prompt), SamplingParams(max_new_tokens=128), policy=clock).stats
+                stats = decoder.generate(as_chat(decoder, prompt), SamplingParams(max_new_tokens=128), policy=clock).stats
                 seconds, rounds = seconds + stats.decode_seconds, rounds + stats.cycles
-            each = 1e6 * clock.seconds / clock.calls
-            click.echo(f"| {name} | {clock.calls / rounds:.1f} | {each:.1f} | {clock.seconds / seconds:.2%} |")
+            per_call = 1e6 * clock.seconds / clock.calls
+            click.echo(f"| {name} | {clock.calls / rounds:.1f} | {per_call:.1f} | {clock.seconds / seconds:.2%} |")
 
 
 if __name__ == "__main__":

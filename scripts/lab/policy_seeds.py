@@ -19,13 +19,13 @@ from typing import Any
 import click
 
 from export.checkpoints.fetch import cache_directory
-from export.tuning.learning.curriculum import turns_of
+from export.tuning.learning.curriculum import num_runs
 from export.tuning.prompts import read_prompts
 from export.tuning.replay.grid import TreeGrid, grid_for
-from export.tuning.replay.latency import measure
-from export.tuning.replay.record import asked, record
-from export.tuning.replay.simulation import Answers, Replay, oracle, replay, static_trees
-from export.tuning.tune import Found, fit, learn, split
+from export.tuning.replay.latency import measure_latency
+from export.tuning.replay.record import as_chat, record
+from export.tuning.replay.simulation import Answers, ReplayResult, fixed_trees, oracle, replay
+from export.tuning.tune import Candidates, fit, split, train
 from policy import PLAIN, FixedPolicy, LatencyModel, TreeSpec
 from runtime import Decoder, SamplingParams
 from runtime.console import run_command
@@ -33,21 +33,21 @@ from runtime.policies.load import tuned_here
 
 VARIANTS = ("resps", "resps-average", "resps-max-entropy", "ltd-depth", "ltd-size", "ltd-both", "resps+ltd")
 CHECKED = [TreeSpec(2, 1, 1), TreeSpec(4, 2, 2), TreeSpec(6, 3, 3), TreeSpec(10, 4, 3)]
-FOREVER = float("inf")
+NO_DEADLINE = float("inf")
 
 
 @click.command()
 @click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--prompts", type=click.Path(path_type=Path, exists=True), help="To train with [default: the collection of resps-tune].")
-@click.option("--training", default=80, show_default=True, help="How many of them.")
-@click.option("--questions", default=5, show_default=True, help="Of each set, their first turns.")
+@click.option("--prompts", type=click.Path(path_type=Path, exists=True), help="Training prompts [default: the collection of resps-tune].")
+@click.option("--training", default=80, show_default=True, help="Number of training prompts.")
+@click.option("--questions", default=5, show_default=True, help="Number of questions of each set; only first turns are used.")
 @click.option("--temperature", "temperatures", multiple=True, type=float, default=(0.0, 1.0), show_default=True)
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--turn-seconds", default=15.0, show_default=True, help="Training time of one network.")
-@click.option("--policy", "names", multiple=True, type=click.Choice(VARIANTS), help="Of the learned ones [default: all].")
+@click.option("--policy", "names", multiple=True, type=click.Choice(VARIANTS), help="A learned policy, may be repeated [default: all].")
 @click.option("--threads", default=2, show_default=True)
-@click.option("--check", is_flag=True, help="Only compare fixed trees' predicted tokens/s with the clock's: on a quiet machine.")
-@click.option("--json", "out", type=click.Path(path_type=Path), help="All figures.")
+@click.option("--check", is_flag=True, help="Only compare predicted with timed tokens/s of fixed trees. Use a quiet machine.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write all figures.")
 @click.argument("sets", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def main(
     engine_dir: Path,
@@ -68,63 +68,68 @@ def main(
     with Decoder(engine_dir, policy="fixed", draft="eagle", threads=threads) as decoder:
         grid, cache = grid_for(decoder.manifest), cache_directory() / "tuning" / decoder.manifest.engine_id
         tuning = tuned_here(decoder.manifest, threads)
-        latency = tuning.latency if tuning and not check else measure(decoder, grid.widths, grid.depths, grid.nodes)
-        asked_of = {file.stem: read_prompts(file)[:questions] for file in sets}
-        met = {
+        latency = tuning.latency if tuning and not check else measure_latency(decoder, grid.widths, grid.depths, grid.max_nodes)
+        prompts_of = {file.stem: read_prompts(file)[:questions] for file in sets}
+        answers_of = {
             temperature: {
                 name: record(
                     decoder,
-                    few,
+                    prompts_of[name],
                     grid,
                     cache,
-                    FOREVER,
+                    NO_DEADLINE,
                     _progress,
                     SamplingParams(temperature=temperature, seed=1 if temperature else None),
                     1,
                 )
-                for name, few in asked_of.items()
+                for name in prompts_of
             }
             for temperature in temperatures
         }
         if check:
-            click.echo("\n".join(_checked(decoder, next(iter(asked_of.values())), met[0.0], latency, grid)))
+            click.echo("\n".join(_check(decoder, next(iter(prompts_of.values())), answers_of[0.0], latency, grid)))
             return
-        parts = split(record(decoder, read_prompts(prompts)[:training], grid, cache, FOREVER, _progress))
-        first = decoder.default_tree
-        found, rate = fit(parts, latency, grid)
+        parts = split(record(decoder, read_prompts(prompts)[:training], grid, cache, NO_DEADLINE, _progress))
+        default_tree = decoder.default_tree
+        untrained, rate = fit(parts, latency, grid)
         trained = []
         for seed in range(seeds):
-            seconds = turn_seconds * turns_of(names)
-            trained.append(learn(found, parts, latency, grid, rate, names, seconds, seed, _progress))
+            seconds = turn_seconds * num_runs(names)
+            trained.append(train(untrained, parts, latency, grid, rate, names, seconds, seed, _progress))
         figures = {
-            str(temperature): {name: _rates(answers, found, trained, latency, grid, first) for name, answers in by_set.items()}
-            for temperature, by_set in met.items()
+            str(temperature): {name: _rates(answers, untrained, trained, latency, grid, default_tree) for name, answers in by_set.items()}
+            for temperature, by_set in answers_of.items()
         }
     for temperature, by_set in figures.items():
-        click.echo("\n".join(_table(temperature, by_set, found.static, first)))
+        click.echo("\n".join(_table(temperature, by_set, untrained.fixed_tree, default_tree)))
     if out:
-        out.write_text(json.dumps({"figures": figures, "static": str(found.static)}, indent=1))
+        out.write_text(json.dumps({"figures": figures, "static": str(untrained.fixed_tree)}, indent=1))
 
 
 def _rates(
-    answers: Answers, found: Found, trained: Sequence[Found], latency: LatencyModel, grid: TreeGrid, first: TreeSpec
+    answers: Answers,
+    untrained: Candidates,
+    trained: Sequence[Candidates],
+    latency: LatencyModel,
+    grid: TreeGrid,
+    default_tree: TreeSpec,
 ) -> dict[str, dict[str, list[float]]]:
-    """Policy -> over plain decoding and tokens per cycle, one for every seed."""
+    """For each policy: rates over plain decoding and tokens per cycle, one value for every seed."""
     plain = replay(FixedPolicy(PLAIN), answers, latency).rate
     results: dict[str, dict[str, list[float]]] = {}
 
-    def add(name: str, done: Replay) -> None:
+    def add(name: str, result: ReplayResult) -> None:
         entry = results.setdefault(name, {"rate": [], "tokens": []})
-        entry["rate"].append(done.rate / plain)
-        entry["tokens"].append(done.tokens_per_cycle)
+        entry["rate"].append(result.rate / plain)
+        entry["tokens"].append(result.tokens_per_cycle)
 
-    add("default", replay(FixedPolicy(first), answers, latency))
+    add("default", replay(FixedPolicy(default_tree), answers, latency))
     for name in ("fixed", "cost-model"):
-        add(name, found.replay(name, answers, latency, grid.sizes))
-    for each in trained:
-        for name in each.learned:
-            add(name, each.replay(name, answers, latency, grid.sizes))
-    trees = static_trees(grid.widths, grid.depths, grid.nodes, grid.sizes)
+        add(name, untrained.replay(name, answers, latency, grid.sizes))
+    for candidates in trained:
+        for name in candidates.learned:
+            add(name, candidates.replay(name, answers, latency, grid.sizes))
+    trees = fixed_trees(grid.widths, grid.depths, grid.max_nodes, grid.sizes)
     best = oracle(answers, latency, trees, plain)
     for _ in range(3):
         best = oracle(answers, latency, trees, best.rate)
@@ -132,19 +137,18 @@ def _rates(
     return results
 
 
-def _checked(decoder: Decoder, prompts: Sequence[str], met: Mapping[str, Answers], latency: LatencyModel, grid: TreeGrid) -> list[str]:
-    """A table of tokens/s of fixed trees on the first set: predicted and by the clock, trees taking turns; each answer three times, its
-    best."""
-    answers = next(iter(met.values()))
+def _check(decoder: Decoder, prompts: Sequence[str], by_set: Mapping[str, Answers], latency: LatencyModel, grid: TreeGrid) -> list[str]:
+    """A table of tokens/s of fixed trees on the first set: predicted and timed. The trees take turns; of three runs of each answer the
+    fastest counts."""
+    answers = next(iter(by_set.values()))
     tokens: dict[str, int] = {}
     seconds: dict[str, float] = {}
     for prompt in prompts:
         best: dict[str, Any] = {}
         for _ in range(3):
             for tree in (PLAIN, *CHECKED):
-                stats = decoder.generate(
-                    asked(decoder, prompt), SamplingParams(max_new_tokens=grid.new_tokens), policy=FixedPolicy(tree)
-                ).stats
+                params = SamplingParams(max_new_tokens=grid.new_tokens)
+                stats = decoder.generate(as_chat(decoder, prompt), params, policy=FixedPolicy(tree)).stats
                 if str(tree) not in best or stats.decode_seconds < best[str(tree)].decode_seconds:
                     best[str(tree)] = stats
         for name, stats in best.items():
@@ -152,18 +156,18 @@ def _checked(decoder: Decoder, prompts: Sequence[str], met: Mapping[str, Answers
             seconds[name] = seconds.get(name, 0.0) + stats.decode_seconds
     lines = ["| tree | predicted tokens/s | by the clock | |", "| --- | --- | --- | --- |"]
     for tree in (PLAIN, *CHECKED):
-        predicted, really = 1000 * replay(FixedPolicy(tree), answers, latency).rate, tokens[str(tree)] / seconds[str(tree)]
-        lines.append(f"| {tree} | {predicted:.1f} | {really:.1f} | {predicted / really - 1:+.1%} |")
+        predicted, timed = 1000 * replay(FixedPolicy(tree), answers, latency).rate, tokens[str(tree)] / seconds[str(tree)]
+        lines.append(f"| {tree} | {predicted:.1f} | {timed:.1f} | {predicted / timed - 1:+.1%} |")
     return lines
 
 
-def _table(temperature: str, by_set: Mapping[str, Mapping[str, Any]], static: TreeSpec, first: TreeSpec) -> list[str]:
+def _table(temperature: str, by_set: Mapping[str, Mapping[str, Any]], fixed_tree: TreeSpec, default_tree: TreeSpec) -> list[str]:
     names = list(next(iter(by_set.values())))
-    lines = [f"\nTemperature {temperature}; default tree {first}, best fixed tree {static}\n"]
+    lines = [f"\nTemperature {temperature}; default tree {default_tree}, best fixed tree {fixed_tree}\n"]
     lines += [f"| | {' | '.join(by_set)} | mean | tokens per cycle |", "| --- |" + " --- |" * (len(by_set) + 2)]
     for name in names:
         cells = [statistics.mean(results[name]["rate"]) for results in by_set.values()]
-        seeds = [statistics.mean(each) for each in zip(*(results[name]["rate"] for results in by_set.values()), strict=True)]
+        seeds = [statistics.mean(rates) for rates in zip(*(results[name]["rate"] for results in by_set.values()), strict=True)]
         tokens = statistics.mean(statistics.mean(results[name]["tokens"]) for results in by_set.values())
         spread = f" ({min(seeds):.3f} - {max(seeds):.3f})" if len(seeds) > 1 else ""
         lines.append(f"| {name} | {' | '.join(f'{cell:.3f}' for cell in cells)} | {statistics.mean(cells):.3f}{spread} | {tokens:.2f} |")

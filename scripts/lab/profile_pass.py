@@ -57,10 +57,10 @@ def profile_pass(directory: Path, manifest: Manifest, rows: int, context: int, p
     inputs (weights are not listed) and of their output. Raises EngineDirError, and UsageError for a context that does not fit."""
     limits = manifest.limits
     if not rows <= limits.tree_nodes or not rows < context <= limits.context:
-        most = (
-            f"the engine has {limits.context} tokens of context and passes of up to {limits.tree_nodes} rows, before which a token stands"
+        problem = (
+            f"the engine has {limits.context} tokens of context and passes of up to {limits.tree_nodes} rows, after at least one token"
         )
-        raise click.UsageError(f"--rows {rows} and --context {context} cannot be: {most}")
+        raise click.UsageError(f"--rows {rows} and --context {context} do not fit: {problem}")
     graph = manifest.graph("target")
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(directory / (graph.fused or graph.file), threads, Path(folder) / "profile")
@@ -75,11 +75,11 @@ def profile_pass(directory: Path, manifest: Manifest, rows: int, context: int, p
         finally:
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
             backend.close()
-    return summed(events, passes, shapes)
+    return medians(events, passes, shapes)
 
 
-def summed(events: Iterable[dict[str, Any]], passes: int, shapes: bool) -> Profile:
-    """Medians over the last ``passes`` in the profiler's events."""
+def medians(events: Iterable[dict[str, Any]], passes: int, shapes: bool) -> Profile:
+    """Medians over the last ``passes`` passes in the profiler's events."""
     runs, kernels = [], []
     for event in events:
         if event.get("name") == "model_run":
@@ -90,14 +90,14 @@ def summed(events: Iterable[dict[str, Any]], passes: int, shapes: bool) -> Profi
     counts: Counter[str] = Counter()
     for start, end in sorted(runs)[-passes:]:
         times.append(Counter())
-        counts.clear()  # every pass has the same
-        for event in (each for each in kernels if start <= each["ts"] <= end):
+        counts.clear()  # every pass has the same nodes
+        for event in (kernel for kernel in kernels if start <= kernel["ts"] <= end):
             name = _name(event["args"], shapes)
             times[-1][name] += event["dur"]
             counts[name] += 1
-    operators = [Operator(name, statistics.median(each[name] for each in times) / 1000, count) for name, count in counts.items()]
+    operators = [Operator(name, statistics.median(totals[name] for totals in times) / 1000, count) for name, count in counts.items()]
     whole = statistics.median(end - start for start, end in sorted(runs)[-passes:]) / 1000
-    return Profile(whole, tuple(sorted(operators, key=lambda each: -each.milliseconds)))
+    return Profile(whole, tuple(sorted(operators, key=lambda operator: -operator.milliseconds)))
 
 
 def _name(arguments: dict[str, Any], shapes: bool) -> str:
@@ -105,8 +105,8 @@ def _name(arguments: dict[str, Any], shapes: bool) -> str:
     if not shapes:
         return operator
     inputs, outputs = (
-        ["x".join(map(str, next(iter(each.values())))) or "scalar" for each in arguments.get(f"{side}_type_shape", [])[:most]]
-        for side, most in (("input", 2), ("output", 1))
+        ["x".join(map(str, next(iter(shape.values())))) or "scalar" for shape in arguments.get(f"{side}_type_shape", [])[:count]]
+        for side, count in (("input", 2), ("output", 1))
     )
     return " ".join([operator, *inputs, "to", *outputs])
 
@@ -123,19 +123,21 @@ def main(engine_dir: Path, rows: int, context: int, passes: int, threads: int, s
     """Print a table in Markdown."""
     directory = find_engine_dir(engine_dir)
     manifest = load_manifest(directory)
-    found = profile_pass(directory, manifest, rows, context, passes, threads, shapes)
+    profile = profile_pass(directory, manifest, rows, context, passes, threads, shapes)
     if as_json:
         click.echo(
-            json.dumps({"engine": directory.name, "precision": manifest.precision, "rows": rows, "context": context, **asdict(found)})
+            json.dumps({"engine": directory.name, "precision": manifest.precision, "rows": rows, "context": context, **asdict(profile)})
         )
         return
-    kernels = sum(each.milliseconds for each in found.operators)
+    kernels = sum(operator.milliseconds for operator in profile.operators)
     click.echo(
-        f"{directory.name} ({manifest.precision}), {rows} of {context} tokens: {found.milliseconds:.2f} ms, {kernels:.2f} in nodes\n"
+        f"{directory.name} ({manifest.precision}), {rows} of {context} tokens: {profile.milliseconds:.2f} ms, {kernels:.2f} in nodes\n"
     )
     click.echo("| operator | ms | of the pass | nodes |\n| --- | --- | --- | --- |")
-    for each in found.operators:
-        click.echo(f"| {each.name} | {each.milliseconds:.3f} | {each.milliseconds / found.milliseconds:.1%} | {each.nodes} |")
+    for operator in profile.operators:
+        click.echo(
+            f"| {operator.name} | {operator.milliseconds:.3f} | {operator.milliseconds / profile.milliseconds:.1%} | {operator.nodes} |"
+        )
 
 
 if __name__ == "__main__":

@@ -56,21 +56,21 @@ def command(
     """Compare this engine with other engines on the demo model."""
     if report is not None and report.suffix not in (".md", ".html"):
         raise BenchError(f"cannot write {report.name} — name the report .md or .html")
-    wanted = chosen([*own_contenders(engine_dirs), *PEERS], names)
+    contenders = chosen([*own_contenders(engine_dirs), *PEERS], names)
     if only_list:
-        click.echo("\n".join(f"{contender.name}: {contender.precision} {contender.note}" for contender in wanted))
+        click.echo("\n".join(f"{contender.name}: {contender.precision} {contender.note}" for contender in contenders))
         return
-    asked, stop = read_questions(engine_dirs[0], prompts, questions)
-    bench = Bench(work.resolve(), asked, stop, new_tokens, threads, quiet)
-    options, failed, remarks = prepare(bench, wanted)
-    turns = take_turns(bench, wanted, options, failed, count)
-    close, differences = judge(bench, wanted, options, turns) if logits else ({}, [])
-    made = rows(wanted, asked, turns, close)
-    title = f"{len(asked)} questions, {count} turns, {new_tokens} new tokens at most, {threads} threads, greedy."
-    lines = notes(made, failed, [*remarks, *differences])
-    text = (page if report is not None and report.suffix == ".html" else markdown)(title, made, lines)
+    peer_questions, stop = read_questions(engine_dirs[0], prompts, questions)
+    bench = Bench(work.resolve(), peer_questions, stop, new_tokens, threads, quiet)
+    options, failed, remarks = prepare(bench, contenders)
+    turns = take_turns(bench, contenders, options, failed, count)
+    close, differences = judge(bench, contenders, options, turns) if logits else ({}, [])
+    table = rows(contenders, peer_questions, turns, close)
+    title = f"{len(peer_questions)} questions, {count} turns, {new_tokens} new tokens at most, {threads} threads, greedy."
+    lines = notes(table, failed, [*remarks, *differences])
+    text = (page if report is not None and report.suffix == ".html" else markdown)(title, table, lines)
     if json_file is not None:
-        json_file.write_text(json.dumps(raw(bench, made, turns, failed, differences), indent=1))
+        json_file.write_text(json.dumps(raw(bench, table, turns, failed, differences), indent=1))
     if report is None:
         click.echo(text)
     else:
@@ -111,8 +111,9 @@ def take_turns(
                 say(str(error))
                 continue
             turns.setdefault(contender.name, []).append(turn)
-            every = [answer.rate for answer in turn.answers if answer.rate]
-            say(f"turn {number + 1}, {contender.name}: {sum(every) / max(1, len(every)):.1f} tokens/s, others {turn.others:.2f} cores")
+            rates = [answer.rate for answer in turn.answers if answer.rate]
+            mean = sum(rates) / max(1, len(rates))
+            say(f"turn {number + 1}, {contender.name}: {mean:.1f} tokens/s, other processes {turn.others:.2f} cores")
     return turns
 
 
@@ -126,27 +127,27 @@ def judge(
     # An empty answer has no token to compare: its stop token is compared instead.
     answers = [answer.tokens or bench.stop[:1] for answer in turns[reference.name][0].answers]
     finished = [contender for contender in contenders if turns.get(contender.name)]
-    close, true = all_closeness(bench, reference, finished, options, answers, say)
+    close, reference_logits = all_closeness(bench, reference, finished, options, answers, say)
     lines = []
-    for contender in (each for each in finished if each.precision == "fp32"):
+    for contender in [contender for contender in finished if contender.precision == "fp32"]:
         for number, (answer, tokens) in enumerate(zip(turns[contender.name][0].answers, answers, strict=True)):
-            place = first_difference(answer.tokens, tokens)
-            if place is None or place >= min(len(tokens), len(answer.tokens)):
+            index = first_difference(answer.tokens, tokens)
+            if index is None or index >= min(len(tokens), len(answer.tokens)):
                 continue
-            gap = margin(true[number][place], (answer.tokens[place], tokens[place]))
-            where = f"token {place} of {bench.questions[number].name}"
+            gap = margin(reference_logits[number][index], (answer.tokens[index], tokens[index]))
+            where = f"token {index} of {bench.questions[number].name}"
             lines.append(f"{contender.name} differs from {reference.name} at {where}, by a margin of {gap:.2g}.")
     return close, lines
 
 
-def raw(bench: Bench, made: list[Row], turns: Turns, failed: dict[str, str], differences: list[str]) -> dict[str, Any]:
+def raw(bench: Bench, table: list[Row], turns: Turns, failed: dict[str, str], differences: list[str]) -> dict[str, Any]:
     """Everything that was measured."""
     return {
         "questions": [dataclasses.asdict(question) for question in bench.questions],
         "new_tokens": bench.new_tokens,
         "threads": bench.threads,
-        "rows": [dataclasses.asdict(row) for row in made],
-        "turns": {name: [dataclasses.asdict(turn) for turn in each] for name, each in turns.items()},
+        "rows": [dataclasses.asdict(row) for row in table],
+        "turns": {name: [dataclasses.asdict(turn) for turn in of_contender] for name, of_contender in turns.items()},
         "failed": failed,
         "differences": differences,
     }

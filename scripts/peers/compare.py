@@ -10,17 +10,17 @@ import numpy as np
 
 def first_difference(mine: Sequence[int], other: Sequence[int]) -> int | None:
     """Index of the first different token; the shorter length if one is a prefix of the other; None if they are equal."""
-    for place, (left, right) in enumerate(zip(mine, other, strict=False)):
+    for index, (left, right) in enumerate(zip(mine, other, strict=False)):
         if left != right:
-            return place
+            return index
     return None if len(mine) == len(other) else min(len(mine), len(other))
 
 
 def same_prefix(mine: Sequence[int], other: Sequence[int]) -> float:
     """Length of the common prefix over the longer length; 1 for equal answers."""
     longest = max(len(mine), len(other))
-    place = first_difference(mine, other)
-    return 1.0 if place is None or not longest else place / longest
+    index = first_difference(mine, other)
+    return 1.0 if index is None or not longest else index / longest
 
 
 def margin(logits: np.ndarray, tokens: tuple[int, int]) -> float:
@@ -46,8 +46,8 @@ def closeness(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Closeness:
         p, q = _log_softmax(reference), _log_softmax(other)
         divergences.append((np.exp(p) * (p - q)).sum(axis=-1))
         same.append(reference.argmax(axis=-1) == other.argmax(axis=-1))
-    every, equal = np.concatenate(divergences), np.concatenate(same)
-    return Closeness(float(every.mean()), float(equal.mean()), len(every))
+    divergence, agree = np.concatenate(divergences), np.concatenate(same)
+    return Closeness(float(divergence.mean()), float(agree.mean()), len(divergence))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

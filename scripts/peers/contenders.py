@@ -110,10 +110,12 @@ def chosen(contenders: Sequence[PeerContender], names: str | None) -> list[PeerC
     """Those of ``names`` (comma-separated; NAME* is a prefix), or all. Raises BenchError for an unknown name."""
     if names is None:
         return list(contenders)
-    found: list[PeerContender] = []
+    selected: list[PeerContender] = []
     for name in names.split(","):
-        matching = [each for each in contenders if each.name == name or (name.endswith("*") and each.name.startswith(name[:-1]))]
+        matching = [
+            contender for contender in contenders if contender.name == name or (name.endswith("*") and contender.name.startswith(name[:-1]))
+        ]
         if not matching:
             raise BenchError(f"there is no contender {name!r} — choose from {', '.join(contender.name for contender in contenders)}")
-        found += [contender for contender in matching if contender not in found]
-    return found
+        selected += [contender for contender in matching if contender not in selected]
+    return selected

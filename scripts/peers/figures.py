@@ -64,14 +64,14 @@ def median_rate(turns: Sequence[Turn]) -> float:
 
 def best_peers(contenders: Sequence[PeerContender], turns: Mapping[str, Sequence[Turn]]) -> dict[str, str]:
     """The fastest of the other engines for each precision."""
-    found: dict[str, str] = {}
+    best_of: dict[str, str] = {}
     for contender in contenders:
         if contender.ours or not turns.get(contender.name):
             continue
-        best = found.get(contender.precision)
-        if best is None or median_rate(turns[contender.name]) > median_rate(turns[best]):
-            found[contender.precision] = contender.name
-    return found
+        current = best_of.get(contender.precision)
+        if current is None or median_rate(turns[contender.name]) > median_rate(turns[current]):
+            best_of[contender.precision] = contender.name
+    return best_of
 
 
 def reference_name(contenders: Sequence[PeerContender], turns: Mapping[str, Sequence[Turn]]) -> str | None:
@@ -92,40 +92,40 @@ def rows(
 ) -> list[Row]:
     """One row per contender that finished a turn."""
     best, reference = best_peers(contenders, turns), reference_name(contenders, turns)
-    true = [answer.tokens for answer in turns[reference][0].answers] if reference else None
-    made = []
+    reference_tokens = [answer.tokens for answer in turns[reference][0].answers] if reference else None
+    table = []
     for contender in contenders:
         mine = turns.get(contender.name)
         if not mine:
             continue
-        every = [answer for turn in mine for answer in turn.answers]
-        found = [rate for turn in rates(mine) for rate in turn if rate] or [0.0]
+        answers = [answer for turn in mine for answer in turn.answers]
+        answer_rates = [rate for turn in rates(mine) for rate in turn if rate] or [0.0]
         model = reference if contender.precision == "fp32" else contender.plain if contender.speculates else None
         expected = [answer.tokens for answer in turns[model][0].answers] if model and turns.get(model) else None
         prompts = sum(len(question.tokens) for question in questions)
         peer = best.get(contender.precision)
-        made.append(
+        table.append(
             Row(
                 contender=contender,
-                rate=statistics.median(found),
-                lowest=min(found),
-                highest=max(found),
+                rate=statistics.median(answer_rates),
+                lowest=min(answer_rates),
+                highest=max(answer_rates),
                 to_base=paired_ratio(mine, turns[BASE]) if turns.get(BASE) else None,
                 to_peer=paired_ratio(mine, turns[peer]) if peer else None,
                 best_peer=peer,
-                first_ms=1000 * statistics.median(answer.first_seconds for answer in every),
+                first_ms=1000 * statistics.median(answer.first_seconds for answer in answers),
                 prefill_rate=statistics.median(prompts / sum(answer.first_seconds for answer in turn.answers) for turn in mine),
                 load_seconds=statistics.median(turn.load_seconds for turn in mine),
                 peak_mib=max(turn.peak_mib for turn in mine),
                 others=statistics.median(turn.others for turn in mine),
-                per_arrival=sum(answer.decoded for answer in every) / max(1, sum(answer.arrivals for answer in every)),
+                per_arrival=sum(answer.decoded for answer in answers) / max(1, sum(answer.arrivals for answer in answers)),
                 same=None if expected is None else _same(mine, expected),
-                compared=len(every),
-                prefix=None if true is None else statistics.mean(_prefixes(mine, true)),
+                compared=len(answers),
+                prefix=None if reference_tokens is None else statistics.mean(_prefixes(mine, reference_tokens)),
                 closeness=close.get(contender.name),
             )
         )
-    return made
+    return table
 
 
 def _same(turns: Sequence[Turn], expected: Sequence[list[int]]) -> int:
@@ -134,5 +134,5 @@ def _same(turns: Sequence[Turn], expected: Sequence[list[int]]) -> int:
     )
 
 
-def _prefixes(turns: Sequence[Turn], true: Sequence[list[int]]) -> list[float]:
-    return [same_prefix(answer.tokens, tokens) for turn in turns for answer, tokens in zip(turn.answers, true, strict=True)]
+def _prefixes(turns: Sequence[Turn], reference_tokens: Sequence[list[int]]) -> list[float]:
+    return [same_prefix(answer.tokens, tokens) for turn in turns for answer, tokens in zip(turn.answers, reference_tokens, strict=True)]

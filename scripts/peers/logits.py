@@ -22,9 +22,9 @@ def teacher_forced(bench: Bench, contender: PeerContender, options: dict[str, An
     directory.mkdir(parents=True)
     job = dataclasses.replace(bench.job(contender, options), answers=answers, logits_dir=str(directory))
     bench.run(contender, job, f"{contender.name}-logits")
-    found = [np.load(directory / f"{number}.npy") for number in range(len(answers))]
+    logits = [np.load(directory / f"{number}.npy") for number in range(len(answers))]
     shutil.rmtree(directory)
-    return found
+    return logits
 
 
 def all_closeness(
@@ -36,15 +36,15 @@ def all_closeness(
     say: Callable[[str], None],
 ) -> tuple[dict[str, Closeness], list[np.ndarray]]:
     """Closeness of every plain contender to the reference, and the reference's logits. A contender that fails is reported by ``say``."""
-    true = teacher_forced(bench, reference, options[reference.name], answers)
-    found = {}
+    reference_logits = teacher_forced(bench, reference, options[reference.name], answers)
+    results = {}
     for contender in contenders:
         if contender.speculates or contender.name == reference.name:
             continue
         try:
             other = teacher_forced(bench, contender, options[contender.name], answers)
-            found[contender.name] = near = closeness(list(zip(true, other, strict=True)))
-            say(f"{contender.name}: KL {near.mean_kl:.2g}, agreement {near.agreement:.3f}")
+            results[contender.name] = result = closeness(list(zip(reference_logits, other, strict=True)))
+            say(f"{contender.name}: KL {result.mean_kl:.2g}, agreement {result.agreement:.3f}")
         except PeerUnavailable as error:
             say(f"{contender.name}: no logits, {error}")
-    return found, true
+    return results, reference_logits

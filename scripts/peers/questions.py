@@ -27,5 +27,7 @@ def read_questions(engine_dir: Path, files: Sequence[Path], limit: int) -> tuple
     text = Tokenizer(directory, manifest.tokens)
     questions = read_files(files, limit)
     chats = [[{"role": "user", "content": question.turns[0]}] for question in questions]
-    asked = [PeerQuestion(f"{each.set}:{each.number}", text.encode(chat)) for each, chat in zip(questions, chats, strict=True)]
-    return asked, list(manifest.tokens.stop)
+    rendered = [
+        PeerQuestion(f"{question.set}:{question.number}", text.encode(chat)) for question, chat in zip(questions, chats, strict=True)
+    ]
+    return rendered, list(manifest.tokens.stop)

@@ -39,8 +39,8 @@ class Load:
 
     def others(self) -> float:
         """Cores that other processes used on average."""
-        taken = (busy_seconds() - self.busy) - (own_seconds() - self.own)
-        return max(0.0, taken) / max(1e-9, time.monotonic() - self.started)
+        others = (busy_seconds() - self.busy) - (own_seconds() - self.own)
+        return max(0.0, others) / max(1e-9, time.monotonic() - self.started)
 
 
 def wait_for_quiet(cores: float, at_most_seconds: float, sample: Callable[[], float] | None = None) -> bool:

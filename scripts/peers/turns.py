@@ -76,8 +76,8 @@ class Bench:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.with_suffix(".partial").write_text(json.dumps(result))
             file.with_suffix(".partial").replace(file)
-        found = json.loads(file.read_text())
-        return Turn(**{**found, "answers": [PeerAnswer(**answer) for answer in found["answers"]]})
+        result = json.loads(file.read_text())
+        return Turn(**{**result, "answers": [PeerAnswer(**answer) for answer in result["answers"]]})
 
     def _quietest(self, contender: PeerContender, job: PeerJob, name: str) -> dict[str, Any]:
         """The first undisturbed try, else the least disturbed one. Only one try if the machine did not become quiet."""
@@ -89,7 +89,7 @@ class Bench:
             tries.append({**result, "others": load.others()})
             if self.quiet is None or not became_quiet or tries[-1]["others"] <= self.quiet:
                 break
-        return min(tries, key=lambda each: float(each["others"]))
+        return min(tries, key=lambda attempt: float(attempt["others"]))
 
     def run(self, contender: PeerContender, job: PeerJob, name: str) -> dict[str, Any]:
         """Run the job in the contender's process and return its result. Raises PeerUnavailable with the process's last line."""

@@ -95,10 +95,10 @@ def test_tokenizer_facts_of_the_checkpoint(run: Run, source: Path, engines: Path
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("generation_config.json", {"eos_token_id": "</s>"}, "has '</s>' for eos_token_id, which is no token id"),
+        ("generation_config.json", {"eos_token_id": "</s>"}, "has '</s>' for eos_token_id, which is not a token id"),
         ("generation_config.json", {"eos_token_id": [2, True]}, "has [2, True] for eos_token_id"),
-        ("tokenizer_config.json", {"chat_template": {"default": "x"}}, "has a chat template that is no text"),
-        ("tokenizer_config.json", {"chat_template": ["x", {"name": "default", "template": 3}]}, "has a chat template that is no text"),
+        ("tokenizer_config.json", {"chat_template": {"default": "x"}}, "has a chat template that is not text"),
+        ("tokenizer_config.json", {"chat_template": ["x", {"name": "default", "template": 3}]}, "has a chat template that is not text"),
         ("chat_template.jinja", b"\xff", "chat_template.jinja: 'utf-8' codec"),
     ],
 )

@@ -291,7 +291,7 @@ def test_hub_out_of_reach(run: Run, engines: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     ended = run("--weights", "owner/model")
     assert ended.code == 1
-    assert "cannot fetch owner/model from the hub: no route — " in ended.complaint
+    assert "cannot download owner/model from the hub: no route — " in ended.complaint
     assert not engines.exists()
 
 

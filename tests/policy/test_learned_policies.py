@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export.tuning.replay.simulation import candidates
+from export.tuning.replay.simulation import num_candidates
 from policy import PLAIN, FixedPolicy, GrowthPolicy, Outcome, PartialTree, TreeSpec
 from policy.ltd import PAD, Ltd, clip_nodes, depth_state, size_state
 from policy.resps import Resps, cpu_actions
@@ -124,9 +124,9 @@ def test_states_are_padded() -> None:
     partial_tree = partial_tree_of(tree, 3)
     assert depth_state(partial_tree, tree)[:3].tolist() == sorted(partial_tree.last_level_scores.tolist(), reverse=True)[:3]
     full = size_state(partial_tree, tree)
-    assert full.shape == (candidates(3, 6) + 2,)
-    assert full[: candidates(3, 3)].tolist() == partial_tree.scores.tolist()
-    assert set(full[candidates(3, 3) : -2].tolist()) == {PAD}
+    assert full.shape == (num_candidates(3, 6) + 2,)
+    assert full[: num_candidates(3, 3)].tolist() == partial_tree.scores.tolist()
+    assert set(full[num_candidates(3, 3) : -2].tolist()) == {PAD}
     low = PartialTree(tree, 1, np.array([-1, -np.inf, -30], np.float32), 1)
     assert depth_state(low, tree)[:3].tolist() == size_state(low, tree)[:3].tolist() == [-1, PAD, PAD]
 

@@ -12,7 +12,7 @@ import runtime.bench.cli
 import runtime.cli
 import runtime.serve.cli
 from export.tuning.cli import command as tune
-from export.tuning.learning.curriculum import LESSONS
+from export.tuning.learning.curriculum import RECIPES
 from policy import PLAIN, FixedPolicy, TreeSpec
 from runtime import Decoder
 from runtime.drafters.registry import DRAFTERS, DrafterKind
@@ -33,7 +33,7 @@ def test_every_command_offers_every_drafter(cli: Any) -> None:
 
 def test_the_tuner_trains_every_policy_that_learns() -> None:
     learned = [name for name, kind in POLICIES.items() if kind.learned]
-    assert set(learned) == set(LESSONS)
+    assert set(learned) == set(RECIPES)
     assert set(choices(tune, "policies")) == {*learned, "cost-model", "all"}
 
 

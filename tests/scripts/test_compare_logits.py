@@ -1,4 +1,4 @@
-"""scripts/lab/compare_logits.py: the same figures as computed token by token, and what cannot be compared."""
+"""scripts/lab/compare_logits.py: its figures equal those computed token by token; files and engines that it refuses."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "answers.jsonl"
 
 
-def one_by_one(decoder: Decoder, line: dict[str, str], most: int) -> Iterator[np.ndarray]:
+def token_by_token(decoder: Decoder, line: dict[str, str], max_tokens: int) -> Iterator[np.ndarray]:
     """The distribution before each token of the answer."""
     prompt = decoder.encode([{"role": "user", "content": line["prompt"]}])
-    answer = decoder._tokenizer.encode_raw(line["answer"])
-    for count in range(len(answer[: max(0, most - len(prompt))])):
+    answer = decoder._text.encode_raw(line["answer"])
+    for count in range(len(answer[: max(0, max_tokens - len(prompt))])):
         decoder.forget()
         decoder.models.target.cache.truncate(0)
         for _, scores in decoder.models.target.prefill([*prompt, *answer[:count]]):
@@ -43,17 +43,30 @@ def one_by_one(decoder: Decoder, line: dict[str, str], most: int) -> Iterator[np
         yield weights / weights.sum()
 
 
-@pytest.mark.parametrize("most", [420, 100])
-def test_figures_are_those_of_single_tokens(
-    echo_engine: Path, int8: Path, file: Path, capfd: pytest.CaptureFixture[str], most: int
+@pytest.mark.parametrize("max_tokens", [420, 100])
+def test_figures_equal_those_of_single_tokens(
+    echo_engine: Path, int8: Path, file: Path, capfd: pytest.CaptureFixture[str], max_tokens: int
 ) -> None:
-    given = ["--engine-dir", str(echo_engine), "--engine-dir", str(int8), "--engine-dir", str(echo_engine), "--most-tokens", str(most)]
-    assert run_command(main, "compare_logits", [*given, "--json", str(file)]) == 0
-    shown = json.loads(capfd.readouterr().out)
-    other, same = shown["engines"]
+    arguments = [
+        "--engine-dir",
+        str(echo_engine),
+        "--engine-dir",
+        str(int8),
+        "--engine-dir",
+        str(echo_engine),
+        "--most-tokens",
+        str(max_tokens),
+    ]
+    assert run_command(main, "compare_logits", [*arguments, "--json", str(file)]) == 0
+    printed = json.loads(capfd.readouterr().out)
+    other, same = printed["engines"]
     with Decoder(echo_engine, draft="none") as true, Decoder(int8, draft="none") as rounded:
-        pairs = [pair for line in LINES for pair in zip(one_by_one(true, line, most), one_by_one(rounded, line, most), strict=True)]
-    assert shown["reference"] == str(echo_engine)
+        pairs = [
+            pair
+            for line in LINES
+            for pair in zip(token_by_token(true, line, max_tokens), token_by_token(rounded, line, max_tokens), strict=True)
+        ]
+    assert printed["reference"] == str(echo_engine)
     assert other["engine_dir"] == str(int8)
     assert other["positions"] == same["positions"] == len(pairs) > 20
     assert other["mean_kl"] == pytest.approx(np.mean([(p * np.log(p / q)).sum() for p, q in pairs]), rel=1e-3)
@@ -62,24 +75,26 @@ def test_figures_are_those_of_single_tokens(
     assert (same["mean_kl"], same["agreement"]) == (0.0, 1.0)
 
 
-def test_the_table(echo_engine: Path, file: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    given = ["--engine-dir", str(echo_engine), "--engine-dir", str(echo_engine), "--answers", "1", str(file)]
-    assert run_command(main, "compare_logits", given) == 0
+def test_table(echo_engine: Path, file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--engine-dir", str(echo_engine), "--engine-dir", str(echo_engine), "--answers", "1", str(file)]
+    assert run_command(main, "compare_logits", arguments) == 0
     assert f"| {echo_engine} | 0.00000 | 1.0000 |" in capfd.readouterr().out
 
 
-def test_what_cannot_be_compared_is_one_line(echo_engine: Path, file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_impossible_comparisons_are_one_line_errors(
+    echo_engine: Path, file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n')
     (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "the cat " * 200, "answer": "sat"}))
     twice = ["--engine-dir", str(echo_engine)] * 2
     cases = [
-        (["--engine-dir", str(echo_engine), str(file)], "is compared with nothing"),
+        (["--engine-dir", str(echo_engine), str(file)], "a comparison needs two engines"),
         ([*twice, str(tmp_path / "bad.jsonl")], "line 1 has no prompt and answer"),
         ([*twice, str(tmp_path / "long.jsonl")], "has no answer within 250 tokens"),
     ]
-    for given, says in cases:
+    for arguments, message in cases:
         capfd.readouterr()
-        assert run_command(main, "compare_logits", given) == 2
+        assert run_command(main, "compare_logits", arguments) == 2
         out, err = capfd.readouterr()
         assert (out, err.count("\n")) == ("", 1)
-        assert says in err
+        assert message in err

@@ -37,17 +37,17 @@ def plans(echo_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("sizes", [(1, 64, 1), (8, 64, 8), (16, 128, 1), (33, 192, 33)], ids=str)
-def test_graph_with_onnxruntimes_operators_computes_the_same(echo_engine: Path, sizes: tuple[int, int, int]) -> None:
+def test_fused_graph_computes_the_same(echo_engine: Path, sizes: tuple[int, int, int]) -> None:
     manifest = load_manifest(echo_engine)
     graph = manifest.graphs["target"]
     inputs = pass_inputs(manifest, dict(zip(("n", "span", "r"), sizes, strict=True)))
-    found = compare(onnx_runner(echo_engine / graph.file), onnx_runner(echo_engine / str(graph.fused)), inputs, 1e-5)
-    assert found["passed"] is True
-    assert 0 < found["logits"] < 1e-5  # other kernels, so not bit for bit
-    assert found["same_argmax"] == 1.0
+    result = compare(onnx_runner(echo_engine / graph.file), onnx_runner(echo_engine / str(graph.fused)), inputs, 1e-5)
+    assert result["passed"] is True
+    assert 0 < result["logits"] < 1e-5  # other kernels, so not bit for bit
+    assert result["same_argmax"] == 1.0
 
 
-def test_the_runtime_has_the_logits_that_polygraphys_runner_gives(echo_engine: Path) -> None:
+def test_runtime_has_the_logits_of_polygraphys_runner(echo_engine: Path) -> None:
     manifest = load_manifest(echo_engine)
     inputs = pass_inputs(manifest, {"n": 9, "span": 9, "r": 9})  # as many slots as rows: the cache is empty
     assert inputs["past"] == [0]
@@ -59,11 +59,11 @@ def test_the_runtime_has_the_logits_that_polygraphys_runner_gives(echo_engine: P
     with Decoder(echo_engine, threads=1) as decoder:
         target = decoder.models.target
         target.cache.truncate(0)
-        found = target.verify(Tree.from_parents(inputs["tokens"][0].tolist(), parents)).logits
-    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+        actual = target.verify(Tree.from_parents(inputs["tokens"][0].tolist(), parents)).logits
+    assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-def test_differences_are_those_of_the_outputs_and_tolerances_decide(echo_engine: Path, int8: Path) -> None:
+def test_differences_are_relative_to_the_outputs_and_tolerances_decide(echo_engine: Path, int8: Path) -> None:
     manifest, file = load_manifest(echo_engine), load_manifest(int8).graphs["target"].file
     inputs = pass_inputs(manifest, {"n": 8, "span": 64, "r": 8})
 
@@ -94,39 +94,39 @@ def test_inputs_are_those_of_a_pass(plans: Path) -> None:
 @pytest.mark.trt
 @pytest.mark.parametrize("off", [0.0, 0.1], ids=["right", "wrong"])
 def test_every_profile_is_compared(plans: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], off: float) -> None:
-    """Rehearsed with the ONNX file in place of the plan, which needs a GPU."""
+    """With the ONNX file in place of the plan, which needs a GPU."""
     profiles: list[int] = []
 
     def runner(directory: Path, manifest: Any, profile: int) -> Any:
         profiles.append(profile)
-        made = onnx_runner(directory / "target.onnx")
-        infer = made.infer_impl
-        made.infer_impl = lambda feeds: {name: values + off if name == "logits" else values for name, values in infer(feeds).items()}
-        made.name = "plan"
-        return made
+        fake = onnx_runner(directory / "target.onnx")
+        infer = fake.infer_impl
+        fake.infer_impl = lambda feeds: {name: values + off if name == "logits" else values for name, values in infer(feeds).items()}
+        fake.name = "plan"
+        return fake
 
     monkeypatch.setattr(scripts.gpu.compare_plan, "plan_runner", runner)
     assert run_command(main, "compare_plan", ["--engine-dir", str(plans)]) == (1 if off else 0)
     report = json.loads(capfd.readouterr().out)
     assert profiles == [0, 1, 2]
     assert {name for name, value in report.items() if isinstance(value, dict)} == {"1 rows", "4 rows", "128 rows"}
-    for each in (report["1 rows"], report["4 rows"], report["128 rows"]):
-        assert each["passed"] is not bool(off)
-        assert (each["logits"] > 0) == bool(off)
-        assert (each["cache"], each["same_argmax"]) == (0.0, 1.0)
+    for result in (report["1 rows"], report["4 rows"], report["128 rows"]):
+        assert result["passed"] is not bool(off)
+        assert (result["logits"] > 0) == bool(off)
+        assert (result["cache"], result["same_argmax"]) == (0.0, 1.0)
 
 
 @pytest.mark.trt
 @pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU")
-def test_without_a_gpu_polygraphy_loads_tensorrt_rtx_and_says_what_is_missing(plans: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_the_error_says_what_is_missing(plans: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_command(main, "compare_plan", ["--engine-dir", str(plans)]) == 3
     out, err = capfd.readouterr()
     assert out == ""
-    assert "cudaError" in err  # TensorRT-RTX's own words: the right module was loaded and given the plan
+    assert "cudaError" in err  # the message is TensorRT-RTX's own: the right module was loaded and given the plan
     assert err.splitlines()[-1].startswith("compare_plan: polygraphy cannot run target.plan: ")
     assert "NVIDIA GPU" in err.splitlines()[-1]
 
 
-def test_a_directory_without_plans_is_refused(echo_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_directory_without_plans_is_refused(echo_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_command(main, "compare_plan", ["--engine-dir", str(echo_engine)]) == 3
     assert "has no TensorRT plans — export with --backend tensorrt" in capfd.readouterr().err

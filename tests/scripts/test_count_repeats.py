@@ -1,4 +1,4 @@
-"""scripts/lab/count_repeats.py counts the tokens that lookups would have got right."""
+"""scripts/lab/count_repeats.py: which tokens lookups would have got right."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from export.training.segments import ANSWER, PROMPT
 from export.training.shards import Conversation, ShardWriter
 from policy.lookup import MATCH_CLASSES
 from runtime.console import run_command
-from scripts.lab.count_repeats import Count, count, main
+from scripts.lab.count_repeats import LookupCount, count, main
 
 
-def counted(tokens: list[int], written: list[bool] | None = None) -> tuple[int, dict[int, Count]]:
-    counts = {least: Count() for least in MATCH_CLASSES}
-    looked = count(tokens, written or [True] * len(tokens), counts)
-    return looked, {least: each for least, each in counts.items() if each.places}
+def counted(tokens: list[int], written: list[bool] | None = None) -> tuple[int, dict[int, LookupCount]]:
+    counts = {least: LookupCount() for least in MATCH_CLASSES}
+    positions = count(tokens, written or [True] * len(tokens), counts)
+    return positions, {least: result for least, result in counts.items() if result.positions}
 
 
-def test_lookups_in_a_loop_are_right_and_end_with_the_text() -> None:
-    looked, counts = counted([5, 6, 7] * 4)
-    assert looked == 11
-    assert {least: each.places for least, each in counts.items()} == {2: 1, 3: 1, 4: 2, 6: 3}
-    assert all((each.first, each.following) == (1.0, 1.0) for each in counts.values())
+def test_lookups_in_repeated_text_are_right() -> None:
+    positions, counts = counted([5, 6, 7] * 4)
+    assert positions == 11
+    assert {least: result.positions for least, result in counts.items()} == {2: 1, 3: 1, 4: 2, 6: 3}
+    assert all((result.first_rate, result.later_rate) == (1.0, 1.0) for result in counts.values())
     assert counts[2].accepted == 7  # five tokens were read; seven were to come
     assert counts[6].accepted == 3 + 2 + 1
 
 
-def test_the_first_wrong_token_ends_a_lookup() -> None:
-    looked, counts = counted([1, 2, 3, 4, 5, 9, 9, 8, 1, 2, 3, 4, 6, 7, 1, 2, 5, 5])
-    assert looked == 17
-    assert counts[2] == Count(places=2, right=1, accepted=2, tries=2)  # 3, 4 and not 5; then not 3
-    assert (counts[2].first, counts[2].following) == (0.5, 0.5)
-    assert counts[3] == Count(places=1, right=1, accepted=1, tries=1)
-    assert counts[4] == Count(places=1)
-    assert (counts[4].first, counts[4].following) == (0.0, 0.0)
+def test_first_wrong_token_ends_a_lookup() -> None:
+    positions, counts = counted([1, 2, 3, 4, 5, 9, 9, 8, 1, 2, 3, 4, 6, 7, 1, 2, 5, 5])
+    assert positions == 17
+    assert counts[2] == LookupCount(positions=2, first_right=1, accepted=2, later_tries=2)  # 3, 4 and not 5; then not 3
+    assert (counts[2].first_rate, counts[2].later_rate) == (0.5, 0.5)
+    assert counts[3] == LookupCount(positions=1, first_right=1, accepted=1, later_tries=1)
+    assert counts[4] == LookupCount(positions=1)
+    assert (counts[4].first_rate, counts[4].later_rate) == (0.0, 0.0)
 
 
 def test_only_positions_inside_answers_count() -> None:
     tokens = [1, 2, 3, 1, 2, 3, 1, 2, 3]
-    looked, counts = counted(tokens, [False] * 6 + [True] * 3)
-    assert looked == 2
-    assert sum(each.places for each in counts.values()) == 2
+    positions, counts = counted(tokens, [False] * 6 + [True] * 3)
+    assert positions == 2
+    assert sum(result.positions for result in counts.values()) == 2
     assert counted(tokens, [False] * 9) == (0, {})
 
 
@@ -68,7 +68,7 @@ def test_shards_and_answers_give_the_table(tmp_path: Path, tiny_engine: Path, ca
     assert int(capfd.readouterr().out.split()[0]) > 10
 
 
-def test_what_cannot_be_counted_is_one_line(tmp_path: Path, tiny_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_unusable_files_are_one_line_errors(tmp_path: Path, tiny_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n')
     cases = [
         ([str(tmp_path)], "holds no shards — make some"),
@@ -76,8 +76,8 @@ def test_what_cannot_be_counted_is_one_line(tmp_path: Path, tiny_engine: Path, c
         (["--engine-dir", str(tiny_engine), str(tmp_path / "bad.jsonl")], "line 1 has no prompt and answer"),
     ]
     capfd.readouterr()
-    for arguments, says in cases:
+    for arguments, message in cases:
         assert run_command(main, "count_repeats", arguments) == 2
         out, err = capfd.readouterr()
         assert (out, err.count("\n")) == ("", 1)
-        assert says in err
+        assert message in err

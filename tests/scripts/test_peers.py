@@ -49,18 +49,18 @@ QUESTIONS = [PeerQuestion("a:0", [1, 5, 6]), PeerQuestion("a:1", [1, 7])]
 @pytest.fixture
 def turns() -> dict[str, list[Turn]]:
     """Two turns of two questions; the machine is half as fast in the second."""
-    right, left = [3, 4, 5, 6], [8, 9]
+    long, short = [3, 4, 5, 6], [8, 9]
 
-    def both(fast: float, tokens: tuple[list[int], list[int]] = (right, left)) -> list[Turn]:
-        return [turn(*(answer(fast * speed, each) for each in tokens)) for speed in (1.0, 0.5)]
+    def both(fast: float, tokens: tuple[list[int], list[int]] = (long, short)) -> list[Turn]:
+        return [turn(*(answer(fast * speed, text) for text in tokens)) for speed in (1.0, 0.5)]
 
     return {
         BASE.name: both(10.0),
         FAST.name: both(20.0),
         OURS.name: both(22.0),
-        TREE.name: both(30.0, (right, [8, 8])),
-        INT8.name: both(40.0, ([3, 4, 1, 1], left)),
-        INT8_TREE.name: both(50.0, ([3, 4, 1, 1], left)),
+        TREE.name: both(30.0, (long, [8, 8])),
+        INT8.name: both(40.0, ([3, 4, 1, 1], short)),
+        INT8_TREE.name: both(50.0, ([3, 4, 1, 1], short)),
     }
 
 
@@ -68,24 +68,24 @@ CONTENDERS = [BASE, FAST, OURS, TREE, INT8, INT8_TREE]
 
 
 def test_ratios_pair_the_same_question_in_the_same_turn(turns: dict[str, list[Turn]]) -> None:
-    made = {row.contender.name: row for row in rows(CONTENDERS, QUESTIONS, turns, {})}
-    assert made[OURS.name].to_base == pytest.approx(2.2)  # in both turns, however fast the machine was
-    assert made[OURS.name].to_peer == pytest.approx(1.1)
-    assert made[TREE.name].best_peer == FAST.name
-    assert made[INT8.name].best_peer is made[INT8.name].to_peer is None
-    assert (made[OURS.name].rate, made[OURS.name].lowest, made[OURS.name].highest) == pytest.approx((16.5, 11.0, 22.0))
-    assert made[OURS.name].prefill_rate == pytest.approx(5 / 1.0)
-    assert made[OURS.name].first_ms == pytest.approx(500.0)
+    by_name = {row.contender.name: row for row in rows(CONTENDERS, QUESTIONS, turns, {})}
+    assert by_name[OURS.name].to_base == pytest.approx(2.2)  # in both turns, however fast the machine was
+    assert by_name[OURS.name].to_peer == pytest.approx(1.1)
+    assert by_name[TREE.name].best_peer == FAST.name
+    assert by_name[INT8.name].best_peer is by_name[INT8.name].to_peer is None
+    assert (by_name[OURS.name].rate, by_name[OURS.name].lowest, by_name[OURS.name].highest) == pytest.approx((16.5, 11.0, 22.0))
+    assert by_name[OURS.name].prefill_rate == pytest.approx(5 / 1.0)
+    assert by_name[OURS.name].first_ms == pytest.approx(500.0)
 
 
 def test_text_is_compared_with_the_plain_contender(turns: dict[str, list[Turn]]) -> None:
-    made = {row.contender.name: row for row in rows(CONTENDERS, QUESTIONS, turns, {})}
+    by_name = {row.contender.name: row for row in rows(CONTENDERS, QUESTIONS, turns, {})}
     assert reference_name(CONTENDERS, turns) == OURS.name
-    assert (made[BASE.name].same, made[BASE.name].compared) == (4, 4)
-    assert made[TREE.name].same == 2  # one of its two answers differs, in both turns
-    assert made[INT8.name].same is None  # int8 need not write what float32 writes
-    assert made[INT8_TREE.name].same == 4  # but speculation must not change it
-    assert made[INT8.name].prefix == pytest.approx((0.5 + 1.0) / 2)
+    assert (by_name[BASE.name].same, by_name[BASE.name].compared) == (4, 4)
+    assert by_name[TREE.name].same == 2  # one of its two answers differs, in both turns
+    assert by_name[INT8.name].same is None  # int8 need not write what float32 writes
+    assert by_name[INT8_TREE.name].same == 4  # but speculation must not change it
+    assert by_name[INT8.name].prefix == pytest.approx((0.5 + 1.0) / 2)
 
 
 def test_best_peer_is_never_ours_and_needs_a_turn(turns: dict[str, list[Turn]]) -> None:
@@ -109,20 +109,20 @@ def test_stopwatch_counts_tokens_after_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mine", "other", "place", "share"),
+    ("mine", "other", "index", "share"),
     [([1, 2], [1, 2], None, 1.0), ([1, 2, 3], [1, 9, 3], 1, 1 / 3), ([1, 2], [1, 2, 3, 4], 2, 0.5), ([], [], None, 1.0), ([], [1], 0, 0.0)],
 )
-def test_first_difference_and_common_prefix(mine: list[int], other: list[int], place: int | None, share: float) -> None:
-    assert first_difference(mine, other) == place
+def test_first_difference_and_common_prefix(mine: list[int], other: list[int], index: int | None, share: float) -> None:
+    assert first_difference(mine, other) == index
     assert same_prefix(mine, other) == pytest.approx(share)
 
 
 def test_closeness_is_the_divergence_from_the_reference() -> None:
     p, q = np.array([0.5, 0.25, 0.25]), np.array([0.25, 0.5, 0.25])
     reference, other = np.log([p, p]).astype(np.float32) + 3.0, np.log([p, q]).astype(np.float32)
-    found = closeness([(reference, other)])
-    assert found.mean_kl == pytest.approx(0.5 * (0.5 * np.log(2) - 0.25 * np.log(2)), abs=1e-6)
-    assert (found.agreement, found.positions) == (0.5, 2)
+    result = closeness([(reference, other)])
+    assert result.mean_kl == pytest.approx(0.5 * (0.5 * np.log(2) - 0.25 * np.log(2)), abs=1e-6)
+    assert (result.agreement, result.positions) == (0.5, 2)
     with pytest.raises(ValueError, match="shape"):
         closeness([(reference, other[:1])])
     assert margin(np.array([1.0, 3.5, 2.0]), (2, 1)) == pytest.approx(1.5)
@@ -165,12 +165,12 @@ def test_cuda_is_refused_before_it_is_downloaded() -> None:
 
 
 def test_table_shows_every_column(turns: dict[str, list[Turn]]) -> None:
-    made = rows(CONTENDERS, QUESTIONS, turns, {INT8.name: closeness([(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))])})
-    assert all(len(cells(row)) == len(HEADS) for row in made)
-    text = markdown("Title", made, ["vllm: not here. No <wheel>."])
+    table = rows(CONTENDERS, QUESTIONS, turns, {INT8.name: closeness([(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))])})
+    assert all(len(cells(row)) == len(HEADS) for row in table)
+    text = markdown("Title", table, ["vllm: not here. No <wheel>."])
     assert "| 2.20x | 1.10x |" in text
-    assert text.count("\n|") == len(made) + 2
-    assert "&lt;wheel&gt;" in page("Title", made, ["No <wheel>."])
+    assert text.count("\n|") == len(table) + 2
+    assert "&lt;wheel&gt;" in page("Title", table, ["No <wheel>."])
 
 
 def test_finished_turn_is_not_run_again_but_another_job_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,18 +196,18 @@ def test_finished_turn_is_not_run_again_but_another_job_is(tmp_path: Path, monke
 
 
 def test_disturbed_turns_are_repeated_and_the_quietest_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loads, made = iter([0.9, 0.4, 0.7]), iter([1.0, 2.0, 3.0])
-    monkeypatch.setattr(Bench, "run", lambda *_: {"load_seconds": next(made), "peak_mib": 2.0, "answers": []})
+    loads, load_times = iter([0.9, 0.4, 0.7]), iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr(Bench, "run", lambda *_: {"load_seconds": next(load_times), "peak_mib": 2.0, "answers": []})
     monkeypatch.setattr("scripts.peers.turns.wait_for_quiet", lambda *_: True)
     monkeypatch.setattr("scripts.peers.turns.Load.others", lambda _: next(loads))
     bench = Bench(tmp_path, QUESTIONS, STOP, 8, 2, quiet=0.2)
     assert bench.turn(OURS, {}, 0) == Turn(2.0, 2.0, 0.4, [])
-    loads, made = iter([0.9]), iter([1.0])
+    loads, load_times = iter([0.9]), iter([1.0])
     monkeypatch.setattr("scripts.peers.turns.wait_for_quiet", lambda *_: False)
-    assert bench.turn(OURS, {}, 1) == Turn(1.0, 2.0, 0.9, [])  # a machine that is never quiet is waited for once
+    assert bench.turn(OURS, {}, 1) == Turn(1.0, 2.0, 0.9, [])  # if the machine never becomes quiet, it waits only once
 
 
-def test_the_wait_for_a_quiet_machine_ends() -> None:
+def test_waiting_for_a_quiet_machine_ends() -> None:
     loads = iter([1.5, 0.6, 0.1])
     assert wait_for_quiet(0.2, 60, lambda: next(loads))
     assert next(loads, None) is None
@@ -216,7 +216,7 @@ def test_the_wait_for_a_quiet_machine_ends() -> None:
     assert cpu_seconds(f"cpu  {ticks} 0 {ticks} 999 99 0 0 {ticks} 0 0\ncpu0 1\n") == 3
 
 
-def test_a_process_that_fails_is_reported_in_one_line(tmp_path: Path) -> None:
+def test_failed_process_is_reported_in_one_line(tmp_path: Path) -> None:
     bench = Bench(tmp_path, QUESTIONS, STOP, new_tokens=8, threads=2)
     with pytest.raises(PeerUnavailable, match=r"resps-fp32 failed: runtime\.errors\.EngineDirError: .*nowhere"):
         bench.turn(OURS, {"engine_dir": str(tmp_path / "nowhere"), "policy": "none"}, 0)
@@ -226,10 +226,10 @@ def test_own_engine_gives_text_and_logits_that_agree(demo_engine: Callable[[str]
     directory = demo_engine("fp32")
     prompts = [[1, 4093, 198, 4898, 314, 260, 6376, 4461, 47, 2, 198, 1, 520, 9531, 198]]
     job = PeerJob("resps", {"engine_dir": str(directory), "policy": "default"}, prompts, STOP, 12, 2)
-    found = work(job)
-    tokens = found["answers"][0]["tokens"]
+    result = work(job)
+    tokens = result["answers"][0]["tokens"]
     assert len(tokens) == 12
-    assert found["peak_mib"] > 100
+    assert result["peak_mib"] > 100
     options = {"engine_dir": str(directory), "policy": "none"}
     work(PeerJob("resps", options, prompts, STOP, 12, 2, answers=[tokens], logits_dir=str(tmp_path)))
     assert np.load(tmp_path / "0.npy").argmax(axis=-1).tolist() == tokens
@@ -238,8 +238,8 @@ def test_own_engine_gives_text_and_logits_that_agree(demo_engine: Callable[[str]
 def test_questions_are_rendered_chats_and_wrong_ones_are_refused(demo_engine: Callable[[str], Path], tmp_path: Path) -> None:
     directory, good, bad = demo_engine("fp32"), tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
     good.write_text('{"turns": ["Why?", "And then?"]}\n{"turns": ["How?"]}\n')
-    (asked,), stop = read_questions(directory, [good], 1)
-    assert (asked.name, asked.tokens[0], stop) == ("good:0", 1, STOP)
+    (question,), stop = read_questions(directory, [good], 1)
+    assert (question.name, question.tokens[0], stop) == ("good:0", 1, STOP)
     assert len(read_questions(directory, [], 3)[0]) == 3
     bad.write_text('{"turns": ["Why?"]}\n{"turn": 1}\n')
     with pytest.raises(PromptError, match=r"bad\.jsonl, line 2"):
@@ -250,8 +250,8 @@ def test_questions_are_rendered_chats_and_wrong_ones_are_refused(demo_engine: Ca
 
 
 def test_contenders_are_listed(demo_engine: Callable[[str], Path], tmp_path: Path) -> None:
-    given = ["--engine-dir", str(demo_engine("fp32")), "--work", str(tmp_path), "--contenders", "resps*,genai-int4", "--list"]
-    done = CliRunner().invoke(command, given)
+    arguments = ["--engine-dir", str(demo_engine("fp32")), "--work", str(tmp_path), "--contenders", "resps*,genai-int4", "--list"]
+    done = CliRunner().invoke(command, arguments)
     assert [line.split(":")[0] for line in done.output.splitlines()] == [
         "resps-fp32",
         "resps-fp32-default",

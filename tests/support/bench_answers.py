@@ -13,7 +13,7 @@ from runtime.bench.figures import Table, tabulate
 from runtime.bench.machine import this_machine
 from runtime.bench.record import BASELINE, SCHEMA, BenchSettings, ContenderRecord, EngineRecord, Measurement, Rounds, TurnRecord
 from runtime.manifest.tuning import Tuning
-from tests.support.tunings import FITTED, LATENCY
+from tests.support.tunings import CALIBRATION, LATENCY
 
 SETTINGS = BenchSettings(("a.jsonl",), 10, 20, 0.0, 0, 1)
 
@@ -72,7 +72,7 @@ def both(answers: Sequence[TurnRecord]) -> tuple[Measurement, Table]:
 
 
 def a_tuning(**changes: Any) -> Tuning:
-    found = {"static": (6, 2, 3), "cost_model": FITTED, "latency": LATENCY, "ratios": {"none": 1.0}, "policy": "cost-model"}
+    found = {"static": (6, 2, 3), "cost_model": CALIBRATION, "latency": LATENCY, "ratios": {"none": 1.0}, "policy": "cost-model"}
     none: dict[str, Any] = {"learned": {}, "graphs": {}, "files": {}}
     here = {"engine": "", "machine": processor_name(), "threads": 2, "portable": False}
     return Tuning(**{**found, **none, **here, **changes})

@@ -1,4 +1,4 @@
-"""Comparisons of checkpoints for tests: tensors, logits, and the errors of a damaged one."""
+"""What tests of checkpoints share: comparing tensors and logits, expecting an error, writing pickled weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAYERS = 2
 
 @contextmanager
 def refused(message: str, kind: type[Exception] = CheckpointError) -> Iterator[None]:
-    """Expects an error of one line that says what happened and, after a dash, what to do."""
+    """Expects an error of one line: what happened — what to do. ``message``: a regular expression."""
     with pytest.raises(kind, match=message) as caught:
         yield
     assert len(str(caught.value).splitlines()) == 1
@@ -37,7 +37,7 @@ def logits_of(checkpoint: Checkpoint) -> np.ndarray:
 
 
 def expect_tensors(checkpoint: Checkpoint, expected: dict[str, np.ndarray]) -> None:
-    """Compares every tensor, whole and in slices, in float32."""
+    """Every tensor, read whole and in slices, is float32 and equals the expected one."""
     for name, tensor in expected.items():
         assert checkpoint.shape(name) == tensor.shape
         whole = checkpoint.read(name)
@@ -49,7 +49,7 @@ def expect_tensors(checkpoint: Checkpoint, expected: dict[str, np.ndarray]) -> N
 
 
 def as_pickles(directory: Path, model: Any, parts: int, dtype: torch.dtype = torch.float32) -> None:
-    """Writes an older checkpoint format: pytorch_model.bin, or several of them with an index."""
+    """Writes the directory of an older model: one pytorch_model.bin, or several and an index."""
     directory.mkdir(exist_ok=True)
     model.config.save_pretrained(directory)
     tensors = {name: torch.from_numpy(tensor).to(dtype) for name, tensor in weights_of(model).items()}

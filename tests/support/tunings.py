@@ -1,8 +1,10 @@
-"""Invented tunings with random networks, for tests of installing and loading them."""
+"""Made-up tunings with random networks."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from export.tuning.learning.nets import Mlp
-from export.tuning.learning.trained import Trained
-from export.tuning.outcome import Tuned
+from export.tuning.learning.trained import TrainedPolicy
+from export.tuning.outcome import TuningResult
 from policy import Calibration, LatencyModel
 from runtime.backends.cpu.processor import processor_name
+from runtime.manifest.graphs import FILE_NAME
 from runtime.manifest.load import load_manifest
 from runtime.manifest.tuning import Tuning
 
 LATENCY = LatencyModel((1, 8), (100, 1000), ((10.0, 17.0), (20.0, 34.0)), (1, 3), (1, 4), ((1.0, 4.0), (2.0, 8.0)), 0.5)
-FITTED = Calibration(1.0, 0.0, 0.5, 0.5, 0.08, (9, 4, 2))
+CALIBRATION = Calibration(1.0, 0.0, 0.5, 0.5, 0.08, (9, 4, 2))
 
 
 def net(inputs: int, actions: int, seed: int = 0) -> Mlp:
@@ -28,7 +31,7 @@ def net(inputs: int, actions: int, seed: int = 0) -> Mlp:
     return Mlp(tuple((weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in layers), "relu")
 
 
-def a_tuning(directory: Path, learned: dict[str, Trained] | None = None, **changes: Any) -> Tuned:
+def a_tuning(directory: Path, learned: dict[str, TrainedPolicy] | None = None, **changes: Any) -> TuningResult:
     learned = learned or {}
     tuning = Tuning(
         engine=load_manifest(directory).engine_id,
@@ -37,15 +40,23 @@ def a_tuning(directory: Path, learned: dict[str, Trained] | None = None, **chang
         portable=False,
         policy="cost-model",
         static=(5, 3, 2),
-        cost_model=FITTED,
+        cost_model=CALIBRATION,
         latency=LATENCY,
-        learned={name: trained.described(name) for name, trained in learned.items()},
+        learned={name: trained.manifest_entry(name) for name, trained in learned.items()},
         ratios={"none": 1.0},
         graphs={},
         files={},
     )
-    return Tuned(dataclasses.replace(tuning, **changes), learned, {}, ())
+    return TuningResult(dataclasses.replace(tuning, **changes), learned, {}, ())
 
 
-SLOW = Trained(slow=net(192, 3), actions=((1, 0, 0), (4, 3, 2), (9, 2, 3)))
-FAST = Trained(depth=net(4, 2), size=net(12, 3, 1), tree=(9, 3, 2), sizes=(1, 4, 9))
+SLOW = TrainedPolicy(slow=net(192, 3), actions=((1, 0, 0), (4, 3, 2), (9, 2, 3)))
+FAST = TrainedPolicy(depth=net(4, 2), size=net(12, 3, 1), tree=(9, 3, 2), sizes=(1, 4, 9))
+
+
+def edit_tuning(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the tuning in a manifest file, in place."""
+    file = directory / FILE_NAME
+    manifest = json.loads(file.read_text())
+    change(manifest["tuning"])
+    file.write_text(json.dumps(manifest))

@@ -1,0 +1,1 @@
+"""Trains the learned policies (Re-SpS and LTD) on recorded answers with reinforcement learning."""

@@ -1,4 +1,8 @@
-"""Trains each learned policy on recorded answers, a share of the time each."""
+"""Which learned policies there are and how each is trained: the table RECIPES. Add an entry there for a new one.
+
+A recipe may build on the results of others; networks that several policies need are trained once. The available time is shared equally
+between all training runs.
+"""
 
 from __future__ import annotations
 
@@ -14,127 +18,149 @@ from policy.ltd import Ltd
 from policy.resps import Action
 
 from ..replay.grid import TreeGrid
-from .learn import RESPS, RESPS_MAX_ENTROPY, learn_ltd, learn_resps
+from .learn import RESPS, RESPS_MAX_ENTROPY, train_ltd, train_resps
 from .nets import Mlp
-from .ppo import Lesson, PpoSettings, TrainedActor, TrainingLimits
-from .trained import EVERY, Trained
+from .ppo import PpoSettings, TrainedActor, TrainingData, TrainingLimits
+from .trained import DEPTH_INTERVAL, TrainedPolicy
 
-STEPS = 10_000_000  # time ends a training, not their number
+MAX_STEPS = 10_000_000  # never reached: time ends a training run
 
 
 @dataclass(frozen=True)
-class Course:
-    """What all trainings have in common. ``static``: the best fixed tree; ``tree``: the largest that LTD may grow; ``turn_seconds``: of one
-    training of one network."""
+class TrainingSetup:
+    """What all training runs share.
 
-    lesson: Lesson
+    fixed_tree: the best fixed tree. largest_tree: the largest tree that LTD may grow. run_seconds: time of one run, which trains one
+    network. policy_ms: milliseconds of one call of a network. progress: called with the share done.
+    """
+
+    data: TrainingData
     grid: TreeGrid
-    static: TreeSpec
-    tree: Action
-    turn_seconds: float
+    fixed_tree: TreeSpec
+    largest_tree: Action
+    run_seconds: float
     policy_ms: float
     seed: int = 0
     progress: Callable[[float], None] = lambda _: None
 
     @property
     def limits(self) -> TrainingLimits:
-        return TrainingLimits(STEPS, self.turn_seconds, self.seed, self.policy_ms, self.progress)
-
-
-def train(names: Sequence[str], course: Course) -> dict[str, Trained]:
-    """``names``: of LESSONS. What several need is trained once, with all of the turns."""
-    found: dict[str, Trained] = {}
-    rates: dict[str, float] = {}
-    order, total = _order(names), turns_of(names)
-    done = 0
-    for name in order:
-        lesson = LESSONS[name]
-        part = _part(course, done, lesson.turns, total)
-        found[name], rates[name] = lesson.teach(part, [(found[each], rates[each]) for each in lesson.after])
-        done += lesson.turns
-    return {name: found[name] for name in names}
-
-
-def turns_of(names: Sequence[str]) -> int:
-    """Trainings of one network that they take in all."""
-    return sum(LESSONS[name].turns for name in _order(names))
-
-
-def _order(names: Sequence[str]) -> list[str]:
-    """``names`` and what they build on, which comes first."""
-    order: list[str] = []
-    for name in names:
-        order += [each for each in [*_order(LESSONS[name].after), name] if each not in order]
-    return order
-
-
-Rated = tuple[Trained, float]
-"""With tokens per millisecond on the validation answers."""
-
-
-def _resps(settings: PpoSettings, state: str = "features") -> Callable[[Course, Sequence[Rated]], Rated]:
-    def teach(course: Course, _: Sequence[Rated]) -> Rated:
-        actions = course.grid.actions(course.static)
-        found = learn_resps(course.lesson, actions, course.limits, settings, state=state)
-        return Trained(slow=found.net, actions=actions, state=state), found.rate
-
-    return teach
-
-
-def _ltd(*turns: str) -> Callable[[Course, Sequence[Rated]], Rated]:
-    def teach(course: Course, before: Sequence[Rated]) -> Rated:
-        known = _learned(before[0][0].depth) if before else None
-        sizes, few = course.grid.budgets, course.static.nodes  # without a size network as many are verified as of the best fixed tree
-        depth, size = learn_ltd(course.lesson, course.tree, sizes, course.limits, turns, known, start_nodes=few, every=EVERY)
-        last = {"depth": depth, "size": size}[turns[-1]]
-        assert last is not None
-        nets = [each.net if each else None for each in (depth, size)]
-        tree = course.tree if size else (few, *course.tree[1:])
-        return Trained(depth=nets[0], size=nets[1], tree=tree, sizes=sizes), last.rate
-
-    return teach
-
-
-def _faster(_: Course, before: Sequence[Rated]) -> Rated:
-    return max(before, key=lambda rated: rated[1])
-
-
-def _under(course: Course, before: Sequence[Rated]) -> Rated:
-    """Re-SpS' slow choice of the bounds within which LTD stops."""
-    ltd = before[0][0]
-
-    def under(slow: Policy) -> Policy:
-        return Ltd(ltd.depth, ltd.size, ltd.tree, EVERY, ltd.sizes, slow)
-
-    actions = course.grid.actions(TreeSpec(*course.tree))
-    found = learn_resps(course.lesson, actions, course.limits, RESPS, under)
-    return replace(ltd, slow=found.net, actions=actions), found.rate
+        """The limits of one run."""
+        return TrainingLimits(MAX_STEPS, self.run_seconds, self.seed, self.policy_ms, self.progress)
 
 
 @dataclass(frozen=True)
-class _Lesson:
-    """``turns``: trainings of one network; ``after``: lessons whose results it gets."""
+class RatedPolicy:
+    """``rate``: tokens per millisecond on the validation answers."""
 
-    turns: int
-    teach: Callable[[Course, Sequence[Rated]], Rated]
-    after: tuple[str, ...] = ()
+    policy: TrainedPolicy
+    rate: float
 
 
-LESSONS = {
-    "resps": _Lesson(1, _resps(RESPS)),
-    "resps-max-entropy": _Lesson(1, _resps(RESPS_MAX_ENTROPY)),
-    "resps-average": _Lesson(1, _resps(RESPS, "average")),
-    "ltd-depth": _Lesson(1, _ltd("depth")),
-    "ltd-size": _Lesson(1, _ltd("size")),
-    "ltd-both": _Lesson(2, _ltd("size", "depth"), ("ltd-depth",)),
-    "ltd": _Lesson(0, _faster, ("ltd-depth", "ltd-both")),
-    "resps+ltd": _Lesson(1, _under, ("ltd",)),
+Train = Callable[[TrainingSetup, Sequence[RatedPolicy]], RatedPolicy]
+
+
+@dataclass(frozen=True)
+class PolicyRecipe:
+    """How a policy is trained. ``runs``: number of networks trained, one after the other. ``builds_on``: recipes whose results ``train``
+    gets."""
+
+    runs: int
+    train: Train
+    builds_on: tuple[str, ...] = ()
+
+
+def train_policies(names: Sequence[str], setup: TrainingSetup) -> dict[str, TrainedPolicy]:
+    """Train the policies ``names`` (keys of RECIPES) and those that they build on."""
+    results: dict[str, RatedPolicy] = {}
+    total, done = num_runs(names), 0
+    for name in _with_dependencies(names):
+        recipe = RECIPES[name]
+        part = _with_progress(setup, done, recipe.runs, total)
+        results[name] = recipe.train(part, [results[dependency] for dependency in recipe.builds_on])
+        done += recipe.runs
+    return {name: results[name].policy for name in names}
+
+
+def num_runs(names: Sequence[str]) -> int:
+    """Number of training runs for the policies ``names``, dependencies included."""
+    return sum(RECIPES[name].runs for name in _with_dependencies(names))
+
+
+def _with_dependencies(names: Sequence[str]) -> list[str]:
+    """``names`` and all recipes that they build on, in an order that trains dependencies first."""
+    order: list[str] = []
+    for name in names:
+        order += [recipe for recipe in [*_with_dependencies(RECIPES[name].builds_on), name] if recipe not in order]
+    return order
+
+
+def _with_progress(setup: TrainingSetup, done: int, runs: int, total: int) -> TrainingSetup:
+    """The setup for ``runs`` of ``total`` runs, after ``done``: its progress counts on from there."""
+    return replace(setup, progress=lambda share: setup.progress((done + runs * share) / max(1, total)))
+
+
+def _resps(settings: PpoSettings, state: str = "features") -> Train:
+    """Re-SpS with a network that reads ``state``."""
+
+    def train(setup: TrainingSetup, _: Sequence[RatedPolicy]) -> RatedPolicy:
+        actions = setup.grid.actions(setup.fixed_tree)
+        actor = train_resps(setup.data, actions, setup.limits, settings, state=state)
+        return RatedPolicy(TrainedPolicy(slow=actor.net, actions=actions, state=state), actor.rate)
+
+    return train
+
+
+def _ltd(*phases: str) -> Train:
+    """LTD's networks, trained in alternation ("depth", "size"), from the depth network of the recipe it builds on, if any."""
+
+    def train(setup: TrainingSetup, dependencies: Sequence[RatedPolicy]) -> RatedPolicy:
+        start = _actor_from(dependencies[0].policy.depth) if dependencies else None
+        # Without a size network as many nodes are verified as in the best fixed tree.
+        sizes, fixed_nodes = setup.grid.ltd_sizes, setup.fixed_tree.nodes
+        depth, size = train_ltd(
+            setup.data, setup.largest_tree, sizes, setup.limits, phases, start, start_nodes=fixed_nodes, every=DEPTH_INTERVAL
+        )
+        last = {"depth": depth, "size": size}[phases[-1]]
+        assert last is not None
+        tree = setup.largest_tree if size else (fixed_nodes, *setup.largest_tree[1:])
+        policy = TrainedPolicy(depth=depth.net if depth else None, size=size.net if size else None, tree=tree, sizes=sizes)
+        return RatedPolicy(policy, last.rate)
+
+    return train
+
+
+def _faster(_: TrainingSetup, dependencies: Sequence[RatedPolicy]) -> RatedPolicy:
+    return max(dependencies, key=lambda rated: rated.rate)
+
+
+def _resps_with_ltd(setup: TrainingSetup, dependencies: Sequence[RatedPolicy]) -> RatedPolicy:
+    """Re-SpS chooses the bounds of the tree, and LTD stops its growth within them."""
+    ltd = dependencies[0].policy
+
+    def with_ltd(slow: Policy) -> Policy:
+        return Ltd(ltd.depth, ltd.size, ltd.tree, DEPTH_INTERVAL, ltd.sizes, slow)
+
+    actions = setup.grid.actions(TreeSpec(*setup.largest_tree))
+    actor = train_resps(setup.data, actions, setup.limits, RESPS, with_ltd)
+    return RatedPolicy(replace(ltd, slow=actor.net, actions=actions), actor.rate)
+
+
+RECIPES = {
+    "resps": PolicyRecipe(1, _resps(RESPS)),
+    "resps-max-entropy": PolicyRecipe(1, _resps(RESPS_MAX_ENTROPY)),
+    "resps-average": PolicyRecipe(1, _resps(RESPS, "average")),
+    "ltd-depth": PolicyRecipe(1, _ltd("depth")),
+    "ltd-size": PolicyRecipe(1, _ltd("size")),
+    "ltd-both": PolicyRecipe(2, _ltd("size", "depth"), ("ltd-depth",)),
+    "ltd": PolicyRecipe(0, _faster, ("ltd-depth", "ltd-both")),
+    "resps+ltd": PolicyRecipe(1, _resps_with_ltd, ("ltd",)),
 }
-"""What can be trained; "ltd" is whichever of depth alone and both is faster on the validation answers."""
+"""The learned policies by name. "ltd" is the faster one of "ltd-depth" and "ltd-both" on the validation answers."""
 
 
-def policy_cost(features: int, actions: int) -> float:
-    """Milliseconds of one call of a network of Re-SpS' size on this machine."""
+def measure_policy_ms(features: int, actions: int) -> float:
+    """Milliseconds of one call of a network of Re-SpS' size ([1, features] -> [1, actions]) on this machine."""
     random = np.random.default_rng(0)
     sizes = (features, 128, 128, actions)
     layers = tuple(
@@ -148,10 +174,6 @@ def policy_cost(features: int, actions: int) -> float:
     return float(np.median(times))
 
 
-def _learned(net: Mlp | None) -> TrainedActor | None:
+def _actor_from(net: Mlp | None) -> TrainedActor | None:
+    """A network as the start of another training run."""
     return TrainedActor(net.layers, net.activation, net.normalise, 0.0, ()) if net else None
-
-
-def _part(course: Course, done: int, turns: int, total: int) -> Course:
-    """Its progress is ``turns`` of ``total``."""
-    return replace(course, progress=lambda share: course.progress((done + turns * share) / max(1, total)))

@@ -1,7 +1,8 @@
-"""Decisions over recorded answers as gymnasium environments: the tokens are those of `replay`, the milliseconds the surface's.
+"""The training environments (gymnasium): Re-SpS' and LTD's decisions over recorded answers, in simulated time.
 
-Rewards are tokens - rate x milliseconds, of everything that the decision shaped and of nothing else. Their sum is largest where the ratio
-of the sums is, if ``rate`` is the best ratio known (Dinkelbach); a mean of ratios, the papers' reward, would favour short rounds.
+Tokens are those of `replay`, milliseconds those of the latency model. The reward of a decision is tokens - rate * milliseconds, over
+exactly the rounds that the decision shaped. If ``rate`` is the best known ratio of tokens to milliseconds, the sum of these rewards is
+largest where that ratio is (Dinkelbach's method). The papers' reward, a mean of per-round ratios, would favour short rounds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from policy import FixedPolicy, LatencyModel, PartialTree, Policy, TreeSpec
 from policy.ltd import CONTINUE, clip_nodes, depth_state, size_state
 from policy.resps import TRAINING_PERSISTENCE, Action, state_function
 
-from ..replay.simulation import Answers, Replay, candidates, observed, play_round, reached
+from ..replay.simulation import Answers, ReplayResult, accepted_tokens, any_trace, num_candidates, observation_at, simulate_round
 from ..replay.traces import Trace
 
 Step = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
@@ -24,36 +25,37 @@ SizeRule = Callable[[PartialTree], int]
 DepthRule = Callable[[PartialTree], bool]
 
 
-class _Walk(gymnasium.Env):  # type: ignore[misc]
-    """A place in one of the answers. ``policy_ms``: what one call of the network costs."""
+class _ReplayEnv(gymnasium.Env):  # type: ignore[misc]
+    """A position in one of the answers. ``policy_ms``: milliseconds of one call of the network. Raises ValueError without answers."""
 
     def __init__(self, answers: Answers, latency: LatencyModel, rate: float, policy_ms: float) -> None:
         if not answers:
             raise ValueError("an environment needs answers")
         self._answers, self._latency, self._rate, self._policy_ms = answers, latency, rate, policy_ms
         self._traces: Mapping[int, Trace] = answers[0]
-        self._place = len(self._some)
+        self._position = self._length
 
     @property
-    def _some(self) -> Trace:
-        return next(iter(self._traces.values()))
+    def _length(self) -> int:
+        return len(any_trace(self._traces))
 
     @property
-    def _ended(self) -> bool:
-        return self._place >= len(self._some)
+    def _answer_ended(self) -> bool:
+        return self._position >= self._length
 
     def _begin_answer(self) -> None:
-        self._traces, self._place = self._answers[int(self.np_random.integers(len(self._answers)))], 0
+        self._traces, self._position = self._answers[int(self.np_random.integers(len(self._answers)))], 0
 
     def _reward(self, tokens: int, milliseconds: float) -> float:
         return tokens - self._rate * milliseconds
 
 
-class RespsWindow(_Walk):
-    """Re-SpS: a step is ``hold`` rounds with one action, an episode one answer. Observes ``state`` (of STATES) before the window.
+class RespsEnv(_ReplayEnv):
+    """Re-SpS: a step is a window of ``hold`` rounds with one action, an episode is one answer.
 
-    ``under``: who plays the rounds that an action's tree bounds, such as an `Ltd` with that tree as its slow choice; the calls of its own
-    networks are not charged. Raises ValueError for actions of a width that has no traces.
+    The observation is ``state`` (a key of policy.resps.STATES) before the window. ``make_policy``: the policy that runs the rounds for an
+    action's tree, such as an `Ltd` that grows within it; calls of its own networks are not charged. Raises ValueError for actions of a
+    width that has no traces.
     """
 
     def __init__(
@@ -64,57 +66,58 @@ class RespsWindow(_Walk):
         actions: tuple[Action, ...],
         hold: int = TRAINING_PERSISTENCE,
         policy_ms: float = 0.0,
-        under: Callable[[TreeSpec], Policy] = FixedPolicy,
+        make_policy: Callable[[TreeSpec], Policy] = FixedPolicy,
         state: str = "features",
     ) -> None:
         super().__init__(answers, latency, rate, policy_ms)
         if missing := {width for nodes, _, width in actions if nodes > 1} - set(self._traces):
             raise ValueError(f"no traces of width {', '.join(map(str, sorted(missing)))}")
         self._state = state_function(state)
-        self._players, self._hold = [under(TreeSpec(*action)) for action in actions], hold
+        self._policies, self._hold = [make_policy(TreeSpec(*action)) for action in actions], hold
         self.action_space = gymnasium.spaces.Discrete(len(actions))
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, self._features().shape, np.float32)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, self._observation().shape, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self._begin_answer()
-        return self._features(), {}
+        return self._observation(), {}
 
     def step(self, action: int) -> Step:
-        window, player = Replay(), self._players[int(action)]
-        player.begin()
-        while window.cycles < self._hold and not self._ended:
-            self._place += play_round(player, self._traces, self._some, self._place, self._latency, window)
-        return self._features(), self._reward(window.tokens, window.milliseconds + self._policy_ms), self._ended, False, {"window": window}
+        window, policy = ReplayResult(), self._policies[int(action)]
+        policy.begin()
+        while window.cycles < self._hold and not self._answer_ended:
+            self._position += simulate_round(policy, self._traces, self._position, self._latency, window)
+        reward = self._reward(window.tokens, window.milliseconds + self._policy_ms)
+        return self._observation(), reward, self._answer_ended, False, {"window": window}
 
-    def _features(self) -> np.ndarray:
-        """After the answer's end, which nobody acts upon, those of its last place."""
-        return np.asarray(self._state(observed(self._some, min(self._place, len(self._some) - 1))), np.float32)
+    def _observation(self) -> np.ndarray:
+        """After the end of the answer, where no decision follows, that of the last position."""
+        return np.asarray(self._state(observation_at(self._traces, min(self._position, self._length - 1))), np.float32)
 
 
-class _Rounds(_Walk):
-    """LTD: round after round of an answer, ``rounds`` of them an episode; the next episode goes on where the last one ended."""
+class _LtdEnv(_ReplayEnv):
+    """LTD: an episode is ``rounds`` rounds of an answer, and the next episode continues where it ended. ``tree``: the largest tree."""
 
     def __init__(self, answers: Answers, latency: LatencyModel, rate: float, tree: Action, rounds: int, policy_ms: float) -> None:
         super().__init__(answers, latency, rate, policy_ms)
         self._tree = TreeSpec(*tree)
         if self._tree.width not in self._traces:
             raise ValueError(f"no traces of width {self._tree.width}")
-        self._rounds, self._left, self._level = rounds, 0, 1
+        self._rounds, self._rounds_left, self._level = rounds, 0, 1
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        if seed is not None or self._ended:
+        if seed is not None or self._answer_ended:
             self._begin_answer()
-        self._left = self._rounds
-        self._plant()
-        return self._observed(), {}
+        self._rounds_left = self._rounds
+        self._begin_round()
+        return self._observation(), {}
 
-    def _plant(self) -> None:
-        """Grow the tree to where the first decision is due."""
+    def _begin_round(self) -> None:
+        """Grow the tree to the level of the first decision."""
         raise NotImplementedError
 
-    def _observed(self) -> np.ndarray:
+    def _observation(self) -> np.ndarray:
         raise NotImplementedError
 
     @property
@@ -126,27 +129,30 @@ class _Rounds(_Walk):
         return self._traces[self._tree.width]
 
     def _partial_tree(self) -> PartialTree:
-        place = min(self._place, len(self._trace) - 1)
-        scores = self._trace.scores[place, : candidates(self._tree.width, self._level)]
-        return PartialTree(self._spec, self._level, scores, self._trace.prompt + place)
+        position = min(self._position, len(self._trace) - 1)
+        scores = self._trace.scores[position, : num_candidates(self._tree.width, self._level)]
+        return PartialTree(self._spec, self._level, scores, self._trace.prompt_tokens + position)
 
-    def _verify(self, nodes: int, calls: int) -> Step:
-        """End the round with its whole reward: ``calls`` of the network, drafting, verifying."""
-        trace, place, spec = self._trace, self._place, self._spec
-        nodes = min(nodes, spec.nodes, 1 + candidates(spec.width, self._level))
-        gained = min(reached(trace, place, self._level, nodes) + 1, len(trace) - place)
-        cost = self._latency.round(nodes, self._level, spec.width, trace.prompt + place)
-        info = {"tokens": gained, "milliseconds": cost, "tree": (nodes, self._level, spec.width)}
-        self._place += gained
-        self._left -= 1
-        finished = self._ended or self._left == 0
-        if not finished:
-            self._plant()
-        return self._observed(), self._reward(gained, cost + calls * self._policy_ms), finished, False, info
+    def _end_round(self, nodes: int, calls: int) -> Step:
+        """Verify ``nodes`` nodes and give the reward of the whole round: drafting, verifying, and ``calls`` calls of the network."""
+        trace, position, spec = self._trace, self._position, self._spec
+        nodes = min(nodes, spec.nodes, 1 + num_candidates(spec.width, self._level))
+        tokens = min(accepted_tokens(trace, position, self._level, nodes) + 1, len(trace) - position)
+        milliseconds = self._latency.round(nodes, self._level, spec.width, trace.prompt_tokens + position)
+        info = {"tokens": tokens, "milliseconds": milliseconds, "tree": (nodes, self._level, spec.width)}
+        self._position += tokens
+        self._rounds_left -= 1
+        terminated = self._answer_ended or self._rounds_left == 0
+        if not terminated:
+            self._begin_round()
+        return self._observation(), self._reward(tokens, milliseconds + calls * self._policy_ms), terminated, False, info
 
 
-class LtdDepth(_Rounds):
-    """A step says whether to draft another level (0 stops); ``size``: what is verified in the end. Nothing is rewarded before that."""
+class LtdDepthEnv(_LtdEnv):
+    """LTD's depth decision: an action says whether to draft ``every`` more levels. The reward comes when the round ends.
+
+    ``size``: number of nodes to verify of the grown tree. Raises ValueError if the tree is too shallow for a decision.
+    """
 
     def __init__(
         self,
@@ -171,18 +177,18 @@ class LtdDepth(_Rounds):
         if int(action) == CONTINUE:
             self._level = min(self._level + self._every, self._spec.depth)
             if self._level < self._spec.depth:
-                return self._observed(), 0.0, False, False, {}
-        return self._verify(self._size(self._partial_tree()), self._calls)
+                return self._observation(), 0.0, False, False, {}
+        return self._end_round(self._size(self._partial_tree()), self._calls)
 
-    def _plant(self) -> None:
+    def _begin_round(self) -> None:
         self._level, self._calls = self._every, 0
 
-    def _observed(self) -> np.ndarray:
+    def _observation(self) -> np.ndarray:
         return depth_state(self._partial_tree(), self._tree)
 
 
-class LtdSize(_Rounds):
-    """A step says how many nodes of a grown tree are verified, one of ``sizes``; ``depth``: whether it grows another level."""
+class LtdSizeEnv(_LtdEnv):
+    """LTD's size decision: an action is one of ``sizes``, the number of nodes to verify. ``depth``: whether to draft another level."""
 
     def __init__(
         self,
@@ -201,12 +207,12 @@ class LtdSize(_Rounds):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self._tree.capacity + 1,), np.float32)
 
     def step(self, action: int) -> Step:
-        return self._verify(clip_nodes(self._partial_tree(), self._sizes[int(action)], self._sizes), 1)
+        return self._end_round(clip_nodes(self._partial_tree(), self._sizes[int(action)], self._sizes), 1)
 
-    def _plant(self) -> None:
+    def _begin_round(self) -> None:
         self._level = 1
         while self._level < self._spec.depth and self._depth(self._partial_tree()):
             self._level += 1
 
-    def _observed(self) -> np.ndarray:
+    def _observation(self) -> np.ndarray:
         return size_state(self._partial_tree(), self._tree)

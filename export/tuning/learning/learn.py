@@ -1,4 +1,4 @@
-"""What the two papers train: Re-SpS' network, and LTD's two by turns, on recorded answers."""
+"""Trains the networks of the two papers on recorded answers, with the papers' hyperparameters: Re-SpS' one and LTD's two."""
 
 from __future__ import annotations
 
@@ -9,54 +9,61 @@ from policy import ActionPersistence, FixedPolicy, Policy
 from policy.ltd import Ltd
 from policy.resps import PERSISTENCE, TRAINING_PERSISTENCE, Action, Net, Resps
 
-from .environment import LtdDepth, LtdSize, RespsWindow
+from .environment import LtdDepthEnv, LtdSizeEnv, RespsEnv
 from .nets import Mlp
-from .ppo import Lesson, PpoSettings, TrainedActor, TrainingLimits, learn
+from .ppo import PpoSettings, TrainedActor, TrainingData, TrainingLimits, train_ppo
 
 RESPS = PpoSettings(3e-4, 64, 32, 4, 0.01, 0.0, (128, 128), (128, 128), "tanh", envs=4, normalise=True)
-"""The paper's, "standard". Its gamma of 0.95 is without effect in its code, where each window ends an episode: 0 here."""
+"""The paper's "standard" hyperparameters. Its gamma of 0.95 has no effect in its code, where each window ends an episode, so it is 0
+here."""
 
 RESPS_MAX_ENTROPY = replace(RESPS, entropy=0.1)
 """The paper's default."""
 
 LTD_DEPTH = PpoSettings(1e-3, 2048, 256, 10, 0.01, 0.999, (1024,), (1024, 256), "relu", envs=16, decay=True)
-"""The paper's with 10 epochs of its 20: thousands of positions, not millions, repeat soon enough."""
+"""The paper's hyperparameters, but 10 epochs instead of 20: we have thousands of positions, not millions, so they repeat often anyway."""
 
 LTD_SIZE = replace(LTD_DEPTH, gamma=0.0, hidden=(1024, 256))
-"""One decision a round, so gamma has nothing to discount."""
+"""One decision per round, so gamma has nothing to discount."""
 
 
-def learn_resps(
-    lesson: Lesson,
+def train_resps(
+    data: TrainingData,
     actions: tuple[Action, ...],
     limits: TrainingLimits,
     settings: PpoSettings = RESPS,
-    under: Callable[[Policy], Policy] = lambda slow: slow,
+    wrap: Callable[[Policy], Policy] = lambda slow: slow,
     state: str = "features",
 ) -> TrainedActor:
-    """``under`` puts the slow policy, or one tree, under a fast one: ``lambda slow: Ltd(..., slow=slow)`` trains for resps+ltd."""
+    """Train Re-SpS' network (arXiv 2601.12212) to choose from ``actions`` by ``state``.
 
-    def environment() -> RespsWindow:
-        return RespsWindow(
-            lesson.train,
-            lesson.latency,
-            lesson.rate,
+    ``wrap``: puts another policy around Re-SpS and around the fixed trees it chooses; resps+ltd is trained with
+    ``lambda slow: Ltd(..., slow=slow)``.
+    """
+
+    def environment() -> RespsEnv:
+        return RespsEnv(
+            data.train,
+            data.latency,
+            data.rate,
             actions,
             TRAINING_PERSISTENCE,
             limits.policy_ms,
-            lambda spec: under(FixedPolicy(spec)),
+            lambda spec: wrap(FixedPolicy(spec)),
             state,
         )
 
-    return learn(environment, lambda net: under(ActionPersistence(Resps(net, actions, state=state), PERSISTENCE)), lesson, limits, settings)
+    return train_ppo(
+        environment, lambda net: wrap(ActionPersistence(Resps(net, actions, state=state), PERSISTENCE)), data, limits, settings
+    )
 
 
-def learn_ltd(
-    lesson: Lesson,
+def train_ltd(
+    data: TrainingData,
     tree: Action,
     sizes: tuple[int, ...],
     limits: TrainingLimits,
-    turns: Sequence[str] = ("depth", "size", "depth"),
+    phases: Sequence[str] = ("depth", "size", "depth"),
     depth: TrainedActor | None = None,
     size: TrainedActor | None = None,
     start_nodes: int | None = None,
@@ -64,25 +71,29 @@ def learn_ltd(
     depth_settings: PpoSettings = LTD_DEPTH,
     size_settings: PpoSettings = LTD_SIZE,
 ) -> tuple[TrainedActor | None, TrainedActor | None]:
-    """The depth and the size network, trained by turns, each given the other as it is then (the paper's co-training); each turn of one
-    starts from its last weights, ``depth`` and ``size`` before the first. ``limits`` are those of each turn. Before there is a size network
-    ``start_nodes`` are verified (default: the tree's), before there is a depth network trees are grown to the full. Raises ValueError for
-    a turn of another name."""
-    for turn, name in enumerate(turns):
-        here = replace(limits, seed=limits.seed + 1000 * turn, progress=_share(limits.progress, turn, len(turns)))
+    """Train LTD's depth and size networks in alternation (co-training, arXiv 2603.01639), and return both; None for one never trained.
+
+    ``tree``: the largest tree. ``sizes``: numbers of nodes that the size network chooses from. ``phases``: which network each phase trains,
+    "depth" or "size", while the other one stays as it is. A phase starts from its network's last weights, the first one from ``depth`` or
+    ``size``. ``limits`` hold for each phase. ``every``: number of levels between two decisions of the depth network. As long as there is no
+    size network, ``start_nodes`` nodes are verified (default: those of ``tree``); without a depth network trees grow to full depth. Raises
+    ValueError for a phase of another name.
+    """
+    for number, phase in enumerate(phases):
+        phase_limits = replace(limits, seed=limits.seed + 1000 * number, progress=_phase_progress(limits.progress, number, len(phases)))
         depth_net, size_net = depth.net if depth else None, size.net if size else None
-        if name == "depth":
+        if phase == "depth":
             bounds = tree if size or not start_nodes else (start_nodes, *tree[1:])
-            depth = _depth_turn(lesson, bounds, sizes, size_net, here, depth_settings, every, depth_net)
-        elif name == "size":
-            size = _size_turn(lesson, tree, sizes, depth_net, here, size_settings, every, size_net)
+            depth = _train_depth(data, bounds, sizes, size_net, phase_limits, depth_settings, every, depth_net)
+        elif phase == "size":
+            size = _train_size(data, tree, sizes, depth_net, phase_limits, size_settings, every, size_net)
         else:
-            raise ValueError(f"ltd trains depth or size by turns, not {name!r}")
+            raise ValueError(f"a phase of LTD's training is depth or size, not {phase!r}")
     return depth, size
 
 
-def _depth_turn(
-    lesson: Lesson,
+def _train_depth(
+    data: TrainingData,
     bounds: Action,
     sizes: tuple[int, ...],
     size_net: Net | None,
@@ -91,17 +102,17 @@ def _depth_turn(
     every: int,
     start: Mlp | None,
 ) -> TrainedActor:
-    """``bounds``: the tree whose nodes are verified while there is no size network."""
-    rule = Ltd(None, size_net, bounds, sizes=sizes)
+    """``bounds``: the largest tree; without a size network its number of nodes is verified."""
+    other = Ltd(None, size_net, bounds, sizes=sizes)
 
-    def environment() -> LtdDepth:
-        return LtdDepth(lesson.train, lesson.latency, lesson.rate, bounds, rule.num_nodes, every, 1, limits.policy_ms)
+    def environment() -> LtdDepthEnv:
+        return LtdDepthEnv(data.train, data.latency, data.rate, bounds, other.num_nodes, every, 1, limits.policy_ms)
 
-    return learn(environment, lambda net: Ltd(net, size_net, bounds, every, sizes), lesson, limits, settings, start)
+    return train_ppo(environment, lambda net: Ltd(net, size_net, bounds, every, sizes), data, limits, settings, start)
 
 
-def _size_turn(
-    lesson: Lesson,
+def _train_size(
+    data: TrainingData,
     tree: Action,
     sizes: tuple[int, ...],
     depth_net: Net | None,
@@ -110,13 +121,13 @@ def _size_turn(
     every: int,
     start: Mlp | None,
 ) -> TrainedActor:
-    rule = Ltd(depth_net, None, tree, every)
+    other = Ltd(depth_net, None, tree, every)
 
-    def environment() -> LtdSize:
-        return LtdSize(lesson.train, lesson.latency, lesson.rate, tree, sizes, rule.should_expand, 1, limits.policy_ms)
+    def environment() -> LtdSizeEnv:
+        return LtdSizeEnv(data.train, data.latency, data.rate, tree, sizes, other.should_expand, 1, limits.policy_ms)
 
-    return learn(environment, lambda net: Ltd(depth_net, net, tree, every, sizes), lesson, limits, settings, start)
+    return train_ppo(environment, lambda net: Ltd(depth_net, net, tree, every, sizes), data, limits, settings, start)
 
 
-def _share(progress: Callable[[float], None], turn: int, turns: int) -> Callable[[float], None]:
-    return lambda done: progress((turn + done) / turns)
+def _phase_progress(progress: Callable[[float], None], number: int, phases: int) -> Callable[[float], None]:
+    return lambda share: progress((number + share) / phases)

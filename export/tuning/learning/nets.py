@@ -1,4 +1,4 @@
-"""A policy's network after training: in numpy for replay, as an ONNX graph for service.
+"""A policy's trained network: a multilayer perceptron in numpy for replay, and the same as an ONNX graph for service.
 
 inputs   x[1,F] float32
 outputs  logits[1,A] float32
@@ -19,13 +19,13 @@ Layers = tuple[tuple[np.ndarray, np.ndarray], ...]
 """(weight [outputs, inputs], bias [outputs]) of each layer, float32."""
 
 Activation = Literal["tanh", "relu"]
-EPSILON = 1e-6  # of the scaling, as in the targets' own norms
+EPSILON = 1e-6  # of the input scaling, as in the targets' own norms
 
 
 @dataclass(frozen=True)
 class Mlp:
-    """Layers with ``activation`` between. ``normalise``: the input is first scaled to a root mean square of one (hidden states differ in
-    size from model to model). Raises ValueError for layers that do not fit together or an unknown activation."""
+    """Linear layers with ``activation`` between them. ``normalise``: the input is first scaled to a root mean square of one, because the
+    size of hidden states differs from model to model. Raises ValueError for layers that do not fit together or an unknown activation."""
 
     layers: Layers
     activation: Activation
@@ -51,7 +51,7 @@ class Mlp:
         return int(self.layers[-1][0].shape[0])
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """float32 [n, F] -> [n, A]."""
+        """Inputs float32 [n, F] -> logits [n, A]."""
         value = np.asarray(x, np.float32)
         if self.normalise:
             value = value / np.sqrt(np.square(value).mean(axis=-1, keepdims=True) + np.float32(EPSILON))
@@ -62,8 +62,8 @@ class Mlp:
         return np.asarray(value)
 
 
-def graph(net: Mlp) -> onnx.ModelProto:
-    """The same network in standard operators, its weights inside the file."""
+def mlp_graph(net: Mlp) -> onnx.ModelProto:
+    """The network as an ONNX graph of standard operators, with its weights inside the file."""
     g = GraphBuilder("policy")
     value = g.input("x", FLOAT, [1, net.inputs])
     if net.normalise:
@@ -73,10 +73,10 @@ def graph(net: Mlp) -> onnx.ModelProto:
     for layer, tensors in enumerate(net.layers):
         if layer:
             value = g.op("Tanh" if net.activation == "tanh" else "Relu", value)
-        parts = zip(("weight", "bias"), tensors, strict=True)
-        stored = [
-            g.initializer(numpy_helper.from_array(np.ascontiguousarray(t, np.float32), f"policy.{layer}.{part}")) for part, t in parts
+        initializers = [
+            g.initializer(numpy_helper.from_array(np.ascontiguousarray(tensor, np.float32), f"policy.{layer}.{part}"))
+            for part, tensor in zip(("weight", "bias"), tensors, strict=True)
         ]
-        value = g.op("Gemm", value, *stored, transB=1, out="logits" if layer == last else None)
+        value = g.op("Gemm", value, *initializers, transB=1, out="logits" if layer == last else None)
     g.output("logits", FLOAT, [1, net.actions])
     return g.model("resps-export")

@@ -1,7 +1,8 @@
-"""PPO (stable-baselines3) in an environment, which keeps the weights that serve best.
+"""Runs PPO (stable-baselines3) in an environment and keeps the best weights seen.
 
-What is kept is decided by `replay` of the deployed policy object on answers that were not trained on, as validation, with the network's own
-time charged. Both papers' curves fall again after their best (LTD section 4; Re-SpS keeps its last weights unseen).
+The best weights are those whose policy replays fastest on the validation answers, with the network's own time charged. The last weights
+are often not the best: the training curves in both papers fall again after their peak (LTD section 4; Re-SpS keeps its last weights
+without such a check).
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ from policy import LatencyModel, Net, Policy
 from ..replay.simulation import Answers, replay
 from .nets import EPSILON, Activation, Layers, Mlp
 
-CHECKS = 25  # of the weights, evenly over the steps
+EVALUATIONS = 25  # of the weights in one training run, evenly over its steps
 
 
 @dataclass(frozen=True)
 class PpoSettings:
-    """PPO. ``rollout``: decisions of all ``envs`` together between updates; ``warm_up``: share of the steps until the full learning rate,
-    which then falls to zero, both only with ``decay``; ``hidden`` is the actor's, ``critic`` the critic's. Clip 0.2, GAE lambda
-    0.95 or inert, value coefficient and gradient clip 0.5 everywhere."""
+    """PPO's hyperparameters. The others are stable-baselines3's defaults: clip 0.2, GAE lambda 0.95, value coefficient 0.5, gradient clip
+    0.5.
+
+    rollout: decisions of all ``envs`` together between updates. hidden, critic: layer widths of the actor and of the critic.
+    normalise: scale the input to a root mean square of one. decay: let the learning rate rise during the first ``warm_up`` (a share of the
+    steps) and then fall to zero.
+    """
 
     learning_rate: float
     rollout: int
@@ -49,7 +54,8 @@ class PpoSettings:
 
 @dataclass(frozen=True)
 class TrainingLimits:
-    """Of one training: decisions, and seconds if any. ``policy_ms``: what one call of a network costs in service."""
+    """Limits and options of one training run. ``steps``: number of decisions. ``policy_ms``: milliseconds of one call of the network in
+    service. ``progress``: called with the share done."""
 
     steps: int
     seconds: float = float("inf")
@@ -60,7 +66,8 @@ class TrainingLimits:
 
 @dataclass(frozen=True)
 class TrainedActor:
-    """The best weights met. ``rate``: tokens per millisecond on the validation answers; ``curve``: (decisions, rate) of every check."""
+    """The best weights of a training run. ``rate``: their tokens per millisecond on the validation answers; ``curve``: (number of
+    decisions, rate) of every evaluation."""
 
     layers: Layers
     activation: Activation
@@ -74,8 +81,8 @@ class TrainedActor:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What is learned from and judged by: ``rate`` is the exchange rate, tokens per millisecond of the best fixed tree."""
+class TrainingData:
+    """What networks are trained on and evaluated with. ``rate``: the exchange rate, tokens per millisecond of the best fixed tree."""
 
     train: Answers
     validation: Answers
@@ -83,30 +90,31 @@ class Lesson:
     rate: float
 
 
-def learn(
+def train_ppo(
     environment: Callable[[], Any],
-    deploy: Callable[[Net], Policy],
-    lesson: Lesson,
+    make_policy: Callable[[Net], Policy],
+    data: TrainingData,
     limits: TrainingLimits,
     settings: PpoSettings,
     start: Mlp | None = None,
 ) -> TrainedActor:
-    """PPO in ``environment`` from ``start`` (default: fresh weights). ``deploy``: the policy that serves with a network. One thread."""
+    """Train a network in ``environment``, from the weights of ``start`` or from random ones. ``make_policy``: the policy that runs with a
+    network in service. torch uses one thread meanwhile."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         model = _ppo(environment, settings, limits)
         if start:
-            _load(model, start)
-        judge = _Judge(deploy, lesson, limits, settings)
-        model.learn(limits.steps, callback=judge)
-        return judge.finished()
+            _load_actor(model, start)
+        evaluation = _Evaluation(make_policy, data, limits, settings)
+        model.learn(limits.steps, callback=evaluation)
+        return evaluation.best()
     finally:
         torch.set_num_threads(threads)
 
 
-def served_rate(deploy: Callable[[Net], Policy], net: Net, answers: Answers, latency: LatencyModel, policy_ms: float) -> float:
-    """Tokens per millisecond with the network's calls paid."""
+def replay_rate(make_policy: Callable[[Net], Policy], net: Net, answers: Answers, latency: LatencyModel, policy_ms: float) -> float:
+    """Tokens per millisecond of the policy with this network, with the time of the network's calls included."""
     calls = 0
 
     def counted(x: np.ndarray) -> np.ndarray:
@@ -114,17 +122,18 @@ def served_rate(deploy: Callable[[Net], Policy], net: Net, answers: Answers, lat
         calls += 1
         return net(x)
 
-    result = replay(deploy(counted), answers, latency)
+    result = replay(make_policy(counted), answers, latency)
     return result.tokens / (result.milliseconds + calls * policy_ms)
 
 
-class _Judge(BaseCallback):  # type: ignore[misc]
-    """Checks the weights before the first and after the last update and `CHECKS` times between; stops when time is up."""
+class _Evaluation(BaseCallback):  # type: ignore[misc]
+    """Evaluates the weights before the first update, after the last one, and about `EVALUATIONS` times between. Ends training when time
+    is up."""
 
-    def __init__(self, deploy: Callable[[Net], Policy], lesson: Lesson, limits: TrainingLimits, settings: PpoSettings) -> None:
+    def __init__(self, make_policy: Callable[[Net], Policy], data: TrainingData, limits: TrainingLimits, settings: PpoSettings) -> None:
         super().__init__()
-        self._deploy, self._lesson, self._limits, self._settings = deploy, lesson, limits, settings
-        self._next, self._started = 0, perf_counter()
+        self._make_policy, self._data, self._limits, self._settings = make_policy, data, limits, settings
+        self._next_step, self._started = 0, perf_counter()
         self._best: TrainedActor | None = None
         self._curve: list[tuple[int, float]] = []
 
@@ -132,29 +141,29 @@ class _Judge(BaseCallback):  # type: ignore[misc]
         return perf_counter() - self._started < self._limits.seconds
 
     def _on_rollout_start(self) -> None:
-        if self.num_timesteps >= self._next:
-            self._check()
-            self._next = self.num_timesteps + max(1, self._limits.steps // CHECKS)
+        if self.num_timesteps >= self._next_step:
+            self._evaluate()
+            self._next_step = self.num_timesteps + max(1, self._limits.steps // EVALUATIONS)
 
     def _on_training_end(self) -> None:
-        self._check()
+        self._evaluate()
 
-    def _check(self) -> None:
+    def _evaluate(self) -> None:
         limits, normalise = self._limits, self._settings.normalise
-        net = Mlp(layers_of(self.model), self._settings.activation, normalise)
-        rate = served_rate(self._deploy, net, self._lesson.validation, self._lesson.latency, limits.policy_ms)
+        net = Mlp(actor_layers(self.model), self._settings.activation, normalise)
+        rate = replay_rate(self._make_policy, net, self._data.validation, self._data.latency, limits.policy_ms)
         self._curve.append((self.num_timesteps, rate))
         if self._best is None or rate > self._best.rate:
             self._best = TrainedActor(net.layers, net.activation, normalise, rate, ())
         limits.progress(min(1.0, max(self.num_timesteps / limits.steps, (perf_counter() - self._started) / limits.seconds)))
 
-    def finished(self) -> TrainedActor:
+    def best(self) -> TrainedActor:
         assert self._best is not None
         return replace(self._best, curve=tuple(self._curve))
 
 
-class _Normalised(BaseFeaturesExtractor):  # type: ignore[misc]
-    """`Mlp`'s scaling, for training."""
+class _NormalisedInput(BaseFeaturesExtractor):  # type: ignore[misc]
+    """Scales the input as `Mlp` does with ``normalise``."""
 
     def __init__(self, observation_space: Any) -> None:
         super().__init__(observation_space, int(observation_space.shape[0]))
@@ -166,18 +175,18 @@ class _Normalised(BaseFeaturesExtractor):  # type: ignore[misc]
 def _ppo(environment: Callable[[], Any], settings: PpoSettings, limits: TrainingLimits) -> PPO:
     started = perf_counter()
 
-    def rate(left: float) -> float:
-        """``left``: share of the steps; a training that time will end cools down in time."""
+    def learning_rate(left: float) -> float:
+        """``left``: share of the steps still to do. If time ends the run before the steps do, the share of the time left counts."""
         if not settings.decay:
             return settings.learning_rate
         left = min(left, 1 - (perf_counter() - started) / limits.seconds)
         return settings.learning_rate * max(0.0, min(left / (1 - settings.warm_up), max(1e-3, 1 - left) / settings.warm_up))
 
-    extra = {"features_extractor_class": _Normalised} if settings.normalise else {}
+    extractor = {"features_extractor_class": _NormalisedInput} if settings.normalise else {}
     return PPO(
         "MlpPolicy",
         DummyVecEnv([environment] * settings.envs),
-        learning_rate=rate,
+        learning_rate=learning_rate,
         n_steps=settings.rollout // settings.envs,
         batch_size=settings.batch,
         n_epochs=settings.epochs,
@@ -188,23 +197,23 @@ def _ppo(environment: Callable[[], Any], settings: PpoSettings, limits: Training
         policy_kwargs={
             "net_arch": {"pi": list(settings.hidden), "vf": list(settings.critic)},
             "activation_fn": torch.nn.Tanh if settings.activation == "tanh" else torch.nn.ReLU,
-            **extra,
+            **extractor,
         },
     )
 
 
 def _linears(model: PPO) -> list[Any]:
-    """The actor's layers."""
+    """The actor's linear layers."""
     return [layer for layer in model.policy.mlp_extractor.policy_net if isinstance(layer, torch.nn.Linear)] + [model.policy.action_net]
 
 
-def layers_of(model: PPO) -> Layers:
+def actor_layers(model: PPO) -> Layers:
     """Copies of the actor's weights."""
-    return tuple((each.weight.detach().numpy().copy(), each.bias.detach().numpy().copy()) for each in _linears(model))
+    return tuple((layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in _linears(model))
 
 
-def _load(model: PPO, net: Mlp) -> None:
+def _load_actor(model: PPO, net: Mlp) -> None:
     with torch.no_grad():
-        for each, (weight, bias) in zip(_linears(model), net.layers, strict=True):
-            each.weight.copy_(torch.from_numpy(weight))
-            each.bias.copy_(torch.from_numpy(bias))
+        for layer, (weight, bias) in zip(_linears(model), net.layers, strict=True):
+            layer.weight.copy_(torch.from_numpy(weight))
+            layer.bias.copy_(torch.from_numpy(bias))

@@ -1,4 +1,4 @@
-"""Fits the closed form to recorded answers: how often a candidate is right, what a level gains, what time is worth."""
+"""Fits the cost model's parameters to recorded answers: acceptance probabilities, the gain of one more level, and the exchange rate."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ import numpy as np
 
 from policy import Calibration, CostModel, LatencyModel
 
-from .simulation import Answers, Replay, replay
+from .simulation import Answers, ReplayResult, replay
 
-GAINS = (0.25, 0.35, 0.5, 0.7, 1.0)
-LEAST = -12.0  # candidates below are never right
-RIDGE = 1e-3
-ROUNDS = 3  # of the exchange rate's iteration
+GAINS = (0.25, 0.35, 0.5, 0.7, 1.0)  # values tried for Calibration.gain
+MIN_SCORE = -12.0  # log-probability; candidates below it are never accepted
+RIDGE = 1e-3  # of the logistic regression
+NEWTON_STEPS = 25
+RATE_ITERATIONS = 3
 
 
-def fit_chances(answers: Answers, width: int) -> tuple[float, float, float]:
-    """Slope, level and bias of P(right) = sigmoid(slope score + level l + bias), by Newton's method on the likelihood."""
+def fit_acceptance(answers: Answers, width: int) -> tuple[float, float, float]:
+    """Logistic regression, by Newton's method: the probability that a candidate is on the answer's path is
+    sigmoid(slope * score + level_weight * level + bias). Returns slope, level_weight and bias."""
     rows, labels = [], []
     for traces in answers:
         trace = traces[width]
-        kept = trace.scores > LEAST
+        likely = trace.scores > MIN_SCORE
         levels = np.broadcast_to(trace.levels, trace.scores.shape)
-        rows.append(np.stack([trace.scores[kept], levels[kept], np.ones(int(kept.sum()))], 1))
-        labels.append(trace.on_path()[kept])
+        rows.append(np.stack([trace.scores[likely], levels[likely], np.ones(int(likely.sum()))], 1))
+        labels.append(trace.on_path()[likely])
     x, y = np.concatenate(rows).astype(np.float64), np.concatenate(labels).astype(np.float64)
     weights = np.array([1.0, 0.0, 0.0])
-    for _ in range(25):
-        chance = 1 / (1 + np.exp(-x @ weights))
-        curvature = x.T @ (x * (chance * (1 - chance))[:, None]) + RIDGE * np.eye(len(weights))
-        step = np.linalg.solve(curvature, x.T @ (y - chance) - RIDGE * weights)
+    for _ in range(NEWTON_STEPS):
+        probability = 1 / (1 + np.exp(-x @ weights))
+        hessian = x.T @ (x * (probability * (1 - probability))[:, None]) + RIDGE * np.eye(len(weights))
+        step = np.linalg.solve(hessian, x.T @ (y - probability) - RIDGE * weights)
         weights += step
         if np.abs(step).max() < 1e-6:
             break
@@ -43,19 +45,22 @@ def fit_cost_model(
     trees: Sequence[tuple[int, int, int]],
     rate: float,
     sizes: tuple[int, ...] | None,
-) -> tuple[Calibration, Replay]:
-    """The best closed form within one of ``trees`` (largest nodes, depth, width). ``rate``: the exchange rate to start from, the best fixed
-    tree's."""
-    best: tuple[Calibration, Replay] | None = None
+) -> tuple[Calibration, ReplayResult]:
+    """The calibration with the best replay, and that replay.
+
+    ``trees``: largest trees (nodes, depth, width) to try. ``rate``: exchange rate to start from, the best fixed tree's tokens per
+    millisecond. ``sizes``: numbers of nodes that may be verified (None: any).
+    """
+    best: tuple[Calibration, ReplayResult] | None = None
     for tree in trees:
-        chances = fit_chances(answers, tree[2])
-        here = rate
-        for _ in range(ROUNDS):
-            tried = [Calibration(*chances, gain, here, tree) for gain in GAINS]
-            results = [(each, replay(CostModel(each, latency, sizes), answers, latency)) for each in tried]
-            found = max(results, key=lambda result: result[1].rate)
-            if best is None or found[1].rate > best[1].rate:
-                best = found
-            here = found[1].rate
+        acceptance = fit_acceptance(answers, tree[2])
+        exchange_rate = rate
+        for _ in range(RATE_ITERATIONS):
+            calibrations = [Calibration(*acceptance, gain, exchange_rate, tree) for gain in GAINS]
+            results = [(calibration, replay(CostModel(calibration, latency, sizes), answers, latency)) for calibration in calibrations]
+            best_here = max(results, key=lambda result: result[1].rate)
+            if best is None or best_here[1].rate > best[1].rate:
+                best = best_here
+            exchange_rate = best_here[1].rate
     assert best is not None
     return best

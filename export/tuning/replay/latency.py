@@ -1,4 +1,4 @@
-"""What a round costs on this machine: drafting by width and depth, verifying by rows and slots, and the host's own share."""
+"""Measures the latency model on this machine: drafting by width and depth, verifying by rows and context, and the host's own work."""
 
 from __future__ import annotations
 
@@ -18,49 +18,51 @@ from runtime.decoding.tree import Tree
 from runtime.drafters.eagle import EagleDrafter
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64)
-SPANS = (128, 512, 1024, 2048, 4096)
-LONG, LONG_TURNS = 1024, 3  # spans beyond that are measured every third turn: filling the cache takes its time
-PROMPT = 32  # tokens
-COMMITTED = 2  # rows that a round usually commits
+SPANS = (128, 512, 1024, 2048, 4096)  # cache slots that a pass reads
+LONG_SPAN, LONG_INTERVAL = 1024, 3  # longer spans are measured in every third repeat only, because filling the cache takes long
+PROMPT_TOKENS = 32
+COMMITTED = 2  # tokens that a round usually commits
 
 
-def measure(
+def measure_latency(
     decoder: Decoder,
     widths: Sequence[int],
     depths: Sequence[int],
-    most_rows: int,
-    times: int = 15,
+    max_rows: int,
+    repeats: int = 15,
     progress: Callable[[float], None] = lambda _: None,
 ) -> LatencyModel:
-    """Medians of ``times`` turns; in every turn each point is measured once, so that a slow moment of the machine hits all of them."""
+    """Medians of ``repeats`` measurements, in milliseconds. Every repeat measures each point once, so that a slow moment of the machine
+    affects all points alike. ``progress`` is called with the share done."""
     target, drafter, limits = decoder.models.target, decoder.models.eagle, decoder.manifest.limits
     assert drafter is not None
     sizes = decoder.manifest.tree_sizes if decoder.manifest.tensorrt else ROWS
-    rows = tuple(count for count in sizes if count <= min(most_rows, limits.tree_nodes))
-    spans = tuple(span for span in SPANS if span + most_rows < limits.context) or (limits.context - 1,)
+    rows = tuple(count for count in sizes if count <= min(max_rows, limits.tree_nodes))
+    spans = tuple(span for span in SPANS if span + max_rows < limits.context) or (limits.context - 1,)
     verify: dict[tuple[int, int], list[float]] = {(span, count): [] for span in spans for count in rows}
     draft: dict[tuple[int, int], list[float]] = {(width, depth): [] for width in widths for depth in depths}
-    some = TreeSpec(rows[min(3, len(rows) - 1)], min(2, depths[-1]), widths[-1])
-    whole: list[float] = []
-    for turn in range(times):
-        _filled(target, drafter, 0, spans[:2][-1] - most_rows)
-        at_work = False
+    round_tree = TreeSpec(rows[min(3, len(rows) - 1)], min(2, depths[-1]), widths[-1])
+    rounds: list[float] = []
+    for repeat in range(repeats):
+        _fill_cache(target, drafter, 0, spans[:2][-1] - max_rows)
+        warm = False
         for width, depth in draft:
             spec = TreeSpec(min(limits.tree_nodes, TreeSpec(1, depth, width).capacity), depth, width)
-            if turn == 0 or not at_work:
-                _drafted(drafter, spec, target.verify(Tree.chain([7] * COMMITTED)))  # binds buffers, reads the rest of the prompt
-                at_work = True
-            # Right behind a pass, as in service: the target's weights have just driven the draft's out of the caches.
+            if repeat == 0 or not warm:
+                _draft_tree(drafter, spec, target.verify(Tree.chain([7] * COMMITTED)))  # binds buffers, reads the rest of the prompt
+                warm = True
+            # Drafting is timed right after a target pass, as in service, where the target's weights have just evicted the draft's
+            # from the processor's caches.
             scores = target.verify(Tree.chain([7] * COMMITTED))
-            draft[width, depth].append(_timed(partial(_drafted, drafter, spec, scores)))
-        at = 0
-        for span in spans if turn % LONG_TURNS == 0 else [span for span in spans if span <= LONG] or spans:
-            at = _filled(target, drafter, at, span - most_rows)
+            draft[width, depth].append(_milliseconds(partial(_draft_tree, drafter, spec, scores)))
+        filled = 0
+        for span in spans if repeat % LONG_INTERVAL == 0 else [span for span in spans if span <= LONG_SPAN] or spans:
+            filled = _fill_cache(target, drafter, filled, span - max_rows)
             for count in rows:
                 target.verify(Tree.chain([7] * count))  # binds buffers, lays out caches
-                verify[span, count].append(_timed(partial(target.verify, Tree.chain([7] * count))))
-        whole.append(_whole_round(decoder, some))
-        progress((turn + 1) / times)
+                verify[span, count].append(_milliseconds(partial(target.verify, Tree.chain([7] * count))))
+        rounds.append(_round_ms(decoder, round_tree))
+        progress((repeat + 1) / repeats)
     target.cache.truncate(0)
     drafter.begin()
     latency = LatencyModel(
@@ -70,20 +72,21 @@ def measure(
         widths=tuple(widths),
         depths=tuple(depths),
         draft_ms=tuple(tuple(statistics.median(draft[width, depth]) for depth in depths) for width in widths),
-        host_ms=_host(decoder),
+        host_ms=_host_ms(decoder),
     )
-    # The parts were measured in turn with the whole, so a machine that was busy was so for both.
-    missing = max(0.0, statistics.median(whole) - latency.round_with(some, PROMPT))
+    # Whole rounds take longer than the sum of the parts; the difference is added to drafting. Both were measured in the same repeats, so a
+    # busy machine slowed both down.
+    missing = max(0.0, statistics.median(rounds) - latency.round_with(round_tree, PROMPT_TOKENS))
     return replace(latency, draft_ms=tuple(tuple(cost + missing for cost in costs) for costs in latency.draft_ms))
 
 
-def _drafted(drafter: EagleDrafter, spec: TreeSpec, output: TargetOutput) -> None:
-    drafter.extend([7] * COMMITTED, output, range(COMMITTED))
+def _draft_tree(drafter: EagleDrafter, spec: TreeSpec, scores: TargetOutput) -> None:
+    drafter.extend([7] * COMMITTED, scores, range(COMMITTED))
     drafter.draft(7, spec)
 
 
-def _filled(target: Target, drafter: EagleDrafter, start: int, length: int) -> int:
-    """Commit tokens up to ``length`` behind ``start``, which is 0 for an empty cache; returns ``length``."""
+def _fill_cache(target: Target, drafter: EagleDrafter, start: int, length: int) -> int:
+    """Commit tokens until the cache holds ``length``; it holds ``start`` now (0: empty it first). Returns ``length``."""
     if start == 0:
         target.cache.truncate(0)
         drafter.begin()
@@ -92,22 +95,21 @@ def _filled(target: Target, drafter: EagleDrafter, start: int, length: int) -> i
     return length
 
 
-def _timed(work: Callable[[], object]) -> float:
-    """Milliseconds."""
+def _milliseconds(work: Callable[[], object]) -> float:
     started = perf_counter()
     work()
     return 1000 * (perf_counter() - started)
 
 
-def _host(decoder: Decoder) -> float:
-    """Milliseconds of a round outside drafting and verifying, the telling of drafted rows apart, which `draft` counts."""
+def _host_ms(decoder: Decoder) -> float:
+    """Milliseconds of a round of plain decoding outside drafting and verifying."""
     prompt = np.random.default_rng(0).integers(0, decoder.manifest.shape.vocab, 32).tolist()
     stats = decoder.generate(prompt, SamplingParams(max_new_tokens=64), policy=FixedPolicy(TreeSpec(1, 0, 0))).stats
     return 1000 * max(0.0, stats.decode_seconds - stats.draft_seconds - stats.verify_seconds) / max(1, stats.cycles)
 
 
-def _whole_round(decoder: Decoder, spec: TreeSpec) -> float:
-    """Milliseconds of a round with ``spec`` in service: with accepting, committing, threads that wake up."""
-    prompt = np.random.default_rng(0).integers(0, decoder.manifest.shape.vocab, PROMPT).tolist()
+def _round_ms(decoder: Decoder, spec: TreeSpec) -> float:
+    """Milliseconds of a whole round with ``spec`` in a real answer, including acceptance, commit and waking threads."""
+    prompt = np.random.default_rng(0).integers(0, decoder.manifest.shape.vocab, PROMPT_TOKENS).tolist()
     stats = decoder.generate(prompt, SamplingParams(max_new_tokens=32), policy=FixedPolicy(spec)).stats
     return 1000 * stats.decode_seconds / max(1, stats.cycles)

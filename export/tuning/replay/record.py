@@ -1,4 +1,4 @@
-"""Answers to the tuning's prompts, each with every tree that the draft would have grown; kept, so that an interrupted run goes on."""
+"""Answers the tuning prompts and traces the answers. Each trace is cached in a file, so that an interrupted tuning can continue."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from runtime.decoder import Prompt
 
 from ..errors import TuningError
 from .grid import TreeGrid
-from .traces import Trace, trace, write_answer
+from .traces import Trace, generate_answer, trace_answer
 
-LEAST_PROMPTS = 8
+MIN_PROMPTS = 8
 Progress = Callable[[str, int, int], None]
-"""(step, done, total)"""
+"""(step, number done, total)"""
 
 
 def record(
@@ -30,54 +30,63 @@ def record(
     deadline: float,
     progress: Progress,
     sampling: SamplingParams | None = None,
-    least: int | None = None,
+    min_prompts: int | None = None,
 ) -> list[dict[int, Trace]]:
-    """Answer each prompt, greedily unless told otherwise, and trace it for every width; what an earlier run recorded is read back.
-    Stops at ``deadline`` (perf_counter) once ``least`` (default: LEAST_PROMPTS) are there. Raises TuningError when there are too few."""
-    sampling, least = sampling or SamplingParams(), LEAST_PROMPTS if least is None else least
+    """Answer each prompt and trace the answer for every width of the grid. Returns the traces of each answer by width.
+
+    Sampling is greedy by default. Answers that an earlier run recorded in ``cache`` are read back. Prompts that do not fit into the context
+    are skipped. Recording stops at ``deadline`` (of perf_counter), but not before ``min_prompts`` answers (default: MIN_PROMPTS).
+    Raises TuningError if there are fewer.
+    """
+    sampling, min_prompts = sampling or SamplingParams(), MIN_PROMPTS if min_prompts is None else min_prompts
     cache.mkdir(parents=True, exist_ok=True)
     answers: list[dict[int, Trace]] = []
     for done, prompt in enumerate(prompts):
-        if len(answers) >= least and perf_counter() > deadline:
+        if len(answers) >= min_prompts and perf_counter() > deadline:
             break
-        ids = decoder.encode(asked(decoder, prompt))
+        ids = decoder.encode(as_chat(decoder, prompt))
         if len(ids) + grid.new_tokens >= decoder.manifest.limits.context:
             continue
-        what = f"{prompt}|{grid.widths}|{max(grid.depths)}|{grid.new_tokens}|{sampling}"
-        file = cache / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.npz"
-        traces = _stored(file) if file.is_file() else _recorded(decoder, ids, grid, file, sampling)
+        key = f"{prompt}|{grid.widths}|{max(grid.depths)}|{grid.new_tokens}|{sampling}"
+        file = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
+        traces = _load(file) if file.is_file() else _record_answer(decoder, ids, grid, file, sampling)
         if traces:
             answers.append(traces)
         progress("recording answers", done + 1, len(prompts))
-    if len(answers) < least:
-        raise TuningError(f"only {len(answers)} prompts have an answer that fits, tuning needs {least} — give more with --prompts")
+    if len(answers) < min_prompts:
+        raise TuningError(f"only {len(answers)} prompts have an answer that fits, tuning needs {min_prompts} — give more with --prompts")
     return answers
 
 
-def asked(decoder: Decoder, prompt: str) -> Prompt:
-    """In the model's chat template, if it has one."""
+def as_chat(decoder: Decoder, prompt: str) -> Prompt:
+    """The prompt as a chat message, or as plain text if the model has no chat template."""
     return [{"role": "user", "content": prompt}] if decoder.manifest.tokens.chat_template else prompt
 
 
-def _recorded(decoder: Decoder, ids: Sequence[int], grid: TreeGrid, file: Path, sampling: SamplingParams) -> dict[int, Trace]:
-    answer = write_answer(decoder, ids, grid.new_tokens, sampling)
-    traces = {} if len(answer) < 2 else {width: trace(decoder, ids, answer, max(grid.depths), width) for width in grid.widths}
-    return _kept(file, len(ids), traces)
-
-
-def _kept(file: Path, prompt: int, traces: dict[int, Trace]) -> dict[int, Trace]:
-    arrays: dict[str, Any] = {"prompt": np.array(prompt), "widths": np.array(list(traces), np.int64)}
-    for width, each in traces.items():
-        arrays |= {f"{width}.{part}": getattr(each, part) for part in ("scores", "levels", "right")}
-        arrays["features"] = each.features
-    partial = file.with_suffix(".partial.npz")
-    np.savez(partial, **arrays)
-    partial.replace(file)
+def _record_answer(decoder: Decoder, ids: Sequence[int], grid: TreeGrid, file: Path, sampling: SamplingParams) -> dict[int, Trace]:
+    """Traces by width; none for an answer of one token, which has no tree."""
+    answer = generate_answer(decoder, ids, grid.new_tokens, sampling)
+    traces = {} if len(answer) < 2 else {width: trace_answer(decoder, ids, answer, max(grid.depths), width) for width in grid.widths}
+    _save(file, len(ids), traces)
     return traces
 
 
-def _stored(file: Path) -> dict[int, Trace]:
-    with np.load(file, allow_pickle=False) as found:
-        prompt, features = int(found["prompt"]), found["features"] if "features" in found else np.zeros(0)
-        parts = {int(width): [found[f"{width}.{part}"] for part in ("scores", "levels", "right")] for width in found["widths"]}
-    return {width: Trace(prompt, width, scores, levels, right, features) for width, (scores, levels, right) in parts.items()}
+def _save(file: Path, prompt_tokens: int, traces: dict[int, Trace]) -> None:
+    arrays: dict[str, Any] = {"prompt": np.array(prompt_tokens), "widths": np.array(list(traces), np.int64)}
+    for width, trace in traces.items():
+        arrays |= {f"{width}.scores": trace.scores, f"{width}.levels": trace.levels, f"{width}.right": trace.path}
+        arrays["features"] = trace.features
+    partial = file.with_suffix(".partial.npz")
+    np.savez(partial, **arrays)
+    partial.replace(file)
+
+
+def _load(file: Path) -> dict[int, Trace]:
+    with np.load(file, allow_pickle=False) as arrays:
+        prompt_tokens, features = int(arrays["prompt"]), arrays["features"] if "features" in arrays else np.zeros(0)
+        return {
+            int(width): Trace(
+                prompt_tokens, int(width), arrays[f"{width}.scores"], arrays[f"{width}.levels"], arrays[f"{width}.right"], features
+            )
+            for width in arrays["widths"]
+        }

@@ -1,7 +1,7 @@
-"""Policies decode recorded answers: the same objects as in service, in simulated time.
+"""Replays policies on recorded answers in simulated time. The policy objects are the ones that run in service.
 
-Which tokens a round brings is known from the traces, what it costs from the surface: no noise, thousands of rounds a second, and every
-policy meets the same text.
+The traces say how many tokens a round gains and the latency model says how long it takes. So a replay has no noise, runs thousands of
+rounds a second, and gives every policy the same text.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from policy import PLAIN, FixedPolicy, GrowthPolicy, LatencyModel, Observation, 
 from .traces import Trace
 
 Answers = Sequence[Mapping[int, Trace]]
-"""Each answer's traces by width."""
+"""For each answer, its traces by tree width."""
 
 
 @dataclass
-class Replay:
-    """What a policy did. ``trees``: (nodes verified, depth drafted, width) -> rounds."""
+class ReplayResult:
+    """Totals of a replay. ``trees``: (nodes verified, depth drafted, width) -> number of rounds."""
 
     tokens: int = 0
     milliseconds: float = 0.0
@@ -38,108 +38,120 @@ class Replay:
     def tokens_per_cycle(self) -> float:
         return self.tokens / self.cycles
 
+    def add(self, tree: tuple[int, int, int], tokens: int, milliseconds: float) -> None:
+        """Count one round."""
+        self.tokens += tokens
+        self.milliseconds += milliseconds
+        self.cycles += 1
+        self.trees[tree] += 1
 
-def replay(policy: Policy, answers: Answers, latency: LatencyModel) -> Replay:
-    """Decode every answer. A tree deeper than the traces is cut to them."""
-    done = Replay()
+
+def replay(policy: Policy, answers: Answers, latency: LatencyModel) -> ReplayResult:
+    """Let ``policy`` decode every answer. Trees deeper than the traces are clipped to them."""
+    result = ReplayResult()
     for traces in answers:
-        some = next(iter(traces.values()))
+        length = len(any_trace(traces))
         policy.begin()
-        place = 0
-        while place < len(some):
-            place += play_round(policy, traces, some, place, latency, done)
-    return done
+        position = 0
+        while position < length:
+            position += simulate_round(policy, traces, position, latency, result)
+    return result
 
 
-def play_round(policy: Policy, traces: Mapping[int, Trace], some: Trace, place: int, latency: LatencyModel, done: Replay) -> int:
-    """One round at ``place`` of an answer, added to ``done``; returns its tokens. ``some``: any of its ``traces``."""
-    seen = observed(some, place)
-    length, room = seen.length, seen.room
-    spec = policy.choose(seen)
-    asked = spec
-    nodes, depth, gained = 1, 0, 1
-    if spec.nodes > 1:
-        trace = traces[spec.width]
-        depth = min(spec.depth, trace.depth)
-        spec = spec.within(spec.nodes, depth)
+def simulate_round(policy: Policy, traces: Mapping[int, Trace], position: int, latency: LatencyModel, result: ReplayResult) -> int:
+    """Simulate the round at ``position`` of an answer and add it to ``result``. Returns the number of tokens gained."""
+    observation = observation_at(traces, position)
+    chosen = policy.choose(observation)
+    nodes, depth, tokens = 1, 0, 1
+    if chosen.nodes > 1:
+        trace = traces[chosen.width]
+        depth = min(chosen.depth, trace.depth)
+        spec = chosen.within(chosen.nodes, depth)
         nodes = spec.nodes
         if isinstance(policy, GrowthPolicy):
-            depth, nodes = _grown(policy, spec, trace, place, length)
-        gained = min(reached(trace, place, depth, nodes) + 1, room)
-    cost = latency.round(nodes, depth, asked.width, length)
-    policy.observe(Outcome(asked, nodes, gained, cost / 1000))
-    done.tokens += gained
-    done.milliseconds += cost
-    done.cycles += 1
-    done.trees[nodes, depth, asked.width if depth else 0] += 1
-    return gained
+            depth, nodes = _grow_tree(policy, spec, trace, position, observation.length)
+        tokens = min(accepted_tokens(trace, position, depth, nodes) + 1, observation.room)
+    milliseconds = latency.round(nodes, depth, chosen.width, observation.length)
+    policy.observe(Outcome(chosen, nodes, tokens, milliseconds / 1000))
+    result.add((nodes, depth, chosen.width if depth else 0), tokens, milliseconds)
+    return tokens
 
 
-def observed(some: Trace, place: int) -> Observation:
-    """What a policy may look at before the round at ``place``."""
-    return Observation(some.prompt + place, len(some) - place, lambda: some.features[place])
+def any_trace(traces: Mapping[int, Trace]) -> Trace:
+    """One of an answer's traces, for what is the same in all of them: the number of tokens and the target's features."""
+    return next(iter(traces.values()))
 
 
-def _grown(policy: GrowthPolicy, spec: TreeSpec, trace: Trace, place: int, length: int) -> tuple[int, int]:
+def observation_at(traces: Mapping[int, Trace], position: int) -> Observation:
+    """What a policy can observe before the round at ``position``."""
+    trace = any_trace(traces)
+    return Observation(trace.prompt_tokens + position, len(trace) - position, lambda: trace.features[position])
+
+
+def _grow_tree(policy: GrowthPolicy, spec: TreeSpec, trace: Trace, position: int, length: int) -> tuple[int, int]:
+    """(depth drafted, nodes verified) of a tree that the policy stops while it grows. ``length``: tokens before the tree."""
     level = 1
 
     def partial_tree() -> PartialTree:
-        return PartialTree(spec, level, trace.scores[place, : candidates(spec.width, level)], length)
+        return PartialTree(spec, level, trace.scores[position, : num_candidates(spec.width, level)], length)
 
     while level < spec.depth and policy.should_expand(partial_tree()):
         level += 1
-    return level, min(policy.num_nodes(partial_tree()), spec.nodes, 1 + candidates(spec.width, level))
+    return level, min(policy.num_nodes(partial_tree()), spec.nodes, 1 + num_candidates(spec.width, level))
 
 
-def candidates(width: int, depth: int) -> int:
-    """Entries of the pool of ``depth`` levels, without the root."""
+def num_candidates(width: int, depth: int) -> int:
+    """Number of nodes that the draft scores in a tree of ``depth`` levels, without the root."""
     return width + (depth - 1) * width**2
 
 
-def reached(trace: Trace, place: int, depth: int, nodes: int) -> int:
-    """Draft tokens accepted of the best ``nodes`` - 1 candidates of ``depth`` levels: they are verified with the root."""
-    scores = trace.scores[place, : candidates(trace.width, depth)]
+def accepted_tokens(trace: Trace, position: int, depth: int, nodes: int) -> int:
+    """Draft tokens accepted if ``depth`` levels are drafted and the best ``nodes`` - 1 candidates are verified (with the root)."""
+    scores = trace.scores[position, : num_candidates(trace.width, depth)]
     for level in range(depth):
-        right = trace.right[place, level]
-        if right < 0:
+        node = trace.path[position, level]
+        if node < 0:
             return level
-        better = int((scores > scores[right]).sum() + (scores[:right] == scores[right]).sum())
-        if better >= nodes - 1:
+        rank = int((scores > scores[node]).sum() + (scores[:node] == scores[node]).sum())
+        if rank >= nodes - 1:
             return level
     return depth
 
 
-def static_trees(widths: Iterable[int], depths: Iterable[int], most_nodes: int, sizes: Sequence[int] | None = None) -> list[TreeSpec]:
-    """Every fixed tree worth a try, plain decoding included. ``sizes``: those that engines have profiles for."""
+def fixed_trees(widths: Iterable[int], depths: Iterable[int], max_nodes: int, sizes: Sequence[int] | None = None) -> list[TreeSpec]:
+    """Every fixed tree to try, plain decoding included. ``sizes``: numbers of nodes that the engine has profiles for (None: any)."""
     trees = [PLAIN]
     for width in widths:
         for depth in depths:
-            capacity = min(most_nodes, 1 + candidates(width, depth))
+            capacity = min(max_nodes, 1 + num_candidates(width, depth))
             trees += [TreeSpec(nodes, depth, width) for nodes in sizes or range(2, capacity + 1) if 1 < nodes <= capacity]
     return trees
 
 
-def best_static(answers: Answers, latency: LatencyModel, trees: Sequence[TreeSpec]) -> tuple[TreeSpec, Replay]:
-    """The fixed tree with the most tokens per millisecond."""
+def best_fixed_tree(answers: Answers, latency: LatencyModel, trees: Sequence[TreeSpec]) -> tuple[TreeSpec, ReplayResult]:
+    """The fixed tree with the most tokens per millisecond, and its replay."""
     results = [(tree, replay(FixedPolicy(tree), answers, latency)) for tree in trees]
     return max(results, key=lambda result: result[1].rate)
 
 
-def oracle(answers: Answers, latency: LatencyModel, trees: Sequence[TreeSpec], rate: float) -> Replay:
-    """Who knows the answer: every round takes the tree with the most tokens minus ``rate`` x milliseconds. No policy can do better against
-    this rate; its own rate, put in again, converges to the best possible."""
-    done = Replay()
+def oracle(answers: Answers, latency: LatencyModel, trees: Sequence[TreeSpec], rate: float) -> ReplayResult:
+    """A policy that knows the answer: in every round it takes the tree with the largest tokens - ``rate`` * milliseconds.
+
+    No policy that chooses from ``trees`` does better at this exchange rate. Calling it again with the resulting rate converges to the best
+    possible rate (Dinkelbach's method).
+    """
+    result = ReplayResult()
     for traces in answers:
-        some = next(iter(traces.values()))
-        place = 0
-        while place < len(some):
-            room, length = len(some) - place, some.prompt + place
-            gains = [1 if tree.nodes == 1 else min(room, 1 + reached(traces[tree.width], place, tree.depth, tree.nodes)) for tree in trees]
-            costs = [latency.round_with(tree, length) for tree in trees]
+        length = len(any_trace(traces))
+        position = 0
+        while position < length:
+            observation = observation_at(traces, position)
+            gains = [
+                1 if tree.nodes == 1 else min(observation.room, 1 + accepted_tokens(traces[tree.width], position, tree.depth, tree.nodes))
+                for tree in trees
+            ]
+            costs = [latency.round_with(tree, observation.length) for tree in trees]
             best = int(np.argmax(np.array(gains) - rate * np.array(costs)))
-            done.tokens += gains[best]
-            done.milliseconds += costs[best]
-            done.cycles += 1
-            done.trees[trees[best].nodes, trees[best].depth, trees[best].width] += 1
-            place += gains[best]
-    return done
+            result.add((trees[best].nodes, trees[best].depth, trees[best].width), gains[best], costs[best])
+            position += gains[best]
+    return result

@@ -1,8 +1,8 @@
-"""What every tree would have brought, at every position of answers that are already known.
+"""Records which draft tokens every possible tree would have had accepted, at every position of a generated answer.
 
-The answer does not depend on the trees (that is losslessness), so it is written once. At each of its positions the draft then grows its
-tree to full depth, and the known answer says which of its nodes are right: that labels *every* depth and size at once, because the best
-n nodes of a tree are among its best n + 1 (reference: RADAR, arXiv 2512.14069, and the nesting of EAGLE-2's rerank).
+Decoding is lossless, so the answer does not depend on the trees and is generated once. At each position the draft then grows a tree to full
+depth, and the known answer tells which nodes are on its path. This covers *every* depth and size at once, because the best n nodes of a
+tree are among its best n + 1 (RADAR, arXiv 2512.14069; EAGLE-2's reranking nests in the same way).
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from runtime import Decoder, SamplingParams
 from runtime.decoding.target import Target
 from runtime.drafters.eagle import EagleDrafter
 
-CHUNK = 32  # tokens of the answer that the target sees at once
+CHUNK = 32  # tokens of the answer in one target pass
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One answer of T + 1 tokens and the trees before its tokens 1 to T. ``prompt``: tokens before it.
+    """An answer of T + 1 tokens and the draft trees of one width at its positions 0 to T - 1.
 
-    scores: float32 [T, pool], summed log-probabilities of the pool without its root. levels: int8 [pool], 1 for the root's children.
-    right: int16 [T, depth], the pool's node on the true path at each level, -1 where there is none.
-    features: float16 [T, F], the target's for the position before each tree's root.
+    prompt_tokens: number of tokens before the answer.
+    scores: float32 [T, C], summed log-probabilities of the C candidates of a full tree (root left out).
+    levels: int8 [C], level of each candidate, 1 for the root's children.
+    path: int16 [T, depth], index of the candidate on the answer's path at each level, -1 if there is none.
+    features: float16 [T, F], the target's features from which each tree's root was chosen.
     """
 
-    prompt: int
+    prompt_tokens: int
     width: int
     scores: np.ndarray
     levels: np.ndarray
-    right: np.ndarray
+    path: np.ndarray
     features: np.ndarray
 
     def __len__(self) -> int:
@@ -40,24 +42,25 @@ class Trace:
 
     @property
     def depth(self) -> int:
-        return int(self.right.shape[1])
+        return int(self.path.shape[1])
 
     def on_path(self) -> np.ndarray:
-        """bool [T, pool]: which candidates are on the answer's path."""
+        """bool [T, C]: which candidates are on the answer's path."""
         marks = np.zeros(self.scores.shape, bool)
         for level in range(self.depth):
-            found = np.flatnonzero(self.right[:, level] >= 0)
-            marks[found, self.right[found, level]] = True
+            positions = np.flatnonzero(self.path[:, level] >= 0)
+            marks[positions, self.path[positions, level]] = True
         return marks
 
 
-def write_answer(decoder: Decoder, prompt: Sequence[int], tokens: int, sampling: SamplingParams) -> tuple[int, ...]:
-    """The answer, by the fastest fixed tree there is: which one makes no difference to it."""
+def generate_answer(decoder: Decoder, prompt: Sequence[int], tokens: int, sampling: SamplingParams) -> tuple[int, ...]:
+    """At most ``tokens`` tokens, with the decoder's own policy; the policy does not change the answer."""
     return decoder.generate(prompt, replace(sampling, max_new_tokens=tokens)).tokens
 
 
-def trace(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int], depth: int, width: int) -> Trace:
-    """Draft at every position of ``answer`` but the last. Raises ValueError when the engine has no draft or the answer no second token."""
+def trace_answer(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int], depth: int, width: int) -> Trace:
+    """Grow a draft tree at every position of ``answer`` but the last. Raises ValueError if the engine has no EAGLE-3 draft or the answer
+    has fewer than two tokens."""
     target, drafter = decoder.models.target, decoder.models.eagle
     if drafter is None:
         raise ValueError("traces need an EAGLE-3 draft")
@@ -65,15 +68,17 @@ def trace(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int], depth:
         raise ValueError("the answer is too short")
     levels = np.concatenate([np.full(width if level == 0 else width**2, level + 1, np.int8) for level in range(depth)])
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for place, features in _positions(target, drafter, prompt, answer[:-1]):
-        scores, tokens, parents = drafter.pool(answer[place], depth, width)
-        rows.append((scores[1:].copy(), _right(tokens, parents, answer[place + 1 : place + 1 + depth], depth), features.astype(np.float16)))
-    scores, right, features = (np.stack(column) for column in zip(*rows, strict=True))
-    return Trace(len(prompt), width, scores, levels, right, features)
+    for position, features in _positions(target, drafter, prompt, answer[:-1]):
+        scores, tokens, parents = drafter.pool(answer[position], depth, width)
+        path = _match_path(tokens, parents, answer[position + 1 : position + 1 + depth], depth)
+        rows.append((scores[1:].copy(), path, features.astype(np.float16)))
+    scores, path, features = (np.stack(column) for column in zip(*rows, strict=True))
+    return Trace(len(prompt), width, scores, levels, path, features)
 
 
 def _positions(target: Target, drafter: EagleDrafter, prompt: Sequence[int], answer: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Every place of ``answer`` whose token hangs as a root below all before it, with the features that the root was chosen from [F]."""
+    """Bring target and drafter to each position of ``answer`` in turn, where its token is the root of the next tree. Yields the position
+    and the target's features [F] from which that token was chosen."""
     target.cache.truncate(0)
     drafter.begin()
     features = np.zeros(0, np.float32)
@@ -91,13 +96,14 @@ def _positions(target: Target, drafter: EagleDrafter, prompt: Sequence[int], ans
         target.commit(range(len(tokens)))
 
 
-def _right(tokens: np.ndarray, parents: np.ndarray, following: Sequence[int], depth: int) -> np.ndarray:
-    """Entries of the pool (without the root) that spell ``following``, level by level."""
-    found, above = np.full(depth, -1, np.int16), 0
+def _match_path(tokens: np.ndarray, parents: np.ndarray, following: Sequence[int], depth: int) -> np.ndarray:
+    """int16 [depth]: index of the candidate (root left out) that matches each token of ``following`` along one path, -1 from the first
+    token without a match."""
+    path, parent = np.full(depth, -1, np.int16), 0
     for level, token in enumerate(following):
-        here = np.flatnonzero((parents == above) & (tokens == token))
-        if not len(here):
+        matches = np.flatnonzero((parents == parent) & (tokens == token))
+        if not len(matches):
             break
-        above = int(here[0])
-        found[level] = above - 1
-    return found
+        parent = int(matches[0])
+        path[level] = parent - 1
+    return path

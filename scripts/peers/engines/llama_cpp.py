@@ -61,9 +61,9 @@ def _without_repacking() -> None:
     defaults = low.llama_model_default_params
 
     def parameters() -> Any:
-        found = defaults()
-        found.use_extra_bufts = False
-        return found
+        changed = defaults()
+        changed.use_extra_bufts = False
+        return changed
 
     low.llama_model_default_params = parameters
 

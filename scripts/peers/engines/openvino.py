@@ -37,7 +37,7 @@ class OpenVino:
             self._generation |= {"num_assistant_tokens": job.options["lookup"], "max_ngram_size": 3}
         self._pipeline = openvino_genai.LLMPipeline(self._model, "CPU", scheduler_config=scheduling, **self._properties, **extra)
 
-        class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
+        class OpenVinoStreamer(openvino_genai.StreamerBase):  # type: ignore[misc]
             def __init__(self) -> None:
                 super().__init__()
                 self.stopwatch = Stopwatch()
@@ -49,7 +49,7 @@ class OpenVino:
             def end(self) -> None:
                 pass
 
-        self._streamer = Streamer
+        self._streamer = OpenVinoStreamer
 
     def answer(self, prompt: list[int], new_tokens: int) -> PeerAnswer:
         config = self._genai.GenerationConfig()

@@ -18,7 +18,7 @@ class Transformers:
         self._options = {"prompt_lookup_num_tokens": job.options["lookup"]} if job.options.get("lookup") else {}
         self._model = AutoModelForCausalLM.from_pretrained(job.options["model"], dtype=torch.float32).eval()
 
-        class Streamer(BaseStreamer):  # type: ignore[misc]
+        class TransformersStreamer(BaseStreamer):  # type: ignore[misc]
             """The first call brings the prompt, later ones a token or several."""
 
             def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Transformers:
             def end(self) -> None:
                 pass
 
-        self._streamer = Streamer
+        self._streamer = TransformersStreamer
 
     def answer(self, prompt: list[int], new_tokens: int) -> PeerAnswer:
         ids, streamer = self._torch.tensor([prompt]), self._streamer()

@@ -31,13 +31,13 @@ def write_gguf(source: Path, out: Path, kind: str) -> Path:
             continue  # set by the writer
         item = entry.types[1] if entry.types[0] == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(name, entry.contents(), entry.types[0], sub_type=item)
-    wanted = gguf.GGMLQuantizationType[kind]
+    kind_type = gguf.GGMLQuantizationType[kind]
     for tensor in reader.tensors:
         values = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
         if kind == "F32" or values.ndim == 1:
             writer.add_tensor(tensor.name, values)
         else:
-            writer.add_tensor(tensor.name, quantize(values, wanted), raw_dtype=wanted)
+            writer.add_tensor(tensor.name, quantize(values, kind_type), raw_dtype=kind_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

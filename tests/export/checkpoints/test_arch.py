@@ -1,4 +1,4 @@
-"""config.json in the forms of transformers 4 and 5, what is refused, and rotary tables against transformers' own."""
+"""Reading config.json as transformers 4 and 5 write it, configs that are refused, and rotary tables compared with transformers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "origi
 SIZES = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336, "vocab_size": 128256}
 COMMON = {"hidden": 4096, "layers": 32, "heads": 32, "intermediate": 14336, "vocab": 128256}
 
-# Published config.json files, cut to what matters, as transformers 4 wrote them, and what they mean.
+# Published config.json files as transformers 4 wrote them, reduced to the relevant keys, and the Arch that each must give.
 PUBLISHED: Mapping[str, tuple[Mapping[str, Any], Arch]] = {
     "llama-2-style": (
         {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "rope_scaling": None},
@@ -158,8 +158,8 @@ PUBLISHED: Mapping[str, tuple[Mapping[str, Any], Arch]] = {
 }
 
 
-def in_form_five(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same config with rotary settings where transformers 5 keeps them."""
+def as_transformers5(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config with its rotary settings in ``rope_parameters``, as transformers 5 writes it."""
     moved = {key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")}
     return {**moved, "rope_parameters": {"rope_theta": config.get("rope_theta", 10000.0), **(config.get("rope_scaling") or {})}}
 
@@ -168,7 +168,7 @@ def in_form_five(config: Mapping[str, Any]) -> dict[str, Any]:
 def test_both_forms_of_config_mean_the_same(name: str) -> None:
     config, expected = PUBLISHED[name]
     assert arch_from_config({**SIZES, **config}) == expected
-    assert arch_from_config(in_form_five({**SIZES, **config})) == expected
+    assert arch_from_config(as_transformers5({**SIZES, **config})) == expected
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -188,7 +188,7 @@ def test_config_as_transformers_writes_it(tmp_path: Path, name: str, tied: bool)
 
 
 def test_head_dim_of_qwen3_does_not_follow_from_its_width() -> None:
-    """Its config class has a default of its own, which early checkpoints rely on."""
+    """Qwen3's config class has its own default for head_dim, which early checkpoints rely on."""
     config = {**SIZES, "hidden_size": 1024, "num_attention_heads": 16}
     assert arch_from_config({**config, "model_type": "qwen3"}).head_dim == 128
     assert arch_from_config({**config, "model_type": "llama"}).head_dim == 64
@@ -209,8 +209,8 @@ def test_head_dim_of_qwen3_does_not_follow_from_its_width() -> None:
         ({"hidden_size": "wide"}, "config.json .*'wide'"),
         ({"num_attention_heads": None}, "config.json .*NoneType"),
         ({"num_attention_heads": 0}, "config.json .*zero"),
-        ({"num_hidden_layers": -1}, "config.json .*no model has"),
-        ({"head_dim": 1 << 31}, "config.json .*no model has"),
+        ({"num_hidden_layers": -1}, "config.json .*out of range"),
+        ({"head_dim": 1 << 31}, "config.json .*out of range"),
     ],
 )
 def test_configs_whose_graph_would_not_be_exact_are_refused(change: Mapping[str, Any], message: str) -> None:
@@ -262,7 +262,8 @@ def test_rotary_tables_equal_transformers(name: str, theta: float, head_dim: int
     expected_cos, expected_sin = (table[0, :, : head_dim // 2].numpy() for table in theirs(torch.zeros(1), near))
     np.testing.assert_allclose(cos[:48], expected_cos, rtol=0, atol=1e-5)
     np.testing.assert_allclose(sin[:48], expected_sin, rtol=0, atol=1e-5)
-    # Their angles are rounded to float32, which at 4095 is up to 2e-4 off; ours are not. So compare far away with their frequencies.
+    # transformers rounds the angles to float32, an error of up to 2e-4 at position 4095; we do not. So compare large positions
+    # with angles computed from their frequencies.
     angles = np.arange(4096)[:, None] * theirs.inv_freq.double().numpy()
     allowed = 1e-6 * np.arange(1, 4097)[:, None]
     assert (np.abs(cos - np.cos(angles) * theirs.attention_scaling) <= allowed).all()
@@ -275,18 +276,18 @@ def test_captured_layers(layers: int, captured: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "asked", "context", "capacity"),
+    ("change", "max_context", "context", "capacity"),
     [
-        ({}, 1000, 1000, 1088),  # rounded up to whole spans, and room for the largest tree
+        ({}, 1000, 1000, 1088),  # rounded up to whole spans, with room for the largest tree
         ({}, 100000, 8192, 8256),
         ({"model_type": "mistral", "sliding_window": 512}, 4096, 512, 576),
         ({"model_type": "mistral", "sliding_window": 512}, 300, 300, 384),
         ({"model_type": "qwen2", "sliding_window": 512}, 4096, 4096, 4160),
         ({"model_type": "qwen2", "sliding_window": 512, "use_sliding_window": True}, 4096, 512, 576),
-        ({"model_type": "llama", "sliding_window": 512}, 4096, 4096, 4160),  # llama knows no window
+        ({"model_type": "llama", "sliding_window": 512}, 4096, 4096, 4160),  # Llama has no sliding window
     ],
 )
-def test_context_is_capped_by_what_the_model_was_made_for(change: Mapping[str, Any], asked: int, context: int, capacity: int) -> None:
+def test_context_is_limited_by_the_model(change: Mapping[str, Any], max_context: int, context: int, capacity: int) -> None:
     arch = arch_from_config({**SIZES, "model_type": "llama", "max_position_embeddings": 8192, **change})
-    plan = make_plan(Path("engines/x"), "x", arch, PRECISIONS["fp32"], asked, 128)
+    plan = make_plan(Path("engines/x"), "x", arch, PRECISIONS["fp32"], max_context, 128)
     assert (plan.context, plan.capacity) == (context, capacity)

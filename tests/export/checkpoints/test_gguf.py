@@ -1,4 +1,4 @@
-"""Reading GGUF files, and what a damaged or foreign one says."""
+"""Reading GGUF files and their tokenizers, and the errors for damaged or unsupported ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.tiny import reference, tiny_model, weights_of, write_gguf
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_gguf_gives_back_the_tensors_and_the_logits(tmp_path: Path, name: str, tied: bool) -> None:
+def test_gguf_has_the_tensors_and_logits_of_the_model(tmp_path: Path, name: str, tied: bool) -> None:
     model = tiny_model(name, num_hidden_layers=LAYERS, tied=tied)
     write_gguf(tmp_path / "model.gguf", model)
     checkpoint = open_checkpoint(tmp_path / "model.gguf")
@@ -39,7 +39,7 @@ def test_gguf_with_biases_and_quantized_tensors(tmp_path: Path) -> None:
     model = tiny_model("llama-bias", num_hidden_layers=LAYERS, tied=False)
     quantized = ["model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"]
     write_gguf(tmp_path / "model.gguf", model, quantized=quantized)
-    with torch.no_grad():  # those values are the model from then on
+    with torch.no_grad():  # the dequantized values are the model's weights
         for name, tensor in model.named_parameters():
             if name in quantized:
                 raw = quants.quantize(tensor.numpy(), GGMLQuantizationType.Q8_0)
@@ -61,7 +61,7 @@ def test_gguf_with_rope_scaling(tmp_path: Path, kind: str) -> None:
 
 
 def renamed(directory: Path, name: bytes, other: bytes) -> Path:
-    """A GGUF file in which what has this name, a tensor or a header field, has another one of the same length."""
+    """A GGUF file in which one tensor or header field is renamed; both names have the same length."""
     file = directory / "model.gguf"
     write_gguf(file, tiny_model(num_hidden_layers=1))
     data = file.read_bytes()
@@ -76,10 +76,10 @@ def test_gguf_that_rotates_part_of_a_head_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "model.gguf")
 
 
-def test_gguf_with_frequencies_of_its_own_is_refused(tmp_path: Path) -> None:
-    """llama.cpp bakes Llama 3.1's scaling into a tensor, from which its parameters cannot be read."""
+def test_gguf_with_precomputed_frequencies_is_refused(tmp_path: Path) -> None:
+    """llama.cpp stores the result of Llama 3.1's scaling in a tensor, from which the parameters cannot be read."""
     file = renamed(tmp_path, b"token_embd.weight", b"rope_freqs.weight")
-    with refused("bakes rescaled rotary frequencies in — export from the HF checkpoint"):
+    with refused("contains precomputed rotary frequencies, which cannot be read — export from the Hugging Face checkpoint"):
         open_checkpoint(file)
 
 
@@ -106,8 +106,8 @@ def test_gguf_of_another_architecture(tmp_path: Path) -> None:
         open_checkpoint(file)
 
 
-class Header:
-    """The fields of a tokenizer in a GGUF header, some of them changed; None takes one away."""
+class TokenizerHeader:
+    """The tokenizer's fields of a GGUF header, with changes; None removes a field."""
 
     path = Path("model.gguf")
 
@@ -126,24 +126,24 @@ class Header:
         return self._fields.get(key.removeprefix("tokenizer.ggml."), default)
 
 
-def test_a_tokenizer_of_a_header() -> None:
-    found = tokenizer_of_gguf(Header(eot_token_id=2))  # type: ignore[arg-type]
-    assert (found.stop, found.bos, found.chat_template) == ((1, 2), 0, None)
-    assert tokenizer_of_gguf(Header(bos_token_id=None)).bos is None  # type: ignore[arg-type]
+def test_tokenizer_of_a_header() -> None:
+    tokenizer = tokenizer_of_gguf(TokenizerHeader(eot_token_id=2))  # type: ignore[arg-type]
+    assert (tokenizer.stop, tokenizer.bos, tokenizer.chat_template) == ((1, 2), 0, None)
+    assert tokenizer_of_gguf(TokenizerHeader(bos_token_id=None)).bos is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
-        ({"tokens": None}, "model.gguf has no texts in tokenizer.ggml.tokens — "),
-        ({"tokens": [1, 2]}, "has no texts in tokenizer.ggml.tokens — "),
-        ({"merges": None}, "has no texts in tokenizer.ggml.merges — "),
+        ({"tokens": None}, "model.gguf has no strings in tokenizer.ggml.tokens — "),
+        ({"tokens": [1, 2]}, "has no strings in tokenizer.ggml.tokens — "),
+        ({"merges": None}, "has no strings in tokenizer.ggml.merges — "),
         ({"merges": ["ab"]}, "cannot read the tokenizer of model.gguf: .* — the file is damaged"),
         ({"merges": ["a c"]}, "cannot read the tokenizer of model.gguf: .* — the file is damaged"),
         ({"bos_token_id": 3}, "model.gguf has 3 for its bos token — the file is damaged"),
         ({"eos_token_id": "b"}, "has 'b' for its eos token — "),
     ],
 )
-def test_a_tokenizer_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -> None:
-    with refused(says):
-        tokenizer_of_gguf(Header(**changes))  # type: ignore[arg-type]
+def test_impossible_tokenizer_is_refused(changes: dict[str, Any], message: str) -> None:
+    with refused(message):
+        tokenizer_of_gguf(TokenizerHeader(**changes))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Checkpoints from strangers: headers with absurd sizes, pickles."""
+"""Checkpoints from untrusted sources: headers with absurd sizes, paths that leave the directory, pickles."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def little_memory() -> Any:
-    """What allocates as a header says runs out of it."""
+    """A limit of 512 MiB more than is used: code that allocates what a hostile header claims fails."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), before[1]))
@@ -48,7 +48,7 @@ GGUFS = {
     "key": gguf(text(b"k", HUGE), field_count=1),
     "string": gguf(text(b"k") + struct.pack("<I", 8) + text(b"v", HUGE), field_count=1),
     "array of bytes": gguf(text(b"k") + struct.pack("<IIQ", 9, 0, HUGE), field_count=1),
-    "array of some": gguf(text(b"k") + struct.pack("<IIQ", 9, 0, 1 << 22), field_count=1),
+    "large array of bytes": gguf(text(b"k") + struct.pack("<IIQ", 9, 0, 1 << 22), field_count=1),
     "array of strings": gguf(text(b"k") + struct.pack("<IIQ", 9, 8, HUGE) + text(b"v"), field_count=1),
     "arrays in arrays": gguf(text(b"k") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000, field_count=1),
     "type": gguf(text(b"k") + struct.pack("<I", 77), field_count=1),
@@ -74,7 +74,7 @@ def test_gguf_headers_with_absurd_sizes(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_real_gguf_header_passes(tmp_path: Path) -> None:
+def test_valid_gguf_header_passes(tmp_path: Path) -> None:
     from gguf import GGUFWriter
 
     writer = GGUFWriter(tmp_path / "model.gguf", "llama")
@@ -94,7 +94,7 @@ def test_a_real_gguf_header_passes(tmp_path: Path) -> None:
     [({"heads": 0}, (8, 64)), ({"head_dim": 0}, (8, 64)), ({"head_dim": "x"}, (8, 64)), ({}, (64,)), ({}, (2, 2, 16))],
     ids=str,
 )
-def test_a_gguf_of_impossible_numbers(tmp_path: Path, wrong: dict[str, Any], shape: tuple[int, ...]) -> None:
+def test_gguf_with_impossible_sizes(tmp_path: Path, wrong: dict[str, Any], shape: tuple[int, ...]) -> None:
     from gguf import GGUFWriter
 
     writer = GGUFWriter(tmp_path / "model.gguf", "llama")
@@ -139,7 +139,7 @@ def test_safetensors_headers_with_absurd_sizes(tmp_path: Path, name: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_an_index_cannot_lead_out_of_its_directory(tmp_path: Path) -> None:
+def test_index_cannot_name_files_outside_its_directory(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     save_file({"w": np.zeros(1, np.float32)}, tmp_path / "outside.safetensors")
     (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "../outside.safetensors"}}))
@@ -147,8 +147,8 @@ def test_an_index_cannot_lead_out_of_its_directory(tmp_path: Path) -> None:
         SafetensorsFiles(tmp_path / "m")
 
 
-def test_nothing_is_ever_unpickled_without_protection() -> None:
-    """Who loads with torch says weights_only=True, who loads with numpy allows no pickles, and nobody imports a module that unpickles."""
+def test_nothing_is_unpickled_without_protection() -> None:
+    """Every torch.load has weights_only=True, no numpy.load allows pickles, and no module imports one that unpickles."""
     loads = 0
     for file in [path for top in ("policy", "runtime", "export", "scripts") for path in (ROOT / top).rglob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -159,7 +159,7 @@ def test_nothing_is_ever_unpickled_without_protection() -> None:
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
             owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
-            options = {each.arg: each.value.value for each in node.keywords if isinstance(each.value, ast.Constant)}
+            options = {keyword.arg: keyword.value.value for keyword in node.keywords if isinstance(keyword.value, ast.Constant)}
             if (owner, node.func.attr) == ("torch", "load"):
                 assert options.get("weights_only") is True, (file, node.lineno)
                 loads += 1

@@ -1,4 +1,4 @@
-"""Reading Hugging Face directories, safetensors and pickles; and what a damaged one of each says."""
+"""Reading Hugging Face directories with safetensors or pickles, and the errors for damaged ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_safetensors(tmp_path: Path, dtype: torch.dtype, shard: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama-llama3", "llama-bias", "mistral", "qwen2", "qwen3"])
 def test_numpy_reference_equals_transformers_on_a_tree(tmp_path: Path, name: str) -> None:
-    """The oracle of every export is itself checked, branches included."""
+    """The reference that every export is compared with is itself compared with transformers, on a tree with branches."""
     model = tiny_model(name, num_hidden_layers=LAYERS)
     model.save_pretrained(tmp_path)
     tree = Tree.from_parents([5, 9, 7, 9, 4], [-1, 0, 0, 1, 2])
@@ -84,7 +84,7 @@ def test_damaged_json(sharded: Path, name: str, text: str) -> None:
         open_checkpoint(sharded)
 
 
-def test_json_that_is_not_text(sharded: Path) -> None:
+def test_json_that_is_not_utf8(sharded: Path) -> None:
     (sharded / "config.json").write_bytes(b'{"model_type": "\xff\xfe"}')
     with refused("cannot read .*config.json.* — download it again"):
         open_checkpoint(sharded)
@@ -105,7 +105,7 @@ def test_missing_config(sharded: Path) -> None:
 
 def test_directory_without_weights(tmp_path: Path) -> None:
     tiny_model(num_hidden_layers=1).config.save_pretrained(tmp_path)
-    with refused("holds no weights .* — give an HF directory"):
+    with refused("holds no weights .* — give a Hugging Face directory"):
         open_checkpoint(tmp_path)
 
 
@@ -138,22 +138,22 @@ def test_pickled_weights(tmp_path: Path, dtype: torch.dtype, parts: int) -> None
         checkpoint.read("lm_head.weight")
 
 
-class Trap:
-    """Unpickled carelessly, it makes a directory."""
+class Payload:
+    """An object that creates a directory if it is unpickled without protection."""
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, (str(self.place),)
+        return os.mkdir, (str(self.directory),)
 
 
 def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
     as_pickles(tmp_path, tiny_model(num_hidden_layers=1), 1)
-    torch.save({"model.norm.weight": torch.zeros(2), "payload": Trap(tmp_path / "trapped")}, tmp_path / "pytorch_model.bin")
+    torch.save({"model.norm.weight": torch.zeros(2), "payload": Payload(tmp_path / "executed")}, tmp_path / "pytorch_model.bin")
     with refused("cannot read .*pytorch_model.bin: it is damaged or holds more than tensors — "):
         open_checkpoint(tmp_path)
-    assert not (tmp_path / "trapped").exists()
+    assert not (tmp_path / "executed").exists()
 
 
 def test_damaged_pickles(tmp_path: Path) -> None:

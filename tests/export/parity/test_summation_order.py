@@ -1,4 +1,4 @@
-"""The order of sums that quantized graphs rely on, and what happens where a processor has another."""
+"""The order of sums that int8 and int4 graphs rely on, and the export on a processor with another order."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from tests.support.exporting import Run, names_in
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_narrow_products_add_one_slot_after_the_other(threads: int) -> None:
+def test_narrow_products_add_in_order(threads: int) -> None:
     assert adds_in_order(threads)
 
 
 def test_wide_products_do_not() -> None:
-    """They take the slots in shorter stretches: the check can tell."""
+    """They add the slots in shorter blocks, and the check notices it."""
     assert not adds_in_order(width=64)
 
 
-def test_a_processor_of_another_order_gets_no_integer_weights(run: Run, engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_is_refused_on_a_processor_with_another_order(run: Run, engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export.build, "adds_in_order", lambda: False)
-    refused = run("--precision", "int8")
-    assert (refused.code, names_in(engines)) == (1, set())
-    assert "an order of their own" in refused.err
-    assert "use --precision fp32 or bf16" in refused.err
+    ended = run("--precision", "int8")
+    assert (ended.code, names_in(engines)) == (1, set())
+    assert "an order of their own" in ended.err
+    assert "use --precision fp32 or bf16" in ended.err
     assert run().code == 0

@@ -15,7 +15,7 @@ from export.checkpoints.fetch import open_checkpoint
 from export.graphs.layers import TENSORRT_PRECISIONS
 from export.graphs.weights import BLOCK, quantize_blocks, quantize_rows
 from export.parity.reference import reference_logits
-from export.parity.target import PARENTS
+from export.parity.target import TREE_PARENTS
 from runtime.decoding.tree import Tree
 from runtime.manifest.load import load_manifest
 from tests.support.tensorrt_exports import Source, export_to, unbuilt
@@ -62,9 +62,9 @@ def test_every_precision_builds_and_equals_the_reference(tmp_path: Path, precisi
             metadata={"format": "pt"},
         )
     checkpoint = open_checkpoint(path)
-    tree = Tree.from_parents(list(range(3, 3 + len(PARENTS))), PARENTS)
+    tree = Tree.from_parents(list(range(3, 3 + len(TREE_PARENTS))), TREE_PARENTS)
     expected = reference_logits(checkpoint, tree.tokens, tree.depth, tree.mask)
-    actual = export.parity.target._exported_logits(directory / "target.onnx", checkpoint, TENSORRT_PRECISIONS[precision], tree)
+    actual = export.parity.target.exported_logits(directory / "target.onnx", checkpoint, TENSORRT_PRECISIONS[precision], tree)
     assert np.abs(actual - expected).max() < most
     assert np.abs(expected).max() > 3
 
@@ -93,7 +93,7 @@ def test_static_form_reads_the_first_slots_of_a_longer_cache(source: Source, tmp
 @pytest.mark.parametrize(("precision", "draft_precision"), [("bf16", None), ("fp8", "fp8"), ("fp32", "int8"), ("int4", "bf16")])
 def test_drafts_of_other_precisions_are_checked(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str,
                                                 draft_precision: str | None) -> None:  # fmt: skip
-    """Without building: the check runs both graphs, bf16 as its float32 twin."""
+    """Without building: the check runs both graphs, bf16 as its float32 copy."""
 
     monkeypatch.setattr("export.tensorrt.plans.build_plan", unbuilt)
     more = ["--precision", precision, *(["--draft-precision", draft_precision] if draft_precision else [])]

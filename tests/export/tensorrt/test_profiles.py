@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.tuning.replay.grid import action_table
+from export.tuning.replay.grid import gpu_actions
 from policy import TreeSpec, default_latency
 from runtime.backends.base import CacheLayout
 from runtime.backends.cpu.kv import KVCache
@@ -83,7 +83,7 @@ def first_profile(graph: Graph, sizes: Mapping[str, int]) -> int | None:
 
 def test_every_call_of_the_runtime_has_a_profile(manifest: Manifest) -> None:
     assert manifest.draft is not None
-    specs = [TreeSpec(*action) for action in action_table(manifest.tree_sizes, manifest.draft)]
+    specs = [TreeSpec(*action) for action in gpu_actions(manifest.tree_sizes, manifest.draft)]
     specs += [TreeSpec(2, 1, 1), TreeSpec(16, 16, 1), TreeSpec(3, 2, 2), TreeSpec(16, 16, 16), TreeSpec(7, 6, 5)]
     backend = Recording(manifest)
     models = load_models(backend, manifest, DRAFTERS["eagle"], specs, default_latency(False), specs[0])
@@ -128,12 +128,12 @@ def test_each_tree_size_and_width_has_its_own_profile(manifest: Manifest) -> Non
 def test_actions_are_trees_that_exist(manifest: Manifest) -> None:
     """What Re-SpS chooses from when such an engine is tuned."""
     assert manifest.draft is not None
-    actions = action_table(manifest.tree_sizes, manifest.draft)
+    actions = gpu_actions(manifest.tree_sizes, manifest.draft)
     assert len(set(actions)) == len(actions) > 8
     for nodes, depth, width in actions:
         assert TreeSpec(nodes, depth, width).nodes in SIZES
         assert depth <= manifest.draft.max_depth
         assert width <= manifest.draft.max_width
-    assert action_table((1,), manifest.draft) == ()
+    assert gpu_actions((1,), manifest.draft) == ()
     narrow = dataclasses.replace(manifest.draft, max_depth=2, max_width=3)
-    assert action_table((2, 8, 64), narrow) == ((2, 1, 3), (8, 2, 3))
+    assert gpu_actions((2, 8, 64), narrow) == ((2, 1, 3), (8, 2, 3))

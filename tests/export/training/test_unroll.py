@@ -29,7 +29,7 @@ def unroller_of(draft: TorchDraft, target: SafetensorsCheckpoint, steps: int = S
 
 
 def unrolled(unroller: Unroller, batch: Batch) -> tuple[list[StepScore], list[Tensor]]:
-    """Scores, and what every step's logits were, [B, R, Vd]."""
+    """TargetOutput, and what every step's logits were, [B, R, Vd]."""
     normed: list[Tensor] = []
     hook = unroller.draft.norm.register_forward_hook(lambda _module, _inputs, output: normed.append(output.detach()))
     scores = unroller(batch)

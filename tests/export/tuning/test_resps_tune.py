@@ -1,0 +1,137 @@
+"""The command resps-tune: what it installs, what it leaves alone, its prompts and its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import export.tuning.cli
+import export.tuning.replay.record
+import export.tuning.tune
+from export.tuning.cli import command
+from export.tuning.errors import TuningError
+from export.tuning.learning.curriculum import RECIPES
+from export.tuning.prompts import read_prompts
+from policy import PLAIN, FixedPolicy
+from runtime import Decoder, SamplingParams
+from runtime.backends.cpu.processor import processor_name
+from runtime.console import run_command
+from runtime.manifest.graphs import FILE_NAME
+from runtime.manifest.load import load_manifest
+from runtime.policies.registry import main_policies
+from tests.support.eagle_engines import prompt_of
+from tests.support.tunings import edit_tuning
+
+
+def tune(directory: Path, *arguments: str) -> int:
+    base = ["--engine-dir", str(directory), "--prompts", str(directory.parent / "prompts.txt"), "--minutes", "0.1"]
+    return run_command(command, "resps-tune", [*base, *arguments])
+
+
+def test_tuned_policy_is_installed_and_used(engine_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = load_manifest(engine_dir)
+    assert before.tuning is None
+    assert tune(engine_dir, "--threads", "2", "--json") == 0
+    printed = json.loads(capfd.readouterr().out)
+    after = load_manifest(engine_dir)
+    assert after.tuning is not None
+    assert json.loads(json.dumps(dataclasses.asdict(after.tuning))) == printed
+    assert dataclasses.replace(after, tuning=None) == before
+    assert (after.tuning.machine, after.tuning.threads) == (processor_name(), 2)
+    assert after.tuning.policy in main_policies()
+    assert set(after.tuning.ratios) == set(main_policies())
+    assert set(after.tuning.learned) == {"resps", "ltd", "resps+ltd"}
+    with Decoder(engine_dir, threads=2) as decoder:
+        plain = decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60), policy=FixedPolicy(PLAIN)).tokens
+        assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60)).tokens == plain
+        for name in main_policies():
+            assert decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60), policy=name).tokens == plain, name
+    assert {path.name for path in engine_dir.glob("tuned-*")} == set(after.tuning.files)
+    # A tuning that is refused when loaded is still replaced by the next one, and its files are removed.
+    edit_tuning(engine_dir, lambda t: t["learned"]["resps"]["slow"]["net"].update(inputs_version=2))
+    assert tune(engine_dir, "--threads", "2", "--policy", "ltd") == 0
+    replaced = load_manifest(engine_dir)
+    assert replaced.tuning is not None
+    assert set(replaced.tuning.learned) == {"ltd"}
+    assert {path.name for path in engine_dir.glob("tuned-*")} == set(replaced.tuning.files)
+
+
+def test_recorded_answers_are_reused(engine_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    assert tune(engine_dir, "--dry-run", "--policy", "cost-model") == 0
+    assert load_manifest(engine_dir).tuning is None
+
+    def never(*_: Any) -> None:
+        raise AssertionError("recorded again")
+
+    monkeypatch.setattr(export.tuning.replay.record, "_record_answer", never)
+    assert tune(engine_dir, "--dry-run", "--policy", "cost-model") == 0
+    assert "by the clock" in capfd.readouterr().out
+
+
+def test_interruption_changes_nothing(engine_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    manifest = (engine_dir / FILE_NAME).read_bytes()
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export.tuning.tune, "confirm", interrupted)
+    assert tune(engine_dir, "--policy", "cost-model") == 130
+    assert (engine_dir / FILE_NAME).read_bytes() == manifest
+    assert not list(engine_dir.glob(".*"))
+    assert capfd.readouterr().err.splitlines()[-1] == "resps-tune: interrupted"
+
+
+def test_all_trains_every_recipe(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+
+    def interrupted(decoder: Any, prompts: Any, minutes: Any, learned: tuple[str, ...], *_: Any) -> None:
+        names.extend(learned)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export.tuning.cli, "_tuned", interrupted)
+    assert tune(engine_dir, "--policy", "all") == 130
+    assert sorted(names) == sorted(RECIPES)
+
+
+def test_too_few_prompts(engine_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (engine_dir.parent / "prompts.txt").write_text("one\ntwo\n")
+    assert tune(engine_dir) == 1
+    assert capfd.readouterr().err == "resps-tune: 2 prompts are too few, tuning needs 3 — give more with --prompts\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{broken\n", "line 1: no prompt and no turns"), ('plain\n{"turns": []}\n', "line 2"), ('{"prompt": 3}\n', "line 1")],
+)
+def test_prompts_that_cannot_be_read(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "p").write_text(text)
+    with pytest.raises(TuningError, match=message):
+        read_prompts(tmp_path / "p")
+
+
+def test_prompts_of_every_form(tmp_path: Path) -> None:
+    (tmp_path / "p").write_text('{"prompt": "a"}\n\n{"turns": ["b", "c"]}\nd e\n')
+    assert read_prompts(tmp_path / "p") == ["a", "b", "d e"]
+    assert len(read_prompts(None)) > 40
+
+
+def test_report_shows_everything(engine_dir: Path) -> None:
+    file = engine_dir.parent / "page.html"
+    assert tune(engine_dir, "--report", str(file), "--dry-run") == 0
+    text = file.read_text()
+    for words in ("plain decoding", "cost model", "Re-SpS and LTD", "oracle", "regret", "What a round costs here", "1,0,0"):
+        assert words in text, words
+    assert text.count("<svg") == 3
+    assert not re.search(r"<script|<link|src=|@import", text)  # one file that needs no other
+    assert not list(engine_dir.glob("tuned-*"))
+
+
+def test_missing_directory_of_the_report_is_an_error(engine_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert tune(engine_dir, "--report", str(engine_dir.parent / "no" / "page.html"), "--policy", "cost-model") == 1
+    assert "no directory" in capfd.readouterr().err
+    assert load_manifest(engine_dir).tuning is None
