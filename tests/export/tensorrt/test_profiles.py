@@ -97,12 +97,12 @@ def test_every_call_of_the_runtime_has_a_profile(manifest: Manifest) -> None:
         for spec in specs:
             models.drafter.draft(1, spec)
             models.drafter.extend([1] * min(spec.depth + 1, spec.nodes), scores, range(min(spec.depth + 1, spec.nodes)))
-            if len(models.drafter._tokens) + models.drafter._cache.length > 40:
+            if len(models.drafter._waiting) + models.drafter._cache.length > 40:
                 break
-    pick = models.picker(SamplingParams(temperature=1.0, seed=0))
+    sampler = models.make_sampler(SamplingParams(temperature=1.0, seed=0))
     outputs = {"logits": np.zeros((1, 16, manifest.shape.vocab), np.float32)}
     for nodes in range(1, manifest.limits.tree_nodes + 1):
-        pick(TargetOutput(outputs, Tree.chain([1] * nodes), 3, nodes), 0, 4)
+        sampler(TargetOutput(outputs, Tree.chain([1] * nodes), 3, nodes), 0, 4)
     seen = Counter(name for name, _ in backend.asked)
     assert seen.keys() == set(GRAPHS)
     for name, sizes in backend.asked:
