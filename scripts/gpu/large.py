@@ -74,7 +74,7 @@ def _gpu_ms(stream: Any, work: Callable[[], Any]) -> float:
     for _ in range(TIMES):
         start = stream.record_event()
         work()
-        times.append(stream.milliseconds(start, stream.mark()))
+        times.append(stream.elapsed_ms(start, stream.record_event()))
     return statistics.median(times)
 
 

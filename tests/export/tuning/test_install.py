@@ -33,7 +33,7 @@ def test_tuning_of_another_machine_is_ignored_with_a_warning(
     install(engine_dir, load_manifest(engine_dir), a_tuning(engine_dir, **changes))
     with caplog.at_level(logging.WARNING), Decoder(engine_dir, threads=2) as decoder:
         assert isinstance(decoder._policy, FixedPolicy)
-    assert "a fixed tree is used — resps-tune tunes it for here" in caplog.text
+    assert "so a fixed tree is used — tune it here: resps-tune" in caplog.text
     with pytest.raises(EngineDirError, match="cost-model has not been tuned for this engine on this machine — resps-tune"):
         Decoder(engine_dir, threads=2, policy="cost-model")
 
@@ -167,7 +167,7 @@ def test_tuning_of_another_engine_is_ignored_and_a_portable_one_is_used(engine_d
     install(engine_dir, load_manifest(engine_dir), a_tuning(engine_dir, engine="another"))
     with caplog.at_level(logging.WARNING), Decoder(engine_dir) as decoder:
         assert isinstance(decoder._policy, FixedPolicy)
-    assert "tuned for another engine: a fixed tree is used" in caplog.text
+    assert "tuned for another engine, so a fixed tree is used" in caplog.text
     caplog.clear()
     install(engine_dir, load_manifest(engine_dir), a_tuning(engine_dir, machine="another", portable=True))
     with caplog.at_level(logging.WARNING), Decoder(engine_dir, threads=1) as decoder:
