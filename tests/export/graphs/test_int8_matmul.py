@@ -13,8 +13,8 @@ import pytest
 from export.graphs.builder import FLOAT, GraphBuilder
 from export.graphs.int8_matmul import FINE, integer_product
 from export.graphs.weights import quantize_outputs
-from tests.export.graphs.test_target import PROMPT, Graph, reference
-from tests.support.tiny import tiny_model, weights_of
+from tests.support.target_graphs import PROMPT, TargetGraph
+from tests.support.tiny import reference, tiny_model, weights_of
 
 INPUTS, OUTPUTS = 192, 96
 DIGITS = 2 * 63 * 126  # two of them tell this many steps from -peak to peak
@@ -68,7 +68,7 @@ def test_extreme_values_do_not_overflow() -> None:
 def test_model_of_integer_products(tmp_path: Path, precision: str, tied: bool) -> None:
     """Every int8 matrix of a toy model, biases included, against the model itself with these weights rounded."""
     model = tiny_model("qwen2", tied=tied)
-    graph = Graph(tmp_path, model, precision)
+    graph = TargetGraph(tmp_path, model, precision)
     nodes = [node.op_type for node in onnx.load(graph.file, load_external_data=False).graph.node]
     assert nodes.count("MatMulInteger") == (1 if precision == "int4" else 1 + 4 * graph.arch.layers)
     if precision == "int4":
