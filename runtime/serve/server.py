@@ -42,8 +42,17 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Starlette, drain_seconds: float, ready: str) -> None:
         grace = int(drain_seconds + CLOSE_SECONDS) + 1  # uvicorn then drops the connections, whatever hangs
-        # without WebSockets: no route has one, and an old uvicorn warns about a new websockets package
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=grace, lifespan="on", ws="none")
+        # always what plain uvicorn brings, so that other installed packages (uvloop, httptools, websockets) change nothing
+        config = uvicorn.Config(
+            app,
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=grace,
+        )
         super().__init__(config)
         self._app, self._drain_seconds, self._ready = app, drain_seconds, ready
 
