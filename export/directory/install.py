@@ -61,7 +61,7 @@ def _alive(process: int) -> bool:
 
 
 def move_into_place(scratch: Path, directory: Path) -> None:
-    """Rename ``scratch`` to ``directory`` on the same file system. An existing engine is exchanged atomically where the system supports it."""
+    """Move ``scratch`` to ``directory`` by rename. An existing engine is exchanged atomically where the system supports it."""
     for file in scratch.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
