@@ -1,4 +1,4 @@
-"""From a checkpoint to an engine directory: graphs, tokenizer, check, and the manifest last."""
+"""Exports a checkpoint to an engine directory: writes graphs and tokenizer, checks the graphs, and writes the manifest last."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _NOT_THE_EXPORTER = ("training", "tuning")  # commands of their own: no file of 
 
 
 def source_of(checkpoint: Checkpoint, draft: DraftCheckpoint | None, options: Mapping[str, Any]) -> Source:
-    """What decides whether an existing directory is up to date."""
+    """Fingerprint of inputs and options; an existing directory with the same one is up to date."""
     found = [*checkpoint.fingerprint(), *(draft.fingerprint() if draft else [])]
     files = tuple((name, size, modified) for name, size, modified in found)
     return Source(str(checkpoint.path.name), files, {**options, "exporter": exporter_hash()})

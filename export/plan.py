@@ -1,4 +1,4 @@
-"""What an export will write and need, before anything is written: the graph writers run over the architectures alone and count."""
+"""Computes the disk space and memory of an export in advance. The graph writers run without weights and count bytes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Plan:
     run_memory: int
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Human-readable summary, one line per entry."""
         built = (
             f"  *.plan, one a graph        about {_mib(self.plan_bytes)}",
             f"  on the GPU                 {_mib(self.weight_bytes + self.draft_bytes)} of weights, {_mib(self.cache_bytes)} of KV cache; "
@@ -137,14 +137,14 @@ def make_plan(
 
 
 def planned_limits(draft: DraftArch, tree_sizes: tuple[int, ...], backend: str) -> PolicyLimits:
-    """What the engine will offer its policies."""
+    """Limits that the exported engine will give to its policies."""
     largest = (max(tree_sizes), MAX_DEPTH, max_width(draft))
     return PolicyLimits(len(draft.captured) * draft.target_hidden, largest, tree_sizes if backend == TENSORRT else None)
 
 
 @dataclass(frozen=True)
 class PlannedDraft:
-    """``precision``: of its own; it decides how often the draft is right, never what the answer is."""
+    """``precision``: of the draft. It affects the acceptance rate, never the output."""
 
     name: str
     arch: DraftArch

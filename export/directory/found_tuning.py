@@ -1,4 +1,4 @@
-"""A tuning that lies somewhere on disk, and its way into a new engine directory: checked, copied, and for TensorRT with plans."""
+"""A tuning read from disk. It is checked and copied into a new engine directory; for TensorRT its plans are built too."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class FoundTuning:
 
     @property
     def bytes(self) -> int:
-        """Of the networks' ONNX files."""
+        """Total size of the networks' ONNX files in bytes."""
         return sum(self.tuning.files[name].bytes for name in self.networks)
 
     @property

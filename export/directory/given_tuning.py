@@ -1,4 +1,4 @@
-"""The tuning that was given with --policy: that of an engine directory, or one that comes with a draft."""
+"""Reads the tuning given with --policy: from an engine directory, or from a tuning bundled with a draft."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an engine directory is put: written beside its place, moved there when it is whole, and nothing else is ever overwritten."""
+"""Installs an engine directory: writes it to a scratch directory beside the destination and renames it when complete."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..errors import ExportError
 
 
 def expect_replaceable(directory: Path) -> None:
-    """Never overwrite what the exporter did not make."""
+    """Raises ExportError if ``directory`` holds anything that the exporter did not write."""
     if directory.exists() and not _is_engine(directory) and (not directory.is_dir() or any(directory.iterdir())):
         raise ExportError(f"{directory} exists and is no engine directory — move it away, or choose another --out or --name")
 
 
 def _is_engine(directory: Path) -> bool:
-    """Whether its manifest is ours, be it damaged: other software calls files manifest.json too."""
+    """Whether it holds our manifest, even a damaged one. Other software also writes files called manifest.json."""
     try:
         manifest = json.loads((directory / FILE_NAME).read_text(encoding="utf-8"))
     except OSError:
@@ -36,7 +36,7 @@ def _is_engine(directory: Path) -> bool:
 
 @contextlib.contextmanager
 def scratch_directory(directory: Path) -> Iterator[Path]:
-    """A hidden sibling, removed on the way out; those of runs that were killed are removed too."""
+    """A hidden directory beside ``directory``, removed on exit. Also removes scratch directories of killed runs."""
     prefix = f".{directory.name}.partial-"
     for stale in directory.parent.glob(f"{glob.escape(prefix)}*"):
         owner = stale.name.removeprefix(prefix).split("-")[0]
@@ -61,7 +61,7 @@ def _alive(process: int) -> bool:
 
 
 def move_into_place(scratch: Path, directory: Path) -> None:
-    """By rename on one file system. An engine that is replaced changes places with the new one in a single step where the system can."""
+    """Move ``scratch`` to ``directory`` by rename. An existing engine is exchanged atomically where the system supports it."""
     for file in scratch.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())

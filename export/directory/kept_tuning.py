@@ -1,4 +1,4 @@
-"""What resps-tune found for a directory, when that directory is exported again: kept where the new engine is the same bit for bit."""
+"""Keeps the tuning of an engine directory that is exported again, if the new engine is bit-identical to the old one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _log = logging.getLogger("resps")
 
 
 def keep(directory: Path, engine_id: str, scratch: Path) -> Tuning | None:
-    """The own tuning of the engine in ``directory``, its files copied to ``scratch`` beside the new engine of that id. None where there is
-    none and where it cannot be kept, which is said."""
+    """Copy the tuning of the engine in ``directory`` to ``scratch`` and return it. ``engine_id``: of the new engine. None if there is no
+    tuning or it does not fit the new engine (logs a warning)."""
     if not (directory / FILE_NAME).is_file():
         return None
     try:
@@ -26,7 +26,7 @@ def keep(directory: Path, engine_id: str, scratch: Path) -> Tuning | None:
     except EngineDirError:
         _say_dropped(directory, "a tuning, if there is one, cannot be read by this version")
         return None
-    if tuning is None or tuning.portable:  # what comes with a draft comes again
+    if tuning is None or tuning.portable:  # a tuning bundled with the draft is installed again
         return None
     broken = [name for name, expected in tuning.files.items() if not is_whole(directory, name, expected)]
     if tuning.engine != engine_id or broken:

@@ -1,4 +1,4 @@
-"""The target's graph once more for ONNX Runtime's CPU, with its own operator for all between the joined product and attention's result.
+"""A variant of the target graph for ONNX Runtime on CPU, which uses its fused operator GroupQueryAttention.
 
 Standard operators take ten nodes a layer there; GroupQueryAttention takes queries, keys and values as they come, turns them, writes the
 cache in place and attends: docs/lab/passes.md, "Attention, new over old". Inputs, outputs and weights are the same, so this is a small

@@ -1,4 +1,4 @@
-"""What the target's graph and the draft's have in common: attention over the cache, feed-forward, norms, and how weights are stored."""
+"""Decoder layers shared by the target and draft graphs: attention over the cache, feed-forward, norms, and weight storage."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class LayerWriter:
 
     @property
     def cache_bytes(self) -> int:
-        """Of all keys and values, with ``capacity`` slots."""
+        """Size of the KV cache with ``capacity`` slots in bytes."""
         presents = [(kind, [self.capacity if size == "span" else int(size) for size in shape]) for _, kind, shape in self._presents]
         return sum(stored_bytes(kind, shape) for kind, shape in presents)
 

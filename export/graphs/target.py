@@ -27,7 +27,7 @@ from .weights import WeightCount, quantize_outputs
 
 EMBEDDING = "model.embed_tokens.weight"
 ORDERED_WIDTH = 16
-"""Columns of a matrix that ONNX Runtime's products (MLAS) take in stretches of 1,024 rows; of 64 columns only 256, and more threads
+"""Columns of a matrix that ONNX Runtime's products (MLAS) sum in blocks of 1,024 rows; with 64 columns only 256, and more threads
 than matrices would split them."""
 
 
@@ -143,7 +143,7 @@ class TargetWriter(LayerWriter):
         decoding, which makes a difference of 1e-7, and products with integer activations round that up to 1e-2 and more, which changes
         tokens: measured in docs/design.md, section 7. Its float32 matrix products add up one slot after the other, and a slot of weight
         zero changes nothing, so here both sums over slots are such products: the values', and the weights' with a matrix of ones. They
-        go in order through stretches of slots (runtime.decoding.target.SUM_BLOCK), that long where a matrix has few columns:
+        go in order through blocks of slots (runtime.decoding.target.SUM_BLOCK), that long where a matrix has few columns:
         so the cache holds values in columns of ORDERED_WIDTH.
         """
         g, arch = self.g, self.arch

@@ -1,4 +1,4 @@
-"""The external weight file: tensors one after the other, hashed while they are written, or only counted."""
+"""Writes the external weight file of a graph and its hash, or only counts its bytes; quantization of weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class WeightCount:
 
 
 class WeightFile(WeightCount):
-    """Writes the tensors, too."""
+    """A WeightCount that also writes the tensors to ``path`` and hashes the file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path.name)
@@ -67,7 +67,7 @@ class WeightFile(WeightCount):
 
 
 def stored_bytes(dtype: int, shape: Sequence[int]) -> int:
-    """Of a tensor in the file; two INT4 values share a byte."""
+    """Size of a tensor in the file in bytes. Two INT4 values share a byte."""
     count = math.prod(shape)
     return -(-count // 2) if dtype == TensorProto.INT4 else count * helper.tensor_dtype_to_np_dtype(dtype).itemsize
 

@@ -1,4 +1,4 @@
-"""One ONNX graph -> one TensorRT plan: parsed, given its optimization profiles, built, and streamed to a file that is hashed on the way."""
+"""Builds a TensorRT plan from an ONNX graph and its optimization profiles. Writes the plan to a file and hashes it."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _open_timings(config: Any, file: Path) -> Any:
 
 
 class _Guard:
-    """Keeps what a callback raises: it must not pass through the builder, which is asked to stop instead."""
+    """Stores an exception raised in a callback, because it must not propagate through the builder. The builder is told to stop instead."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None

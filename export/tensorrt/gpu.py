@@ -1,4 +1,4 @@
-"""Which GPUs plans are built for: the one that is here, or those that were asked for."""
+"""Chooses the GPUs that plans are built for: the local one, or the requested compute capabilities."""
 
 from __future__ import annotations
 

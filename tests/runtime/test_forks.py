@@ -12,13 +12,21 @@ import pytest
 
 from policy import FixedPolicy, TreeSpec
 from runtime import Decoder, Result, SamplingParams
+from tests.support.eagle_engines import export, write_echo
 
 TREE, PROMPT = FixedPolicy(TreeSpec(12, 4, 3)), list(range(5, 25))
 
 
-def test_forks_answer_at_the_same_time_and_share_the_weights(echo_engine: Path) -> None:
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("forks")
+    write_echo(root / "target", root / "draft")
+    return export(root / "target", root / "draft", root / "out", "--prefill-rows", "64")
+
+
+def test_forks_answer_at_the_same_time_and_share_the_weights(engine: Path) -> None:
     prompts = [[*range(5 + turn, 30 + turn)] for turn in range(6)]
-    with Decoder(echo_engine, threads=1) as decoder:
+    with Decoder(engine, threads=1) as decoder:
         expected = [decoder.generate(prompt, SamplingParams(max_new_tokens=40, logprobs=2), policy=TREE) for prompt in prompts]
         forks = [decoder, decoder.fork(), decoder.fork()]
         forks.append(forks[2].fork())
@@ -45,8 +53,8 @@ def test_forks_answer_at_the_same_time_and_share_the_weights(echo_engine: Path) 
             fork.close()
 
 
-def test_closing_one_leaves_the_others_and_the_last_one_frees(echo_engine: Path) -> None:
-    first = Decoder(echo_engine, threads=1, policy=TREE)
+def test_closing_one_leaves_the_others_and_the_last_one_frees(engine: Path) -> None:
+    first = Decoder(engine, threads=1, policy=TREE)
     second = first.fork()
     expected = first.generate(PROMPT, SamplingParams(max_new_tokens=20)).tokens
     stream = second.stream(PROMPT, SamplingParams(max_new_tokens=20))
@@ -64,30 +72,30 @@ def test_closing_one_leaves_the_others_and_the_last_one_frees(echo_engine: Path)
     assert session() is None
 
 
-def test_a_policy_given_as_an_object_is_not_shared(echo_engine: Path) -> None:
+def test_a_policy_given_as_an_object_is_not_shared(engine: Path) -> None:
     class Remembering(FixedPolicy):
         pass
 
     policy = Remembering(TreeSpec(4, 3, 1))
-    with Decoder(echo_engine, threads=1, policy=policy) as decoder, decoder.fork() as fork:
+    with Decoder(engine, threads=1, policy=policy) as decoder, decoder.fork() as fork:
         assert decoder._policy is policy
         assert fork._policy is not policy
         assert fork._policy == policy
 
 
-def test_a_policy_that_cannot_be_copied_leaves_nothing_behind(echo_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_that_cannot_be_copied_leaves_nothing_behind(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Single(FixedPolicy):
         def __deepcopy__(self, memo: dict[int, Any]) -> Single:
             raise TypeError("there is one of me")
 
-    with Decoder(echo_engine, threads=1, policy=Single(TreeSpec(4, 3, 1))) as decoder:
+    with Decoder(engine, threads=1, policy=Single(TreeSpec(4, 3, 1))) as decoder:
         monkeypatch.setattr(decoder._engine.backend, "fork", lambda: pytest.fail("opened what nobody will close"))
         with pytest.raises(TypeError, match="there is one of me"):
             decoder.fork()
 
 
-def test_warmup_prepares_what_the_first_request_needs(echo_engine: Path) -> None:
-    with Decoder(echo_engine, threads=1, policy=TREE) as decoder:
+def test_warmup_prepares_what_the_first_request_needs(engine: Path) -> None:
+    with Decoder(engine, threads=1, policy=TREE) as decoder:
         engines(decoder)["target"]._free_all()
         decoder.warmup()
         rows, chunks = decoder.manifest.limits.prefill_rows, [dict(sizes) for sizes, _ in engines(decoder)["target"]._calls]
