@@ -136,19 +136,12 @@ def write_draft(
     one, "stale" for a random one that must be ignored. ``config`` and ``stored`` change single keys and tensors of the files, None removes
     them; the returned reference does not include these changes.
     """
-    speculators = family == "speculators"
-    target_hidden = target.config.hidden_size
-    captured = len(ids) if ids is not None else captured
-    head_dim = 32 if qk_norm else hidden // HEADS
+    speculators, target_hidden = family == "speculators", target.config.hidden_size
+    captured, head_dim = captured if ids is None else len(ids), 32 if qk_norm else hidden // HEADS
     tensors = _random_tensors(seed, hidden, target_hidden, layers, vocab, captured, head_dim, bias, qk_norm)
     generator = torch.Generator().manual_seed(seed + 1)
     tokens = torch.randperm(VOCAB, generator=generator)[:vocab].sort().values
-    if norm_before_fc:
-        tensors["input_norm"] = 1 + 0.3 * torch.randn(captured * target_hidden, generator=generator)
-    if fc_norm:
-        tensors |= {f"fc_norm.{index}": 1 + 0.3 * torch.randn(target_hidden, generator=generator) for index in range(captured)}
-    if embedding:
-        tensors["embed_tokens"] = 1.5 * hidden**-0.5 * torch.randn(VOCAB, hidden, generator=generator)
+    tensors |= _optional_tensors(generator, hidden, target_hidden, captured, bool(norm_before_fc), bool(fc_norm), embedding)
     if not own_head:
         del tensors["lm_head"]
     kind = torch.float16 if family.startswith("eagle") else torch.bfloat16
@@ -157,14 +150,13 @@ def write_draft(
     if family != "modelopt":
         files["t2d"] = torch.zeros(VOCAB, dtype=torch.bool).index_fill(0, tokens, True)
     _write_tensors(directory, _changed(files, stored), pickled=family == "eagle")
-
     switches = {
         "norm_before_residual": norm_before_residual,
         "norm_output": norm_output,
         "norm_before_fc": norm_before_fc,
         "fc_norm": fc_norm,
         "target_hidden_size": None if hidden == target_hidden else target_hidden,
-        "embed_requires_grad": True if speculators and embedding == "own" else None,
+        "embed_requires_grad": (speculators and embedding == "own") or None,
     }
     written = _config(family, hidden, layers, vocab, head_dim, bias, qk_norm, {k: v for k, v in switches.items() if v is not None})
     if ids is not None:
@@ -173,19 +165,47 @@ def write_draft(
     (directory / "config.json").write_text(json.dumps(_changed(written, config)))
 
     rounded = {name: tensor.to(kind).float() for name, tensor in tensors.items()}
-    shared = {name: each.weight.detach() for name, each in (("in", target.get_input_embeddings()), ("out", target.get_output_embeddings()))}
+    before_residual = speculators if norm_before_residual is None else norm_before_residual
+    return _reference(family, target, rounded, tokens, embedding == "own", layers, head_dim, before_residual, bool(norm_output))
+
+
+def _optional_tensors(
+    generator: torch.Generator, hidden: int, target_hidden: int, captured: int, norm_before_fc: bool, fc_norm: bool, embedding: str | None
+) -> dict[str, torch.Tensor]:
+    tensors = {}
+    if norm_before_fc:
+        tensors["input_norm"] = 1 + 0.3 * torch.randn(captured * target_hidden, generator=generator)
+    if fc_norm:
+        tensors |= {f"fc_norm.{index}": 1 + 0.3 * torch.randn(target_hidden, generator=generator) for index in range(captured)}
+    if embedding:
+        tensors["embed_tokens"] = 1.5 * hidden**-0.5 * torch.randn(VOCAB, hidden, generator=generator)
+    return tensors
+
+
+def _reference(
+    family: str,
+    target: Any,
+    tensors: dict[str, torch.Tensor],
+    tokens: torch.Tensor,
+    own_embedding: bool,
+    layers: int,
+    head_dim: int,
+    norm_before_residual: bool,
+    norm_output: bool,
+) -> TinyDraft:
+    """The draft in torch. It uses the target's embedding unless it has its ``own_embedding``, and the target's head if it has none."""
     return TinyDraft(
-        tensors=rounded,
+        tensors=tensors,
         tokens=tokens,
-        embedding=rounded["embed_tokens"] if embedding == "own" else shared["in"],
-        head=rounded["lm_head"] if own_head else shared["out"][tokens],
+        embedding=tensors["embed_tokens"] if own_embedding else target.get_input_embeddings().weight.detach(),
+        head=tensors["lm_head"] if "lm_head" in tensors else target.get_output_embeddings().weight.detach()[tokens],
         layers=layers,
         head_dim=head_dim,
         eps=1e-5,
         theta=5e5 if family in ("modelopt", "speculators") else 1e4,
         scaling=LLAMA3 if family == "modelopt" else None,
-        norm_before_residual=speculators if norm_before_residual is None else norm_before_residual,
-        norm_output=bool(norm_output),
+        norm_before_residual=norm_before_residual,
+        norm_output=norm_output,
     )
 
 
