@@ -65,22 +65,22 @@ def command(engine_dir: Path, **given: Any) -> None:
 
     if given["report"]:
         expect_writable(given["report"])
-    asked = read_prompts(given["prompts"])
+    prompts = read_prompts(given["prompts"])
     named = tuple(dict.fromkeys(given["policies"]))
     learned = (*LEARNED, *VARIANTS) if "all" in named else tuple(name for name in named if name != "cost-model") if named else LEARNED
     directory, threads = find_engine_dir(engine_dir), given["threads"] or physical_cores()
     choice = choose_engine(directory, draft=None, backend=None, device=None, threads=threads, verify=True, tuned=False)
     with Decoder(load_engine(choice), policy="fixed") as decoder:
-        tuned = _tuned(decoder, asked, given["minutes"], learned, threads, given["seed"])
+        result = _tune(decoder, prompts, given["minutes"], learned, threads, given["seed"])
         manifest = decoder.manifest
     if given["report"]:
-        write_report(given["report"], manifest, tuned)
-    tuning = tuned.tuning if given["dry_run"] else install(directory, manifest, tuned).tuning
+        write_report(given["report"], manifest, result)
+    tuning = result.tuning if given["dry_run"] else install(directory, manifest, result).tuning
     assert tuning is not None
-    click.echo(json.dumps(dataclasses.asdict(tuning)) if given["as_json"] else "\n".join(summary(tuned)))
+    click.echo(json.dumps(dataclasses.asdict(tuning)) if given["as_json"] else "\n".join(summary(result)))
 
 
-def _tuned(decoder: Decoder, asked: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int) -> TuningResult:
+def _tune(decoder: Decoder, prompts: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int) -> TuningResult:
     from ..checkpoints.fetch import cache_directory
     from .errors import TuningError
     from .outcome import tuning_result
@@ -91,11 +91,11 @@ def _tuned(decoder: Decoder, asked: list[str], minutes: float, learned: tuple[st
 
     if decoder.manifest.draft is None:
         raise TuningError("the engine has no EAGLE-3 draft, so there is nothing to tune — export with --draft-weights")
-    if len(asked) < MIN_PROMPTS:
-        raise TuningError(f"{len(asked)} prompts are too few, tuning needs {MIN_PROMPTS} — give more with --prompts")
+    if len(prompts) < MIN_PROMPTS:
+        raise TuningError(f"{len(prompts)} prompts are too few, tuning needs {MIN_PROMPTS} — give more with --prompts")
     started, grid = perf_counter(), grid_for(decoder.manifest)
     cache = cache_directory() / "tuning" / decoder.manifest.engine_id
-    held_out, others = asked[::3], [prompt for index, prompt in enumerate(asked) if index % 3]
+    held_out, others = prompts[::3], [prompt for index, prompt in enumerate(prompts) if index % 3]
     parts = split(record(decoder, others, grid, cache, started + 60 * minutes * RECORDING, progress))
     latency = measure_latency(
         decoder, grid.widths, grid.depths, grid.max_nodes, progress=lambda share: progress("measuring", round(100 * share), 100)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..errors import EngineDirError
 from .graphs import FILE_NAME, File, Graph, Tensor, sha256_of
-from .onnx_files import external_files
 from .schema import BACKENDS, Draft, Manifest, TargetShape
 from .tuning import Tuning
 from .tuning_fit import misfit, policy_limits
@@ -101,8 +100,8 @@ def check_tuning(tuning: Tuning, plans: bool) -> None:
 
 
 def check_files(directory: Path, manifest: Manifest, verify: bool, backend: str) -> None:
-    """Check that every file is listed, present, inside the directory and of its size; with ``verify``, that files which ``backend`` reads
-    have their hash; and that graphs read no other files. Raises EngineDirError."""
+    """Check that every file is listed, present, inside the directory and of its size, and with ``verify`` that files which ``backend``
+    reads have their hash. ONNX Runtime itself refuses graphs that read files outside of their directory. Raises EngineDirError."""
     remedy = manifest.rebuild
     used = [*_files_of(manifest.graphs), manifest.tokens.tokenizer]
     not_read = (".onnx", ".data") if backend == "tensorrt" else (".plan",)
@@ -112,9 +111,6 @@ def check_files(directory: Path, manifest: Manifest, verify: bool, backend: str)
             raise EngineDirError(f"{directory / FILE_NAME} names {name!r} without its hash — export again: {remedy}")
     for name, expected in manifest.files.items():
         _check_file(directory, name, expected, verify and not name.endswith(not_read), "export", f"export again: {remedy}")
-    if backend != "tensorrt":
-        for name in _files_of(manifest.graphs, plans=False):
-            _check_graph(directory, name, manifest.files, f"export again: {remedy}")
     if tuning := manifest.tuning:
         for name, expected in tuning.files.items():
             _check_file(
@@ -125,19 +121,6 @@ def check_files(directory: Path, manifest: Manifest, verify: bool, backend: str)
                 "tuning",
                 f"tune again: resps-tune --engine-dir {directory}",
             )
-        if backend != "tensorrt":
-            for name in _files_of(tuning.graphs, plans=False):
-                _check_graph(directory, name, tuning.files, f"tune again: resps-tune --engine-dir {directory}")
-
-
-def _check_graph(directory: Path, name: str, known: Mapping[str, File], remedy: str) -> None:
-    """Raises EngineDirError if a graph reads weights from a file that is not in ``known``."""
-    try:
-        unlisted = sorted(external_files((directory / name).read_bytes()) - set(known))
-    except Malformed as problem:
-        raise EngineDirError(f"{directory / name} is no ONNX graph: {problem} — {remedy}") from None
-    if unlisted:
-        raise EngineDirError(f"{directory / name} reads {unlisted[0]!r}, which {FILE_NAME} does not list — {remedy}")
 
 
 def _files_of(graphs: Mapping[str, Graph], plans: bool = True) -> list[str]:

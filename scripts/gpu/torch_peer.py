@@ -11,7 +11,7 @@ ROWS = (1, 8, 16, 32, 64)
 
 
 def torch_peer(folder: Path) -> dict[str, Any]:
-    """``folder``: written by `random_model`. Milliseconds, medians."""
+    """Median milliseconds of a pass, by number of rows. ``folder``: written by `random_model`."""
     import torch
     import transformers
 

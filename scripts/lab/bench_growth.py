@@ -29,7 +29,7 @@ from runtime.console import run_command, usage_errors
 from runtime.decoding.stats import Stats
 
 MIB = 1 << 20
-OF_A_PROCESS = """
+PROCESS_PROGRAM = """
 import json, sys, time
 from pathlib import Path
 from runtime import Decoder, SamplingParams
@@ -58,7 +58,7 @@ def decoded(decoder: Decoder, prompt: list[int], policy: Policy, tokens: int) ->
     return decoder.generate(prompt, SamplingParams(max_new_tokens=tokens), policy=policy).stats
 
 
-def growth(decoder: Decoder, policy: Policy, lengths: tuple[int, ...], prompts: int, tokens: int) -> None:
+def measure_contexts(decoder: Decoder, policy: Policy, lengths: tuple[int, ...], prompts: int, tokens: int) -> None:
     """Print a line for each context length."""
     click.echo("| context | plain tokens/s | policy tokens/s | ratio | tokens per cycle | prefill ms | prefill tokens/s |")
     click.echo("| --- | --- | --- | --- | --- | --- | --- |")
@@ -77,14 +77,14 @@ def growth(decoder: Decoder, policy: Policy, lengths: tuple[int, ...], prompts: 
         click.echo(f"| {length} | {one:.1f} | {two:.1f} | {ratio:.2f}x | {cycle:.2f} | {1000 * wait:.0f} | {length / wait:.0f} |")
 
 
-def of_a_process(engine_dir: Path, decoder: Decoder, lengths: tuple[int, ...], threads: int, turns: int) -> None:
+def measure_process(engine_dir: Path, decoder: Decoder, lengths: tuple[int, ...], threads: int, turns: int) -> None:
     """Loading time, and memory per token of context: the slope between the shortest and the longest prompt."""
     prompts = json.dumps([passage(decoder, length, seed=0) for length in (min(lengths), max(lengths))])
     loads: list[float] = []
     slopes: list[float] = []
     start: list[float] = []
     for _ in range(turns):
-        code = [sys.executable, "-c", OF_A_PROCESS, str(engine_dir), str(threads), decoder.draft]
+        code = [sys.executable, "-c", PROCESS_PROGRAM, str(engine_dir), str(threads), decoder.draft]
         loaded, (empty, short, long) = json.loads(subprocess.run(code, input=prompts, capture_output=True, text=True, check=True).stdout)
         loads.append(loaded)
         start.append(empty / MIB)
@@ -93,7 +93,7 @@ def of_a_process(engine_dir: Path, decoder: Decoder, lengths: tuple[int, ...], t
     click.echo(f"load {load:.1f} s, {size:.0f} MiB once loaded, {slope:.0f} KiB per token of context")
 
 
-def of_a_round(decoder: Decoder, policy: Policy, name: str) -> None:
+def measure_round(decoder: Decoder, policy: Policy, name: str) -> None:
     """The host's share of a round's time, and the Python and numpy memory that a round allocates."""
     prompt = passage(decoder, 100, seed=1)
     stats = decoded(decoder, prompt, policy, 128)
@@ -145,10 +145,10 @@ def main(
         with opened as decoder:
             chosen = fixed or decoder.policy(policy)
             click.echo(f"{engine_dir.name} ({decoder.manifest.precision})")
-            of_a_process(engine_dir, decoder, lengths, threads, turns)
-            of_a_round(decoder, decoder.policy("none"), "plain decoding")
-            of_a_round(decoder, chosen, tree or policy or "the policy")
-            growth(decoder, chosen, lengths, prompts, max_new_tokens)
+            measure_process(engine_dir, decoder, lengths, threads, turns)
+            measure_round(decoder, decoder.policy("none"), "plain decoding")
+            measure_round(decoder, chosen, tree or policy or "the policy")
+            measure_contexts(decoder, chosen, lengths, prompts, max_new_tokens)
 
 
 if __name__ == "__main__":

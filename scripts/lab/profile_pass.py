@@ -31,7 +31,7 @@ from runtime.manifest.load import find_engine_dir, load_manifest
 from runtime.manifest.schema import Manifest
 from runtime.models import load_models
 
-OF_A_NODE = "_kernel_time"
+NODE_SUFFIX = "_kernel_time"
 """Suffix of the profiler's events for single nodes."""
 
 
@@ -84,7 +84,7 @@ def medians(events: Iterable[dict[str, Any]], passes: int, shapes: bool) -> Prof
     for event in events:
         if event.get("name") == "model_run":
             runs.append((event["ts"], event["ts"] + event["dur"]))
-        elif event.get("cat") == "Node" and event["name"].endswith(OF_A_NODE):
+        elif event.get("cat") == "Node" and event["name"].endswith(NODE_SUFFIX):
             kernels.append(event)
     times: list[Counter[str]] = []
     counts: Counter[str] = Counter()

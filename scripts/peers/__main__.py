@@ -64,7 +64,7 @@ def command(
     bench = Bench(work.resolve(), peer_questions, stop, new_tokens, threads, quiet)
     options, failed, remarks = prepare(bench, contenders)
     turns = take_turns(bench, contenders, options, failed, count)
-    close, differences = judge(bench, contenders, options, turns) if logits else ({}, [])
+    close, differences = compare_answers(bench, contenders, options, turns) if logits else ({}, [])
     table = rows(contenders, peer_questions, turns, close)
     title = f"{len(peer_questions)} questions, {count} turns, {new_tokens} new tokens at most, {threads} threads, greedy."
     lines = notes(table, failed, [*remarks, *differences])
@@ -117,7 +117,7 @@ def take_turns(
     return turns
 
 
-def judge(
+def compare_answers(
     bench: Bench, contenders: list[PeerContender], options: dict[str, dict[str, Any]], turns: Turns
 ) -> tuple[dict[str, Closeness], list[str]]:
     """Closeness to float32, and one line for every float32 answer that differs from the reference, with the logit margin."""

@@ -37,8 +37,8 @@ def token_by_token(decoder: Decoder, line: dict[str, str], max_tokens: int) -> I
     for count in range(len(answer[: max(0, max_tokens - len(prompt))])):
         decoder.forget()
         decoder.models.target.cache.truncate(0)
-        for _, scores in decoder.models.target.prefill([*prompt, *answer[:count]]):
-            logits = scores.logits[0].astype(np.float64)
+        for _, output in decoder.models.target.prefill([*prompt, *answer[:count]]):
+            logits = output.logits[0].astype(np.float64)
         weights = np.exp(logits - logits.max())
         yield weights / weights.sum()
 

@@ -11,11 +11,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from runtime import Decoder, SamplingParams
-from runtime.errors import EngineDirError
 from runtime.manifest.graphs import FILE_NAME
 from runtime.manifest.load import load_manifest
-from runtime.manifest.onnx_files import external_files
-from runtime.manifest.typed_json import Malformed
 from tests.stress.fuzz_values import changed, edited, edits, values
 
 TOKENS = 3
@@ -90,10 +87,3 @@ def files(
         read(directory / name)
 
     return edits.map(lambda made: edited(valid, made)) | st.binary(max_size=64), check
-
-
-def check_graph(data: bytes) -> None:
-    try:
-        external_files(data)
-    except Malformed as problem:
-        raise EngineDirError(f"no graph: {problem} — export again") from None

@@ -8,7 +8,7 @@ import pytest
 
 from tests.stress.fuzz import run, targets
 
-NAMES = ("manifest", "decoder", "prompt", "stop strings", "tree shapes", "gguf", "safetensors", "graph", "request")
+NAMES = ("manifest", "decoder", "prompt", "stop strings", "tree shapes", "gguf", "safetensors", "request")
 
 
 @pytest.mark.parametrize("name", NAMES)

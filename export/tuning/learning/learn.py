@@ -53,9 +53,10 @@ def train_resps(
             state,
         )
 
-    return train_ppo(
-        environment, lambda net: wrap(ActionPersistence(Resps(net, actions, state=state), PERSISTENCE)), data, limits, settings
-    )
+    def policy_of(net: Net) -> Policy:
+        return wrap(ActionPersistence(Resps(net, actions, state=state), PERSISTENCE))
+
+    return train_ppo(environment, policy_of, data, limits, settings)
 
 
 def train_ltd(

@@ -53,8 +53,8 @@ def measure_latency(
                 warm = True
             # Drafting is timed right after a target pass, as in service, where the target's weights have just evicted the draft's
             # from the processor's caches.
-            scores = target.verify(Tree.chain([7] * COMMITTED))
-            draft[width, depth].append(_milliseconds(partial(_draft_tree, drafter, spec, scores)))
+            output = target.verify(Tree.chain([7] * COMMITTED))
+            draft[width, depth].append(_milliseconds(partial(_draft_tree, drafter, spec, output)))
         filled = 0
         for span in spans if repeat % LONG_INTERVAL == 0 else [span for span in spans if span <= LONG_SPAN] or spans:
             filled = _fill_cache(target, drafter, filled, span - max_rows)
@@ -80,8 +80,8 @@ def measure_latency(
     return replace(latency, draft_ms=tuple(tuple(cost + missing for cost in costs) for costs in latency.draft_ms))
 
 
-def _draft_tree(drafter: EagleDrafter, spec: TreeSpec, scores: TargetOutput) -> None:
-    drafter.extend([7] * COMMITTED, scores, range(COMMITTED))
+def _draft_tree(drafter: EagleDrafter, spec: TreeSpec, output: TargetOutput) -> None:
+    drafter.extend([7] * COMMITTED, output, range(COMMITTED))
     drafter.draft(7, spec)
 
 
@@ -90,8 +90,8 @@ def _fill_cache(target: Target, drafter: EagleDrafter, start: int, length: int) 
     if start == 0:
         target.cache.truncate(0)
         drafter.begin()
-    for chunk, scores in target.prefill([7] * (length - start)):
-        drafter.extend(chunk, scores, range(len(chunk)))
+    for chunk, output in target.prefill([7] * (length - start)):
+        drafter.extend(chunk, output, range(len(chunk)))
     return length
 
 

@@ -82,16 +82,16 @@ def _positions(target: Target, drafter: EagleDrafter, prompt: Sequence[int], ans
     target.cache.truncate(0)
     drafter.begin()
     features = np.zeros(0, np.float32)
-    for chunk, scores in target.prefill(prompt):
-        drafter.extend(chunk, scores, range(len(chunk)))
-        features = scores.features[len(chunk) - 1].copy()
+    for chunk, output in target.prefill(prompt):
+        drafter.extend(chunk, output, range(len(chunk)))
+        features = output.features[len(chunk) - 1].copy()
     for start in range(0, len(answer), CHUNK):
         tokens = answer[start : start + CHUNK]
-        scores = target.verify_chain(tokens)
-        after = scores.features.copy()
+        output = target.verify_chain(tokens)
+        after = output.features.copy()
         for row, token in enumerate(tokens):
             yield start + row, features
-            drafter.extend([token], scores, [row])
+            drafter.extend([token], output, [row])
             features = after[row]
         target.commit(range(len(tokens)))
 

@@ -1,0 +1,1 @@
+"""The demo model in the formats of the other engines."""

@@ -93,7 +93,7 @@ def test_all_trains_every_recipe(engine_dir: Path, monkeypatch: pytest.MonkeyPat
         names.extend(learned)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export.tuning.cli, "_tuned", interrupted)
+    monkeypatch.setattr(export.tuning.cli, "_tune", interrupted)
     assert tune(engine_dir, "--policy", "all") == 130
     assert sorted(names) == sorted(RECIPES)
 
