@@ -71,9 +71,7 @@ def test_greedy_tokens_equal_transformers(fp32: Decoder, reference: Any) -> None
     for prompt in PROMPTS[::2]:
         ids = fp32.encode(prompt)
         with torch.no_grad():
-            out = reference.generate(
-                torch.tensor([ids]), SamplingParams(max_new_tokens=64), attention_mask=torch.ones(1, len(ids)), do_sample=False
-            )
+            out = reference.generate(torch.tensor([ids]), max_new_tokens=64, attention_mask=torch.ones(1, len(ids)), do_sample=False)
         assert list(fp32.generate(ids, SamplingParams(max_new_tokens=64)).tokens) == out[0, len(ids) :].tolist()
 
 
