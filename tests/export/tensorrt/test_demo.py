@@ -24,6 +24,7 @@ from runtime.manifest.schema import Manifest
 from tests.support.gpu.emulated_tensorrt import EmulatedMachine
 
 trt = pytest.importorskip("tensorrt_rtx")
+pytestmark = pytest.mark.real
 LAYERS = 30
 # What a profile adds to a plan whatever the weights are: the source text of its kernels, 11 MiB for these thirty layers.
 PROFILE_BYTES = 14 << 20
