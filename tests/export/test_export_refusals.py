@@ -36,14 +36,14 @@ def test_directory_that_is_no_engine_is_not_overwritten(run: Run, engines: Path,
     for arguments in ([], ["--force"]):
         ended = run(*arguments)
         assert ended.code == 1
-        assert "exists and is no engine directory — move it away" in ended.complaint
+        assert "exists and is not an engine directory — move it away" in ended.complaint
     assert snapshot(engines) == before
 
 
 def test_file_in_the_way_is_not_overwritten_but_an_empty_directory_is_used(run: Run, engines: Path) -> None:
     engines.mkdir()
     (engines / "tiny").write_text("mine")
-    assert "exists and is no engine directory" in run("--force").complaint
+    assert "exists and is not an engine directory" in run("--force").complaint
     assert (engines / "tiny").read_text() == "mine"
     (engines / "tiny").unlink()
     (engines / "tiny").mkdir()

@@ -55,7 +55,7 @@ def test_the_same_engine_keeps_it(sources: Path, engine: Path, caplog: pytest.Lo
 def test_another_engine_drops_it_and_says_so(sources: Path, engine: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert again(sources, engine, "--max-context", "150") is None
-    said = f"{engine}: its tuning was for another engine than this one and is dropped — tune again: resps-tune --engine-dir {engine}"
+    said = f"{engine}: its tuning is for another engine and is dropped — tune again: resps-tune --engine-dir {engine}"
     assert caplog.messages == [said]
     assert not list(engine.glob("tuned-*"))
 
