@@ -64,7 +64,7 @@ def echo_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def eagle_decoder(echo_engine: Path) -> Iterator[Decoder]:
-    """Of that engine, without bets on repeated text."""
+    """A decoder of that engine, without text lookup."""
     with Decoder(echo_engine, draft="eagle") as decoder:
         yield decoder
 

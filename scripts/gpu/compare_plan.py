@@ -25,6 +25,7 @@ from runtime.decoding.tree import Tree
 from runtime.errors import EngineDirError, RespsError
 from runtime.manifest.load import find_engine_dir, load_manifest
 from runtime.manifest.schema import Manifest
+from scripts import options
 from scripts.gpu.demo import export_demo
 
 MAX_PAST = 100
@@ -134,7 +135,7 @@ def compare_demo(work: Path, weights: str | None) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True, help="An export with --backend tensorrt.")
+@options.engine_dir
 def main(engine_dir: Path) -> None:
     """Compare the target's plan with its ONNX file."""
     report = compare_plan(find_engine_dir(engine_dir))

@@ -15,10 +15,11 @@ import click
 from export.directory.bundled_tuning import write_bundled
 from runtime.console import run_command
 from runtime.manifest.load import find_engine_dir, load_manifest
+from scripts import options
 
 
 @click.command()
-@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
+@options.engine_dir
 @click.option("--draft", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="Checkpoint of the draft.")
 @click.option("--policy", help="Bundle another tuned policy as the chosen one [default: the one that resps-tune chose].")
 def main(engine_dir: Path, draft: Path, policy: str | None) -> None:

@@ -21,6 +21,7 @@ import export.parity.target
 from export.checkpoints.models import MODELS, ModelEntry
 from export.cli import command
 from export.errors import CheckpointError
+from export.parity.reference import reference_logits
 from runtime.console import run_command
 from runtime.manifest.load import load_manifest
 from tests.support.ended import Ended
@@ -138,11 +139,10 @@ def test_incomplete_checkpoint(run: Run, source: Path, engines: Path) -> None:
 def test_export_that_differs_from_its_checkpoint_is_thrown_away(
     run: Run, engines: Path, monkeypatch: pytest.MonkeyPatch, precision: str, noise: float
 ) -> None:
-    original = export.parity.target.reference_logits
     random = np.random.default_rng(0)
 
     def disturbed(*arguments: Any) -> np.ndarray:
-        logits = original(*arguments)
+        logits = reference_logits(*arguments)
         return logits + noise * random.standard_normal(logits.shape, np.float32)
 
     monkeypatch.setattr(export.parity.target, "reference_logits", disturbed)

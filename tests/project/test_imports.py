@@ -70,7 +70,7 @@ LAYERS = {
         ["options"],
         ["cli", "bench", "serve"],
     ],
-    "runtime/backends": [["base"], ["cpu", "cuda"], ["open"]],
+    "runtime/backends": [["base", "spanned_cache"], ["cpu", "cuda"], ["open"]],
     "export": [
         ["errors"],
         ["checkpoints"],

@@ -1,4 +1,4 @@
-"""A draft's own tuning: every export of the pair has it, with networks that are checked, until something else is tuned."""
+"""Bundled tunings: every export with the draft installs its tuning, with checked networks, until resps-tune replaces it."""
 
 from __future__ import annotations
 

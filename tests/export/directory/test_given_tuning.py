@@ -1,4 +1,4 @@
-"""resps-export --policy: a trained policy from elsewhere in a new engine, or one line that says why not."""
+"""resps-export --policy: a trained policy is installed in a new engine, or refused with one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZES = ("--max-context", "250", "--prefill-rows", "16")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A target, its draft, another draft, a tuned engine and its tuning in the form that comes with a draft."""
+    """A target, its draft, another draft, a tuned engine, and the same tuning bundled with the draft."""
     folder = tmp_path_factory.mktemp("given")
     write_echo(folder / "target", folder / "draft")
     write_random_draft(folder / "other")

@@ -1,4 +1,4 @@
-"""An engine that is exported again: what was tuned for it stays where it still holds, and one line says where it does not."""
+"""Exporting an engine again keeps its tuning if the engine is the same, and otherwise drops it with a warning."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def engine(sources: Path, tmp_path: Path) -> Path:
 
 
 def again(sources: Path, engine: Path, *more: str) -> Tuning | None:
-    """The tuning after another export to the same place."""
+    """Export to the same directory again; returns the tuning in the new manifest."""
     return load_manifest(export(sources / "target", sources / "draft", engine.parent, *SIZES, "--force", *more)).tuning
 
 

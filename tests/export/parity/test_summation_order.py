@@ -17,7 +17,7 @@ def test_narrow_products_add_in_order(threads: int) -> None:
 
 
 def test_wide_products_do_not() -> None:
-    """They add the slots in shorter blocks, and the check notices it."""
+    """They sum in shorter blocks, and the check detects it."""
     assert not adds_in_order(width=64)
 
 

@@ -39,7 +39,7 @@ TRAINED = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A target, a draft and their tuned engine for the CPU; the tuning comes with the draft in "bundled"."""
+    """A target, a draft and their tuned engine for the CPU; the draft in "bundled" has its tuning."""
     folder = tmp_path_factory.mktemp("policies")
     write_echo(folder / "target", folder / "draft")
     engine = export_engine(folder / "target", folder / "draft", folder, *HERE)

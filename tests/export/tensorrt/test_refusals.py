@@ -1,7 +1,8 @@
-"""What resps-export --backend tensorrt cannot do, and which TensorRT and which GPUs it takes."""
+"""resps-export --backend tensorrt: refused options, and the choice of TensorRT and GPUs."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,7 +52,7 @@ def fake(name: str, version: str) -> Any:
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What can be imported, by name; an error is raised."""
+    """Modules that can be imported, by name. A value that is an exception is raised."""
     present: dict[str, Any] = {}
 
     def import_module(name: str) -> Any:
@@ -60,7 +61,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise found
         return found
 
-    monkeypatch.setattr(runtime.backends.cuda.tensorrt_module.importlib, "import_module", import_module)
+    monkeypatch.setattr(importlib, "import_module", import_module)
     return present
 
 
