@@ -1,4 +1,4 @@
-"""--help of every command: options under titles, each with a text, and examples that name real commands and options."""
+"""--help of every command has titled options, each with a text, and examples with existing commands and options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports go one way, and importing costs nothing."""
+"""Imports go down the layers only, importing is cheap, and files and functions are short."""
 
 from __future__ import annotations
 

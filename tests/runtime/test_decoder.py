@@ -1,4 +1,4 @@
-"""The public object on a real, tiny engine: results, streaming, cancelling, closing, threads, bad arguments."""
+"""The Decoder on a tiny engine: results, streaming, cancelling, closing, threads, bad arguments."""
 
 from __future__ import annotations
 
@@ -195,13 +195,13 @@ def test_two_threads_race_for_one_decoder(decoder: Decoder) -> None:
 
 
 class Interrupting:
-    """Raises in the middle of a request, as Ctrl-C or a faulty policy does."""
+    """A policy that raises in the middle of a request, as Ctrl-C or a faulty policy does."""
 
     def __init__(self, error: BaseException) -> None:
         self.error, self.rounds = error, 0
 
     def begin(self) -> None:
-        """Goes on as it was."""
+        """Keep the number of rounds."""
 
     def choose(self, observation: Observation) -> TreeSpec:
         self.rounds += 1
@@ -210,7 +210,7 @@ class Interrupting:
         return TreeSpec(4, 3, 1)
 
     def observe(self, outcome: Outcome) -> None:
-        """Nothing to learn."""
+        """Nothing to do."""
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("policy")], ids=repr)

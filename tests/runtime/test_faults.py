@@ -1,4 +1,4 @@
-"""Engine calls that fail, are interrupted or give no numbers, at every stage: a typed error, a right beginning, a usable Decoder."""
+"""Engine calls that fail, are interrupted or return NaN, at every stage: a typed error, correct tokens before it, and a usable Decoder."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder]:
 
 
 def spoil(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, graph: str, at: int, fault: BaseException | Callable[[OrtCall], None]) -> None:
-    """The call number ``at`` of a graph raises ``fault`` after half of its work, or has its outputs changed by it. "sample" is no graph on
-    the host: its draws fail."""
+    """Let call number ``at`` of a graph raise ``fault`` after half of its work, or let ``fault`` change its outputs. On the host "sample"
+    is not a graph; there the sampler fails."""
     if graph == "sample":
         _spoil_draws(monkeypatch, at, fault)
         return
@@ -71,7 +71,7 @@ def answer(decoder: Decoder, sampling: SamplingParams = SamplingParams()) -> tup
 
 
 def until_it_fails(decoder: Decoder, sampling: SamplingParams = SamplingParams()) -> tuple[tuple[int, ...], BaseException]:
-    """What was emitted, and the error."""
+    """The tokens emitted before the failure, and the error."""
     tokens: list[int] = []
     with decoder.stream(PROMPT, replace(sampling, max_new_tokens=40, logprobs=1), policy=TREE) as stream:
         with pytest.raises((RespsError, KeyboardInterrupt)) as caught:
@@ -206,13 +206,13 @@ def test_a_draft_without_numbers_guesses_badly_and_no_more(
 
 
 class Calling:
-    """A policy that does something in the third round."""
+    """A policy that runs ``action`` in the third round."""
 
     def __init__(self, action: Callable[[], object]) -> None:
         self._action, self.rounds = action, 0
 
     def begin(self) -> None:
-        """Goes on as it was."""
+        """Keep the number of rounds."""
 
     def choose(self, observation: Observation) -> TreeSpec:
         self.rounds += 1
@@ -221,7 +221,7 @@ class Calling:
         return TreeSpec(4, 3, 1)
 
     def observe(self, outcome: Outcome) -> None:
-        """Nothing to learn."""
+        """Nothing to do."""
 
 
 def test_a_round_in_work_keeps_others_out(decoder: Decoder) -> None:
@@ -262,7 +262,7 @@ def test_many_threads_close_while_one_streams(tiny_engine: Path) -> None:
 
 
 def test_a_signal_handler_closes_in_the_middle_of_a_round(tiny_engine: Path) -> None:
-    """It runs in the thread that it interrupts: waiting for that round would be waiting for itself."""
+    """The handler runs in the thread that it interrupts, so waiting for the end of the round would be a deadlock."""
     decoder = Decoder(tiny_engine, threads=1)
 
     def handler(number: int, frame: FrameType | None) -> None:

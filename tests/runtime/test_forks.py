@@ -1,4 +1,4 @@
-"""Forks of a decoder, which answer several requests at once, and warm-up."""
+"""Forks of a Decoder, which answer several requests at the same time, and warm-up."""
 
 from __future__ import annotations
 
