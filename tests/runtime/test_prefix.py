@@ -17,7 +17,7 @@ from runtime.decoding.sampling import greedy
 from runtime.decoding.target import common_prefix_length
 from runtime.drafters.eagle import EagleDrafter
 from runtime.drafters.ngram import NgramDrafter
-from tests.support.eagle_engines import export, write_echo
+from tests.support.eagle_engines import export_echo
 from tests.support.fakes import VOCAB as TOY_VOCAB
 from tests.support.fakes import toy_logits, toy_target
 from tests.support.planted import PlantedDrafter
@@ -81,9 +81,7 @@ def test_a_cache_that_was_used_behind_the_targets_back_is_not_believed() -> None
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine with a draft that is often right, and few rows per pass."""
-    root = tmp_path_factory.mktemp("prefix")
-    write_echo(root / "target", root / "draft")
-    return export(root / "target", root / "draft", root / "out", "--prefill-rows", "8")
+    return export_echo(tmp_path_factory.mktemp("prefix"), "--prefill-rows", "8")
 
 
 @pytest.fixture(scope="module")

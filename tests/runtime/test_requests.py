@@ -14,16 +14,14 @@ import pytest
 from policy import PLAIN, FixedPolicy, TreeSpec
 from runtime import Decoder, Result, SamplingParams, TokenLogprob
 from runtime.decoding.logprobs import token_logprob
-from tests.support.eagle_engines import export, write_echo
+from tests.support.eagle_engines import export_echo
 
 TREE, PROMPT = FixedPolicy(TreeSpec(12, 4, 3)), list(range(5, 25))
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("requests")
-    write_echo(root / "target", root / "draft")
-    return export(root / "target", root / "draft", root / "out", "--prefill-rows", "64")
+    return export_echo(tmp_path_factory.mktemp("requests"), "--prefill-rows", "64")
 
 
 @pytest.fixture(scope="module")
