@@ -89,7 +89,7 @@ def compare(reference: Any, other: Any, inputs: Mapping[str, np.ndarray], tolera
         (_, (expected,)), (_, (actual,)) = results
         scales = {name: float(np.abs(np.asarray(values, np.float64)).max()) for name, values in expected.items()}
         allowed = {name: tolerance * scale for name, scale in scales.items()}
-        allowed["next_token"] = np.inf  # ids are no measure of distance
+        allowed["next_token"] = np.inf  # the distance of two ids means nothing
         compared = Comparator.compare_accuracy(results, compare_func=SimpleCompareFunc(atol=allowed, rtol=0.0, check_error_stat="max"))
     ((outputs,),) = (compared[0][pair] for pair in compared[0])
     differences = {name: result.max_absdiff / (scales[name] or 1.0) for name, result in outputs.items() if name != "next_token"}

@@ -108,9 +108,9 @@ def test_joined_bytes_of_an_answer_are_its_text(decoder: Decoder) -> None:
         joined = b"".join(decoder.token_bytes(token) for token in result.tokens)
         assert joined.decode("utf-8", "replace") == result.text
     for wrong in (-1, decoder.manifest.shape.vocab):
-        with pytest.raises(ValueError, match="no token id"):
+        with pytest.raises(ValueError, match="not a token id"):
             decoder.token_bytes(wrong)
-        with pytest.raises(ValueError, match=f"{wrong} is no token id"):
+        with pytest.raises(ValueError, match=f"{wrong} is not a token id"):
             decoder.decode([5, wrong])
 
 
