@@ -42,30 +42,30 @@ from .tensorrt.builder import TIMING_CACHE, Progress
 from .tensorrt.gpu import Platform
 from .tensorrt.plans import build_plans, describe
 
-SPAN_STEP = {ONNXRUNTIME: 64, TENSORRT: 256}  # coarser where every span is recorded on its own
+SPAN_STEP = {ONNXRUNTIME: 64, TENSORRT: 256}  # coarser for TensorRT, because the runtime records a CUDA graph for every span
 FUSED_FILE = "target.cpu.onnx"
 
 
 def is_current(plan: Plan, source: Source) -> bool:
-    """Whether the directory already holds exactly this export, unharmed."""
+    """Whether the directory already holds exactly this export and all its files are intact."""
     try:
         return load_manifest(plan.directory).source == source
     except EngineDirError:
         return False
 
 
-_NOT_THE_EXPORTER = ("training", "tuning")  # commands of their own: no file of a new engine depends on them
+_NOT_THE_EXPORTER = ("training", "tuning")  # separate commands; an exported engine does not depend on them
 
 
 def source_of(checkpoint: Checkpoint, draft: DraftCheckpoint | None, options: Mapping[str, Any]) -> Source:
-    """Fingerprint of inputs and options; an existing directory with the same one is up to date."""
+    """Fingerprint of inputs and options. An existing directory with the same fingerprint is up to date."""
     found = [*checkpoint.fingerprint(), *(draft.fingerprint() if draft else [])]
     files = tuple((name, size, modified) for name, size, modified in found)
     return Source(str(checkpoint.path.name), files, {**options, "exporter": exporter_hash()})
 
 
 def exporter_hash(root: Path = Path(__file__).parent) -> str:
-    """Hash of the exporter's own source: an engine made by other code is not up to date, whatever the version says."""
+    """Hash of the exporter's source files. An engine made by different code is not up to date, even if the version is the same."""
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         if file.relative_to(root).parts[0] not in _NOT_THE_EXPORTER:
@@ -75,8 +75,8 @@ def exporter_hash(root: Path = Path(__file__).parent) -> str:
 
 @dataclass(frozen=True)
 class ExportJob:
-    """One export. ``policy``: the tuning that was asked for; ``rebuild``: the command that makes it again, for error messages;
-    ``platform``: of an engine for TensorRT."""
+    """One export. ``policy``: the tuning given with --policy. ``rebuild``: the command that repeats the export, for error messages.
+    ``platform``: what TensorRT builds with and for, None for ONNX Runtime."""
 
     plan: Plan
     checkpoint: Checkpoint
@@ -91,7 +91,7 @@ class ExportJob:
 
 @dataclass
 class _Written:
-    """What is in the scratch directory so far. ``known``: hashes that were made while writing."""
+    """What is in the scratch directory so far. ``known``: files whose hash was computed while they were written."""
 
     models: dict[str, onnx.ModelProto]
     known: dict[str, File]
@@ -100,9 +100,9 @@ class _Written:
 
 
 def export(job: ExportJob) -> Manifest:
-    """Write the whole directory beside its place and move it there when it is complete and checked.
+    """Write the engine to a scratch directory, and move it to ``plan.directory`` when it is complete and checked.
 
-    Raises ExportError; whatever happens, nothing unfinished is left at ``plan.directory``, and what was there stays until then.
+    Raises ExportError. After any failure ``plan.directory`` is as it was before.
     """
     plan = job.plan
     expect_replaceable(plan.directory)
@@ -128,7 +128,7 @@ def _write(scratch: Path, job: ExportJob) -> Manifest:
     if (scratch / FUSED_FILE).is_file():
         graphs["target"] = replace(graphs["target"], fused=FUSED_FILE)
     limits = Limits(plan.context, plan.capacity, max(plan.tree_sizes), plan.prefill_rows, SPAN_STEP[plan.backend])
-    # Not the version of a package "onnxruntime": its GPU build is installed under another name.
+    # Taken from the module: the package has another name when its GPU build is installed.
     versions = {"resps": version("resps"), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
     if job.platform:
         timings = plan.directory / TIMING_CACHE
@@ -161,7 +161,7 @@ def _write(scratch: Path, job: ExportJob) -> Manifest:
 
 
 def _tuning(scratch: Path, job: ExportJob, manifest: Manifest) -> Tuning | None:
-    """The one that was asked for, else the one that was made for the directory, else the one that comes with the draft."""
+    """The tuning given with --policy, else the one that resps-tune made for this directory, else the one bundled with the draft."""
     found = job.policy
     if found is None:
         if kept := keep(job.plan.directory, manifest.engine_id, scratch):
@@ -172,13 +172,13 @@ def _tuning(scratch: Path, job: ExportJob, manifest: Manifest) -> Tuning | None:
 
 
 def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], tokenizer: TokenizerFiles) -> _Written:
-    """Every ONNX graph with its weights, checked, and the tokenizer's files."""
+    """Write and check all graphs with their weights, and write the tokenizer's files. Raises ExportError."""
     plan, arch, progress = job.plan, job.checkpoint.arch, job.progress
     precision = BACKENDS[plan.backend][plan.precision]
     if plan.backend == ONNXRUNTIME and is_ordered(precision) and not adds_in_order():
         raise ExportError(
-            "ONNX Runtime's products on this processor add up in an order of their own, so that answers of integer weights could depend on "
-            "the draft — use --precision fp32 or bf16"
+            "ONNX Runtime's matrix products on this processor do not sum in a fixed order, so int8 and int4 answers could depend on the "
+            "draft — use --precision fp32 or bf16"
         )
     with WeightFile(scratch / "target.data") as weights:
         writer = TargetWriter(arch, job.checkpoint, precision, plan.capacity, weights, captured, static=plan.backend == TENSORRT)
@@ -218,7 +218,7 @@ def _tokenizer_files(checkpoint: Checkpoint, chat_template: str | None) -> Token
 
 
 def _described(file: str, model: onnx.ModelProto) -> Graph:
-    """The graph's tensors as the manifest states them."""
+    """The manifest's entry of a graph: names, types and shapes of its inputs and outputs."""
 
     def tensors(values: Any) -> dict[str, Tensor]:
         return {

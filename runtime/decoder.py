@@ -212,7 +212,7 @@ class Decoder:
 
     def _check_token(self, token: int) -> None:
         if not 0 <= token < self.manifest.shape.vocab:
-            raise ValueError(f"{token} is no token id — ids are whole numbers from 0 to {self.manifest.shape.vocab - 1}")
+            raise ValueError(f"{token} is not a token id — ids are whole numbers from 0 to {self.manifest.shape.vocab - 1}")
 
     def close(self) -> None:
         """Cancel the running request, wait for its current round, and free everything. May be called repeatedly and from any thread. Called

@@ -60,16 +60,14 @@ def decoder(tiny_engine: Path) -> Iterator[Decoder]:
 @pytest.fixture(scope="session")
 def echo_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny target with a draft that is often right. Whoever changes it changes a copy."""
-    from tests.support.eagle_engines import export, write_echo
+    from tests.support.eagle_engines import export_echo
 
-    root = tmp_path_factory.mktemp("echo")
-    write_echo(root / "target", root / "draft")
-    return export(root / "target", root / "draft", root, "--max-context", "250", "--prefill-rows", "16")
+    return export_echo(tmp_path_factory.mktemp("echo"), "--max-context", "250", "--prefill-rows", "16")
 
 
 @pytest.fixture(scope="module")
 def eagle_decoder(echo_engine: Path) -> Iterator[Decoder]:
-    """Of that engine, without bets on repeated text."""
+    """A decoder of that engine, without text lookup."""
     with Decoder(echo_engine, draft="eagle") as decoder:
         yield decoder
 

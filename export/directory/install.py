@@ -20,7 +20,7 @@ from ..errors import ExportError
 def expect_replaceable(directory: Path) -> None:
     """Raises ExportError if ``directory`` holds anything that the exporter did not write."""
     if directory.exists() and not _is_engine(directory) and (not directory.is_dir() or any(directory.iterdir())):
-        raise ExportError(f"{directory} exists and is no engine directory — move it away, or choose another --out or --name")
+        raise ExportError(f"{directory} exists and is not an engine directory — move it away, or choose another --out or --name")
 
 
 def _is_engine(directory: Path) -> bool:

@@ -32,7 +32,7 @@ SEED_CHARACTERS = 600  # most characters of a library text in a seed prompt
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainingTarget:
     """The target whose conversations are collected: its weights, its tokenizer and its chat template."""
 
     checkpoint: Checkpoint
@@ -40,7 +40,7 @@ class Source:
     template: TemplateTokens
 
 
-def open_source(model: str, weights: str | None) -> Source:
+def open_target(model: str, weights: str | None) -> TrainingTarget:
     """Find the target as resps-export does. Raises UnknownModel, CheckpointError and UnsupportedModel."""
     entry = model_entry(model)
     checkpoint = open_checkpoint(locate(entry, weights))
@@ -53,7 +53,7 @@ def open_source(model: str, weights: str | None) -> Source:
         (directory / "tokenizer.json").write_text(files.tokenizer_json, encoding="utf-8")
         (directory / "chat_template.jinja").write_text(files.chat_template or "", encoding="utf-8")
         text = Tokenizer(directory, Tokens("tokenizer.json", "chat_template.jinja", files.stop, files.bos))
-    return Source(checkpoint, text, template_tokens(text, files.stop))
+    return TrainingTarget(checkpoint, text, template_tokens(text, files.stop))
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Generation:
     device: str
 
 
-def collect_words(source: Source, out: Path, generation: Generation, seed: int, tokens: int) -> Iterator[str]:
+def collect_words(source: TrainingTarget, out: Path, generation: Generation, seed: int, tokens: int) -> Iterator[str]:
     """Let the target write conversations until ``tokens`` tokens are in shards; yields a line for the user per shard.
 
     Raises TrainingError if ``out`` has the shards of this seed already, or if the device is missing."""
@@ -74,7 +74,7 @@ def collect_words(source: Source, out: Path, generation: Generation, seed: int, 
     yield from _collect(source, plans, writer, generation, seed, tokens)
 
 
-def collect_answers(source: Source, out: Path, generation: Generation, file: Path) -> Iterator[str]:
+def collect_answers(source: TrainingTarget, out: Path, generation: Generation, file: Path) -> Iterator[str]:
     """Compute the hidden states of the conversations in ``file``; yields a line for the user per shard.
 
     Raises TrainingError for a malformed file, if ``out`` has the shards of this file already, or if the device is missing."""
@@ -84,7 +84,7 @@ def collect_answers(source: Source, out: Path, generation: Generation, file: Pat
     yield from _collect(source, chain(plans, repeat(filler)), writer, generation, 0, tokens)
 
 
-def read_answers(file: Path, source: Source) -> list[list[Segment]]:
+def read_answers(file: Path, source: TrainingTarget) -> list[list[Segment]]:
     """The conversations of JSON lines with ``prompt``, ``answer`` and perhaps ``finished``: false for an answer that was cut."""
     encode, template, plans = source.text.encode_raw, source.template, []
     try:
@@ -104,7 +104,7 @@ def read_answers(file: Path, source: Source) -> list[list[Segment]]:
 
 
 def _collect(
-    source: Source, plans: Iterator[list[Segment]], writer: ShardWriter, generation: Generation, seed: int, tokens: int
+    source: TrainingTarget, plans: Iterator[list[Segment]], writer: ShardWriter, generation: Generation, seed: int, tokens: int
 ) -> Iterator[str]:
     target = TorchTarget(source.checkpoint, generation.batch, generation.capacity, torch_device(generation.device), torch.bfloat16)
     began = time.monotonic()

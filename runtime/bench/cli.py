@@ -59,7 +59,7 @@ def command(again: Path | None, report_file: Path | None, as_json: bool, **given
 
     The contenders are plain decoding and all pairs of a draft with a policy or tree. Every contender answers every turn, they rotate in
     answering first, and every token is compared with plain decoding's. If interrupted, the command shows what it has measured.
-    docs/benchmarks.md defines the figures.
+    docs/lab/figures.md defines the figures.
     """
     if report_file:
         from .svg import expect_matplotlib

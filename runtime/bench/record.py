@@ -139,7 +139,7 @@ def read(file: Path) -> Measurement:
         raise BenchError(f"cannot read {file}: {error} — give what resps-bench --json printed") from None
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA or "table" not in data:
-        raise BenchError(f"{file} is no measurement of schema {SCHEMA} — give what resps-bench --json of this version printed")
+        raise BenchError(f"{file} is not a measurement of schema {SCHEMA} — give what resps-bench --json of this version printed")
     del data["table"]
     try:
         measurement: Measurement = decode(Measurement, data, "measurement")

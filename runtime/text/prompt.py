@@ -38,6 +38,6 @@ def _checked_ids(items: Iterable[int], vocab: int) -> list[int]:
     ids = []
     for item in items:
         if isinstance(item, bool) or not isinstance(item, (int, np.integer)) or not 0 <= item < vocab:
-            raise PromptError(f"{item!r} is no token id — ids are whole numbers from 0 to {vocab - 1}", "token_ids")
+            raise PromptError(f"{item!r} is not a token id — ids are whole numbers from 0 to {vocab - 1}", "token_ids")
         ids.append(int(item))
     return ids

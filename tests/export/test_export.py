@@ -1,4 +1,4 @@
-"""The whole resps-export command when it works: what it leaves behind, the first time and again, and what it says."""
+"""The whole resps-export command when it succeeds: its files and messages, the first time and again."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_directory_is_complete_and_describes_itself(run: Run, source: Path, engi
 
 
 def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph and of the bodies inside it."""
+    """All nodes of a graph and of its subgraphs."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -72,7 +72,7 @@ def test_every_precision_has_its_own_directory(run: Run, engines: Path, precisio
 
 
 def test_name_and_model_of_the_directory(run: Run, engines: Path) -> None:
-    """A known model's own chat template stands in where the checkpoint has none."""
+    """A known model's chat template is used if the checkpoint has none."""
     (engines.parent / "tiny" / "tokenizer_config.json").unlink()
     assert run("--model", "vicuna-13b", "--no-draft", "--name", "mine").code == 0
     manifest = expect_engine(engines / "mine")
@@ -177,7 +177,7 @@ def test_older_tokenizer_files_are_converted(run: Run, source: Path, engines: Pa
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"model": {"type": "BPE"}}'])
 def test_damaged_tokenizer(run: Run, source: Path, engines: Path, text: str) -> None:
-    """A directory with a manifest can be decoded with, so this must not wait for resps-run."""
+    """A directory with a manifest must be usable, so the export must find this error, not resps-run."""
     (source / "tokenizer.json").write_text(text)
     ended = run()
     assert ended.code == 1

@@ -1,4 +1,4 @@
-"""README.md is true: its program runs and its model table is the real one; the architecture page names every folder."""
+"""README.md's program runs and its model table is complete; the architecture page names every folder."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_bad_usage_is_one_line_and_exit_2(tiny_engine: Path, arguments: list[str
 
 
 def test_options_that_do_not_go_together_are_wrong_usage(echo_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Only the Decoder knows; it is no defect all the same."""
+    """Only the Decoder can detect it, and it must not be reported as an internal error."""
     arguments = ["--engine-dir", str(echo_engine), "--draft", "eagle+ngram", "--device", "cuda", PROMPT]
     assert run_command(command, "resps-run", arguments) == 2
     out, err = capfd.readouterr()

@@ -28,6 +28,7 @@ from policy import FixedPolicy, Policy, TreeSpec
 from runtime import Decoder, PromptError, Result, SamplingParams
 from runtime.bench.questions import read_questions
 from runtime.serve.load import load_replicas
+from scripts import options
 
 EVERY = 10  # requests between two samples of the memory
 TREES = [TreeSpec(5, 3, 2), TreeSpec(12, 4, 3), TreeSpec(3, 2, 1)]
@@ -234,7 +235,7 @@ def soak(engine_dir: Path, requests: int, questions: int, tokens: int = 64) -> d
 
 
 @click.command()
-@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@options.engine_dir
 @click.option("--requests", type=click.IntRange(1), default=2000, show_default=True)
 @click.option("--questions", type=click.IntRange(1), default=6, show_default=True)
 @click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="Limit of an answer.")

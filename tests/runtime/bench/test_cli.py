@@ -146,7 +146,7 @@ def edited(change: Callable[[dict[str, Any]], object]) -> str:
 
 BROKEN: Mapping[str, Callable[[], str]] = {
     "cannot read": lambda: "{",
-    "no measurement of schema": lambda: "[]",
+    "not a measurement of schema": lambda: "[]",
     "of schema 2": lambda: edited(lambda data: data.update(schema=1)),
     "wrong keys: machine": lambda: edited(lambda data: data.pop("machine")),
     "tokens_per_cycle": lambda: edited(lambda data: data["answers"][0]["stats"].update(tokens_per_cycle="fast")),

@@ -113,7 +113,7 @@ def in_a_function(model: onnx.ModelProto, location: str) -> None:
 @pytest.mark.parametrize("place", [in_initializer, in_a_constant, in_a_branch, in_a_function])
 @pytest.mark.parametrize("location", ["../secret", "{root}/secret", "link", "../engine/../secret"])
 def test_graphs_that_read_files_outside_are_rejected(directory: Path, place: Callable[[onnx.ModelProto, str], None], location: str) -> None:
-    """By ONNX Runtime itself, from the oldest supported version on. The secret has the size that the graph asks for."""
+    """ONNX Runtime rejects them, from the oldest supported version on. The secret has the size that the graph expects."""
     (directory.parent / "secret").write_bytes(b"1234")
     (directory / "link").symlink_to(directory.parent / "secret")
     file = directory / "target.onnx"
