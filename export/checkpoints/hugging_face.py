@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import CheckpointError, UnsupportedModel
 from .arch import Arch, arch_from_config
-from .quantized.methods import IntegerWeights, Reader, StoredIntegers, reader_of
+from .quantized.methods import Reader, reader_of
 from .quantized.settings import SETTINGS_FILES, quantization_of
 from .safetensors import Files, Weights, read_json
 from .target_tensors import EMBEDDING, HEAD, check_names, expected_tensors, harmless
@@ -80,10 +80,6 @@ class HuggingFaceCheckpoint:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         return self._files.read(self._names.get(name, name), start, stop)
-
-    def integers(self, name: str, start: int = 0, stop: int | None = None) -> StoredIntegers | None:
-        """Rows [start, stop) of a matrix as the checkpoint's own integers, None if it is stored in floating point."""
-        return self._files.integers(self._names[name], start, stop) if isinstance(self._files, IntegerWeights) else None
 
     def fingerprint(self) -> list[list[Any]]:
         return self._files.fingerprint()
