@@ -1,0 +1,28 @@
+"""The methods of quantization that can be read, and the refusal of all others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...errors import UnsupportedModel
+from ..safetensors import Files
+from .settings import Quantization
+
+Reader = Callable[[Files], Files]
+"""Stored tensors -> the float weights that they stand for, under the names of an unquantized checkpoint. Tensors that the method does not
+know keep their names, so that the check of the target names them."""
+
+READERS: dict[str, Callable[[Quantization], Reader]] = {}
+"""Reader of each method. Raises UnsupportedModel for settings that it cannot read exactly; no tensor is opened for that."""
+
+
+def reader_of(quantization: Quantization) -> Reader:
+    """The reader of a quantized checkpoint, chosen from its settings alone. Raises UnsupportedModel if we have none."""
+    make = READERS.get(quantization.method)
+    if make is None:
+        readable = f"readable: {', '.join(sorted(READERS))}; else " if READERS else ""
+        raise UnsupportedModel(
+            f"{quantization.source} says that the weights are quantized with {quantization.method!r}, which cannot be read — "
+            f"{readable}export from the unquantized checkpoint (--precision quantizes it)"
+        )
+    return make(quantization)
