@@ -1,7 +1,7 @@
 """Quantizes and packs matrices as the published formats define it, in plain loops that share nothing with the readers.
 
-Each packer returns the tensors of one module, by their names behind the module's, and the float32 weight [outputs, inputs] that the format's
-definition gives them.
+Each packer returns the tensors of one module, by their names behind the module's, and the float32 weight [outputs, inputs] that the
+format's definition gives them.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def int_quantized(weight: np.ndarray, group: int = -1, *, zero_points: bool = Fa
     return tensors, dense
 
 
-def float8(weight: np.ndarray, rows: int, inputs: int, scale_type: np.dtype | type = np.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def float8(
+    weight: np.ndarray, rows: int, inputs: int, scale_type: np.dtype | type = np.float32
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """float8 values, scales [row blocks, input blocks] and the dense weight, for blocks of ``rows`` x ``inputs``."""
     scales = np.zeros((-(-weight.shape[0] // rows), -(-weight.shape[1] // inputs)), np.float32)
     values, dense = np.zeros(weight.shape, float8_e4m3fn), np.zeros(weight.shape, np.float32)

@@ -16,14 +16,14 @@ import numpy as np
 from ...errors import CheckpointError, UnsupportedModel
 from .input_groups import group_size
 from .packing import signed, word_columns
-from .stored import INT4, Form, Mapped, StoredIntegers
+from .stored import INT4, Form, StoredIntegers, Tensors
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 PARTS = ("qweight", "scales", "qzeros")
 _BITS = 4
 
 
-def find(files: Mapped, config: Mapping[str, Any]) -> dict[str, AwqMatrix]:
+def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, AwqMatrix]:
     """Logical name -> matrix, for every module that has a qweight. Raises UnsupportedModel for a format that is not read."""
     kind = str(config.get("version") or config.get("format") or "gemm").lower()
     bits = config.get("bits", config.get("w_bit", _BITS))
@@ -44,29 +44,28 @@ def find(files: Mapped, config: Mapping[str, Any]) -> dict[str, AwqMatrix]:
 class AwqMatrix:
     """One matrix. ``asked``: the config's group size. Without qzeros every zero is the middle of the range."""
 
-    files: Mapped
+    files: Tensors
     stem: str
     tensors: tuple[str, ...]
     asked: int | None
 
     def _part(self, part: str) -> np.ndarray:
-        return self.files.mapped(self.stem + part)
+        return self.files.stored(self.stem + part)
 
     @cached_property
     def shape(self) -> tuple[int, int]:
-        inputs, words = self._part("qweight").shape
+        inputs, words = self.files.shape(f"{self.stem}qweight")
         return int(words) * 8, int(inputs)
 
     @cached_property
     def form(self) -> Form:
         outputs, inputs = self.shape
-        scales, name = self._part("scales"), self.stem.rstrip(".")
-        groups = len(scales)
-        stored = f"{self.stem}qzeros" in self.tensors
-        if scales.shape != (groups, outputs) or (stored and self._part("qzeros").shape != (groups, outputs // 8)):
+        scales, name = self.files.shape(f"{self.stem}scales"), self.stem.rstrip(".")
+        groups, stored = scales[0], f"{self.stem}qzeros" in self.tensors
+        if scales != (groups, outputs) or (stored and self.files.shape(f"{self.stem}qzeros") != (groups, outputs // 8)):
             raise CheckpointError(f"{name} has scales or zero points of another shape than its weight — it is damaged, download it again")
         zeros = stored and bool(self._zeros(0, outputs).any())
-        return Form(INT4, group_size(inputs, groups, self.asked, name), zeros, scales.dtype)
+        return Form(INT4, group_size(inputs, groups, self.asked, name), zeros, self.files.stored_type(f"{self.stem}scales"))
 
     def _zeros(self, start: int, stop: int) -> np.ndarray:
         """int8 [rows, groups], counted from the middle of the range."""
@@ -74,6 +73,6 @@ class AwqMatrix:
 
     def rows(self, start: int, stop: int) -> StoredIntegers:
         values = signed(np.ascontiguousarray(word_columns(self._part("qweight"), _BITS, start, stop, ORDER).T), _BITS)
-        scales = np.array(self._part("scales")[:, start:stop]).astype(np.float32).T
+        scales = self._part("scales")[:, start:stop].astype(np.float32).T
         zeros = self._zeros(start, stop) if self.form.zero_points else None
         return StoredIntegers(values, np.ascontiguousarray(scales), zeros, self.form.block)

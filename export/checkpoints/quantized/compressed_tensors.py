@@ -6,6 +6,7 @@ asymmetric schemes weight_zero_point, packed along the outputs. int-, float- and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from ...errors import CheckpointError, UnsupportedModel
 from .input_groups import group_size, order_of_groups
 from .packing import signed, unpacked
 from .plain import PlainMatrix
-from .stored import INT4, INT8, Form, Mapped, QuantizedMatrix, StoredIntegers
+from .stored import INT4, INT8, Form, QuantizedMatrix, StoredIntegers, Tensors
 
 FORMATS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized", "mixed-precision", "dense")
 _PACKED = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
@@ -39,7 +40,9 @@ def check(config: Mapping[str, Any], source: str) -> None:
         what = "transforms that change activations (transform_config)"
     else:
         return
-    raise UnsupportedModel(f"{source} asks for {what}, which compressed-tensors are not read with — export from another checkpoint of the model")
+    raise UnsupportedModel(
+        f"{source} asks for {what}, which compressed-tensors are not read with — export from another checkpoint of the model"
+    )
 
 
 def _groups(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -48,7 +51,7 @@ def _groups(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield group
 
 
-def find(files: Mapped, config: Mapping[str, Any]) -> dict[str, QuantizedMatrix]:
+def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, QuantizedMatrix]:
     """Logical name -> matrix, for every weight with scales. What `ignore` excludes is stored as it is, and has none."""
     names = set(files.names())
     schemes = [group.get("weights") or {} for group in _groups(config)]
@@ -67,9 +70,9 @@ def find(files: Mapped, config: Mapping[str, Any]) -> dict[str, QuantizedMatrix]
 
 
 def _plain(
-    files: Mapped, stem: str, schemes: Sequence[Mapping[str, Any]], tensors: tuple[str, ...], ignored: tuple[str, ...]
+    files: Tensors, stem: str, schemes: Sequence[Mapping[str, Any]], tensors: tuple[str, ...], ignored: tuple[str, ...]
 ) -> PlainMatrix:
-    kind = files.mapped(f"{stem}weight").dtype
+    kind = files.stored_type(f"{stem}weight")
     if kind not in (np.dtype(np.int8), np.dtype(float8_e4m3fn)):
         raise UnsupportedModel(
             f"{files.path}: {stem}weight is {kind} and has a scale, so it was never compressed — save it with save_compressed=True"
@@ -90,7 +93,7 @@ def _sizes(block: Any) -> Sequence[int]:
 class PackedMatrix:
     """One matrix in weight_packed. ``ignored``: scales of its activations."""
 
-    files: Mapped
+    files: Tensors
     stem: str
     parts: tuple[str, ...]
     ignored: tuple[str, ...]
@@ -100,18 +103,18 @@ class PackedMatrix:
         return self.parts + self.ignored
 
     def _part(self, part: str) -> np.ndarray:
-        return self.files.mapped(self.stem + part)
+        return self.files.stored(self.stem + part)
 
     @cached_property
     def shape(self) -> tuple[int, int]:
         if f"{self.stem}weight_shape" not in self.parts:
             raise CheckpointError(f"{self.files.path} has no {self.stem}weight_shape — it is incomplete, download it again")
-        outputs, inputs = np.asarray(self._part("weight_shape")).astype(np.int64).tolist()
+        outputs, inputs = self._part("weight_shape").astype(np.int64).tolist()
         return int(outputs), int(inputs)
 
     @cached_property
     def bits(self) -> int:
-        (outputs, inputs), packed = self.shape, self._part("weight_packed").shape
+        (outputs, inputs), packed = self.shape, self.files.shape(f"{self.stem}weight_packed")
         for bits in (4, 8):
             if packed == (outputs, -(-inputs * bits // 32)):
                 return bits
@@ -122,35 +125,36 @@ class PackedMatrix:
 
     @cached_property
     def form(self) -> Form:
-        (outputs, inputs), scales, name = self.shape, self._part("weight_scale"), f"{self.stem}weight"
-        groups, order = scales.shape[1] if scales.ndim == 2 else 1, None
-        if scales.size not in (1, outputs * groups):
-            raise CheckpointError(f"{name} has scales {list(scales.shape)} for {outputs} rows — the checkpoint is damaged, download it again")
+        (outputs, inputs), scales, name = self.shape, self.files.shape(f"{self.stem}weight_scale"), f"{self.stem}weight"
+        groups, order = scales[1] if len(scales) == 2 else 1, None
+        if math.prod(scales) not in (1, outputs * groups):
+            raise CheckpointError(f"{name} has scales {list(scales)} for {outputs} rows — the checkpoint is damaged, download it again")
         size = group_size(inputs, groups, None, name)
         g_idx = f"{self.stem}weight_g_idx"
-        if g_idx in self.parts and (numbers := np.array(self._part("weight_g_idx"))).min() >= 0:  # -1: not in use
+        if g_idx in self.parts and (numbers := self._part("weight_g_idx")).min() >= 0:  # -1: not in use
             order = order_of_groups(numbers, groups, size, name)
         zeros = f"{self.stem}weight_zero_point" in self.parts and bool(self._zeros(0, outputs, groups).any())
-        return Form(INT4 if self.bits == 4 else INT8, size, zeros, scales.dtype, None if order is None else order.tobytes())
+        kind, scale_type = INT4 if self.bits == 4 else INT8, self.files.stored_type(f"{self.stem}weight_scale")
+        return Form(kind, size, zeros, scale_type, None if order is None else order.tobytes())
 
     def _zeros(self, start: int, stop: int, groups: int) -> np.ndarray:
         """int8 [rows, groups]. Packed along the outputs, or plain in checkpoints of early versions."""
         stored = self._part("weight_zero_point")
         if stored.dtype != np.int32:
-            plain = np.broadcast_to(np.asarray(stored).reshape(-1, groups), (self.shape[0], groups))
+            plain = np.broadcast_to(stored.reshape(-1, groups), (self.shape[0], groups))
             return np.array(plain[start:stop]).astype(np.int8)
         each = 32 // self.bits
         first = start // each
-        words = np.array(stored[first : -(-stop // each)])
+        words = stored[first : -(-stop // each)]
         return signed(np.ascontiguousarray(unpacked(words, self.bits, 0)[start - first * each : stop - first * each]), self.bits)
 
     def rows(self, start: int, stop: int) -> StoredIntegers:
         form, inputs = self.form, self.shape[1]
-        values = unpacked(np.array(self._part("weight_packed")[start:stop]), self.bits, 1)[:, :inputs]
+        values = unpacked(self.files.stored(f"{self.stem}weight_packed", start, stop), self.bits, 1)[:, :inputs]
         if (order := form.permutation) is not None:
             values = values[:, order]
         groups = -(-inputs // form.block)
-        scales = np.asarray(self._part("weight_scale")).reshape(-1, groups)
+        scales = self._part("weight_scale").reshape(-1, groups)
         rows = np.array(np.broadcast_to(scales, (self.shape[0], groups))[start:stop]).astype(np.float32)
         zeros = self._zeros(start, stop, groups) if form.zero_points else None
         return StoredIntegers(signed(np.ascontiguousarray(values), self.bits), rows, zeros, form.block)

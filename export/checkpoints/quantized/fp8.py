@@ -13,20 +13,20 @@ from ml_dtypes import float8_e4m3fn
 
 from ...errors import CheckpointError
 from .plain import PlainMatrix
-from .stored import Mapped
+from .stored import Tensors
 
 SCALES = ("weight_scale_inv", "weight_scale")
 IGNORED = ("input_scale", "input_scale_ub", "activation_scale", "output_scale")
 
 
-def find(files: Mapped, config: Mapping[str, Any]) -> dict[str, PlainMatrix]:
+def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, PlainMatrix]:
     """Logical name -> matrix, for every weight in float8. Raises CheckpointError for one without scales."""
     names, found = set(files.names()), {}
     blocks = config.get("weight_block_size")
     for name in sorted(names):
         stem = name.removesuffix("weight")
         scales = [stem + part for part in SCALES if stem + part in names]
-        if not name.endswith(".weight") or files.mapped(name).dtype != float8_e4m3fn:
+        if not name.endswith(".weight") or files.stored_type(name) != float8_e4m3fn:
             continue
         if not scales:
             raise CheckpointError(f"{files.path} has {name} in float8 without its scale — it is incomplete, download it again")

@@ -17,13 +17,13 @@ import numpy as np
 from ...errors import CheckpointError, UnsupportedModel
 from .input_groups import group_size, order_of_groups
 from .packing import signed, unpacked, word_columns
-from .stored import INT4, INT8, Form, Mapped, StoredIntegers
+from .stored import INT4, INT8, Form, StoredIntegers, Tensors
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _ONES = {4: np.uint32(0x11111111), 8: np.uint32(0x01010101)}
 
 
-def find(files: Mapped, config: Mapping[str, Any]) -> dict[str, GptqMatrix]:
+def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, GptqMatrix]:
     """Logical name -> matrix, for every module that has a qweight. Raises UnsupportedModel for a format that is not read."""
     kind = str(config.get("checkpoint_format") or config.get("format") or "gptq").lower()
     if kind not in ("gptq", "gptq_v2"):
@@ -35,16 +35,17 @@ def find(files: Mapped, config: Mapping[str, Any]) -> dict[str, GptqMatrix]:
             if missing := [part for part in PARTS[:3] if stem + part not in names]:
                 raise CheckpointError(f"{files.path} has {name} without {', '.join(missing)} — it is incomplete, download it again")
             tensors = tuple(stem + part for part in PARTS if stem + part in names)
-            found[f"{stem}weight"] = GptqMatrix(files, stem, tensors, _bits(files, stem, tensors, config), config.get("group_size"), kind == "gptq")
+            found[f"{stem}weight"] = GptqMatrix(
+                files, stem, tensors, _bits(files, stem, tensors, config), config.get("group_size"), kind == "gptq"
+            )
     return found
 
 
-def _bits(files: Mapped, stem: str, tensors: Sequence[str], config: Mapping[str, Any]) -> int:
+def _bits(files: Tensors, stem: str, tensors: Sequence[str], config: Mapping[str, Any]) -> int:
     """From the tensors where they tell, because modules may differ. Raises UnsupportedModel unless it is 4 or 8."""
     bits = config.get("bits")
     if f"{stem}g_idx" in tensors:
-        words, inputs = len(files.mapped(f"{stem}qweight")), max(1, files.mapped(f"{stem}g_idx").size)
-        bits = 32 * words // inputs
+        bits = 32 * files.shape(f"{stem}qweight")[0] // max(1, files.shape(f"{stem}g_idx")[0])
     if bits not in (4, 8):
         raise UnsupportedModel(f"{stem}qweight has {bits} bits, GPTQ is read with 4 and 8 — export from another checkpoint of the model")
     return int(bits)
@@ -54,7 +55,7 @@ def _bits(files: Mapped, stem: str, tensors: Sequence[str], config: Mapping[str,
 class GptqMatrix:
     """One matrix. ``asked``: the config's group size; ``one_less``: zero points are stored as one less."""
 
-    files: Mapped
+    files: Tensors
     stem: str
     tensors: tuple[str, ...]
     bits: int
@@ -62,40 +63,40 @@ class GptqMatrix:
     one_less: bool
 
     def _part(self, part: str) -> np.ndarray:
-        return self.files.mapped(self.stem + part)
+        return self.files.stored(self.stem + part)
 
     @cached_property
     def shape(self) -> tuple[int, int]:
-        words, outputs = self._part("qweight").shape
+        words, outputs = self.files.shape(f"{self.stem}qweight")
         return int(outputs), int(words) * 32 // self.bits
 
     @cached_property
     def form(self) -> Form:
         outputs, inputs = self.shape
-        scales = self._part("scales")
-        groups, name = len(scales), self.stem.rstrip(".")
-        if scales.shape != (groups, outputs) or self._part("qzeros").shape != (groups, -(-outputs * self.bits // 32)):
+        scales, name = self.files.shape(f"{self.stem}scales"), self.stem.rstrip(".")
+        groups = scales[0]
+        if scales != (groups, outputs) or self.files.shape(f"{self.stem}qzeros") != (groups, -(-outputs * self.bits // 32)):
             raise CheckpointError(f"{name} has scales or zero points of another shape than its weight — it is damaged, download it again")
         size, order = group_size(inputs, groups, self.asked, name), None
         if f"{self.stem}g_idx" in self.tensors:
-            order = order_of_groups(np.array(self._part("g_idx")), groups, size, name)
+            order = order_of_groups(self._part("g_idx"), groups, size, name)
         zeros = bool(self._zeros(0, outputs).any())
-        return Form(INT4 if self.bits == 4 else INT8, size, zeros, scales.dtype, None if order is None else order.tobytes())
+        kind, scale_type = INT4 if self.bits == 4 else INT8, self.files.stored_type(f"{self.stem}scales")
+        return Form(kind, size, zeros, scale_type, None if order is None else order.tobytes())
 
     def _zeros(self, start: int, stop: int) -> np.ndarray:
         """int8 [rows, groups], counted from the middle of the range."""
         words = self._part("qzeros")
         if self.one_less:
-            words = (np.asarray(words).view(np.uint32) + _ONES[self.bits]).view(np.int32)
+            words = (words.view(np.uint32) + _ONES[self.bits]).view(np.int32)
         return np.ascontiguousarray(signed(word_columns(words, self.bits, start, stop), self.bits).T)
 
     def rows(self, start: int, stop: int) -> StoredIntegers:
         order = self.form.permutation
-        packed = np.array(self._part("qweight")[:, start:stop])
-        values = unpacked(packed, self.bits, 0)
+        values = unpacked(self._part("qweight")[:, start:stop], self.bits, 0)
         if order is not None:
             values = values[order]
         values = signed(np.ascontiguousarray(values.T), self.bits)
-        scales = np.array(self._part("scales")[:, start:stop]).astype(np.float32).T
+        scales = self._part("scales")[:, start:stop].astype(np.float32).T
         zeros = self._zeros(start, stop) if self.form.zero_points else None
         return StoredIntegers(values, np.ascontiguousarray(scales), zeros, self.form.block)

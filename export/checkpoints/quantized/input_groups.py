@@ -1,4 +1,4 @@
-"""Which inputs of a matrix share a scale: from the number of scales, and from a list of group numbers (g_idx) where inputs were reordered."""
+"""Which inputs of a matrix share a scale, from the number of scales, and from group numbers (g_idx) where inputs were reordered."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def order_of_groups(g_idx: np.ndarray, groups: int, size: int, name: str) -> np.
     order = np.argsort(g_idx, kind="stable").astype(np.int32)
     if not np.array_equal(g_idx[order], np.arange(len(g_idx)) // size):
         raise CheckpointError(
-            f"{name}: g_idx does not divide {len(g_idx)} inputs into {groups} groups of {size} — the checkpoint is damaged, download it again"
+            f"{name}: g_idx does not make {groups} groups of {size} of {len(g_idx)} inputs — the checkpoint is damaged, download it again"
         )
     return None if np.array_equal(order, np.arange(len(order))) else order

@@ -28,4 +28,4 @@ def word_columns(words: np.ndarray, bits: int, start: int, stop: int, order: Seq
     """Columns [start, stop) of a matrix that is packed along axis 1."""
     each = 32 // bits
     first = start // each
-    return unpacked(np.array(words[:, first : -(-stop // each)]), bits, 1, order)[:, start - first * each : stop - first * each]
+    return unpacked(words[:, first : -(-stop // each)], bits, 1, order)[:, start - first * each : stop - first * each]

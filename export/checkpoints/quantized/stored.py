@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,18 +13,24 @@ INT4, INT8, FP8 = "int4", "int8", "fp8"
 BITS = {INT4: 4, INT8: 8, FP8: 8}
 
 
-class Mapped(Protocol):
-    """Weight files whose tensors can be had as they are stored."""
+class Tensors(Protocol):
+    """Tensors in their stored types (a part of safetensors.Files)."""
 
     @property
-    def path(self) -> Any:
+    def path(self) -> Path:
         """The directory, for messages."""
 
     def names(self) -> list[str]:
         """Names of all tensors."""
 
-    def mapped(self, name: str) -> np.ndarray:
-        """A tensor in its stored type. It is mapped: only the parts that are copied get read."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+
+    def stored_type(self, name: str) -> np.dtype[Any]:
+        """The type in which a tensor is stored."""
+
+    def stored(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows [start, stop) of a tensor in its stored type."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,6 @@ class Form:
     def permutation(self) -> np.ndarray | None:
         """``order`` as an array [inputs]."""
         return None if self.order is None else np.frombuffer(self.order, np.int32)
-
-    def __str__(self) -> str:
-        """For messages."""
-        inputs = "whole rows" if self.block >= 1 << 22 else f"groups of {self.block}"
-        extra = [*(["zero points"] if self.zero_points else []), *(["inputs in another order"] if self.order else [])]
-        return ", ".join([f"{self.kind} in {inputs}", *extra])
 
 
 @dataclass(frozen=True)

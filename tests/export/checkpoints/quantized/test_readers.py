@@ -29,8 +29,14 @@ class Tensors:
     def names(self) -> list[str]:
         return list(self.tensors)
 
-    def mapped(self, name: str) -> np.ndarray:
-        return self.tensors[name]
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.tensors[name].shape
+
+    def stored_type(self, name: str) -> Any:
+        return self.tensors[name].dtype
+
+    def stored(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        return self.tensors[name][start:stop] if self.tensors[name].ndim else self.tensors[name]
 
 
 def weight(seed: int = 0) -> np.ndarray:
@@ -215,7 +221,7 @@ def test_tensors_that_contradict_each_other_are_refused(kind: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_stored_otherwise_is_refused_by_name(reader: Any, tensors: dict[str, np.ndarray], config: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedModel, match=" — (export from|save it)"):
+    with pytest.raises(UnsupportedModel, match=r" — (export from|save it)"):
         _ = only(reader, tensors, config).form
 
 
