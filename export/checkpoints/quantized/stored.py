@@ -102,7 +102,7 @@ class HasIntegers(Protocol):
     def form(self, name: str) -> Form | None:
         """How a tensor is stored; None if it is not quantized."""
 
-    def stored(self, name: str, start: int = 0, stop: int | None = None) -> StoredIntegers:
+    def integers(self, name: str, start: int, stop: int) -> StoredIntegers:
         """Rows [start, stop) of a quantized tensor."""
 
 
