@@ -23,12 +23,16 @@ PARTS = ("qweight", "scales", "qzeros")
 _BITS = 4
 
 
-def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, AwqMatrix]:
-    """Logical name -> matrix, for every module that has a qweight. Raises UnsupportedModel for a format that is not read."""
+def check(config: Mapping[str, Any], source: str) -> None:
+    """Raises UnsupportedModel for a format that is not read."""
     kind = str(config.get("version") or config.get("format") or "gemm").lower()
     bits = config.get("bits", config.get("w_bit", _BITS))
     if kind != "gemm" or bits != _BITS:
-        raise UnsupportedModel(f"{files.path} is AWQ of {bits} bits in the format {kind!r} — export from AWQ of 4 bits in the format gemm")
+        raise UnsupportedModel(f"{source} names AWQ of {bits} bits in the format {kind!r} — export from AWQ of 4 bits in the format gemm")
+
+
+def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, AwqMatrix]:
+    """Usual name -> matrix, for every module that has a qweight. Raises CheckpointError if one is incomplete."""
     names, found = set(files.names()), {}
     for name in sorted(names):
         if name.endswith(".qweight"):

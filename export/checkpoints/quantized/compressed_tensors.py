@@ -52,7 +52,7 @@ def _groups(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, QuantizedMatrix]:
-    """Logical name -> matrix, for every weight with scales. What `ignore` excludes is stored as it is, and has none."""
+    """Usual name -> matrix, for every weight with scales. What `ignore` excludes is stored as it is, and has none."""
     names = set(files.names())
     schemes = [group.get("weights") or {} for group in _groups(config)]
     found: dict[str, QuantizedMatrix] = {}

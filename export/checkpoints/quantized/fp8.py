@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_dtypes import float8_e4m3fn
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, UnsupportedModel
 from .plain import PlainMatrix
 from .stored import Tensors
 
@@ -19,8 +19,16 @@ SCALES = ("weight_scale_inv", "weight_scale")
 IGNORED = ("input_scale", "input_scale_ub", "activation_scale", "output_scale")
 
 
+def check(config: Mapping[str, Any], source: str) -> None:
+    """Raises UnsupportedModel for ModelOpt's other algorithms, and for eight bits of another kind."""
+    algorithm = config.get("quant_algo", "FP8")
+    if algorithm != "FP8" or config.get("fmt", "e4m3") != "e4m3" or config.get("expert_dtype", "fp8") != "fp8":
+        kind = algorithm if algorithm != "FP8" else config.get("fmt", config.get("expert_dtype"))
+        raise UnsupportedModel(f"{source} names weights of the kind {kind!r}, of which e4m3 is read — export from another checkpoint")
+
+
 def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, PlainMatrix]:
-    """Logical name -> matrix, for every weight in float8. Raises CheckpointError for one without scales."""
+    """Usual name -> matrix, for every weight in float8. Raises CheckpointError for one without scales."""
     names, found = set(files.names()), {}
     blocks = config.get("weight_block_size")
     for name in sorted(names):

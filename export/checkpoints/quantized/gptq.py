@@ -23,11 +23,19 @@ PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _ONES = {4: np.uint32(0x11111111), 8: np.uint32(0x01010101)}
 
 
-def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, GptqMatrix]:
-    """Logical name -> matrix, for every module that has a qweight. Raises UnsupportedModel for a format that is not read."""
-    kind = str(config.get("checkpoint_format") or config.get("format") or "gptq").lower()
+def check(config: Mapping[str, Any], source: str) -> None:
+    """Raises UnsupportedModel for a format that is not read."""
+    kind = "marlin" if config.get("is_marlin_format") else _format(config)
     if kind not in ("gptq", "gptq_v2"):
-        raise UnsupportedModel(f"{files.path} is in GPTQ's format {kind!r} — export from one in the format gptq or gptq_v2")
+        raise UnsupportedModel(f"{source} names GPTQ's format {kind!r} — export from a checkpoint in the format gptq or gptq_v2")
+
+
+def _format(config: Mapping[str, Any]) -> str:
+    return str(config.get("checkpoint_format") or config.get("format") or "gptq").lower()
+
+
+def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, GptqMatrix]:
+    """Usual name -> matrix, for every module that has a qweight. Raises CheckpointError if one is incomplete."""
     names, found = set(files.names()), {}
     for name in sorted(names):
         if name.endswith(".qweight"):
@@ -35,9 +43,8 @@ def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, GptqMatrix]:
             if missing := [part for part in PARTS[:3] if stem + part not in names]:
                 raise CheckpointError(f"{files.path} has {name} without {', '.join(missing)} — it is incomplete, download it again")
             tensors = tuple(stem + part for part in PARTS if stem + part in names)
-            found[f"{stem}weight"] = GptqMatrix(
-                files, stem, tensors, _bits(files, stem, tensors, config), config.get("group_size"), kind == "gptq"
-            )
+            bits, one_less = _bits(files, stem, tensors, config), _format(config) == "gptq"
+            found[f"{stem}weight"] = GptqMatrix(files, stem, tensors, bits, config.get("group_size"), one_less)
     return found
 
 

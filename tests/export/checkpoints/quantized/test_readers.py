@@ -212,9 +212,6 @@ def test_tensors_that_contradict_each_other_are_refused(kind: str) -> None:
     [
         (gptq, {"qweight": np.zeros((INPUTS * 3 // 32, OUTPUTS), np.int32), "g_idx": np.zeros(INPUTS, np.int32), "qzeros": np.zeros(1),
                 "scales": np.zeros(1)}, {"bits": 3}),
-        (gptq, {}, {"bits": 4, "checkpoint_format": "marlin"}),
-        (awq, {}, {"bits": 4, "version": "gemv"}),
-        (awq, {}, {"bits": 3, "version": "gemm"}),
         (compressed_tensors, {"weight": weight(), "weight_scale": np.ones((OUTPUTS, 1), np.float32)}, {}),
         (compressed_tensors, {"weight_packed": np.zeros((OUTPUTS, INPUTS * 2 // 32), np.int32), "weight_scale": np.ones((OUTPUTS, 1)),
                               "weight_shape": np.array([OUTPUTS, INPUTS])}, {}),
@@ -226,16 +223,36 @@ def test_what_is_stored_otherwise_is_refused_by_name(reader: Any, tensors: dict[
 
 
 @pytest.mark.parametrize(
-    ("config", "named"),
+    ("method", "config", "named"),
     [
-        ({"format": "nvfp4-pack-quantized"}, "nvfp4"),
-        ({"format": "marlin-24"}, "marlin-24"),
-        ({"format": "mixed-precision", "config_groups": {"group_0": {"format": "mxfp4-pack-quantized"}}}, "mxfp4"),
-        ({"format": "dense", "sparsity_config": {"format": "sparse-bitmask"}}, "sparse-bitmask"),
-        ({"format": "pack-quantized", "transform_config": {"config_groups": {"R1": {}}}}, "transform"),
+        (gptq, {"bits": 4, "checkpoint_format": "marlin"}, "marlin"),
+        (gptq, {"bits": 4, "is_marlin_format": True}, "marlin"),
+        (awq, {"bits": 4, "version": "gemv"}, "gemv"),
+        (awq, {"w_bit": 3, "version": "GEMM"}, "3 bits"),
+        (fp8, {"quant_algo": "NVFP4"}, "NVFP4"),
+        (fp8, {"fmt": "e5m2"}, "e5m2"),
+        (compressed_tensors, {"format": "nvfp4-pack-quantized"}, "nvfp4"),
+        (compressed_tensors, {"format": "marlin-24"}, "marlin-24"),
+        (compressed_tensors, {"format": "mixed-precision", "config_groups": {"group_0": {"format": "mxfp4-pack-quantized"}}}, "mxfp4"),
+        (compressed_tensors, {"format": "dense", "sparsity_config": {"format": "sparse-bitmask"}}, "sparse-bitmask"),
+        (compressed_tensors, {"format": "pack-quantized", "transform_config": {"config_groups": {"R1": {}}}}, "transform"),
     ],
 )
-def test_schemes_of_compressed_tensors_that_are_not_read(config: dict[str, Any], named: str) -> None:
-    with pytest.raises(UnsupportedModel, match=f"{named}.* — export from another"):
-        compressed_tensors.check(config, "config.json")
-    compressed_tensors.check({"format": "pack-quantized", "sparsity_config": {"format": "dense"}, "config_groups": {"group_0": {}}}, "c")
+def test_settings_that_are_not_read_are_refused_by_name(method: Any, config: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnsupportedModel, match=f"^here .*{named}.* — export from "):
+        method.check(config, "here")
+
+
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        (gptq, {"bits": 4, "group_size": 128}),
+        (gptq, {"bits": 4, "checkpoint_format": "gptq_v2"}),
+        (awq, {"bits": 4, "version": "GEMM"}),
+        (fp8, {"fmt": "e4m3", "weight_block_size": [128, 128]}),
+        (fp8, {"quant_algo": "FP8"}),
+        (compressed_tensors, {"format": "pack-quantized", "sparsity_config": {"format": "dense"}, "config_groups": {"group_0": {}}}),
+    ],
+)
+def test_settings_that_are_read_pass(method: Any, config: dict[str, Any]) -> None:
+    method.check(config, "here")

@@ -1,1 +1,0 @@
-"""Reads checkpoints whose weights are already quantized, one module for each way of storing them."""
