@@ -16,7 +16,10 @@ from runtime.manifest.graphs import sha256_of
 
 from ..errors import CheckpointError, UnsupportedModel
 from .draft_arch import DraftArch, draft_arch
-from .safetensors import Checkpoint, Files, open_files, read_json
+from .quantized.methods import reader_of
+from .quantized.settings import quantization_of
+from .safetensors import Checkpoint, Files, read_json
+from .weight_files import open_files
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER_PARTS = (
@@ -78,8 +81,13 @@ def open_draft(directory: Path, target: Checkpoint) -> DraftCheckpoint:
     UnsupportedModel if it is another kind of draft or for another target."""
     if not directory.is_dir():
         raise CheckpointError(f"there is no draft at {directory} — give a directory with config.json and its weights, or a hub id")
-    arch = draft_arch(read_json(directory / "config.json"), target.arch)
-    files = open_files(directory)
+    config = read_json(directory / "config.json")
+    quantization = quantization_of(directory, config)
+    reader = reader_of(quantization) if quantization else None
+    arch = draft_arch(config, target.arch)
+    files = open_files(directory, config)
+    if reader:
+        files = reader(files)
     names = {_canonical(name): name for name in files.names()}
     arch = replace(
         arch,

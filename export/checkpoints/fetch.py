@@ -13,11 +13,13 @@ from pathlib import Path
 from runtime.manifest.graphs import sha256_of
 
 from ..errors import CheckpointError
-from .arch import Arch, arch_from_config
+from .arch import Arch
 from .draft_arch import DraftArch, draft_arch
 from .gguf import GgufCheckpoint
+from .hugging_face import CONFIG_FILES, HuggingFaceCheckpoint, read_config
 from .models import ModelEntry, PackagedGguf
-from .safetensors import PICKLES, Checkpoint, SafetensorsCheckpoint, TorchCheckpoint, has_only_pickles, read_json
+from .safetensors import Checkpoint, read_json
+from .weight_files import OTHER_FORMATS, PICKLES
 
 HUB_FILES = ("*.json", "*.jinja", "tokenizer*", "*.safetensors")
 DRAFT_OPTIONS = "--draft-weights DIR, or --no-draft"  # what an error suggests if the hub cannot be reached
@@ -64,10 +66,10 @@ def _draft_source(entry: ModelEntry, weights: str | None) -> Path | str | None:
 
 
 def planned_arch(entry: ModelEntry, weights: str | None) -> Arch:
-    """The target's architecture, for a dry run. From a hub repository only config.json is downloaded."""
+    """The target's architecture, for a dry run. From a hub repository only its configuration is downloaded."""
     repository = _hub_repository(entry, weights)
     if repository is not None:
-        return arch_from_config(read_json(hub_snapshot(repository, ["config.json"]) / "config.json"))
+        return read_config(hub_snapshot(repository, CONFIG_FILES)).arch
     return open_checkpoint(locate(entry, weights)).arch
 
 
@@ -103,7 +105,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if path.suffix != ".gguf":
             raise CheckpointError(f"{path} is not a .gguf file — give a Hugging Face directory or a GGUF file")
         return GgufCheckpoint(path)
-    return TorchCheckpoint(path) if has_only_pickles(path) else SafetensorsCheckpoint(path)
+    return HuggingFaceCheckpoint(path)
 
 
 def packaged_gguf(source: PackagedGguf) -> Path:
@@ -149,11 +151,15 @@ def hub_snapshot(repository: str, files: Sequence[str] = HUB_FILES, option: str 
         from huggingface_hub import snapshot_download
     except ImportError:
         raise CheckpointError(f"huggingface_hub is not installed — pip install 'resps[cpu]', or give {option}") from None
+
+    def download(*patterns: str) -> Path:
+        return Path(snapshot_download(repository, allow_patterns=list(patterns), ignore_patterns=list(OTHER_FORMATS)))
+
     try:
-        directory = Path(snapshot_download(repository, allow_patterns=list(files)))
+        directory = download(*files)
         if files != HUB_FILES or list(directory.glob("*.safetensors")):
             return directory
-        return Path(snapshot_download(repository, allow_patterns=[*HUB_FILES, PICKLES]))  # some older models have only pickles
+        return download(*HUB_FILES, PICKLES)  # some older models have only pickles
     except Exception as error:  # the hub's client raises dozens of types, including those of its HTTP library
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(

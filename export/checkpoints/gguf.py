@@ -38,6 +38,8 @@ class GgufCheckpoint:
     Raises CheckpointError for a damaged or incomplete file, UnsupportedModel for an architecture that the graphs cannot express.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, file: Path) -> None:
         import gguf
 

@@ -1,4 +1,4 @@
-"""Reading weights: the protocols that every checkpoint follows, and Hugging Face directories with safetensors or pickles.
+"""Reading weights: the protocols that every checkpoint follows, and Hugging Face directories with safetensors.
 
 Tensors have their Hugging Face names and are read a slice at a time, so that memory stays small whatever the model's size.
 """
@@ -6,16 +6,18 @@ Tensors have their Hugging Face names and are read a slice at a time, so that me
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 
-from ..errors import CheckpointError
-from .arch import Arch, arch_from_config
-
-PICKLES = "pytorch_model*.bin"
+from ..errors import CheckpointError, UnsupportedModel
+from .arch import Arch
+from .lfs import refuse_pointer
 
 
 class Weights(Protocol):
@@ -29,7 +31,8 @@ class Weights(Protocol):
         """Shape of a tensor. Raises CheckpointError if there is none of this name."""
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows [start, stop) of a tensor as float32. Only that slice is in memory. Raises CheckpointError if there is none of this name."""
+        """Rows [start, stop) of a tensor as float32. Only that slice is in memory. Raises CheckpointError if there is none of this name, or
+        if one of the numbers is not finite."""
 
     def fingerprint(self) -> list[list[Any]]:
         """[file name, size, mtime_ns] of every file. If it changes, an engine that was exported from it is out of date."""
@@ -42,6 +45,10 @@ class Checkpoint(Weights, Protocol):
     def arch(self) -> Arch:
         """Read from the config."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about how the weights were read, a line each."""
+
 
 class Files(Weights, Protocol):
     """The weight files of a directory, whatever model they belong to."""
@@ -53,28 +60,125 @@ class Files(Weights, Protocol):
     def names(self) -> list[str]:
         """Names of all tensors."""
 
+    def stored_type(self, name: str) -> np.dtype[Any]:
+        """The type in which a tensor is stored."""
 
-def shards(directory: Path, index_name: str, pattern: str) -> list[Path]:
-    """The weight files of a Hugging Face directory: those that its index lists, else those that match ``pattern``.
+    def stored(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows [start, stop) of a tensor in its stored type."""
 
-    Raises CheckpointError if a file is missing or the index is damaged.
-    """
-    index = directory / index_name
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
-            raise CheckpointError(f"{index} does not say which file holds which tensor — download it again")
-        names = sorted({Path(name).name for name in weight_map.values()})
-        missing = [name for name in names if not (directory / name).is_file()]
-        if missing:
-            raise CheckpointError(
-                f"{directory} lacks {', '.join(missing[:3])} ({len(missing)} of {len(names)} weight files) — download the checkpoint again"
+
+_TYPES: Mapping[str, np.dtype[Any]] = {
+    **{name: np.dtype(kind) for name, kind in (("F64", "f8"), ("F32", "f4"), ("F16", "f2"), ("BOOL", "?"))},
+    **{f"{kind}{8 * size}": np.dtype(f"{kind.lower()}{size}") for kind in "IU" for size in (1, 2, 4, 8)},
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+}
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """``type``: as safetensors spells it. ``offset``: of its first byte in the file."""
+
+    file: Path
+    type: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class SafetensorsFiles:
+    """One or several safetensors files of a directory. A file is opened anew for every read, so that memory stays at one slice."""
+
+    def __init__(self, directory: Path, files: list[Path]) -> None:
+        self.path, self.files = directory, files
+        self._tensors: dict[str, _Tensor] = {}
+        for file in self.files:
+            for name, tensor in _header(file).items():
+                refuse_duplicate(name, file, self._tensors[name].file if name in self._tensors else None)
+                self._tensors[name] = tensor
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def _tensor(self, name: str) -> _Tensor:
+        if name not in self._tensors:
+            raise CheckpointError(f"{self.path} has no tensor {name!r} — the checkpoint is incomplete or of another model")
+        return self._tensors[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensor(name).shape
+
+    def stored_type(self, name: str) -> np.dtype[Any]:
+        tensor = self._tensor(name)
+        if tensor.type not in _TYPES:
+            raise UnsupportedModel(
+                f"{tensor.file} stores {name} as {tensor.type}, which cannot be read — export from the unquantized checkpoint"
             )
-        return [directory / name for name in names]
-    files = sorted(directory.glob(pattern))
-    if not files:
-        raise CheckpointError(f"{directory} holds no weights ({pattern}) — give a Hugging Face directory, a .gguf file or a hub id")
-    return files
+        return _TYPES[tensor.type]
+
+    def stored(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        tensor, kind = self._tensor(name), self.stored_type(name)
+        rows, row = (range(tensor.shape[0])[start:stop], tensor.shape[1:]) if tensor.shape else (range(1), ())
+        count, first = len(rows) * math.prod(row), rows.start * math.prod(row)
+        try:
+            with tensor.file.open("rb") as content:
+                found = np.fromfile(content, kind, count, offset=tensor.offset + first * kind.itemsize)
+        except OSError as error:
+            raise _damaged(tensor.file, error) from None
+        if found.size != count:
+            raise _damaged(tensor.file, f"it ends in {name}")
+        return found.reshape(len(rows), *row) if tensor.shape else found.reshape(())
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        numbers = self.stored(name, start, stop).astype(np.float32, copy=False)
+        expect_finite(numbers, name, self._tensor(name).file)
+        return numbers
+
+    def fingerprint(self) -> list[list[Any]]:
+        return files_fingerprint([*self.files, *config_files(self.path)])
+
+
+def refuse_duplicate(name: str, file: Path, other: Path | None) -> None:
+    """Raises CheckpointError if a tensor of one file is in the ``other`` too."""
+    if other is not None:
+        raise CheckpointError(f"{name} is in {other} and in {file.name} — move away the file that does not belong to the checkpoint")
+
+
+def expect_finite(numbers: np.ndarray, name: str, file: Path) -> None:
+    """Raises CheckpointError if one of the numbers is NaN or infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = numbers.sum()
+    if not np.isfinite(total) and not np.isfinite(numbers).all():  # a sum of large numbers may be infinite
+        raise CheckpointError(
+            f"{file} has numbers in {name} that are not finite (NaN or infinity), which no --precision mends — download it again, or take "
+            "other weights"
+        )
+
+
+def _header(file: Path) -> dict[str, _Tensor]:
+    """The tensors of a file. Raises CheckpointError if it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        refuse_pointer(file)
+        with safe_open(file, framework="np"):  # checks sizes, types and offsets
+            pass
+        with file.open("rb") as content:
+            size = int.from_bytes(content.read(8), "little")
+            header = json.loads(content.read(size))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(file, error) from None
+    header.pop("__metadata__", None)
+    return {
+        name: _Tensor(file, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0]) for name, entry in header.items()
+    }
+
+
+def _damaged(file: Path, reason: object) -> CheckpointError:
+    return CheckpointError(f"cannot read {file}: {reason} — the file is truncated or damaged, download it again")
 
 
 def config_files(directory: Path) -> list[Path]:
@@ -87,120 +191,20 @@ def files_fingerprint(files: list[Path]) -> list[list[Any]]:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
 
 
-class SafetensorsFiles:
-    """One or several safetensors files of a directory.
-
-    A file is opened anew for every read, because closing it gives its mapped pages back: memory stays at one slice.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory
-        self.files = shards(directory, "model.safetensors.index.json", "*.safetensors")
-        self._file_of: dict[str, Path] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        for file in self.files:
-            with _open(file) as weights:
-                for name in weights.keys():  # noqa: SIM118 - not a dict
-                    self._file_of[name] = file
-                    self._shapes[name] = tuple(weights.get_slice(name).get_shape())
-
-    def names(self) -> list[str]:
-        return list(self._shapes)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        if name not in self._shapes:
-            raise CheckpointError(f"{self.path} has no tensor {name!r} — the checkpoint is incomplete or of another model")
-        return self._shapes[name]
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        self.shape(name)
-        with _open(self._file_of[name]) as weights:
-            return np.asarray(weights.get_slice(name)[start:stop]).astype(np.float32)
-
-    def fingerprint(self) -> list[list[Any]]:
-        return files_fingerprint([*self.files, *config_files(self.path)])
-
-
-class TorchFiles:
-    """Pickled weights (pytorch_model*.bin), as some older models have. Needs torch. Only tensors are unpickled; files are mapped."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory
-        self.files = shards(directory, "pytorch_model.bin.index.json", PICKLES)
-        try:
-            import torch
-        except ImportError:
-            raise CheckpointError(f"{directory} has pickled weights, which need torch to read — pip install torch") from None
-        self._tensors: dict[str, Any] = {}
-        for file in self.files:
-            try:
-                self._tensors.update(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
-            except UnpicklingError:  # torch's own message advises loading without protection, so it is not shown
-                raise CheckpointError(f"cannot read {file}: it is damaged or holds more than tensors — get its safetensors") from None
-            except Exception as error:  # on a damaged file torch may raise any type
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise CheckpointError(f"cannot read {file}: {reason} — the file is truncated or damaged, download it again") from None
-
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        if name not in self._tensors:
-            raise CheckpointError(f"{self.path} has no tensor {name!r} — the checkpoint is incomplete or of another model")
-        return tuple(self._tensors[name].shape)
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        self.shape(name)
-        return np.asarray(self._tensors[name][start:stop].float().numpy())
-
-    def fingerprint(self) -> list[list[Any]]:
-        return files_fingerprint([*self.files, *config_files(self.path)])
-
-
-class SafetensorsCheckpoint(SafetensorsFiles):
-    """A target as a Hugging Face directory with config.json and safetensors."""
-
-    def __init__(self, directory: Path) -> None:
-        self.arch = arch_from_config(read_json(directory / "config.json"))
-        super().__init__(directory)
-
-
-class TorchCheckpoint(TorchFiles):
-    """A target as a Hugging Face directory with config.json and pickles."""
-
-    def __init__(self, directory: Path) -> None:
-        self.arch = arch_from_config(read_json(directory / "config.json"))
-        super().__init__(directory)
-
-
-def open_files(directory: Path) -> Files:
-    """The weight files of a Hugging Face directory. Safetensors are preferred if it has both kinds."""
-    return TorchFiles(directory) if has_only_pickles(directory) else SafetensorsFiles(directory)
-
-
-def has_only_pickles(directory: Path) -> bool:
-    """Whether a directory has pickled weights and no safetensors."""
-    return not list(directory.glob("*.safetensors*")) and bool(list(directory.glob(PICKLES)))
-
-
-def _open(file: Path) -> Any:
-    import ml_dtypes  # noqa: F401 - registers bfloat16 with numpy, which safetensors needs
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(file, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"cannot read {file}: {error} — the file is truncated or damaged, download it again") from None
-
-
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises CheckpointError if it is missing, unreadable or not an object."""
+    """The JSON object in a file. Raises CheckpointError if it is missing, a Git LFS pointer, unreadable or not an object."""
     try:
+        refuse_pointer(file)
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing — give a directory with a complete checkpoint") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {file}: {error} — download it again") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{file} is not a JSON object — download it again")
     return value
+
+
+def optional_json(file: Path) -> dict[str, Any]:
+    """The same; empty if there is no such file."""
+    return read_json(file) if file.is_file() else {}

@@ -12,7 +12,7 @@ import pytest
 from export.checkpoints.arch import arch_from_config
 from export.checkpoints.draft_arch import draft_arch
 from export.checkpoints.draft_checkpoint import open_draft
-from export.checkpoints.safetensors import SafetensorsCheckpoint
+from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.draft_build import draft_writers
 from export.graphs.layers import BACKENDS
 from export.graphs.target import EMBEDDING, TargetWriter
@@ -51,7 +51,7 @@ def test_planned_bytes_are_the_files(tmp_path: Path, name: str, backend: str, pr
     model = tiny_model(name, tied=tied, num_hidden_layers=3)
     model.save_pretrained(tmp_path)
     write_draft(tmp_path / "draft", "specforge", model, fc_norm=tied, embedding="own" if tied else "shared", own_head=not tied)
-    checkpoint, kind = SafetensorsCheckpoint(tmp_path), BACKENDS[backend][precision]
+    checkpoint, kind = HuggingFaceCheckpoint(tmp_path), BACKENDS[backend][precision]
     draft = open_draft(tmp_path / "draft", checkpoint)
     planned = PlannedDraft("draft", draft.arch, precision)
     plan = make_plan(tmp_path, "tiny", checkpoint.arch, kind, CONTEXT, 16, planned, backend=backend, tree_sizes=(1, 8))

@@ -66,10 +66,10 @@ def test_large_part_measures_passes_drafts_and_cycles(gpu: None, tmp_path: Path,
 
 def test_random_model_can_be_exported(tmp_path: Path) -> None:
     from export.checkpoints.draft_checkpoint import open_draft
-    from export.checkpoints.safetensors import SafetensorsCheckpoint
+    from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 
     write_model(tmp_path, TINY, layers=6)
-    target = SafetensorsCheckpoint(tmp_path / "target")
+    target = HuggingFaceCheckpoint(tmp_path / "target")
     assert (target.arch.layers, target.arch.vocab) == (6, 512)
     assert open_draft(tmp_path / "draft", target).tokens.tolist() == list(range(0, 4 * 96, 4))
 

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from export.checkpoints.gguf import GgufCheckpoint
-from export.checkpoints.safetensors import SafetensorsFiles
+from export.checkpoints.weight_files import open_files
 from runtime import Decoder, RespsError
 from tests.stress.fuzz_files import a_gguf, a_safetensors, decoders, files, manifests
 from tests.stress.fuzz_requests import check_request, check_stops, check_text, check_tree, expect, parameters, prompts
@@ -63,7 +63,7 @@ def targets(engine_dir: Path) -> Iterator[list[FuzzTarget]]:
             FuzzTarget("tree shapes", 0.045, shapes, check_tree),
             FuzzTarget("gguf", 0.1, *files("model.gguf", a_gguf(work), work / "gguf", GgufCheckpoint)),
             FuzzTarget("safetensors", 0.1, *files("model.safetensors", a_safetensors(work), work / "safetensors",
-                                              lambda file: SafetensorsFiles(file.parent))),
+                                              lambda file: open_files(file.parent))),
             FuzzTarget("request", 0.05, st.tuples(prompts, parameters), check_request(decoder)),
         ]  # fmt: skip
 

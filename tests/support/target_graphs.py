@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from export.checkpoints.safetensors import SafetensorsCheckpoint
+from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.graphs.layers import PRECISIONS
 from export.graphs.target import TargetWriter
 from export.graphs.weights import WeightFile
@@ -29,7 +29,7 @@ class TargetGraph:
         self, directory: Path, model: Any, precision: str = "fp32", level: str = "4", optimized: bool = True, capacity: int = CAPACITY
     ) -> None:
         model.save_pretrained(directory)
-        self.checkpoint = SafetensorsCheckpoint(directory)
+        self.checkpoint = HuggingFaceCheckpoint(directory)
         self.arch, self.precision = self.checkpoint.arch, PRECISIONS[precision]
         with WeightFile(directory / "target.data") as weights:
             self.writer = writer = TargetWriter(self.arch, self.checkpoint, self.precision, capacity, weights)

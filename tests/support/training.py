@@ -13,7 +13,7 @@ from torch import Tensor
 
 from export.checkpoints.arch import Arch
 from export.checkpoints.draft_checkpoint import HEAD
-from export.checkpoints.safetensors import SafetensorsCheckpoint
+from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.training.draft import DraftShape, TorchDraft
 from export.training.pack import draft_config, pack_run
 from export.training.segments import ANSWER, PROMPT
@@ -35,7 +35,7 @@ def random_draft(arch: Arch, size: int = 100) -> TorchDraft:
     return draft
 
 
-def random_conversation(length: int, seed: int, answers: Sequence[slice], target: SafetensorsCheckpoint) -> Conversation:
+def random_conversation(length: int, seed: int, answers: Sequence[slice], target: HuggingFaceCheckpoint) -> Conversation:
     """Random tokens and states. The target clearly prefers one of the first 60 tokens; what is no answer is a prompt."""
     arch, head = target.arch, torch.from_numpy(target.read(HEAD))
     generator = torch.Generator().manual_seed(seed)
@@ -62,7 +62,7 @@ def packed(draft: TorchDraft, out: Path, form: str = "specforge") -> Path:
 
 def torch_target(directory: Path, model: Any, batch: int, capacity: int) -> TorchTarget:
     model.save_pretrained(directory)
-    return TorchTarget(SafetensorsCheckpoint(directory), batch, capacity, CPU, torch.float32)
+    return TorchTarget(HuggingFaceCheckpoint(directory), batch, capacity, CPU, torch.float32)
 
 
 def expect_states(target: TorchTarget, model: Any, tokens: list[int], captures: Tensor, final: Tensor) -> None:

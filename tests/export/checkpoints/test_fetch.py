@@ -127,11 +127,12 @@ class FakeHub:
     def __init__(self, files: Path, cache: Path) -> None:
         self.files, self.cache, self.requests = files, cache, 0
 
-    def snapshot_download(self, repository: str, allow_patterns: Sequence[str]) -> str:
+    def snapshot_download(self, repository: str, allow_patterns: Sequence[str], ignore_patterns: Sequence[str]) -> str:
         assert repository == "owner/tiny"
         self.requests += 1
         self.cache.mkdir(exist_ok=True)
-        for name in huggingface_hub.utils.filter_repo_objects([file.name for file in self.files.iterdir()], allow_patterns=allow_patterns):
+        stored = [file.name for file in self.files.iterdir()]
+        for name in huggingface_hub.utils.filter_repo_objects(stored, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
             (self.cache / name).write_bytes((self.files / name).read_bytes())
         return str(self.cache)
 

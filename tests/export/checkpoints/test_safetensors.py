@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from export.checkpoints.fetch import open_checkpoint
-from export.checkpoints.safetensors import SafetensorsCheckpoint, TorchCheckpoint
+from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.parity.reference import reference_logits
 from runtime.decoding.tree import Tree
 from tests.support.checkpoints import LAYERS, TOKENS, as_pickles, expect_tensors, logits_of, refused
@@ -31,7 +31,7 @@ def test_safetensors(tmp_path: Path, dtype: torch.dtype, shard: str) -> None:
     files = list(tmp_path.glob("*.safetensors"))
     assert (len(files) > 1) == (shard == "100KB")
     checkpoint = open_checkpoint(tmp_path)
-    assert isinstance(checkpoint, SafetensorsCheckpoint)
+    assert isinstance(checkpoint, HuggingFaceCheckpoint)
     model = tiny_model(num_hidden_layers=LAYERS, tied=False)
     with torch.no_grad():
         for tensor in model.parameters():
@@ -131,7 +131,7 @@ def test_pickled_weights(tmp_path: Path, dtype: torch.dtype, parts: int) -> None
     model = tiny_model("qwen2", num_hidden_layers=LAYERS)
     as_pickles(tmp_path, model, parts, dtype)
     checkpoint = open_checkpoint(tmp_path)
-    assert isinstance(checkpoint, TorchCheckpoint)
+    assert isinstance(checkpoint, HuggingFaceCheckpoint)
     expect_tensors(checkpoint, {name: torch.from_numpy(t).to(dtype).float().numpy() for name, t in weights_of(model).items()})
     assert {name for name, _, _ in checkpoint.fingerprint()} >= {"config.json", *(file.name for file in tmp_path.glob("*.bin"))}
     with refused("has no tensor 'lm_head.weight' — "):
@@ -174,4 +174,4 @@ def test_safetensors_are_preferred_to_pickles(tmp_path: Path) -> None:
     model = tiny_model(num_hidden_layers=1)
     as_pickles(tmp_path, model, 1)
     model.save_pretrained(tmp_path)
-    assert isinstance(open_checkpoint(tmp_path), SafetensorsCheckpoint)
+    assert isinstance(open_checkpoint(tmp_path), HuggingFaceCheckpoint)

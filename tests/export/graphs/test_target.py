@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from export.checkpoints.safetensors import SafetensorsCheckpoint
+from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.errors import CheckpointError
 from export.graphs.fused import fused_target
 from export.graphs.int4_offsets import widened
@@ -137,7 +137,7 @@ def test_config_that_does_not_fit_the_weights_is_refused(tmp_path: Path, precisi
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps({**config, key: value}))
-    checkpoint = SafetensorsCheckpoint(tmp_path)
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
     with (
         WeightFile(tmp_path / "target.data") as weights,
         pytest.raises(CheckpointError, match=rf"{tensor}.* have shapes .* — config and weights differ"),

@@ -12,7 +12,7 @@ from ml_dtypes import bfloat16
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor
 
-from export.checkpoints.safetensors import SafetensorsCheckpoint
+from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.graphs import weights
 from export.graphs.weights import ALIGNMENT, BLOCK, WeightFile, pack_int4, quantize_blocks, row_chunks
 from tests.support.tiny import tiny_model, weights_of
@@ -113,7 +113,7 @@ def test_weight_file_holds_what_its_tensors_say(tmp_path: Path) -> None:
 def test_row_chunks_join_to_the_tensor_and_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama", num_hidden_layers=1)
     model.save_pretrained(tmp_path)
-    checkpoint = SafetensorsCheckpoint(tmp_path)
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
     for name, expected in weights_of(model).items():
         row = 4 * int(np.prod(expected.shape[1:]))
         for limit in (1, 7 * row, 1 << 20):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from export.checkpoints.safetensors import SafetensorsCheckpoint
+from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 
 
 @pytest.fixture(scope="session")
-def target(tmp_path_factory: pytest.TempPathFactory) -> SafetensorsCheckpoint:
+def target(tmp_path_factory: pytest.TempPathFactory) -> HuggingFaceCheckpoint:
     """A tiny llama whose rotary frequencies are rescaled, with a head of its own."""
     from tests.support.tiny import write_checkpoint
 
     directory = tmp_path_factory.mktemp("target")
     write_checkpoint(directory, "llama-llama3", tied=False)
-    return SafetensorsCheckpoint(directory)
+    return HuggingFaceCheckpoint(directory)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from export.checkpoints.draft_checkpoint import open_draft
-from export.checkpoints.safetensors import SafetensorsCheckpoint
+from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.training.cli import command
 from export.training.collect import open_source
 from export.training.segments import ANSWER
@@ -58,7 +58,7 @@ def test_from_words_to_a_packed_draft(tmp_path: Path, weights: Path, capfd: pyte
     printed = train("train", "--weights", weights, "--data", shards, "--out", tmp_path / "run", *settings)
     assert json.loads(printed.splitlines()[-1])["updates"] > 0
     assert "is written" in train("pack", "--run", tmp_path / "run", "--out", draft)
-    assert len(open_draft(draft, SafetensorsCheckpoint(weights)).tokens) == 50
+    assert len(open_draft(draft, HuggingFaceCheckpoint(weights)).tokens) == 50
 
 
 def test_failures_are_one_line(tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str]) -> None:

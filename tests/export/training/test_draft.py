@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from export.checkpoints.safetensors import SafetensorsCheckpoint
+from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.training.draft import DraftShape, TorchDraft
 
 
-def test_draft_begins_as_the_last_layer_of_the_target(target: SafetensorsCheckpoint) -> None:
+def test_draft_begins_as_the_last_layer_of_the_target(target: HuggingFaceCheckpoint) -> None:
     arch, read_from = target.arch, target.read
     torch.manual_seed(0)
     draft = TorchDraft(DraftShape.of_target(arch), torch.tensor([3, 50, 7 * 13]))

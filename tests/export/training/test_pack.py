@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from export.checkpoints.draft_checkpoint import HEAD, open_draft
-from export.checkpoints.safetensors import SafetensorsCheckpoint
+from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.training.errors import TrainingError
 from export.training.pack import pack_run
 from tests.support.training import packed, random_draft
 
 
-def test_packed_draft_names_its_tokens_and_has_its_weights(tmp_path: Path, target: SafetensorsCheckpoint) -> None:
+def test_packed_draft_names_its_tokens_and_has_its_weights(tmp_path: Path, target: HuggingFaceCheckpoint) -> None:
     draft = random_draft(target.arch)
     out = packed(draft, tmp_path)
     opened, tensors = open_draft(out, target), load_file(out / "model.safetensors")

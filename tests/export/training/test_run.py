@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.checkpoints.safetensors import SafetensorsCheckpoint
+from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.training.errors import TrainingError
 from export.training.generate import generate_conversations
 from export.training.run import TrainingRun, TrainingSettings
@@ -26,7 +26,7 @@ from tests.support.training import CPU
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, target: SafetensorsCheckpoint) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory, target: HuggingFaceCheckpoint) -> Path:
     """Eight conversations that the target wrote."""
     directory, choice = tmp_path_factory.mktemp("data"), random.Random(0)
 
@@ -65,7 +65,7 @@ def same(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
-def test_run_learns_a_few_conversations_by_heart(tmp_path: Path, target: SafetensorsCheckpoint, data: Path, seconds: None) -> None:
+def test_run_learns_a_few_conversations_by_heart(tmp_path: Path, target: HuggingFaceCheckpoint, data: Path, seconds: None) -> None:
     training = TrainingRun(
         target, data, tmp_path, TrainingSettings(steps=3, vocab=256, rate=1e-2, batch_tokens=256, minutes=4, seed=0), CPU
     )
@@ -82,7 +82,7 @@ def test_run_learns_a_few_conversations_by_heart(tmp_path: Path, target: Safeten
 
 
 def test_run_that_was_stopped_goes_on_where_it_was_saved(
-    tmp_path: Path, target: SafetensorsCheckpoint, data: Path, seconds: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, target: HuggingFaceCheckpoint, data: Path, seconds: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for interval in ("CHECKPOINT_SECONDS", "REPORT_SECONDS"):
         monkeypatch.setattr(f"export.training.run.{interval}", 10)
@@ -108,7 +108,7 @@ def test_run_that_was_stopped_goes_on_where_it_was_saved(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_run_without_a_conversation_to_train_on_is_refused(tmp_path: Path, target: SafetensorsCheckpoint, data: Path) -> None:
+def test_run_without_a_conversation_to_train_on_is_refused(tmp_path: Path, target: HuggingFaceCheckpoint, data: Path) -> None:
     settings = TrainingSettings(steps=30, vocab=64, rate=1e-3, batch_tokens=128, minutes=1, seed=0)
     with pytest.raises(TrainingError, match="no conversation to train on"):
         next(TrainingRun(target, data, tmp_path, settings, CPU).train())

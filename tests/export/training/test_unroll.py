@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from export.checkpoints.draft_checkpoint import open_draft
-from export.checkpoints.safetensors import SafetensorsCheckpoint
+from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.graphs.layers import PRECISIONS
 from export.parity.draft import reference_fuse, reference_pass
 from export.training.draft import TorchDraft
@@ -22,7 +22,7 @@ from tests.support.training import CPU, packed, random_conversation, random_draf
 STEPS = 4
 
 
-def unroller_of(draft: TorchDraft, target: SafetensorsCheckpoint, steps: int = STEPS) -> Unroller:
+def unroller_of(draft: TorchDraft, target: HuggingFaceCheckpoint, steps: int = STEPS) -> Unroller:
     cos, sin = (torch.from_numpy(table) for table in target.arch.rope.tables(target.arch.head_dim, 128))
     embedding, head = (torch.from_numpy(target.read(name)) for name in ("model.embed_tokens.weight", "lm_head.weight"))
     return Unroller(draft, embedding, head, cos, sin, steps)
@@ -42,7 +42,7 @@ def rows_of(each: Conversation) -> list[int]:
     return [row for row in range(len(each) - 2) if each.kinds[row + 2] == ANSWER]
 
 
-def naive(draft: TorchDraft, target: SafetensorsCheckpoint, each: Conversation, row: int, steps: int) -> np.ndarray:
+def naive(draft: TorchDraft, target: HuggingFaceCheckpoint, each: Conversation, row: int, steps: int) -> np.ndarray:
     """Logits of one row's steps, in float64 and one vector at a time: step 0 of the rows before it, then the chain that it begins."""
     w = {name: value.detach().double().numpy() for name, value in draft.state_dict().items()}
     arch, embedding, tokens = target.arch, target.read("model.embed_tokens.weight").astype(np.float64), each.tokens.tolist()
@@ -84,7 +84,7 @@ def naive(draft: TorchDraft, target: SafetensorsCheckpoint, each: Conversation, 
     return np.stack(logits)
 
 
-def test_rows_and_steps_pair_features_tokens_and_positions_as_a_chain_does(target: SafetensorsCheckpoint) -> None:
+def test_rows_and_steps_pair_features_tokens_and_positions_as_a_chain_does(target: HuggingFaceCheckpoint) -> None:
     draft = random_draft(target.arch)
     each = random_conversation(20, 1, [slice(5, 12), slice(15, 20)], target)
     scores, logits = unrolled(unroller_of(draft, target), collate([each], CPU))
@@ -99,7 +99,7 @@ def test_rows_and_steps_pair_features_tokens_and_positions_as_a_chain_does(targe
 
 
 @pytest.mark.parametrize("form", ["specforge", "speculators"])
-def test_training_graph_is_the_inference_graph(tmp_path: Path, target: SafetensorsCheckpoint, form: str) -> None:
+def test_training_graph_is_the_inference_graph(tmp_path: Path, target: HuggingFaceCheckpoint, form: str) -> None:
     """The packed draft in numpy: committed rows, and below one of them a chain that hands on its own features."""
     draft = random_draft(target.arch)
     opened = open_draft(packed(draft, tmp_path, form), target)
@@ -139,7 +139,7 @@ def expected_scores(unroller: Unroller, each: Conversation, logits: list[Tensor]
     return scores
 
 
-def test_padding_and_other_conversations_change_nothing(target: SafetensorsCheckpoint) -> None:
+def test_padding_and_other_conversations_change_nothing(target: HuggingFaceCheckpoint) -> None:
     """Short and long, answers early and late: rows that fill up a short one must not count even where a later guess of theirs would."""
     unroller = unroller_of(random_draft(target.arch, 200), target)
     with torch.no_grad():  # guesses like the target's, so that some are right
@@ -178,7 +178,7 @@ def gradients(unroller: Unroller, each: Conversation) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in unroller.draft.parameters() if parameter.grad is not None]
 
 
-def test_what_does_not_count_moves_nothing(target: SafetensorsCheckpoint) -> None:
+def test_what_does_not_count_moves_nothing(target: HuggingFaceCheckpoint) -> None:
     """Neither labels of other tokens than an answer's, nor anything that lies behind the last guess."""
     unroller = unroller_of(random_draft(target.arch, 200), target)
     each = random_conversation(30, 7, [slice(6, 14), slice(19, 24)], target)

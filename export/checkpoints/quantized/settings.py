@@ -1,0 +1,66 @@
+"""Finds how a Hugging Face directory is quantized: each tool writes its settings to another file or key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import CheckpointError
+from ..safetensors import optional_json
+
+_CONFIG_KEYS = ("quantization_config", "compression_config")  # the latter in old files of compressed-tensors
+SETTINGS_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""Of AutoGPTQ, AutoAWQ and NVIDIA ModelOpt."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """``method``: quant_method as the tools spell it, in lower case. ``source``: file and key of the settings, for messages."""
+
+    method: str
+    settings: Mapping[str, Any]
+    source: str
+
+
+def quantization_of(directory: Path, config: Mapping[str, Any]) -> Quantization | None:
+    """How the checkpoint in ``directory`` with this config.json is quantized; None if nothing says that it is.
+
+    config.json comes first, as in transformers; a method's own file is for checkpoints whose config.json is silent. Raises CheckpointError
+    for settings that are no JSON object or name no method.
+    """
+    for source, settings in _found(directory, config):
+        if not isinstance(settings, Mapping):
+            raise CheckpointError(f"{source} is {settings!r}, not an object with quant_method — download it again")
+        if settings:
+            return Quantization(_method(source, settings), settings, source)
+    return None
+
+
+def _found(directory: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Source and settings, in order of precedence."""
+    file = directory / "config.json"
+    nested = [(f"{name}.", value) for name, value in config.items() if isinstance(value, Mapping) and name not in _CONFIG_KEYS]
+    for prefix, part in [("", config), *nested]:
+        for key in _CONFIG_KEYS:
+            if part.get(key) is not None:
+                yield f"{prefix}{key} in {file}", part[key]
+    for name in SETTINGS_FILES:
+        if settings := optional_json(directory / name):
+            yield str(directory / name), settings.get("quantization", settings)  # ModelOpt nests its own
+
+
+def _method(source: str, settings: Mapping[str, Any]) -> str:
+    method = settings.get("quant_method")
+    if method is None and (settings.get("load_in_8bit") or settings.get("load_in_4bit")):
+        method = "bitsandbytes"
+    if method is None and "quant_algo" in settings:
+        method = "modelopt"
+    if method is None and "version" in settings and "w_bit" in settings:
+        method = "awq"
+    if method is None and "bits" in settings and "group_size" in settings:
+        method = "gptq"
+    if not isinstance(method, str):
+        raise CheckpointError(f"{source} does not say quant_method — download it again, or export from the unquantized checkpoint")
+    return method.lower()
