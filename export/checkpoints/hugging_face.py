@@ -11,8 +11,9 @@ import numpy as np
 
 from ..errors import CheckpointError, UnsupportedModel
 from .arch import Arch, arch_from_config
-from .quantized.methods import IntegerWeights, Reader, StoredIntegers, reader_of
+from .quantized.methods import Reader, reader_of
 from .quantized.settings import SETTINGS_FILES, quantization_of
+from .quantized.stored import Form, HasIntegers, StoredIntegers
 from .safetensors import Files, Weights, read_json
 from .target_tensors import EMBEDDING, HEAD, check_names, expected_tensors, harmless
 from .weight_files import open_files, refuse_adapter
@@ -81,9 +82,14 @@ class HuggingFaceCheckpoint:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         return self._files.read(self._names.get(name, name), start, stop)
 
-    def integers(self, name: str, start: int = 0, stop: int | None = None) -> StoredIntegers | None:
-        """Rows [start, stop) of a matrix as the checkpoint's own integers, None if it is stored in floating point."""
-        return self._files.integers(self._names[name], start, stop) if isinstance(self._files, IntegerWeights) else None
+    def form(self, name: str) -> Form | None:
+        """How a tensor is stored; None if it is not quantized."""
+        return self._files.form(self._names.get(name, name)) if isinstance(self._files, HasIntegers) else None
+
+    def integers(self, name: str, start: int, stop: int) -> StoredIntegers:
+        """Rows [start, stop) of a quantized tensor."""
+        assert isinstance(self._files, HasIntegers)
+        return self._files.integers(self._names[name], start, stop)
 
     def fingerprint(self) -> list[list[Any]]:
         return self._files.fingerprint()

@@ -26,21 +26,20 @@ class Piece:
     form: Form | None
 
 
-def pieces(source: Weights | None, parts: Sequence[str], kind: int | None, static: bool) -> list[Piece]:
+def pieces(source: Weights, parts: Sequence[str], kind: int | None, static: bool) -> list[Piece]:
     """The parts of one product in a graph whose matrices are to be stored in the ONNX type ``kind``. ``static``: for TensorRT."""
-    if not isinstance(source, HasIntegers) or source is None:
+    if not isinstance(source, HasIntegers):
         return []
     found: list[Piece] = []
-    weights: Weights = source
-    for form, same in groupby(parts, lambda part: _kept(source, part, weights.shape(part)[1], kind, static)):
+    for form, same in groupby(parts, lambda part: _kept(source, part, kind, static)):
         names = tuple(same)
-        found.append(Piece(names, sum(weights.shape(name)[0] for name in names), form))
+        found.append(Piece(names, sum(source.shape(name)[0] for name in names), form))
     return found
 
 
-def _kept(source: HasIntegers, part: str, inputs: int, kind: int | None, static: bool) -> Form | None:
+def _kept(source: HasIntegers, part: str, kind: int | None, static: bool) -> Form | None:
     form = source.form(part)
-    return form if form is not None and not obstacle(form, inputs, kind, static) else None
+    return form if form is not None and not obstacle(form, source.shape(part)[1], kind, static) else None
 
 
 def obstacle(form: Form, inputs: int, kind: int | None, static: bool) -> str:
@@ -82,7 +81,7 @@ def notes(source: Weights, parts: Sequence[tuple[str, int | None]], static: bool
     for name, kind in parts:
         form = source.form(name)
         if form is not None:
-            inputs = source.shape(name)[1]  # type: ignore[attr-defined]
+            inputs = source.shape(name)[1]
             key = described(form, inputs), obstacle(form, inputs, kind, static)
             counts[key] = counts.get(key, 0) + 1
     for (form_text, reason), count in counts.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -60,7 +61,10 @@ class StoredProducts:
 
         def values() -> Iterator[np.ndarray]:
             for rows in self._rows(piece, inputs):
-                small.append((_finer(rows.scales, rows.block, block, count), _finer(rows.zero_points, rows.block, block, count)))
+                zero = rows.zero_points
+                small.append(
+                    (_finer(rows.scales, rows.block, block, count), None if zero is None else _finer(zero, rows.block, block, count))
+                )
                 yield _bytes(np.pad(rows.values, ((0, 0), (0, count * block - inputs))), bits)
 
         shape = (outputs, count, block * bits // 8)
@@ -71,10 +75,10 @@ class StoredProducts:
             width = -(-count * bits // 8)
             padded = (_bytes(np.pad(zero, ((0, 0), (0, width * 8 // bits - count))), bits) for _, zero in small if zero is not None)
             zeros = [self.g.initializer(self.weights.add(f"{stem}.zero", UINT8, (outputs * width,), padded))]
-        attributes = {"K": inputs, "N": outputs, "bits": bits, "block_size": block, "accuracy_level": 4}
-        return self.g.op("MatMulNBits", x, quantized, scales, *zeros, domain="com.microsoft", **attributes)
+        sizes: dict[str, Any] = {"K": inputs, "N": outputs, "bits": bits, "block_size": block}
+        return self.g.op("MatMulNBits", x, quantized, scales, *zeros, domain="com.microsoft", accuracy_level=4, **sizes)
 
-    def _scales(self, name: str, kind: np.dtype, shape: tuple[int, ...], chunks: Iterator[np.ndarray]) -> str:  # type: ignore[type-arg]
+    def _scales(self, name: str, kind: np.dtype[Any], shape: tuple[int, ...], chunks: Iterator[np.ndarray]) -> str:
         """float32 scales, stored in the checkpoint's type."""
         stored = helper.np_dtype_to_tensor_dtype(kind)
         tensor = self.g.initializer(self.weights.add(name, stored, shape, (chunk.astype(kind) for chunk in chunks)))
@@ -131,10 +135,8 @@ class StoredProducts:
         return self.g.op("DequantizeLinear", quantized, scale, axis=0)
 
 
-def _finer(stored: np.ndarray | None, size: int, block: int, count: int) -> np.ndarray | None:
+def _finer(stored: np.ndarray, size: int, block: int, count: int) -> np.ndarray:
     """Scales or zero points [n, groups] of groups of ``size`` inputs, for ``count`` blocks of ``block``."""
-    if stored is None:
-        return None
     return stored if size <= block else np.repeat(stored, -(-size // block), axis=1)[:, :count]
 
 

@@ -96,8 +96,8 @@ class TargetWriter(LayerWriter):
             self.ones = g.op("Expand", g.const(1, np.float32), shape)
 
     def _product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int | None, *bias: str) -> str:
-        found = pieces(self.source, parts, kind, self.static) if self.keep_integers else []
-        if not any(piece.form for piece in found):
+        found = pieces(self.source, parts, kind, self.static) if self.keep_integers and self.source else []
+        if self.source is None or not any(piece.form for piece in found):
             return self._rounded_product(x, stem, shape, parts, kind, *bias)
         stored, products = StoredProducts(self.g, self.weights, self.source), []
         for index, piece in enumerate(found):

@@ -1,4 +1,4 @@
-"""Models whose matrices are stored quantized: tensors as the published tools write them, and the same model over the weights they stand for."""
+"""Models whose matrices are stored quantized: tensors as the published tools write them, and the model over the weights they stand for."""
 
 from __future__ import annotations
 

@@ -99,6 +99,9 @@ class QuantizedMatrix(Protocol):
 class HasIntegers(Protocol):
     """Weights of which some are stored quantized."""
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+
     def form(self, name: str) -> Form | None:
         """How a tensor is stored; None if it is not quantized."""
 

@@ -1,4 +1,4 @@
-"""Integers of a quantized checkpoint in the target's graph: they stand for the checkpoint's own weights, and the graph computes with them."""
+"""Integers of a quantized checkpoint in the target's graph: they stand for the checkpoint's own weights, and it computes with them."""
 
 from __future__ import annotations
 
