@@ -15,9 +15,10 @@ from . import builder
 from .builder import FLOAT, FLOAT8, FLOAT16, INT64, GraphBuilder
 from .int8_matmul import FINE, integer_product
 from .kept_integers import Piece, is_whole_rows, product_block
-from .weights import BLOCK, CHUNK_BYTES, WeightCount, pack_int4
+from .weights import BLOCK, WeightCount, pack_int4
 
 UINT8 = TensorProto.UINT8
+CHUNK_BYTES = 32 << 20  # of a row block, counted as float32
 _INTEGER_TYPES = {INT4: builder.INT4, INT8: builder.INT8}
 
 

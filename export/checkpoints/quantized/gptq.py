@@ -17,7 +17,7 @@ import numpy as np
 from ...errors import CheckpointError, UnsupportedModel
 from .input_groups import group_size, order_of_groups
 from .packing import signed, unpacked, word_columns
-from .stored import INT4, INT8, Form, StoredIntegers, Tensors
+from .stored import INT4, INT8, Form, StoredIntegers, Tensors, whole
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _ONES = {4: np.uint32(0x11111111), 8: np.uint32(0x01010101)}
@@ -100,7 +100,7 @@ class GptqMatrix:
 
     def rows(self, start: int, stop: int) -> StoredIntegers:
         order = self.form.permutation
-        values = unpacked(self._part("qweight")[:, start:stop], self.bits, 0)
+        values = unpacked(whole(self.files, f"{self.stem}qweight")[:, start:stop], self.bits, 0)
         if order is not None:
             values = values[order]
         values = signed(np.ascontiguousarray(values.T), self.bits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,6 +32,13 @@ class Tensors(Protocol):
 
     def stored(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows [start, stop) of a tensor in its stored type."""
+
+
+@lru_cache(maxsize=2)
+def whole(files: Tensors, name: str) -> np.ndarray:
+    """A tensor that is packed along its rows' direction, so that some outputs cannot be read alone. The last two are kept: a matrix is read
+    block by block."""
+    return files.stored(name)
 
 
 @dataclass(frozen=True)
