@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from ..checkpoints.arch import Arch
 from ..checkpoints.quantized.stored import BITS, FP8, INT8, Form, HasIntegers
 from ..checkpoints.safetensors import Weights
 from .builder import FLOAT8
+from .layers import Precision
 from .weights import BLOCK
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
@@ -47,7 +50,7 @@ def obstacle(form: Form, inputs: int, kind: int | None, static: bool) -> str:
     if kind is None:
         return "this precision has floating-point weights"
     if (form.kind == FP8) != (kind == FLOAT8):
-        return f"the checkpoint's are {form.kind}"
+        return f"the checkpoint has {form.kind}"
     if kind == FLOAT8:
         return "" if form.block >= inputs else "TensorRT's products have one scale a row, the checkpoint has several"
     if static:
@@ -72,23 +75,32 @@ def product_block(form: Form, inputs: int) -> int:
     return part if part >= SMALLEST_BLOCK else 0
 
 
-def notes(source: Weights, parts: Sequence[tuple[str, int | None]], static: bool) -> Iterator[str]:
-    """One line for every way in which matrices are stored, which says what becomes of their values. ``parts``: names, each with the ONNX
-    type that the graph wants."""
+def notes(source: Weights, arch: Arch, precision: Precision, static: bool, requantize: bool) -> Iterator[str]:
+    """A line for every way in which matrices are stored quantized, which says what becomes of their values."""
     if not isinstance(source, HasIntegers):
         return
-    counts: dict[tuple[str, str], int] = {}
-    for name, kind in parts:
-        form = source.form(name)
-        if form is not None:
+    wanted = [(f"model.layers.{layer}.{part}.weight", precision.matrix) for layer in range(arch.layers) for part in _linears(arch)]
+    wanted += [("model.embed_tokens.weight", None)] if not arch.tied_head else []
+    wanted.append(("model.embed_tokens.weight" if arch.tied_head else "lm_head.weight", precision.head))
+    counts: Counter[tuple[str, str]] = Counter()
+    for name, kind in wanted:
+        if (form := source.form(name)) is not None:
             inputs = source.shape(name)[1]
-            key = described(form, inputs), obstacle(form, inputs, kind, static)
-            counts[key] = counts.get(key, 0) + 1
-    for (form_text, reason), count in counts.items():
-        fate = f"rounded again, because {reason}" if reason else "kept as they are"
-        if reason and "floating-point" in reason:
-            fate = "dequantized"
-        yield f"{count} matrices in {form_text}: {fate}"
+            counts[described(form, inputs), _fate(form, inputs, kind, static, requantize)] += 1
+    for (form_text, fate), count in counts.items():
+        yield f"{count} matrices of {form_text}: {fate}"
+
+
+def _linears(arch: Arch) -> Iterator[str]:
+    for parts, _, _ in arch.linears.values():
+        yield from parts
+
+
+def _fate(form: Form, inputs: int, kind: int | None, static: bool, requantize: bool) -> str:
+    if kind is None:
+        return "dequantized"
+    reason = "--requantize asks for it" if requantize else obstacle(form, inputs, kind, static)
+    return f"rounded again, because {reason}" if reason else "kept as they are"
 
 
 def described(form: Form, inputs: int) -> str:

@@ -27,11 +27,11 @@ def is_linear(name: str) -> bool:
     return name.endswith("_proj.weight")
 
 
-def _mixed(name: str, weight: np.ndarray) -> Packed | None:
+def _mixed(name: str, weight: np.ndarray, size: int) -> Packed | None:
     """Queries in four bits, keys in eight, values in floating point, the rest in four bits."""
     if "v_proj" in name:
         return None
-    return packers.pack_quantized(weight, 8 if "k_proj" in name else 4, packers.groups_of(weight.shape[1], 32), zero_points=True)
+    return packers.pack_quantized(weight, 8 if "k_proj" in name else 4, packers.groups_of(weight.shape[1], size), zero_points=True)
 
 
 def _gptq(weight: np.ndarray, size: int, **how: Any) -> Packed:
@@ -49,31 +49,41 @@ def _float8(weight: np.ndarray, rows: int, inputs: int, scale: str) -> Packed:
 
 
 _GPTQ = {"quant_method": "gptq", "bits": 4, "desc_act": False, "sym": False}
-# name -> quantization_config and how a matrix is packed.
-SCHEMES: Mapping[str, tuple[dict[str, Any], Pack]] = {
-    "gptq": ({**_GPTQ, "group_size": 32}, lambda _, weight: _gptq(weight, 32)),
-    "gptq v2": ({**_GPTQ, "group_size": 16, "checkpoint_format": "gptq_v2"}, lambda _, weight: _gptq(weight, 16, v2=True)),
-    "gptq symmetric": ({**_GPTQ, "group_size": 32, "sym": True}, lambda _, weight: _gptq(weight, 32, zero_points=False)),
-    "gptq whole rows": ({**_GPTQ, "group_size": -1}, lambda _, weight: _gptq(weight, -1)),
-    "gptq desc_act": (
-        {**_GPTQ, "group_size": 32, "desc_act": True},
-        lambda _, weight: packers.gptq(weight, 4, shuffled(weight.shape[1], 32)),
-    ),
-    "awq": ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}, lambda _, weight: packers.awq(weight, 32)),
-    "int4 groups": (
-        _compressed("pack-quantized", 4, group_size=32),
-        lambda _, weight: packers.pack_quantized(weight, 4, packers.groups_of(weight.shape[1], 32), zero_points=False),
-    ),
-    "int8 rows": (_compressed("int-quantized"), lambda _, weight: packers.int_quantized(weight)),
-    "int8 rows with zero points": (_compressed("int-quantized"), lambda _, weight: packers.int_quantized(weight, zero_points=True)),
-    "int8 groups": (_compressed("int-quantized", group_size=32), lambda _, weight: packers.int_quantized(weight, 32)),
-    "mixed": (_compressed("pack-quantized", 4, group_size=32), _mixed),
-    "fp8 rows": ({"quant_method": "fp8"}, lambda _, weight: _float8(weight, 1, weight.shape[1], "weight_scale")),
-    "fp8 blocks": (
-        {"quant_method": "fp8", "weight_block_size": [32, 32]},
-        lambda _, weight: _float8(weight, 32, 32, "weight_scale_inv"),
-    ),
-}
+_AWQ = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
+
+
+def schemes(size: int) -> Mapping[str, tuple[dict[str, Any], Pack]]:
+    """Name -> quantization_config and how a matrix is packed, with groups of ``size`` inputs."""
+    return {
+        "gptq": ({**_GPTQ, "group_size": size}, lambda _, weight: _gptq(weight, size)),
+        "gptq v2": (
+            {**_GPTQ, "group_size": size // 2, "checkpoint_format": "gptq_v2"},
+            lambda _, weight: _gptq(weight, size // 2, v2=True),
+        ),
+        "gptq symmetric": ({**_GPTQ, "group_size": size, "sym": True}, lambda _, weight: _gptq(weight, size, zero_points=False)),
+        "gptq whole rows": ({**_GPTQ, "group_size": -1}, lambda _, weight: _gptq(weight, -1)),
+        "gptq desc_act": (
+            {**_GPTQ, "group_size": size, "desc_act": True},
+            lambda _, weight: packers.gptq(weight, 4, shuffled(weight.shape[1], size)),
+        ),
+        "awq": ({**_AWQ, "group_size": size}, lambda _, weight: packers.awq(weight, size)),
+        "int4 groups": (
+            _compressed("pack-quantized", 4, group_size=size),
+            lambda _, weight: packers.pack_quantized(weight, 4, packers.groups_of(weight.shape[1], size), zero_points=False),
+        ),
+        "int8 rows": (_compressed("int-quantized"), lambda _, weight: packers.int_quantized(weight)),
+        "int8 rows with zero points": (_compressed("int-quantized"), lambda _, weight: packers.int_quantized(weight, zero_points=True)),
+        "int8 groups": (_compressed("int-quantized", group_size=size), lambda _, weight: packers.int_quantized(weight, size)),
+        "mixed": (_compressed("pack-quantized", 4, group_size=size), lambda name, weight: _mixed(name, weight, size)),
+        "fp8 rows": ({"quant_method": "fp8"}, lambda _, weight: _float8(weight, 1, weight.shape[1], "weight_scale")),
+        "fp8 blocks": (
+            {"quant_method": "fp8", "weight_block_size": [size, size]},
+            lambda _, weight: _float8(weight, size, size, "weight_scale_inv"),
+        ),
+    }
+
+
+SCHEMES = schemes(32)
 
 
 def quantize(model: Any, pack: Pack, chosen: Callable[[str], bool] = is_linear) -> dict[str, np.ndarray]:

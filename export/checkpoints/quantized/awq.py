@@ -76,7 +76,9 @@ class AwqMatrix:
         return np.ascontiguousarray(signed(word_columns(self._part("qzeros"), _BITS, start, stop, ORDER), _BITS).T)
 
     def rows(self, start: int, stop: int) -> StoredIntegers:
-        values = signed(np.ascontiguousarray(word_columns(whole(self.files, f"{self.stem}qweight"), _BITS, start, stop, ORDER).T), _BITS)
+        values = signed(
+            np.ascontiguousarray(word_columns(whole(self.files.stored, f"{self.stem}qweight"), _BITS, start, stop, ORDER).T), _BITS
+        )
         scales = self._part("scales")[:, start:stop].astype(np.float32).T
         zeros = self._zeros(start, stop) if self.form.zero_points else None
         return StoredIntegers(values, np.ascontiguousarray(scales), zeros, self.form.block)

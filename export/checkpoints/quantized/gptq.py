@@ -100,7 +100,7 @@ class GptqMatrix:
 
     def rows(self, start: int, stop: int) -> StoredIntegers:
         order = self.form.permutation
-        values = unpacked(whole(self.files, f"{self.stem}qweight")[:, start:stop], self.bits, 0)
+        values = unpacked(whole(self.files.stored, f"{self.stem}qweight")[:, start:stop], self.bits, 0)
         if order is not None:
             values = values[order]
         values = signed(np.ascontiguousarray(values.T), self.bits)

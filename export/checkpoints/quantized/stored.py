@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,10 +35,10 @@ class Tensors(Protocol):
 
 
 @lru_cache(maxsize=2)
-def whole(files: Tensors, name: str) -> np.ndarray:
-    """A tensor that is packed along its rows' direction, so that some outputs cannot be read alone. The last two are kept: a matrix is read
-    block by block."""
-    return files.stored(name)
+def whole(stored: Callable[[str], np.ndarray], name: str) -> np.ndarray:
+    """A tensor whose rows are not the matrix's, so that some outputs cannot be read alone. The last two are kept: a matrix is read block by
+    block. ``stored``: of the files."""
+    return stored(name)
 
 
 @dataclass(frozen=True)
