@@ -181,7 +181,8 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], toke
             "draft — use --precision fp32 or bf16"
         )
     with WeightFile(scratch / "target.data") as weights:
-        writer = TargetWriter(arch, job.checkpoint, precision, plan.capacity, weights, captured, static=plan.backend == TENSORRT)
+        static, keep = plan.backend == TENSORRT, not plan.requantize
+        writer = TargetWriter(arch, job.checkpoint, precision, plan.capacity, weights, captured, static, keep)
         for done in writer.build():
             progress("target", done, arch.layers)
     models = {"target": writer.model(), "sample": build_sample(arch.vocab)}

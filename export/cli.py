@@ -48,6 +48,7 @@ resps-export --model llama3-8b --backend tensorrt --precision fp8 --dry-run""",
         help="What will run the engine; tensorrt builds plans for a GPU.")  # fmt: skip
 @option(ENGINE, "--precision", type=click.Choice(PRECISION_NAMES), show_default="fp32; fp16 with tensorrt",
         help="Precision of the target. fp8, int8 and int4 quantize the weights; fp8 needs tensorrt.")  # fmt: skip
+@option(ENGINE, "--requantize", is_flag=True, help="Round a quantized checkpoint's weights again instead of keeping its integers.")
 @option(ENGINE, "--draft-precision", type=click.Choice(PRECISION_NAMES),
         show_default="int8 with a target of fp32, int8 or int4; fp16 with tensorrt", help="Precision of the draft.")  # fmt: skip
 @option(ENGINE, "--max-context", type=click.IntRange(16, 1 << 20), default=DEFAULT_CONTEXT, help="Most tokens of prompt and answer.")
@@ -87,6 +88,7 @@ class Asked:
     name: str | None
     backend: str
     precision: str | None
+    requantize: bool
     max_context: int
     prefill_rows: int
     tree_sizes: str
@@ -167,7 +169,7 @@ def _checked(asked: Asked) -> Asked:
 def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     """Find weights and TensorRT, and plan. A dry run needs neither."""
     from .checkpoints.draft_checkpoint import open_draft
-    from .checkpoints.fetch import locate, locate_draft, open_checkpoint, planned_arch, planned_draft
+    from .checkpoints.fetch import local_checkpoint, locate, locate_draft, open_checkpoint, planned_arch, planned_draft
     from .checkpoints.models import ModelEntry, model_entry
     from .directory.given_tuning import given_tuning
     from .graphs.layers import BACKENDS
@@ -177,7 +179,8 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     platform = _platform(asked) if asked.backend == "tensorrt" and not dry_run else None
     click.echo("weights: locating", err=True)
     checkpoint = None if dry_run else open_checkpoint(locate(entry, asked.weights))
-    arch = checkpoint.arch if checkpoint else planned_arch(entry, asked.weights)
+    opened = checkpoint or local_checkpoint(entry, asked.weights)
+    arch = opened.arch if opened else planned_arch(entry, asked.weights)
     directory = None if asked.no_draft or checkpoint is None else locate_draft(entry, asked.draft_weights)
     draft = open_draft(directory, checkpoint) if directory and checkpoint else None
     found = (draft.path.name, draft.arch) if draft else None
@@ -202,6 +205,8 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         policy.bytes if policy else 0,
         backend=asked.backend,
         tree_sizes=asked.sizes,
+        source=opened,
+        requantize=asked.requantize,
     )
     return CheckedExport(plan, entry, checkpoint, draft, policy, platform)
 
@@ -221,6 +226,7 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
     assert checkpoint is not None
     options: dict[str, object] = {"model": plan.model, "precision": plan.precision, "draft_precision": plan.draft_precision}
     options |= {"max_context": asked.max_context, "prefill_rows": asked.prefill_rows, "tree_sizes": list(plan.tree_sizes)}
+    options["requantize"] = asked.requantize
     options["policy"] = prepared.policy.digest if prepared.policy else None
     if platform:
         gpu = platform.gpu.name if platform.gpu else None
@@ -232,6 +238,8 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
         return
     if platform:
         click.echo("\n".join(plan.lines()), err=True)
+    elif plan.stored:
+        click.echo("\n".join(f"weights: {line}" for line in plan.stored), err=True)
     job = ExportJob(
         plan, checkpoint, prepared.draft, prepared.policy, source, asked.command_line, prepared.entry.chat_template, platform, progress
     )

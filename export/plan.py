@@ -9,7 +9,9 @@ from runtime.manifest.tuning_fit import PolicyLimits
 
 from .checkpoints.arch import Arch
 from .checkpoints.draft_arch import DraftArch
+from .checkpoints.safetensors import Weights
 from .draft_build import draft_writers, max_width
+from .graphs.kept_integers import notes
 from .graphs.layers import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.target import EMBEDDING, TargetWriter
 from .graphs.tree_growth import MAX_DEPTH
@@ -35,6 +37,7 @@ class Plan:
 
     weight_bytes, draft_bytes: target.data and draft.data. policy_bytes: networks of --policy. plan_bytes: TensorRT's plans, estimated.
     memory: peak during the export. run_memory: weights and a full cache at run time.
+    stored: how a quantized checkpoint's values are stored, one line for each form.
     """
 
     directory: Path
@@ -55,6 +58,8 @@ class Plan:
     disk_bytes: int
     memory: int
     run_memory: int
+    stored: tuple[str, ...] = ()
+    requantize: bool = False
 
     def lines(self) -> list[str]:
         """Human-readable summary, one line per entry."""
@@ -66,6 +71,7 @@ class Plan:
         return [
             f"{self.directory}: {self.model} in {self.precision}, context {self.context} tokens",
             f"  target.onnx, target.data   {_mib(self.weight_bytes)} of weights",
+            *(f"  quantized weights          {line}" for line in self.stored),
             *([f"  draft.onnx, draft.data     {_mib(self.draft_bytes)} of {self.draft} in {self.draft_precision}"] if self.draft else []),
             *([f"  tuned-*.onnx               {_mib(self.policy_bytes)} of policy networks"] if self.policy_bytes else []),
             "  sample.onnx, tokenizer.json, manifest.json" + (", fuse.onnx, expand.onnx, tree.onnx" if self.draft else ""),
@@ -91,13 +97,18 @@ def make_plan(
     *,
     backend: str = ONNXRUNTIME,
     tree_sizes: tuple[int, ...] = TREE_SIZES,
+    source: Weights | None = None,
+    requantize: bool = False,
 ) -> Plan:
-    """Plan an export without reading any tensor. A sliding window limits the context, because full attention is exact only within it."""
+    """Plan an export without reading any tensor. A sliding window limits the context, because full attention is exact only within it.
+
+    source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``.
+    """
     context = min(max_context, arch.max_position, arch.window or arch.max_position)
     capacity = -(-(context + max(tree_sizes)) // 64) * 64
     compute, static = NUMPY_TYPES[precision.compute].itemsize, backend == TENSORRT
     count, draft_count = WeightCount("target.data"), WeightCount("draft.data")
-    target = TargetWriter(arch, None, precision, capacity, count, static=static)
+    target = TargetWriter(arch, source, precision, capacity, count, static=static, keep_integers=not requantize)
     for _ in target.build():
         pass
     weights, cache = count.size, target.cache_bytes
@@ -136,6 +147,8 @@ def make_plan(
         disk_bytes=weights + draft_weights + policy_bytes + plans + _SMALL_FILES,
         memory=memory,
         run_memory=_BASE_MEMORY + weights * compute // NUMPY_TYPES[precision.stored].itemsize + cache + draft_weights,
+        stored=tuple(notes(source, arch, precision, static, requantize)) if source else (),
+        requantize=requantize,
     )
 
 

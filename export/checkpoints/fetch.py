@@ -73,6 +73,11 @@ def planned_arch(entry: ModelEntry, weights: str | None) -> Arch:
     return open_checkpoint(locate(entry, weights)).arch
 
 
+def local_checkpoint(entry: ModelEntry, weights: str | None) -> Checkpoint | None:
+    """The target's checkpoint, of which a dry run reads headers; None for a hub repository, whose weights it does not download."""
+    return None if _hub_repository(entry, weights) is not None else open_checkpoint(locate(entry, weights))
+
+
 def _hub_repository(entry: ModelEntry, weights: str | None) -> str | None:
     """The id of the hub repository with the weights, None if they are elsewhere. Raises CheckpointError if ``weights`` names no source."""
     if weights is None:

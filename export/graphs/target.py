@@ -22,7 +22,9 @@ from ..checkpoints.safetensors import Weights
 from .builder import BOOL, FLOAT, INT4, INT8, INT64
 from .int4_offsets import quantize_widened, wide, widened
 from .int8_matmul import FINE, integer_product
+from .kept_integers import pieces
 from .layers import LayerWriter, Precision, is_quantized
+from .stored_products import StoredProducts
 from .weights import WeightCount, quantize_outputs
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -33,7 +35,8 @@ blocks have only 256 rows, and matrices are split if there are more threads than
 
 class TargetWriter(LayerWriter):
     """Writes the target's graph. ``captured``: the layers whose incoming residual streams are the output ``features``; the number of layers
-    means the stream that leaves the last layer."""
+    means the stream that leaves the last layer. ``keep_integers``: store a quantized checkpoint's integers where the graph can hold them.
+    """
 
     def __init__(
         self,
@@ -44,8 +47,10 @@ class TargetWriter(LayerWriter):
         weights: WeightCount,
         captured: tuple[int, ...] | None = None,
         static: bool = False,
+        keep_integers: bool = True,
     ) -> None:
         super().__init__("target", arch, source, precision, capacity, weights, static)
+        self.keep_integers = keep_integers
         self.captured = captured or arch.captured
         self.ordered = is_ordered(precision) and not static
         self._blanks: dict[int, str] = {}
@@ -92,6 +97,21 @@ class TargetWriter(LayerWriter):
             self.ones = g.op("Expand", g.const(1, np.float32), shape)
 
     def _product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int | None, *bias: str) -> str:
+        found = pieces(self.source, parts, kind, self.static) if self.keep_integers and self.source else []
+        if self.source is None or not any(piece.form for piece in found):
+            return self._rounded_product(x, stem, shape, parts, kind, *bias)
+        stored, products = StoredProducts(self.g, self.weights, self.source), []
+        for index, piece in enumerate(found):
+            name = stem if len(found) == 1 else f"{stem}.{index}"
+            if piece.form:
+                products.append(stored.product(x, name, piece, shape[1], self.static))
+            else:
+                products.append(self._rounded_product(x, name, (piece.outputs, shape[1]), list(piece.parts), kind))
+        joined = self.g.op("Concat", *products, axis=1) if len(products) > 1 else products[0]
+        return self.g.op("Add", joined, *bias) if bias else joined
+
+    def _rounded_product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int | None, *bias: str) -> str:
+        """The product with a matrix that is rounded here, from float32."""
         if not self.ordered or not is_quantized(kind, shape[1]):
             return super()._product(x, stem, shape, parts, kind, *bias)
         if kind == INT4:

@@ -28,7 +28,8 @@ class TargetGraph:
     def __init__(
         self, directory: Path, model: Any, precision: str = "fp32", level: str = "4", optimized: bool = True, capacity: int = CAPACITY
     ) -> None:
-        model.save_pretrained(directory)
+        if model is not None:  # else the directory has a checkpoint
+            model.save_pretrained(directory)
         self.checkpoint = HuggingFaceCheckpoint(directory)
         self.arch, self.precision = self.checkpoint.arch, PRECISIONS[precision]
         with WeightFile(directory / "target.data") as weights:
