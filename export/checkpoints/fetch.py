@@ -19,7 +19,8 @@ from .gguf import GgufCheckpoint
 from .models import ModelEntry, PackagedGguf
 from .safetensors import PICKLES, Checkpoint, SafetensorsCheckpoint, TorchCheckpoint, has_only_pickles, read_json
 
-HUB_FILES = ("*.json", "*.jinja", "tokenizer*", "*.safetensors")
+TEXT_FILES = ("*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt")  # tokenizer and chat templates, and the configs
+HUB_FILES = (*TEXT_FILES, "*.safetensors")
 DRAFT_OPTIONS = "--draft-weights DIR, or --no-draft"  # what an error suggests if the hub cannot be reached
 
 
@@ -65,10 +66,15 @@ def _draft_source(entry: ModelEntry, weights: str | None) -> Path | str | None:
 
 def planned_arch(entry: ModelEntry, weights: str | None) -> Arch:
     """The target's architecture, for a dry run. From a hub repository only config.json is downloaded."""
-    repository = _hub_repository(entry, weights)
-    if repository is not None:
-        return arch_from_config(read_json(hub_snapshot(repository, ["config.json"]) / "config.json"))
+    if _hub_repository(entry, weights) is not None:
+        return arch_from_config(read_json(planned_path(entry, weights, ["config.json"]) / "config.json"))
     return open_checkpoint(locate(entry, weights)).arch
+
+
+def planned_path(entry: ModelEntry, weights: str | None, files: Sequence[str]) -> Path:
+    """The target's file or directory, for a dry run. From a hub repository only ``files`` (patterns) are downloaded."""
+    repository = _hub_repository(entry, weights)
+    return locate(entry, weights) if repository is None else hub_snapshot(repository, files)
 
 
 def _hub_repository(entry: ModelEntry, weights: str | None) -> str | None:

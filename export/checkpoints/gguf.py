@@ -62,6 +62,10 @@ class GgufCheckpoint:
         except ValueError as error:
             raise CheckpointError(f"cannot read {key} in {self.path}: {error} — the file is damaged, download it again") from None
 
+    def keys(self) -> list[str]:
+        """All keys of the metadata."""
+        return list(self._reader.fields)
+
     def _config(self) -> dict[str, Any]:
         """The header as a Hugging Face config.json."""
         kind = self.field("general.architecture")

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from export.checkpoints.tokenizer import tokenizer_of_gguf
 from gguf import GGMLQuantizationType, quants
 
 from export.checkpoints.fetch import open_checkpoint
 from export.checkpoints.gguf import GgufCheckpoint
-from export.checkpoints.tokenizer import tokenizer_of_gguf
 from export.errors import UnsupportedModel
 from tests.support.checkpoints import LAYERS, TOKENS, expect_tensors, logits_of, refused
 from tests.support.tiny import reference, tiny_model, weights_of, write_gguf
