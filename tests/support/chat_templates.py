@@ -56,8 +56,9 @@ MISTRAL = """{%- set loop_messages = messages %}
 {%- endfor %}
 """
 VICUNA = (
-    "{%- if messages[0].role == 'system' -%}{{ messages[0].content }}{%- set rest = messages[1:] -%}{%- else -%}A chat.{%- set rest = messages -%}"
-    "{%- endif -%}{%- for m in rest -%}{{ ' USER: ' + m.content if m.role == 'user' else ' ASSISTANT: ' + m.content + eos_token }}{%- endfor -%}"
+    "{%- if messages[0].role == 'system' -%}{{ messages[0].content }}{%- set rest = messages[1:] -%}"
+    "{%- else -%}A chat.{%- set rest = messages -%}{%- endif -%}{%- for m in rest -%}"
+    "{{ ' USER: ' + m.content if m.role == 'user' else ' ASSISTANT: ' + m.content + eos_token }}{%- endfor -%}"
     "{{ ' ASSISTANT:' if add_generation_prompt }}"
 )
 QWEN = """{%- if tools %}
@@ -82,9 +83,9 @@ QWEN = """{%- if tools %}
         {{- '<|im_start|>assistant\\n' }}
         {%- if loop.index0 > ns.last and reasoning %}{{- '<think>\\n' + reasoning + '\\n</think>\\n\\n' }}{%- endif %}
         {{- content }}
-        {%- for call in message.tool_calls or [] %}
+        {%- for call in message.tool_calls or [] %}{%- set given = call.function.arguments %}
             {{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
-            {{- call.function.arguments if call.function.arguments is string else call.function.arguments | tojson }}{{- '}\\n</tool_call>' }}
+            {{- given if given is string else given | tojson }}{{- '}\\n</tool_call>' }}
         {%- endfor %}
         {{- '<|im_end|>\\n' }}
     {%- elif message.role == "tool" %}{{- '<|im_start|>user\\n<tool_response>\\n' + content + '\\n</tool_response><|im_end|>\\n' }}
@@ -96,7 +97,8 @@ QWEN = """{%- if tools %}
 DEEPSEEK = (
     "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
     "{% set ns = namespace(is_first=false, system_prompt='') %}"
-    "{%- for message in messages %}{%- if message['role'] == 'system' %}{% set ns.system_prompt = message['content'] %}{%- endif %}{%- endfor %}"
+    "{%- for message in messages %}{%- if message['role'] == 'system' %}{% set ns.system_prompt = message['content'] %}{%- endif %}"
+    "{%- endfor %}"
     "{{bos_token}}{{ns.system_prompt}}"
     "{%- for message in messages %}{%- if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{%- endif %}"
     "{%- if message['role'] == 'assistant' and message['content'] is not none %}{% set content = message['content'] %}"
@@ -105,7 +107,8 @@ DEEPSEEK = (
     "{% if add_generation_prompt %}{{'<｜Assistant｜><think>\\n'}}{% endif %}"
 )
 PHI = (
-    "{% for message in messages %}{% if message['role'] == 'system' and message['content'] %}{{'<|system|>\n' + message['content'] + '<|end|>\n'}}"
+    "{% for message in messages %}{% if message['role'] == 'system' and message['content'] %}"
+    "{{'<|system|>\n' + message['content'] + '<|end|>\n'}}"
     "{% elif message['role'] == 'user' %}{{'<|user|>\n' + message['content'] + '<|end|>\n'}}"
     "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
@@ -129,7 +132,9 @@ GENERATION = """{% for m in messages %}
 {% endif %}
 {% endfor %}
 """
-DATED = "{{ strftime_now('%Y') }}{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+DATED = (
+    "{{ strftime_now('%Y') }}{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+)
 FEATURES = """{%- macro show(m) %}<{{ m.role }}>{{ m.content }}{% endmacro %}
 {%- for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ show(m) }}{%- endfor %}
 {{ {'b': 'é<&>', 'a': [1, 2.5, none, true]} | tojson }} {{ {'b': 'é', 'a': 1} | tojson(ensure_ascii=true, sort_keys=true) }}

@@ -62,7 +62,7 @@ FILL = {"strategy": {"Fixed": 32}, "direction": "Left", "pad_to_multiple_of": No
 TRUNCATION = [
     case("truncation", {**MARKED, "truncation": CUT}, CHATML),
     case("padding", {**MARKED, "padding": FILL}, CHATML),
-    case("truncation and padding of a class", {**sentencepiece(), "truncation": CUT, "padding": FILL}, {"tokenizer_class": "LlamaTokenizer"}),
+    case("both, of a class", {**sentencepiece(), "truncation": CUT, "padding": FILL}, {"tokenizer_class": "LlamaTokenizer"}),
     case("model_max_length", MARKED, {**CHATML, "model_max_length": 4}),
 ]
 ADDED = [
@@ -76,7 +76,7 @@ ADDED = [
         "eos_token": "<|im_end|>", "bos_token": flags("<s>"), "additional_special_tokens": ["<|im_start|>"]}}),
     case("special_tokens_map.json with null", PLAIN, {**CHATML, **NAMED}, also={"special_tokens_map.json": {"bos_token": None}}),
     case("extra_special_tokens as a list", PLAIN, {**CHATML, "extra_special_tokens": ["<|im_start|>", "<|im_end|>"]}),
-    case("extra_special_tokens as names", PLAIN, {**CHATML, "chat_template": chat.FEATURES, "extra_special_tokens": {"image_token": "<img>"}}),
+    case("extra_special_tokens as names", PLAIN, {"chat_template": chat.FEATURES, "extra_special_tokens": {"image_token": "<img>"}}),
     case("additional_special_tokens", PLAIN, {**CHATML, "additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}),
     case("a token of its own name", PLAIN, {"chat_template": chat.FEATURES, "image_token": "<image>", **NAMED}),
     case("flags of the decoder", PLAIN, {**CHATML, "added_tokens_decoder": {str(END): flags("<|im_start|>", rstrip=True),
@@ -115,9 +115,10 @@ CLASSES = [
     case("class in config.json", sentencepiece(), {}, config={"tokenizer_class": "LlamaTokenizer", "eos_token_id": 2}),
     case("unknown class", sentencepiece(), {"tokenizer_class": "HouseTokenizer"}),
     case("a class of another kind", word_piece(), {"tokenizer_class": "BertTokenizer"}),
-    case("qwen2", MARKED, {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "chat_template": chat.QWEN}, model="qwen2", config={}),
+    case("qwen2", MARKED, {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "chat_template": chat.QWEN},
+         model="qwen2", config={}),
     case("qwen2 with another class", MARKED, {"tokenizer_class": "LlamaTokenizerFast", **NAMED}, model="qwen2"),
-    case("qwen3 without a class", MARKED, {"chat_template": chat.QWEN, "eos_token": "<|im_end|>"}, model="qwen3", config={"eos_token_id": 4}),
+    case("qwen3 without a class", MARKED, {"chat_template": chat.QWEN, "eos_token": "<|im_end|>"}, model="qwen3"),
     case("qwen3 as Llama", MARKED, {"tokenizer_class": "LlamaTokenizerFast", **NAMED, "chat_template": chat.DEEPSEEK}, model="qwen3"),
     case("mistral", sentencepiece("mistral"), {"tokenizer_class": "LlamaTokenizer", "legacy": True, **NAMED, "chat_template": chat.MISTRAL},
          model="mistral"),
@@ -137,13 +138,14 @@ KINDS = [
          also={"tokenizer.4.0.0.json": MARKED}),
     case("tokens that overlap", {**PLAIN, "added_tokens": [*PLAIN["added_tokens"], *special("<a>", "<a><a>", first=END)]}, CHATML),
 ]  # fmt: skip
+MORE = "additional_chat_templates"
 TWO = [{"name": "default", "template": chat.CHATML}, {"name": "tool_use", "template": chat.FEATURES}]
 TEMPLATES = [
     case("named templates", MARKED, {"chat_template": TWO}),
     case("named templates without a default", MARKED, {"chat_template": TWO[1:]}),
     case("chat_template.jinja", MARKED, {"chat_template": "no"}, also={"chat_template.jinja": chat.CHATML}),
     case("additional_chat_templates", MARKED, {"chat_template": "no"}, also={
-        "chat_template.jinja": chat.CHATML, "additional_chat_templates/tool_use.jinja": chat.QWEN, "additional_chat_templates/rag.jinja": "x"}),
+        "chat_template.jinja": chat.CHATML, f"{MORE}/tool_use.jinja": chat.QWEN, f"{MORE}/rag.jinja": "x"}),
     case("phi", MARKED, {"chat_template": chat.PHI, **NAMED}),
     case("generation", MARKED, {"chat_template": chat.GENERATION}),
     case("features", MARKED, {"chat_template": chat.FEATURES, **NAMED, "pad_token": "</s>", "cls_token": None}),

@@ -65,7 +65,7 @@ def begin(token: str, token_id: int, end: tuple[str, int] | None = None) -> dict
 
 
 def sentencepiece(kind: str = "llama2") -> dict[str, Any]:
-    """BPE with byte fallback. ``kind``: llama2 (a normalizer writes spaces), mistral (a Metaspace pre-tokenizer), gemma (no space in front).
+    """BPE with byte fallback. ``kind``: llama2 (a normalizer writes spaces), mistral (a pre-tokenizer does), gemma (no space in front).
     Id 0 is <unk>, 1 <s>, 2 </s>."""
     vocab, merges = _pieces()
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
@@ -114,12 +114,13 @@ def unigram(fallback: bool = False) -> dict[str, Any]:
     chosen = [piece for index, piece in enumerate(vocab) if fallback or not 3 <= index < 259]
     scores = [0.0 if index < 3 else -1.0 - 6.0 / len(piece) - index / 1000 for index, piece in enumerate(chosen)]
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    scored = [list(each) for each in zip(chosen, scores, strict=True)]
     return {
         **sentencepiece("mistral"),
         "normalizer": {"type": "NFKC"},
         "pre_tokenizer": metaspace,
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, metaspace]} if fallback else metaspace,
-        "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": fallback, "vocab": [list(each) for each in zip(chosen, scores, strict=True)]},
+        "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": fallback, "vocab": scored},
     }
 
 
@@ -130,7 +131,10 @@ def word_piece() -> dict[str, Any]:
     return {
         **sentencepiece("mistral"),
         "added_tokens": special("[PAD]", "[UNK]", "[CLS]", "[SEP]"),
-        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
+        "normalizer": {
+            **{"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True},
+            **{"strip_accents": None, "lowercase": True},
+        },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": begin("[CLS]", 2, ("[SEP]", 3)),
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": False},

@@ -16,12 +16,15 @@ from tests.support.text_cases import CASES, TextCase
 
 TEXTS = (
     *("the cat sat on the mat", " the  cat", "  ", "", "Say something.\n\nhi\tthere 12345", "naïve façade, cafe\u0301", "日本語 🙂 mixed"),
-    *("<s>the cat</s> sat", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>", "<|eot_id|> <|begin_of_text|>hi", "a<unk>b <img><image> cat <a><a><a>"),
+    *("<s>the cat</s> sat", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>", "<|eot_id|> <|begin_of_text|>hi"),
+    "a<unk>b <img><image> cat <a><a><a>",
 )
 USER, SYSTEM = {"role": "user", "content": "the cat sat <s> on "}, {"role": "system", "content": "Be brief."}
 ANSWER = {"role": "assistant", "content": "<think>\nwhy\n</think>\n\non the mat", "reasoning": "because"}
-CALL = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": [1, "é"]}}}]}
-TOOL = {"type": "function", "function": {"name": "add", "description": "Adds <numbers>", "parameters": {"type": "object", "properties": {}}}}
+FUNCTION = {"type": "function", "function": {"name": "add", "arguments": {"a": [1, "é"]}}}
+CALL = {"role": "assistant", "content": None, "tool_calls": [FUNCTION]}
+SCHEMA = {"name": "add", "description": "Adds <numbers>", "parameters": {"type": "object", "properties": {}}}
+TOOL = {"type": "function", "function": SCHEMA}
 CHATS: tuple[dict[str, Any], ...] = (
     {"messages": [USER]},
     {"messages": [SYSTEM, USER]},
@@ -52,6 +55,15 @@ def chat_of(tokenizer: Any, chat: dict[str, Any]) -> tuple[str, list[int]] | Non
         return None
 
 
+def ends(case: TextCase, directory: Path, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer: transformers' generation config, and what the other files say."""
+    stored = (directory / "generation_config.json").is_file()
+    config = AutoConfig.from_pretrained(directory)
+    generation = GenerationConfig.from_pretrained(directory) if stored else GenerationConfig.from_model_config(config)
+    sources = [generation.eos_token_id, tokenizer.eos_token_id, case.config.get("eos_token_id")]
+    return {token for ids in sources for token in (ids if isinstance(ids, list) else [ids]) if token is not None}
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_directory_is_read_as_transformers_reads_it(case: TextCase, tmp_path: Path) -> None:
     side, mine = ours(case, tmp_path)
@@ -62,6 +74,7 @@ def test_directory_is_read_as_transformers_reads_it(case: TextCase, tmp_path: Pa
         assert mine.encode_raw(text) == theirs.encode(text, add_special_tokens=False), text
         assert mine.decode(ids) == theirs.decode(ids, skip_special_tokens=True), text
     assert dict(side.special) == theirs.special_tokens_map
+    assert set(side.stop) == ends(case, tmp_path / "checkpoint", theirs)
     for chat in CHATS:
         expected = chat_of(theirs, chat)
         if expected is None:
@@ -71,17 +84,6 @@ def test_directory_is_read_as_transformers_reads_it(case: TextCase, tmp_path: Pa
             assert mine.render(**chat) == expected[0]
             if "tools" not in chat and "documents" not in chat:
                 assert mine.encode(chat["messages"]) == expected[1]
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_ends_are_those_of_every_file(case: TextCase, tmp_path: Path) -> None:
-    side, _ = ours(case, tmp_path)
-    directory = tmp_path / "checkpoint"
-    config, theirs = AutoConfig.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
-    stored = (directory / "generation_config.json").is_file()
-    generation = GenerationConfig.from_pretrained(directory) if stored else GenerationConfig.from_model_config(config)
-    sources = [generation.eos_token_id, theirs.eos_token_id, case.config.get("eos_token_id")]
-    assert set(side.stop) == {token for ids in sources for token in (ids if isinstance(ids, list) else [ids]) if token is not None}
 
 
 def test_the_matrix_is_large_enough() -> None:
