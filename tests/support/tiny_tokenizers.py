@@ -132,8 +132,11 @@ def word_piece() -> dict[str, Any]:
         **sentencepiece("mistral"),
         "added_tokens": special("[PAD]", "[UNK]", "[CLS]", "[SEP]"),
         "normalizer": {
-            **{"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True},
-            **{"strip_accents": None, "lowercase": True},
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": True,
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": begin("[CLS]", 2, ("[SEP]", 3)),

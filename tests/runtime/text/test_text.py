@@ -33,7 +33,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
         "{{ bos_token }}{% for m in messages %}{% if m['role'] not in ['user', 'assistant'] %}{{ raise_exception('no ' + m['role']) }}"
         "{% endif %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     )
-    return Tokenizer(root, Tokens("tokenizer.json", "chat.jinja", (258,), None))
+    return Tokenizer(root, Tokens("tokenizer.json", {"default": "chat.jinja"}, (258,), None))
 
 
 @settings(max_examples=300, deadline=None)
@@ -66,7 +66,7 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     bpe.add_tokens([AddedToken("<think>", normalized=False)])
     root = tmp_path_factory.mktemp("pieces")
     bpe.save(str(root / "tokenizer.json"))
-    return Tokenizer(root, Tokens("tokenizer.json", None, (2,), 1))
+    return Tokenizer(root, Tokens("tokenizer.json", {}, (2,), 1))
 
 
 def joined(tokenizer: Tokenizer, ids: list[int]) -> bytes:
@@ -106,7 +106,7 @@ def test_bytes_of_word_level_tokens(tmp_path: Path) -> None:
     from tokenizers import models
 
     tokenizers.Tokenizer(models.WordLevel({"one": 0, "two": 1}, "one")).save(str(tmp_path / "tokenizer.json"))
-    words = Tokenizer(tmp_path, Tokens("tokenizer.json", None, (), None))
+    words = Tokenizer(tmp_path, Tokens("tokenizer.json", {}, (), None))
     assert joined(words, [0, 1, 0]).decode() == words.decode([0, 1, 0]) == "one two one"
 
 
@@ -157,7 +157,7 @@ def test_lone_surrogates_are_rejected(tokenizer: Tokenizer) -> None:
 
 def test_chat_without_a_template_is_rejected(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(tokenizer._tokenizer.to_str())
-    bare = Tokenizer(tmp_path, Tokens("tokenizer.json", None, (), None))
+    bare = Tokenizer(tmp_path, Tokens("tokenizer.json", {}, (), None))
     with pytest.raises(PromptError, match="no chat template") as caught:
         bare.encode([{"role": "user", "content": "hi"}])
     assert caught.value.kind == "no_chat_template"
@@ -167,12 +167,12 @@ def test_chat_without_a_template_is_rejected(tokenizer: Tokenizer, tmp_path: Pat
 def test_damaged_tokenizer_is_an_engine_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(EngineDirError, match=r"tokenizer\.json"):
-        Tokenizer(tmp_path, Tokens("tokenizer.json", None, (), None))
+        Tokenizer(tmp_path, Tokens("tokenizer.json", {}, (), None))
 
 
 def test_template_cannot_access_python_internals(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(tokenizer._tokenizer.to_str())
     (tmp_path / "chat.jinja").write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
-    hostile = Tokenizer(tmp_path, Tokens("tokenizer.json", "chat.jinja", (), None))
+    hostile = Tokenizer(tmp_path, Tokens("tokenizer.json", {"default": "chat.jinja"}, (), None))
     with pytest.raises(PromptError, match="refuses"):
         hostile.encode([{"role": "user", "content": "hi"}])
