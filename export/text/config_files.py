@@ -13,6 +13,7 @@ from ..errors import CheckpointError
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Special tokens that every tokenizer of transformers may have."""
 
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _EXTRA, _OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
 
 
@@ -52,7 +53,7 @@ def text_config(directory: Path, tokenizer_json: Mapping[str, Any]) -> TextConfi
             file = directory / "special_tokens_map.json"
             values |= _merged(values, optional_json(file))
             file = directory / "added_tokens.json"
-            added = _numbered(optional_json(file), values)
+            added = _numbered(listed, values) if (listed := optional_json(file)) else {}
             file = directory / "tokenizer.json"
             added |= {token["id"]: _token(token) for token in tokenizer_json.get("added_tokens", ())}
         file = directory / "tokenizer_config.json"
@@ -67,7 +68,7 @@ def _token(stored: Any) -> Any:
     from tokenizers import AddedToken
 
     if isinstance(stored, dict):
-        return AddedToken(**{key: value for key, value in stored.items() if key not in ("__type", "id")})
+        return AddedToken(stored["content"], **{key: bool(stored[key]) for key in _FLAGS if key in stored})
     if stored is None or isinstance(stored, str):
         return stored
     raise TypeError(f"{stored!r} is not a token")

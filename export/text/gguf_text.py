@@ -36,11 +36,11 @@ class Header(Protocol):
 
 def text_of_gguf(header: Header) -> TextSide:
     """Raises UnsupportedModel for another kind of tokenizer, CheckpointError for a damaged header."""
-    kind, split = header.field(_PREFIX + "model"), header.field(_PREFIX + "pre", "default")
+    kind, split = header.field(_PREFIX + "model"), header.field(_PREFIX + "pre") or "default"
     if kind != "llama" and (kind != "gpt2" or split not in WORDS):
         raise UnsupportedModel(f"the GGUF's tokenizer {kind}/{split} is not supported — export from the Hugging Face directory instead")
     words = WORDS[split] if kind == "gpt2" else None
-    tokens = _list(header, "tokens", str)
+    tokens, warnings = _list(header, "tokens", str), []
     types = _list(header, "token_type", int) if header.field(_PREFIX + "token_type") is not None else [1] * len(tokens)
     special = {name: _special_token(header, name, len(tokens)) for name in (*_SPECIAL, *_FILL)}
     if words is None:
@@ -59,6 +59,8 @@ def text_of_gguf(header: Header) -> TextSide:
     _surround(tokenizer, tokens, bos if begins else None, eos if adds["eos"] else None)
     texts = {f"{name}_token": tokens[token] for name, token in (("bos", bos), ("eos", eos)) if token is not None}
     usable, unusable = tried(_templates(header), {"bos_token": "", "eos_token": "", **texts})
+    if words is not None and not header.field(_PREFIX + "pre"):
+        warnings.append("the GGUF does not say how it divides words, so llama.cpp's default is used — convert it again")
     return TextSide(
         tokenizer_json=tokenizer.to_str(),
         stop=ends.stop,
@@ -67,6 +69,7 @@ def text_of_gguf(header: Header) -> TextSide:
         templates=usable,
         unusable=unusable,
         chat_bos=begins,
+        warnings=tuple(warnings),
         names={token: tokens[token] for token in (*ends.stop, *([] if bos is None else [bos]))},
     )
 

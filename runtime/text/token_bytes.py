@@ -40,10 +40,11 @@ class TokenBytes:
 
     def join(self, tokens: Sequence[int]) -> bytes:
         """The bytes of ``tokens`` as one text. The first token that adds any begins it."""
-        joined = b""
+        joined, begun = [], False
         for token in tokens:
-            joined += self(token, first=not joined)
-        return joined
+            joined.append(self(token, first=not begun))
+            begun = begun or bool(self(token))  # a space that begins the text adds nothing, but it is the first token
+        return b"".join(joined)
 
     def _decode(self, piece: str, first: bool) -> str:
         """The text of a piece at the beginning of a text or after another piece."""
