@@ -124,7 +124,10 @@ class Request:
             if token in self.stop_tokens:
                 self.stop = "eos"
                 break
-            shown += self._stops.push(detokenizer.push(token), token)
+            piece = detokenizer.push(token)
+            if token in self._stops.marks:  # bytes before it will not become a character
+                piece += detokenizer.flush()
+            shown += self._stops.push(piece, token)
             if self._stops.found:
                 self.stop = "stop_string"
         logprobs = None if self._logprob_recorder is None else self._logprob_recorder.take()[:kept]
