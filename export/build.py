@@ -16,14 +16,12 @@ import onnxruntime
 from runtime.errors import EngineDirError
 from runtime.manifest.graphs import FILE_NAME, File, Graph, Tensor, sha256_of
 from runtime.manifest.load import load_manifest
-from runtime.manifest.schema import SCHEMA, Check, Draft, Limits, Manifest, Source, TargetShape, Tokens
+from runtime.manifest.schema import SCHEMA, Check, Draft, Limits, Manifest, Source, TargetShape
 from runtime.manifest.tuning import Tuning
 from runtime.manifest.tuning_fit import policy_limits
 
 from .checkpoints.draft_checkpoint import DraftCheckpoint
-from .checkpoints.gguf import GgufCheckpoint
 from .checkpoints.safetensors import Checkpoint
-from .checkpoints.tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, TokenizerFiles, tokenizer_of_directory, tokenizer_of_gguf
 from .directory.bundled_tuning import bundled_tuning
 from .directory.found_tuning import FoundTuning, adopt
 from .directory.install import expect_replaceable, move_into_place, scratch_directory
@@ -41,6 +39,7 @@ from .plan import Plan
 from .tensorrt.builder import TIMING_CACHE, Progress
 from .tensorrt.gpu import Platform
 from .tensorrt.plans import build_plans, describe
+from .text.side import TextSide
 
 SPAN_STEP = {ONNXRUNTIME: 64, TENSORRT: 256}  # coarser for TensorRT, because the runtime records a CUDA graph for every span
 FUSED_FILE = "target.cpu.onnx"
@@ -76,7 +75,7 @@ def exporter_hash(root: Path = Path(__file__).parent) -> str:
 @dataclass(frozen=True)
 class ExportJob:
     """One export. ``policy``: the tuning given with --policy. ``rebuild``: the command that repeats the export, for error messages.
-    ``platform``: what TensorRT builds with and for, None for ONNX Runtime."""
+    ``text``: the checkpoint's tokenizer and chat templates. ``platform``: what TensorRT builds with and for, None for ONNX Runtime."""
 
     plan: Plan
     checkpoint: Checkpoint
@@ -84,7 +83,7 @@ class ExportJob:
     policy: FoundTuning | None
     source: Source
     rebuild: str
-    chat_template: str | None
+    text: TextSide
     platform: Platform | None
     progress: Progress
 
@@ -121,9 +120,9 @@ def export(job: ExportJob) -> Manifest:
 
 def _write(scratch: Path, job: ExportJob) -> Manifest:
     plan, arch = job.plan, job.checkpoint.arch
-    tokenizer = _tokenizer_files(job.checkpoint, job.chat_template)
     captured = job.draft.arch.captured if job.draft else arch.captured
-    written = _write_graphs(scratch, job, captured, tokenizer)
+    tokens = job.text.write(scratch)
+    written = _write_graphs(scratch, job, captured)
     graphs = {name: _described(f"{name}.onnx", model) for name, model in written.models.items()}
     if (scratch / FUSED_FILE).is_file():
         graphs["target"] = replace(graphs["target"], fused=FUSED_FILE)
@@ -144,7 +143,7 @@ def _write(scratch: Path, job: ExportJob) -> Manifest:
         shape=TargetShape(arch.layers, arch.kv_heads, arch.head_dim, arch.hidden, arch.vocab, captured),
         limits=limits,
         tree_sizes=plan.tree_sizes,
-        tokens=Tokens(TOKENIZER_FILE, TEMPLATE_FILE if tokenizer.chat_template else None, tokenizer.stop, tokenizer.bos),
+        tokens=tokens,
         draft=written.draft,
         tuning=None,
         tensorrt=describe(job.platform) if job.platform else None,
@@ -171,8 +170,8 @@ def _tuning(scratch: Path, job: ExportJob, manifest: Manifest) -> Tuning | None:
     return adopt(found, manifest.engine_id, scratch, job.platform, job.progress) if found else None
 
 
-def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], tokenizer: TokenizerFiles) -> _Written:
-    """Write and check all graphs with their weights, and write the tokenizer's files. Raises ExportError."""
+def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...]) -> _Written:
+    """Write and check all graphs with their weights. Raises ExportError."""
     plan, arch, progress = job.plan, job.checkpoint.arch, job.progress
     precision = BACKENDS[plan.backend][plan.precision]
     if plan.backend == ONNXRUNTIME and is_ordered(precision) and not adds_in_order():
@@ -192,9 +191,6 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], toke
     fused = fused_target(writer)
     if fused:
         onnx.save(fused, scratch / FUSED_FILE)
-    (scratch / TOKENIZER_FILE).write_text(tokenizer.tokenizer_json, encoding="utf-8")
-    if tokenizer.chat_template:
-        (scratch / TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
     progress("check", 0, 1)
     check = check_target(scratch / "target.onnx", job.checkpoint, precision)
     if fused:
@@ -210,12 +206,6 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], toke
         models |= drafts
         progress("draft", 1, 1)
     return written
-
-
-def _tokenizer_files(checkpoint: Checkpoint, chat_template: str | None) -> TokenizerFiles:
-    if isinstance(checkpoint, GgufCheckpoint):
-        return tokenizer_of_gguf(checkpoint)
-    return tokenizer_of_directory(checkpoint.path, chat_template)
 
 
 def _described(file: str, model: onnx.ModelProto) -> Graph:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .directory.found_tuning import FoundTuning
     from .plan import Plan
     from .tensorrt.gpu import Platform
+    from .text.side import TextSide
 
 DEFAULT_OUT, DEFAULT_CONTEXT, DEFAULT_PREFILL_ROWS, DEFAULT_TREE_SIZES = Path("engines"), 4096, 128, "1,2,4,8,16,32,64"
 PRECISION_NAMES = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
@@ -69,7 +70,8 @@ def command(force: bool, dry_run: bool, as_json: bool, **given: Any) -> None:
     asked = _checked(Asked(**given))
     prepared = _prepare(asked, dry_run)
     if dry_run:
-        click.echo(json.dumps(asdict(prepared.plan), default=str) if as_json else "\n".join(prepared.plan.lines()))
+        plan = {**asdict(prepared.plan), "text": prepared.text.summary()}
+        click.echo(json.dumps(plan, default=str) if as_json else "\n".join([*prepared.plan.lines(), *prepared.text.lines()]))
         return
     _export(asked, prepared, force, as_json)
 
@@ -145,6 +147,7 @@ class CheckedExport:
     plan: Plan
     entry: ModelEntry
     checkpoint: Checkpoint | None
+    text: TextSide
     draft: DraftCheckpoint | None
     policy: FoundTuning | None
     platform: Platform | None
@@ -174,6 +177,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     from .directory.given_tuning import given_tuning
     from .graphs.layers import BACKENDS
     from .plan import PlannedDraft, default_draft_precision, make_plan, planned_limits
+    from .text.read import planned_text, text_of
 
     entry = model_entry(asked.model) if asked.model is not None else ModelEntry(asked.weights or "", None)
     platform = _platform(asked) if asked.backend == "tensorrt" and not dry_run else None
@@ -181,6 +185,9 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     checkpoint = None if dry_run else open_checkpoint(locate(entry, asked.weights))
     opened = checkpoint or local_checkpoint(entry, asked.weights)
     arch = opened.arch if opened else planned_arch(entry, asked.weights)
+    text = text_of(opened, entry.chat_template) if opened else planned_text(entry, asked.weights)
+    for warning in text.all_warnings:
+        click.echo(f"warning: {warning}", err=True)
     directory = None if asked.no_draft or checkpoint is None else locate_draft(entry, asked.draft_weights)
     draft = open_draft(directory, checkpoint) if directory and checkpoint else None
     found = (draft.path.name, draft.arch) if draft else None
@@ -208,7 +215,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         source=opened,
         requantize=asked.requantize,
     )
-    return CheckedExport(plan, entry, checkpoint, draft, policy, platform)
+    return CheckedExport(plan, entry, checkpoint, text, draft, policy, platform)
 
 
 def _platform(asked: Asked) -> Platform:
@@ -240,9 +247,7 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
         click.echo("\n".join(plan.lines()), err=True)
     elif plan.stored:
         click.echo("\n".join(f"weights: {line}" for line in plan.stored), err=True)
-    job = ExportJob(
-        plan, checkpoint, prepared.draft, prepared.policy, source, asked.command_line, prepared.entry.chat_template, platform, progress
-    )
+    job = ExportJob(plan, checkpoint, prepared.draft, prepared.policy, source, asked.command_line, prepared.text, platform, progress)
     manifest = export(job)
     ready = f"{plan.directory} is ready: max |logit difference| {manifest.check.max_abs_logit_diff:.1e}"
     click.echo(manifest.to_json().rstrip() if as_json else ready)

@@ -93,7 +93,7 @@ class Decoder:
         nothing. Raises DecoderBusy, DecoderClosed and EngineFailure."""
         limits = self.manifest.limits
         two_chunks = [1 % self.manifest.shape.vocab] * min(2 * limits.prefill_rows, max(1, limits.context - WARM_UP_TOKENS))
-        if self.manifest.tokens.chat_template:
+        if self.manifest.tokens.chats:
             self._tokenizer.encode([{"role": "user", "content": "Say something."}])
         params = SamplingParams(max_new_tokens=WARM_UP_TOKENS)
         trees = dict.fromkeys((*self._trees, *(() if self.manifest.tensorrt else (PLAIN,))))

@@ -13,14 +13,12 @@ from pathlib import Path
 
 import torch
 
-from runtime.manifest.schema import Tokens
 from runtime.text.tokenizer import Tokenizer
 
 from ..checkpoints.fetch import locate, open_checkpoint
-from ..checkpoints.gguf import GgufCheckpoint
 from ..checkpoints.models import model_entry
 from ..checkpoints.safetensors import Checkpoint
-from ..checkpoints.tokenizer import tokenizer_of_directory, tokenizer_of_gguf
+from ..text.read import text_of
 from .errors import TrainingError
 from .generate import generate_conversations
 from .seed_prompts import seed_prompts
@@ -44,16 +42,10 @@ def open_target(model: str, weights: str | None) -> TrainingTarget:
     """Find the target as resps-export does. Raises UnknownModel, CheckpointError and UnsupportedModel."""
     entry = model_entry(model)
     checkpoint = open_checkpoint(locate(entry, weights))
-    if isinstance(checkpoint, GgufCheckpoint):
-        files = tokenizer_of_gguf(checkpoint)
-    else:
-        files = tokenizer_of_directory(checkpoint.path, entry.chat_template)
+    side = text_of(checkpoint, entry.chat_template)
     with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch)
-        (directory / "tokenizer.json").write_text(files.tokenizer_json, encoding="utf-8")
-        (directory / "chat_template.jinja").write_text(files.chat_template or "", encoding="utf-8")
-        text = Tokenizer(directory, Tokens("tokenizer.json", "chat_template.jinja", files.stop, files.bos))
-    return TrainingTarget(checkpoint, text, template_tokens(text, files.stop))
+        text = Tokenizer(Path(scratch), side.write(Path(scratch)))
+    return TrainingTarget(checkpoint, text, template_tokens(text, tuple(side.stop)))
 
 
 @dataclass(frozen=True)

@@ -103,9 +103,8 @@ def check_files(directory: Path, manifest: Manifest, verify: bool, backend: str)
     """Check that every file is listed, present, inside the directory and of its size, and with ``verify`` that files which ``backend``
     reads have their hash. ONNX Runtime itself refuses graphs that read files outside of their directory. Raises EngineDirError."""
     remedy = manifest.rebuild
-    used = [*_files_of(manifest.graphs), manifest.tokens.tokenizer]
+    used = [*_files_of(manifest.graphs), manifest.tokens.tokenizer, *manifest.tokens.chat_templates.values()]
     not_read = (".onnx", ".data") if backend == "tensorrt" else (".plan",)
-    used += [manifest.tokens.chat_template] if manifest.tokens.chat_template else []
     for name in used:
         if name not in manifest.files:
             raise EngineDirError(f"{directory / FILE_NAME} names {name!r} without its hash — export again: {remedy}")

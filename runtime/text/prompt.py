@@ -15,7 +15,8 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 
 def encode(prompt: Prompt, tokenizer: Tokenizer, vocab: int, context: int) -> list[int]:
-    """The token ids of a prompt in any form. Raises PromptError for ids outside ``vocab`` and for prompts too long for ``context``."""
+    """The token ids of a prompt in any form. Raises PromptError for ids outside ``vocab``, whoever named them, and for prompts too long for
+    ``context``."""
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
     else:
@@ -23,7 +24,17 @@ def encode(prompt: Prompt, tokenizer: Tokenizer, vocab: int, context: int) -> li
         if items and isinstance(items[0], Mapping):
             ids = tokenizer.encode(cast(Sequence[Message], items))
         else:
-            ids = _checked_ids(cast(Iterable[int], items), vocab)
+            return _fitting(_checked_ids(cast(Iterable[int], items), vocab), context)
+    if unknown := next((token for token in ids if token >= vocab), None):  # a tokenizer may have more tokens than the model
+        raise PromptError(
+            f"the prompt contains {tokenizer.piece(unknown)!r}, token {unknown} of the tokenizer, but the model knows {vocab} tokens — "
+            "leave it out",
+            "token_ids",
+        )
+    return _fitting(ids, context)
+
+
+def _fitting(ids: list[int], context: int) -> list[int]:
     if not ids:
         raise PromptError("the prompt is empty — give at least one token", "empty")
     if len(ids) >= context:

@@ -74,7 +74,7 @@ LAYERS = {
     "export": [
         ["errors"],
         ["checkpoints"],
-        ["graphs"],
+        ["graphs", "text"],
         ["parity", "tensorrt"],
         ["directory"],
         ["draft_build"],

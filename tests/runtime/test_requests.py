@@ -104,6 +104,22 @@ def test_text_tokens_and_logprobs_end_together_inside_an_accepted_block(eagle: D
     assert cut > 3
 
 
+def test_a_special_token_as_a_stop_string(eagle: Decoder) -> None:
+    """It ends the answer although its text is not part of it, inside a block as well."""
+    cut = 0
+    for seed in range(20):
+        sampling = SamplingParams(temperature=100.0, seed=seed, max_new_tokens=60)
+        whole = eagle.generate(PROMPT, sampling, policy=TREE)
+        place = next((place for place, token in enumerate(whole.tokens) if token in (0, 1)), None)
+        if place is None:
+            continue
+        cut += 1
+        stopped = eagle.generate(PROMPT, replace(sampling, stop=["<unk>", "<s>"]), policy=TREE)
+        assert (stopped.stop, stopped.tokens) == ("stop_string", whole.tokens[: place + 1])
+        assert stopped.text == eagle.decode(stopped.tokens)
+    assert cut > 1
+
+
 def test_ties_go_to_the_lower_token_and_all_of_a_small_vocabulary_can_be_asked_for() -> None:
     found = token_logprob(np.zeros(6, np.float32), 4, 3)
     assert found == TokenLogprob(4, pytest.approx(-np.log(6)), tuple((token, pytest.approx(-np.log(6))) for token in range(3)))

@@ -100,7 +100,7 @@ def cases(decoder: Decoder, count: int, tokens: int) -> list[KnownAnswer]:
     made = []
     for number, question in enumerate(read_questions([], count)):
         messages = [{"role": "user", "content": question.turns[0]}]
-        chat = bool(decoder.manifest.tokens.chat_template)
+        chat = decoder.manifest.tokens.chats
         for sampling in (SamplingParams(), SamplingParams(temperature=0.8, top_p=0.95, seed=number)):
             first = answered(decoder, encoded(decoder, messages if chat else question.turns[0], tokens), sampling, tokens)
             chat_so_far = [

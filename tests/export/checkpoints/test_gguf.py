@@ -13,9 +13,9 @@ from gguf import GGMLQuantizationType, quants
 
 from export.checkpoints.fetch import open_checkpoint
 from export.checkpoints.gguf import GgufCheckpoint
-from export.checkpoints.tokenizer import tokenizer_of_gguf
 from export.errors import UnsupportedModel
 from export.parity.reference import reference_logits
+from export.text.gguf_text import text_of_gguf
 from runtime.decoding.tree import Tree
 from tests.support.checkpoints import LAYERS, TOKENS, expect_tensors, logits_of, refused
 from tests.support.tiny import reference, tiny_model, weights_of, write_gguf
@@ -277,11 +277,14 @@ class TokenizerHeader:
     def field(self, key: str, default: Any = None) -> Any:
         return self._fields.get(key.removeprefix("tokenizer.ggml."), default)
 
+    def keys(self) -> list[str]:
+        return list(self._fields)
+
 
 def test_tokenizer_of_a_header() -> None:
-    tokenizer = tokenizer_of_gguf(TokenizerHeader(eot_token_id=2))  # type: ignore[arg-type]
-    assert (tokenizer.stop, tokenizer.bos, tokenizer.chat_template) == ((1, 2), 0, None)
-    assert tokenizer_of_gguf(TokenizerHeader(bos_token_id=None)).bos is None  # type: ignore[arg-type]
+    tokenizer = text_of_gguf(TokenizerHeader(eot_token_id=2))  # type: ignore[arg-type]
+    assert (tuple(tokenizer.stop), tokenizer.bos, dict(tokenizer.templates)) == ((1, 2), 0, {})
+    assert text_of_gguf(TokenizerHeader(bos_token_id=None)).bos is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -298,4 +301,4 @@ def test_tokenizer_of_a_header() -> None:
 )
 def test_impossible_tokenizer_is_refused(changes: dict[str, Any], message: str) -> None:
     with refused(message):
-        tokenizer_of_gguf(TokenizerHeader(**changes))  # type: ignore[arg-type]
+        text_of_gguf(TokenizerHeader(**changes))  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     directory = tmp_path_factory.mktemp("text")
     write_tokenizer(directory)
     (directory / "chat_template.jinja").write_text(CHATML)
-    return Tokenizer(directory, Tokens("tokenizer.json", "chat_template.jinja", (STOP,), 1))
+    return Tokenizer(directory, Tokens("tokenizer.json", {"default": "chat_template.jinja"}, (STOP,), 1))
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ class FakeDecoder:
     """Records all requests. Prompts with the word "long" do not fit."""
 
     def __init__(self, *, template: bool = True, wrong: Callable[[Any], bool] = lambda policy: False) -> None:
-        self.manifest = SimpleNamespace(tokens=SimpleNamespace(chat_template="x" if template else None))
+        self.manifest = SimpleNamespace(tokens=SimpleNamespace(chats=template))
         self.asked: list[tuple[str, str, int | None]] = []
         self.warmed: list[TreeSpec] = []
         self._wrong = wrong

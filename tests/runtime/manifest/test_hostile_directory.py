@@ -55,7 +55,7 @@ def test_names_that_lead_outside_are_rejected(directory: Path, name: str, role: 
         elif role == "tokenizer":
             data["tokens"]["tokenizer"] = name
         elif role == "template":
-            data["tokens"]["chat_template"] = name
+            data["tokens"]["chat_templates"] = {"default": name}
         data["files"][name] = entry(directory.parent / "secret")
 
     edit(directory, change)
@@ -142,7 +142,7 @@ def test_graphs_that_read_files_outside_are_rejected(directory: Path, place: Cal
 def test_a_failing_template_raises_a_prompt_error(directory: Path, template: str) -> None:
     (directory / "evil.jinja").write_text(template)
     change = {"evil.jinja": entry(directory / "evil.jinja")}
-    edit(directory, lambda data: (data["tokens"].update(chat_template="evil.jinja"), data["files"].update(change)))
+    edit(directory, lambda data: (data["tokens"].update(chat_templates={"default": "evil.jinja"}), data["files"].update(change)))
     with Decoder(directory, threads=1) as decoder:
         with pytest.raises(PromptError) as caught:
             decoder.encode([{"role": "user", "content": "the cat"}])
