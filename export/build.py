@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 import onnx
 import onnxruntime
 
+from runtime.backends.cpu.processor import usable_memory
 from runtime.errors import EngineDirError
 from runtime.manifest.graphs import FILE_NAME, File, Graph, Tensor, sha256_of
 from runtime.manifest.load import load_manifest
@@ -41,6 +43,7 @@ from .tensorrt.gpu import Platform
 from .tensorrt.plans import build_plans, describe
 from .text.side import TextSide
 
+_log = logging.getLogger("resps")
 SPAN_STEP = {ONNXRUNTIME: 64, TENSORRT: 256}  # coarser for TensorRT, because the runtime records a CUDA graph for every span
 FUSED_FILE = "target.cpu.onnx"
 
@@ -112,6 +115,9 @@ def export(job: ExportJob) -> Manifest:
         raise ExportError(
             f"{parent} has {free >> 20} MiB free, the export needs {plan.disk_bytes >> 20} — free some space or use another --out"
         )
+    memory = usable_memory()
+    if memory is not None and plan.memory > memory:  # the system would kill the process without a word
+        _log.warning("the export needs about %d MiB of memory, this process may use %d — give it more", plan.memory >> 20, memory >> 20)
     with scratch_directory(plan.directory) as scratch:
         manifest = _write(scratch, job)
         move_into_place(scratch, plan.directory)

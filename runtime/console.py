@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import click
 
+from .backends.cpu.processor import usable_cores
+from .backends.ort_process import TELEMETRY_VARIABLE
 from .errors import RespsError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -22,8 +24,8 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     of this project that brings the packages which the command imports.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # Official builds of ONNX Runtime send usage data to Microsoft and keep files for it at home, unless this is set before they start.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault(TELEMETRY_VARIABLE, "1")  # the exporter and others import it without import_onnxruntime
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))  # numpy and torch count the host's cores, not the container's
     try:
         # Not command.main(): it would turn a closed pipe into exit 1 before this function sees it.
         with command.make_context(name, arguments) as context:

@@ -92,7 +92,7 @@ def _measured(given: dict[str, Any]) -> tuple[Measurement, BaseException | None]
     import datetime
     from contextlib import ExitStack
 
-    from ..backends.cpu.processor import physical_cores
+    from ..backends.cpu.processor import usable_cores
     from ..sampling_params import SamplingParams
     from .contenders import make_contenders
     from .machine import engine_of, this_machine
@@ -102,7 +102,7 @@ def _measured(given: dict[str, Any]) -> tuple[Measurement, BaseException | None]
 
     files = [*given["prompts"], *given["more"]] or [DEFAULT_FILE]
     questions = read_questions(files, given["questions"])
-    threads = given["threads"] or physical_cores()
+    threads = given["threads"] or usable_cores()
     settings = BenchSettings(
         tuple(map(str, files)), given["questions"], given["max_new_tokens"], given["temperature"], given["seed"], threads
     )

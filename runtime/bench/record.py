@@ -96,7 +96,7 @@ class EngineRecord:
 
 @dataclass(frozen=True)
 class Machine:
-    """Bytes: ``memory`` of the machine, ``peak_memory`` of this process with all contenders in it."""
+    """``cores``, and ``memory`` in bytes: what this process may use. ``peak_memory``: bytes of this process with all contenders in it."""
 
     processor: str
     cores: int

@@ -56,7 +56,7 @@ LAYERS = {
     ],
     "runtime": [
         ["errors", "sampling_params"],
-        ["manifest"],
+        ["manifest", "native_calls"],
         ["text", "backends"],
         ["decoding"],
         ["drafters"],
@@ -70,7 +70,7 @@ LAYERS = {
         ["options"],
         ["cli", "bench", "serve"],
     ],
-    "runtime/backends": [["base", "spanned_cache"], ["cpu", "cuda"], ["open"]],
+    "runtime/backends": [["base", "spanned_cache", "ort_process"], ["cpu", "cuda"], ["open"]],
     "export": [
         ["errors"],
         ["checkpoints"],
