@@ -170,7 +170,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     from .checkpoints.fetch import locate, locate_draft, open_checkpoint, planned_arch, planned_draft
     from .checkpoints.models import ModelEntry, model_entry
     from .directory.given_tuning import given_tuning
-    from .graphs.layers import BACKENDS
+    from .graphs.precision import BACKENDS
     from .plan import PlannedDraft, default_draft_precision, make_plan, planned_limits
 
     entry = model_entry(asked.model) if asked.model is not None else ModelEntry(asked.weights or "", None)
