@@ -175,7 +175,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     from .checkpoints.fetch import local_checkpoint, locate, locate_draft, open_checkpoint, planned_arch, planned_draft
     from .checkpoints.models import ModelEntry, model_entry
     from .directory.given_tuning import given_tuning
-    from .graphs.layers import BACKENDS
+    from .graphs.precision import BACKENDS
     from .plan import PlannedDraft, default_draft_precision, make_plan, planned_limits
     from .text.read import planned_text, text_of
 

@@ -13,7 +13,8 @@ from runtime.manifest.schema import Draft
 from .checkpoints.draft_arch import DraftArch
 from .checkpoints.draft_checkpoint import DraftCheckpoint
 from .graphs.draft import DraftWriter, FuseWriter
-from .graphs.layers import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
+from .graphs.embedding import Embedding
+from .graphs.precision import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.tree_growth import MAX_DEPTH, build_expand, build_tree
 from .graphs.weights import WeightCount, WeightFile
 from .parity.draft import check_draft
@@ -33,7 +34,7 @@ def draft_writers(
     target: Precision,
     context: int,
     weights: WeightCount,
-    embedding: onnx.TensorProto,
+    embedding: Embedding,
     static: bool,
 ) -> tuple[FuseWriter, DraftWriter]:
     """Build the `fuse` and `draft` graphs and return their writers.
@@ -56,7 +57,7 @@ def write_draft(
     precision_name: str,
     target: Precision,
     context: int,
-    embedding: onnx.TensorProto,
+    embedding: Embedding,
     backend: str = ONNXRUNTIME,
 ) -> tuple[dict[str, onnx.ModelProto], File, Draft]:
     """Write and check all files of the draft. ``target``: the target's precision. ``embedding``: the target's embedding tensor, which

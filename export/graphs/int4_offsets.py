@@ -13,12 +13,12 @@ from collections.abc import Callable
 import numpy as np
 
 from .builder import GraphBuilder
-from .weights import BLOCK
+from .weights import BLOCK, rounded_scale
 
 ALIGNED = 4 * BLOCK
 """Inputs are padded to a multiple of four blocks: ONNX Runtime's kernel processes four blocks at a time and the remaining ones singly,
 which is slower (20 blocks take less time than 18)."""
-_MOST = 7 * 16 + 7  # largest 8-bit value made of an upper digit from -7 to 7 and a lower one from -8 to 7
+_LEAST, _MOST = 8 * 16 - 8, 7 * 16 + 7  # 8-bit values made of an upper digit from -7 to 7 and a lower one from -8 to 7
 
 
 def widened(inputs: int) -> int:
@@ -40,17 +40,22 @@ def _filled(zeros: Callable[[int], str], width: int) -> list[str]:
 
 
 def quantize_widened(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quantize float32 [outputs, inputs], inputs a multiple of BLOCK, offsets included.
+    """Quantize float32 [outputs, inputs], inputs a multiple of BLOCK, offsets included; returns what `widen` returns."""
+    return widen(*quantize_blocks_with_offset(weight))
 
-    Returns int8 values from -8 to 7 [outputs, widened(inputs)] and float32 scales [outputs, widened(inputs) / BLOCK]. The product of
-    wide(x) and value * scale approximates x times the weight.
+
+def widen(values: np.ndarray, scales: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Append the offsets of four-bit blocks to the blocks, as further inputs.
+
+    ``values``: int8, -8 to 7, [outputs, inputs]. ``scales``, ``offsets``: float32 [outputs, inputs / BLOCK]; float16 holds the scales.
+    Returns int8 values from -8 to 7 [outputs, widened(inputs)] and float32 scales [outputs, widened(inputs) / BLOCK] that float16 holds.
+    The product of wide(x) and value * scale is x times the weight, except that offsets are rounded to eight bits.
     """
-    values, scales, offsets = quantize_blocks_with_offset(weight)
-    outputs, inputs = weight.shape
+    outputs, inputs = values.shape
     sums = _up(inputs // BLOCK, BLOCK)
     groups = np.pad(offsets, ((0, 0), (0, sums - inputs // BLOCK))).reshape(outputs, -1, BLOCK)
-    step = np.abs(groups).max(-1, keepdims=True) / _MOST
-    digits = np.rint(groups / np.where(step == 0, 1.0, step)).astype(np.int8)
+    step = rounded_scale(np.abs(groups).max(-1, keepdims=True) / np.float32(_MOST), np.float16)
+    digits = np.clip(np.rint(groups / np.where(step == 0, 1.0, step)), -_LEAST, _MOST).astype(np.int8)
     upper = (digits + 8) >> 4
     rest = np.zeros((outputs, widened(inputs) - inputs - 2 * sums), np.int8)
     wide_values = np.concatenate([values, upper.reshape(outputs, -1), (digits - 16 * upper).reshape(outputs, -1), rest], axis=1)
@@ -62,15 +67,15 @@ def quantize_blocks_with_offset(weight: np.ndarray) -> tuple[np.ndarray, np.ndar
 
     The scheme is that of llama.cpp's Q4_1; weights stored that way are reproduced exactly if the block has both signs.
 
-    Returns int8 values from -8 to 7 [outputs, inputs], float32 scales and offsets [outputs, inputs / BLOCK]; value * scale + offset
-    approximates the weight. Offsets should be small, because they and the sums that they are multiplied by are rounded later. A block has
-    two possible offsets: levels counted from its minimum, or, with a negative scale, from its maximum. The smaller one is taken. It is at
-    most seven scales, because zero lies within the block's range.
+    Returns int8 values from -8 to 7 [outputs, inputs], float32 scales, which float16 holds, and float32 offsets [outputs, inputs / BLOCK];
+    value * scale + offset approximates the weight. Offsets should be small, because they and the sums that they are multiplied by are
+    rounded later. A block has two possible offsets: levels counted from its minimum, or, with a negative scale, from its maximum. The
+    smaller one is taken. It is at most seven scales, because zero lies within the block's range.
     """
     blocks = weight.reshape(weight.shape[0], -1, BLOCK)
     low, high = np.minimum(blocks.min(-1, keepdims=True), 0.0), np.maximum(blocks.max(-1, keepdims=True), 0.0)
-    step = (high - low) / 15.0
-    level = np.rint((blocks - low) / np.where(step == 0, 1.0, step))
+    step = rounded_scale((high - low) / np.float32(15.0), np.float16)
+    level = np.clip(np.rint((blocks - low) / np.where(step == 0, 1.0, step)), 0, 15)
     above = low + high > 0
     values = np.where(above, 7.0 - level, level - 8.0)
     scale, offset = np.where(above, -step, step), low + np.where(above, 7.0, 8.0) * step

@@ -12,7 +12,7 @@ from ..checkpoints.arch import Arch
 from ..checkpoints.quantized.stored import BITS, FP8, INT8, Form, HasIntegers
 from ..checkpoints.safetensors import Weights
 from .builder import FLOAT8
-from .layers import Precision
+from .precision import Precision
 from .weights import BLOCK
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
