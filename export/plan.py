@@ -112,10 +112,7 @@ def make_plan(
     for _ in target.build():
         pass
     weights, cache = count.size, target.cache_bytes
-    head = arch.vocab * arch.hidden * 4
-    widest = max(outputs * inputs for _, outputs, inputs in arch.linears.values())
-    layer = weights // (arch.layers + 1)
-    memory = _BASE_MEMORY + 2 * max(PIECE_BYTES, head, widest if precision.matrix else 0, layer)
+    memory = _target_memory(arch, precision, weights)
     texts = (len(tree_sizes) + 1) * (_PROFILE_BYTES + arch.layers * _LAYER_BYTES)
     if draft:
         kind = BACKENDS[backend][draft.precision]
@@ -149,6 +146,14 @@ def make_plan(
         run_memory=_BASE_MEMORY + weights * compute // NUMPY_TYPES[precision.stored].itemsize + cache + draft_weights,
         stored=tuple(notes(source, arch, precision, static, requantize)) if source else (),
         requantize=requantize,
+    )
+
+
+def _target_memory(arch: Arch, precision: Precision, weights: int) -> int:
+    """Peak bytes while the target is written and checked: twice the largest part that is in memory as a whole."""
+    widest = max(outputs * inputs for _, outputs, inputs in arch.linears.values())
+    return _BASE_MEMORY + 2 * max(
+        PIECE_BYTES, arch.vocab * arch.hidden * 4, widest if precision.matrix else 0, weights // (arch.layers + 1)
     )
 
 
