@@ -116,6 +116,6 @@ def export(target: Path, draft: Path, out: Path, *more: str) -> Path:
 
 
 def export_echo(root: Path, *more: str) -> Path:
-    """Writes the target and the draft of `write_echo` below ``root`` and exports them. Returns the engine directory."""
+    """Writes the models of `write_echo` to ``root``/target and ``root``/draft and exports them. Returns ``root``/engine."""
     write_echo(root / "target", root / "draft")
-    return export(root / "target", root / "draft", root / "out", *more)
+    return export(root / "target", root / "draft", root, *more)
