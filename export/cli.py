@@ -175,17 +175,21 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     from .checkpoints.fetch import local_checkpoint, locate, locate_draft, open_checkpoint, planned_arch, planned_draft
     from .checkpoints.models import ModelEntry, model_entry
     from .directory.given_tuning import given_tuning
+    from .directory.install import expect_folder
     from .graphs.precision import BACKENDS
     from .plan import PlannedDraft, default_draft_precision, make_plan, planned_limits
     from .text.read import planned_text, text_of
 
     entry = model_entry(asked.model) if asked.model is not None else ModelEntry(asked.weights or "", None)
+    expect_folder(asked.out)
     platform = _platform(asked) if asked.backend == "tensorrt" and not dry_run else None
     click.echo("weights: locating", err=True)
     checkpoint = None if dry_run else open_checkpoint(locate(entry, asked.weights))
     opened = checkpoint or local_checkpoint(entry, asked.weights)
     arch = opened.arch if opened else planned_arch(entry, asked.weights)
     text = text_of(opened, entry.chat_template) if opened else planned_text(entry, asked.weights)
+    for note in opened.notes if opened else ():
+        click.echo(f"weights: {note}", err=True)
     for warning in text.all_warnings:
         click.echo(f"warning: {warning}", err=True)
     directory = None if asked.no_draft or checkpoint is None else locate_draft(entry, asked.draft_weights)

@@ -67,11 +67,8 @@ def _draft_source(entry: ModelEntry, weights: str | None) -> Path | str | None:
 
 
 def planned_arch(entry: ModelEntry, weights: str | None) -> Arch:
-    """The target's architecture, for a dry run. From a hub repository only its configuration is downloaded."""
-    repository = _hub_repository(entry, weights)
-    if repository is not None:
-        return read_config(hub_snapshot(repository, CONFIG_FILES)).arch
-    return open_checkpoint(locate(entry, weights)).arch
+    """The architecture of a target on the hub, for a dry run. Only its configuration is downloaded."""
+    return read_config(planned_path(entry, weights, CONFIG_FILES)).arch
 
 
 def local_checkpoint(entry: ModelEntry, weights: str | None) -> Checkpoint | None:
