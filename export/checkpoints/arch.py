@@ -20,14 +20,20 @@ MAX_SIZE = 1 << 22  # upper bound of every size in a config; no model comes near
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding: its base, and the ``rope_scaling`` entry of config.json if the frequencies are rescaled."""
+    """Rotary position embedding: its base, and the ``rope_scaling`` entry of config.json if the frequencies are rescaled.
+
+    ``factors``: what each of the head_dim / 2 frequencies is divided by before that, None for nothing.
+    """
 
     theta: float
     scaling: Mapping[str, Any] | None = None
+    factors: tuple[float, ...] | None = None
 
     def tables(self, head_dim: int, positions: int) -> tuple[np.ndarray, np.ndarray]:
         """cos and sin, each float32 [positions, head_dim / 2]. Computed in float64 and rounded once at the end."""
         frequencies = self.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+        if self.factors is not None:
+            frequencies = frequencies / np.array(self.factors)
         frequencies, attention_factor = _scale_frequencies(frequencies, self.scaling or {}, self.theta, head_dim)
         angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies[None, :]
         return (np.cos(angles) * attention_factor).astype(np.float32), (np.sin(angles) * attention_factor).astype(np.float32)
@@ -125,7 +131,7 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         rope = _rope(config)
-        bias = bool(config.get("attention_bias", False))
+        bias = bool(config.get("attention_bias", False)) and kind in ("llama", "qwen3")  # the others' code does not read it
         windowed = kind == "mistral" or bool(config.get("use_sliding_window"))
         window = config.get("sliding_window", 4096) if windowed else None  # 4096 is transformers' default
         arch = Arch(

@@ -65,12 +65,14 @@ def _draft_source(entry: ModelEntry, weights: str | None) -> Path | str | None:
     return source
 
 
-def planned_arch(entry: ModelEntry, weights: str | None) -> Arch:
-    """The target's architecture, for a dry run. From a hub repository only its configuration is downloaded."""
+def planned_target(entry: ModelEntry, weights: str | None) -> tuple[Arch, tuple[str, ...]]:
+    """The target's architecture and the notes about its weights, for a dry run. From a hub repository only its configuration is downloaded,
+    so that nothing is known of its tensors."""
     repository = _hub_repository(entry, weights)
     if repository is not None:
-        return read_config(hub_snapshot(repository, CONFIG_FILES)).arch
-    return open_checkpoint(locate(entry, weights)).arch
+        return read_config(hub_snapshot(repository, CONFIG_FILES)).arch, ()
+    checkpoint = open_checkpoint(locate(entry, weights))
+    return checkpoint.arch, checkpoint.notes
 
 
 def local_checkpoint(entry: ModelEntry, weights: str | None) -> Checkpoint | None:

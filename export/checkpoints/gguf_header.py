@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from ..errors import CheckpointError
+from .lfs import refuse_pointer
 
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # size of a value, by GGUF type
 _STRING, _ARRAY = 8, 9
@@ -69,6 +70,7 @@ def check_header(path: Path) -> None:
 
     size = path.stat().st_size
     try:
+        refuse_pointer(path)
         with path.open("rb") as file:
             header = _HeaderReader(file, size)
             if header.number(4) != 0x46554747:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ..errors import CheckpointError, UnsupportedModel
@@ -12,15 +12,18 @@ from .arch import Arch
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Buffers of older versions, which transformers leaves out too: it computes them.
 _HARMLESS = re.compile(r"rotary_emb\.inv_freq$|(^|\.)position_ids$")
-_ATTENTION = "this checkpoint is of another architecture than the model_type in its config.json"
-_QUANTIZED = "the weights are quantized, but no quantization_config says how; get the config.json that belongs to them"
+_ATTENTION = "the weights are of another architecture than their {config} says"
+_QUANTIZED = "the weights are quantized in a way that the {config} does not say; get the one that belongs to them"
 _REMEDIES = (
     (r"lora_|\.base_layer\.|adapter", "merge the adapter into the weights (peft's merge_and_unload)"),
-    (r"(q|k|v|o)_proj\.bias$", "config.json announces no such bias (attention_bias of Llama and Qwen3)"),
+    (
+        r"(q|k|v|o)_proj\.bias$",
+        "the {config} announces no such bias (attention_bias); get the one that belongs to them",
+    ),
     (r"\.bias$", "only models without this bias are supported"),
     (r"vis(ual|ion)|image|audio|multi_modal|mm_projector", "only models of text are supported"),
     (r"mtp|nextn|medusa|eagle", "layers that draft tokens are not part of the target: export from the checkpoint without them"),
-    (r"experts|router|block_sparse", "mixtures of experts are not supported"),
+    (r"exp(ert)?s|router|block_sparse|ffn_gate_inp", "mixtures of experts are not supported"),
     (r"qweight|qzeros|g_idx|scale|zero_point|packed|absmax|quant|SCB$|\.weight_format$", _QUANTIZED),
     (r"_norm\.weight$|layernorm", _ATTENTION),
 )
@@ -56,13 +59,16 @@ def harmless(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if _HARMLESS.search(name))
 
 
-def check_names(arch: Arch, names: Iterable[str], path: Path) -> None:
-    """Raises UnsupportedModel if there is a tensor that the graphs do not read, CheckpointError if one is missing."""
+def check_names(arch: Arch, names: Mapping[str, str], path: Path, stored: Callable[[str], str] = str, config: str = "config.json") -> None:
+    """Raises UnsupportedModel if there is a tensor that the graphs do not read, CheckpointError if one is missing. ``names``: expected
+    names of the tensors, and how the checkpoint spells them. For messages: ``stored``: the same for missing ones; ``config``: where the
+    architecture stands."""
     given, expected = set(names), expected_tensors(arch)
     extra = sorted(given - expected.keys() - set(harmless(given)), key=_by_number)
     if extra:
         raise UnsupportedModel(
-            f"{path} has {_some(extra)} that a {arch.model_type} model with its config.json does not use — {_remedy(extra[0], arch)}"
+            f"{path} has {_some([names[name] for name in extra])}, which a {arch.model_type} model with this {config} does not use — "
+            f"{_remedy(extra[0], arch, config)}"
         )
     missing = sorted(expected.keys() - given, key=_by_number)
     if missing == [HEAD]:
@@ -71,15 +77,17 @@ def check_names(arch: Arch, names: Iterable[str], path: Path) -> None:
             "else download it again"
         )
     if missing:
-        raise CheckpointError(f"{path} lacks {_some(missing)} — the checkpoint is incomplete or of another model, download it again")
+        raise CheckpointError(
+            f"{path} lacks {_some([stored(name) for name in missing])} — it is incomplete or of another model, download it again"
+        )
 
 
-def _remedy(name: str, arch: Arch) -> str:
-    layer = re.search(r"layers\.(\d+)\.", name)
+def _remedy(name: str, arch: Arch, config: str) -> str:
+    layer = re.search(r"(?:layers|blk)\.(\d+)\.", name)
     if layer and int(layer[1]) >= arch.layers:
-        return f"config.json says {arch.layers} layers (num_hidden_layers); get the config.json that belongs to the weights"
+        return f"the {config} says {arch.layers} layers; get the one that belongs to the weights"
     found = (remedy for pattern, remedy in _REMEDIES if re.search(pattern, name))
-    return next(found, "the weights belong to another model, or config.json to another version of them")
+    return next(found, "get the files that belong to each other, or choose another model").format(config=config)
 
 
 def _some(names: list[str]) -> str:

@@ -17,6 +17,17 @@ from runtime.manifest.graphs import FILE_NAME
 from ..errors import ExportError
 
 
+def expect_folder(out: Path) -> None:
+    """Raises ExportError if ``out`` neither is a folder that can be written to nor can become one."""
+    for place in (out, *out.parents):
+        if place.is_dir():
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise ExportError(f"{place} cannot be written to — change its permissions, or choose another --out")
+            return
+        if os.path.lexists(place):
+            raise ExportError(f"{place} is no folder, so engine directories cannot be below it — choose another --out")
+
+
 def expect_replaceable(directory: Path) -> None:
     """Raises ExportError if ``directory`` holds anything that the exporter did not write."""
     if directory.exists() and not _is_engine(directory) and (not directory.is_dir() or any(directory.iterdir())):

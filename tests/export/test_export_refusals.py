@@ -51,6 +51,62 @@ def test_file_in_the_way_is_not_overwritten_but_an_empty_directory_is_used(run: 
     expect_engine(engines / "tiny")
 
 
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_out_that_is_no_folder(run: Run, source: Path, engines: Path, below: str) -> None:
+    for make in (lambda: engines.write_text("mine"), lambda: engines.symlink_to("nothing")):
+        make()
+        for arguments in ([], ["--dry-run"]):
+            ended = run("--out", str(engines / below), *arguments)
+            assert ended.code == 1
+            assert ended.complaint == (
+                f"resps-export: {engines} is no folder, so engine directories cannot be below it — choose another --out"
+            )
+        engines.unlink()
+
+
+def test_dry_run_refuses_the_weights_that_an_export_refuses(run: Run, source: Path, engines: Path) -> None:
+    """With the same line: quantization that cannot be read, a surplus tensor, a missing one, a pointer."""
+    tensors, config = load_file(source / "model.safetensors"), (source / "config.json").read_text()
+
+    def weights(changed: dict[str, np.ndarray]) -> None:
+        (source / "config.json").write_text(config)
+        save_file(changed, source / "model.safetensors", metadata={"format": "pt"})
+
+    lines = []
+    for change in (
+        lambda: (source / "config.json").write_text(json.dumps({**json.loads(config), "quantization_config": {"quant_method": "hqq"}})),
+        lambda: weights({**tensors, "model.layers.0.mlp.up_proj.bias": np.ones(96, np.float32)}),
+        lambda: weights({name: tensor for name, tensor in tensors.items() if "norm" not in name}),
+        lambda: (source / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
+    ):
+        change()
+        ended, dry = run(), run("--dry-run")
+        assert (ended.code, dry.code, ended.complaint) == (1, 1, dry.complaint)
+        lines.append(ended.complaint)
+    for line, part in zip(lines, ("'hqq', which cannot be read", "up_proj.bias, which", "lacks model.", "is a Git LFS"), strict=True):
+        assert part in line
+    assert not engines.exists()
+
+
+def test_how_the_head_was_read_is_said(run: Run, source: Path) -> None:
+    tensors = load_file(source / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"][::-1].copy()
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    assert "weights: the stored lm_head.weight is used, as transformers does" in run("--dry-run").err
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+def test_weights_that_are_not_finite_are_named_in_every_precision(run: Run, source: Path, engines: Path, precision: str) -> None:
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.3.self_attn.v_proj.weight"][1, 2] = np.nan
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    ended = run("--precision", precision)
+    assert ended.code == CheckpointError.exit_code
+    assert "model.safetensors has numbers in model.layers.3.self_attn.v_proj.weight that are not finite" in ended.complaint
+    assert "choose another --precision" not in ended.complaint
+    assert names_in(engines) == set()
+
+
 def test_too_small_a_disk_is_noticed_first(run: Run, engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10 << 30, (10 << 30) - (3 << 20), 3 << 20))

@@ -105,9 +105,15 @@ def write_gguf(
     split: str = "default",
     add_bos: bool = False,
     quantized: Sequence[str] = (),
+    weights: Mapping[str, np.ndarray] | None = None,
+    raw: Mapping[str, tuple[Any, np.ndarray]] | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
+    header: Mapping[str, Any] | None = None,
     **extra: Any,
 ) -> None:
-    """Writes ``model`` as llama.cpp's converter does. ``quantized``: tensors in Q8_0. ``extra``: header fields of the architecture."""
+    """Writes ``model`` as llama.cpp's converter does. ``quantized``: tensors in Q8_0. ``extra``: header fields of the architecture, and
+    ``header`` others. ``weights``: instead of all of the model's. ``raw``: type and bytes of some, in the file's order of rows.
+    ``tensors``: more, by their names in the file."""
     import gguf
 
     config, kind = model.config, model.config.model_type
@@ -122,9 +128,9 @@ def write_gguf(
     writer.add_context_length(config.max_position_embeddings)
     if "head_dim" in ARCHITECTURES[kind][1]:
         writer.add_key_length(config.head_dim)
-    for key, value in extra.items():
+    for key, value in {**{f"{kind}.{key.replace('__', '.')}": value for key, value in extra.items()}, **(header or {})}.items():
         add = writer.add_uint32 if isinstance(value, int) else writer.add_float32 if isinstance(value, float) else writer.add_string
-        add(f"{kind}.{key.replace('__', '.')}", value)
+        add(key, value)
     if tokenizer is not None:
         bpe = json.loads(tokenizer.read_text(encoding="utf-8"))["model"]
         writer.add_tokenizer_model(tokenizer_kind)
@@ -138,14 +144,18 @@ def write_gguf(
         writer.add_bos_token_id(1)
         writer.add_eos_token_id(2)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], config.num_hidden_layers)
-    for name, weight in weights_of(model).items():
+    for name, tensor in (tensors or {}).items():
+        writer.add_tensor(name, tensor)
+    for name, weight in (weights_of(model) if weights is None else weights).items():
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
         if heads and kind == "llama":  # from rotate-half to interleaved rows
             weight = weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if name in quantized:
-            raw = gguf.quants.quantize(weight, gguf.GGMLQuantizationType.Q8_0)
-            writer.add_tensor(stored, raw, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        if raw is not None and name in raw:
+            writer.add_tensor(stored, raw[name][1], raw_dtype=raw[name][0])
+        elif name in quantized:
+            values = gguf.quants.quantize(weight, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(stored, values, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
         else:
             writer.add_tensor(stored, np.ascontiguousarray(weight))
     writer.write_header_to_file()

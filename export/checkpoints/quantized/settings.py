@@ -33,8 +33,7 @@ def quantization_of(directory: Path, config: Mapping[str, Any]) -> Quantization 
     for source, settings in _found(directory, config):
         if not isinstance(settings, Mapping):
             raise CheckpointError(f"{source} is {settings!r}, not an object with quant_method — download it again")
-        if settings:
-            return Quantization(_method(source, settings), settings, source)
+        return Quantization(_method(source, settings), settings, source)
     return None
 
 

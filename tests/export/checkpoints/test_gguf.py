@@ -15,6 +15,8 @@ from export.checkpoints.fetch import open_checkpoint
 from export.checkpoints.gguf import GgufCheckpoint
 from export.checkpoints.tokenizer import tokenizer_of_gguf
 from export.errors import UnsupportedModel
+from export.parity.reference import reference_logits
+from runtime.decoding.tree import Tree
 from tests.support.checkpoints import LAYERS, TOKENS, expect_tensors, logits_of, refused
 from tests.support.tiny import reference, tiny_model, weights_of, write_gguf
 
@@ -76,11 +78,161 @@ def test_gguf_that_rotates_part_of_a_head_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "model.gguf")
 
 
-def test_gguf_with_precomputed_frequencies_is_refused(tmp_path: Path) -> None:
-    """llama.cpp stores the result of Llama 3.1's scaling in a tensor, from which the parameters cannot be read."""
-    file = renamed(tmp_path, b"token_embd.weight", b"rope_freqs.weight")
-    with refused("contains precomputed rotary frequencies, which cannot be read — export from the Hugging Face checkpoint"):
-        open_checkpoint(file)
+def llama3_factors(model: Any) -> np.ndarray:
+    """What llama.cpp's converter writes: the quotient of plain and scaled frequencies, in float32."""
+    scaled = model.model.rotary_emb.inv_freq.numpy()
+    return np.asarray(10000.0 ** -(np.arange(len(scaled)) / len(scaled)) / scaled, np.float32)
+
+
+def test_precomputed_rotary_factors_are_used(tmp_path: Path) -> None:
+    """llama.cpp stores the result of Llama 3.1's scaling in a tensor."""
+    model = tiny_model("llama-llama3", num_hidden_layers=LAYERS)
+    write_gguf(tmp_path / "model.gguf", model, tensors={"rope_freqs.weight": llama3_factors(model)})
+    tokens = list(range(3, 120))  # long enough that the scaled frequencies differ
+    chain = Tree.chain(tokens)
+    logits = reference_logits(open_checkpoint(tmp_path / "model.gguf"), chain.tokens, chain.depth, chain.mask)
+    np.testing.assert_allclose(logits, reference(model, tokens)[0], rtol=0, atol=2e-3)
+    plain = reference(tiny_model("llama", num_hidden_layers=LAYERS), tokens)[0]
+    assert np.abs(logits - plain).max() > 0.1
+
+
+@pytest.mark.parametrize("factors", [np.ones(4, np.float32), np.zeros(8, np.float32), np.full(8, np.nan, np.float32)], ids=str)
+def test_impossible_rotary_factors(tmp_path: Path, factors: np.ndarray) -> None:
+    write_gguf(tmp_path / "model.gguf", tiny_model(num_hidden_layers=1), tensors={"rope_freqs.weight": factors})
+    with refused("rope_freqs.weight are no rotary factors of heads of 16 — "):
+        open_checkpoint(tmp_path / "model.gguf")
+
+
+def test_rotary_factors_that_llama_cpp_would_not_read(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf", tiny_model("qwen2", num_hidden_layers=1), tensors={"rope_freqs.weight": np.ones(8, np.float32)})
+    with refused("has rope_freqs.weight, which a qwen2 model with this header does not use — ", UnsupportedModel):
+        open_checkpoint(tmp_path / "model.gguf")
+
+
+def test_scaling_without_a_type_is_linear(tmp_path: Path) -> None:
+    model = tiny_model(num_hidden_layers=LAYERS, rope_parameters={"rope_theta": 10000.0, "rope_type": "linear", "factor": 4.0})
+    for key in ("rope__scaling__factor", "rope__scale_linear"):
+        write_gguf(tmp_path / "model.gguf", model, **{key: 4.0})
+        np.testing.assert_allclose(logits_of(open_checkpoint(tmp_path / "model.gguf")), reference(model, TOKENS)[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"attention__value_length": 32}, "has llama.attention.value_length = 32, where 16 is supported"),
+        ({"expert_count": 8}, "has llama.expert_count = 8, where 0 is supported"),
+        ({"rope__scaling__attn_factor": 1.5}, "has rope.scaling.attn_factor = 1.5 with rope scaling 'linear'"),
+        ({"rope__scaling__type": "longrope", "rope__scaling__factor": 2.0}, "rope scaling 'longrope' is not supported"),
+    ],
+)
+def test_header_of_what_the_graphs_cannot_express(tmp_path: Path, header: dict[str, Any], message: str) -> None:
+    write_gguf(tmp_path / "model.gguf", tiny_model(num_hidden_layers=1), **header)
+    with refused(message, UnsupportedModel):
+        open_checkpoint(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("blk.0.ffn_up.bias", "only models without this bias are supported"),
+        ("blk.0.attn_q_norm.weight", "the weights are of another architecture than their header says"),
+        ("blk.1.attn_norm.weight", "the header says 1 layers"),
+        ("blk.0.ffn_gate_inp.weight", "mixtures of experts are not supported"),
+        ("blk.0.attn_q.scale", "quantized in a way that the header does not say"),
+        ("v.patch_embd.weight", "get the files that belong to each other"),
+    ],
+)
+def test_every_tensor_is_used_or_named(tmp_path: Path, name: str, message: str) -> None:
+    write_gguf(tmp_path / "model.gguf", tiny_model(num_hidden_layers=1), tensors={name: np.ones(64, np.float32)})
+    with refused(f"has {name}, which a llama model with this header does not use — .*{message}", UnsupportedModel):
+        open_checkpoint(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("part", ["attn_q", "attn_output"])
+def test_biases_of_some_matrices(tmp_path: Path, part: str) -> None:
+    """llama.cpp reads the biases that are there."""
+    model, heads = tiny_model("llama-bias", num_hidden_layers=1), "qkv" if part == "attn_q" else "o"
+    kept = {name: tensor for name, tensor in weights_of(model).items() if not name.endswith("bias") or name.split(".")[-2][0] in heads}
+    write_gguf(tmp_path / "model.gguf", model, weights=kept)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if name not in kept:
+                tensor.zero_()
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    assert (checkpoint.arch.qkv_bias, checkpoint.arch.output_bias) == (part == "attn_q", part != "attn_q")
+    np.testing.assert_allclose(logits_of(checkpoint), reference(model, TOKENS)[0], rtol=0, atol=1e-4)
+
+
+def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    file, model = tmp_path / "model.gguf", tiny_model(num_hidden_layers=1)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[3, 5] = np.nan
+    write_gguf(file, model)
+    with refused(f"{file} has numbers in blk.0.ffn_up.weight that are not finite .*, which no --precision mends — "):
+        open_checkpoint(file).read("model.layers.0.mlp.up_proj.weight")
+
+
+def test_git_lfs_pointer(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1000\n")
+    with refused(f"model.gguf is a Git LFS pointer, not the file itself — run git lfs pull in {tmp_path}"):
+        open_checkpoint(tmp_path / "model.gguf")
+
+
+def split(directory: Path, model: Any, **changes: Any) -> list[Path]:
+    """A model in two files, as llama.cpp's gguf-split writes them; the first has the header."""
+    import gguf
+
+    weights = weights_of(model)
+    first = {name: tensor for name, tensor in weights.items() if "layers.1" not in name}
+    files = [directory / f"model-{number:05}-of-00002.gguf" for number in (1, 2)]
+    write_gguf(files[0], model, weights=first, header={"split.count": 2, **changes})
+    whole = directory / "whole.gguf"
+    write_gguf(whole, model)
+    writer = gguf.GGUFWriter(files[1], "llama")
+    writer.add_uint16("split.count", 2)
+    for tensor in gguf.GGUFReader(whole).tensors:
+        if tensor.name.startswith("blk.1."):
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+    for part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        part()
+    writer.close()
+    whole.unlink()
+    return files
+
+
+def test_model_in_several_files(tmp_path: Path) -> None:
+    model = tiny_model(num_hidden_layers=2)
+    files = split(tmp_path, model)
+    checkpoint = open_checkpoint(files[0])
+    expect_tensors(checkpoint, weights_of(model))
+    assert [name for name, _, _ in checkpoint.fingerprint()] == [file.name for file in files]
+    with refused("is one of 2 files — give the first"):
+        open_checkpoint(files[1])
+    files[1].rename(tmp_path / "kept")
+    with refused(f"{files[1]} is missing: the model has 2 files — download all of them"):
+        open_checkpoint(files[0])
+    files[1].write_bytes(files[0].read_bytes())
+    with refused("is in .*00001-of-00002.gguf and in .*00002-of-00002.gguf — "):
+        open_checkpoint(files[0])
+
+
+@pytest.mark.parametrize("kind", ["adapter", "mmproj"])
+def test_file_that_is_no_model(tmp_path: Path, kind: str) -> None:
+    write_gguf(tmp_path / "model.gguf", tiny_model(num_hidden_layers=1), header={"general.type": kind})
+    with refused(f"is of the type '{kind}' \\(general.type\\), not a model — ", UnsupportedModel):
+        open_checkpoint(tmp_path / "model.gguf")
+
+
+def test_other_byte_order(tmp_path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
+    writer.add_tensor("token_embd.weight", np.ones((4, 64), np.float32))
+    for part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        part()
+    writer.close()
+    with refused("is big-endian, this machine is not — take a little-endian file", UnsupportedModel):
+        open_checkpoint(tmp_path / "model.gguf")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0005, 0.02, 0.5, 0.999])
@@ -102,7 +254,7 @@ def test_gguf_of_another_architecture(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     write_gguf(file, tiny_model(num_hidden_layers=1))
     file.write_bytes(file.read_bytes().replace(b"llama", b"gemma"))
-    with refused("architecture 'gemma' is not supported — supported: llama", UnsupportedModel):
+    with refused("architecture 'gemma' is not supported as GGUF — supported: llama, qwen2, qwen3", UnsupportedModel):
         open_checkpoint(file)
 
 
