@@ -31,9 +31,9 @@ from .directory.kept_tuning import keep
 from .draft_build import write_draft
 from .errors import ExportError
 from .graphs.fused import fused_target
-from .graphs.layers import BACKENDS, ONNXRUNTIME, TENSORRT
+from .graphs.precision import BACKENDS, ONNXRUNTIME, TENSORRT
 from .graphs.sample import build_sample
-from .graphs.target import EMBEDDING, TargetWriter, is_ordered
+from .graphs.target import TargetWriter, is_ordered
 from .graphs.weights import WeightFile
 from .parity.summation_order import adds_in_order
 from .parity.target import check_target
@@ -203,9 +203,8 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], toke
     written = _Written(models, {"target.data": File(weights.sha256, weights.size)}, check)
     if job.draft and plan.draft_precision:
         progress("draft", 0, 1)
-        embedding = writer.g.tensor(EMBEDDING)
         drafts, written.known["draft.data"], written.draft = write_draft(
-            scratch, job.draft, plan.draft_precision, precision, plan.context, embedding, plan.backend
+            scratch, job.draft, plan.draft_precision, precision, plan.context, writer.embedding, plan.backend
         )
         models |= drafts
         progress("draft", 1, 1)

@@ -169,11 +169,11 @@ def _checked(asked: Asked) -> Asked:
 def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     """Find weights and TensorRT, and plan. A dry run needs neither."""
     from .checkpoints.draft_checkpoint import open_draft
-    from .checkpoints.fetch import local_checkpoint, locate, locate_draft, open_checkpoint, planned_draft, planned_target
+    from .checkpoints.fetch import local_checkpoint, locate, locate_draft, open_checkpoint, planned_arch, planned_draft
     from .checkpoints.models import ModelEntry, model_entry
     from .directory.given_tuning import given_tuning
     from .directory.install import expect_folder
-    from .graphs.layers import BACKENDS
+    from .graphs.precision import BACKENDS
     from .plan import PlannedDraft, default_draft_precision, make_plan, planned_limits
 
     entry = model_entry(asked.model) if asked.model is not None else ModelEntry(asked.weights or "", None)
@@ -182,7 +182,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     click.echo("weights: locating", err=True)
     checkpoint = None if dry_run else open_checkpoint(locate(entry, asked.weights))
     opened = checkpoint or local_checkpoint(entry, asked.weights)
-    arch, notes = (opened.arch, opened.notes) if opened else planned_target(entry, asked.weights)
+    arch, notes = (opened.arch, opened.notes) if opened else (planned_arch(entry, asked.weights), ())
     for note in notes:
         click.echo(f"weights: {note}", err=True)
     directory = None if asked.no_draft or checkpoint is None else locate_draft(entry, asked.draft_weights)

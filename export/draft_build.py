@@ -13,7 +13,8 @@ from runtime.manifest.schema import Draft
 from .checkpoints.draft_arch import DraftArch
 from .checkpoints.draft_checkpoint import DraftCheckpoint
 from .graphs.draft import DraftWriter, FuseWriter
-from .graphs.layers import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
+from .graphs.embedding import Embedding
+from .graphs.precision import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.tree_growth import MAX_DEPTH, build_expand, build_tree
 from .graphs.weights import WeightCount, WeightFile
 from .parity.draft import check_draft
@@ -33,7 +34,7 @@ def draft_writers(
     target: Precision,
     context: int,
     weights: WeightCount,
-    embedding: onnx.TensorProto,
+    embedding: Embedding,
     static: bool,
 ) -> tuple[FuseWriter, DraftWriter]:
     """Writers that have written the graphs with weights. The cache has slots for every committed token and the rows of the largest tree, in
@@ -52,10 +53,10 @@ def write_draft(
     precision_name: str,
     target: Precision,
     context: int,
-    embedding: onnx.TensorProto,
+    embedding: Embedding,
     backend: str = ONNXRUNTIME,
 ) -> tuple[dict[str, onnx.ModelProto], File, Draft]:
-    """``embedding``: the target's tensor, which draft.onnx points to as well. Returns the graphs, draft.data's entry and the manifest's.
+    """``embedding``: the target's table, which draft.onnx points to as well. Returns the graphs, draft.data's entry and the manifest's.
     Raises ParityError."""
     precision, layer = BACKENDS[backend][precision_name], draft.arch.layer
     with WeightFile(scratch / "draft.data") as weights:

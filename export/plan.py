@@ -12,8 +12,8 @@ from .checkpoints.draft_arch import DraftArch
 from .checkpoints.safetensors import Weights
 from .draft_build import draft_writers, max_width
 from .graphs.kept_integers import notes
-from .graphs.layers import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision
-from .graphs.target import EMBEDDING, TargetWriter
+from .graphs.precision import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision
+from .graphs.target import TargetWriter
 from .graphs.tree_growth import MAX_DEPTH
 from .graphs.weights import WeightCount
 from .parity.target import PIECE_BYTES
@@ -114,8 +114,8 @@ def make_plan(
     memory = _BASE_MEMORY + 2 * max(PIECE_BYTES, head, widest if precision.matrix else 0, layer)
     texts = (len(tree_sizes) + 1) * (_PROFILE_BYTES + arch.layers * _LAYER_BYTES)
     if draft:
-        kind, embedding = BACKENDS[backend][draft.precision], target.g.tensor(EMBEDDING)
-        _, writer = draft_writers(draft.arch, None, kind, precision, context, draft_count, embedding, static)
+        kind = BACKENDS[backend][draft.precision]
+        _, writer = draft_writers(draft.arch, None, kind, precision, context, draft_count, target.embedding, static)
         cache += writer.cache_bytes
         texts += (len(WIDTHS) + 1) * (_PROFILE_BYTES + draft.arch.layer.layers * _LAYER_BYTES)
         memory = max(memory, _BASE_MEMORY + 3 * draft_count.size)  # its check loads it whole

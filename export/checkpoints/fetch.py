@@ -65,14 +65,11 @@ def _draft_source(entry: ModelEntry, weights: str | None) -> Path | str | None:
     return source
 
 
-def planned_target(entry: ModelEntry, weights: str | None) -> tuple[Arch, tuple[str, ...]]:
-    """The target's architecture and the notes about its weights, for a dry run. From a hub repository only its configuration is downloaded,
-    so that nothing is known of its tensors."""
+def planned_arch(entry: ModelEntry, weights: str | None) -> Arch:
+    """The architecture of a target in a hub repository, for a dry run. Only its configuration is downloaded."""
     repository = _hub_repository(entry, weights)
-    if repository is not None:
-        return read_config(hub_snapshot(repository, CONFIG_FILES)).arch, ()
-    checkpoint = open_checkpoint(locate(entry, weights))
-    return checkpoint.arch, checkpoint.notes
+    assert repository is not None  # else there is a local_checkpoint
+    return read_config(hub_snapshot(repository, CONFIG_FILES)).arch
 
 
 def local_checkpoint(entry: ModelEntry, weights: str | None) -> Checkpoint | None:

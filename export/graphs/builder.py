@@ -71,6 +71,6 @@ class GraphBuilder:
 
 
 FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
-INT8, INT4, INT32, INT64 = TensorProto.INT8, TensorProto.INT4, TensorProto.INT32, TensorProto.INT64
+UINT8, INT8, INT4, INT32, INT64 = TensorProto.UINT8, TensorProto.INT8, TensorProto.INT4, TensorProto.INT32, TensorProto.INT64
 FLOAT8 = TensorProto.FLOAT8E4M3FN
 BOOL = TensorProto.BOOL

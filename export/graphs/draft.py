@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import onnx
 
 from ..checkpoints.draft_arch import DraftArch
 from ..checkpoints.draft_checkpoint import EMBEDDING, HEAD, DraftCheckpoint
 from .builder import BOOL, FLOAT, INT64
-from .layers import LayerWriter, Precision
+from .embedding import Embedding
+from .layers import LayerWriter
+from .precision import Precision
 from .weights import WeightCount
 
 
@@ -63,7 +64,7 @@ class DraftWriter(LayerWriter):
         precision: Precision,
         capacity: int,
         weights: WeightCount,
-        embedding: onnx.TensorProto,
+        embedding: Embedding,
         static: bool = False,
     ) -> None:
         super().__init__("draft", draft.layer, source, precision, capacity, weights, static)
@@ -105,14 +106,9 @@ class DraftWriter(LayerWriter):
 
     def _embedded(self, tokens: str) -> str:
         """[m, H] in the compute type."""
-        g = self.g
-        if self.draft.own_embedding:
-            table = self._stored(EMBEDDING, (self.arch.vocab, self.arch.hidden), [EMBEDDING])
-            kind = self.precision.stored
-        else:
-            table, kind = g.initializer(self.embedding), int(self.embedding.data_type)
-        rows = g.op("Reshape", g.op("Gather", table, tokens), g.const([-1, self.arch.hidden]))
-        return rows if kind == self.precision.compute else g.op("Cast", rows, to=self.precision.compute)
+        own = self.draft.own_embedding
+        table = self._table(EMBEDDING, (self.arch.vocab, self.arch.hidden)) if own else self.embedding
+        return table.rows(self.g, tokens, self.precision.compute)
 
     def _candidates(self, normed: str, beam: str) -> None:
         """The ``k`` most probable tokens of each row, in float32 whatever the weights are; ties go to the lower draft id."""

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import numpy as np
 
 from .builder import GraphBuilder
-from .weights import BLOCK
+from .weights import BLOCK, rounded_scale
 
 ALIGNED = 4 * BLOCK
 """ONNX Runtime's product takes four blocks at a time, then one by one, which is slower: 20 blocks take less time than 18."""
-_MOST = 7 * 16 + 7  # 8 bits, but as upper digits from -7 to 7 and lower ones from -8 to 7
+_LEAST, _MOST = 8 * 16 - 8, 7 * 16 + 7  # 8 bits, but as upper digits from -7 to 7 and lower ones from -8 to 7
 
 
 def widened(inputs: int) -> int:
@@ -38,14 +38,22 @@ def _filled(zeros: Callable[[int], str], width: int) -> list[str]:
 
 
 def quantize_widened(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [outputs, inputs], inputs a multiple of BLOCK -> int8 values from -8 to 7 [outputs, widened(inputs)] and float32 scales
-    [outputs, widened(inputs) / BLOCK]; of what `wide` makes of x, the product with value * scale is about x times the weight."""
-    values, scales, offsets = quantize_blocks_with_offset(weight)
-    outputs, inputs = weight.shape
+    """float32 [outputs, inputs], inputs a multiple of BLOCK -> what `widen` makes of its blocks."""
+    return widen(*quantize_blocks_with_offset(weight))
+
+
+def widen(values: np.ndarray, scales: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Four-bit blocks with offsets -> int8 values from -8 to 7 [outputs, widened(inputs)] and float32 scales [outputs, widened(inputs) /
+    BLOCK] that float16 holds; of what `wide` makes of x, the product with value * scale is x times the weight, but for the offsets'
+    rounding to eight bits.
+
+    ``values``: int8, -8 to 7, [outputs, inputs]. ``scales``, ``offsets``: float32 [outputs, inputs / BLOCK]; float16 holds the scales.
+    """
+    outputs, inputs = values.shape
     sums = _up(inputs // BLOCK, BLOCK)
     groups = np.pad(offsets, ((0, 0), (0, sums - inputs // BLOCK))).reshape(outputs, -1, BLOCK)
-    step = np.abs(groups).max(-1, keepdims=True) / _MOST
-    digits = np.rint(groups / np.where(step == 0, 1.0, step)).astype(np.int8)
+    step = rounded_scale(np.abs(groups).max(-1, keepdims=True) / np.float32(_MOST), np.float16)
+    digits = np.clip(np.rint(groups / np.where(step == 0, 1.0, step)), -_LEAST, _MOST).astype(np.int8)
     upper = (digits + 8) >> 4
     rest = np.zeros((outputs, widened(inputs) - inputs - 2 * sums), np.int8)
     wide_values = np.concatenate([values, upper.reshape(outputs, -1), (digits - 16 * upper).reshape(outputs, -1), rest], axis=1)
@@ -56,15 +64,15 @@ def quantize_blocks_with_offset(weight: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Four bits with an offset a block, of float32 [outputs, inputs], inputs a multiple of BLOCK: the scheme of llama.cpp's Q4_1, of whose
     weights nothing is lost where a block has both signs.
 
-    Returns int8 values from -8 to 7 [outputs, inputs], float32 scales and offsets [outputs, inputs / BLOCK]; value * scale + offset
-    approximates the weight. Offsets are small, because they are rounded later, and so are the sums that they meet: seven scales at most,
-    since zero is among a block's sixteen levels or between two, and of the two that a block can have, counted from below or, with a
-    negative scale, from above, the smaller.
+    Returns int8 values from -8 to 7 [outputs, inputs], float32 scales, which float16 holds, and float32 offsets [outputs, inputs / BLOCK];
+    value * scale + offset approximates the weight. Offsets are small, because they are rounded later, and so are the sums that they meet:
+    seven scales at most, since zero is among a block's sixteen levels or between two, and of the two that a block can have, counted from
+    below or, with a negative scale, from above, the smaller.
     """
     blocks = weight.reshape(weight.shape[0], -1, BLOCK)
     low, high = np.minimum(blocks.min(-1, keepdims=True), 0.0), np.maximum(blocks.max(-1, keepdims=True), 0.0)
-    step = (high - low) / 15.0
-    level = np.rint((blocks - low) / np.where(step == 0, 1.0, step))
+    step = rounded_scale((high - low) / np.float32(15.0), np.float16)
+    level = np.clip(np.rint((blocks - low) / np.where(step == 0, 1.0, step)), 0, 15)
     above = low + high > 0
     values = np.where(above, 7.0 - level, level - 8.0)
     scale, offset = np.where(above, -step, step), low + np.where(above, 7.0, 8.0) * step

@@ -1,78 +1,23 @@
-"""Decoder layers shared by the target and draft graphs: attention over the cache, feed-forward, norms, and weight storage."""
+"""Decoder layers shared by the target and draft graphs: attention over the cache, feed-forward and norms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import onnx
-from ml_dtypes import bfloat16
 
 from ..checkpoints.arch import Arch
 from ..checkpoints.safetensors import Weights
-from ..errors import CheckpointError
-from .builder import BFLOAT16, FLOAT, FLOAT8, FLOAT16, INT4, INT8, GraphBuilder
-from .weights import BLOCK, WeightCount, pack_int4, quantize_blocks, quantize_rows, row_chunks, stored_bytes
+from .precision import Precision
+from .storage import StorageWriter
+from .weights import WeightCount, stored_bytes
 
 
-@dataclass(frozen=True)
-class Precision:
-    """How weights are stored and what the graph computes in (ONNX types)."""
-
-    name: str
-    compute: int  # activations and KV
-    stored: int  # weights that are not quantized
-    matrix: int | None = None  # weight-only quantization of the layers' matrices
-    head: int | None = None
-
-
-Quantize = Callable[[np.ndarray], tuple[np.ndarray, ...]]
-"""float32 [outputs, inputs] -> integers [outputs, ...] and scales [outputs, ...]."""
-NUMPY_TYPES: dict[int, np.dtype[Any]] = {FLOAT: np.dtype(np.float32), FLOAT16: np.dtype(np.float16), BFLOAT16: np.dtype(bfloat16)}
-
-
-# The head keeps eight bits in int4: it is where four bits cost most quality, and llama.cpp and OpenVINO do the same.
-# On ONNX Runtime's CPU:
-PRECISIONS = {
-    p.name: p
-    for p in (
-        Precision("fp32", FLOAT, FLOAT),
-        Precision("fp16", FLOAT16, FLOAT16),
-        # ONNX Runtime has no bfloat16 kernels on a CPU: half the file, float32 once loaded.
-        Precision("bf16", FLOAT, BFLOAT16),
-        Precision("int8", FLOAT, FLOAT, INT8, INT8),
-        Precision("int4", FLOAT, FLOAT, INT4, INT8),
-    )
-}
-# On a GPU everything but fp32 and bf16 is computed in float16.
-TENSORRT_PRECISIONS = {
-    p.name: p
-    for p in (
-        Precision("fp32", FLOAT, FLOAT),
-        Precision("fp16", FLOAT16, FLOAT16),
-        Precision("bf16", BFLOAT16, BFLOAT16),
-        Precision("fp8", FLOAT16, FLOAT16, FLOAT8, FLOAT8),
-        Precision("int8", FLOAT16, FLOAT16, INT8, INT8),
-        Precision("int4", FLOAT16, FLOAT16, INT4, INT8),
-    )
-}
-ONNXRUNTIME, TENSORRT = "onnxruntime", "tensorrt"
-BACKENDS = {ONNXRUNTIME: PRECISIONS, TENSORRT: TENSORRT_PRECISIONS}
-
-
-def is_quantized(kind: int | None, inputs: int) -> bool:
-    """Whether a matrix of this many inputs that ought to be stored in ``kind`` is: blocks must fit. ``None``: stored as it is."""
-    return kind == FLOAT8 or (kind is not None and inputs % BLOCK == 0)
-
-
-class LayerWriter:
+class LayerWriter(StorageWriter):
     """Appends decoder layers to a graph while streaming their weights to the external file. ``name`` is the graph's.
 
-    ``source`` may be None where ``weights`` only counts: nothing is read before a WeightFile asks for it.
     ``static``: the form that TensorRT builds, where the cache tensors have all ``capacity`` slots and attention reads the first `span`.
     """
 
@@ -88,9 +33,8 @@ class LayerWriter:
     def __init__(
         self, name: str, arch: Arch, source: Weights | None, precision: Precision, capacity: int, weights: WeightCount, static: bool = False
     ) -> None:
-        self.name, self.arch, self.source, self.precision, self.capacity, self.weights = name, arch, source, precision, capacity, weights
-        self.static = static
-        self.g = GraphBuilder(name)
+        super().__init__(name, source, precision, weights)
+        self.arch, self.capacity, self.static = arch, capacity, static
         self._presents: list[tuple[str, int, list[int | str]]] = []
 
     def _declare_presents(self) -> None:
@@ -217,82 +161,3 @@ class LayerWriter:
     def _matrix(self, layer: int, matrix: str) -> tuple[tuple[str, ...], int, int]:
         """Checkpoint parts, outputs and inputs of a matrix."""
         return self.arch.linears[matrix]
-
-    def _product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int | None, *bias: str) -> str:
-        """x times the transposed weight [outputs, inputs], quantized to ``kind`` where blocks fit."""
-        if kind == FLOAT8:
-            return self.g.op("Gemm", x, self._scaled(stem, shape, parts), *bias, transB=1)
-        if kind is not None and is_quantized(kind, shape[1]):
-            quantize = partial(quantize_blocks, bits=4 if kind == INT4 else 8)
-            product = self.g.op("MatMul", x, self._blocked(stem, shape, parts, kind, quantize, shape[1]))
-            return self.g.op("Add", product, *bias) if bias else product
-        weight = self._computable(self._stored(f"{stem}.weight", shape, parts))
-        return self.g.op("Gemm", x, weight, *bias, transB=1)
-
-    def _blocked(self, stem: str, shape: tuple[int, int], parts: list[str], kind: int, quantize: Quantize, inputs: int) -> str:
-        """Blocked int8 or int4 weights [inputs, outputs] behind a DequantizeLinear. ``inputs``: of what ``quantize`` returns."""
-        value, scale = self._integers(stem, shape, parts, kind, quantize, (inputs, shape[0]), (inputs // BLOCK, shape[0]))
-        return self.g.op("DequantizeLinear", value, scale, axis=0, block_size=BLOCK)
-
-    @np.errstate(over="ignore")  # as for _stored
-    def _integers(
-        self,
-        stem: str,
-        shape: tuple[int, int],
-        parts: list[str],
-        kind: int,
-        quantize: Quantize,
-        values: tuple[int, ...],
-        scales: tuple[int, ...],
-    ) -> tuple[str, str]:
-        """Integers of the shape ``values`` and scales of the shape ``scales``, both [..., outputs], of a matrix [outputs, inputs]. Only
-        this small form of it is in memory."""
-
-        def arrays() -> Iterator[np.ndarray]:
-            chunks = map(quantize, self._rows(shape, parts))
-            value, scale = (np.concatenate([array.T for array in each], axis=-1) for each in zip(*chunks, strict=True))
-            yield pack_int4(np.ascontiguousarray(value)) if kind == INT4 else value
-            yield scale
-
-        made = arrays()
-        quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", kind, values, islice(made, 1)))
-        return quantized, self._computed(f"{stem}.scale", scales, made)
-
-    @np.errstate(over="ignore", invalid="ignore")  # as for _stored
-    def _scaled(self, stem: str, shape: tuple[int, int], parts: list[str]) -> str:
-        """float8 weights with one scale an output behind a DequantizeLinear."""
-        scales: list[np.ndarray] = []
-
-        def values() -> Iterator[np.ndarray]:
-            for chunk in self._rows(shape, parts):
-                value, scale = quantize_rows(chunk)
-                scales.append(scale)
-                yield value
-
-        quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", FLOAT8, shape, values()))
-        return self.g.op("DequantizeLinear", quantized, self._computed(f"{stem}.scale", shape[:1], scales), axis=0)
-
-    @np.errstate(over="ignore")  # a weight beyond fp16 becomes infinite, which the check finds and reports
-    def _stored(self, name: str, shape: tuple[int, ...], parts: list[str]) -> str:
-        """Checkpoint tensors, joined along the first axis, in the stored type."""
-        kind = NUMPY_TYPES[self.precision.stored]
-        chunks = (chunk.astype(kind) for chunk in self._rows(shape, parts))
-        return self.g.initializer(self.weights.add(name, self.precision.stored, shape, chunks))
-
-    def _rows(self, shape: tuple[int, ...], parts: list[str]) -> Iterator[np.ndarray]:
-        """Checkpoint tensors, joined along the first axis, as float32 row blocks. Raises CheckpointError unless that has ``shape``."""
-        assert self.source is not None  # only a WeightFile iterates
-        found = [self.source.shape(part) for part in parts]
-        if any(each[1:] != shape[1:] for each in found) or sum(each[0] for each in found) != shape[0]:
-            raise CheckpointError(f"{', '.join(parts)} have shapes {found}, the config asks for {shape} — config and weights differ")
-        for part in parts:
-            yield from row_chunks(self.source, part)
-
-    def _computable(self, stored: str) -> str:
-        same = self.precision.stored == self.precision.compute
-        return stored if same else self.g.op("Cast", stored, to=self.precision.compute)
-
-    def _computed(self, name: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> str:
-        """A tensor in the compute type."""
-        kind = NUMPY_TYPES[self.precision.compute]
-        return self.g.initializer(self.weights.add(name, self.precision.compute, shape, (chunk.astype(kind) for chunk in chunks)))

@@ -20,10 +20,12 @@ import numpy as np
 from ..checkpoints.arch import Arch
 from ..checkpoints.safetensors import Weights
 from .builder import BOOL, FLOAT, INT4, INT8, INT64
+from .embedding import Embedding
 from .int4_offsets import quantize_widened, wide, widened
 from .int8_matmul import FINE, integer_product
 from .kept_integers import pieces
-from .layers import LayerWriter, Precision, is_quantized
+from .layers import LayerWriter
+from .precision import Precision, is_quantized
 from .stored_products import StoredProducts
 from .weights import WeightCount, quantize_outputs
 
@@ -53,6 +55,7 @@ class TargetWriter(LayerWriter):
         self.captured = captured or arch.captured
         self.ordered = is_ordered(precision) and not static
         self._blanks: dict[int, str] = {}
+        self.tied: tuple[str, str] | None = None  # integers and scales of a head that is the embedding too
 
     def build(self) -> Iterator[int]:
         """Write the whole graph; yields the number of finished layers, for progress."""
@@ -68,9 +71,8 @@ class TargetWriter(LayerWriter):
         self.rope = self._rotary()
         self._prepare_attention(slots)
 
-        embedding = self._stored(EMBEDDING, (arch.vocab, arch.hidden), [EMBEDDING])
-        rows_of_tokens = self._computable(g.op("Gather", embedding, tokens))
-        hidden = g.op("Reshape", rows_of_tokens, g.const([-1, arch.hidden]), out=stream(0))
+        self.embedding = self._embedding()
+        hidden = self.embedding.rows(g, tokens, self.precision.compute, out=stream(0))
         streams = [hidden]
         for layer in range(arch.layers):
             normed = self._norm(hidden, f"model.layers.{layer}.input_layernorm.weight")
@@ -79,11 +81,20 @@ class TargetWriter(LayerWriter):
             yield layer + 1
         features = g.op("Concat", *(streams[layer] for layer in self.captured), axis=1)
         g.op("Unsqueeze", features, g.const([0]), out="features")
-        self._head(g.op("Gather", hidden, rows), embedding)
+        self._head(g.op("Gather", hidden, rows))
         g.output("next_token", INT64, [1, "r"])
         g.output("logits", FLOAT, [1, "r", arch.vocab])
         g.output("features", self.precision.compute, [1, "n", len(self.captured) * arch.hidden])
         self._declare_presents()
+
+    def _embedding(self) -> Embedding:
+        """Add the table. A tied head of integers is the table too: a row of one is a column of the other, with the same scale."""
+        arch = self.arch
+        if arch.tied_head and self.ordered and is_quantized(self.precision.head, arch.hidden):
+            self.tied = self._integers(EMBEDDING, (arch.vocab, arch.hidden), [EMBEDDING], INT8, _quantize_fine, (arch.vocab,))
+            table, scale = map(self.g.tensor, self.tied)
+            return Embedding(table, scale, 1 / FINE)
+        return self._table(EMBEDDING, (arch.vocab, arch.hidden))
 
     def _prepare_attention(self, slots: str) -> None:
         """What all layers' attention reads beside mask and rotary tables."""
@@ -115,9 +126,9 @@ class TargetWriter(LayerWriter):
             return super()._product(x, stem, shape, parts, kind, *bias)
         if kind == INT4:
             x = wide(self.g, x, shape[1], self._blank)
-            product = self.g.op("MatMul", x, self._blocked(stem, shape, parts, INT4, quantize_widened, widened(shape[1])))
+            product = self._blocks_product(x, stem, shape, parts, 4, quantize_widened, widened(shape[1]))
         else:
-            weight, scale = self._integers(stem, shape, parts, INT8, _quantize_fine, shape[::-1], shape[:1])
+            weight, scale = self._integers(stem, shape, parts, INT8, _quantize_fine, shape[:1])
             product = integer_product(self.g, x, weight, scale)
         return self.g.op("Add", product, *bias) if bias else product
 
@@ -179,13 +190,15 @@ class TargetWriter(LayerWriter):
             split = g.op("Slice", split, g.const([0]), g.const([1]), g.const([2]))
         return g.op("Transpose", split, perm=[3, 1, 2, 0, 4])
 
-    def _head(self, hidden: str, embedding: str) -> None:
+    def _head(self, hidden: str) -> None:
         g, arch, precision = self.g, self.arch, self.precision
         normed = self._norm(hidden, "model.norm.weight")
-        name = EMBEDDING if arch.tied_head else "lm_head.weight"
-        if arch.tied_head and not is_quantized(precision.head, arch.hidden):
-            logits = g.op("Gemm", normed, self._computable(embedding), transB=1)
+        if self.tied:
+            logits = integer_product(g, normed, *self.tied)
+        elif arch.tied_head and not is_quantized(precision.head, arch.hidden):
+            logits = g.op("Gemm", normed, self._computable(self.embedding.table.name), transB=1)
         else:
+            name = EMBEDDING if arch.tied_head else "lm_head.weight"
             logits = self._product(normed, "head", (arch.vocab, arch.hidden), [name], precision.head)
         if precision.compute != FLOAT:
             logits = g.op("Cast", logits, to=FLOAT)

@@ -15,7 +15,7 @@ from runtime.manifest.schema import Check
 from ..checkpoints.safetensors import Checkpoint
 from ..errors import ParityError
 from ..graphs.builder import BFLOAT16, FLOAT
-from ..graphs.layers import NUMPY_TYPES, Precision
+from ..graphs.precision import NUMPY_TYPES, Precision
 from ..graphs.target import stream
 from .bf16_as_fp32 import float32_copy
 from .reference import reference_logits

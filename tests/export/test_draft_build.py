@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from export.cli import command
-from export.graphs.layers import PRECISIONS
+from export.graphs.precision import PRECISIONS
 from runtime.console import run_command
 from runtime.manifest.load import load_manifest
 from tests.support.draft_cases import DraftCase

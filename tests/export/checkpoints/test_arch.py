@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from export.checkpoints.arch import Arch, Rope, arch_from_config
 from export.errors import UnsupportedModel
-from export.graphs.layers import PRECISIONS
+from export.graphs.precision import PRECISIONS
 from export.plan import make_plan
 from tests.support.tiny import ARCHITECTURES, tiny_model
 

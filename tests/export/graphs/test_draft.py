@@ -16,7 +16,8 @@ from export.checkpoints.draft_checkpoint import open_draft
 from export.checkpoints.fetch import open_checkpoint
 from export.draft_build import write_draft as export_draft
 from export.graphs.builder import BFLOAT16, FLOAT, FLOAT16
-from export.graphs.layers import NUMPY_TYPES, PRECISIONS
+from export.graphs.embedding import Embedding
+from export.graphs.precision import NUMPY_TYPES, PRECISIONS
 from export.graphs.weights import WeightFile
 from tests.support.tiny import VOCAB, write_checkpoint
 from tests.support.tiny_drafts import FAMILIES, TinyDraft, write_draft
@@ -187,7 +188,7 @@ def exported(scratch: Path, target: Target, draft: Path, precision: str = "fp32"
         table = checkpoint.read(EMBEDDING)
         embedding = weights.add(EMBEDDING, kind, table.shape, [table.astype(NUMPY_TYPES[kind])])
     precisions = {FLOAT: "fp32", FLOAT16: "fp16", BFLOAT16: "bf16"}
-    export_draft(scratch, open_draft(draft, checkpoint), precision, PRECISIONS[precisions[kind]], 128, embedding)
+    export_draft(scratch, open_draft(draft, checkpoint), precision, PRECISIONS[precisions[kind]], 128, Embedding(embedding))
     return scratch
 
 

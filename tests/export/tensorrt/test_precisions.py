@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import export.parity.target
 from export.checkpoints.fetch import open_checkpoint
-from export.graphs.layers import TENSORRT_PRECISIONS
+from export.graphs.precision import TENSORRT_PRECISIONS
 from export.graphs.weights import BLOCK, quantize_blocks, quantize_rows
 from export.parity.reference import reference_logits
 from export.parity.target import TREE_PARENTS

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from export.checkpoints.draft_checkpoint import open_draft
 from export.checkpoints.hugging_face import HuggingFaceCheckpoint
-from export.graphs.layers import PRECISIONS
+from export.graphs.precision import PRECISIONS
 from export.parity.draft import reference_fuse, reference_pass
 from export.training.draft import TorchDraft
 from export.training.segments import ANSWER
@@ -111,7 +111,7 @@ def test_training_graph_is_the_inference_graph(tmp_path: Path, target: HuggingFa
         for step in range(steps):
             seen = row + 1 + step
             following, expected = reference_pass(
-                opened, tokens[1 : 1 + seen], hidden, np.arange(seen), np.tri(seen, dtype=bool), PRECISIONS["fp32"].stored
+                opened, tokens[1 : 1 + seen], hidden, np.arange(seen), np.tri(seen, dtype=bool), PRECISIONS["fp32"]
             )
             actual = logits[step][0, place].log_softmax(-1).numpy()
             np.testing.assert_allclose(actual, expected[-1], rtol=0, atol=1e-4)
