@@ -11,6 +11,7 @@ from itertools import groupby
 from ..checkpoints.arch import Arch
 from ..checkpoints.quantized.stored import BITS, FP8, INT8, Form, HasIntegers
 from ..checkpoints.safetensors import Weights
+from ..checkpoints.target_tensors import EMBEDDING, HEAD
 from .builder import FLOAT8
 from .precision import Precision
 from .weights import BLOCK
@@ -80,13 +81,14 @@ def notes(source: Weights, arch: Arch, precision: Precision, static: bool, requa
     if not isinstance(source, HasIntegers):
         return
     wanted = [(f"model.layers.{layer}.{part}.weight", precision.matrix) for layer in range(arch.layers) for part in _linears(arch)]
-    wanted += [("model.embed_tokens.weight", None)] if not arch.tied_head else []
-    wanted.append(("model.embed_tokens.weight" if arch.tied_head else "lm_head.weight", precision.head))
+    wanted.append((EMBEDDING, precision.head))
+    if not arch.tied_head:
+        wanted.append((HEAD, precision.head))
     counts: Counter[tuple[str, str]] = Counter()
     for name, kind in wanted:
         if (form := source.form(name)) is not None:
-            inputs = source.shape(name)[1]
-            counts[described(form, inputs), _fate(form, inputs, kind, static, requantize)] += 1
+            inputs, is_table = source.shape(name)[1], name == EMBEDDING and not static
+            counts[described(form, inputs), _fate(form, inputs, kind, static, requantize, is_table)] += 1
     for (form_text, fate), count in counts.items():
         yield f"{count} matrices of {form_text}: {fate}"
 
@@ -96,10 +98,12 @@ def _linears(arch: Arch) -> Iterator[str]:
         yield from parts
 
 
-def _fate(form: Form, inputs: int, kind: int | None, static: bool, requantize: bool) -> str:
+def _fate(form: Form, inputs: int, kind: int | None, static: bool, requantize: bool, is_table: bool) -> str:
     if kind is None:
         return "dequantized"
     reason = "--requantize asks for it" if requantize else obstacle(form, inputs, kind, static)
+    if is_table and not reason:
+        reason = "it is the table of embeddings, with one scale a row"
     return f"rounded again, because {reason}" if reason else "kept as they are"
 
 

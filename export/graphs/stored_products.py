@@ -7,17 +7,16 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import helper
 
 from ..checkpoints.quantized.stored import BITS, INT4, INT8, HasIntegers, StoredIntegers
 from ..checkpoints.safetensors import Weights
 from . import builder
-from .builder import FLOAT, FLOAT8, FLOAT16, INT64, GraphBuilder
+from .builder import FLOAT, FLOAT8, FLOAT16, INT64, UINT8, GraphBuilder
 from .int8_matmul import FINE, integer_product
 from .kept_integers import Piece, is_whole_rows, product_block
 from .weights import BLOCK, WeightCount, pack_int4
 
-UINT8 = TensorProto.UINT8
 CHUNK_BYTES = 32 << 20  # of a row block, counted as float32
 _INTEGER_TYPES = {INT4: builder.INT4, INT8: builder.INT8}
 
