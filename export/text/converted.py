@@ -30,6 +30,7 @@ def converted(
         tokenizer = AutoTokenizer.from_pretrained(directory)
         return tokenizer.backend_tokenizer, dict(tokenizer.special_tokens_map)
     except Exception as error:  # transformers raises many types
-        what = "has no tokenizer.json, and its other tokenizer files" if stored is None else f"has a {name}, and its files"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise CheckpointError(f"{directory} {what} cannot be converted ({reason}) — save its tokenizer with transformers first") from None
+        if stored is None:
+            raise CheckpointError(f"{directory} has no tokenizer.json — its other tokenizer files cannot be converted ({reason})") from None
+        raise CheckpointError(f"{directory} has a {name} that cannot be built ({reason}) — save its tokenizer with transformers") from None

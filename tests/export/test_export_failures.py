@@ -21,6 +21,7 @@ import export.cli
 import export.directory.install
 import export.parity.target
 from export.graphs.weights import WeightFile
+from export.text.side import TextSide
 from runtime.console import progress
 from runtime.errors import EngineDirError
 from runtime.manifest.graphs import FILE_NAME
@@ -54,7 +55,7 @@ class Fault:
 
 # Where a run can fail, in the order in which it gets there: owner, attribute, and the call that fails.
 STAGES: Mapping[str, tuple[Any, str, int]] = {
-    "tokenizer": (export.build, "_tokenizer_files", 1),
+    "tokenizer": (TextSide, "write", 1),
     "first bytes": (WeightFile, "_append", 1),
     "weights": (WeightFile, "_append", 20),
     "layer": (export.cli, "progress", 3),
