@@ -14,6 +14,7 @@ import click
 from runtime import options
 from runtime.console import progress, run_command, usage_errors
 from runtime.options import ENGINE, OUTPUT, option
+from runtime.standard_streams import say
 
 if TYPE_CHECKING:
     from .checkpoints.draft_checkpoint import DraftCheckpoint
@@ -175,7 +176,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
 
     entry = model_entry(asked.model) if asked.model is not None else ModelEntry(asked.weights or "", None)
     platform = _platform(asked) if asked.backend == "tensorrt" and not dry_run else None
-    click.echo("weights: locating", err=True)
+    say("weights: locating")
     checkpoint = None if dry_run else open_checkpoint(locate(entry, asked.weights))
     arch = checkpoint.arch if checkpoint else planned_arch(entry, asked.weights)
     directory = None if asked.no_draft or checkpoint is None else locate_draft(entry, asked.draft_weights)
@@ -231,7 +232,7 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
         click.echo(stored.read_text(encoding="utf-8").rstrip() if as_json else f"{plan.directory} is up to date")
         return
     if platform:
-        click.echo("\n".join(plan.lines()), err=True)
+        say("\n".join(plan.lines()))
     job = ExportJob(
         plan, checkpoint, prepared.draft, prepared.policy, source, asked.command_line, prepared.entry.chat_template, platform, progress
     )
