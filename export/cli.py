@@ -14,6 +14,7 @@ import click
 from runtime import options
 from runtime.console import progress, run_command, usage_errors
 from runtime.options import ENGINE, OUTPUT, option
+from runtime.standard_streams import say
 
 if TYPE_CHECKING:
     from .checkpoints.draft_checkpoint import DraftCheckpoint
@@ -183,15 +184,15 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     entry = model_entry(asked.model) if asked.model is not None else ModelEntry(asked.weights or "", None)
     expect_folder(asked.out)
     platform = _platform(asked) if asked.backend == "tensorrt" and not dry_run else None
-    click.echo("weights: locating", err=True)
+    say("weights: locating")
     checkpoint = None if dry_run else open_checkpoint(locate(entry, asked.weights))
     opened = checkpoint or local_checkpoint(entry, asked.weights)
     arch = opened.arch if opened else planned_arch(entry, asked.weights)
     text = text_of(opened, entry.chat_template) if opened else planned_text(entry, asked.weights)
     for note in opened.notes if opened else ():
-        click.echo(f"weights: {note}", err=True)
+        say(f"weights: {note}")
     for warning in text.all_warnings:
-        click.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}")
     directory = None if asked.no_draft or checkpoint is None else locate_draft(entry, asked.draft_weights)
     draft = open_draft(directory, checkpoint) if directory and checkpoint else None
     found = (draft.path.name, draft.arch) if draft else None
@@ -248,9 +249,9 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
         click.echo(stored.read_text(encoding="utf-8").rstrip() if as_json else f"{plan.directory} is up to date")
         return
     if platform:
-        click.echo("\n".join(plan.lines()), err=True)
+        say("\n".join(plan.lines()))
     elif plan.stored:
-        click.echo("\n".join(f"weights: {line}" for line in plan.stored), err=True)
+        say("\n".join(f"weights: {line}" for line in plan.stored))
     job = ExportJob(plan, checkpoint, prepared.draft, prepared.policy, source, asked.command_line, prepared.text, platform, progress)
     manifest = export(job)
     ready = f"{plan.directory} is ready: max |logit difference| {manifest.check.max_abs_logit_diff:.1e}"

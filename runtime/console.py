@@ -1,4 +1,4 @@
-"""How the commands begin and end: exit codes, one-line errors, closed pipes."""
+"""How the commands begin and end: exit codes and one-line errors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from .backends.cpu.processor import usable_cores
 from .backends.ort_process import TELEMETRY_VARIABLE
 from .errors import RespsError
+from .standard_streams import drop_unwritable, prepare_streams, say
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -26,6 +27,7 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault(TELEMETRY_VARIABLE, "1")  # the exporter and others import it without import_onnxruntime
     os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))  # numpy and torch count the host's cores, not the container's
+    prepare_streams()
     try:
         # Not command.main(): it would turn a closed pipe into exit 1 before this function sees it.
         with command.make_context(name, arguments) as context:
@@ -40,9 +42,6 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     except (click.Abort, KeyboardInterrupt):
         _complain(name, "interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
     except RespsError as error:
         _trace_if_asked()
         _complain(name, str(error))
@@ -52,6 +51,8 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         _complain(name, f"{error.name} is not installed — pip install 'resps[{extra}]'")
         return FAILED
     except (OSError, MemoryError) as error:
+        if drop_unwritable() and isinstance(error, BrokenPipeError):  # the reader had enough
+            return OK
         _trace_if_asked()
         _complain(name, f"{type(error).__name__}: {error}", "free some space or memory, check permissions, and try again")
         return FAILED
@@ -76,9 +77,9 @@ def usage_errors() -> Iterator[None]:
 def progress(stage: str, done: int, total: int) -> None:
     """Report on stderr: a counter that overwrites itself on a terminal, one line when a stage begins and one when it ends elsewhere."""
     if sys.stderr.isatty():
-        click.echo(f"\r{stage}: {done}/{total}", err=True, nl=done == total)
+        say(f"\r{stage}: {done}/{total}", nl=done == total)
     elif done in (1, total):
-        click.echo(f"{stage}: {'done' if done == total else 'begins'}", err=True)
+        say(f"{stage}: {'done' if done == total else 'begins'}")
 
 
 def set_verbosity(level: int) -> None:
@@ -93,4 +94,4 @@ def _trace_if_asked() -> None:
 
 def _complain(name: str, *parts: str) -> None:
     line = " — ".join(" ".join(part.split()) for part in parts)
-    click.echo(f"{name}: {line}", err=True)
+    say(f"{name}: {line}")

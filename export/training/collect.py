@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from runtime.text.tokenizer import Tokenizer
+from runtime.text_files import read_text
 
 from ..checkpoints.fetch import locate, open_checkpoint
 from ..checkpoints.models import model_entry
@@ -80,10 +81,10 @@ def read_answers(file: Path, source: TrainingTarget) -> list[list[Segment]]:
     """The conversations of JSON lines with ``prompt``, ``answer`` and perhaps ``finished``: false for an answer that was cut."""
     encode, template, plans = source.text.encode_raw, source.template, []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = [(number, line) for number, line in enumerate(read_text(file).split("\n"), 1) if line.strip()]
     except UnicodeDecodeError as error:
         raise TrainingError(f"{file} is not UTF-8 text (byte {error.start}) — convert it first") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         try:
             each = json.loads(line)
             prompt, answer = encode(each["prompt"]), encode(each["answer"])

@@ -12,6 +12,7 @@ from .. import options
 from ..console import run_command, usage_errors
 from ..errors import BenchError, RespsError
 from ..options import FILE, OUTPUT, option
+from ..standard_streams import print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,11 +170,11 @@ def _show(measurement: Measurement, as_json: bool, report_file: Path | None) -> 
 
 
 def _print(measurement: Measurement, table: Table, as_json: bool) -> None:
-    from .record import to_json
+    from .record import as_dict
     from .tables import headlines, markdown, tables
 
     if as_json:
-        click.echo(to_json(measurement, table))
+        print_json(as_dict(measurement, table))
         return
     click.echo("\n".join(headlines(measurement, table)))
     for each in tables(measurement, table):
@@ -183,7 +184,7 @@ def _print(measurement: Measurement, table: Table, as_json: bool) -> None:
 def _progress(done: int, total: int) -> None:
     """A counter on stderr, if that is a terminal."""
     if sys.stderr.isatty():
-        click.echo(f"\r{done} of {total} questions", err=True, nl=done == total)
+        say(f"\r{done} of {total} questions", nl=done == total)
 
 
 def main() -> None:

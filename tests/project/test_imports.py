@@ -55,7 +55,7 @@ LAYERS = {
         ["__init__"],
     ],
     "runtime": [
-        ["errors", "sampling_params"],
+        ["errors", "sampling_params", "standard_streams", "text_files"],
         ["manifest", "native_calls"],
         ["text", "backends"],
         ["decoding"],
