@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +18,7 @@ from .decoding.drafter import Drafter
 from .decoding.totals import Totals, TotalsRecorder
 from .drafters.none import NoDrafter
 from .engine import EngineChoice, LoadedEngine, check_one_of, choose_engine, load_engine
-from .errors import DecoderBusy, DecoderClosed, memory_errors
+from .errors import DecoderBusy, DecoderClosed, PromptError, memory_errors
 from .manifest.schema import Manifest
 from .models import check_tree_size, load_models
 from .native_calls import NATIVE_CALLS, expect_own_process
@@ -98,7 +98,8 @@ class Decoder:
         limits = self.manifest.limits
         two_chunks = [1 % self.manifest.shape.vocab] * min(2 * limits.prefill_rows, max(1, limits.context - WARM_UP_TOKENS))
         if self.manifest.tokens.chats:
-            self._tokenizer.encode([{"role": "user", "content": "Say something."}])
+            with suppress(PromptError):  # a template may want a system turn, or tools
+                self._tokenizer.encode([{"role": "user", "content": "Say something."}])
         params = SamplingParams(max_new_tokens=WARM_UP_TOKENS)
         trees = dict.fromkeys((*self._trees, *(() if self.manifest.tensorrt else (PLAIN,))))
         for prompt, spec in ((two_chunks, next(iter(trees))), *((two_chunks[:8], spec) for spec in trees)):

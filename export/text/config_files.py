@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.safetensors import read_json
+from ..checkpoints.safetensors import optional_json
 from ..errors import CheckpointError
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -21,22 +21,19 @@ _EXTRA, _OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
 class TextConfig:
     """What the files beside tokenizer.json say. ``values``: tokenizer_config.json, with special_tokens_map.json over it where transformers
     reads that. ``added``: tokens to add, by the id that the files claim. ``named``: special tokens with a name, None for one that is
-    switched off; ``extra``: without a name. Tokens are `tokenizers.AddedToken`, or str where the files give only the text."""
+    switched off; ``extra``: without a name. ``eos``: every text that a file
+    gives for eos_token, by the file's name. Tokens are `tokenizers.AddedToken`, or str where the files give only the text."""
 
     values: Mapping[str, Any]
     added: Mapping[int, Any]
     named: Mapping[str, Any]
     extra: tuple[Any, ...]
+    eos: Mapping[str, str]
 
     @property
     def template(self) -> Any:
         """The chat template or templates in tokenizer_config.json."""
         return self.values.get("chat_template")
-
-
-def optional_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty if there is no such file. Raises CheckpointError."""
-    return read_json(file) if file.is_file() else {}
 
 
 def text_config(directory: Path, tokenizer_json: Mapping[str, Any]) -> TextConfig:
@@ -45,22 +42,24 @@ def text_config(directory: Path, tokenizer_json: Mapping[str, Any]) -> TextConfi
     values = optional_json(file)
     if not values.get(_EXTRA) and _OLD_EXTRA in values:
         values[_EXTRA] = values.pop(_OLD_EXTRA)
-    added: dict[int, Any] = {}
+    mapped, added = optional_json(directory / "special_tokens_map.json"), dict[int, Any]()
+    eos = {name: content.get("eos_token") for name, content in ((file.name, values), ("special_tokens_map.json", mapped))}
     try:
         if "added_tokens_decoder" in values:  # a newer file, which stands for those below
             added = {int(token_id): _token(token) for token_id, token in (values["added_tokens_decoder"] or {}).items()}
         else:
             file = directory / "special_tokens_map.json"
-            values |= _merged(values, optional_json(file))
+            values |= _merged(values, mapped)
             file = directory / "added_tokens.json"
             added = _numbered(listed, values) if (listed := optional_json(file)) else {}
             file = directory / "tokenizer.json"
             added |= {token["id"]: _token(token) for token in tokenizer_json.get("added_tokens", ())}
         file = directory / "tokenizer_config.json"
         named, extra = _special(values, {_text(token): token for token in added.values()})
+        texts = {name: _text(token) for name, token in ((name, _token(stored)) for name, stored in eos.items()) if token is not None}
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"cannot read the tokens in {file}: {error} — download it again") from None
-    return TextConfig(values, added, named, extra)
+    return TextConfig(values, added, named, extra, texts)
 
 
 def _token(stored: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.lfs import refuse_pointer
 from ..errors import CheckpointError
 
 
@@ -26,6 +27,8 @@ def converted(
             f"the tokenizer class {name} is not known: tokenizer.json is used as it is; pip install transformers to build the class"
         )
         return None
+    for file in directory.glob("*.model"):
+        refuse_pointer(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
         return tokenizer.backend_tokenizer, dict(tokenizer.special_tokens_map)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.safetensors import read_json
+from ..checkpoints.safetensors import optional_json, read_json
 from ..errors import CheckpointError
 from .classes import CLASSES, build, class_name
-from .config_files import TextConfig, optional_json, text_config
+from .config_files import TextConfig, text_config
 from .converted import converted
 from .side import TOKENIZER_FILE, TextSide
 from .stop_ids import bos_of, stop_ids
@@ -40,7 +40,8 @@ def text_of_directory(directory: Path, chat_template: str | None = None) -> Text
     templates = directory_templates(directory, texts.template) or ({"default": chat_template} if chat_template else {})
     usable, unusable = tried(templates, special)
     generation = optional_json(directory / "generation_config.json")
-    stop = stop_ids(directory, config, generation, special.get("eos_token"), tokenizer.token_to_id)
+    ends = {"the tokenizer": special["eos_token"], **texts.eos} if "eos_token" in special else texts.eos
+    stop = stop_ids(directory, config, generation, ends, tokenizer.token_to_id)
     bos = bos_of(directory, config, special.get("bos_token"), tokenizer.token_to_id)
     names = {token: tokenizer.id_to_token(token) for token in (*stop, *([] if bos is None else [bos]))}
     return TextSide(

@@ -14,19 +14,19 @@ Lookup = Callable[[str], int | None]
 
 
 def stop_ids(
-    directory: Path, config: Mapping[str, Any], generation: Mapping[str, Any], eos: str | None, lookup: Lookup
+    directory: Path, config: Mapping[str, Any], generation: Mapping[str, Any], texts: Mapping[str, str], lookup: Lookup
 ) -> dict[int, tuple[str, ...]]:
-    """Ids that end an answer, each with the places that name it: the union of generation_config.json, config.json and the tokenizer's
-    eos_token. Raises CheckpointError for what is not a token id."""
+    """Ids that end an answer, each with the places that name it: the union of generation_config.json, config.json and ``texts``, the
+    eos_token of other places by their names. Raises CheckpointError for what is not a token id."""
     found: dict[int, tuple[str, ...]] = {}
     default = None if generation else _DEFAULT_EOS.get(str(config.get("model_type")))
     sources = {"generation_config.json": generation.get("eos_token_id"), "config.json": config.get("eos_token_id", default)}
     for place, value in sources.items():
         for token in _ids(directory, place, "eos_token_id", value):
             found[token] = (*found.get(token, ()), place)
-    own = lookup(eos) if eos is not None else None
-    if own is not None:
-        found[own] = (*found.get(own, ()), "the tokenizer")
+    for place, text in texts.items():
+        if (end := lookup(text)) is not None:
+            found[end] = (*found.get(end, ()), place)
     return found
 
 

@@ -34,8 +34,8 @@ class ChatTemplate:
 
         Keys of a message whose value is None count as absent. Raises TemplateFault.
         """
-        chat = [_reasoning({key: plain(value) for key, value in message.items() if value is not None}) for message in messages]
         try:
+            chat = [_reasoning({key: plain(value) for key, value in message.items() if value is not None}) for message in messages]
             return str(
                 self._compiled.render(
                     messages=chat, tools=plain(tools), documents=plain(documents), add_generation_prompt=True, **dict(special)

@@ -78,6 +78,15 @@ def test_warnings(tmp_path: Path, settings: Any, config: Any, also: Any, warning
     assert len([each for each in side.all_warnings if re.search(warning, each)]) == 1
 
 
+@pytest.mark.parametrize("decoder", [None, {"4": flags("<|im_end|>")}])
+def test_an_end_that_another_file_switches_off_still_ends_answers(tmp_path: Path, decoder: Any) -> None:
+    """transformers' tokenizer then has no eos_token, or another; an answer still ends at each of them."""
+    settings = {"eos_token": "<|im_end|>", **({} if decoder is None else {"added_tokens_decoder": decoder})}
+    files = {"special_tokens_map.json": {"eos_token": None if decoder is None else "<|endoftext|>"}}
+    side = text_of_directory(case("x", MARKED, settings, also=files).write(tmp_path))
+    assert {side.names[token] for token in side.stop} == {"</s>", "<|im_end|>", *(["<|endoftext|>"] if decoder else [])}
+
+
 def test_spaces_that_are_not_cleaned_up_are_told(tmp_path: Path) -> None:
     side = text_of_directory(case("x", unigram(), {"clean_up_tokenization_spaces": True}).write(tmp_path))
     assert any("clean_up_tokenization_spaces, which is not applied" in warning for warning in side.warnings)
