@@ -33,7 +33,7 @@ def text_of_directory(directory: Path, chat_template: str | None = None) -> Text
     else:
         tokenizer, special = _as_stored(directory, stored, texts)
     warnings += _moved(tokenizer, texts)
-    if texts.values.get("clean_up_tokenization_spaces") and not _is_bpe(json.loads(tokenizer.to_str())["model"]):
+    if texts.values.get("clean_up_tokenization_spaces") and type(tokenizer.model).__name__ != "BPE":
         warnings.append("tokenizer_config.json has clean_up_tokenization_spaces, which is not applied: spaces before punctuation stay")
     tokenizer.no_truncation()
     tokenizer.no_padding()
