@@ -5,6 +5,7 @@ A parameter that would change the answer and is not supported is refused by name
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -116,7 +117,7 @@ Body = TypeVar("Body", bound=_Body)
 def parse_body(kind: type[Body], body: bytes) -> Body:
     """Parse and check a JSON body. Raises ApiError, which names the first invalid field."""
     try:
-        parsed = kind.model_validate_json(body)
+        parsed = kind.model_validate_json(body.removeprefix(BOM_UTF8))
     except ValidationError as error:
         failures = error.errors(include_url=False, include_input=False)
         # A value of a union type fails once per member. A failure inside a member says more than a mismatch of its type.

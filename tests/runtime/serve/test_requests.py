@@ -172,6 +172,10 @@ def test_all_neutral_values_together_and_those_of_one_endpoint() -> None:
         assert chat(stream=True, stream_options=options) == chat(stream=True)
 
 
+def test_a_byte_order_mark_before_a_body_is_ignored() -> None:
+    assert completion_request(parse_body(CompletionBody, b'\xef\xbb\xbf{"prompt": "Hello"}')) == completion()
+
+
 EMPTY = {"role": "assistant", "content": None}
 ANSWER = {"role": "assistant", "content": "Hi"}
 
