@@ -113,17 +113,14 @@ def make_plan(
         pass
     weights, cache = count.size, target.cache_bytes
     memory = _target_memory(arch, precision, weights)
-    texts = (len(tree_sizes) + 1) * (_PROFILE_BYTES + arch.layers * _LAYER_BYTES)
     if draft:
         kind = BACKENDS[backend][draft.precision]
         _, writer = draft_writers(draft.arch, None, kind, precision, context, draft_count, target.embedding, static)
         cache += writer.cache_bytes
-        texts += (len(WIDTHS) + 1) * (_PROFILE_BYTES + draft.arch.layer.layers * _LAYER_BYTES)
         memory = max(memory, _BASE_MEMORY + 3 * draft_count.size)  # its parity check loads the whole draft
     draft_weights, plans = draft_count.size, 0
     if static:
-        shared = 0 if draft is None or draft.arch.own_embedding else arch.vocab * arch.hidden * compute  # TensorRT copies it
-        plans = weights + draft_weights + shared + texts + _SMALL_PLANS + _NETWORK_PLANS * policy_bytes
+        plans = weights + draft_weights + _added_by_plans(arch, draft, compute, tree_sizes, policy_bytes)
         memory = max(memory, _BUILD_MEMORY + _BUILD_COPIES * weights)
     return Plan(
         directory=directory,
@@ -147,6 +144,15 @@ def make_plan(
         stored=tuple(notes(source, arch, precision, static, requantize)) if source else (),
         requantize=requantize,
     )
+
+
+def _added_by_plans(arch: Arch, draft: PlannedDraft | None, compute: int, tree_sizes: tuple[int, ...], policy_bytes: int) -> int:
+    """Estimated bytes of TensorRT's plans beside their weights. ``compute``: bytes of a value of the compute type."""
+    texts, shared = (len(tree_sizes) + 1) * (_PROFILE_BYTES + arch.layers * _LAYER_BYTES), 0
+    if draft:
+        texts += (len(WIDTHS) + 1) * (_PROFILE_BYTES + draft.arch.layer.layers * _LAYER_BYTES)
+        shared = 0 if draft.arch.own_embedding else arch.vocab * arch.hidden * compute  # TensorRT copies it
+    return texts + shared + _SMALL_PLANS + _NETWORK_PLANS * policy_bytes
 
 
 def _target_memory(arch: Arch, precision: Precision, weights: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -50,16 +51,32 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         _trace_if_asked()
         _complain(name, f"{error.name} is not installed — pip install 'resps[{extra}]'")
         return FAILED
+    except ImportError as error:
+        _trace_if_asked()
+        _complain(name, f"{error.name or 'a package'} cannot be imported: {error}", f"pip install --force-reinstall 'resps[{extra}]'")
+        return FAILED
     except (OSError, MemoryError) as error:
         if drop_unwritable() and isinstance(error, BrokenPipeError):  # the reader had enough
             return OK
         _trace_if_asked()
-        _complain(name, f"{type(error).__name__}: {error}", "free some space or memory, check permissions, and try again")
+        _complain(name, *_of_the_system(error))
         return FAILED
     except Exception as error:  # a defect of ours: still one line, and how to see more
         _trace_if_asked()
         _complain(name, f"internal error, {type(error).__name__}: {error}", "run again with -vv and report the traceback")
         return FAILED
+
+
+def _of_the_system(error: OSError | MemoryError) -> tuple[str, str]:
+    """What happened, and what to do about it."""
+    if isinstance(error, MemoryError):
+        return ": ".join(filter(None, ("there is not enough memory", str(error)))), "free some, and try again"
+    what = ": ".join(filter(None, (str(error.filename or ""), error.strerror or str(error))))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return what, "free some space, and try again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return what, "check permissions, or choose another place"
+    return what, "check the file or device" if error.filename else "try again; -vv shows where it happened"
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from .request import Request
 from .sampling_params import SamplingParams
 from .stream import ActiveRequest, Result, Stream
 from .text.prompt import Prompt as Prompt
-from .text.prompt import encode
+from .text.prompt import encode, expect_form, is_token_id
 
 WARM_UP_TOKENS = 8
 
@@ -205,15 +205,17 @@ class Decoder:
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt in any form, checked against vocabulary and context. Raises PromptError."""
         expect_own_process(self._process)
+        expect_form(prompt)
         with NATIVE_CALLS:
             return encode(prompt, self._tokenizer, self.manifest.shape.vocab, self.manifest.limits.context)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids, without special tokens. Raises ValueError for an id outside the vocabulary."""
-        for token in tokens:
+        ids = list(tokens)
+        for token in ids:
             self._check_token(token)
         with NATIVE_CALLS:
-            return self._tokenizer.decode(tokens)
+            return self._tokenizer.decode([int(token) for token in ids])
 
     def token_bytes(self, token: int, *, first: bool = False, special: bool = False) -> bytes:
         """The bytes that one token adds to a text. Bytes, because a character may need several tokens; joined, they equal ``decode``.
@@ -226,8 +228,8 @@ class Decoder:
         return self._tokenizer.token_bytes(token, first=first, special=special)
 
     def _check_token(self, token: int) -> None:
-        if not 0 <= token < self.manifest.shape.vocab:
-            raise ValueError(f"{token} is not a token id — ids are whole numbers from 0 to {self.manifest.shape.vocab - 1}")
+        if not is_token_id(token, self.manifest.shape.vocab):
+            raise ValueError(f"{token!r} is not a token id — ids are whole numbers from 0 to {self.manifest.shape.vocab - 1}")
 
     def close(self) -> None:
         """Cancel the running request, wait for its current round, and free everything. May be called repeatedly and from any thread. Called

@@ -99,6 +99,5 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise RespsError(
-            f"there is not enough memory for the engines ({error}) — free some, or export with a smaller --max-context"
-        ) from None
+        told = ": ".join(filter(None, ("there is not enough memory for the engines", str(error))))
+        raise RespsError(f"{told} — free some, or export with a smaller --max-context") from None

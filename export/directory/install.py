@@ -25,7 +25,7 @@ def expect_folder(out: Path) -> None:
                 raise ExportError(f"{place} cannot be written to — change its permissions, or choose another --out")
             return
         if os.path.lexists(place):
-            raise ExportError(f"{place} is no folder, so engine directories cannot be below it — choose another --out")
+            raise ExportError(f"{place} is not a folder, so engine directories cannot be below it — choose another --out")
 
 
 def expect_replaceable(directory: Path) -> None:

@@ -45,10 +45,25 @@ def _fitting(ids: list[int], context: int) -> list[int]:
     return ids
 
 
+def expect_form(prompt: object) -> None:
+    """Raises PromptError for what looks like a prompt and is none: bytes, which would be taken for ids, or one message alone."""
+    if isinstance(prompt, (bytes, bytearray, memoryview)):
+        raise PromptError("the prompt is bytes — decode it to text, or give a list of token ids", "not_text")
+    if isinstance(prompt, Mapping):
+        raise PromptError("the prompt is a single message — give a list of messages", "messages")
+    if not isinstance(prompt, Iterable):
+        raise PromptError(f"the prompt is {type(prompt).__name__} — give text, token ids or messages", "not_text")
+
+
+def is_token_id(value: object, vocab: int) -> bool:
+    """Whether ``value`` is a whole number below ``vocab``."""
+    return not isinstance(value, bool) and isinstance(value, (int, np.integer)) and 0 <= int(value) < vocab
+
+
 def _checked_ids(items: Iterable[int], vocab: int) -> list[int]:
     ids = []
     for item in items:
-        if isinstance(item, bool) or not isinstance(item, (int, np.integer)) or not 0 <= item < vocab:
+        if not is_token_id(item, vocab):
             raise PromptError(f"{item!r} is not a token id — ids are whole numbers from 0 to {vocab - 1}", "token_ids")
         ids.append(int(item))
     return ids

@@ -60,7 +60,7 @@ def test_out_that_is_no_folder(run: Run, source: Path, engines: Path, below: str
             ended = run("--out", str(engines / below), *arguments)
             assert ended.code == 1
             assert ended.complaint == (
-                f"resps-export: {engines} is no folder, so engine directories cannot be below it — choose another --out"
+                f"resps-export: {engines} is not a folder, so engine directories cannot be below it — choose another --out"
             )
         engines.unlink()
 

@@ -107,11 +107,12 @@ def test_joined_bytes_of_an_answer_are_its_text(decoder: Decoder) -> None:
         result = decoder.generate(PROMPT, SamplingParams(temperature=temperature, seed=3, max_new_tokens=60))
         joined = b"".join(decoder.token_bytes(token) for token in result.tokens)
         assert joined.decode("utf-8", "replace") == result.text
-    for wrong in (-1, decoder.manifest.shape.vocab):
+    for wrong in (-1, decoder.manifest.shape.vocab, 2**70, 1.5, True, "a", None):
         with pytest.raises(ValueError, match="not a token id"):
-            decoder.token_bytes(wrong)
-        with pytest.raises(ValueError, match=f"{wrong} is not a token id"):
-            decoder.decode([5, wrong])
+            decoder.token_bytes(wrong)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"{wrong!r} is not a token id"):
+            decoder.decode([5, wrong])  # type: ignore[list-item]
+    assert decoder.decode(np.array(result.tokens)) == decoder.decode(iter(result.tokens)) == result.text  # type: ignore[arg-type]
 
 
 def test_second_stream_is_refused_until_the_first_is_over(decoder: Decoder) -> None:
@@ -225,7 +226,9 @@ def test_failing_pass_is_an_engine_failure(decoder: Decoder, monkeypatch: pytest
     ("prompt", "kind"),
     [
         *(("", "empty"), ([], "empty"), ("caf\udce9", "not_text"), ([{"role": "user"}], "messages")),
-        *((ids, "token_ids") for ids in ([320], [-1], [1.5], [True], ["a"], [None])),
+        *((b"the cat", "not_text"), (bytearray(b"a"), "not_text"), (None, "not_text"), (5, "not_text")),
+        ({"role": "user", "content": "one message"}, "messages"),
+        *((ids, "token_ids") for ids in ([320], [-1], [2**70], [1.5], [True], ["a"], [None], np.array([[5]]), np.array([5.0]))),
     ],
     ids=repr,
 )

@@ -83,7 +83,7 @@ def schemes(size: int) -> Mapping[str, tuple[dict[str, Any], Pack]]:
     }
 
 
-SCHEMES = schemes(32)
+SCHEMES = tuple(schemes(32))
 
 
 def quantize(model: Any, pack: Pack, chosen: Callable[[str], bool] = is_linear) -> dict[str, np.ndarray]:
@@ -116,9 +116,9 @@ def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     save_file({name: as_torch(array) for name, array in tensors.items()}, file)
 
 
-def write_quantized(directory: Path, model: Any, scheme: str, chosen: Callable[[str], bool] = is_linear) -> None:
+def write_quantized(directory: Path, model: Any, scheme: str, chosen: Callable[[str], bool] = is_linear, group: int = 32) -> None:
     """Writes ``model`` as a quantized Hugging Face directory; the model itself then has the weights that are stored."""
-    config, pack = SCHEMES[scheme]
+    config, pack = schemes(group)[scheme]
     tensors = quantize(model, pack, chosen)
     directory.mkdir(parents=True, exist_ok=True)
     write_safetensors(directory / "model.safetensors", tensors)

@@ -54,7 +54,7 @@ class AwqMatrix:
     asked: int | None
 
     def _part(self, part: str) -> np.ndarray:
-        return self.files.stored(self.stem + part)
+        return whole(self.files.stored, self.stem + part)
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -76,9 +76,7 @@ class AwqMatrix:
         return np.ascontiguousarray(signed(word_columns(self._part("qzeros"), _BITS, start, stop, ORDER), _BITS).T)
 
     def rows(self, start: int, stop: int) -> StoredIntegers:
-        values = signed(
-            np.ascontiguousarray(word_columns(whole(self.files.stored, f"{self.stem}qweight"), _BITS, start, stop, ORDER).T), _BITS
-        )
+        values = signed(np.ascontiguousarray(word_columns(self._part("qweight"), _BITS, start, stop, ORDER).T), _BITS)
         scales = self._part("scales")[:, start:stop].astype(np.float32).T
         zeros = self._zeros(start, stop) if self.form.zero_points else None
         return StoredIntegers(values, np.ascontiguousarray(scales), zeros, self.form.block)

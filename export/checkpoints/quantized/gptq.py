@@ -70,7 +70,7 @@ class GptqMatrix:
     one_less: bool
 
     def _part(self, part: str) -> np.ndarray:
-        return self.files.stored(self.stem + part)
+        return whole(self.files.stored, self.stem + part)
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -100,7 +100,7 @@ class GptqMatrix:
 
     def rows(self, start: int, stop: int) -> StoredIntegers:
         order = self.form.permutation
-        values = unpacked(whole(self.files.stored, f"{self.stem}qweight")[:, start:stop], self.bits, 0)
+        values = unpacked(self._part("qweight")[:, start:stop], self.bits, 0)
         if order is not None:
             values = values[order]
         values = signed(np.ascontiguousarray(values.T), self.bits)

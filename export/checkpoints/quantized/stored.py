@@ -34,9 +34,9 @@ class Tensors(Protocol):
         """Rows [start, stop) of a tensor in its stored type."""
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=6)
 def whole(stored: Callable[[str], np.ndarray], name: str) -> np.ndarray:
-    """A tensor whose rows are not the matrix's, so that some outputs cannot be read alone. The last two are kept: a matrix is read block by
+    """A tensor whose rows are not the matrix's, so that some outputs cannot be read alone. The last few are kept: a matrix is read block by
     block. ``stored``: of the files."""
     return stored(name)
 

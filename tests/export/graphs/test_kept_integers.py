@@ -8,53 +8,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
 
-from export.graphs.int8_matmul import FINE
 from policy import TreeSpec
 from runtime.decoding.tree import Tree
+from tests.support.kept_integers import expect_own_weights
 from tests.support.planted import PlantedDrafter
 from tests.support.quantized_models import SCHEMES, write_quantized
 from tests.support.target_graphs import PROMPT, TargetGraph
 from tests.support.tiny import VOCAB, reference, tiny_model
 
 INTEGERS = [scheme for scheme in SCHEMES if not scheme.startswith("fp8")]
-PARTS = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "o": ("self_attn.o_proj",),
-         "gate_up": ("mlp.gate_proj", "mlp.up_proj"), "down": ("mlp.down_proj",)}  # fmt: skip
-
-
-def bytes_of(packed: np.ndarray, bits: int) -> np.ndarray:
-    """MatMulNBits' bytes [..., n] -> integers, the first in the low half of a byte."""
-    return packed if bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)
-
-
-def matrices(graph: TargetGraph) -> dict[str, np.ndarray]:
-    """Every stored matrix [outputs, inputs] in float64, by ONNX Runtime's definition of its operators, inputs in the model's order."""
-    model = onnx.load(graph.file)
-    arrays = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
-    made = {node.output[0]: node for node in model.graph.node}
-    found: dict[str, np.ndarray] = {}
-    for node in model.graph.node:
-        if node.op_type == "MatMulNBits":
-            stem = node.input[1].removesuffix(".quantized")
-            how = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-            assert how["accuracy_level"] == 4
-            outputs, inputs, bits, block = how["N"], how["K"], how["bits"], how["block_size"]
-            count = -(-inputs // block)
-            values = bytes_of(arrays[node.input[1]].reshape(outputs, count, -1), bits).astype(np.float64)
-            scale = arrays[made[node.input[2]].input[0] if node.input[2] in made else node.input[2]].astype(np.float64)
-            zero = np.full((outputs, count), 2.0 ** (bits - 1))
-            if len(node.input) > 3:
-                zero = bytes_of(arrays[node.input[3]].reshape(outputs, -1), bits)[:, :count].astype(np.float64)
-            dense = ((values - zero[..., None]) * scale.reshape(outputs, count, 1)).reshape(outputs, -1)[:, :inputs]
-            found[stem] = dense
-            if f"{stem}.order" in arrays:
-                found[stem] = np.empty_like(dense)
-                found[stem][:, arrays[f"{stem}.order"]] = dense
-        elif node.op_type == "MatMulInteger":
-            stem = node.input[1].removesuffix(".quantized")
-            found[stem] = (arrays[node.input[1]] * (arrays[f"{stem}.scale"].astype(np.float64) / FINE)).T
-    return found
 
 
 def exported(tmp_path: Path, scheme: str, precision: str, model: Any, **how: Any) -> TargetGraph:
@@ -63,22 +26,13 @@ def exported(tmp_path: Path, scheme: str, precision: str, model: Any, **how: Any
     return TargetGraph(tmp_path, None, precision, **how)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-@pytest.mark.parametrize("scheme", INTEGERS)
+@pytest.mark.parametrize(("scheme", "precision"), [*((scheme, "int4") for scheme in INTEGERS), ("awq", "int8"), ("mixed", "int8")])
 def test_stored_integers_stand_for_the_checkpoints_own_weights(tmp_path: Path, scheme: str, precision: str) -> None:
-    """To within one unit in the last place of float32. Only a matrix in floating point is rounded."""
+    """Only a matrix in floating point is rounded."""
     model = tiny_model("llama-bias", tied=False, num_hidden_layers=2)
-    stored = matrices(exported(tmp_path, scheme, precision, model))
+    graph = exported(tmp_path, scheme, precision, model)
     own = {name: tensor.detach().numpy() for name, tensor in model.named_parameters()}
-    for layer in range(2):
-        for matrix, parts in PARTS.items():
-            stem, weights = f"layers.{layer}.{matrix}", [own[f"model.layers.{layer}.{part}.weight"] for part in parts]
-            split = stem not in stored  # parts that are stored differently have a product each
-            expected = {f"{stem}.{index}": each for index, each in enumerate(weights)} if split else {stem: np.concatenate(weights)}
-            if scheme == "mixed" and split:
-                del expected[f"{stem}.2"]  # rounded: it has no integers
-            for name, weight in expected.items():
-                assert (np.abs(stored[name].astype(np.float32) - weight) <= np.spacing(np.abs(weight))).all(), name
+    expect_own_weights(graph.file, own, 2, ("v_proj.weight",) if scheme == "mixed" else ())
 
 
 @pytest.mark.parametrize("scheme", INTEGERS)
