@@ -79,8 +79,9 @@ def _as_stored(directory: Path, stored: Mapping[str, Any] | None, texts: TextCon
     """The tokenizer of tokenizer.json, with the tokens that the other files add."""
     from tokenizers import Tokenizer
 
+    whole = stored and {**stored, "model": {**stored["model"], "dropout": None}}  # dropout is for training: it cuts words at random
     try:
-        tokenizer = Tokenizer.from_str(json.dumps(stored))
+        tokenizer = Tokenizer.from_str(json.dumps(whole))
     except Exception as error:  # the tokenizers package raises plain Exception
         raise _unreadable(directory, error) from None
     named = {key: token for key, token in {**_padding(stored), **texts.named}.items() if token is not None}

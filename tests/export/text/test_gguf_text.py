@@ -141,5 +141,13 @@ def test_sentencepiece_without_scores_is_refused() -> None:
         text_of_gguf(Header(model="llama", tokens=tokens, scores=scores[:3]))
 
 
+def test_odd_vocabularies(tmp_path: Path) -> None:
+    """As in llama.cpp: an empty token has a name, and no token is there twice."""
+    side = text_of_gguf(header("", "<x>", types={"": 1}))
+    assert opened(side, tmp_path).encode("the<x>")[-1] == len(byte_level()["model"]["vocab"]) + 1
+    with refused("has the token 'the' twice"):
+        text_of_gguf(header("the", "the"))
+
+
 def test_a_gguf_without_a_pre_tokenizer_warns() -> None:
     assert any("does not say how it divides words" in warning for warning in text_of_gguf(header(pre=None)).warnings)
