@@ -65,6 +65,22 @@ def test_export_tells_what_it_found(run: Run, source: Path, engines: Path) -> No
     assert (dict(tokens.special), set(tokens.unusable)) == ({"eos_token": "<|im_end|>"}, {"a/b"})
 
 
+def test_a_dry_run_of_a_hub_repository_downloads_no_weights(run: Run, source: Path, engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def download(repository: str, allow_patterns: list[str], **_: Any) -> str:
+        asked.extend(allow_patterns)
+        return str(source)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    ended = run("--weights", "owner/small", "--dry-run")
+    assert "stop tokens 2 '</s>'" in ended.out, ended.err
+    assert asked
+    assert not [pattern for pattern in asked if "safetensors" in pattern or pattern == "*"]
+
+
 @pytest.mark.parametrize(
     ("settings", "config", "also", "warning"),
     [
