@@ -10,7 +10,7 @@ from typing import Any
 from ..checkpoints.safetensors import optional_json, read_json
 from ..errors import CheckpointError
 from .classes import CLASSES, build, class_name
-from .config_files import TextConfig, text_config
+from .config_files import NAMED, TextConfig, text_config
 from .converted import converted
 from .side import TOKENIZER_FILE, TextSide
 from .stop_ids import bos_of, stop_ids
@@ -84,7 +84,7 @@ def _as_stored(directory: Path, stored: Mapping[str, Any] | None, texts: TextCon
         tokenizer = Tokenizer.from_str(json.dumps(whole))
     except Exception as error:  # the tokenizers package raises plain Exception
         raise _unreadable(directory, error) from None
-    named = {key: token for key, token in {**_padding(stored), **texts.named}.items() if token is not None}
+    named = _named({**_padding(stored), **texts.named})
     _add(tokenizer, texts, named)
     return tokenizer, {key: _text(token) for key, token in named.items()}
 
@@ -94,7 +94,7 @@ def _of_class(directory: Path, name: str, stored: Mapping[str, Any], texts: Text
     from tokenizers import AddedToken, Tokenizer
 
     rules = CLASSES[name]
-    named = {key: token for key, token in {**_padding(stored), **rules.defaults, **texts.named}.items() if token is not None}
+    named = _named({**_padding(stored), **rules.defaults, **texts.named})
     try:
         tokenizer = build(name, stored["model"], texts.values, _text(named.get("unk_token", "<unk>")))
         bare = Tokenizer.from_str(json.dumps({**stored, "model": {**stored["model"], "vocab": {}, "merges": []}, "added_tokens": []}))
@@ -109,6 +109,11 @@ def _of_class(directory: Path, name: str, stored: Mapping[str, Any], texts: Text
     if rules.begins and "bos_token" in special:
         begin_with(tokenizer, special["bos_token"])
     return tokenizer, special
+
+
+def _named(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The special tokens that are not switched off, in the order in which transformers adds them."""
+    return {name: found[name] for name in (*NAMED, *(name for name in found if name not in NAMED)) if found.get(name) is not None}
 
 
 def _padding(stored: Mapping[str, Any] | None) -> dict[str, Any]:

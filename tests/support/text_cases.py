@@ -55,6 +55,7 @@ MARKED = byte_level(*IM, size=330)
 CHATML = {"tokenizer_class": FAST, "chat_template": chat.CHATML}
 NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 END = len(PLAIN["model"]["vocab"])
+ENDS = {"0": flags("<unk>"), "1": flags("<s>"), "2": flags("</s>")}
 DECODER = {str(END): flags("<|im_start|>"), str(END + 1): flags("<|im_end|>")}
 CUT = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
 FILL = {"strategy": {"Fixed": 32}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"}
@@ -112,11 +113,22 @@ CLASSES = [
     case("CohereTokenizer", MARKED, {"tokenizer_class": "CohereTokenizerFast", **NAMED}),
     case("CodeGenTokenizer", MARKED, {"tokenizer_class": "CodeGenTokenizer", **NAMED}),
     case("GemmaTokenizer", sentencepiece("gemma"), {"tokenizer_class": "GemmaTokenizer", **NAMED, "chat_template": chat.GEMMA}),
+    case("a class and added tokens", sentencepiece(), {"tokenizer_class": "LlamaTokenizer", "chat_template": chat.CHATML,
+         "added_tokens_decoder": {**ENDS, "500": flags("<|im_start|>"), "501": flags("<|im_end|>", normalized=True)}}),
+    case("a class and other tokens of tokenizer.json", sentencepiece(), {"tokenizer_class": "LlamaTokenizer", "added_tokens_decoder":
+         {"1": flags("<s>"), "2": flags("</s>", special=False)}}),
+    case("a class and an old file", sentencepiece(), {"tokenizer_class": "LlamaTokenizer"},
+         also={"special_tokens_map.json": {"eos_token": flags("<x>"), "additional_special_tokens": ["<y>"]},
+               "added_tokens.json": {"<z>": 600}}),
     case("class in config.json", sentencepiece(), {}, config={"tokenizer_class": "LlamaTokenizer", "eos_token_id": 2}),
     case("unknown class", sentencepiece(), {"tokenizer_class": "HouseTokenizer"}),
     case("a class of another kind", word_piece(), {"tokenizer_class": "BertTokenizer"}),
     case("qwen2", MARKED, {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "chat_template": chat.QWEN},
          model="qwen2", config={}),
+    case("qwen2 with added tokens", PLAIN, {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "added_tokens_decoder": DECODER,
+         "additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|new|>"], "chat_template": chat.QWEN}, model="qwen2"),
+    case("cohere with added tokens", PLAIN, {"tokenizer_class": "CohereTokenizer", "added_tokens_decoder": DECODER}),
+    case("gemma with added tokens", sentencepiece("gemma"), {"tokenizer_class": "GemmaTokenizer", "added_tokens_decoder": ENDS}),
     case("qwen2 with another class", MARKED, {"tokenizer_class": "LlamaTokenizerFast", **NAMED}, model="qwen2"),
     case("qwen3 without a class", MARKED, {"chat_template": chat.QWEN, "eos_token": "<|im_end|>"}, model="qwen3"),
     case("qwen3 as Llama", MARKED, {"tokenizer_class": "LlamaTokenizerFast", **NAMED, "chat_template": chat.DEEPSEEK}, model="qwen3"),

@@ -152,8 +152,16 @@ def test_a_class_that_only_transformers_knows(tmp_path: Path, monkeypatch: pytes
     assert text_of_directory(directory).warnings == ()
     monkeypatch.setitem(sys.modules, "transformers", None)
     side = text_of_directory(directory)
-    assert ["the tokenizer class HouseTokenizer is not known" in warning for warning in side.warnings] == [True]
+    assert ["the tokenizer class HouseTokenizer is not known here" in warning for warning in side.warnings] == [True]
     assert Tokenizer(tmp_path, side.write(tmp_path)).encode("the cat")
     (directory / "tokenizer.json").unlink()
     with refused("has no tokenizer.json — pip install transformers"):
         text_of_directory(directory)
+
+
+def test_a_class_with_code_of_its_own_is_told(tmp_path: Path) -> None:
+    """Code of a repository never runs, nor is anyone asked whether it may."""
+    settings = {"tokenizer_class": "HouseTokenizer", "auto_map": {"AutoTokenizer": ["house.HouseTokenizer", None]}}
+    directory = case("x", PLAIN, settings, also={"house.py": "raise SystemExit"}).write(tmp_path)
+    (warning,) = text_of_directory(directory).warnings
+    assert "HouseTokenizer is not known here, so tokenizer.json is used as it is (" in warning
