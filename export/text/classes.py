@@ -30,12 +30,13 @@ _COHERE = {
 class TokenizerClass:
     """``defaults``: special tokens of a directory that names none. ``begins``: whether a text begins with bos_token, whatever the
     post-processor of tokenizer.json says. ``ends_bare``: whether texts get no special tokens, whatever that post-processor says.
-    ``adds_all``: whether its special tokens are added once more at the end, as special ones."""
+    ``adds_texts``: whether its special tokens are added once more at the end, by their texts; ``adds_tokens``: with their flags."""
 
     defaults: Mapping[str, str | None]
     begins: bool = False
     ends_bare: bool = False
-    adds_all: bool = False
+    adds_texts: bool = False
+    adds_tokens: bool = False
 
 
 CLASSES = {
@@ -46,11 +47,11 @@ CLASSES = {
     "GPTNeoXTokenizer": TokenizerClass(
         {"unk_token": _END, "bos_token": _END, "eos_token": _END, "pad_token": "<|padding|>"}, ends_bare=True
     ),
-    "Qwen2Tokenizer": TokenizerClass({"unk_token": _END, "eos_token": _END, "pad_token": _END}, adds_all=True),
+    "Qwen2Tokenizer": TokenizerClass({"unk_token": _END, "eos_token": _END, "pad_token": _END}, adds_texts=True),
     "GemmaTokenizer": TokenizerClass(
         {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "mask_token": "<mask>"}
     ),
-    "CohereTokenizer": TokenizerClass(_COHERE, adds_all=True),
+    "CohereTokenizer": TokenizerClass(_COHERE, adds_tokens=True),
 }
 
 

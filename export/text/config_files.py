@@ -99,8 +99,8 @@ def _numbered(listed: Mapping[str, Any], values: Mapping[str, Any]) -> dict[int,
     from tokenizers import AddedToken
 
     extra = values.get(_EXTRA) or []
-    special = {_text(_token(values[name])) for name in NAMED if values.get(name)}
-    special |= {_text(_token(token)) for token in extra} if isinstance(extra, list) else set()
+    stored = [*(values.get(name) for name in NAMED), *(extra if isinstance(extra, list) else ())]
+    special = {_text(_token(token)) for token in stored if token and not (isinstance(token, dict) and "__type" in token)}  # as transformers
     return {
         int(token_id): AddedToken(text, lstrip=False, rstrip=False, normalized=text not in special, special=text in special)
         for text, token_id in listed.items()
@@ -115,5 +115,6 @@ def _special(values: Mapping[str, Any], added: Mapping[str, Any]) -> tuple[dict[
     named |= {name: _token(values[name]) for name in sorted(own, key=lambda name: isinstance(values[name], str))}
     extra = values.get(_EXTRA) or []
     if isinstance(extra, dict):
-        return named | {name: _token(token) for name, token in extra.items()}, ()
+        named |= {name: _token(token) for name, token in extra.items()}
+        extra = values.get(_OLD_EXTRA) or []
     return named, tuple(_token(token) for token in extra)

@@ -32,6 +32,8 @@ def text_of_directory(directory: Path, chat_template: str | None = None) -> Text
         tokenizer, special = _of_class(directory, name, stored, texts)
     else:
         tokenizer, special = _as_stored(directory, stored, texts)
+    _keep_special(tokenizer)
+    _expect_usable(directory, tokenizer)
     warnings += _moved(tokenizer, texts)
     if texts.values.get("clean_up_tokenization_spaces") and type(tokenizer.model).__name__ != "BPE":
         warnings.append("tokenizer_config.json has clean_up_tokenization_spaces, which is not applied: spaces before punctuation stay")
@@ -104,10 +106,13 @@ def _of_class(directory: Path, name: str, stored: Mapping[str, Any], texts: Text
         tokenizer.post_processor = bare.post_processor
     _add(tokenizer, texts, named)
     special = {key: _text(token) for key, token in named.items()}
-    if rules.adds_all:
+    if rules.adds_texts:
         tokenizer.add_tokens([AddedToken(text, special=True) for text in (*special.values(), *map(_text, texts.extra))])
-    if rules.begins and "bos_token" in special:
-        begin_with(tokenizer, special["bos_token"])
+    if rules.adds_tokens:
+        again = (AddedToken(each, special=True) if isinstance(each, str) else each for each in (*named.values(), *texts.extra))
+        tokenizer.add_special_tokens(list(again))
+    if rules.begins:
+        _begin_with(tokenizer, special.get("bos_token"))
     return tokenizer, special
 
 
@@ -126,11 +131,12 @@ def _unreadable(directory: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"cannot read {directory / TOKENIZER_FILE}: {error} — download it again")
 
 
-def begin_with(tokenizer: Any, token: str) -> None:
-    """Let the tokenizer put this token before every text."""
+def _begin_with(tokenizer: Any, token: str | None) -> None:
+    """Let the tokenizer put this token before every text, and nothing else around it."""
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer.post_processor = TemplateProcessing(single=f"{token}:0 $A:0", special_tokens=[(token, tokenizer.token_to_id(token))])
+    front = [] if token is None else [(token, tokenizer.token_to_id(token))]
+    tokenizer.post_processor = TemplateProcessing(single=[*(text for text, _ in front), "$A"], special_tokens=front)
 
 
 def _text(token: Any) -> str:
@@ -146,14 +152,31 @@ def _add(tokenizer: Any, texts: TextConfig, named: Mapping[str, Any]) -> None:
     new = [token for _, token in sorted(texts.added.items()) if repr(token) not in kept]
     known = {_text(token) for token in (*present, *new)}
     for token in (*named.values(), *texts.extra):
-        if _text(token) not in known:
-            known.add(_text(token))
+        if _text(token) not in known and token not in new:  # a text equals no AddedToken: both are added then, and the last one counts
             new.append(token)
-    special = {_text(token) for token in named.values()} | {token.content for token in present if token.special}  # one stays special
+    special = {_text(token) for token in named.values()}
     ready = [AddedToken(token, special=True) if isinstance(token, str) else token for token in new]
     for token in ready:
         token.special = token.special or token.content in special
     tokenizer.add_tokens(ready)
+
+
+def _keep_special(tokenizer: Any) -> None:
+    """A token that was special once is left out of texts even if it was added again as another; tokenizer.json forgets that."""
+    changed = []
+    for token_id, token in tokenizer.get_added_tokens_decoder().items():
+        if not token.special and tokenizer.decode([token_id]) == "" != tokenizer.decode([token_id], skip_special_tokens=False):
+            token.special = True
+            changed.append(token)
+    tokenizer.add_tokens(changed)
+
+
+def _expect_usable(directory: Path, tokenizer: Any) -> None:
+    """Raises CheckpointError if the tokenizer cannot encode a text: its unknown token may be missing, for example."""
+    try:
+        tokenizer.encode("A text, 1 \U0001f642\ue000")
+    except Exception as error:  # the tokenizers package raises plain Exception
+        raise CheckpointError(f"the tokenizer of {directory} cannot encode a text: {error} — get its files again") from None
 
 
 def _moved(tokenizer: Any, texts: TextConfig) -> list[str]:

@@ -140,6 +140,7 @@ def test_a_new_template_makes_an_engine_out_of_date(run: Run, source: Path) -> N
         ({"tokenizer.json": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}}, "cannot read .*tokenizer.json: "),
         ({"tokenizer_config.json": {"tokenizer_class": "LlamaTokenizer"}, "tokenizer.json": {"model": {"type": "BPE", "vocab": 3}}},
          "cannot read .*tokenizer.json: "),
+        ({"tokenizer_config.json": {"tokenizer_class": "GemmaTokenizer", "unk_token": "<none>"}}, "cannot encode a text: "),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_with_its_name(tmp_path: Path, files: dict[str, Any], message: str) -> None:
