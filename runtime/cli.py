@@ -54,7 +54,8 @@ resps-run --json --policy none --max-new-tokens 64 < prompt.txt""",
 def command(prompt: str | None, **given: Any) -> None:
     """Continue or answer PROMPT. Lossless: the text is what the target model alone would write.
 
-    Without PROMPT, or with "-", the prompt is read from standard input.
+    Without PROMPT, or with "-", the prompt is read from standard input, in UTF-8. Where the encoding of standard output lacks a
+    character "?" is printed; --json escapes it.
     """
     if given["system"] and not given["chat"]:
         raise click.UsageError("--system needs --chat")
