@@ -18,7 +18,6 @@ from runtime.standard_streams import say
 
 if TYPE_CHECKING:
     from .checkpoints.draft_checkpoint import DraftCheckpoint
-    from .checkpoints.models import ModelEntry
     from .checkpoints.safetensors import Checkpoint
     from .directory.found_tuning import FoundTuning
     from .plan import Plan
@@ -146,7 +145,6 @@ class CheckedExport:
     """What an export needs. ``checkpoint`` is None in a dry run, which opens no weights."""
 
     plan: Plan
-    entry: ModelEntry
     checkpoint: Checkpoint | None
     text: TextSide
     draft: DraftCheckpoint | None
@@ -220,7 +218,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         source=opened,
         requantize=asked.requantize,
     )
-    return CheckedExport(plan, entry, checkpoint, text, draft, policy, platform)
+    return CheckedExport(plan, checkpoint, text, draft, policy, platform)
 
 
 def _platform(asked: Asked) -> Platform:

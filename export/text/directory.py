@@ -33,7 +33,7 @@ def text_of_directory(directory: Path, chat_template: str | None = None) -> Text
     else:
         tokenizer, special = _as_stored(directory, stored, texts)
     warnings += _moved(tokenizer, texts)
-    if texts.values.get("clean_up_tokenization_spaces") and not _is_bpe(json.loads(tokenizer.to_str())["model"]):
+    if texts.values.get("clean_up_tokenization_spaces") and type(tokenizer.model).__name__ != "BPE":
         warnings.append("tokenizer_config.json has clean_up_tokenization_spaces, which is not applied: spaces before punctuation stay")
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -79,8 +79,9 @@ def _as_stored(directory: Path, stored: Mapping[str, Any] | None, texts: TextCon
     """The tokenizer of tokenizer.json, with the tokens that the other files add."""
     from tokenizers import Tokenizer
 
+    whole = stored and {**stored, "model": {**stored["model"], "dropout": None}}  # dropout is for training: it cuts words at random
     try:
-        tokenizer = Tokenizer.from_str(json.dumps(stored))
+        tokenizer = Tokenizer.from_str(json.dumps(whole))
     except Exception as error:  # the tokenizers package raises plain Exception
         raise _unreadable(directory, error) from None
     named = {key: token for key, token in {**_padding(stored), **texts.named}.items() if token is not None}

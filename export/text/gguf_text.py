@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,7 +41,7 @@ def text_of_gguf(header: Header) -> TextSide:
     if kind != "llama" and (kind != "gpt2" or split not in WORDS):
         raise UnsupportedModel(f"the GGUF's tokenizer {kind}/{split} is not supported — export from the Hugging Face directory instead")
     words = WORDS[split] if kind == "gpt2" else None
-    tokens, warnings = _list(header, "tokens", str), []
+    tokens, warnings = _tokens(header), []
     types = _list(header, "token_type", int) if header.field(_PREFIX + "token_type") is not None else [1] * len(tokens)
     special = {name: _special_token(header, name, len(tokens)) for name in (*_SPECIAL, *_FILL)}
     if words is None:
@@ -85,6 +86,15 @@ def _list(header: Header, name: str, kind: type) -> list[Any]:
         what = "strings" if kind is str else "numbers"
         raise CheckpointError(f"{header.path} has no {what} in {_PREFIX}{name} — the file is incomplete, download it again")
     return values
+
+
+def _tokens(header: Header) -> list[str]:
+    """The vocabulary. An empty token gets a name of its own, as in llama.cpp."""
+    tokens = [token or f"[EMPTY_{token_id}]" for token_id, token in enumerate(_list(header, "tokens", str))]
+    if len(set(tokens)) < len(tokens):
+        twice = next(token for token, count in Counter(tokens).items() if count > 1)
+        raise CheckpointError(f"{header.path} has the token {twice!r} twice — convert it again")
+    return tokens
 
 
 def _special_token(header: Header, name: str, vocab: int) -> int | None:

@@ -17,6 +17,5 @@ def text_of(checkpoint: Checkpoint, chat_template: str | None = None) -> TextSid
 
 
 def planned_text(entry: ModelEntry, weights: str | None) -> TextSide:
-    """That of a model, for a dry run. From a hub repository only the files about text are downloaded."""
-    path = planned_path(entry, weights, TEXT_FILES)
-    return text_of_gguf(GgufCheckpoint(path)) if path.is_file() else text_of_directory(path, entry.chat_template)
+    """That of a target on the hub, for a dry run. Only the files about text are downloaded."""
+    return text_of_directory(planned_path(entry, weights, TEXT_FILES), entry.chat_template)

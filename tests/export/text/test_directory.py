@@ -87,6 +87,12 @@ def test_an_end_that_another_file_switches_off_still_ends_answers(tmp_path: Path
     assert {side.names[token] for token in side.stop} == {"</s>", "<|im_end|>", *(["<|endoftext|>"] if decoder else [])}
 
 
+def test_dropout_of_training_is_off(tmp_path: Path) -> None:
+    directory = case("x", {**PLAIN, "model": {**PLAIN["model"], "dropout": 0.5}}).write(tmp_path)
+    tokenizer = Tokenizer(tmp_path, text_of_directory(directory).write(tmp_path))
+    assert len({tuple(tokenizer.encode("the cat sat on the mat")) for _ in range(30)}) == 1
+
+
 def test_spaces_that_are_not_cleaned_up_are_told(tmp_path: Path) -> None:
     side = text_of_directory(case("x", unigram(), {"clean_up_tokenization_spaces": True}).write(tmp_path))
     assert any("clean_up_tokenization_spaces, which is not applied" in warning for warning in side.warnings)

@@ -141,5 +141,39 @@ def test_sentencepiece_without_scores_is_refused() -> None:
         text_of_gguf(Header(model="llama", tokens=tokens, scores=scores[:3]))
 
 
+def test_odd_vocabularies(tmp_path: Path) -> None:
+    """As in llama.cpp: an empty token has a name, and no token is there twice."""
+    side = text_of_gguf(header("", "<x>", types={"": 1}))
+    assert opened(side, tmp_path).encode("the<x>")[-1] == len(byte_level()["model"]["vocab"]) + 1
+    with refused("has the token 'the' twice"):
+        text_of_gguf(header("the", "the"))
+
+
 def test_a_gguf_without_a_pre_tokenizer_warns() -> None:
     assert any("does not say how it divides words" in warning for warning in text_of_gguf(header(pre=None)).warnings)
+
+
+SMALL = {"model": "gpt2", "tokens": ["a", "b", "ab"], "merges": ["a b"], "bos_token_id": 0, "eos_token_id": 1, "add_bos_token": True}
+
+
+def test_tokens_of_a_small_vocabulary() -> None:
+    side = text_of_gguf(Header(**SMALL, eot_token_id=2))
+    assert (tuple(side.stop), side.bos, dict(side.templates)) == ((1, 2), 0, {})
+    assert text_of_gguf(Header(**{name: value for name, value in SMALL.items() if name != "bos_token_id"})).bos is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": None}, "model.gguf has no strings in tokenizer.ggml.tokens — "),
+        ({"tokens": [1, 2]}, "has no strings in tokenizer.ggml.tokens — "),
+        ({"merges": None}, "has no strings in tokenizer.ggml.merges — "),
+        ({"merges": ["ab"]}, "cannot read the tokenizer of model.gguf: .* — the file is damaged"),
+        ({"merges": ["a c"]}, "cannot read the tokenizer of model.gguf: .* — the file is damaged"),
+        ({"bos_token_id": 3}, "model.gguf has 3 for its bos token — the file is damaged"),
+        ({"eos_token_id": "b"}, "has 'b' for its eos token — "),
+    ],
+)
+def test_impossible_vocabulary_is_refused(changes: dict[str, Any], message: str) -> None:
+    with refused(message):
+        text_of_gguf(Header(**{**SMALL, **changes}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from export.text.directory import text_of_directory
 from export.text.side import TextSide
 from runtime import PromptError
+from runtime.text.detokenizer import Detokenizer
 from runtime.text.tokenizer import Tokenizer
 from tests.support.text_cases import CASES, TextCase
 
@@ -64,6 +66,15 @@ def ends(case: TextCase, directory: Path, tokenizer: Any) -> set[int]:
     return {token for ids in sources for token in (ids if isinstance(ids, list) else [ids]) if token is not None}
 
 
+def expect_one_text(tokenizer: Tokenizer, vocab: int) -> None:
+    """Of any ids the streamed text, the whole text and the joined bytes are the same, also where characters stay incomplete."""
+    choice = Random(0)
+    for _ in range(3):
+        ids, detokenizer = [choice.randrange(vocab) for _ in range(10)], Detokenizer(tokenizer)
+        streamed = "".join([*(detokenizer.push(token) for token in ids), detokenizer.flush()])
+        assert streamed == tokenizer.decode(ids) == tokenizer.token_bytes.join(ids).decode("utf-8", "replace"), ids
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_directory_is_read_as_transformers_reads_it(case: TextCase, tmp_path: Path) -> None:
     side, mine = ours(case, tmp_path)
@@ -75,6 +86,7 @@ def test_directory_is_read_as_transformers_reads_it(case: TextCase, tmp_path: Pa
         assert mine.decode(ids) == theirs.decode(ids, skip_special_tokens=True), text
     assert dict(side.special) == theirs.special_tokens_map
     assert set(side.stop) == ends(case, tmp_path / "checkpoint", theirs)
+    expect_one_text(mine, theirs.vocab_size)
     for chat in CHATS:
         expected = chat_of(theirs, chat)
         if expected is None:
