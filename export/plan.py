@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,32 +97,28 @@ def make_plan(
     source: Weights | None = None,
     requantize: bool = False,
 ) -> Plan:
-    """No weights are read. A sliding window caps the context: within it, full attention is exact.
-
-    ``source``: the weights, if they are at hand, of which a quantized checkpoint's are stored as they are unless ``requantize``.
-    """
+    """No weights are read. A sliding window caps the context: within it, full attention is exact. ``source``: the weights, if they are at
+    hand; those of a quantized checkpoint are kept as they are stored, unless ``requantize``."""
     context = min(max_context, arch.max_position, arch.window or arch.max_position)
     capacity = -(-(context + max(tree_sizes)) // 64) * 64
     compute, static = NUMPY_TYPES[precision.compute].itemsize, backend == TENSORRT
     count, draft_count = WeightCount("target.data"), WeightCount("draft.data")
     target = TargetWriter(arch, source, precision, capacity, count, static=static, keep_integers=not requantize)
-    for _ in target.build():
-        pass
+    deque(target.build(), 0)
     weights, cache = count.size, target.cache_bytes
-    head = arch.vocab * arch.hidden * 4
+    head, layer = arch.vocab * arch.hidden * 4, weights // (arch.layers + 1)
     widest = max(outputs * inputs for _, outputs, inputs in arch.linears.values())
-    layer = weights // (arch.layers + 1)
     memory = _BASE_MEMORY + 2 * max(PIECE_BYTES, head, widest if precision.matrix else 0, layer)
     texts = (len(tree_sizes) + 1) * (_PROFILE_BYTES + arch.layers * _LAYER_BYTES)
     if draft:
-        kind = BACKENDS[backend][draft.precision]
-        _, writer = draft_writers(draft.arch, None, kind, precision, context, draft_count, target.embedding, static)
+        kind, embedding = BACKENDS[backend][draft.precision], target.embedding
+        _, writer = draft_writers(draft.arch, None, kind, precision, context, draft_count, embedding, static)
         cache += writer.cache_bytes
         texts += (len(WIDTHS) + 1) * (_PROFILE_BYTES + draft.arch.layer.layers * _LAYER_BYTES)
         memory = max(memory, _BASE_MEMORY + 3 * draft_count.size)  # its check loads it whole
     draft_weights, plans = draft_count.size, 0
-    if static:
-        shared = 0 if draft is None or draft.arch.own_embedding else arch.vocab * arch.hidden * compute  # a plan has its own copy
+    if static:  # where the draft shares the embedding, its plan has its own copy
+        shared = 0 if draft is None or draft.arch.own_embedding else arch.vocab * arch.hidden * compute
         plans = weights + draft_weights + shared + texts + _SMALL_PLANS + _NETWORK_PLANS * policy_bytes
         memory = max(memory, _BUILD_MEMORY + _BUILD_COPIES * weights)
     return Plan(
