@@ -105,10 +105,9 @@ def make_plan(
     count, draft_count = WeightCount("target.data"), WeightCount("draft.data")
     target = TargetWriter(arch, source, precision, capacity, count, static=static, keep_integers=not requantize)
     deque(target.build(), 0)
-    weights, cache = count.size, target.cache_bytes
-    head, layer = arch.vocab * arch.hidden * 4, weights // (arch.layers + 1)
+    weights, cache, head = count.size, target.cache_bytes, arch.vocab * arch.hidden * 4
     widest = max(outputs * inputs for _, outputs, inputs in arch.linears.values())
-    memory = _BASE_MEMORY + 2 * max(PIECE_BYTES, head, widest if precision.matrix else 0, layer)
+    memory = _BASE_MEMORY + 2 * max(PIECE_BYTES, head, widest if precision.matrix else 0, weights // (arch.layers + 1))
     texts = (len(tree_sizes) + 1) * (_PROFILE_BYTES + arch.layers * _LAYER_BYTES)
     if draft:
         kind, embedding = BACKENDS[backend][draft.precision], target.embedding
