@@ -155,6 +155,10 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
         sizes = (arch.hidden, arch.layers, arch.heads, arch.kv_heads, arch.head_dim, arch.intermediate)
         if not (all(1 <= size <= MAX_SIZE for size in sizes) and 0 <= arch.vocab <= MAX_SIZE):
             raise ValueError(f"one of the sizes {', '.join(map(str, (*sizes, arch.vocab)))} is out of range")
+        if arch.head_dim % 2:
+            raise ValueError(f"heads of {arch.head_dim} numbers (head_dim), of which rotary embedding needs an even count")
+        if arch.heads % arch.kv_heads:
+            raise ValueError(f"{arch.heads} heads (num_attention_heads) cannot share {arch.kv_heads} (num_key_value_heads)")
         arch.rope.tables(arch.head_dim, 1)  # refuses an unknown or incomplete scaling now, before anything is written
     except KeyError as missing:
         raise UnsupportedModel(f"config.json lacks {missing} — is this a complete {kind} checkpoint?") from None

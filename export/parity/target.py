@@ -13,7 +13,7 @@ from runtime.decoding.tree import Tree
 from runtime.manifest.schema import Check
 
 from ..checkpoints.safetensors import Checkpoint
-from ..errors import ParityError
+from ..errors import CheckpointError, ParityError
 from ..graphs.builder import BFLOAT16, FLOAT
 from ..graphs.precision import NUMPY_TYPES, Precision
 from ..graphs.target import stream
@@ -34,7 +34,10 @@ def check_target(file: Path, checkpoint: Checkpoint, precision: Precision) -> Ch
     than rounding."""
     tokens = np.random.default_rng(0).choice(checkpoint.arch.vocab, len(TREE_PARENTS), replace=False)
     tree = Tree.from_parents(tokens.tolist(), TREE_PARENTS)
-    expected = reference_logits(checkpoint, tree.tokens, tree.depth, tree.mask).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = reference_logits(checkpoint, tree.tokens, tree.depth, tree.mask).astype(np.float64)
+    if not np.isfinite(expected).all():
+        raise CheckpointError(f"{checkpoint.path} itself gives logits that are not finite in float32 — its weights are damaged, get others")
     actual = exported_logits(file, checkpoint, precision, tree).astype(np.float64)
     return compare(
         log_softmax(expected),
