@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from .arch import Arch, arch_from_config
+from .shard import Shard
 
 PICKLES = "pytorch_model*.bin"
 
@@ -88,20 +89,18 @@ def files_fingerprint(files: list[Path]) -> list[list[Any]]:
 
 
 class SafetensorsFiles:
-    """One or several safetensors files of a directory.
-
-    A file is opened anew for every read, because closing it gives its mapped pages back: memory stays at one slice.
-    """
+    """One or several safetensors files of a directory. Their headers are checked by the safetensors package."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory
         self.files = shards(directory, "model.safetensors.index.json", "*.safetensors")
-        self._file_of: dict[str, Path] = {}
+        self._shard_of: dict[str, Shard] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         for file in self.files:
             with _open(file) as weights:
+                shard = Shard(file)
                 for name in weights.keys():  # noqa: SIM118 - not a dict
-                    self._file_of[name] = file
+                    self._shard_of[name] = shard
                     self._shapes[name] = tuple(weights.get_slice(name).get_shape())
 
     def names(self) -> list[str]:
@@ -114,7 +113,10 @@ class SafetensorsFiles:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         self.shape(name)
-        with _open(self._file_of[name]) as weights:
+        shard = self._shard_of[name]
+        if shard.can_read(name):
+            return shard.read(name, start, stop)
+        with _open(shard.file) as weights:
             return np.asarray(weights.get_slice(name)[start:stop]).astype(np.float32)
 
     def fingerprint(self) -> list[list[Any]]:
