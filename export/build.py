@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,8 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...]) -> _
         static, keep = plan.backend == TENSORRT, not plan.requantize
         writer = TargetWriter(arch, job.checkpoint, precision, plan.capacity, weights, captured, static, keep)
         for done in writer.build():
-            progress("target", done, arch.layers)
+            progress("target", done, arch.layers + 1)
+    progress("target", arch.layers + 1, arch.layers + 1)
     models = {"target": writer.model(), "sample": build_sample(arch.vocab)}
     for name, model in models.items():
         onnx.save(model, scratch / f"{name}.onnx")
@@ -197,11 +199,9 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...]) -> _
     fused = fused_target(writer)
     if fused:
         onnx.save(fused, scratch / FUSED_FILE)
-    progress("check", 0, 1)
-    check = check_target(scratch / "target.onnx", job.checkpoint, precision)
+    check = check_target(scratch / "target.onnx", job.checkpoint, precision, partial(progress, "check"))
     if fused and not _fits(scratch / FUSED_FILE, job.checkpoint, precision):
         (scratch / FUSED_FILE).unlink()
-    progress("check", 1, 1)
     written = _Written(models, {"target.data": File(weights.sha256, weights.size)}, check)
     if job.draft and plan.draft_precision:
         progress("draft", 0, 1)

@@ -17,6 +17,8 @@ from runtime.options import ENGINE, OUTPUT, option
 from runtime.standard_streams import say
 
 if TYPE_CHECKING:
+    from runtime.manifest.schema import Manifest
+
     from .checkpoints.draft_checkpoint import DraftCheckpoint
     from .checkpoints.safetensors import Checkpoint
     from .directory.found_tuning import FoundTuning
@@ -252,8 +254,17 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
         say("\n".join(f"weights: {line}" for line in plan.stored))
     job = ExportJob(plan, checkpoint, prepared.draft, prepared.policy, source, asked.command_line, prepared.text, platform, progress)
     manifest = export(job)
-    ready = f"{plan.directory} is ready: max |logit difference| {manifest.check.max_abs_logit_diff:.1e}"
-    click.echo(manifest.to_json().rstrip() if as_json else ready)
+    click.echo(manifest.to_json().rstrip() if as_json else f"{plan.directory} is ready: {_closeness(manifest)}")
+
+
+def _closeness(manifest: Manifest) -> str:
+    """What the check found, in a line."""
+    check = manifest.check
+    ran = "" if check.layers is None else f" (through {check.layers} of {manifest.shape.layers} layers, and a sample of all weights)"
+    if manifest.precision in ("fp8", "int8", "int4"):
+        same = f"{check.same_argmax:.0%} of {check.rows} rows prefer the same token as the unquantized model"
+        return f"{same}, mean KL divergence {check.mean_kl:.2g} nats{ran}"
+    return f"its logits differ from the checkpoint's by at most {check.max_abs_logit_diff:.1e}{ran}"
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,13 +110,12 @@ def make_plan(
     compute, static = NUMPY_TYPES[precision.compute].itemsize, backend == TENSORRT
     count, draft_count = WeightCount("target.data"), WeightCount("draft.data")
     target = TargetWriter(arch, source, precision, capacity, count, static=static, keep_integers=not requantize)
-    for _ in target.build():
-        pass
+    deque(target.build(), 0)
     weights, cache = count.size, target.cache_bytes
     memory = _target_memory(arch, precision, weights)
     if draft:
-        kind = BACKENDS[backend][draft.precision]
-        _, writer = draft_writers(draft.arch, None, kind, precision, context, draft_count, target.embedding, static)
+        kind, embedding = BACKENDS[backend][draft.precision], target.embedding
+        _, writer = draft_writers(draft.arch, None, kind, precision, context, draft_count, embedding, static)
         cache += writer.cache_bytes
         memory = max(memory, _BASE_MEMORY + 3 * draft_count.size)  # its parity check loads the whole draft
     draft_weights, plans = draft_count.size, 0

@@ -47,6 +47,7 @@ resps-run --json --policy none --max-new-tokens 64 < prompt.txt""",
 @options.engine_dir
 @options.backend_and_device
 @options.threads()
+@options.verify
 @option(OUTPUT, "--json", "as_json", is_flag=True, help="Print one JSON object: schema, text, tokens, stop, stats, logprobs.")
 @option(OUTPUT, "--no-stream", is_flag=True, help="Print the answer when it is complete.")
 @option(OUTPUT, "--stats", is_flag=True, help="Print a summary to stderr.")
@@ -54,7 +55,8 @@ resps-run --json --policy none --max-new-tokens 64 < prompt.txt""",
 def command(prompt: str | None, **given: Any) -> None:
     """Continue or answer PROMPT. Lossless: the text is what the target model alone would write.
 
-    Without PROMPT, or with "-", the prompt is read from standard input.
+    Without PROMPT, or with "-", the prompt is read from standard input, in UTF-8. Where the encoding of standard output lacks a
+    character "?" is printed; --json escapes it.
     """
     if given["system"] and not given["chat"]:
         raise click.UsageError("--system needs --chat")
@@ -71,7 +73,7 @@ def command(prompt: str | None, **given: Any) -> None:
 
     chosen = {name: given[name] for name in ("draft", "backend", "device", "threads")}
     with usage_errors():
-        opened = Decoder(given["engine_dir"], policy=fixed or given["policy"], **chosen)
+        opened = Decoder(given["engine_dir"], policy=fixed or given["policy"], verify=given["verify"] or None, **chosen)
     with (
         opened as decoder,
         decoder.stream(asked, params) as stream,

@@ -6,7 +6,8 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import click
@@ -17,6 +18,7 @@ from .errors import RespsError
 from .standard_streams import drop_unwritable, prepare_streams, say
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+QUIET_SECONDS = 4.0  # between two lines about one stage
 
 
 def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None, extra: str = "cpu") -> int:
@@ -91,12 +93,40 @@ def usage_errors() -> Iterator[None]:
         raise click.UsageError(str(error)) from None
 
 
-def progress(stage: str, done: int, total: int) -> None:
-    """Report on stderr: a counter that overwrites itself on a terminal, one line when a stage begins and one when it ends elsewhere."""
-    if sys.stderr.isatty():
-        say(f"\r{stage}: {done}/{total}", nl=done == total)
-    elif done in (1, total):
-        say(f"{stage}: {'done' if done == total else 'begins'}")
+class Progress:
+    """Reports long work on stderr. On a terminal one line overwrites itself. Elsewhere there is a line when a stage begins, one when it
+    ends, and in between one every QUIET_SECONDS."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._stage, self._began, self._said = clock, "", 0.0, 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """``done`` of ``total`` equal parts of the stage are done. A stage that is first reported with 0 begins in silence."""
+        now = self._clock()
+        first = stage != self._stage
+        if first:
+            self._stage, self._began, self._said = stage, now, now
+        if sys.stderr.isatty():
+            say(f"\r\x1b[K{stage}: {done}/{total}{self._left(now, done, total)}", nl=done == total)
+        elif done == total:
+            say(f"{stage}: done")
+        elif first and done:
+            say(f"{stage}: begins")
+        elif now - self._said >= QUIET_SECONDS:
+            self._said = now
+            say(f"{stage}: {100 * done // total} %{self._left(now, done, total)}")
+
+    def _left(self, now: float, done: int, total: int) -> str:
+        """The time left, once it can be told."""
+        passed = now - self._began
+        return f", {_duration(passed * (total - done) / done)} left" if 0 < done < total and passed >= QUIET_SECONDS else ""
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+progress = Progress()
 
 
 def set_verbosity(level: int) -> None:

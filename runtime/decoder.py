@@ -39,8 +39,8 @@ class Decoder:
     ``policy``: an object, or a name in POLICIES [default: what resps-tune found for this machine, else a fixed tree]. ``draft``: a drafter
     in DRAFTERS [default: "eagle+ngram" on the CPU, "eagle" on a GPU, "ngram" if the directory has no draft]. ``backend`` (onnxruntime or
     tensorrt) and ``device`` (cpu or cuda): [default: what the directory was exported for]. ``threads``: [default: the physical cores that
-    this process may use, its container's CPU quota included]. ``verify``: whether to check every file's hash. ``engine_dir`` may also be a
-    LoadedEngine, as `fork` passes it.
+    this process may use, its container's CPU quota included]. ``verify``: whether to hash every file [default: those that changed since
+    they were hashed]. ``engine_dir`` may also be a LoadedEngine, as `fork` passes it.
 
     A Decoder runs one request at a time; a second ``stream`` raises DecoderBusy. ``fork`` makes another Decoder over the same weights.
     Raises EngineDirError if the directory is missing, incomplete, changed or for another device, GpuMemoryError if the GPU is too small,
@@ -56,7 +56,7 @@ class Decoder:
         backend: str | None = None,
         device: str | None = None,
         threads: int | None = None,
-        verify: bool = True,
+        verify: bool | None = None,
     ) -> None:
         if isinstance(engine_dir, LoadedEngine):
             loaded = engine_dir

@@ -81,7 +81,7 @@ def choose_engine(
     backend: str | None,
     device: str | None,
     threads: int | None,
-    verify: bool,
+    verify: bool | None,
     tuned: bool = True,
 ) -> EngineChoice:
     """Find and check a directory. None means the default: what it was exported for, and the cores that this process may use.

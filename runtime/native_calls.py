@@ -38,7 +38,8 @@ class NativeCalls:
     def __exit__(self, *_: object) -> None:
         with self._changed:
             self._running -= 1
-            self._changed.notify_all()
+            if self._ending:
+                self._changed.notify_all()
 
     def _wait_for_the_end(self) -> NoReturn:
         self._changed.wait_for(lambda: False, EXIT_SECONDS)

@@ -68,7 +68,7 @@ class StoredProducts:
                 yield _bytes(np.pad(rows.values, ((0, 0), (0, count * block - inputs))), bits)
 
         shape = (outputs, count, block * bits // 8)
-        quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", UINT8, shape, values()))
+        kept = self.g.initializer(self.weights.add(f"{stem}.kept{bits}", UINT8, shape, values()))
         scales = self._scales(f"{stem}.scale", form.scale_type, (outputs * count,), (scale for scale, _ in small))
         zeros = []
         if form.zero_points:
@@ -76,7 +76,7 @@ class StoredProducts:
             padded = (_bytes(np.pad(zero, ((0, 0), (0, width * 8 // bits - count))), bits) for _, zero in small if zero is not None)
             zeros = [self.g.initializer(self.weights.add(f"{stem}.zero", UINT8, (outputs * width,), padded))]
         sizes: dict[str, Any] = {"K": inputs, "N": outputs, "bits": bits, "block_size": block}
-        return self.g.op("MatMulNBits", x, quantized, scales, *zeros, domain="com.microsoft", accuracy_level=4, **sizes)
+        return self.g.op("MatMulNBits", x, kept, scales, *zeros, domain="com.microsoft", accuracy_level=4, **sizes)
 
     def _scales(self, name: str, kind: np.dtype[Any], shape: tuple[int, ...], chunks: Iterator[np.ndarray]) -> str:
         """float32 scales, stored in the checkpoint's type."""

@@ -21,7 +21,7 @@ from ..checkpoints.safetensors import Weights
 
 ALIGNMENT = 4096  # both backends map the file into memory
 BLOCK = 32  # inputs that share one scale in int8 and int4
-CHUNK_BYTES = 4 << 20  # float32 bytes of a row block; small ones stay in the processor's cache from one numpy operation to the next
+CHUNK_BYTES = 1 << 20  # float32 bytes of a row block; small ones stay in the processor's cache from one numpy operation to the next
 MOST_THREADS = 8  # that read and convert
 Converted = TypeVar("Converted")
 
@@ -140,9 +140,10 @@ def rounded_scale(scale: np.ndarray, stored: type[np.floating]) -> np.ndarray:
 
 def quantize_outputs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int8 values [outputs, inputs] of float32 [outputs, inputs] and one float32 scale an output; value * scale approximates the weight."""
-    scale = np.abs(weight).max(-1) / 127.0
+    scale = np.maximum(weight.max(-1), -weight.min(-1)) / np.float32(127.0)
     scale[scale == 0] = 1.0
-    return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale
+    values = weight / scale[:, None]
+    return np.rint(values, out=values).astype(np.int8), scale
 
 
 def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -164,5 +165,8 @@ def pack_int4(values: np.ndarray) -> np.ndarray:
 def pack_blocks(values: np.ndarray, bits: int) -> np.ndarray:
     """Storage of ONNX Runtime's MatMulNBits: int8 values [outputs, inputs], which may be negative, as uint8 [outputs, inputs / BLOCK,
     4 * bits]. Zero is stored as half of the range; of two four-bit values in a byte the first is in the low half."""
-    shifted = values.reshape(len(values), -1, BLOCK).view(np.uint8) + np.uint8(1 << (bits - 1))
-    return shifted if bits == 8 else (shifted[..., 0::2] & 0x0F) | (shifted[..., 1::2] << 4)
+    shifted = np.ascontiguousarray(values).view(np.uint8) + np.uint8(1 << (bits - 1))
+    if bits == 4:
+        pairs = shifted.view("<u2")  # the first value is the low byte
+        shifted = ((pairs & 0x0F) | ((pairs >> 4) & 0xF0)).astype(np.uint8)
+    return shifted.reshape(len(values), -1, 4 * bits)

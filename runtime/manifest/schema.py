@@ -69,12 +69,13 @@ class Tokens:
 @dataclass(frozen=True)
 class Check:
     """Parity of an exported graph with a reference computation on the unquantized weights, over ``rows`` rows of trees. ``mean_kl``: in
-    nats. ``same_argmax``: the fraction of rows with the same argmax."""
+    nats. ``same_argmax``: the fraction of rows with the same argmax. ``layers``: how many layers both computed; None is all."""
 
     rows: int
     max_abs_logit_diff: float
     mean_kl: float
     same_argmax: float
+    layers: int | None = None
 
 
 @dataclass(frozen=True)

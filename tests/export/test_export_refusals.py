@@ -96,6 +96,14 @@ def test_how_the_head_was_read_is_said(run: Run, source: Path) -> None:
     assert "weights: the stored lm_head.weight is used, as transformers does" in run("--dry-run").err
 
 
+def test_weights_that_overflow_float32_are_not_blamed_on_the_precision(run: Run, source: Path, engines: Path) -> None:
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.norm.weight"][:] = 3e38
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    assert "tiny itself gives logits that are not finite in float32 — its weights are damaged" in run().complaint
+    assert names_in(engines) == set()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
 def test_weights_that_are_not_finite_are_named_in_every_precision(run: Run, source: Path, engines: Path, precision: str) -> None:
     tensors = load_file(source / "model.safetensors")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from runtime import Decoder, DecoderBusy, DecoderClosed, EngineDirError, EngineFailure, PromptError, SamplingParams
+from runtime.backends.ort_process import TELEMETRY_VARIABLE, import_onnxruntime
 from runtime.native_calls import NativeCalls
 from tests.support.serve.serving import until
 
@@ -143,6 +144,15 @@ def test_the_end_waits_for_running_calls_and_stops_new_ones(monkeypatch: pytest.
     assert outcomes == ["left", "the process is ending — cancel and join the threads that decode before that"]
     with calls:  # the main thread may go on: hooks of the program run now
         pass
+
+
+def test_the_telemetry_variable_is_set_for_the_import_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TELEMETRY_VARIABLE, raising=False)
+    assert import_onnxruntime() is sys.modules["onnxruntime"]
+    assert TELEMETRY_VARIABLE not in os.environ
+    monkeypatch.setenv(TELEMETRY_VARIABLE, "0")
+    import_onnxruntime()
+    assert os.environ[TELEMETRY_VARIABLE] == "0"
 
 
 @pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy], ids=lambda call: call.__name__)

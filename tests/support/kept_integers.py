@@ -29,7 +29,7 @@ def matrices(file: Path) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for node in model.graph.node:
         if node.op_type == "MatMulNBits":
-            stem = node.input[1].removesuffix(".quantized")
+            stem = node.input[1].rpartition(".kept")[0]
             how = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
             assert how["accuracy_level"] == 4
             outputs, inputs, bits, block = how["N"], how["K"], how["bits"], how["block_size"]

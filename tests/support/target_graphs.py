@@ -60,7 +60,9 @@ class TargetGraph:
     def clear(self) -> None:
         kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         caches = [each for each in self.session.get_inputs() if each.name.startswith("past.")]
-        self.cache = {each.name: np.zeros((1, each.shape[1], self.capacity, each.shape[3]), kinds[each.type]) for each in caches}
+        self.cache = {
+            each.name: np.zeros((each.shape[0], each.shape[1], self.capacity, each.shape[3]), kinds[each.type]) for each in caches
+        }
 
     def run(self, tree: Tree, past: int, span: int = 64, rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         feeds = {

@@ -106,11 +106,11 @@ def test_four_bits_are_the_model_dequantized(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_quantized_rows_are_the_same_bits_in_any_tree(tmp_path: Path, precision: str, kv_heads: int) -> None:
+@pytest.mark.parametrize(("kv_heads", "head_dim"), [(1, 16), (2, 16), (4, 16), (2, 6), (4, 24), (1, 100)])
+def test_quantized_rows_are_the_same_bits_in_any_tree(tmp_path: Path, precision: str, kv_heads: int, head_dim: int) -> None:
     """In trees with every kind of gap, at the start and across a block of slots, also with one query per key head. Passes have at
     least two rows, because some processors compute a single row with another kernel (Target.use_one_kernel)."""
-    model = tiny_model("llama", num_hidden_layers=2, num_key_value_heads=kv_heads, max_position_embeddings=2 * SUM_BLOCK)
+    model = tiny_model("llama", num_hidden_layers=2, num_key_value_heads=kv_heads, head_dim=head_dim, max_position_embeddings=2 * SUM_BLOCK)
     graph, random = TargetGraph(tmp_path, model, precision, capacity=2 * SUM_BLOCK), np.random.default_rng(5)
     tokens = random.integers(0, VOCAB, SUM_BLOCK + 64).tolist()
     for begin in (3, SUM_BLOCK - 30):

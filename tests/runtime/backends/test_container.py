@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 import pytest
 
-from runtime import Decoder
+from runtime import Decoder, RespsError
 from runtime.backends.cpu.cgroup import cpu_quota, memory_limit
 from runtime.backends.cpu.processor import usable_cores, usable_memory
 from runtime.console import run_command
+from runtime.errors import memory_errors
 from tests.support.exporting import Run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -178,3 +179,9 @@ def test_a_container_too_small_for_the_export_is_named(run: Run, monkeypatch: py
     monkeypatch.setattr("export.build.usable_memory", lambda: 100 << 20)
     assert run("--no-draft").code == 0
     assert any("this process may use 100 — give it more" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize(("error", "says"), [(MemoryError(), "engines — free some"), (MemoryError("3 GiB"), "engines: 3 GiB — free some")])
+def test_too_little_memory_is_one_line(error: MemoryError, says: str) -> None:
+    with pytest.raises(RespsError, match=says), memory_errors():
+        raise error
