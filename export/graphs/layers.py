@@ -16,6 +16,7 @@ from ..checkpoints.arch import Arch
 from ..checkpoints.safetensors import Weights
 from ..errors import CheckpointError
 from .builder import BFLOAT16, FLOAT, FLOAT8, FLOAT16, INT4, INT8, GraphBuilder
+from .plain_attention import builds_attention, plain_attention
 from .weights import BLOCK, WeightCount, pack_int4, quantize_blocks, quantize_rows, row_chunks, stored_bytes
 
 
@@ -175,6 +176,8 @@ class LayerWriter:
 
     def _attend(self, query: str, keys: str, values: str) -> str:
         """[1, n, heads, D]."""
+        if self.static and not builds_attention(self.arch.head_dim):
+            return plain_attention(self.g, self.arch, self.precision.compute, query, keys, values, self.mask)
         attended = self.g.op("Attention", query, keys, values, self.mask, scale=self.arch.head_dim**-0.5)
         return self.g.op("Transpose", attended, perm=[0, 2, 1, 3])
 
@@ -245,8 +248,7 @@ class LayerWriter:
         values: tuple[int, ...],
         scales: tuple[int, ...],
     ) -> tuple[str, str]:
-        """Integers of the shape ``values`` and scales of the shape ``scales``, both [..., outputs], of a matrix [outputs, inputs]. Only
-        this small form of it is in memory."""
+        """Integers of the shape ``values`` and scales of the shape ``scales``, both [..., outputs]. Only this small form is in memory."""
 
         def arrays() -> Iterator[np.ndarray]:
             chunks = map(quantize, self._rows(shape, parts))
