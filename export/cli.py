@@ -14,14 +14,17 @@ import click
 from runtime import options
 from runtime.console import progress, run_command, usage_errors
 from runtime.options import ENGINE, OUTPUT, option
+from runtime.standard_streams import say
 
 if TYPE_CHECKING:
+    from runtime.manifest.schema import Manifest
+
     from .checkpoints.draft_checkpoint import DraftCheckpoint
-    from .checkpoints.models import ModelEntry
     from .checkpoints.safetensors import Checkpoint
     from .directory.found_tuning import FoundTuning
     from .plan import Plan
     from .tensorrt.gpu import Platform
+    from .text.side import TextSide
 
 DEFAULT_OUT, DEFAULT_CONTEXT, DEFAULT_PREFILL_ROWS, DEFAULT_TREE_SIZES = Path("engines"), 4096, 128, "1,2,4,8,16,32,64"
 PRECISION_NAMES = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
@@ -48,6 +51,7 @@ resps-export --model llama3-8b --backend tensorrt --precision fp8 --dry-run""",
         help="What will run the engine; tensorrt builds plans for a GPU.")  # fmt: skip
 @option(ENGINE, "--precision", type=click.Choice(PRECISION_NAMES), show_default="fp32; fp16 with tensorrt",
         help="Precision of the target. fp8, int8 and int4 quantize the weights; fp8 needs tensorrt.")  # fmt: skip
+@option(ENGINE, "--requantize", is_flag=True, help="Round a quantized checkpoint's weights again instead of keeping its integers.")
 @option(ENGINE, "--draft-precision", type=click.Choice(PRECISION_NAMES),
         show_default="int8 with a target of fp32, int8 or int4; fp16 with tensorrt", help="Precision of the draft.")  # fmt: skip
 @option(ENGINE, "--max-context", type=click.IntRange(16, 1 << 20), default=DEFAULT_CONTEXT, help="Most tokens of prompt and answer.")
@@ -68,7 +72,8 @@ def command(force: bool, dry_run: bool, as_json: bool, **given: Any) -> None:
     asked = _checked(Asked(**given))
     prepared = _prepare(asked, dry_run)
     if dry_run:
-        click.echo(json.dumps(asdict(prepared.plan), default=str) if as_json else "\n".join(prepared.plan.lines()))
+        plan = {**asdict(prepared.plan), "text": prepared.text.summary()}
+        click.echo(json.dumps(plan, default=str) if as_json else "\n".join([*prepared.plan.lines(), *prepared.text.lines()]))
         return
     _export(asked, prepared, force, as_json)
 
@@ -87,6 +92,7 @@ class Asked:
     name: str | None
     backend: str
     precision: str | None
+    requantize: bool
     max_context: int
     prefill_rows: int
     tree_sizes: str
@@ -141,8 +147,8 @@ class CheckedExport:
     """What an export needs. ``checkpoint`` is None in a dry run, which opens no weights."""
 
     plan: Plan
-    entry: ModelEntry
     checkpoint: Checkpoint | None
+    text: TextSide
     draft: DraftCheckpoint | None
     policy: FoundTuning | None
     platform: Platform | None
@@ -167,21 +173,26 @@ def _checked(asked: Asked) -> Asked:
 def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     """Find weights and TensorRT, and plan. A dry run needs neither."""
     from .checkpoints.draft_checkpoint import open_draft
-    from .checkpoints.fetch import locate, locate_draft, open_checkpoint, planned_draft, planned_target
+    from .checkpoints.fetch import local_checkpoint, locate, locate_draft, open_checkpoint, planned_arch, planned_draft
     from .checkpoints.models import ModelEntry, model_entry
     from .directory.given_tuning import given_tuning
     from .directory.install import expect_folder
-    from .graphs.layers import BACKENDS
+    from .graphs.precision import BACKENDS
     from .plan import PlannedDraft, default_draft_precision, make_plan, planned_limits
+    from .text.read import planned_text, text_of
 
     entry = model_entry(asked.model) if asked.model is not None else ModelEntry(asked.weights or "", None)
     expect_folder(asked.out)
     platform = _platform(asked) if asked.backend == "tensorrt" and not dry_run else None
-    click.echo("weights: locating", err=True)
+    say("weights: locating")
     checkpoint = None if dry_run else open_checkpoint(locate(entry, asked.weights))
-    arch, notes = (checkpoint.arch, checkpoint.notes) if checkpoint else planned_target(entry, asked.weights)
-    for note in notes:
-        click.echo(f"weights: {note}", err=True)
+    opened = checkpoint or local_checkpoint(entry, asked.weights)
+    arch = opened.arch if opened else planned_arch(entry, asked.weights)
+    text = text_of(opened, entry.chat_template) if opened else planned_text(entry, asked.weights)
+    for note in opened.notes if opened else ():
+        say(f"weights: {note}")
+    for warning in text.all_warnings:
+        say(f"warning: {warning}")
     directory = None if asked.no_draft or checkpoint is None else locate_draft(entry, asked.draft_weights)
     draft = open_draft(directory, checkpoint) if directory and checkpoint else None
     found = (draft.path.name, draft.arch) if draft else None
@@ -206,8 +217,10 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         policy.bytes if policy else 0,
         backend=asked.backend,
         tree_sizes=asked.sizes,
+        source=opened,
+        requantize=asked.requantize,
     )
-    return CheckedExport(plan, entry, checkpoint, draft, policy, platform)
+    return CheckedExport(plan, checkpoint, text, draft, policy, platform)
 
 
 def _platform(asked: Asked) -> Platform:
@@ -225,6 +238,7 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
     assert checkpoint is not None
     options: dict[str, object] = {"model": plan.model, "precision": plan.precision, "draft_precision": plan.draft_precision}
     options |= {"max_context": asked.max_context, "prefill_rows": asked.prefill_rows, "tree_sizes": list(plan.tree_sizes)}
+    options["requantize"] = asked.requantize
     options["policy"] = prepared.policy.digest if prepared.policy else None
     if platform:
         gpu = platform.gpu.name if platform.gpu else None
@@ -235,13 +249,22 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
         click.echo(stored.read_text(encoding="utf-8").rstrip() if as_json else f"{plan.directory} is up to date")
         return
     if platform:
-        click.echo("\n".join(plan.lines()), err=True)
-    job = ExportJob(
-        plan, checkpoint, prepared.draft, prepared.policy, source, asked.command_line, prepared.entry.chat_template, platform, progress
-    )
+        say("\n".join(plan.lines()))
+    elif plan.stored:
+        say("\n".join(f"weights: {line}" for line in plan.stored))
+    job = ExportJob(plan, checkpoint, prepared.draft, prepared.policy, source, asked.command_line, prepared.text, platform, progress)
     manifest = export(job)
-    ready = f"{plan.directory} is ready: max |logit difference| {manifest.check.max_abs_logit_diff:.1e}"
-    click.echo(manifest.to_json().rstrip() if as_json else ready)
+    click.echo(manifest.to_json().rstrip() if as_json else f"{plan.directory} is ready: {_closeness(manifest)}")
+
+
+def _closeness(manifest: Manifest) -> str:
+    """What the check found, in a line."""
+    check = manifest.check
+    ran = "" if check.layers is None else f" (through {check.layers} of {manifest.shape.layers} layers, and a sample of all weights)"
+    if manifest.precision in ("fp8", "int8", "int4"):
+        same = f"{check.same_argmax:.0%} of {check.rows} rows prefer the same token as the unquantized model"
+        return f"{same}, mean KL divergence {check.mean_kl:.2g} nats{ran}"
+    return f"its logits differ from the checkpoint's by at most {check.max_abs_logit_diff:.1e}{ran}"
 
 
 def main() -> None:

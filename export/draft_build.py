@@ -1,4 +1,4 @@
-"""Writes the draft's four graphs and its weights into an engine directory, and checks them."""
+"""Writes the draft's four graphs and its weight file to an engine directory, and checks them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from runtime.manifest.schema import Draft
 from .checkpoints.draft_arch import DraftArch
 from .checkpoints.draft_checkpoint import DraftCheckpoint
 from .graphs.draft import DraftWriter, FuseWriter
-from .graphs.layers import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
+from .graphs.embedding import Embedding
+from .graphs.precision import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.tree_growth import MAX_DEPTH, build_expand, build_tree
 from .graphs.weights import WeightCount, WeightFile
 from .parity.draft import check_draft
 
-MAX_WIDTH = 16  # beams a level; the papers use 10
+MAX_WIDTH = 16  # candidates kept per tree level (beam width); the papers use 10
 
 
 def max_width(draft: DraftArch) -> int:
-    """Beams a level: no more than there are tokens."""
+    """Largest number of candidates per tree level: at most the size of the draft's vocabulary."""
     return min(MAX_WIDTH, draft.vocab)
 
 
@@ -33,11 +34,15 @@ def draft_writers(
     target: Precision,
     context: int,
     weights: WeightCount,
-    embedding: onnx.TensorProto,
+    embedding: Embedding,
     static: bool,
 ) -> tuple[FuseWriter, DraftWriter]:
-    """Writers that have written the graphs with weights. The cache has slots for every committed token and the rows of the largest tree, in
-    steps of 64."""
+    """Build the `fuse` and `draft` graphs and return their writers.
+
+    ``target``: the target's precision. ``context``: most committed tokens. ``embedding``: the target's embedding tensor, which draft.onnx
+    shares unless the draft has its own. ``static``: the form for TensorRT. The cache has slots for all committed tokens and for the rows of
+    the largest tree, rounded up to a multiple of 64.
+    """
     fuse = FuseWriter(draft, source, precision, target.compute, weights)
     fuse.build()
     capacity = -(-(context + max_width(draft) * (MAX_DEPTH - 1)) // 64) * 64
@@ -52,11 +57,11 @@ def write_draft(
     precision_name: str,
     target: Precision,
     context: int,
-    embedding: onnx.TensorProto,
+    embedding: Embedding,
     backend: str = ONNXRUNTIME,
 ) -> tuple[dict[str, onnx.ModelProto], File, Draft]:
-    """``embedding``: the target's tensor, which draft.onnx points to as well. Returns the graphs, draft.data's entry and the manifest's.
-    Raises ParityError."""
+    """Write and check all files of the draft. ``target``: the target's precision. ``embedding``: the target's embedding tensor, which
+    draft.onnx shares. Returns the graphs by name, and the manifest's entries for draft.data and for the draft. Raises ParityError."""
     precision, layer = BACKENDS[backend][precision_name], draft.arch.layer
     with WeightFile(scratch / "draft.data") as weights:
         fuse, writer = draft_writers(draft.arch, draft, precision, target, context, weights, embedding, backend == TENSORRT)

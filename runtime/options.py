@@ -105,7 +105,7 @@ def tree(name: str = "tree", note: str = "", **settings: Any) -> Callable[[F], F
     return option(SPECULATION, "--tree", name, metavar="NODES,DEPTH,WIDTH", help=text, **settings)
 
 
-def threads(default: str = "physical cores") -> Callable[[F], F]:
+def threads(default: str = "usable cores") -> Callable[[F], F]:
     """--threads; ``default`` says what happens without it."""
     return option(ENGINE, "--threads", type=click.IntRange(1, 1024), show_default=default, help="CPU threads of a forward pass.")
 
@@ -129,6 +129,7 @@ engine_dir = option(
     show_envvar=True,
     help="Engine directory, or a folder that holds exactly one.",
 )
+verify = option(ENGINE, "--verify", is_flag=True, help="Hash every file again, also those that have not changed since they were hashed.")
 backend_and_device = combined(
     option(ENGINE, "--backend", type=click.Choice(["onnxruntime", "tensorrt"]), show_default="as exported", help="What runs the engine."),
     option(ENGINE, "--device", type=click.Choice(["cpu", "cuda"]), show_default="as exported", help="Where it runs."),

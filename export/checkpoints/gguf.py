@@ -15,6 +15,8 @@ import numpy as np
 from ..errors import CheckpointError, UnsupportedModel
 from .arch import arch_from_config
 from .gguf_header import check_header
+from .quantized.ggml import FORMS, integers
+from .quantized.stored import Form, StoredIntegers
 from .safetensors import expect_finite, files_fingerprint, refuse_duplicate
 from .target_tensors import check_names, expected_tensors
 
@@ -112,6 +114,10 @@ class GgufCheckpoint:
                 tensors[tensor.name], file_of[tensor.name] = tensor, file
         return tensors, file_of
 
+    def keys(self) -> list[str]:
+        """All keys of the metadata."""
+        return list(self._reader.fields)
+
     def _config(self) -> dict[str, Any]:
         """The header as a Hugging Face config.json."""
         kind = self.field("general.architecture")
@@ -205,15 +211,27 @@ class GgufCheckpoint:
         from gguf.quants import dequantize
 
         tensor = self._tensor(name)
-        rows = tensor.data[start:stop]
+        numbers = np.asarray(dequantize(self._raw(name, start, stop), tensor.tensor_type), np.float32)
+        expect_finite(numbers, tensor.name, self._file_of[tensor.name])
+        return numbers
+
+    def _raw(self, name: str, start: int, stop: int | None) -> np.ndarray:
+        """Rows [start, stop) as they are stored."""
+        data = self._tensor(name).data
         heads = {"q_proj": self.arch.heads, "k_proj": self.arch.kv_heads}.get(name.split(".")[-2])
         if heads and self.arch.model_type == "llama":
             # llama.cpp stores the rows of q and k in interleaved rotary order, Hugging Face and we in rotate-half order.
-            order = np.arange(len(tensor.data)).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
-            rows = tensor.data[order[start:stop]]
-        numbers = np.asarray(dequantize(rows, tensor.tensor_type), np.float32)
-        expect_finite(numbers, tensor.name, self._file_of[tensor.name])
-        return numbers
+            order = np.arange(len(data)).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+            return np.asarray(data[order[start:stop]])
+        return np.asarray(data[start:stop])
+
+    def form(self, name: str) -> Form | None:
+        """How a tensor is stored; None if its values are not integers times a scale."""
+        return FORMS.get(self._tensor(name).tensor_type.name)
+
+    def integers(self, name: str, start: int, stop: int) -> StoredIntegers:
+        """Rows [start, stop) of a quantized tensor."""
+        return integers(self._raw(name, start, stop), self._tensor(name).tensor_type.name)
 
     def fingerprint(self) -> list[list[Any]]:
         """[file name, size, mtime_ns] of every file."""

@@ -13,6 +13,7 @@ from ..errors import CheckpointError, UnsupportedModel
 from .arch import Arch, arch_from_config
 from .quantized.methods import Reader, reader_of
 from .quantized.settings import SETTINGS_FILES, quantization_of
+from .quantized.stored import Form, HasIntegers, StoredIntegers
 from .safetensors import Files, Weights, read_json
 from .target_tensors import EMBEDDING, HEAD, check_names, expected_tensors, harmless
 from .weight_files import open_files, refuse_adapter
@@ -53,6 +54,7 @@ class HuggingFaceCheckpoint:
         self._files = config.reader(files) if config.reader else files
         self._names = _canonical(self._files, config.arch)
         self.arch, notes = _with_head(config.arch, self._names, self._files)
+        notes += _without_zero_biases(self.arch, self._names, self._files)
         check_names(self.arch, self._names, directory)
         self._check_stored()
         left_out = harmless(self._names)
@@ -80,6 +82,15 @@ class HuggingFaceCheckpoint:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         return self._files.read(self._names.get(name, name), start, stop)
+
+    def form(self, name: str) -> Form | None:
+        """How a tensor is stored; None if it is not quantized."""
+        return self._files.form(self._names.get(name, name)) if isinstance(self._files, HasIntegers) else None
+
+    def integers(self, name: str, start: int, stop: int) -> StoredIntegers:
+        """Rows [start, stop) of a quantized tensor."""
+        assert isinstance(self._files, HasIntegers)
+        return self._files.integers(self._names[name], start, stop)
 
     def fingerprint(self) -> list[list[Any]]:
         return self._files.fingerprint()
@@ -113,6 +124,16 @@ def _with_head(arch: Arch, names: dict[str, str], files: Files) -> tuple[Arch, l
         return arch, [f"{HEAD} is left out: tie_word_embeddings is true, and it is a copy of the embedding"]
     return replace(arch, tied_head=False), [f"the stored {HEAD} is used, as transformers does: it is not the embedding, though "
                                             "tie_word_embeddings is true"]  # fmt: skip
+
+
+def _without_zero_biases(arch: Arch, names: dict[str, str], files: Files) -> list[str]:
+    """Takes biases of zeros that the architecture does not have out of ``names``, and says so: AutoGPTQ stored one for every matrix."""
+    known = expected_tensors(arch)
+    unused = [name for name in names if name.endswith("_proj.bias") and name not in known]
+    zeros = [name for name in unused if not files.read(names[name]).any()]
+    for name in zeros:
+        del names[name]
+    return [f"{zeros[0]} ({len(zeros)} tensors) is left out: it is zero"] if zeros else []
 
 
 def _are_equal(weights: Weights, one: str, other: str) -> bool:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 from ml_dtypes import float8_e4m3fn
 from onnx import StringStringEntryProto, TensorProto, helper
 
+from runtime.backends.cpu.processor import usable_cores
+
 from ..checkpoints.safetensors import Weights
 
 ALIGNMENT = 4096  # both backends map the file into memory
 BLOCK = 32  # inputs that share one scale in int8 and int4
-CHUNK_BYTES = 32 << 20  # float32 bytes in memory at a time while streaming
+CHUNK_BYTES = 1 << 20  # float32 bytes of a row block; small ones stay in the processor's cache from one numpy operation to the next
+MOST_THREADS = 8  # that read and convert
+Converted = TypeVar("Converted")
 
 
 class WeightCount:
@@ -72,36 +79,71 @@ def stored_bytes(dtype: int, shape: Sequence[int]) -> int:
     return -(-count // 2) if dtype == TensorProto.INT4 else count * helper.tensor_dtype_to_np_dtype(dtype).itemsize
 
 
+def row_ranges(checkpoint: Weights, name: str) -> Iterator[tuple[int, int]]:
+    """(first row, row behind the last) of the row blocks of a tensor: at most CHUNK_BYTES as float32 each."""
+    shape = checkpoint.shape(name)
+    step = max(1, CHUNK_BYTES // (4 * math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
 def row_chunks(checkpoint: Weights, name: str) -> Iterator[np.ndarray]:
     """A tensor as float32 row blocks of at most CHUNK_BYTES."""
-    shape = checkpoint.shape(name)
-    row_bytes = 4 * int(np.prod(shape[1:], dtype=np.int64))
-    step = max(1, CHUNK_BYTES // row_bytes)
-    for start in range(0, shape[0], step):
-        yield checkpoint.read(name, start, min(start + step, shape[0]))
+    for start, stop in row_ranges(checkpoint, name):
+        yield checkpoint.read(name, start, stop)
 
 
-def quantize_blocks(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+def converted_rows(checkpoint: Weights, names: Sequence[str], convert: Callable[[np.ndarray], Converted]) -> Iterator[Converted]:
+    """``convert`` of the tensors' float32 row blocks, in order. Threads read and convert a few blocks ahead: numpy and the disk leave the
+    interpreter's lock alone meanwhile."""
+
+    def one(name: str, start: int, stop: int) -> Converted:
+        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, which the check finds and reports
+            return convert(checkpoint.read(name, start, stop))
+
+    threads = min(usable_cores(), MOST_THREADS)
+    waiting: deque[Future[Converted]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for name in names:
+            for start, stop in row_ranges(checkpoint, name):
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(one, name, start, stop))
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def quantize_blocks(weight: np.ndarray, bits: int, stored: type[np.floating] = np.float32) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric blocked quantization of float32 [outputs, inputs], inputs a multiple of BLOCK.
 
-    Returns int8 values [outputs, inputs] and float32 scales [outputs, inputs / BLOCK]; value * scale approximates the weight.
-    Zero point 0, the only form that both ONNX Runtime fuses and TensorRT builds. For 4 bits the entry of largest
+    Returns int8 values [outputs, inputs] and float32 scales [outputs, inputs / BLOCK] that the type ``stored`` holds exactly; value * scale
+    approximates the weight. Zero point 0, the only form that both ONNX Runtime fuses and TensorRT builds. For 4 bits the entry of largest
     magnitude maps to -8, which uses all sixteen levels (the scheme of llama.cpp's Q4_0).
     """
     blocks = weight.reshape(weight.shape[0], -1, BLOCK)
     peak = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
-    scale = peak / -8.0 if bits == 4 else np.abs(peak) / 127.0
+    scale = rounded_scale(peak / -8.0 if bits == 4 else np.abs(peak) / 127.0, stored)
     scale[scale == 0] = 1.0
     low, high = (-8, 7) if bits == 4 else (-127, 127)
     values = np.clip(np.rint(blocks / scale), low, high).astype(np.int8)
     return values.reshape(weight.shape), scale[..., 0]
 
 
+def rounded_scale(scale: np.ndarray, stored: type[np.floating]) -> np.ndarray:
+    """``scale`` as float32 numbers that ``stored`` holds; none of them becomes zero by that."""
+    if stored is np.float32:
+        return scale
+    smallest = np.float32(np.finfo(stored).smallest_subnormal)
+    rounded = scale.astype(stored).astype(np.float32)
+    return np.where((rounded == 0) & (scale != 0), np.copysign(smallest, scale), rounded)
+
+
 def quantize_outputs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int8 values [outputs, inputs] of float32 [outputs, inputs] and one float32 scale an output; value * scale approximates the weight."""
-    scale = np.abs(weight).max(-1) / 127.0
+    scale = np.maximum(weight.max(-1), -weight.min(-1)) / np.float32(127.0)
     scale[scale == 0] = 1.0
-    return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale
+    values = weight / scale[:, None]
+    return np.rint(values, out=values).astype(np.int8), scale
 
 
 def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -118,3 +160,13 @@ def pack_int4(values: np.ndarray) -> np.ndarray:
     if flat.size % 2:
         flat = np.append(flat, np.uint8(0))
     return np.asarray(flat[0::2] | (flat[1::2] << 4), np.uint8)
+
+
+def pack_blocks(values: np.ndarray, bits: int) -> np.ndarray:
+    """Storage of ONNX Runtime's MatMulNBits: int8 values [outputs, inputs], which may be negative, as uint8 [outputs, inputs / BLOCK,
+    4 * bits]. Zero is stored as half of the range; of two four-bit values in a byte the first is in the low half."""
+    shifted = np.ascontiguousarray(values).view(np.uint8) + np.uint8(1 << (bits - 1))
+    if bits == 4:
+        pairs = shifted.view("<u2")  # the first value is the low byte
+        shifted = ((pairs & 0x0F) | ((pairs >> 4) & 0xF0)).astype(np.uint8)
+    return shifted.reshape(len(values), -1, 4 * bits)

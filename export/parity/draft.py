@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import onnx
 
+from runtime.backends.cpu.processor import usable_cores
 from runtime.manifest.schema import Check
 
 from ..checkpoints.draft_checkpoint import EMBEDDING, HEAD, DraftCheckpoint
 from ..graphs.builder import BFLOAT16, FLOAT
-from ..graphs.layers import NUMPY_TYPES, Precision
+from ..graphs.embedding import rounded_embedding
+from ..graphs.precision import NUMPY_TYPES, Precision
 from .bf16_as_fp32 import float32_copy
 from .reference import decoder_layer, linear, norm
 from .target import accuracy_option, compare, log_softmax
@@ -32,20 +34,20 @@ def reference_fuse(draft: DraftCheckpoint, features: np.ndarray) -> np.ndarray:
 
 
 def reference_pass(
-    draft: DraftCheckpoint, tokens: np.ndarray, hidden: np.ndarray, positions: np.ndarray, mask: np.ndarray, shared_type: int
+    draft: DraftCheckpoint, tokens: np.ndarray, hidden: np.ndarray, positions: np.ndarray, mask: np.ndarray, target: Precision
 ) -> tuple[np.ndarray, np.ndarray]:
     """The draft's forward pass in numpy, over all rows at once and without a cache.
 
     tokens [n], hidden [n, H], positions [n] and ancestor mask [n, n] -> (hidden states for the next draft step [n, H], log-probabilities
-    over the draft's vocabulary [n, Vd]). ``shared_type``: ONNX type in which the target's embedding is stored. A shared embedding is
-    rounded to it here, because that rounding is the target's and must not count as the draft's.
+    over the draft's vocabulary [n, Vd]). ``target``: precision of the target. A shared embedding is rounded to what it stores, because that
+    rounding is the target's and must not count as the draft's.
     """
     arch, layer = draft.arch, draft.arch.layer
     cos, sin = (table[positions][:, None, :] for table in layer.rope.tables(layer.head_dim, int(positions.max()) + 1))
     source = draft if arch.own_embedding else draft.target
     embedded = np.stack([source.read(EMBEDDING, int(token), int(token) + 1)[0] for token in tokens])
     if source is draft.target:
-        embedded = embedded.astype(NUMPY_TYPES[shared_type]).astype(np.float32)
+        embedded = rounded_embedding(embedded, target)
     feature = norm(draft, layer, "model.layers.0.hidden_norm", hidden)
     attention_input = np.concatenate([norm(draft, layer, "model.layers.0.input_layernorm", embedded), feature], axis=-1)
     residual = feature if arch.norm_before_residual else hidden
@@ -68,7 +70,7 @@ def check_draft(directory: Path, draft: DraftCheckpoint, precision: Precision, t
     causal = np.tri(COMMITTED, dtype=bool)
 
     hidden = reference_fuse(draft, features.astype(np.float32))
-    next_hidden, committed = reference_pass(draft, tokens, hidden, np.arange(COMMITTED), causal, target.stored)
+    next_hidden, committed = reference_pass(draft, tokens, hidden, np.arange(COMMITTED), causal, target)
     beams = draft.tokens[np.argsort(-committed[-1], kind="stable")[:BEAMS]]
     mask = np.block([[causal, np.zeros((COMMITTED, BEAMS), bool)], [np.ones((BEAMS, COMMITTED), bool), np.eye(BEAMS, dtype=bool)]])
     _, level = reference_pass(
@@ -77,7 +79,7 @@ def check_draft(directory: Path, draft: DraftCheckpoint, precision: Precision, t
         np.concatenate([hidden, np.repeat(next_hidden[-1:], BEAMS, 0)]),
         np.concatenate([np.arange(COMMITTED), np.full(BEAMS, COMMITTED)]),
         mask,
-        target.stored,
+        target,
     )
     actual = _ExportedDraft(directory, draft, precision).run(features, tokens, beams)
     return compare(np.concatenate([committed, level[-BEAMS:]]), actual, precision, "draft")
@@ -147,6 +149,7 @@ def _open(file: Path, dtype: np.dtype) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
     options.log_severity_level = 4
     options.add_session_config_entry(*accuracy_option(dtype))
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

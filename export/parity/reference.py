@@ -5,6 +5,8 @@ It shares nothing with the exported graph but the checkpoint: it has no cache an
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from ..checkpoints.arch import Arch
@@ -12,12 +14,13 @@ from ..checkpoints.safetensors import Checkpoint, Weights
 from ..graphs.weights import row_chunks
 
 
-def reference_logits(checkpoint: Checkpoint, tokens: np.ndarray, depth: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Logits float32 [n, V] of a token tree: tokens [n], depth [n] (also the position) and ancestor mask [n, n]."""
+def reference_logits(checkpoint: Checkpoint, tokens: np.ndarray, depth: np.ndarray, mask: np.ndarray, layers: Iterable[int]) -> np.ndarray:
+    """Logits float32 [n, V] of a token tree: tokens [n], depth [n] (also the position) and ancestor mask [n, n]. ``layers``: those that are
+    computed, one after the other."""
     arch = checkpoint.arch
     cos, sin = (table[depth][:, None, :] for table in arch.rope.tables(arch.head_dim, int(depth.max()) + 1))
     hidden = np.stack([checkpoint.read("model.embed_tokens.weight", int(token), int(token) + 1)[0] for token in tokens])
-    for layer in range(arch.layers):
+    for layer in layers:
         prefix = f"model.layers.{layer}."
         hidden = decoder_layer(checkpoint, arch, prefix, norm(checkpoint, arch, prefix + "input_layernorm", hidden), hidden, cos, sin, mask)
     head = "model.embed_tokens" if arch.tied_head else "lm_head"

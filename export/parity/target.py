@@ -2,63 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
+from runtime.backends.cpu.processor import usable_cores
 from runtime.decoding.tree import Tree
 from runtime.manifest.schema import Check
 
+from ..checkpoints.arch import Arch
 from ..checkpoints.safetensors import Checkpoint
 from ..errors import CheckpointError, ParityError
 from ..graphs.builder import BFLOAT16, FLOAT
-from ..graphs.layers import NUMPY_TYPES, Precision
+from ..graphs.precision import NUMPY_TYPES, Precision
 from ..graphs.target import stream
 from .bf16_as_fp32 import float32_copy
+from .kept import layers_are_stored_alike
 from .reference import reference_logits
+from .stored import check_stored
+from .wiring import check_wiring
+
+Report = Callable[[int, int], None]
+"""Called with how many parts of a check are done, and of how many."""
 
 # Largest mean KL divergence to the float32 logits that can be rounding; a wrong graph has 2 and more. SmolLM2-135M is sensitive to
 # rounding: it has 1e-5 in fp16, 1e-4 in bf16, 0.013 in int8, 0.10 in fp8 (three bits of mantissa) and 0.70 in int4.
 MAX_KL = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 1e-2, "fp8": 0.5, "int8": 0.1, "int4": 1.0}
 MAX_FP32_DIFF = 1e-3  # largest difference of a logit in fp32
+FULL_CHECK = 1 << 30  # weights: a larger model is not run whole
 PIECE_BYTES = 192 << 20  # of weights in one piece of the graph
 SLOTS = 64
 TREE_PARENTS = (-1, 0, 1, 2, 2, 1, 5, 0)  # parent of each node. The branches test mask and positions; a chain would test causality only.
 
 
-def check_target(file: Path, checkpoint: Checkpoint, precision: Precision) -> Check:
-    """Compare the graph in ``file`` with the reference, on a small tree with an empty cache. Raises ParityError if the difference is more
-    than rounding."""
-    tokens = np.random.default_rng(0).choice(checkpoint.arch.vocab, len(TREE_PARENTS), replace=False)
+def check_target(file: Path, checkpoint: Checkpoint, precision: Precision, report: Report = lambda done, total: None) -> Check:
+    """Compare the graph in ``file`` with the reference, on a small tree with an empty cache. Of a small model all layers are run, else the
+    first, the middle and the last one between embedding and head; then the stored weights and the wiring of all layers are checked as well.
+    Raises ParityError if the difference is more than rounding."""
+    arch = checkpoint.arch
+    layers = sampled_layers(arch) if layers_are_stored_alike(checkpoint) else range(arch.layers)
+    report(0, len(layers))
+    if len(layers) < arch.layers:
+        check_stored(file, checkpoint)
+        check_wiring(onnx.load(file, load_external_data=False), arch.layers)
+    tokens = np.random.default_rng(0).choice(arch.vocab, len(TREE_PARENTS), replace=False)
     tree = Tree.from_parents(tokens.tolist(), TREE_PARENTS)
     with np.errstate(over="ignore", invalid="ignore"):
-        expected = reference_logits(checkpoint, tree.tokens, tree.depth, tree.mask).astype(np.float64)
+        expected = reference_logits(checkpoint, tree.tokens, tree.depth, tree.mask, layers).astype(np.float64)
     if not np.isfinite(expected).all():
         raise CheckpointError(f"{checkpoint.path} itself gives logits that are not finite in float32 — its weights are damaged, get others")
-    actual = exported_logits(file, checkpoint, precision, tree).astype(np.float64)
+    actual = exported_logits(file, checkpoint, precision, tree, layers, report).astype(np.float64)
     return compare(
         log_softmax(expected),
         log_softmax(actual) if np.isfinite(actual).all() else actual,
         precision,
         "target",
         np.abs(expected - actual).max(),
+        len(layers),
     )
 
 
-def compare(expected: np.ndarray, actual: np.ndarray, precision: Precision, model: str, difference: float | None = None) -> Check:
+def sampled_layers(arch: Arch) -> Sequence[int]:
+    """The layers that the check runs."""
+    weights = arch.layers * sum(outputs * inputs for _, outputs, inputs in arch.linears.values()) + arch.vocab * arch.hidden
+    return range(arch.layers) if weights <= FULL_CHECK else sorted({0, arch.layers // 2, arch.layers - 1})
+
+
+def compare(
+    expected: np.ndarray, actual: np.ndarray, precision: Precision, model: str, difference: float | None = None, layers: int | None = None
+) -> Check:
     """Compare log-probabilities [n, V] of reference and export.
 
     ``model``: "target" or "draft", for messages. ``difference``: largest difference of a logit, if the caller has logits; by default that
-    of the log-probabilities. Raises ParityError if the difference is more than rounding.
+    of the log-probabilities. ``layers``: how many were run, None for all. Raises ParityError if the difference is more than rounding.
     """
     if not np.isfinite(actual).all():
         option = "--draft-precision" if model == "draft" else "--precision"
         raise ParityError(f"the exported {model} gives logits that are not finite in {precision.name} — choose another {option}")
     check = Check(
         rows=len(expected),
+        layers=layers,
         max_abs_logit_diff=float(np.abs(expected - actual).max() if difference is None else difference),
         mean_kl=float((np.exp(expected) * (expected - actual)).sum(-1).mean()),
         same_argmax=float((expected.argmax(-1) == actual.argmax(-1)).mean()),
@@ -77,8 +103,11 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
-def exported_logits(file: Path, checkpoint: Checkpoint, precision: Precision, tree: Tree) -> np.ndarray:
-    """Logits [n, V] of the exported graph for a tree of n nodes, with a few layers in memory at a time."""
+def exported_logits(
+    file: Path, checkpoint: Checkpoint, precision: Precision, tree: Tree, layers: Sequence[int], report: Report = lambda done, total: None
+) -> np.ndarray:
+    """Logits [n, V] of the exported graph for a tree of n nodes, with a few layers in memory at a time. Only ``layers``, ascending, are
+    run, one after the other."""
     arch = checkpoint.arch
     model = onnx.load(file, load_external_data=False)
     if precision.compute == BFLOAT16:
@@ -96,11 +125,13 @@ def exported_logits(file: Path, checkpoint: Checkpoint, precision: Precision, tr
         "rows": np.arange(len(tree)),
         **{name: zeros[shape] for name, shape in caches.items()},
     }
-    for source, result in _piece_boundaries(model, arch.layers):
-        feeds[result] = _run(file.with_name(f"check.{result}.onnx"), _subgraph(model, source, result), feeds, compute)
-        if source:
-            del feeds[source]
-    return np.asarray(feeds["logits"][0])
+    hidden = np.empty(0)
+    pieces = list(_piece_boundaries(model, arch.layers, layers))
+    for done, (source, result) in enumerate(pieces, 1):
+        inputs = {**feeds, source: hidden} if source else feeds
+        hidden = _run(file.with_name(f"check.{result}.onnx"), _subgraph(model, source, result), inputs, compute)
+        report(done, len(pieces))
+    return np.asarray(hidden[0])
 
 
 def _shorten_caches(model: onnx.ModelProto) -> int:
@@ -118,13 +149,18 @@ def _cache_shape(cache: onnx.ValueInfoProto, slots: int) -> tuple[int, ...]:
     return tuple(dim.dim_value or slots for dim in cache.type.tensor_type.shape.dim)
 
 
-def _piece_boundaries(model: onnx.ModelProto, layers: int) -> Iterator[tuple[str | None, str]]:
+def _piece_boundaries(model: onnx.ModelProto, layers: int, chosen: Sequence[int]) -> Iterator[tuple[str | None, str]]:
     """(tensor that enters, tensor that leaves) of each piece: the embedding, groups of layers of about PIECE_BYTES, the head."""
     sizes = (int(entry.value) for weight in model.graph.initializer for entry in weight.external_data if entry.key == "length")
     step = max(1, PIECE_BYTES // max(1, sum(sizes) // layers))
     yield None, stream(0)
-    for first in range(0, layers, step):
-        yield stream(first), stream(min(first + step, layers))
+    last = None
+    for first in chosen:
+        if last is None or first >= last:  # else it was in the group before
+            last = first + 1
+            while last in chosen and last < first + step:
+                last += 1
+            yield stream(first), stream(last)
     yield stream(layers), "logits"
 
 
@@ -165,6 +201,7 @@ def _run(file: Path, piece: onnx.ModelProto, feeds: dict[str, Any], compute: np.
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
     options.log_severity_level = 4  # ONNX Runtime warns that the cache is not shared, which is intended here
     options.add_session_config_entry(*accuracy_option(compute))
     onnx.save(piece, file)

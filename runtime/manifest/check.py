@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import EngineDirError
-from .graphs import FILE_NAME, File, Graph, Tensor, sha256_of
+from .believed import Believed
+from .graphs import FILE_NAME, File, Graph, Tensor
 from .schema import BACKENDS, Draft, Manifest, TargetShape
 from .tuning import Tuning
 from .tuning_fit import misfit, policy_limits
@@ -99,35 +100,32 @@ def check_tuning(tuning: Tuning, plans: bool) -> None:
         raise Malformed(f"manifest.tuning names {missing[0]!r} without its hash")
 
 
-def check_files(directory: Path, manifest: Manifest, verify: bool, backend: str) -> None:
-    """Check that every file is listed, present, inside the directory and of its size, and with ``verify`` that files which ``backend``
-    reads have their hash. ONNX Runtime itself refuses graphs that read files outside of their directory. Raises EngineDirError."""
+def check_files(directory: Path, manifest: Manifest, verify: bool | None, backend: str) -> None:
+    """Check that every file is listed, present, inside the directory and of its size, and that files which ``backend`` reads have their
+    hash. ``verify``: hash them all (True), hash none (False), or believe those that have not changed since they were hashed (None). ONNX
+    Runtime itself refuses graphs that read files outside of their directory. Raises EngineDirError."""
     remedy = manifest.rebuild
-    used = [*_files_of(manifest.graphs), manifest.tokens.tokenizer]
+    used = [*_files_of(manifest.graphs), manifest.tokens.tokenizer, *manifest.tokens.chat_templates.values()]
     not_read = (".onnx", ".data") if backend == "tensorrt" else (".plan",)
-    used += [manifest.tokens.chat_template] if manifest.tokens.chat_template else []
     for name in used:
         if name not in manifest.files:
             raise EngineDirError(f"{directory / FILE_NAME} names {name!r} without its hash — export again: {remedy}")
-    for name, expected in manifest.files.items():
-        _check_file(directory, name, expected, verify and not name.endswith(not_read), "export", f"export again: {remedy}")
+    hashes = None if verify is False else Believed(directory, trust=not verify)
+    checks = [(name, expected, "export", f"export again: {remedy}") for name, expected in manifest.files.items()]
     if tuning := manifest.tuning:
-        for name, expected in tuning.files.items():
-            _check_file(
-                directory,
-                name,
-                expected,
-                verify and not name.endswith(not_read),
-                "tuning",
-                f"tune again: resps-tune --engine-dir {directory}",
-            )
+        again = f"tune again: resps-tune --engine-dir {directory}"
+        checks += [(name, expected, "tuning", again) for name, expected in tuning.files.items()]
+    for name, expected, made_by, again in checks:
+        _check_file(directory, name, expected, None if name.endswith(not_read) else hashes, made_by, again)
+    if hashes:
+        hashes.save()
 
 
 def _files_of(graphs: Mapping[str, Graph], plans: bool = True) -> list[str]:
     return [name for graph in graphs.values() for name in (graph.file, graph.fused, graph.plan if plans else None) if name]
 
 
-def _check_file(directory: Path, name: str, expected: File, verify: bool, made_by: str, remedy: str) -> None:
+def _check_file(directory: Path, name: str, expected: File, hashes: Believed | None, made_by: str, remedy: str) -> None:
     if name != Path(name).name or name in (".", ".."):
         raise EngineDirError(f"{directory / FILE_NAME} names a file outside the directory: {name!r} — {remedy}")
     path = directory / name
@@ -135,5 +133,5 @@ def _check_file(directory: Path, name: str, expected: File, verify: bool, made_b
         raise EngineDirError(f"{directory} lacks {name} — {remedy}")
     if path.resolve().parent != directory.resolve():
         raise EngineDirError(f"{path} is a link to a place outside the directory — {remedy}")
-    if path.stat().st_size != expected.bytes or (verify and sha256_of(path) != expected.sha256):
+    if path.stat().st_size != expected.bytes or (hashes and hashes.sha256(path) != expected.sha256):
         raise EngineDirError(f"{path} was changed after the {made_by} — {remedy}")

@@ -26,9 +26,12 @@ def find_engine_dir(path: Path) -> Path:
     raise EngineDirError(f"{path} has no {FILE_NAME}: it is not a finished engine directory — export one: resps-export --model NAME")
 
 
-def load_manifest(directory: Path, *, verify: bool = True, backend: str | None = None, tuned: bool = True) -> Manifest:
-    """Read the manifest and check the directory: every file must be there and, with ``verify``, every file that ``backend`` reads must have
-    its hash. ``backend``: [default: the one it was exported for]. Without ``tuned`` its tuning is left out. Raises EngineDirError."""
+def load_manifest(directory: Path, *, verify: bool | None = None, backend: str | None = None, tuned: bool = True) -> Manifest:
+    """Read the manifest and check the directory: every file must be there, and every file that ``backend`` reads must have its hash.
+
+    ``verify``: whether to hash them [default: those that changed since they were hashed]. ``backend``: [default: the one it was exported
+    for]. Without ``tuned`` its tuning is left out. Raises EngineDirError.
+    """
     manifest = read_manifest(directory, tuned)
     check_files(directory, manifest, verify, backend or manifest.backend)
     return manifest

@@ -29,7 +29,8 @@ curl localhost:8000/v1/completions -d '{"model": "smollm2-135m", "prompt": "Once
 @option("Address", "--model-name", metavar="NAME", show_default="the engine directory's name", help="Name of the model for clients.")
 @options.engine_dir
 @options.backend_and_device
-@options.threads("physical cores, or 1 with several replicas")
+@options.threads("usable cores, or 1 with several replicas")
+@options.verify
 @serve_options.replicas
 @option(ENGINE, "--no-warmup", is_flag=True, help="Listen at once; the first requests are slower.")
 @options.draft()
@@ -63,7 +64,7 @@ def command(engine_dir: Path, host: str, port: int, model_name: str | None, **gi
     with bind(host, port) as listener:
         place = {name: given[name] for name in ("policy", "draft", "backend", "device", "threads")}
         with usage_errors():  # an unknown policy, say
-            decoders = load_replicas(directory, given["replicas"], warm=not given["no_warmup"], **place)
+            decoders = load_replicas(directory, given["replicas"], warm=not given["no_warmup"], verify=given["verify"] or None, **place)
         app = make_app(settings, lambda: decoders)
         shown = f"[{host}]" if ":" in host else host
         server = Server(app, settings.drain_seconds, f"{settings.model} at http://{shown}:{listener.getsockname()[1]}/v1")

@@ -1,4 +1,4 @@
-"""resps-export with a draft: options, dry run, the manifest's entry, and when the engine is out of date."""
+"""resps-export with a draft: options, dry run, manifest entry, and detection of an outdated engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from export.cli import command
-from export.graphs.layers import PRECISIONS
+from export.graphs.precision import PRECISIONS
 from runtime.console import run_command
 from runtime.manifest.load import load_manifest
 from tests.support.draft_cases import DraftCase

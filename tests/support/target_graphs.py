@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 
 from export.checkpoints.hugging_face import HuggingFaceCheckpoint
-from export.graphs.layers import PRECISIONS
+from export.graphs.precision import PRECISIONS
 from export.graphs.target import TargetWriter
 from export.graphs.weights import WeightFile
 from runtime.decoding.tree import Tree
@@ -28,7 +28,8 @@ class TargetGraph:
     def __init__(
         self, directory: Path, model: Any, precision: str = "fp32", level: str = "4", optimized: bool = True, capacity: int = CAPACITY
     ) -> None:
-        model.save_pretrained(directory)
+        if model is not None:  # else the directory has a checkpoint
+            model.save_pretrained(directory)
         self.checkpoint = HuggingFaceCheckpoint(directory)
         self.arch, self.precision = self.checkpoint.arch, PRECISIONS[precision]
         with WeightFile(directory / "target.data") as weights:
@@ -47,7 +48,14 @@ class TargetGraph:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
         if not optimized:  # the graph exactly as written, nothing fused
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return onnxruntime.InferenceSession(str(self.file), options, providers=["CPUExecutionProvider"])
+        model = onnx.load(self.file, load_external_data=False)
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "accuracy_level":
+                    attribute.i = int(level)
+        file = self.file.with_name(f"level{level}.onnx")
+        onnx.save(model, file)
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def clear(self) -> None:
         kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

@@ -1,4 +1,4 @@
-"""Reading GGUF files and their tokenizers, and the errors for damaged or unsupported ones."""
+"""Reading GGUF files, and the errors for damaged or unsupported ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from gguf import GGMLQuantizationType, quants
 
 from export.checkpoints.fetch import open_checkpoint
 from export.checkpoints.gguf import GgufCheckpoint
-from export.checkpoints.tokenizer import tokenizer_of_gguf
 from export.errors import UnsupportedModel
 from export.parity.reference import reference_logits
 from runtime.decoding.tree import Tree
@@ -193,46 +192,3 @@ def test_gguf_of_another_architecture(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"llama", b"gemma"))
     with refused("architecture 'gemma' is not supported as GGUF — supported: llama, qwen2, qwen3", UnsupportedModel):
         open_checkpoint(file)
-
-
-class TokenizerHeader:
-    """The tokenizer's fields of a GGUF header, with changes; None removes a field."""
-
-    path = Path("model.gguf")
-
-    def __init__(self, **changes: Any) -> None:
-        fields = {
-            "model": "gpt2",
-            "tokens": ["a", "b", "ab"],
-            "merges": ["a b"],
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-            "add_bos_token": True,
-        }
-        self._fields = {name: value for name, value in {**fields, **changes}.items() if value is not None}
-
-    def field(self, key: str, default: Any = None) -> Any:
-        return self._fields.get(key.removeprefix("tokenizer.ggml."), default)
-
-
-def test_tokenizer_of_a_header() -> None:
-    tokenizer = tokenizer_of_gguf(TokenizerHeader(eot_token_id=2))  # type: ignore[arg-type]
-    assert (tokenizer.stop, tokenizer.bos, tokenizer.chat_template) == ((1, 2), 0, None)
-    assert tokenizer_of_gguf(TokenizerHeader(bos_token_id=None)).bos is None  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tokens": None}, "model.gguf has no strings in tokenizer.ggml.tokens — "),
-        ({"tokens": [1, 2]}, "has no strings in tokenizer.ggml.tokens — "),
-        ({"merges": None}, "has no strings in tokenizer.ggml.merges — "),
-        ({"merges": ["ab"]}, "cannot read the tokenizer of model.gguf: .* — the file is damaged"),
-        ({"merges": ["a c"]}, "cannot read the tokenizer of model.gguf: .* — the file is damaged"),
-        ({"bos_token_id": 3}, "model.gguf has 3 for its bos token — the file is damaged"),
-        ({"eos_token_id": "b"}, "has 'b' for its eos token — "),
-    ],
-)
-def test_impossible_tokenizer_is_refused(changes: dict[str, Any], message: str) -> None:
-    with refused(message):
-        tokenizer_of_gguf(TokenizerHeader(**changes))  # type: ignore[arg-type]

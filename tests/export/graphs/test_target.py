@@ -1,4 +1,4 @@
-"""The target graph against transformers: every architecture, every precision, chains and trees."""
+"""The target graph equals transformers, for every architecture and precision, on chains and trees."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.errors import CheckpointError
 from export.graphs.fused import fused_target
 from export.graphs.int4_offsets import widened
-from export.graphs.layers import PRECISIONS
+from export.graphs.precision import PRECISIONS
 from runtime.decoding.tree import Tree
 from tests.support.target_graphs import CAPACITY, PROMPT, TREE, TargetGraph, expect_rows, path_to
 from tests.support.tiny import ARCHITECTURES, VOCAB, tiny_model
@@ -56,13 +56,13 @@ def test_captured_layers_of_six_layers_are_the_streams_eagle_reads(tmp_path: Pat
 
 
 def written(graph: TargetGraph) -> dict[str, np.ndarray]:
-    """What the cache holds after PROMPT and TREE."""
+    """The cache's contents after PROMPT and TREE."""
     return {name: array[:, :, : len(PROMPT) + len(TREE)].copy() for name, array in graph.cache.items()}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_fused_attention_gives_what_the_standard_graph_gives(tmp_path: Path, name: str) -> None:
-    """Also for a tree at the very beginning, which the operator could take for a prompt, and in the cache."""
+    """Logits and cache are equal, also for a tree in an empty cache, which the operator could take for a prompt."""
     graph = TargetGraph(tmp_path, tiny_model(name))
     fused = fused_target(graph.writer)
     if graph.arch.qk_norm:
@@ -90,23 +90,29 @@ def test_nothing_is_fused_where_sums_have_an_order_or_numbers_are_not_float32(tm
         assert (fused_target(graph.writer) is not None) == fuses
 
 
+def _matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[outputs, inputs] of blocks of four bits, stored as [outputs, blocks, bytes]."""
+    return shape if len(shape) == 2 else (shape[0], 2 * shape[1] * shape[2])
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["qwen2", "qwen3"])
 def test_graph_is_standard_and_lean(tmp_path: Path, name: str, precision: str) -> None:
     graph = TargetGraph(tmp_path, tiny_model(name), precision)
     onnx.checker.check_model(str(graph.file))
     model = onnx.load(graph.file, load_external_data=False)
-    assert [(each.domain, each.version) for each in model.opset_import] == [("", 24)]
+    assert [(each.domain, each.version) for each in model.opset_import if not each.domain] == [("", 24)]
     nodes = list(model.graph.node)
-    assert {node.domain for node in nodes} == {""}
+    own = {"MatMulNBits"} if precision == "int4" else set()  # the standard has no product with blocks of four bits
+    assert {node.op_type for node in nodes if node.domain} == own
 
     layers, arch = graph.arch.layers, graph.arch
     stored = {each.name: tuple(each.dims) for each in model.graph.initializer}
     stored |= {
         node.output[0]: stored[node.input[0]] for node in nodes if node.op_type in ("Cast", "DequantizeLinear") if node.input[0] in stored
     }
-    weighted = [node for node in nodes if node.op_type in ("MatMul", "Gemm", "MatMulInteger") and node.input[1] in stored]
-    products = [sorted(stored[node.input[1]]) for node in weighted]
+    weighted = [node for node in nodes if node.op_type in ("MatMul", "Gemm", "MatMulInteger", "MatMulNBits") and node.input[1] in stored]
+    products = [sorted(_matrix(stored[node.input[1]])) for node in weighted]
     wide = widened if precision == "int4" else int
     joined = [(outputs, wide(inputs)) for _, outputs, inputs in arch.linears.values()]  # qkv, o, gate and up, down: one product each
     assert products == [sorted(shape) for shape in joined] * layers + [sorted((arch.vocab, arch.hidden))]
