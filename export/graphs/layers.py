@@ -10,6 +10,7 @@ import onnx
 
 from ..checkpoints.arch import Arch
 from ..checkpoints.safetensors import Weights
+from .plain_attention import builds_attention, plain_attention
 from .precision import Precision
 from .storage import StorageWriter
 from .weights import WeightCount, stored_bytes
@@ -120,6 +121,8 @@ class LayerWriter(StorageWriter):
 
     def _attend(self, query: str, keys: str, values: str) -> str:
         """Attention output, [1, n, heads, D]."""
+        if self.static and not builds_attention(self.arch.head_dim):
+            return plain_attention(self.g, self.arch, self.precision.compute, query, keys, values, self.mask)
         attended = self.g.op("Attention", query, keys, values, self.mask, scale=self.arch.head_dim**-0.5)
         return self.g.op("Transpose", attended, perm=[0, 2, 1, 3])
 
