@@ -42,7 +42,7 @@ class Shard:
         return values.reshape([max(0, end - first), *shape[1:]] if shape else []).astype(np.float32, copy=False)
 
     def _fill(self, buffer: np.ndarray, offset: int) -> None:
-        left = memoryview(buffer)
+        left = buffer.data
         with self.file.open("rb", buffering=0) as opened:
             while left:
                 count = os.preadv(opened.fileno(), [left], offset)
