@@ -79,17 +79,17 @@ def stored_bytes(dtype: int, shape: Sequence[int]) -> int:
     return -(-count // 2) if dtype == TensorProto.INT4 else count * helper.tensor_dtype_to_np_dtype(dtype).itemsize
 
 
-def row_ranges(checkpoint: Weights, name: str) -> Iterator[tuple[int, int]]:
-    """(first row, row behind the last) of the row blocks of a tensor: at most CHUNK_BYTES as float32 each."""
+def row_ranges(checkpoint: Weights, name: str, chunks: int = 1) -> Iterator[tuple[int, int]]:
+    """(first row, row behind the last) of the row blocks of a tensor: at most ``chunks`` times CHUNK_BYTES as float32 each."""
     shape = checkpoint.shape(name)
-    step = max(1, CHUNK_BYTES // (4 * math.prod(shape[1:])))
+    step = max(1, chunks * CHUNK_BYTES // (4 * math.prod(shape[1:])))
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])
 
 
-def row_chunks(checkpoint: Weights, name: str) -> Iterator[np.ndarray]:
-    """A tensor as float32 row blocks of at most CHUNK_BYTES."""
-    for start, stop in row_ranges(checkpoint, name):
+def row_chunks(checkpoint: Weights, name: str, chunks: int = 1) -> Iterator[np.ndarray]:
+    """A tensor as float32 row blocks of at most ``chunks`` times CHUNK_BYTES."""
+    for start, stop in row_ranges(checkpoint, name, chunks):
         yield checkpoint.read(name, start, stop)
 
 

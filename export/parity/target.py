@@ -44,24 +44,32 @@ def check_target(file: Path, checkpoint: Checkpoint, precision: Precision, repor
     Raises ParityError if the difference is more than rounding."""
     arch = checkpoint.arch
     layers = sampled_layers(arch) if layers_are_stored_alike(checkpoint) else range(arch.layers)
-    report(0, len(layers))
-    if len(layers) < arch.layers:
+    half, sampled = len(layers) + 1, len(layers) < arch.layers
+    report(0, 2 * half)
+    if sampled:
         check_stored(file, checkpoint)
         check_wiring(onnx.load(file, load_external_data=False), arch.layers)
+
+    def reported() -> Iterator[int]:
+        for done, layer in enumerate(layers, 1):
+            report(done, 2 * half)
+            yield layer
+
     tokens = np.random.default_rng(0).choice(arch.vocab, len(TREE_PARENTS), replace=False)
     tree = Tree.from_parents(tokens.tolist(), TREE_PARENTS)
     with np.errstate(over="ignore", invalid="ignore"):
-        expected = reference_logits(checkpoint, tree.tokens, tree.depth, tree.mask, layers).astype(np.float64)
+        expected = reference_logits(checkpoint, tree.tokens, tree.depth, tree.mask, reported()).astype(np.float64)
     if not np.isfinite(expected).all():
         raise CheckpointError(f"{checkpoint.path} itself gives logits that are not finite in float32 — its weights are damaged, get others")
-    actual = exported_logits(file, checkpoint, precision, tree, layers, report).astype(np.float64)
+    pieces: Report = lambda done, total: report(half + half * done // total, 2 * half)  # noqa: E731
+    actual = exported_logits(file, checkpoint, precision, tree, layers, pieces).astype(np.float64)
     return compare(
         log_softmax(expected),
         log_softmax(actual) if np.isfinite(actual).all() else actual,
         precision,
         "target",
         np.abs(expected - actual).max(),
-        len(layers),
+        len(layers) if sampled else None,
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from runtime.manifest.believed import FILE_NAME as HASHED
 from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import Manifest
 from tests.support.ended import Ended
@@ -25,7 +26,8 @@ def snapshot(directory: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def names_in(directory: Path) -> set[str]:
-    return {path.name for path in directory.iterdir()} if directory.exists() else set()
+    """Names in a directory, without what loading remembers there."""
+    return {path.name for path in directory.iterdir()} - {HASHED} if directory.exists() else set()
 
 
 def files_of(precision: str) -> set[str]:

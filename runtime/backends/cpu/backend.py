@@ -36,7 +36,8 @@ class CpuBackend:
         graph = self._manifest.graph(name)
         if name not in self._sessions:
             threads = self._threads if name in _WITH_WEIGHTS else 1
-            self._sessions[name] = open_session(self._directory / (graph.fused or graph.file), threads)
+            huge_pages = not self._manifest.quantized  # integers gain nothing from them
+            self._sessions[name] = open_session(self._directory / (graph.fused or graph.file), threads, huge_pages=huge_pages)
         engine = OrtEngine(self._sessions[name], graph, limits, shared)
         self._cleanup.callback(engine.close)
         return engine

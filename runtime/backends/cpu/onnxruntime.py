@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,12 @@ def _ort_value(array: np.ndarray) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
-def open_session(file: Path, threads: int, profile: Path | None = None) -> Any:
-    """An InferenceSession of a graph. With one thread it computes on the caller's thread. ``profile``: prefix of the file to which ONNX
-    Runtime's profiler writes every node; the session's `end_profiling` returns the file's name. Raises EngineDirError."""
+def open_session(file: Path, threads: int, profile: Path | None = None, huge_pages: bool = True) -> Any:
+    """An InferenceSession of a graph. With one thread it computes on the caller's thread. Raises EngineDirError.
+
+    ``profile``: prefix of the file to which ONNX Runtime's profiler writes every node; the session's `end_profiling` returns the file's
+    name. ``huge_pages``: whether to move the weights to huge pages. It takes a second for half a gigabyte, and minutes for seven.
+    """
     try:
         onnxruntime = import_onnxruntime()
     except ImportError:
@@ -120,7 +124,7 @@ def open_session(file: Path, threads: int, profile: Path | None = None) -> Any:
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
-        with huge_pages_for_new_memory():
+        with huge_pages_for_new_memory() if huge_pages else nullcontext():
             session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own unrelated classes
         raise EngineDirError(f"ONNX Runtime cannot load {file}: {error} — rebuild it: resps-export --force") from error

@@ -17,6 +17,7 @@ from runtime.console import run_command
 from runtime.manifest.graphs import FILE_NAME, sha256_of
 from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import Manifest
+from tests.support.exporting import names_in
 from tests.support.tensorrt_exports import GRAPHS, LAYERS, SIZES, Run, TinyModels, expect_caches_updated_in_place, export_to
 
 trt = pytest.importorskip("tensorrt_rtx")
@@ -28,7 +29,7 @@ FILES = {
 
 def test_directory_is_complete_and_describes_itself(engine: Path, manifest: Manifest) -> None:
     assert engine.name == "tiny-trt"
-    assert {path.name for path in engine.iterdir()} == FILES
+    assert names_in(engine) == FILES
     assert set(manifest.files) == FILES - {FILE_NAME}
     assert (manifest.backend, manifest.precision, manifest.tree_sizes) == ("tensorrt", "fp16", SIZES)
     assert manifest.tensorrt is not None
