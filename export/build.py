@@ -15,17 +15,16 @@ from typing import Any
 import onnx
 import onnxruntime
 
+from runtime.backends.cpu.processor import usable_memory
 from runtime.errors import EngineDirError
 from runtime.manifest.graphs import FILE_NAME, File, Graph, Tensor, sha256_of
 from runtime.manifest.load import load_manifest
-from runtime.manifest.schema import SCHEMA, Check, Draft, Limits, Manifest, Source, TargetShape, Tokens
+from runtime.manifest.schema import SCHEMA, Check, Draft, Limits, Manifest, Source, TargetShape
 from runtime.manifest.tuning import Tuning
 from runtime.manifest.tuning_fit import policy_limits
 
 from .checkpoints.draft_checkpoint import DraftCheckpoint
-from .checkpoints.gguf import GgufCheckpoint
 from .checkpoints.safetensors import Checkpoint
-from .checkpoints.tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, TokenizerFiles, tokenizer_of_directory, tokenizer_of_gguf
 from .directory.bundled_tuning import bundled_tuning
 from .directory.found_tuning import FoundTuning, adopt
 from .directory.install import expect_replaceable, move_into_place, scratch_directory
@@ -43,31 +42,33 @@ from .plan import Plan
 from .tensorrt.builder import TIMING_CACHE, Progress
 from .tensorrt.gpu import Platform
 from .tensorrt.plans import build_plans, describe
+from .text.side import TextSide
 
-SPAN_STEP = {ONNXRUNTIME: 64, TENSORRT: 256}  # coarser where every span is recorded on its own
+_log = logging.getLogger("resps")
+SPAN_STEP = {ONNXRUNTIME: 64, TENSORRT: 256}  # coarser for TensorRT, because the runtime records a CUDA graph for every span
 FUSED_FILE = "target.cpu.onnx"
 
 
 def is_current(plan: Plan, source: Source) -> bool:
-    """Whether the directory already holds exactly this export, unharmed."""
+    """Whether the directory already holds exactly this export and all its files are intact."""
     try:
         return load_manifest(plan.directory).source == source
     except EngineDirError:
         return False
 
 
-_NOT_THE_EXPORTER = ("training", "tuning")  # commands of their own: no file of a new engine depends on them
+_NOT_THE_EXPORTER = ("training", "tuning")  # separate commands; an exported engine does not depend on them
 
 
 def source_of(checkpoint: Checkpoint, draft: DraftCheckpoint | None, options: Mapping[str, Any]) -> Source:
-    """Fingerprint of inputs and options; an existing directory with the same one is up to date."""
+    """Fingerprint of inputs and options. An existing directory with the same fingerprint is up to date."""
     found = [*checkpoint.fingerprint(), *(draft.fingerprint() if draft else [])]
     files = tuple((name, size, modified) for name, size, modified in found)
     return Source(str(checkpoint.path.name), files, {**options, "exporter": exporter_hash()})
 
 
 def exporter_hash(root: Path = Path(__file__).parent) -> str:
-    """Hash of the exporter's own source: an engine made by other code is not up to date, whatever the version says."""
+    """Hash of the exporter's source files. An engine made by different code is not up to date, even if the version is the same."""
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         if file.relative_to(root).parts[0] not in _NOT_THE_EXPORTER:
@@ -77,8 +78,8 @@ def exporter_hash(root: Path = Path(__file__).parent) -> str:
 
 @dataclass(frozen=True)
 class ExportJob:
-    """One export. ``policy``: the tuning that was asked for; ``rebuild``: the command that makes it again, for error messages;
-    ``platform``: of an engine for TensorRT."""
+    """One export. ``policy``: the tuning given with --policy. ``rebuild``: the command that repeats the export, for error messages.
+    ``text``: the checkpoint's tokenizer and chat templates. ``platform``: what TensorRT builds with and for, None for ONNX Runtime."""
 
     plan: Plan
     checkpoint: Checkpoint
@@ -86,14 +87,14 @@ class ExportJob:
     policy: FoundTuning | None
     source: Source
     rebuild: str
-    chat_template: str | None
+    text: TextSide
     platform: Platform | None
     progress: Progress
 
 
 @dataclass
 class _Written:
-    """What is in the scratch directory so far. ``known``: hashes that were made while writing."""
+    """What is in the scratch directory so far. ``known``: files whose hash was computed while they were written."""
 
     models: dict[str, onnx.ModelProto]
     known: dict[str, File]
@@ -102,9 +103,9 @@ class _Written:
 
 
 def export(job: ExportJob) -> Manifest:
-    """Write the whole directory beside its place and move it there when it is complete and checked.
+    """Write the engine to a scratch directory, and move it to ``plan.directory`` when it is complete and checked.
 
-    Raises ExportError; whatever happens, nothing unfinished is left at ``plan.directory``, and what was there stays until then.
+    Raises ExportError. After any failure ``plan.directory`` is as it was before.
     """
     plan = job.plan
     expect_replaceable(plan.directory)
@@ -115,6 +116,9 @@ def export(job: ExportJob) -> Manifest:
         raise ExportError(
             f"{parent} has {free >> 20} MiB free, the export needs {plan.disk_bytes >> 20} — free some space or use another --out"
         )
+    memory = usable_memory()
+    if memory is not None and plan.memory > memory:  # the system would kill the process without a word
+        _log.warning("the export needs about %d MiB of memory, this process may use %d — give it more", plan.memory >> 20, memory >> 20)
     with scratch_directory(plan.directory) as scratch:
         manifest = _write(scratch, job)
         move_into_place(scratch, plan.directory)
@@ -123,14 +127,14 @@ def export(job: ExportJob) -> Manifest:
 
 def _write(scratch: Path, job: ExportJob) -> Manifest:
     plan, arch = job.plan, job.checkpoint.arch
-    tokenizer = _tokenizer_files(job.checkpoint, job.chat_template)
     captured = job.draft.arch.captured if job.draft else arch.captured
-    written = _write_graphs(scratch, job, captured, tokenizer)
+    tokens = job.text.write(scratch)
+    written = _write_graphs(scratch, job, captured)
     graphs = {name: _described(f"{name}.onnx", model) for name, model in written.models.items()}
     if (scratch / FUSED_FILE).is_file():
         graphs["target"] = replace(graphs["target"], fused=FUSED_FILE)
     limits = Limits(plan.context, plan.capacity, max(plan.tree_sizes), plan.prefill_rows, SPAN_STEP[plan.backend])
-    # Not the version of a package "onnxruntime": its GPU build is installed under another name.
+    # Taken from the module: the package has another name when its GPU build is installed.
     versions = {"resps": version("resps"), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
     if job.platform:
         timings = plan.directory / TIMING_CACHE
@@ -146,7 +150,7 @@ def _write(scratch: Path, job: ExportJob) -> Manifest:
         shape=TargetShape(arch.layers, arch.kv_heads, arch.head_dim, arch.hidden, arch.vocab, captured),
         limits=limits,
         tree_sizes=plan.tree_sizes,
-        tokens=Tokens(TOKENIZER_FILE, TEMPLATE_FILE if tokenizer.chat_template else None, tokenizer.stop, tokenizer.bos),
+        tokens=tokens,
         draft=written.draft,
         tuning=None,
         tensorrt=describe(job.platform) if job.platform else None,
@@ -163,7 +167,7 @@ def _write(scratch: Path, job: ExportJob) -> Manifest:
 
 
 def _tuning(scratch: Path, job: ExportJob, manifest: Manifest) -> Tuning | None:
-    """The one that was asked for, else the one that was made for the directory, else the one that comes with the draft."""
+    """The tuning given with --policy, else the one that resps-tune made for this directory, else the one bundled with the draft."""
     found = job.policy
     if found is None:
         if kept := keep(job.plan.directory, manifest.engine_id, scratch):
@@ -173,14 +177,14 @@ def _tuning(scratch: Path, job: ExportJob, manifest: Manifest) -> Tuning | None:
     return adopt(found, manifest.engine_id, scratch, job.platform, job.progress) if found else None
 
 
-def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], tokenizer: TokenizerFiles) -> _Written:
-    """Every ONNX graph with its weights, checked, and the tokenizer's files."""
+def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...]) -> _Written:
+    """Write and check all graphs with their weights. Raises ExportError."""
     plan, arch, progress = job.plan, job.checkpoint.arch, job.progress
     precision = BACKENDS[plan.backend][plan.precision]
     if plan.backend == ONNXRUNTIME and is_ordered(precision) and not adds_in_order():
         raise ExportError(
-            "ONNX Runtime's products on this processor add up in an order of their own, so that answers of integer weights could depend on "
-            "the draft — use --precision fp32 or bf16"
+            "ONNX Runtime's matrix products on this processor do not sum in a fixed order, so int8 and int4 answers could depend on the "
+            "draft — use --precision fp32 or bf16"
         )
     with WeightFile(scratch / "target.data") as weights:
         static, keep = plan.backend == TENSORRT, not plan.requantize
@@ -195,9 +199,6 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], toke
     fused = fused_target(writer)
     if fused:
         onnx.save(fused, scratch / FUSED_FILE)
-    (scratch / TOKENIZER_FILE).write_text(tokenizer.tokenizer_json, encoding="utf-8")
-    if tokenizer.chat_template:
-        (scratch / TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
     check = check_target(scratch / "target.onnx", job.checkpoint, precision, partial(progress, "check"))
     if fused and not _fits(scratch / FUSED_FILE, job.checkpoint, precision):
         (scratch / FUSED_FILE).unlink()
@@ -213,26 +214,20 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], toke
 
 
 def _fits(fused: Path, checkpoint: Checkpoint, precision: Precision) -> bool:
-    """Whether ONNX Runtime's own operators compute this model, which they do not for every size of head, for example. The standard graph
-    does without them."""
+    """Whether ONNX Runtime's own operators compute this model. They do not for every head size, for example. The standard graph does
+    without them."""
     try:
         check_target(fused, checkpoint, precision)
     except Exception as error:  # ONNX Runtime's errors have no base of their own
         if not isinstance(error, ParityError) and not type(error).__module__.startswith("onnxruntime."):
             raise
-        logging.getLogger("resps").info("%s is left out, which makes a pass a little slower: %s", fused.name, error)
+        _log.warning("%s is left out, which makes a pass a little slower: %s", fused.name, error)
         return False
     return True
 
 
-def _tokenizer_files(checkpoint: Checkpoint, chat_template: str | None) -> TokenizerFiles:
-    if isinstance(checkpoint, GgufCheckpoint):
-        return tokenizer_of_gguf(checkpoint)
-    return tokenizer_of_directory(checkpoint.path, chat_template)
-
-
 def _described(file: str, model: onnx.ModelProto) -> Graph:
-    """The graph's tensors as the manifest states them."""
+    """The manifest's entry of a graph: names, types and shapes of its inputs and outputs."""
 
     def tensors(values: Any) -> dict[str, Tensor]:
         return {

@@ -14,16 +14,17 @@ import click
 from runtime import options
 from runtime.console import progress, run_command, usage_errors
 from runtime.options import ENGINE, OUTPUT, option
+from runtime.standard_streams import say
 
 if TYPE_CHECKING:
     from runtime.manifest.schema import Manifest
 
     from .checkpoints.draft_checkpoint import DraftCheckpoint
-    from .checkpoints.models import ModelEntry
     from .checkpoints.safetensors import Checkpoint
     from .directory.found_tuning import FoundTuning
     from .plan import Plan
     from .tensorrt.gpu import Platform
+    from .text.side import TextSide
 
 DEFAULT_OUT, DEFAULT_CONTEXT, DEFAULT_PREFILL_ROWS, DEFAULT_TREE_SIZES = Path("engines"), 4096, 128, "1,2,4,8,16,32,64"
 PRECISION_NAMES = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
@@ -71,7 +72,8 @@ def command(force: bool, dry_run: bool, as_json: bool, **given: Any) -> None:
     asked = _checked(Asked(**given))
     prepared = _prepare(asked, dry_run)
     if dry_run:
-        click.echo(json.dumps(asdict(prepared.plan), default=str) if as_json else "\n".join(prepared.plan.lines()))
+        plan = {**asdict(prepared.plan), "text": prepared.text.summary()}
+        click.echo(json.dumps(plan, default=str) if as_json else "\n".join([*prepared.plan.lines(), *prepared.text.lines()]))
         return
     _export(asked, prepared, force, as_json)
 
@@ -145,8 +147,8 @@ class CheckedExport:
     """What an export needs. ``checkpoint`` is None in a dry run, which opens no weights."""
 
     plan: Plan
-    entry: ModelEntry
     checkpoint: Checkpoint | None
+    text: TextSide
     draft: DraftCheckpoint | None
     policy: FoundTuning | None
     platform: Platform | None
@@ -177,16 +179,20 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     from .directory.install import expect_folder
     from .graphs.precision import BACKENDS
     from .plan import PlannedDraft, default_draft_precision, make_plan, planned_limits
+    from .text.read import planned_text, text_of
 
     entry = model_entry(asked.model) if asked.model is not None else ModelEntry(asked.weights or "", None)
     expect_folder(asked.out)
     platform = _platform(asked) if asked.backend == "tensorrt" and not dry_run else None
-    click.echo("weights: locating", err=True)
+    say("weights: locating")
     checkpoint = None if dry_run else open_checkpoint(locate(entry, asked.weights))
     opened = checkpoint or local_checkpoint(entry, asked.weights)
-    arch, notes = (opened.arch, opened.notes) if opened else (planned_arch(entry, asked.weights), ())
-    for note in notes:
-        click.echo(f"weights: {note}", err=True)
+    arch = opened.arch if opened else planned_arch(entry, asked.weights)
+    text = text_of(opened, entry.chat_template) if opened else planned_text(entry, asked.weights)
+    for note in opened.notes if opened else ():
+        say(f"weights: {note}")
+    for warning in text.all_warnings:
+        say(f"warning: {warning}")
     directory = None if asked.no_draft or checkpoint is None else locate_draft(entry, asked.draft_weights)
     draft = open_draft(directory, checkpoint) if directory and checkpoint else None
     found = (draft.path.name, draft.arch) if draft else None
@@ -214,7 +220,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         source=opened,
         requantize=asked.requantize,
     )
-    return CheckedExport(plan, entry, checkpoint, draft, policy, platform)
+    return CheckedExport(plan, checkpoint, text, draft, policy, platform)
 
 
 def _platform(asked: Asked) -> Platform:
@@ -243,12 +249,10 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
         click.echo(stored.read_text(encoding="utf-8").rstrip() if as_json else f"{plan.directory} is up to date")
         return
     if platform:
-        click.echo("\n".join(plan.lines()), err=True)
+        say("\n".join(plan.lines()))
     elif plan.stored:
-        click.echo("\n".join(f"weights: {line}" for line in plan.stored), err=True)
-    job = ExportJob(
-        plan, checkpoint, prepared.draft, prepared.policy, source, asked.command_line, prepared.entry.chat_template, platform, progress
-    )
+        say("\n".join(f"weights: {line}" for line in plan.stored))
+    job = ExportJob(plan, checkpoint, prepared.draft, prepared.policy, source, asked.command_line, prepared.text, platform, progress)
     manifest = export(job)
     click.echo(manifest.to_json().rstrip() if as_json else f"{plan.directory} is ready: {_closeness(manifest)}")
 

@@ -1,4 +1,4 @@
-"""Writes the draft's four graphs and its weights into an engine directory, and checks them."""
+"""Writes the draft's four graphs and its weight file to an engine directory, and checks them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .graphs.tree_growth import MAX_DEPTH, build_expand, build_tree
 from .graphs.weights import WeightCount, WeightFile
 from .parity.draft import check_draft
 
-MAX_WIDTH = 16  # beams a level; the papers use 10
+MAX_WIDTH = 16  # candidates kept per tree level (beam width); the papers use 10
 
 
 def max_width(draft: DraftArch) -> int:
-    """Beams a level: no more than there are tokens."""
+    """Largest number of candidates per tree level: at most the size of the draft's vocabulary."""
     return min(MAX_WIDTH, draft.vocab)
 
 
@@ -37,8 +37,12 @@ def draft_writers(
     embedding: Embedding,
     static: bool,
 ) -> tuple[FuseWriter, DraftWriter]:
-    """Writers that have written the graphs with weights. The cache has slots for every committed token and the rows of the largest tree, in
-    steps of 64."""
+    """Build the `fuse` and `draft` graphs and return their writers.
+
+    ``target``: the target's precision. ``context``: most committed tokens. ``embedding``: the target's embedding tensor, which draft.onnx
+    shares unless the draft has its own. ``static``: the form for TensorRT. The cache has slots for all committed tokens and for the rows of
+    the largest tree, rounded up to a multiple of 64.
+    """
     fuse = FuseWriter(draft, source, precision, target.compute, weights)
     fuse.build()
     capacity = -(-(context + max_width(draft) * (MAX_DEPTH - 1)) // 64) * 64
@@ -56,8 +60,8 @@ def write_draft(
     embedding: Embedding,
     backend: str = ONNXRUNTIME,
 ) -> tuple[dict[str, onnx.ModelProto], File, Draft]:
-    """``embedding``: the target's table, which draft.onnx points to as well. Returns the graphs, draft.data's entry and the manifest's.
-    Raises ParityError."""
+    """Write and check all files of the draft. ``target``: the target's precision. ``embedding``: the target's embedding tensor, which
+    draft.onnx shares. Returns the graphs by name, and the manifest's entries for draft.data and for the draft. Raises ParityError."""
     precision, layer = BACKENDS[backend][precision_name], draft.arch.layer
     with WeightFile(scratch / "draft.data") as weights:
         fuse, writer = draft_writers(draft.arch, draft, precision, target, context, weights, embedding, backend == TENSORRT)

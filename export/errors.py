@@ -1,12 +1,12 @@
-"""Errors of the exporter. All derive from runtime.errors.RespsError; their message is one line: what happened — what to do.
+"""The exporter's errors. All derive from runtime.errors.RespsError. A message is one line: what happened — what to do.
 
 RespsError
-└── ExportError              the export failed                                             (exit 1)
-    ├── UnknownModel         --model names no known model                                     (exit 2)
-    ├── UnsupportedModel     the graphs cannot express this architecture or option exactly
+└── ExportError              any expected failure of an export                             (exit 1)
+    ├── UnknownModel         --model is not a known name                                      (exit 2)
+    ├── UnsupportedModel     the graphs cannot express this architecture exactly
     ├── UnfitPolicy          --policy cannot be read, or does not fit the exported model      (exit 2)
-    ├── CheckpointError      weights are missing, truncated, unreadable or have a wrong hash
-    ├── ParityError          an exported graph does not compute what the checkpoint does
+    ├── CheckpointError      weights are missing, damaged or have the wrong hash
+    ├── ParityError          an exported graph differs from the numpy reference
     └── EngineBuildError     TensorRT cannot read a graph or build its plan
 """
 
@@ -16,11 +16,11 @@ from runtime.errors import RespsError
 
 
 class ExportError(RespsError):
-    """Base of everything the exporter raises on purpose."""
+    """Base class of the exporter's expected failures."""
 
 
 class UnsupportedModel(ExportError):
-    """Our graphs cannot express the model exactly."""
+    """The graphs cannot express this architecture exactly."""
 
 
 class UnknownModel(ExportError):
@@ -36,12 +36,12 @@ class UnfitPolicy(ExportError):
 
 
 class CheckpointError(ExportError):
-    """The weights are missing, truncated or unreadable, or are not the expected ones."""
+    """The weights are missing, damaged, or not the expected ones (wrong hash)."""
 
 
 class EngineBuildError(ExportError):
-    """TensorRT cannot read a graph, build its plan, or build anything on this machine."""
+    """TensorRT cannot read a graph or build its plan, or cannot build on this machine at all."""
 
 
 class ParityError(ExportError):
-    """An exported graph gives other results than the reference does with the same weights."""
+    """An exported graph and the numpy reference compute different results from the same weights."""

@@ -23,19 +23,23 @@ from .tensorrt.profiles import WIDTHS
 TREE_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _BASE_MEMORY = 350 << 20  # interpreter, numpy, onnx, onnxruntime, and the streaming buffers
 _SMALL_FILES = 8 << 20  # graphs, tokenizer, manifest
-# Rounded up from builds with TensorRT-RTX 1.7.1 (tests/export/tensorrt): what a profile adds to a plan, and every layer in it, which is
-# source text of kernels; the plans of graphs without layers; what building takes beside the weights, of which the builder holds copies.
+# Rounded up from builds with TensorRT-RTX 1.7.1 (tests/export/tensorrt). A plan contains kernel source text: so many bytes for each
+# profile, and so many for each layer of a profile. _SMALL_PLANS: the plans of all graphs without layers. Building takes _BUILD_MEMORY and
+# copies of the weights.
 _PROFILE_BYTES, _LAYER_BYTES = 4 << 20, 512 << 10
 _SMALL_PLANS = 12 << 20
 _BUILD_MEMORY, _BUILD_COPIES = 1000 << 20, 4
-_NETWORK_PLANS = 2  # times a policy network's file
+_NETWORK_PLANS = 2  # a policy network's plan, as a multiple of its ONNX file
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in bytes. ``weight_bytes`` and ``draft_bytes``: of target.data and draft.data; ``policy_bytes``: of the networks of --policy;
-    ``memory``: peak of the export itself; ``run_memory``: weights and a full cache at run time; ``plan_bytes``: about what TensorRT's plans
-    take. ``stored``: what becomes of the values of a quantized checkpoint, a line for each way in which matrices are stored."""
+    """Settings of an export and its sizes in bytes.
+
+    weight_bytes, draft_bytes: target.data and draft.data. policy_bytes: networks of --policy. plan_bytes: TensorRT's plans, estimated.
+    memory: peak during the export. run_memory: weights and a full cache at run time.
+    stored: how a quantized checkpoint's values are stored, one line for each form.
+    """
 
     directory: Path
     model: str
@@ -97,28 +101,26 @@ def make_plan(
     source: Weights | None = None,
     requantize: bool = False,
 ) -> Plan:
-    """No weights are read. A sliding window caps the context: within it, full attention is exact. ``source``: the weights, if they are at
-    hand; those of a quantized checkpoint are kept as they are stored, unless ``requantize``."""
+    """Plan an export without reading any tensor. A sliding window limits the context, because full attention is exact only within it.
+
+    source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``.
+    """
     context = min(max_context, arch.max_position, arch.window or arch.max_position)
     capacity = -(-(context + max(tree_sizes)) // 64) * 64
     compute, static = NUMPY_TYPES[precision.compute].itemsize, backend == TENSORRT
     count, draft_count = WeightCount("target.data"), WeightCount("draft.data")
     target = TargetWriter(arch, source, precision, capacity, count, static=static, keep_integers=not requantize)
     deque(target.build(), 0)
-    weights, cache, head = count.size, target.cache_bytes, arch.vocab * arch.hidden * 4
-    widest = max(outputs * inputs for _, outputs, inputs in arch.linears.values())
-    memory = _BASE_MEMORY + 2 * max(PIECE_BYTES, head, widest if precision.matrix else 0, weights // (arch.layers + 1))
-    texts = (len(tree_sizes) + 1) * (_PROFILE_BYTES + arch.layers * _LAYER_BYTES)
+    weights, cache = count.size, target.cache_bytes
+    memory = _target_memory(arch, precision, weights)
     if draft:
         kind, embedding = BACKENDS[backend][draft.precision], target.embedding
         _, writer = draft_writers(draft.arch, None, kind, precision, context, draft_count, embedding, static)
         cache += writer.cache_bytes
-        texts += (len(WIDTHS) + 1) * (_PROFILE_BYTES + draft.arch.layer.layers * _LAYER_BYTES)
-        memory = max(memory, _BASE_MEMORY + 3 * draft_count.size)  # its check loads it whole
+        memory = max(memory, _BASE_MEMORY + 3 * draft_count.size)  # its parity check loads the whole draft
     draft_weights, plans = draft_count.size, 0
-    if static:  # where the draft shares the embedding, its plan has its own copy
-        shared = 0 if draft is None or draft.arch.own_embedding else arch.vocab * arch.hidden * compute
-        plans = weights + draft_weights + shared + texts + _SMALL_PLANS + _NETWORK_PLANS * policy_bytes
+    if static:
+        plans = weights + draft_weights + _added_by_plans(arch, draft, compute, tree_sizes, policy_bytes)
         memory = max(memory, _BUILD_MEMORY + _BUILD_COPIES * weights)
     return Plan(
         directory=directory,
@@ -144,15 +146,32 @@ def make_plan(
     )
 
 
+def _added_by_plans(arch: Arch, draft: PlannedDraft | None, compute: int, tree_sizes: tuple[int, ...], policy_bytes: int) -> int:
+    """Estimated bytes of TensorRT's plans beside their weights. ``compute``: bytes of a value of the compute type."""
+    texts, shared = (len(tree_sizes) + 1) * (_PROFILE_BYTES + arch.layers * _LAYER_BYTES), 0
+    if draft:
+        texts += (len(WIDTHS) + 1) * (_PROFILE_BYTES + draft.arch.layer.layers * _LAYER_BYTES)
+        shared = 0 if draft.arch.own_embedding else arch.vocab * arch.hidden * compute  # TensorRT copies it
+    return texts + shared + _SMALL_PLANS + _NETWORK_PLANS * policy_bytes
+
+
+def _target_memory(arch: Arch, precision: Precision, weights: int) -> int:
+    """Peak bytes while the target is written and checked: twice the largest part that is in memory as a whole."""
+    widest = max(outputs * inputs for _, outputs, inputs in arch.linears.values())
+    return _BASE_MEMORY + 2 * max(
+        PIECE_BYTES, arch.vocab * arch.hidden * 4, widest if precision.matrix else 0, weights // (arch.layers + 1)
+    )
+
+
 def planned_limits(draft: DraftArch, tree_sizes: tuple[int, ...], backend: str) -> PolicyLimits:
-    """Limits that the exported engine will give to its policies."""
+    """The limits that the exported engine will set for its policies."""
     largest = (max(tree_sizes), MAX_DEPTH, max_width(draft))
     return PolicyLimits(len(draft.captured) * draft.target_hidden, largest, tree_sizes if backend == TENSORRT else None)
 
 
 @dataclass(frozen=True)
 class PlannedDraft:
-    """``precision``: of the draft. It affects the acceptance rate, never the output."""
+    """``precision``: the draft's own. It affects the acceptance rate, never the output."""
 
     name: str
     arch: DraftArch
@@ -160,7 +179,8 @@ class PlannedDraft:
 
 
 def default_draft_precision(precision: str, backend: str = ONNXRUNTIME) -> str:
-    """On the CPU weight-only int8 beside targets that compute in float32 (docs/lab/drafts.md), else the target's own; on a GPU 16 bits."""
+    """The draft's precision if none is given. CPU: weight-only int8 if the target computes in float32 (docs/lab/drafts.md), else the
+    target's precision. GPU: bf16 for a bf16 target, else fp16."""
     if backend == TENSORRT:
         return "bf16" if precision == "bf16" else "fp16"
     return precision if precision in ("fp16", "bf16") else "int8"

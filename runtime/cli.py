@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ from . import options
 from .console import run_command, usage_errors
 from .errors import PromptError
 from .options import OUTPUT, SAMPLING, option
+from .standard_streams import print_json, say
+from .text_files import decoded
 
 if TYPE_CHECKING:
     from .decoding.stats import Stats
@@ -54,7 +55,8 @@ resps-run --json --policy none --max-new-tokens 64 < prompt.txt""",
 def command(prompt: str | None, **given: Any) -> None:
     """Continue or answer PROMPT. Lossless: the text is what the target model alone would write.
 
-    Without PROMPT, or with "-", the prompt is read from standard input.
+    Without PROMPT, or with "-", the prompt is read from standard input, in UTF-8. Where the encoding of standard output lacks a
+    character "?" is printed; --json escapes it.
     """
     if given["system"] and not given["chat"]:
         raise click.UsageError("--system needs --chat")
@@ -77,16 +79,16 @@ def command(prompt: str | None, **given: Any) -> None:
         decoder.stream(asked, params) as stream,
     ):
         if given["as_json"]:
-            click.echo(json.dumps(stream.result().as_dict(), ensure_ascii=False))
+            print_json(stream.result().as_dict())
         elif given["no_stream"]:
-            click.echo(stream.result().text)
+            sys.stdout.write(f"{stream.result().text}\n")
         else:
             for chunk in stream:
                 sys.stdout.write(chunk.text)
                 sys.stdout.flush()
             click.echo()
         if given["stats"]:
-            click.echo(summary(stream.stats), err=True)
+            say(summary(stream.stats))
 
 
 def _parsed(given: dict[str, Any]) -> tuple[Any, Any]:
@@ -104,7 +106,7 @@ def _read_stdin() -> str:
     if sys.stdin is None or sys.stdin.isatty():
         raise click.UsageError("no prompt: give it as an argument or on standard input")
     try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        return decoded(sys.stdin.buffer.read()).removesuffix("\n")
     except UnicodeDecodeError as error:
         line = f"standard input is not UTF-8 text (byte {error.start}) — convert it first, for example with iconv"
         raise PromptError(line, "not_text") from None

@@ -1,7 +1,8 @@
-"""How the commands begin and end: exit codes, one-line errors, closed pipes."""
+"""How the commands begin and end: exit codes and one-line errors."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -11,7 +12,10 @@ from contextlib import contextmanager
 
 import click
 
+from .backends.cpu.processor import usable_cores
+from .backends.ort_process import TELEMETRY_VARIABLE
 from .errors import RespsError
+from .standard_streams import drop_unwritable, prepare_streams, say
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 QUIET_SECONDS = 4.0  # between two lines about one stage
@@ -24,8 +28,9 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     of this project that brings the packages which the command imports.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # Official builds of ONNX Runtime send usage data to Microsoft and keep files for it at home, unless this is set before they start.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault(TELEMETRY_VARIABLE, "1")  # the exporter and others import it without import_onnxruntime
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))  # numpy and torch count the host's cores, not the container's
+    prepare_streams()
     try:
         # Not command.main(): it would turn a closed pipe into exit 1 before this function sees it.
         with command.make_context(name, arguments) as context:
@@ -40,9 +45,6 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     except (click.Abort, KeyboardInterrupt):
         _complain(name, "interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
     except RespsError as error:
         _trace_if_asked()
         _complain(name, str(error))
@@ -51,14 +53,32 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         _trace_if_asked()
         _complain(name, f"{error.name} is not installed — pip install 'resps[{extra}]'")
         return FAILED
-    except (OSError, MemoryError) as error:
+    except ImportError as error:
         _trace_if_asked()
-        _complain(name, f"{type(error).__name__}: {error}", "free some space or memory, check permissions, and try again")
+        _complain(name, f"{error.name or 'a package'} cannot be imported: {error}", f"pip install --force-reinstall 'resps[{extra}]'")
+        return FAILED
+    except (OSError, MemoryError) as error:
+        if drop_unwritable() and isinstance(error, BrokenPipeError):  # the reader had enough
+            return OK
+        _trace_if_asked()
+        _complain(name, *_of_the_system(error))
         return FAILED
     except Exception as error:  # a defect of ours: still one line, and how to see more
         _trace_if_asked()
         _complain(name, f"internal error, {type(error).__name__}: {error}", "run again with -vv and report the traceback")
         return FAILED
+
+
+def _of_the_system(error: OSError | MemoryError) -> tuple[str, str]:
+    """What happened, and what to do about it."""
+    if isinstance(error, MemoryError):
+        return ": ".join(filter(None, ("there is not enough memory", str(error)))), "free some, and try again"
+    what = ": ".join(filter(None, (str(error.filename or ""), error.strerror or str(error))))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return what, "free some space, and try again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return what, "check permissions, or choose another place"
+    return what, "check the file or device" if error.filename else "try again; -vv shows where it happened"
 
 
 @contextmanager
@@ -87,14 +107,14 @@ class Progress:
         if first:
             self._stage, self._began, self._said = stage, now, now
         if sys.stderr.isatty():
-            click.echo(f"\r\x1b[K{stage}: {done}/{total}{self._left(now, done, total)}", err=True, nl=done == total)
+            say(f"\r\x1b[K{stage}: {done}/{total}{self._left(now, done, total)}", nl=done == total)
         elif done == total:
-            click.echo(f"{stage}: done", err=True)
+            say(f"{stage}: done")
         elif first and done:
-            click.echo(f"{stage}: begins", err=True)
+            say(f"{stage}: begins")
         elif now - self._said >= QUIET_SECONDS:
             self._said = now
-            click.echo(f"{stage}: {100 * done // total} %{self._left(now, done, total)}", err=True)
+            say(f"{stage}: {100 * done // total} %{self._left(now, done, total)}")
 
     def _left(self, now: float, done: int, total: int) -> str:
         """The time left, once it can be told."""
@@ -121,4 +141,4 @@ def _trace_if_asked() -> None:
 
 def _complain(name: str, *parts: str) -> None:
     line = " — ".join(" ".join(part.split()) for part in parts)
-    click.echo(f"{name}: {line}", err=True)
+    say(f"{name}: {line}")

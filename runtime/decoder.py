@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
+from typing import NoReturn, SupportsIndex
 
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec, trees_of
 
@@ -16,16 +18,17 @@ from .decoding.drafter import Drafter
 from .decoding.totals import Totals, TotalsRecorder
 from .drafters.none import NoDrafter
 from .engine import EngineChoice, LoadedEngine, check_one_of, choose_engine, load_engine
-from .errors import DecoderBusy, DecoderClosed, memory_errors
+from .errors import DecoderBusy, DecoderClosed, PromptError, memory_errors
 from .manifest.schema import Manifest
 from .models import check_tree_size, load_models
+from .native_calls import NATIVE_CALLS, expect_own_process
 from .policies.load import Policies
 from .policies.registry import main_policies
 from .request import Request
 from .sampling_params import SamplingParams
 from .stream import ActiveRequest, Result, Stream
 from .text.prompt import Prompt as Prompt
-from .text.prompt import encode
+from .text.prompt import encode, expect_form, is_token_id
 
 WARM_UP_TOKENS = 8
 
@@ -36,8 +39,8 @@ class Decoder:
     ``policy``: an object, or a name in POLICIES [default: what resps-tune found for this machine, else a fixed tree]. ``draft``: a drafter
     in DRAFTERS [default: "eagle+ngram" on the CPU, "eagle" on a GPU, "ngram" if the directory has no draft]. ``backend`` (onnxruntime or
     tensorrt) and ``device`` (cpu or cuda): [default: what the directory was exported for]. ``threads``: [default: the physical cores that
-    this process may use]. ``verify``: whether to hash every file [default: those that changed since they were hashed]. ``engine_dir`` may
-    also be a LoadedEngine, as `fork` passes it.
+    this process may use, its container's CPU quota included]. ``verify``: whether to hash every file [default: those that changed since
+    they were hashed]. ``engine_dir`` may also be a LoadedEngine, as `fork` passes it.
 
     A Decoder runs one request at a time; a second ``stream`` raises DecoderBusy. ``fork`` makes another Decoder over the same weights.
     Raises EngineDirError if the directory is missing, incomplete, changed or for another device, GpuMemoryError if the GPU is too small,
@@ -60,16 +63,17 @@ class Decoder:
         else:
             choice = choose_engine(Path(engine_dir), draft=draft, backend=backend, device=device, threads=threads, verify=verify)
             _check_policy(policy, choice)  # before anything is loaded
-            loaded = load_engine(choice)
+            with NATIVE_CALLS:
+                loaded = load_engine(choice)
         choice = loaded.choice
         self.manifest: Manifest = choice.manifest
         self.backend, self.device, self.draft = choice.backend, choice.device, choice.drafter.name
         self._engine, self._policy_argument, self._tokenizer = loaded, policy, loaded.tokenizer
         self._lock = threading.RLock()  # reentrant: a signal handler may call close() in the thread that holds it
         self._active: ActiveRequest | None = None
-        self._closed = False
+        self._closed, self._process = False, os.getpid()
         self._totals_recorder = TotalsRecorder()
-        with ExitStack() as cleanup, memory_errors():
+        with NATIVE_CALLS, ExitStack() as cleanup, memory_errors():
             cleanup.callback(loaded.backend.close)
             self._policies = Policies(loaded.policy_context)
             self._policy = self.policy(policy)
@@ -82,8 +86,7 @@ class Decoder:
         It has its own cache, buffers and policies; a policy that was given as an object is copied. Closing one Decoder leaves the others
         open, and the last one frees the weights. Raises DecoderClosed, and GpuMemoryError if the GPU has no room for another cache.
         """
-        with self._lock:
-            self._check_open()
+        with self._opened():
             policy = self._policy_argument
             if not (policy is None or isinstance(policy, str)):
                 policy = deepcopy(policy)
@@ -94,8 +97,9 @@ class Decoder:
         nothing. Raises DecoderBusy, DecoderClosed and EngineFailure."""
         limits = self.manifest.limits
         two_chunks = [1 % self.manifest.shape.vocab] * min(2 * limits.prefill_rows, max(1, limits.context - WARM_UP_TOKENS))
-        if self.manifest.tokens.chat_template:
-            self._tokenizer.encode([{"role": "user", "content": "Say something."}])
+        if self.manifest.tokens.chats:
+            with suppress(PromptError):  # a template may want a system turn, or tools
+                self._tokenizer.encode([{"role": "user", "content": "Say something."}])
         params = SamplingParams(max_new_tokens=WARM_UP_TOKENS)
         trees = dict.fromkeys((*self._trees, *(() if self.manifest.tensorrt else (PLAIN,))))
         for prompt, spec in ((two_chunks, next(iter(trees))), *((two_chunks[:8], spec) for spec in trees)):
@@ -107,8 +111,7 @@ class Decoder:
     def forget(self) -> None:
         """Drop the cached prefix, so that the next request computes its whole prompt. Use it to measure, or between users who must not
         learn from timing what was asked before. Raises DecoderBusy and DecoderClosed."""
-        with self._lock:
-            self._check_open()
+        with self._opened():
             self._check_free()
             self.models.target.cache_valid = False
 
@@ -142,6 +145,14 @@ class Decoder:
         """Statistics over all finished requests since this Decoder was loaded or forked."""
         return self._totals_recorder.totals(self._policy)
 
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Holds the lock. Raises DecoderClosed."""
+        expect_own_process(self._process)  # first: in a forked child the lock may be held for ever
+        with self._lock:
+            self._check_open()
+            yield
+
     def _check_open(self) -> None:
         if self._closed:
             raise DecoderClosed("this Decoder was closed — make a new one")
@@ -157,8 +168,7 @@ class Decoder:
         _check_types(params, policy)
         deadline = None if params.deadline is None else perf_counter() + params.deadline
         ids = self.encode(prompt)
-        with self._lock:
-            self._check_open()
+        with self._opened():
             self._check_free()
             request = Request(
                 prompt=ids,
@@ -175,6 +185,7 @@ class Decoder:
             raise DecoderBusy("a Stream of this Decoder is still open — finish it, close() it, or use a second Decoder")
 
     def _start(self, request: Request, recorder: TotalsRecorder) -> Stream:
+        expect_own_process(self._process)
         with self._lock:
             self._check_free()
             self._active = active = ActiveRequest(request, recorder)
@@ -193,13 +204,18 @@ class Decoder:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt in any form, checked against vocabulary and context. Raises PromptError."""
-        return encode(prompt, self._tokenizer, self.manifest.shape.vocab, self.manifest.limits.context)
+        expect_own_process(self._process)
+        expect_form(prompt)
+        with NATIVE_CALLS:
+            return encode(prompt, self._tokenizer, self.manifest.shape.vocab, self.manifest.limits.context)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids, without special tokens. Raises ValueError for an id outside the vocabulary."""
-        for token in tokens:
+        ids = list(tokens)
+        for token in ids:
             self._check_token(token)
-        return self._tokenizer.decode(tokens)
+        with NATIVE_CALLS:
+            return self._tokenizer.decode([int(token) for token in ids])
 
     def token_bytes(self, token: int, *, first: bool = False, special: bool = False) -> bytes:
         """The bytes that one token adds to a text. Bytes, because a character may need several tokens; joined, they equal ``decode``.
@@ -212,12 +228,14 @@ class Decoder:
         return self._tokenizer.token_bytes(token, first=first, special=special)
 
     def _check_token(self, token: int) -> None:
-        if not 0 <= token < self.manifest.shape.vocab:
-            raise ValueError(f"{token} is no token id — ids are whole numbers from 0 to {self.manifest.shape.vocab - 1}")
+        if not is_token_id(token, self.manifest.shape.vocab):
+            raise ValueError(f"{token!r} is not a token id — ids are whole numbers from 0 to {self.manifest.shape.vocab - 1}")
 
     def close(self) -> None:
         """Cancel the running request, wait for its current round, and free everything. May be called repeatedly and from any thread. Called
-        inside a round of its own thread, as in a signal handler, it frees after that round."""
+        inside a round of its own thread, as in a signal handler, it frees after that round. In a forked child it does nothing."""
+        if self._process != os.getpid():
+            return
         with self._lock:
             self._closed = True
             active = self._active
@@ -233,6 +251,9 @@ class Decoder:
     def _free(self) -> None:
         with self._lock:
             self._resources.close()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("a Decoder cannot be pickled or copied — load one in every process, or fork() it for another thread")
 
     def __enter__(self) -> Decoder:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 from policy import LatencyModel, TreeSpec, default_latency
 
 from .backends.base import Backend
-from .backends.cpu.processor import physical_cores
+from .backends.cpu.processor import usable_cores, usable_memory
 from .backends.open import open_backend
 from .drafters.registry import DRAFTERS, DrafterKind, default_drafter
 from .errors import EngineDirError, memory_errors
@@ -22,6 +23,7 @@ from .policies.registry import PolicyContext
 from .text.tokenizer import Tokenizer
 
 DEVICES = ("cpu", "cuda")
+_log = logging.getLogger("resps")
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ def choose_engine(
     verify: bool | None,
     tuned: bool = True,
 ) -> EngineChoice:
-    """Find and check a directory. None means the default: what it was exported for, and the physical cores of this process. Without
-    ``tuned`` its tuning is left out.
+    """Find and check a directory. None means the default: what it was exported for, and the cores that this process may use.
+    Without ``tuned`` its tuning is left out.
 
     Raises EngineDirError if the directory is missing, incomplete, changed or for another device, ValueError for unknown names and for a
     drafter that the device does not support.
@@ -100,7 +102,7 @@ def choose_engine(
         raise EngineDirError(f"{directory} holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram")
     if drafter.host_only and device == "cuda":
         raise ValueError(f"{drafter.name} works on the CPU only — choose eagle or ngram")
-    threads = threads or physical_cores()
+    threads = threads or usable_cores()
     tuning = tuned_here(manifest, threads) if drafter.uses_draft_model else None
     return EngineChoice(directory, manifest, backend or manifest.backend, device, drafter, threads, tuning)
 
@@ -108,6 +110,10 @@ def choose_engine(
 def load_engine(choice: EngineChoice) -> LoadedEngine:
     """Load the tokenizer and open the backend. Raises EngineDirError, and GpuMemoryError if the GPU is too small."""
     tokenizer = Tokenizer(choice.directory, choice.manifest.tokens)
+    size, memory = sum(file.bytes for file in choice.manifest.files.values()), usable_memory()
+    if choice.device == "cpu" and memory is not None and size > memory:  # the system would kill the process without a word
+        text = "the engine has %d MiB, this process may use %d — give it more memory, or export with a lower --precision"
+        _log.warning(text, size >> 20, memory >> 20)
     with memory_errors():
         backend = open_backend(choice.directory, choice.manifest, choice.backend, choice.device, choice.threads)
         return LoadedEngine(choice, tokenizer, backend)

@@ -99,6 +99,5 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise RespsError(
-            f"there is not enough memory for the engines ({error}) — free some, or export with a smaller --max-context"
-        ) from None
+        why = f": {error}" if str(error) else ""
+        raise RespsError(f"there is not enough memory for the engines{why} — free some, or export with a smaller --max-context") from None

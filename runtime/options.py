@@ -105,7 +105,7 @@ def tree(name: str = "tree", note: str = "", **settings: Any) -> Callable[[F], F
     return option(SPECULATION, "--tree", name, metavar="NODES,DEPTH,WIDTH", help=text, **settings)
 
 
-def threads(default: str = "physical cores") -> Callable[[F], F]:
+def threads(default: str = "usable cores") -> Callable[[F], F]:
     """--threads; ``default`` says what happens without it."""
     return option(ENGINE, "--threads", type=click.IntRange(1, 1024), show_default=default, help="CPU threads of a forward pass.")
 

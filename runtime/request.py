@@ -60,7 +60,6 @@ class Request:
 
     def __post_init__(self) -> None:
         self.counters = RequestCounters(prompt_tokens=len(self.prompt))
-        self._stops = StopStrings(tuple(self.params.stop))
         self._max_new_tokens = sys.maxsize if self.params.max_new_tokens is None else self.params.max_new_tokens
         if self.params.logprobs is not None:
             self.sampler = self._logprob_recorder = LogprobRecorder(self.sampler, self.params.logprobs)
@@ -75,7 +74,7 @@ class Request:
 
     def _chunks(self, target: Target, drafter: Drafter, tokenizer: Tokenizer) -> Iterator[Chunk]:
         root = self._prefill(target, drafter)
-        detokenizer = Detokenizer(tokenizer)
+        detokenizer, self._stops = Detokenizer(tokenizer), StopStrings(self.params.stop, tokenizer.hidden if self.params.stop else {})
         if root is not None:
             self.counters.new_tokens = 1
             yield self._chunk(detokenizer, (root.token,), None)
@@ -125,7 +124,10 @@ class Request:
             if token in self.stop_tokens:
                 self.stop = "eos"
                 break
-            shown += self._stops.push(detokenizer.push(token))
+            piece = detokenizer.push(token)
+            if token in self._stops.marks:  # bytes before it will not become a character
+                piece += detokenizer.flush()
+            shown += self._stops.push(piece, token)
             if self._stops.found:
                 self.stop = "stop_string"
         logprobs = None if self._logprob_recorder is None else self._logprob_recorder.take()[:kept]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 from .decoding.logprobs import TokenLogprob
 from .decoding.stats import Stats
 from .decoding.totals import TotalsRecorder
+from .native_calls import NATIVE_CALLS, expect_own_process
 from .request import Chunk, Request
 
 
@@ -35,7 +37,7 @@ class ActiveRequest:
     """The state of a request that Decoder and Stream share. It refers to neither, so a dropped Stream is freed at once."""
 
     def __init__(self, request: Request, recorder: TotalsRecorder) -> None:
-        self.request, self._totals_recorder = request, recorder
+        self.request, self._totals_recorder, self.process = request, recorder, os.getpid()
         self.pass_lock = threading.RLock()  # held while a pass runs
         self.in_pass = False  # tells a holder of the lock, such as a signal handler, that it interrupted a pass of its own thread
         self.after_pass: Callable[[], None] | None = None  # called when that pass has ended
@@ -61,7 +63,8 @@ class Stream(Iterator[Chunk]):
 
     def __next__(self) -> Chunk:
         active = self._active
-        with active.pass_lock:
+        expect_own_process(active.process)
+        with NATIVE_CALLS, active.pass_lock:
             active.in_pass = True
             try:
                 if not active.ended:
@@ -104,6 +107,9 @@ class Stream(Iterator[Chunk]):
     def close(self) -> None:
         """End the request. Only for the thread that iterates; other threads call ``cancel``."""
         self._active.end()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("a Stream cannot be pickled or copied — pass on its Chunks or its result()")
 
     def __enter__(self) -> Stream:
         return self

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 from export.cli import command
 from runtime import Decoder
@@ -25,7 +26,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what `scripts/check --fast` leaves out: by fixture what runs the demo model, by folder TensorRT's builds and the long runs."""
+    """Marks what `scripts/check --fast` leaves out: by fixture what runs the demo model, by folder TensorRT's builds and the long runs.
+
+    The demo model's tests come first: they are the longest, so several workers end at about the same time.
+    """
     for item in items:
         if "demo_engine" in getattr(item, "fixturenames", ()):
             item.add_marker("real")
@@ -33,6 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("trt")
         if "stress" in item.path.parts:
             item.add_marker("stress")
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
 
 
 @pytest.fixture(scope="session")
@@ -55,28 +60,40 @@ def decoder(tiny_engine: Path) -> Iterator[Decoder]:
 @pytest.fixture(scope="session")
 def echo_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny target with a draft that is often right. Whoever changes it changes a copy."""
-    from tests.support.eagle_engines import export, write_echo
+    from tests.support.eagle_engines import export_echo
 
-    root = tmp_path_factory.mktemp("echo")
-    write_echo(root / "target", root / "draft")
-    return export(root / "target", root / "draft", root, "--max-context", "250", "--prefill-rows", "16")
+    return export_echo(tmp_path_factory.mktemp("echo"), "--max-context", "250", "--prefill-rows", "16")
 
 
 @pytest.fixture(scope="module")
 def eagle_decoder(echo_engine: Path) -> Iterator[Decoder]:
-    """Of that engine, without bets on repeated text."""
+    """A decoder of that engine, without text lookup."""
     with Decoder(echo_engine, draft="eagle") as decoder:
         yield decoder
 
 
 @pytest.fixture(scope="session")
 def demo_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """SmolLM2-135M in a precision, exported once per session (its weights come from the package index)."""
-    root = tmp_path_factory.mktemp("engines")
+    """SmolLM2-135M in a precision, exported once for all workers (its weights come from the package index)."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo-engines"
 
     def engine(precision: str) -> Path:
-        arguments = ["--model", "smollm2-135m", "--precision", precision, "--out", str(root), "--name", precision, "--max-context", "1024"]
-        assert run_command(command, "resps-export", arguments) == 0
+        with FileLock(f"{root}-{precision}.lock"):
+            if not (root / precision).exists():
+                line = [
+                    "--model",
+                    "smollm2-135m",
+                    "--precision",
+                    precision,
+                    "--out",
+                    str(root),
+                    "--name",
+                    precision,
+                    "--max-context",
+                    "1024",
+                ]
+                assert run_command(command, "resps-export", line) == 0
         return root / precision
 
     return engine

@@ -22,13 +22,13 @@ Engine = Callable[[str], Path]
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])
 def decoder(demo_engine: Engine, request: pytest.FixtureRequest) -> Iterator[Decoder]:
-    with Decoder(demo_engine(request.param), draft="none", threads=2) as decoder:
+    with Decoder(demo_engine(request.param), draft="none", threads=1) as decoder:
         yield decoder
 
 
 @pytest.fixture(scope="module")
 def fp32(demo_engine: Engine) -> Iterator[Decoder]:
-    with Decoder(demo_engine("fp32"), draft="none", threads=2) as decoder:
+    with Decoder(demo_engine("fp32"), draft="none", threads=1) as decoder:
         yield decoder
 
 
@@ -68,11 +68,11 @@ def test_logits_equal_transformers(fp32: Decoder, reference: Any) -> None:
 def test_greedy_tokens_equal_transformers(fp32: Decoder, reference: Any) -> None:
     import torch
 
-    for prompt in PROMPTS[::2]:
+    for prompt in PROMPTS[::4]:
         ids = fp32.encode(prompt)
         with torch.no_grad():
-            out = reference.generate(torch.tensor([ids]), max_new_tokens=64, attention_mask=torch.ones(1, len(ids)), do_sample=False)
-        assert list(fp32.generate(ids, SamplingParams(max_new_tokens=64)).tokens) == out[0, len(ids) :].tolist()
+            out = reference.generate(torch.tensor([ids]), max_new_tokens=48, attention_mask=torch.ones(1, len(ids)), do_sample=False)
+        assert list(fp32.generate(ids, SamplingParams(max_new_tokens=48)).tokens) == out[0, len(ids) :].tolist()
 
 
 def plant(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, drafter: Any) -> None:
@@ -82,7 +82,7 @@ def plant(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, drafter: Any) -> No
 def test_every_tree_gives_the_plain_answer(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of what tests/stress/check_lossless.py runs in full: adversarial trees against plain decoding with a dummy row."""
     vocab = decoder.manifest.shape.vocab
-    for number, prompt in enumerate(PROMPTS[::4]):
+    for number, prompt in enumerate(PROMPTS[::9]):
         ids = decoder.encode(prompt)
         plant(decoder, monkeypatch, DummyRowDrafter(vocab))
         answer = decoder.generate(ids, SamplingParams(max_new_tokens=40)).tokens
@@ -164,16 +164,16 @@ def test_the_shipped_draft_changes_no_token_and_is_often_right(
     demo_engine: Engine, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     """Greedy and sampled, against plain decoding with a dummy row; tests/stress/check_lossless.py --drafter eagle runs more of it."""
-    with Decoder(demo_engine(precision), threads=2) as decoder:
+    with Decoder(demo_engine(precision), threads=1) as decoder:
         assert decoder.draft == "eagle+ngram"
         eagle, tokens, cycles = decoder.models.drafter, 0, 0
-        for number, prompt in enumerate(PROMPTS[1:16:4]):
+        for number, prompt in enumerate(PROMPTS[1:16:9]):
             for sampling in (SamplingParams(), SamplingParams(temperature=1.0, seed=number)):
                 plant(decoder, monkeypatch, DummyRowDrafter(decoder.manifest.shape.vocab))
                 two_rows = FixedPolicy(TreeSpec(2, 1, 1))  # what was tuned may be plain decoding, which asks no drafter
                 answer = decoder.generate(prompt, replace(sampling, max_new_tokens=40), policy=two_rows).tokens
                 plant(decoder, monkeypatch, eagle)
-                for shape in (TreeSpec(2, 1, 1), TreeSpec(6, 3, 3), TreeSpec(16, 5, 4), TreeSpec(64, 8, 8)):
+                for shape in (TreeSpec(6, 3, 3), TreeSpec(16, 5, 4), TreeSpec(64, 8, 8)):
                     result = decoder.generate(prompt, replace(sampling, max_new_tokens=40), policy=FixedPolicy(shape))
                     assert result.tokens == answer, (prompt, shape, sampling)
                     if shape.nodes == 16 and sampling.temperature == 0:

@@ -7,7 +7,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from runtime import Decoder, PromptError, SamplingParams
-from runtime.backends.cpu.processor import physical_cores
+from runtime.backends.cpu.processor import usable_cores
 
 files = [file for file in sorted(Path(sys.argv[1]).glob("*.txt")) if not file.with_suffix(".answer").exists()]
 free: SimpleQueue[Decoder] = SimpleQueue()
@@ -29,8 +29,8 @@ def answer(file: Path) -> str:
 
 with ExitStack() as stack:
     first = stack.enter_context(Decoder("engines/smollm2-135m", threads=1))
-    for decoder in [first, *(stack.enter_context(first.fork()) for _ in range(physical_cores() - 1))]:
+    for decoder in [first, *(stack.enter_context(first.fork()) for _ in range(usable_cores() - 1))]:
         free.put(decoder)
-    with ThreadPoolExecutor(physical_cores()) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         for line in threads.map(answer, files):
             print(line, flush=True)

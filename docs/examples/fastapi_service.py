@@ -24,18 +24,18 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
-class Question(BaseModel):
+class AskBody(BaseModel):
     text: str
 
 
 @app.post("/ask")
-def ask(question: Question) -> dict[str, str | float]:  # no async: FastAPI gives it a thread
+def ask(body: AskBody) -> dict[str, str | float]:  # no async: FastAPI gives it a thread
     try:
         decoder = free.get(timeout=10)
     except Empty:
         raise HTTPException(503, "all busy, come again") from None
     try:
-        result = decoder.generate([{"role": "user", "content": question.text}], SamplingParams(max_new_tokens=60, deadline=30))
+        result = decoder.generate([{"role": "user", "content": body.text}], SamplingParams(max_new_tokens=60, deadline=30))
     except PromptError as error:
         raise HTTPException(400, str(error)) from None
     finally:

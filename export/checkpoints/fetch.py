@@ -21,7 +21,8 @@ from .models import ModelEntry, PackagedGguf
 from .safetensors import Checkpoint, read_json
 from .weight_files import OTHER_FORMATS, PICKLES
 
-HUB_FILES = ("*.json", "*.jinja", "tokenizer*", "*.safetensors")
+TEXT_FILES = ("*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt")  # tokenizer and chat templates, and the configs
+HUB_FILES = (*TEXT_FILES, "*.safetensors")
 DRAFT_OPTIONS = "--draft-weights DIR, or --no-draft"  # what an error suggests if the hub cannot be reached
 
 
@@ -66,15 +67,19 @@ def _draft_source(entry: ModelEntry, weights: str | None) -> Path | str | None:
 
 
 def planned_arch(entry: ModelEntry, weights: str | None) -> Arch:
-    """The architecture of a target in a hub repository, for a dry run. Only its configuration is downloaded."""
-    repository = _hub_repository(entry, weights)
-    assert repository is not None  # else there is a local_checkpoint
-    return read_config(hub_snapshot(repository, CONFIG_FILES)).arch
+    """The architecture of a target on the hub, for a dry run. Only its configuration is downloaded."""
+    return read_config(planned_path(entry, weights, CONFIG_FILES)).arch
 
 
 def local_checkpoint(entry: ModelEntry, weights: str | None) -> Checkpoint | None:
     """The target's checkpoint, of which a dry run reads headers; None for a hub repository, whose weights it does not download."""
     return None if _hub_repository(entry, weights) is not None else open_checkpoint(locate(entry, weights))
+
+
+def planned_path(entry: ModelEntry, weights: str | None, files: Sequence[str]) -> Path:
+    """The target's file or directory, for a dry run. From a hub repository only ``files`` (patterns) are downloaded."""
+    repository = _hub_repository(entry, weights)
+    return locate(entry, weights) if repository is None else hub_snapshot(repository, files)
 
 
 def _hub_repository(entry: ModelEntry, weights: str | None) -> str | None:

@@ -114,6 +114,10 @@ class GgufCheckpoint:
                 tensors[tensor.name], file_of[tensor.name] = tensor, file
         return tensors, file_of
 
+    def keys(self) -> list[str]:
+        """All keys of the metadata."""
+        return list(self._reader.fields)
+
     def _config(self) -> dict[str, Any]:
         """The header as a Hugging Face config.json."""
         kind = self.field("general.architecture")

@@ -183,7 +183,8 @@ def _damaged(file: Path, reason: object) -> CheckpointError:
 
 def config_files(directory: Path) -> list[Path]:
     """The files that configure model, tokenizer and chat template; they belong to a checkpoint's fingerprint."""
-    return [file for file in directory.iterdir() if file.is_file() and (file.suffix in (".json", ".jinja") or file.stem == "tokenizer")]
+    kinds = (".json", ".jinja", ".model", ".txt")
+    return [file for file in (*directory.iterdir(), *directory.glob("*/*.jinja")) if file.is_file() and file.suffix in kinds]
 
 
 def files_fingerprint(files: list[Path]) -> list[list[Any]]:

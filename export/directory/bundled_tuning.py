@@ -1,6 +1,7 @@
-"""A tuning that comes with a draft: its folder tuning/PRECISION holds what resps-tune found for this pair of models on some machine.
+"""Bundled tunings: the result of resps-tune on some machine, stored with the draft in its folder tuning/PRECISION.
 
-The best trees depend on the machine too, so this is a start: any machine may use it, behind the watchdog, until resps-tune replaces it.
+The best trees also depend on the machine, so a bundled tuning is only a default. The watchdog supervises it, and running resps-tune
+replaces it.
 """
 
 from __future__ import annotations
@@ -26,40 +27,40 @@ _log = logging.getLogger("resps")
 
 
 @dataclasses.dataclass(frozen=True)
-class Boxed:
-    """``draft``: hash of the weights that it was tuned with."""
+class BundledTuning:
+    """Contents of tuning.json. ``draft``: hash of the weights of the draft that was tuned."""
 
     draft: str
     tuning: Tuning
 
 
-def put_in(draft: Path, precision: str, tuning: Tuning, engine_dir: Path) -> Path:
-    """Write an engine directory's tuning into the folder of its draft; returns where."""
+def write_bundled(draft: Path, precision: str, tuning: Tuning, engine_dir: Path) -> Path:
+    """Copy the tuning of ``engine_dir`` to the folder ``draft``, and return the new folder below it."""
     folder = draft / FOLDER / precision
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in tuning.files:
         shutil.copyfile(engine_dir / name, folder / name)
-    boxed = Boxed(sha256_of(draft / WEIGHTS), dataclasses.replace(tuning, portable=True))
-    (folder / FILE).write_text(json.dumps(dataclasses.asdict(boxed), indent=1) + "\n", encoding="utf-8")
+    bundled = BundledTuning(sha256_of(draft / WEIGHTS), dataclasses.replace(tuning, portable=True))
+    (folder / FILE).write_text(json.dumps(dataclasses.asdict(bundled), indent=1) + "\n", encoding="utf-8")
     return folder
 
 
 def read_bundled(file: Path) -> FoundTuning:
-    """Raises ExportError for a file that cannot be read."""
+    """Read a tuning.json. Raises ExportError if it is unreadable or malformed."""
     try:
-        boxed: Boxed = decode(Boxed, json.loads(file.read_text(encoding="utf-8")), "tuning")
-        check_tuning(boxed.tuning, plans=False)
+        bundled: BundledTuning = decode(BundledTuning, json.loads(file.read_text(encoding="utf-8")), "tuning")
+        check_tuning(bundled.tuning, plans=False)
     except (OSError, ValueError, Malformed) as problem:
         raise ExportError(
             f"cannot read {file}: {problem} — remove the folder, or make it again with scripts/lab/bundle_tuning.py"
         ) from None
-    return FoundTuning(file, boxed.tuning, boxed.draft)
+    return FoundTuning(file, bundled.tuning, bundled.draft)
 
 
 def bundled_tuning(draft: Path, sha256: str, precision: str, limits: PolicyLimits) -> FoundTuning | None:
-    """The tuning that comes with the draft in that folder, whose weights have that hash. None if absent, or if it cannot be used here (logs
-    a warning). Raises ExportError for one that cannot be read."""
+    """The tuning bundled with the draft in the folder ``draft``. ``sha256``: hash of the draft's weights. None if absent, or if it does not
+    fit (logs a warning). Raises ExportError if it is damaged."""
     file = draft / FOLDER / precision / FILE
     if not file.is_file():
         return None

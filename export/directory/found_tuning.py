@@ -21,7 +21,8 @@ from ..tensorrt.plans import plan_network
 
 @dataclasses.dataclass(frozen=True)
 class FoundTuning:
-    """``file``: what it was read from, with the networks beside it; ``draft``: hash of the weights of the draft that it was tuned with."""
+    """``file``: the JSON file it was read from; the networks are in the same folder. ``draft``: hash of the weights of the draft that was
+    tuned."""
 
     file: Path
     tuning: Tuning
@@ -29,7 +30,7 @@ class FoundTuning:
 
     @property
     def networks(self) -> list[str]:
-        """The names of their ONNX files."""
+        """Names of the networks' ONNX files."""
         return sorted({graph.file for graph in self.tuning.graphs.values()})
 
     @property
@@ -39,11 +40,11 @@ class FoundTuning:
 
     @property
     def digest(self) -> str:
-        """Short hash of everything in it."""
+        """Short hash of the tuning; it includes the hashes of the networks."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self.tuning), sort_keys=True).encode()).hexdigest()[:16]
 
     def problem(self, draft: str | None, limits: PolicyLimits) -> str | None:
-        """Why it cannot be used with the ``draft`` of that hash (None: any) within ``limits``; None if it can."""
+        """Why the tuning cannot be used, None if it can. ``draft``: hash of the draft's weights, None for any draft."""
         if not self.tuning.reads_known_inputs:
             return "it was tuned with other policy inputs"
         if draft is not None and draft != self.draft:
@@ -51,22 +52,22 @@ class FoundTuning:
         return misfit(self.tuning, limits)
 
     def expect_whole(self) -> None:
-        """Raises ExportError for a network that is missing or changed."""
+        """Raises ExportError if a network's file is missing or changed."""
         for name in self.networks:
             if name not in self.tuning.files or not is_whole(self.file.parent, name, self.tuning.files[name]):
                 raise ExportError(f"{self.file.parent / name} is missing or changed — copy the whole folder again, or tune again")
 
 
 def is_whole(folder: Path, name: str, expected: File) -> bool:
-    """Whether ``folder`` itself has that file, unchanged."""
+    """Whether the file ``name`` is directly in ``folder`` and has the expected hash and size."""
     path = folder / name
     return name == path.name and path.is_file() and File(sha256_of(path), path.stat().st_size) == expected
 
 
 def adopt(found: FoundTuning, engine_id: str, scratch: Path, platform: Platform | None, progress: Progress) -> Tuning:
-    """The tuning for the engine of that id, its networks in ``scratch`` under names that say what is in them: checked, and for ``platform``
-    with a plan each. Raises ParityError and EngineBuildError."""
-    made: dict[str, Graph] = {}  # by file: policies share networks
+    """Copy a tuning to a new engine: check its networks, copy them to ``scratch`` under names made from their hashes, and build their plans
+    if there is a ``platform``. Returns the manifest's entry. Raises ParityError and EngineBuildError."""
+    made: dict[str, Graph] = {}  # by file: policies may share a network
     for graph in found.tuning.graphs.values():
         if graph.file not in made:
             source = found.file.parent / graph.file

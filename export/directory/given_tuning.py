@@ -16,7 +16,7 @@ from .found_tuning import FoundTuning
 
 def given_tuning(path: Path, draft: str | None, limits: PolicyLimits) -> FoundTuning:
     """``path``: an engine directory, a folder with a tuning.json, or the JSON file of either. ``draft``: hash of the weights of the draft
-    that is exported, None if unknown. Raises UnfitPolicy for what cannot be read and what does not fit."""
+    that is exported, None if unknown. Raises UnfitPolicy if the tuning cannot be read or does not fit."""
     file = next((path / name for name in (FILE_NAME, FILE) if (path / name).is_file()), path)
     try:
         found = _tuned_engine(file.parent) if file.name == FILE_NAME else read_bundled(file)

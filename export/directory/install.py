@@ -25,13 +25,13 @@ def expect_folder(out: Path) -> None:
                 raise ExportError(f"{place} cannot be written to — change its permissions, or choose another --out")
             return
         if os.path.lexists(place):
-            raise ExportError(f"{place} is no folder, so engine directories cannot be below it — choose another --out")
+            raise ExportError(f"{place} is not a folder, so engine directories cannot be below it — choose another --out")
 
 
 def expect_replaceable(directory: Path) -> None:
     """Raises ExportError if ``directory`` holds anything that the exporter did not write."""
     if directory.exists() and not _is_engine(directory) and (not directory.is_dir() or any(directory.iterdir())):
-        raise ExportError(f"{directory} exists and is no engine directory — move it away, or choose another --out or --name")
+        raise ExportError(f"{directory} exists and is not an engine directory — move it away, or choose another --out or --name")
 
 
 def _is_engine(directory: Path) -> bool:

@@ -30,7 +30,7 @@ def keep(directory: Path, engine_id: str, scratch: Path) -> Tuning | None:
         return None
     broken = [name for name, expected in tuning.files.items() if not is_whole(directory, name, expected)]
     if tuning.engine != engine_id or broken:
-        why = f"of its tuning {broken[0]} is missing or changed" if broken else "its tuning was for another engine than this one"
+        why = f"of its tuning {broken[0]} is missing or changed" if broken else "its tuning is for another engine"
         _say_dropped(directory, why)
         return None
     for name in tuning.files:

@@ -1,4 +1,4 @@
-"""A thin builder over onnx.helper: every call appends one node and returns the name of its output."""
+"""A thin layer over onnx.helper: every call appends one node and returns the name of its output."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ IR_VERSION = 11
 
 
 class GraphBuilder:
-    """Collects the nodes of one graph. Standard opset 24, because the same file must run on ONNX Runtime and build in TensorRT; nodes of
-    another domain are for ONNX Runtime's CPU."""
+    """Collects the nodes of one graph. Nodes are of standard opset 24, which both ONNX Runtime and TensorRT read. Only graphs for ONNX
+    Runtime on a CPU may use nodes of another domain."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -32,7 +32,7 @@ class GraphBuilder:
         self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
 
     def initializer(self, tensor: onnx.TensorProto) -> str:
-        """Register a tensor, usually one whose data lies in the external weight file."""
+        """Register a tensor, usually one with its data in the external weight file."""
         self._initializers[tensor.name] = tensor
         return str(tensor.name)
 
@@ -41,7 +41,7 @@ class GraphBuilder:
         return self._initializers[name]
 
     def const(self, value: Any, dtype: Any = np.int64) -> str:
-        """A small embedded constant; equal constants share one initializer."""
+        """A small constant inside the graph. Equal constants share one initializer."""
         array = np.asarray(value, dtype)
         name = f"const_{array.dtype}_{'x'.join(map(str, array.shape))}_{array.tobytes().hex()}"
         if name not in self._initializers:

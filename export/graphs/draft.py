@@ -1,14 +1,15 @@
-"""The draft's two graphs (design.md section 4): `fuse` for what comes from the target, `draft` for every pass of its layer.
+"""The draft's two graphs with weights (design.md section 4). `fuse` projects the target's features; `draft` is a pass of the draft's
+layers.
 
-fuse     features[1,n,F] · rows[m] int64 -> hidden[1,m,H] (of those rows)
+fuse     features[1,n,F] · rows[m] int64 -> hidden[1,m,H] (of these rows)
 draft    inputs   tokens[1,m] depth[1,m] int64 · hidden[1,m,H] · tree_mask[m,w] bool · past[1] write[1] int64 · slots[span] int64
                   rows[r] int64 · beam[k] (only its length counts) · past.i.key / past.i.value [1,Hkv,span,D]
          outputs  next_hidden[1,m,H] · log_probs[r,k] float32 · candidates[r,k] int64 (the target's ids) · present.i.key / .value
 
-Row j pairs the feature of a position with the token *after* it. It stands at position past + depth[j], writes its key and value to slot
-write + j, and attends to the slots before past (the last ones only, as many as the draft was trained for) and, from there on, to those that
-tree_mask[j] names. A committed row is computed once, from the target's own features: drafted rows lie behind the committed ones and are
-overwritten.
+Row j pairs the feature of a position with the token *after* it. Its position is past + depth[j], and its key and value go to slot write +
+j. It attends to committed slots (below past; only the last ones if the context exceeds the draft's training length) and, of the slots from
+past on, to those that tree_mask[j] selects. Committed rows are computed once, from the target's features. Drafted rows come after them in
+the cache and are overwritten in the next round.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from .weights import WeightCount
 
 
 class FuseWriter(LayerWriter):
-    """fc, after the norms that some drafts put before it."""
+    """Writes `fuse`: the draft's fc layer, with the norms that some drafts have before it."""
 
     def __init__(self, draft: DraftArch, source: DraftCheckpoint | None, precision: Precision, features: int, weights: WeightCount) -> None:
-        """``features``: ONNX type of the target's features."""
+        """``source`` may be None if ``weights`` only counts. ``features``: ONNX type of the target's features."""
         super().__init__("fuse", draft.layer, source, precision, 0, weights)
         self.draft, self.features = draft, features
 
@@ -55,7 +56,7 @@ class FuseWriter(LayerWriter):
 
 
 class DraftWriter(LayerWriter):
-    """``embedding``: the target's, as its graph has it, for drafts that share it."""
+    """Writes `draft`. ``embedding``: the tensor in the target's graph, for drafts without an embedding of their own."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class DraftWriter(LayerWriter):
         super().__init__("draft", draft.layer, source, precision, capacity, weights, static)
         self.draft, self.checkpoint, self.embedding = draft, source, embedding
         if draft.layer.max_position < capacity:
-            self.window = draft.layer.max_position  # no distance that it was not trained for
+            self.window = draft.layer.max_position  # the draft has not seen larger distances in training
 
     def build(self) -> None:
         """Write the whole graph."""
@@ -102,16 +103,20 @@ class DraftWriter(LayerWriter):
 
     def _matrix(self, layer: int, matrix: str) -> tuple[tuple[str, ...], int, int]:
         parts, outputs, inputs = super()._matrix(layer, matrix)
-        return parts, outputs, 2 * inputs if layer == 0 and matrix == "qkv" else inputs  # embedding and feature side by side
+        return (
+            parts,
+            outputs,
+            2 * inputs if layer == 0 and matrix == "qkv" else inputs,
+        )  # embedding and feature, concatenated
 
     def _embedded(self, tokens: str) -> str:
-        """[m, H] in the compute type."""
+        """Embeddings of the tokens [1, m], as [m, H] in the compute type."""
         own = self.draft.own_embedding
         table = self._table(EMBEDDING, (self.arch.vocab, self.arch.hidden)) if own else self.embedding
         return table.rows(self.g, tokens, self.precision.compute)
 
     def _candidates(self, normed: str, beam: str) -> None:
-        """The ``k`` most probable tokens of each row, in float32 whatever the weights are; ties go to the lower draft id."""
+        """The ``k`` most probable tokens of each row. Log-probabilities are float32 at every precision; ties go to the lower draft id."""
         g, vocab = self.g, self.draft.vocab
         logits = self._product(normed, "head", (vocab, self.arch.hidden), [HEAD], self.precision.head)
         if self.precision.compute != FLOAT:
@@ -121,5 +126,5 @@ class DraftWriter(LayerWriter):
         g.op("Gather", ids, indices, out="candidates")
 
     def _tokens(self) -> Iterator[np.ndarray]:
-        assert self.checkpoint is not None  # only a WeightFile iterates
+        assert self.checkpoint is not None  # only a WeightFile reads it
         yield self.checkpoint.tokens

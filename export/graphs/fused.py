@@ -1,8 +1,8 @@
 """A variant of the target graph for ONNX Runtime on CPU, which uses its fused operator GroupQueryAttention.
 
-Standard operators take ten nodes a layer there; GroupQueryAttention takes queries, keys and values as they come, turns them, writes the
-cache in place and attends: docs/lab/passes.md, "Attention, new over old". Inputs, outputs and weights are the same, so this is a small
-file beside the standard graph, which other providers and TensorRT read.
+The operator replaces ten standard nodes per layer: it applies the rotary embedding, writes the cache in place and computes the attention
+(docs/lab/passes.md, "Attention, new over old"). Inputs, outputs and weights are the same, so this is a small additional file. Other
+providers and TensorRT read the standard graph.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from .weights import WeightCount
 
 
 class FusedTargetWriter(TargetWriter):
-    """One node for each layer's attention."""
+    """Writes the target's graph with one attention node per layer."""
 
     def _prepare_attention(self, slots: str) -> None:
         g = self.g
         rows = g.op("Shape", self.positions, start=1, end=2)
         self.last = g.op("Cast", g.op("Sub", g.op("Add", self.past, rows), g.const([1])), to=INT32)
-        # The whole span: if it were the used part, a pass as long as all there is would be taken for a prompt, a chain of rows.
+        # The whole span, not the used part: if it equals the number of rows, the operator assumes a prompt and ignores the tree.
         self.total = g.op("Cast", g.op("Squeeze", g.op("Shape", slots)), to=INT32)
         self.bias = g.op("Where", self.mask, g.const(0, np.float32), g.const(-np.inf, np.float32))
 
@@ -45,12 +45,12 @@ class FusedTargetWriter(TargetWriter):
 
 
 def fused_target(standard: TargetWriter) -> onnx.ModelProto | None:
-    """The fused form of a finished graph, over the same weight file. None where that operator cannot stand in: for TensorRT, beside norms
-    of queries and keys, sums in order (integer weights), and what is not computed in float32."""
+    """The fused variant of a finished graph, with the same weight file. None if the operator cannot express it: graphs for TensorRT, norms
+    of queries and keys, attention with ordered sums (int8 and int4), and computation in another type than float32."""
     arch, precision = standard.arch, standard.precision
     if standard.static or standard.ordered or arch.qk_norm or precision.compute != FLOAT:
         return None
-    weights = WeightCount(standard.weights.location)  # the same tensors in the same order, so they lie in the same places
+    weights = WeightCount(standard.weights.location)  # the same tensors in the same order have the same offsets in the file
     writer = FusedTargetWriter(arch, None, precision, standard.capacity, weights, standard.captured)
     for _ in writer.build():
         pass

@@ -1,8 +1,9 @@
-"""Four-bit weights with an offset a block, as one product with symmetric blocks of more inputs.
+"""Four-bit weights with an offset per block, computed as a single product with symmetric blocks and additional inputs.
 
-Every input of a block meets the block's offset, so what offsets add to a product is the sums of the blocks' inputs times the offsets. Those
-sums stand behind the inputs themselves, twice, and there the weights are the offsets: as integers of eight bits, whose upper four meet the
-sums the first time and whose lower four the second time. ONNX Runtime fuses all of it into one MatMulNBits.
+All inputs of a block are multiplied by the same offset, so the offsets contribute (sum of the block's inputs) * offset. The block sums are
+therefore appended to the inputs, and the offsets to the weights. An offset is quantized to eight bits. The sums are appended twice: the
+first copy is multiplied by the offsets' upper four bits, the second by the lower four. ONNX Runtime fuses the whole product into one
+MatMulNBits.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from .builder import GraphBuilder
 from .weights import BLOCK, rounded_scale
 
 ALIGNED = 4 * BLOCK
-"""ONNX Runtime's product takes four blocks at a time, then one by one, which is slower: 20 blocks take less time than 18."""
-_LEAST, _MOST = 8 * 16 - 8, 7 * 16 + 7  # 8 bits, but as upper digits from -7 to 7 and lower ones from -8 to 7
+"""Inputs are padded to a multiple of four blocks: ONNX Runtime's kernel processes four blocks at a time and the remaining ones singly,
+which is slower (20 blocks take less time than 18)."""
+_LEAST, _MOST = 8 * 16 - 8, 7 * 16 + 7  # 8-bit values made of an upper digit from -7 to 7 and a lower one from -8 to 7
 
 
 def widened(inputs: int) -> int:
-    """How many inputs a matrix of ``inputs``, a multiple of BLOCK, has with its offsets."""
+    """Number of inputs of a widened matrix, offsets and padding included. ``inputs``: a multiple of BLOCK."""
     return _up(inputs + 2 * _up(inputs // BLOCK, BLOCK), ALIGNED)
 
 
@@ -30,7 +32,7 @@ def offset_columns(inputs: int) -> tuple[int, int]:
 
 
 def wide(g: GraphBuilder, x: str, inputs: int, zeros: Callable[[int], str]) -> str:
-    """x [n, inputs] -> [n, widened(inputs)]: itself, the sums of its blocks, the same again, filled up with ``zeros(width)`` [n, width]."""
+    """x [n, inputs] -> [n, widened(inputs)]: x, its block sums, the block sums again, and padding. ``zeros(width)``: zeros [n, width]."""
     sums = g.op("ReduceSum", g.op("Reshape", x, g.const([-1, inputs // BLOCK, BLOCK])), g.const([-1]), keepdims=0)
     between = _up(inputs // BLOCK, BLOCK) - inputs // BLOCK
     behind = widened(inputs) - inputs - 2 * (inputs // BLOCK) - between
@@ -43,16 +45,16 @@ def _filled(zeros: Callable[[int], str], width: int) -> list[str]:
 
 
 def quantize_widened(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [outputs, inputs], inputs a multiple of BLOCK -> what `widen` makes of its blocks."""
+    """Quantize float32 [outputs, inputs], inputs a multiple of BLOCK, offsets included; returns what `widen` returns."""
     return widen(*quantize_blocks_with_offset(weight))
 
 
 def widen(values: np.ndarray, scales: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Four-bit blocks with offsets -> int8 values from -8 to 7 [outputs, widened(inputs)] and float32 scales [outputs, widened(inputs) /
-    BLOCK] that float16 holds; of what `wide` makes of x, the product with value * scale is x times the weight, but for the offsets'
-    rounding to eight bits.
+    """Append the offsets of four-bit blocks to the blocks, as further inputs.
 
     ``values``: int8, -8 to 7, [outputs, inputs]. ``scales``, ``offsets``: float32 [outputs, inputs / BLOCK]; float16 holds the scales.
+    Returns int8 values from -8 to 7 [outputs, widened(inputs)] and float32 scales [outputs, widened(inputs) / BLOCK] that float16 holds.
+    The product of wide(x) and value * scale is x times the weight, except that offsets are rounded to eight bits.
     """
     outputs, inputs = values.shape
     sums = _up(inputs // BLOCK, BLOCK)
@@ -66,13 +68,14 @@ def widen(values: np.ndarray, scales: np.ndarray, offsets: np.ndarray) -> tuple[
 
 
 def quantize_blocks_with_offset(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Four bits with an offset a block, of float32 [outputs, inputs], inputs a multiple of BLOCK: the scheme of llama.cpp's Q4_1, of whose
-    weights nothing is lost where a block has both signs.
+    """Quantize float32 [outputs, inputs], inputs a multiple of BLOCK, to four bits with an offset per block.
+
+    The scheme is that of llama.cpp's Q4_1; weights stored that way are reproduced exactly if the block has both signs.
 
     Returns int8 values from -8 to 7 [outputs, inputs], float32 scales, which float16 holds, and float32 offsets [outputs, inputs / BLOCK];
-    value * scale + offset approximates the weight. Offsets are small, because they are rounded later, and so are the sums that they meet:
-    seven scales at most, since zero is among a block's sixteen levels or between two, and of the two that a block can have, counted from
-    below or, with a negative scale, from above, the smaller.
+    value * scale + offset approximates the weight. Offsets should be small, because they and the sums that they are multiplied by are
+    rounded later. A block has two possible offsets: levels counted from its minimum, or, with a negative scale, from its maximum. The
+    smaller one is taken. It is at most seven scales, because zero lies within the block's range.
     """
     blocks = weight.reshape(weight.shape[0], -1, BLOCK)
     low, high = np.minimum(_over_blocks(np.minimum, weight), 0.0), np.maximum(_over_blocks(np.maximum, weight), 0.0)

@@ -10,25 +10,27 @@ import onnx
 
 from ..checkpoints.arch import Arch
 from ..checkpoints.safetensors import Weights
+from .plain_attention import builds_attention, plain_attention
 from .precision import Precision
 from .storage import StorageWriter
 from .weights import WeightCount, stored_bytes
 
 
 class LayerWriter(StorageWriter):
-    """Appends decoder layers to a graph while streaming their weights to the external file. ``name`` is the graph's.
+    """Appends decoder layers to a graph and streams their weights to the external file. ``name``: of the graph.
 
-    ``static``: the form that TensorRT builds, where the cache tensors have all ``capacity`` slots and attention reads the first `span`.
+    ``source`` may be None if ``weights`` only counts, because then no weight is read. ``static``: the form for TensorRT, in which the cache
+    tensors have all ``capacity`` slots and attention reads the first `span`.
     """
 
-    past: str  # committed slots: all of them are attended to
-    write: str  # slot of the pass's first row
-    value_write: str  # the same, for each part of the values
+    past: str  # number of committed slots
+    write: str  # slot of the first row of the pass
+    value_write: str  # the same slot, repeated for each part of the values
     positions: str
     mask: str
-    span: str  # how many slots attention reads, [1]; in the static form
+    span: str  # number of slots that attention reads, [1]; only in the static form
     rope: list[str]  # cos and sin
-    window: int | None = None  # slots before ``past`` that are seen; None is all
+    window: int | None = None  # number of slots before ``past`` that a row attends to; None means all
 
     def __init__(
         self, name: str, arch: Arch, source: Weights | None, precision: Precision, capacity: int, weights: WeightCount, static: bool = False
@@ -38,7 +40,7 @@ class LayerWriter(StorageWriter):
         self._presents: list[tuple[str, int, list[int | str]]] = []
 
     def _declare_presents(self) -> None:
-        """The cache tensors are the graph's last outputs."""
+        """Declare the cache outputs. They must be the graph's last outputs."""
         for name, kind, shape in self._presents:
             self.g.output(name, kind, shape)
 
@@ -53,7 +55,7 @@ class LayerWriter(StorageWriter):
         return sum(stored_bytes(kind, shape) for kind, shape in presents)
 
     def _rotary(self) -> list[str]:
-        """cos and sin tables."""
+        """cos and sin tables, [capacity, head_dim / 2] each."""
         shape, tables = (self.capacity, self.arch.head_dim // 2), self._rotary_tables()
         return [self._computed(name, shape, islice(tables, 1)) for name in ("rope.cos", "rope.sin")]
 
@@ -61,7 +63,7 @@ class LayerWriter(StorageWriter):
         yield from self.arch.rope.tables(self.arch.head_dim, self.capacity)
 
     def _attention_mask(self, tree_mask: str, slots: str) -> str:
-        """[1,1,n,span] bool, once per pass: the slots before ``past``, and after them what tree_mask [n, columns] allows."""
+        """Mask [1,1,n,span] bool of all layers: the slots before ``past``, then those that tree_mask [n, columns] allows."""
         g = self.g
         if self.static:
             self.span = g.op("Shape", slots)
@@ -77,7 +79,7 @@ class LayerWriter(StorageWriter):
         return g.op("Unsqueeze", attend, g.const([0, 1]))
 
     def _layer(self, layer: int, normed: str, residual: str, out: str | None = None) -> str:
-        """One decoder layer: ``normed`` is what attention reads, ``residual`` [n, H] what its result is added to."""
+        """One decoder layer. ``normed``: input of the attention. ``residual`` [n, H]: the attention's output is added to it."""
         g = self.g
         hidden = g.op("Add", residual, self._attention(layer, normed))
         normed = self._norm(hidden, f"model.layers.{layer}.post_attention_layernorm.weight")
@@ -96,7 +98,7 @@ class LayerWriter(StorageWriter):
         return self._linear(layer, "o", attended)
 
     def _heads(self, layer: int, joined: str) -> tuple[str, str, str]:
-        """The product for all parts -> queries and keys, both turned to their positions, and values [1, heads, n, D]."""
+        """Split the joined QKV product into rotated queries, rotated keys, and values, each [1, heads, n, D]."""
         g, arch = self.g, self.arch
         heads = arch.heads + 2 * arch.kv_heads
         by_head = g.op("Transpose", g.op("Reshape", joined, g.const([1, -1, heads, arch.head_dim])), perm=[0, 2, 1, 3])
@@ -104,7 +106,7 @@ class LayerWriter(StorageWriter):
         return *self._positioned(layer, query, key), value
 
     def _positioned(self, layer: int, query: str, key: str) -> tuple[str, str]:
-        """Queries and keys [1, heads, n, D], perhaps with a norm each, turned."""
+        """Apply the norms of queries and keys, if the model has them, and the rotary embedding. Both are [1, heads, n, D]."""
         if self.arch.qk_norm:
             query = self._norm(query, f"model.layers.{layer}.self_attn.q_norm.weight", self.arch.head_dim)
             key = self._norm(key, f"model.layers.{layer}.self_attn.k_norm.weight", self.arch.head_dim)
@@ -114,18 +116,20 @@ class LayerWriter(StorageWriter):
         return self.g.op("RotaryEmbedding", heads, *self.rope, self.positions)
 
     def _value_form(self) -> tuple[tuple[int, int], int]:
-        """The cached values' sizes before and behind their slots."""
+        """Sizes of the value cache: its dimensions before the slots, and the one after them."""
         return (1, self.arch.kv_heads), self.arch.head_dim
 
     def _attend(self, query: str, keys: str, values: str) -> str:
-        """[1, n, heads, D]."""
+        """Attention output, [1, n, heads, D]."""
+        if self.static and not builds_attention(self.arch.head_dim):
+            return plain_attention(self.g, self.arch, self.precision.compute, query, keys, values, self.mask)
         attended = self.g.op("Attention", query, keys, values, self.mask, scale=self.arch.head_dim**-0.5)
         return self.g.op("Transpose", attended, perm=[0, 2, 1, 3])
 
     def _cached(self, layer: int, kind: str, update: str, heads: tuple[int, int], width: int) -> str:
-        """Write the new rows [*heads, n, width] into the cache in place; all of its `span` slots are returned.
+        """Write the new rows [*heads, n, width] into the cache in place, and return the cache with its `span` slots.
 
-        TensorScatter must sit directly between a graph input and a graph output, or it copies the cache.
+        TensorScatter must be directly between a graph input and a graph output, or the cache is copied.
         """
         g = self.g
         past, present = self._cache(layer, kind, heads, width)
@@ -134,7 +138,8 @@ class LayerWriter(StorageWriter):
         return g.op("Slice", present, g.const([0]), self.span, g.const([2])) if self.static else present
 
     def _cache(self, layer: int, kind: str, heads: tuple[int, int], width: int) -> tuple[str, str]:
-        """Declare a layer's keys or values: the graph's input, and the output that some node must still give."""
+        """Declare the cache of a layer's keys or values. Returns the names of its input and its output; the caller must write the
+        output."""
         shape: list[int | str] = [*heads, self.capacity if self.static else "span", width]
         past, present = (f"{side}.{layer}.{kind}" for side in ("past", "present"))
         self._presents.append((present, self.precision.compute, shape))
@@ -145,10 +150,11 @@ class LayerWriter(StorageWriter):
         return self.g.op("RMSNormalization", x, weight, axis=-1, epsilon=self.arch.rms_eps)
 
     def _linear(self, layer: int, matrix: str, x: str) -> str:
-        """One matrix product for all parts of ``matrix``.
+        """One product for all checkpoint tensors that ``matrix`` joins.
 
-        Weights in floating point keep the checkpoint's [outputs, inputs] layout (Gemm, transB): parts are joined by appending, nothing
-        is transposed in memory. So do float8 ones. Integers are [inputs, outputs], blocks along axis 0, the form that ONNX Runtime fuses.
+        Floating-point weights, float8 included, keep the checkpoint's [outputs, inputs] layout (Gemm, transB): parts are joined by
+        appending, and nothing is transposed in memory. Integers are [inputs, outputs] with blocks along axis 0, the form that ONNX Runtime
+        fuses.
         """
         parts, outputs, inputs = self._matrix(layer, matrix)
         names = [f"model.layers.{layer}.{part}" for part in parts]
@@ -159,5 +165,5 @@ class LayerWriter(StorageWriter):
         return self._product(x, stem, (outputs, inputs), weights, self.precision.matrix, *bias)
 
     def _matrix(self, layer: int, matrix: str) -> tuple[tuple[str, ...], int, int]:
-        """Checkpoint parts, outputs and inputs of a matrix."""
+        """Checkpoint tensors, number of outputs and number of inputs of a matrix."""
         return self.arch.linears[matrix]

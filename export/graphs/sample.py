@@ -1,12 +1,12 @@
-"""The sampling graph: temperature, top-k, top-p and inverse CDF in standard ops.
+"""The sampling graph: temperature, top-k, top-p and inverse CDF, in standard operators.
 
 inputs   logits[1,n,V] float32 · temperature[1] float32 > 0 · top_k[1] int64 (0 = off) · top_p[1] float32 (1 = off)
-         uniforms[p] float32, one per position of the sequence · depth[1,n] past[1] int64: row j draws for position past + depth[j] + 1
+         uniforms[p] float32, one per position of the sequence · depth[1,n] past[1] int64: row j samples position past + depth[j] + 1
 output   token[1,n] int64
 
-One uniform a position decides its token, so the same seed gives the same text on every backend and for every tree. Top-k and top-p
-cut at a threshold found by bisection instead of a sort: a sort of a whole vocabulary costs milliseconds a row, and TensorRT's
-TopK stops at 3840. Entries within BISECTION_RANGE / 2**BISECTIONS (in log-probability) of the cut are kept: ties stay together.
+A token is determined by the uniform of its position, so the same seed gives the same text for every tree. Top-k and top-p use a threshold
+found by bisection, not a sort: sorting a vocabulary takes milliseconds per row, and TensorRT's TopK is limited to 3840. Entries within
+BISECTION_RANGE / 2**BISECTIONS (in log-probability) of the threshold are kept, so ties are kept together.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from onnx import helper
 
 from .builder import BOOL, FLOAT, INT32, INT64, GraphBuilder
 
-BISECTION_RANGE = 104.0  # exp(-104) is 0 in float32: nothing below can be drawn
-BISECTIONS = 26  # leaves 1.5e-6, the spacing of float32 at that size
+BISECTION_RANGE = 104.0  # exp(-104) is 0 in float32, so entries below have no probability
+BISECTIONS = 26  # leaves 1.5e-6, about the spacing of float32 there
 
 
 def build_sample(vocab: int) -> onnx.ModelProto:
-    """The whole graph for a vocabulary of ``vocab`` tokens."""
+    """Build the graph for a vocabulary of ``vocab`` tokens."""
     g = GraphBuilder("sample")
     logits = g.input("logits", FLOAT, [1, "n", vocab])
     temperature = g.input("temperature", FLOAT, [1])
@@ -35,7 +35,7 @@ def build_sample(vocab: int) -> onnx.ModelProto:
     scaled = g.op("Div", logits, temperature)
     log_weight = g.op("Sub", scaled, g.op("ReduceMax", scaled, last))  # the largest becomes 0
     weight = g.op("Exp", log_weight)
-    one = g.op("ReduceMax", weight, last)  # 1.0 in the shape [1,n,1] of every per-row quantity
+    one = g.op("ReduceMax", weight, last)  # 1.0, in the shape [1,n,1] of all per-row values
 
     wanted_k = g.op("Cast", top_k, to=FLOAT)
     unit = g.op("Cast", g.op("GreaterOrEqual", log_weight, g.const(-BISECTION_RANGE, np.float32)), to=FLOAT)
@@ -56,7 +56,7 @@ def build_sample(vocab: int) -> onnx.ModelProto:
 
 
 def _threshold(g: GraphBuilder, log_weight: str, amount: str, wanted: str, enabled: str, one: str) -> str:
-    """[1,n,1]: the largest t with sum(amount where log_weight >= t) >= wanted; minus infinity's stand-in when not enabled."""
+    """[1,n,1]: the largest t with sum(amount where log_weight >= t) >= wanted; -BISECTION_RANGE, which keeps everything, if not enabled."""
     body = GraphBuilder(f"{g.name}_bisection_{len(g)}")
     body.input("step", INT64, [])
     body.input("go", BOOL, [])

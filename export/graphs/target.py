@@ -1,13 +1,13 @@
-"""The target graph, written node by node (design.md section 4).
+"""The target graph (design.md section 4).
 
 inputs   tokens[1,n] depth[1,n] int64 · tree_mask[n,n] bool · past[1] int64 · slots[span] int64 · rows[r] int64
-         past.i.key / past.i.value [1,Hkv,span,D]; in the ordered form values are [D/16,Hkv,span,16]
+         past.i.key / past.i.value [1,Hkv,span,D]; with ordered sums values are [D/16,Hkv,span,16]
 outputs  next_token[1,r] int64 · logits[1,r,V] float32 · features[1,n,3H] · present.i.key / present.i.value
 
-Row j of a pass writes its key and value to slot past+j and stands at position past+depth[j]. It attends to every committed
-slot (< past) and, among the rows of this pass, to those tree_mask[j] names. `slots` is 0, 1, ..., span - 1; the caller lays the cache out
-for the slots in use, so that cost follows them and nothing is sliced. In the static form, TensorRT's, the cache tensors have all `capacity`
-slots instead, and attention reads a slice of them.
+Row j of a pass writes its key and value to slot past + j; its position is past + depth[j]. It attends to all committed slots (below past)
+and to the rows of this pass that tree_mask[j] selects. `slots` is 0, 1, ..., span - 1. The caller allocates the cache for the slots in use,
+so a pass does not pay for unused ones and slices nothing. In the static form, for TensorRT, the cache tensors have all `capacity` slots,
+and attention reads a slice of them.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from .weights import WeightCount, quantize_outputs
 
 EMBEDDING = "model.embed_tokens.weight"
 ORDERED_WIDTH = 16
-"""Columns of a matrix that ONNX Runtime's products (MLAS) sum in blocks of 1,024 rows; with 64 columns only 256, and more threads
-than matrices would split them."""
+"""Number of columns of a value matrix. ONNX Runtime's products (MLAS) sum such a narrow matrix in blocks of 1,024 rows. With 64 columns the
+blocks have only 256 rows, and matrices are split if there are more threads than matrices."""
 
 
 class TargetWriter(LayerWriter):
-    """Builds the target's graph. ``captured``: layers whose incoming residual stream goes into ``features``; the number of layers
-    stands for what leaves the last. ``keep_integers``: of a quantized checkpoint, where the graph can hold them."""
+    """Writes the target's graph. ``captured``: the layers whose incoming residual streams are the output ``features``; the number of layers
+    means the stream that leaves the last layer. ``keep_integers``: store a quantized checkpoint's integers where the graph can hold them.
+    """
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class TargetWriter(LayerWriter):
         self.tied: tuple[str, str] | None = None  # integers and scales of a head that is the embedding too
 
     def build(self) -> Iterator[int]:
-        """Write the whole graph; yields the number of finished layers, for progress."""
+        """Write the whole graph. Yields the number of finished layers, for progress reports."""
         g, arch = self.g, self.arch
         tokens = g.input("tokens", INT64, [1, "n"])
         depth = g.input("depth", INT64, [1, "n"])
@@ -97,7 +98,7 @@ class TargetWriter(LayerWriter):
         return self._table(EMBEDDING, (arch.vocab, arch.hidden))
 
     def _prepare_attention(self, slots: str) -> None:
-        """What all layers' attention reads beside mask and rotary tables."""
+        """Nodes that the attention of all layers shares, beside the mask and the rotary tables."""
         if self.ordered:
             g = self.g
             self.value_write = g.op("Expand", self.past, g.const([self._value_form()[0][0]]))
@@ -133,7 +134,7 @@ class TargetWriter(LayerWriter):
         return self.g.op("Add", product, *bias) if bias else product
 
     def _blank(self, width: int) -> str:
-        """Zeros [n, width]; made where they are first needed."""
+        """Zeros [n, width]. The node is written when it is first needed."""
         if width not in self._blanks:
             shape = self.g.op("Concat", self.g.op("Shape", "tokens", start=1), self.g.const([width]), axis=0)
             self._blanks[width] = self.g.op("Expand", self.g.const(0, np.float32), shape)
@@ -148,7 +149,7 @@ class TargetWriter(LayerWriter):
         attending, value = g.ops("Split", joined, g.const(sizes), outs=(None, None), axis=1)
         by_head = g.op("Transpose", g.op("Reshape", attending, g.const([1, -1, arch.heads + kv_heads, arch.head_dim])), perm=[0, 2, 1, 3])
         value = g.op("Transpose", g.op("Reshape", value, g.const([-1, kv_heads, parts, width])), perm=[2, 1, 0, 3])
-        if not arch.qk_norm:  # both turned by one node
+        if not arch.qk_norm:  # one node rotates both
             by_head = self._turned(by_head)
         query, key = g.ops("Split", by_head, g.const([arch.heads, kv_heads]), outs=(None, None), axis=1)
         return *(self._positioned(layer, query, key) if arch.qk_norm else (query, key)), value
@@ -163,18 +164,18 @@ class TargetWriter(LayerWriter):
         return self._ordered_attention(query, keys, values) if self.ordered else super()._attend(query, keys, values)
 
     def _queries_of_a_key(self) -> int:
-        """Rows of a key head's matrix for each row of the pass: at least two, because a single one takes another kernel."""
+        """Query rows per key head and row of the pass. At least two, because ONNX Runtime has another kernel for a single row."""
         return max(2, self.arch.heads // self.arch.kv_heads)
 
     def _ordered_attention(self, query: str, keys: str, values: str) -> str:
-        """Attention whose result does not depend on where in the cache the attended slots lie, nor on how many rows a pass has.
+        """Attention with a result that depends neither on which cache slots are attended to nor on the number of rows in the pass.
 
-        A draft tree leaves gaps between a node's ancestors. ONNX Runtime's Attention then sums over slots in another order than in plain
-        decoding, which makes a difference of 1e-7, and products with integer activations round that up to 1e-2 and more, which changes
-        tokens: measured in docs/design.md, section 7. Its float32 matrix products add up one slot after the other, and a slot of weight
-        zero changes nothing, so here both sums over slots are such products: the values', and the weights' with a matrix of ones. They
-        go in order through blocks of slots (runtime.decoding.target.SUM_BLOCK), that long where a matrix has few columns:
-        so the cache holds values in columns of ORDERED_WIDTH.
+        In a draft tree there are gaps between the slots of a node's ancestors. ONNX Runtime's Attention then sums over slots in another
+        order than in plain decoding. The results differ by 1e-7, and rounding the activations to integers amplifies that to 1e-2 and more,
+        which changes tokens (docs/design.md, section 7). ONNX Runtime's float32 matrix products add one slot after the other, and a slot
+        with weight zero changes nothing. So both sums over slots are matrix products here: of the weights with the values, and of the
+        weights with ones. Sums are in order within a block of slots (runtime.decoding.target.SUM_BLOCK). Blocks are that long only if a
+        matrix has few columns, so the cache stores the values in matrices of ORDERED_WIDTH columns.
         """
         g, arch = self.g, self.arch
         each, ((parts, _), width) = self._queries_of_a_key(), self._value_form()
@@ -207,12 +208,12 @@ class TargetWriter(LayerWriter):
 
 
 def is_ordered(precision: Precision) -> bool:
-    """Whether weights are integers in a graph for the CPU, whose attention then does not depend on slots."""
+    """Whether a graph for the CPU needs attention with ordered sums: it does if its weights are integers."""
     return precision.matrix is not None and precision.compute == FLOAT
 
 
 def _quantize_fine(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 values and the scales that `integer_product` takes."""
+    """int8 values, and the scales as `integer_product` expects them."""
     values, scale = quantize_outputs(weight)
     return values, scale * FINE
 

@@ -1,4 +1,4 @@
-"""The two graphs that grow a tree without the host looking: `expand` after each level, `tree` at the end (EAGLE-2's algorithm).
+"""The two graphs that grow a draft tree without copies to the host (EAGLE-2's algorithm): `expand` adds a level, `tree` selects the nodes.
 
 expand   inputs   log_probs[b,k] float32 · candidates[b,k] int64 · next_hidden[1,m,H] · rows[b] int64 · beam[k] int64 (0, 1, ..., k - 1)
                   scores[b] float32 · ids[b] int64 · mask[b,w] bool · pool_scores[p] float32 · pool_tokens[p] pool_parents[p] int64
@@ -7,9 +7,10 @@ expand   inputs   log_probs[b,k] float32 · candidates[b,k] int64 · next_hidden
 tree     inputs   pool_scores[p] · pool_tokens[p] · pool_parents[p] · nodes[n] (only its length counts)
          outputs  tokens[n] parent[n] depth[n] int64 · tree_mask[n,n] bool
 
-The pool lists every candidate of every level after the root, which is entry 0 with score 0 and parent -1. ``ids`` are the beams' own pool
-entries, ``scores`` their summed log-probabilities. A candidate scores its parent's score plus its own log-probability, less LEVEL_PENALTY.
-What is no number scores LEAST: the root would not come first among NaNs, and a tree without its root changes answers.
+The pool holds the root (entry 0, score 0, parent -1) and all candidates of all levels. ``ids`` are the pool entries of the beams,
+``scores`` their summed log-probabilities. A candidate's score is its parent's score plus its own log-probability minus LEVEL_PENALTY.
+Log-probabilities are at least LEAST, and NaN becomes LEAST: otherwise NaN could rank before the root, and a tree without its root changes
+answers.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import onnx
 
 from .builder import BOOL, FLOAT, INT64, GraphBuilder
 
-# A child never ties with its parent, even where its probability rounds to one, so the best entries of the pool form a tree. (EAGLE relies
-# on TopK's order for that; SGLang issue 7477 is what happens where it fails.)
+# Makes every child score lower than its parent, even if its probability rounds to one, so the best entries of the pool form a tree. (EAGLE
+# relies on TopK's order of ties for that, which may fail: SGLang issue 7477.)
 LEVEL_PENALTY = 1e-5
 LEAST = -1e4
 MAX_DEPTH = 16
@@ -28,7 +29,7 @@ _SQUARINGS = 4  # 2**4 = MAX_DEPTH levels of ancestors
 
 
 def build_expand(hidden: int, kind: int) -> onnx.ModelProto:
-    """For features of ``hidden`` numbers of ONNX type ``kind``."""
+    """Build `expand`. ``hidden``: size of the draft's hidden states. ``kind``: their ONNX type."""
     g = GraphBuilder("expand")
     log_probs, candidates = g.input("log_probs", FLOAT, ["b", "k"]), g.input("candidates", INT64, ["b", "k"])
     next_hidden = g.input("next_hidden", kind, [1, "m", hidden])
@@ -65,7 +66,7 @@ def build_expand(hidden: int, kind: int) -> onnx.ModelProto:
 
 
 def build_tree() -> onnx.ModelProto:
-    """Rerank: the root and the best n - 1 candidates, in the pool's order, so parents come before their children."""
+    """Build `tree` (EAGLE-2's reranking): the root and the best n - 1 candidates, in pool order, so that parents precede their children."""
     g = GraphBuilder("tree")
     scores, tokens, parents = (
         g.input("pool_scores", FLOAT, ["p"]),

@@ -15,7 +15,7 @@ import numpy as np
 from ml_dtypes import float8_e4m3fn
 from onnx import StringStringEntryProto, TensorProto, helper
 
-from runtime.backends.cpu.processor import physical_cores
+from runtime.backends.cpu.processor import usable_cores
 
 from ..checkpoints.safetensors import Weights
 
@@ -101,7 +101,7 @@ def converted_rows(checkpoint: Weights, names: Sequence[str], convert: Callable[
         with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, which the check finds and reports
             return convert(checkpoint.read(name, start, stop))
 
-    threads = min(physical_cores(), MOST_THREADS)
+    threads = min(usable_cores(), MOST_THREADS)
     waiting: deque[Future[Converted]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for name in names:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from runtime.backends.cpu.processor import usable_cores
 from runtime.manifest.schema import Check
 
 from ..checkpoints.draft_checkpoint import EMBEDDING, HEAD, DraftCheckpoint
@@ -148,6 +149,7 @@ def _open(file: Path, dtype: np.dtype) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
     options.log_severity_level = 4
     options.add_session_config_entry(*accuracy_option(dtype))
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -53,7 +53,9 @@ def check_network(file: Path, graph: Graph) -> None:
     if shapes != expected or expected.keys() != {"x", "logits"}:
         problem = f"its tensors are {shapes}, not {expected}"
         raise ParityError(f"{file} is not a policy network: {problem} — tune again: resps-tune --engine-dir DIR")
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     for x in np.random.default_rng(0).standard_normal((NUM_STATES, *shapes["x"])).astype(np.float32):
         results = {**weights, "x": x.astype(np.float64)}
         for node in model.graph.node:

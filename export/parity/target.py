@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from runtime.backends.cpu.processor import usable_cores
 from runtime.decoding.tree import Tree
 from runtime.manifest.schema import Check
 
@@ -200,6 +201,7 @@ def _run(file: Path, piece: onnx.ModelProto, feeds: dict[str, Any], compute: np.
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
     options.log_severity_level = 4  # ONNX Runtime warns that the cache is not shared, which is intended here
     options.add_session_config_entry(*accuracy_option(compute))
     onnx.save(piece, file)

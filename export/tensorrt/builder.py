@@ -1,4 +1,4 @@
-"""Builds a TensorRT plan from an ONNX graph and its optimization profiles. Writes the plan to a file and hashes it."""
+"""Builds a TensorRT plan from an ONNX graph and its optimization profiles, and writes it to a file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .gpu import Platform
 Progress = Callable[[str, int, int], None]
 """(stage, done, total)"""
 TIMING_CACHE = "timing.cache"
-"""File of the measurements that a build on a GPU made, for the next one."""
+"""File with the kernel timings measured by a build on a GPU, reused by the next build."""
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """A network, and the objects that it needs while it lives."""
+    """A parsed network, and the objects that must live as long as it does."""
 
     builder: Any
     network: Any
@@ -30,11 +30,11 @@ class Parsed:
 
 
 def parse_graph(trt: Any, file: Path) -> Parsed:
-    """Read an ONNX file. Attention in float32 may be taken apart: there is no fused kernel for it. Raises EngineBuildError."""
+    """Parse an ONNX file. Attention in float32 may be decomposed, because it has no fused kernel. Raises EngineBuildError."""
     log = logger(trt)
     log.messages.clear()
     builder = trt.Builder(log)
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # newer versions know nothing else
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # newer versions are always strongly typed
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(file)):
@@ -48,9 +48,9 @@ def parse_graph(trt: Any, file: Path) -> Parsed:
 
 
 def build_plan(directory: Path, graph: Graph, platform: Platform, timings: Path | None, progress: Progress) -> File:
-    """Build ``graph.file`` into ``graph.plan``, both in ``directory``, with ``graph.profiles``. ``timings``: where the timing cache lies.
+    """Build ``graph.plan`` from ``graph.file``, both in ``directory``, with ``graph.profiles``. ``timings``: file of the timing cache.
 
-    Raises EngineBuildError, and whatever ``progress`` raises.
+    Raises EngineBuildError, and any exception that ``progress`` raises.
     """
     assert graph.plan is not None
     trt = platform.trt
@@ -61,12 +61,12 @@ def build_plan(directory: Path, graph: Graph, platform: Platform, timings: Path 
         config.add_optimization_profile(_profile(parsed, graph, profile))
     _choose_gpus(platform, config)
     cache = _open_timings(config, timings) if timings else None
-    guard = _Guard()
-    config.progress_monitor = _monitor(trt, Path(graph.file).stem, progress, guard)
+    errors = _CallbackErrors()
+    config.progress_monitor = _monitor(trt, Path(graph.file).stem, progress, errors)
     with (directory / graph.plan).open("wb") as file:
-        writer = _writer(trt, file, guard)
+        writer = _writer(trt, file, errors)
         done = parsed.builder.build_serialized_network_to_stream(parsed.network, config, writer)
-    guard.check()
+    errors.check()
     if not done:
         said = _first(list(logger(trt).messages))
         raise EngineBuildError(f"{platform.flavour} {platform.version} cannot build {graph.file}: {said} — {_REMEDY}")
@@ -76,7 +76,7 @@ def build_plan(directory: Path, graph: Graph, platform: Platform, timings: Path 
 
 
 def _expect_tensors(network: Any, graph: Graph) -> None:
-    """TensorRT must see the tensors that the manifest states, or the runtime would bind others."""
+    """Check that the network has the tensors of the manifest, because the runtime binds those. Raises EngineBuildError."""
     sides = (
         ("input", graph.inputs, [network.get_input(index) for index in range(network.num_inputs)]),
         ("output", graph.outputs, [network.get_output(index) for index in range(network.num_outputs)]),
@@ -89,7 +89,7 @@ def _expect_tensors(network: Any, graph: Graph) -> None:
 
 
 def _is_form_of(found: tuple[int, ...], stated: tuple[int | str, ...]) -> bool:
-    """Whether the shapes agree in what both know; TensorRT writes -1 for a size that it does not."""
+    """Whether the shapes agree where both are known; TensorRT writes -1 for an unknown size."""
     return len(found) == len(stated) and all(isinstance(b, str) or a in (-1, b) for a, b in zip(found, stated, strict=True))
 
 
@@ -106,7 +106,7 @@ def _first(messages: list[str]) -> str:
 
 
 def _profile(parsed: Parsed, graph: Graph, sizes: Mapping[str, tuple[int, int, int]]) -> Any:
-    """Least, best and largest shape of every input that has a size chosen per call."""
+    """TensorRT's profile: smallest, optimal and largest shape of every input with a variable size."""
     profile = parsed.builder.create_optimization_profile()
     for name, tensor in graph.inputs.items():
         if any(isinstance(dim, str) for dim in tensor.shape):
@@ -115,7 +115,7 @@ def _profile(parsed: Parsed, graph: Graph, sizes: Mapping[str, tuple[int, int, i
 
 
 def _choose_gpus(platform: Platform, config: Any) -> None:
-    """Only TensorRT-RTX has a choice. A GPU that it has no name for is taken as it is."""
+    """Select the GPUs to build for; only TensorRT-RTX can. The local GPU is used if TensorRT-RTX has no name for its capability."""
     if not platform.rtx:
         return
     kinds, config.num_compute_capabilities = platform.trt.ComputeCapability, len(platform.capabilities)
@@ -129,14 +129,14 @@ def _open_timings(config: Any, file: Path) -> Any:
     return cache
 
 
-class _Guard:
-    """Stores an exception raised in a callback, because it must not propagate through the builder. The builder is told to stop instead."""
+class _CallbackErrors:
+    """Runs callbacks and stores the first exception, because it must not propagate through the builder. The builder is told to stop."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
 
     def run(self, action: Callable[[], object]) -> bool:
-        """Whether to go on."""
+        """Run the callback. Returns False if the build is to stop."""
         try:
             if self.error is None:
                 action()
@@ -145,12 +145,13 @@ class _Guard:
         return self.error is None
 
     def check(self) -> None:
+        """Raise the stored exception."""
         if self.error is not None:
             raise self.error
 
 
-def _monitor(trt: Any, name: str, progress: Progress, guard: _Guard) -> Any:
-    """Reports the outermost phases, one of which lasts nearly the whole time."""
+def _monitor(trt: Any, name: str, progress: Progress, errors: _CallbackErrors) -> Any:
+    """A progress monitor that reports the outermost phases. One of them takes nearly the whole time."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -163,23 +164,25 @@ def _monitor(trt: Any, name: str, progress: Progress, guard: _Guard) -> Any:
 
         def step_complete(self, phase: str, step: int) -> bool:
             steps = self.steps.get(phase, 0)
-            return guard.run(lambda: progress(f"{name}.plan", step + 1, steps) if step + 1 < steps else None)
+            return errors.run(lambda: progress(f"{name}.plan", step + 1, steps) if step + 1 < steps else None)
 
         def phase_finish(self, phase: str) -> None:
             if steps := self.steps.pop(phase, 0):
-                guard.run(lambda: progress(f"{name}.plan", steps, steps))
+                errors.run(lambda: progress(f"{name}.plan", steps, steps))
 
     return Monitor()
 
 
-def _writer(trt: Any, file: BinaryIO, guard: _Guard) -> Any:
+def _writer(trt: Any, file: BinaryIO, errors: _CallbackErrors) -> Any:
+    """A stream writer that writes to ``file``, hashes and counts the bytes."""
+
     class Writer(trt.IStreamWriter):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IStreamWriter.__init__(self)
             self.digest, self.size = hashlib.sha256(), 0
 
         def write(self, data: bytes) -> int:
-            return len(data) if guard.run(lambda: self._append(data)) else 0
+            return len(data) if errors.run(lambda: self._append(data)) else 0
 
         def _append(self, data: bytes) -> None:
             file.write(data)

@@ -11,14 +11,14 @@ from runtime.backends.cuda.tensorrt_module import load
 
 from ..errors import EngineBuildError
 
-# Without a GPU. One plan for both is no larger than one for either (307 MB, SmolLM2-135M in fp16).
+# Used on a machine without a GPU. One plan for both is as small as a plan for one of them (307 MB, SmolLM2-135M in fp16).
 DEFAULT_CAPABILITIES = ("8.9", "12.0")
 RTX = "tensorrt_rtx"
 
 
 @dataclass(frozen=True)
 class BuildGpu:
-    """``capability``: its compute capability, as "8.9"."""
+    """A GPU of this machine. ``capability``: its compute capability, such as "8.9"."""
 
     name: str
     capability: str
@@ -26,7 +26,7 @@ class BuildGpu:
 
 @dataclass(frozen=True)
 class Platform:
-    """What plans are built with and for. ``trt``: the TensorRT module; ``gpu``: the one that they are tuned on, if there is one."""
+    """What plans are built with and for. ``trt``: the TensorRT module. ``gpu``: the local GPU, None if there is none."""
 
     trt: Any
     capabilities: tuple[str, ...]
@@ -34,7 +34,7 @@ class Platform:
 
     @property
     def flavour(self) -> str:
-        """The module's name."""
+        """Name of the TensorRT module."""
         return str(self.trt.__name__)
 
     @property
@@ -43,12 +43,13 @@ class Platform:
 
     @property
     def rtx(self) -> bool:
-        """TensorRT-RTX compiles kernels where they run, so it builds without a GPU; the other one measures them here."""
+        """Whether it is TensorRT-RTX, which builds without a GPU because it compiles kernels at run time. TensorRT measures kernels
+        here."""
         return self.flavour == RTX
 
 
 def parse_capabilities(text: str) -> tuple[str, ...]:
-    """``8.9,12.0`` in ascending order; raises ValueError."""
+    """Parse a list such as ``8.9,12.0``, and return it in ascending order. Raises ValueError."""
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"[1-9]\d?\.\d", part) for part in parts) or len(set(parts)) != len(parts):
         raise ValueError(f"compute capabilities are different numbers such as 8.9,12.0, not {text!r}")
@@ -56,9 +57,10 @@ def parse_capabilities(text: str) -> tuple[str, ...]:
 
 
 def choose_platform(asked: Sequence[str]) -> Platform:
-    """``asked``: compute capabilities; none of them: the GPU's that is here, or DEFAULT_CAPABILITIES.
+    """``asked``: compute capabilities to build for; if empty, that of the local GPU, else DEFAULT_CAPABILITIES.
 
-    Raises EngineDirError without TensorRT, EngineBuildError without a GPU where one is needed, and ValueError for what cannot be built.
+    Raises EngineDirError without TensorRT, EngineBuildError if TensorRT needs a GPU and there is none, and ValueError for capabilities that
+    it cannot build for.
     """
     trt, gpu = load(), find_gpu()
     if trt.__name__ != RTX:
@@ -66,26 +68,26 @@ def choose_platform(asked: Sequence[str]) -> Platform:
             raise ValueError(f"--compute-capability needs {RTX}: {trt.__name__} builds for the GPU that it runs on")
         if gpu is None:
             raise EngineBuildError(
-                f"{trt.__name__} builds engines only where there is a GPU, and there is none — export on the machine that will run "
+                f"{trt.__name__} builds engines only on a machine with a GPU, and this one has none — export on the machine that will run "
                 "them, or pip uninstall it and pip install 'resps[rtx]', which needs none"
             )
         return Platform(trt, (gpu.capability,), gpu)
     unknown = [each for each in asked if each not in buildable(trt)]
     if unknown:
         raise ValueError(
-            f"{RTX} {trt.__version__} builds nothing for compute capability {', '.join(unknown)}, only for {', '.join(buildable(trt))}"
+            f"{RTX} {trt.__version__} cannot build for compute capability {', '.join(unknown)}, only for {', '.join(buildable(trt))}"
         )
     return Platform(trt, tuple(asked) or ((gpu.capability,) if gpu else DEFAULT_CAPABILITIES), gpu)
 
 
 def buildable(trt: Any) -> tuple[str, ...]:
-    """Compute capabilities that TensorRT-RTX has names for."""
+    """Compute capabilities that this version of TensorRT-RTX can build for, in ascending order."""
     names = (name.removeprefix("SM") for name in trt.ComputeCapability.__members__ if name.startswith("SM"))
     return tuple(sorted((f"{name[:-1]}.{name[-1]}" for name in names), key=_number))
 
 
 def find_gpu() -> BuildGpu | None:
-    """The first one, if a driver answers."""
+    """The first GPU, None without a GPU or driver."""
     try:
         from cuda.bindings import runtime as cuda
     except ImportError:

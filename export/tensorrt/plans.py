@@ -1,4 +1,4 @@
-"""The TensorRT side of an engine directory: a plan of every graph, and of every network of a policy."""
+"""Builds the TensorRT plans of an engine directory: one for each graph and for each network of a policy."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def build_plans(
     timings: Path,
     progress: Progress,
 ) -> tuple[dict[str, Graph], dict[str, File]]:
-    """A plan beside every graph, and the graphs with their plans and profiles. ``timings``: the timing cache of the engine before this one.
+    """Build a plan for each graph. Returns the manifest's entries of graphs (with plans and profiles) and plan files.
 
-    Measurements are kept where kernels are measured: with TensorRT on a GPU. Raises EngineBuildError.
+    ``timings``: the timing cache of the engine that this one replaces. TensorRT measures kernels on the GPU and keeps the results in that
+    cache; TensorRT-RTX has none. Raises EngineBuildError.
     """
     profiles = all_profiles(limits, tree_sizes, draft)
     cache = None if platform.rtx else scratch / TIMING_CACHE
@@ -42,8 +43,8 @@ def build_plans(
 
 
 def plan_network(directory: Path, graph: Graph, platform: Platform, progress: Progress) -> Graph:
-    """A policy's network, all of whose sizes are fixed, with its plan. The plan is named after its own bytes, because two builds of a graph
-    need not give the same ones. Raises EngineBuildError."""
+    """Build the plan of a policy's network, whose shapes are all fixed, and return the graph's entry with it. The plan's name has a hash of
+    its own bytes, because two builds of a graph may differ. Raises EngineBuildError."""
     partial = dataclasses.replace(graph, plan="plan.partial", profiles=({},))
     name = f"{FILE_PREFIX}{build_plan(directory, partial, platform, None, progress).sha256[:12]}.plan"
     (directory / "plan.partial").replace(directory / name)
@@ -51,6 +52,6 @@ def plan_network(directory: Path, graph: Graph, platform: Platform, progress: Pr
 
 
 def describe(platform: Platform) -> TensorRT:
-    """The manifest's entry."""
+    """The manifest's entry of the platform."""
     gpu = platform.gpu.name if platform.gpu else None
     return TensorRT(platform.flavour, platform.version, platform.capabilities, gpu)

@@ -1,8 +1,9 @@
-"""Optimization profiles: for which sizes a plan's kernels are chosen. The runtime takes the first one that admits a call.
+"""Optimization profiles: the sizes for which TensorRT chooses a plan's kernels. The runtime takes the first profile that admits a call.
 
-A profile is {size: (least, best, largest)}. Sizes are those of the graphs' inputs (design.md, section 4) and, for `expand`, those of its
-outputs too. No profile has a *static* single row: TensorRT would keep a second copy of every matrix, in another layout. From one row to
-two with one as the best it does not (measured: 290 MB with either, SmolLM2-135M in fp16), nor for a single row of the head.
+A profile is {size: (smallest, optimal, largest)}. Sizes are named as in the graphs' inputs (design.md, section 4); those of `expand`
+include its outputs. No profile allows exactly one row only, because TensorRT would then store every matrix a second time in another layout.
+A range from one row to two, optimal for one, does not cause that (measured: 290 MB, as with an optimum of 8; SmolLM2-135M in fp16). Nor
+does a single row of the head.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from runtime.manifest.schema import Draft, Limits
 Range = tuple[int, int, int]
 Profile = Mapping[str, Range]
 WIDTHS = (1, 2, 4, 8, 16)
-SPAN = 512  # slots of an ordinary conversation, which attention is tuned for
+SPAN = 512  # cache slots for which attention is optimized; a usual conversation
 
 
 def all_profiles(limits: Limits, tree_sizes: Sequence[int], draft: Draft | None) -> dict[str, tuple[Profile, ...]]:
-    """For every graph of an engine directory."""
+    """The profiles of every graph of an engine directory, by graph name."""
     profiles = {"target": target_profiles(limits, tree_sizes), "sample": sample_profiles(limits)}
     if draft:
         profiles |= {
@@ -32,7 +33,7 @@ def all_profiles(limits: Limits, tree_sizes: Sequence[int], draft: Draft | None)
 
 
 def target_profiles(limits: Limits, tree_sizes: Sequence[int]) -> tuple[Profile, ...]:
-    """One for each tree size, then one for chunks of the prompt."""
+    """One profile for each tree size, then one for chunks of the prompt."""
     span = _up_to(limits.capacity, SPAN)
     # r = 1 keeps trees of two nodes out of the profile for one.
     verify = [{"n": _rows(size), "r": _all(size), "span": span} for size in sorted(tree_sizes)]
@@ -40,13 +41,14 @@ def target_profiles(limits: Limits, tree_sizes: Sequence[int]) -> tuple[Profile,
 
 
 def fuse_profiles(limits: Limits, draft: Draft) -> tuple[Profile, ...]:
-    """What one round commits, then a chunk of the prompt. ``n`` only says where rows are taken from."""
+    """One profile for the rows that a round commits, then one for a chunk of the prompt. ``n`` is only the number of rows to gather
+    from."""
     scored = _all(max(limits.tree_nodes, limits.prefill_rows))
     return ({"n": scored, "m": _up_to(draft.max_depth + 1, 4)}, {"n": scored, "m": _rows(max_draft_rows(limits, draft))})
 
 
 def draft_profiles(limits: Limits, draft: Draft) -> tuple[Profile, ...]:
-    """One for each width of a level, then one for many committed rows at once."""
+    """One profile for each level width, then one for many committed rows at once."""
     span, most = _up_to(draft.capacity, SPAN), max_draft_rows(limits, draft)
     widths = sorted({*(width for width in WIDTHS if width < draft.max_width), draft.max_width})
     levels = [
@@ -64,7 +66,7 @@ def draft_profiles(limits: Limits, draft: Draft) -> tuple[Profile, ...]:
 
 
 def expand_profiles(limits: Limits, draft: Draft) -> tuple[Profile, ...]:
-    """Below the root, then below a level."""
+    """One profile for the first level, then one for the others."""
     width, pool, rows = draft.max_width, max_pool_size(draft), _all(max_draft_rows(limits, draft))
     columns, usual = 1 + width * draft.max_depth, min(8, width)
     one, beams, first = _all(1), _up_to(width, usual), _up_to(1 + width, 1 + usual)
@@ -75,20 +77,21 @@ def expand_profiles(limits: Limits, draft: Draft) -> tuple[Profile, ...]:
 
 
 def sample_profiles(limits: Limits) -> tuple[Profile, ...]:
-    """One row, then a whole tree; a uniform for every slot."""
+    """One profile for a single row, then one for a whole tree. Both take a uniform for every slot."""
     positions = (limits.capacity,) * 3
     return ({"n": _all(1), "p": positions}, {"n": _all(limits.tree_nodes), "p": positions})
 
 
 def _all(most: int) -> Range:
-    """Up to ``most``, which is also the usual value."""
+    """From 1 to ``most``, optimal for ``most``."""
     return 1, most, most
 
 
 def _up_to(most: int, usual: int) -> Range:
+    """From 1 to ``most``, optimal for ``usual``."""
     return 1, min(usual, most), most
 
 
 def _rows(most: int) -> Range:
-    """Rows of a matrix product, of which at least two must be possible."""
+    """Rows of a matrix product: as `_all`, but two rows are always allowed (see the module's docstring)."""
     return 1, most, max(most, 2)

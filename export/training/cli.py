@@ -60,9 +60,9 @@ resps-train words --weights DIR --out data --tokens 5000000 --device cuda --seed
 @options.general
 def words(model: str, weights: str | None, device: str, out: Path, batch: int, capacity: int, seed: int, tokens: int) -> None:
     """Let the target write conversations; store its hidden states."""
-    from .collect import Generation, collect_words, open_source
+    from .collect import Generation, collect_words, open_target
 
-    for line in collect_words(open_source(model, weights), out, Generation(batch, capacity, device), seed, tokens):
+    for line in collect_words(open_target(model, weights), out, Generation(batch, capacity, device), seed, tokens):
         click.echo(line)
 
 
@@ -76,9 +76,9 @@ def answers(model: str, weights: str | None, device: str, out: Path, batch: int,
 
     FILE is what the target wrote: JSON lines with prompt and answer, and "finished": false for an answer that was cut.
     """
-    from .collect import Generation, collect_answers, open_source
+    from .collect import Generation, collect_answers, open_target
 
-    for line in collect_answers(open_source(model, weights), out, Generation(batch, capacity, device), file):
+    for line in collect_answers(open_target(model, weights), out, Generation(batch, capacity, device), file):
         click.echo(line)
 
 

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import torch
 
-from runtime.manifest.schema import Tokens
 from runtime.text.tokenizer import Tokenizer
+from runtime.text_files import read_text
 
 from ..checkpoints.fetch import locate, open_checkpoint
-from ..checkpoints.gguf import GgufCheckpoint
 from ..checkpoints.models import model_entry
 from ..checkpoints.safetensors import Checkpoint
-from ..checkpoints.tokenizer import tokenizer_of_directory, tokenizer_of_gguf
+from ..text.read import text_of
 from .errors import TrainingError
 from .generate import generate_conversations
 from .seed_prompts import seed_prompts
@@ -32,7 +31,7 @@ SEED_CHARACTERS = 600  # most characters of a library text in a seed prompt
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainingTarget:
     """The target whose conversations are collected: its weights, its tokenizer and its chat template."""
 
     checkpoint: Checkpoint
@@ -40,20 +39,14 @@ class Source:
     template: TemplateTokens
 
 
-def open_source(model: str, weights: str | None) -> Source:
+def open_target(model: str, weights: str | None) -> TrainingTarget:
     """Find the target as resps-export does. Raises UnknownModel, CheckpointError and UnsupportedModel."""
     entry = model_entry(model)
     checkpoint = open_checkpoint(locate(entry, weights))
-    if isinstance(checkpoint, GgufCheckpoint):
-        files = tokenizer_of_gguf(checkpoint)
-    else:
-        files = tokenizer_of_directory(checkpoint.path, entry.chat_template)
+    side = text_of(checkpoint, entry.chat_template)
     with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch)
-        (directory / "tokenizer.json").write_text(files.tokenizer_json, encoding="utf-8")
-        (directory / "chat_template.jinja").write_text(files.chat_template or "", encoding="utf-8")
-        text = Tokenizer(directory, Tokens("tokenizer.json", "chat_template.jinja", files.stop, files.bos))
-    return Source(checkpoint, text, template_tokens(text, files.stop))
+        text = Tokenizer(Path(scratch), side.write(Path(scratch)))
+    return TrainingTarget(checkpoint, text, template_tokens(text, tuple(side.stop)))
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ class Generation:
     device: str
 
 
-def collect_words(source: Source, out: Path, generation: Generation, seed: int, tokens: int) -> Iterator[str]:
+def collect_words(source: TrainingTarget, out: Path, generation: Generation, seed: int, tokens: int) -> Iterator[str]:
     """Let the target write conversations until ``tokens`` tokens are in shards; yields a line for the user per shard.
 
     Raises TrainingError if ``out`` has the shards of this seed already, or if the device is missing."""
@@ -74,7 +67,7 @@ def collect_words(source: Source, out: Path, generation: Generation, seed: int, 
     yield from _collect(source, plans, writer, generation, seed, tokens)
 
 
-def collect_answers(source: Source, out: Path, generation: Generation, file: Path) -> Iterator[str]:
+def collect_answers(source: TrainingTarget, out: Path, generation: Generation, file: Path) -> Iterator[str]:
     """Compute the hidden states of the conversations in ``file``; yields a line for the user per shard.
 
     Raises TrainingError for a malformed file, if ``out`` has the shards of this file already, or if the device is missing."""
@@ -84,14 +77,14 @@ def collect_answers(source: Source, out: Path, generation: Generation, file: Pat
     yield from _collect(source, chain(plans, repeat(filler)), writer, generation, 0, tokens)
 
 
-def read_answers(file: Path, source: Source) -> list[list[Segment]]:
+def read_answers(file: Path, source: TrainingTarget) -> list[list[Segment]]:
     """The conversations of JSON lines with ``prompt``, ``answer`` and perhaps ``finished``: false for an answer that was cut."""
     encode, template, plans = source.text.encode_raw, source.template, []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = [(number, line) for number, line in enumerate(read_text(file).split("\n"), 1) if line.strip()]
     except UnicodeDecodeError as error:
         raise TrainingError(f"{file} is not UTF-8 text (byte {error.start}) — convert it first") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         try:
             each = json.loads(line)
             prompt, answer = encode(each["prompt"]), encode(each["answer"])
@@ -104,7 +97,7 @@ def read_answers(file: Path, source: Source) -> list[list[Segment]]:
 
 
 def _collect(
-    source: Source, plans: Iterator[list[Segment]], writer: ShardWriter, generation: Generation, seed: int, tokens: int
+    source: TrainingTarget, plans: Iterator[list[Segment]], writer: ShardWriter, generation: Generation, seed: int, tokens: int
 ) -> Iterator[str]:
     target = TorchTarget(source.checkpoint, generation.batch, generation.capacity, torch_device(generation.device), torch.bfloat16)
     began = time.monotonic()

@@ -43,7 +43,7 @@ resps-tune --policy resps --policy ltd --dry-run --json""",
         help=f"A candidate, or all; may be repeated. cost-model always is one. {options.summaries(CANDIDATES.values())}.")  # fmt: skip
 @option(TUNING, "--seed", type=click.IntRange(min=0), default=0, help="Seed of the training.")
 @options.engine_dir
-@options.threads("physical cores; a tuning holds for this number only")
+@options.threads("usable cores; a tuning holds for this number only")
 @option(OUTPUT, "--dry-run", is_flag=True, help="Install nothing.")
 @option(OUTPUT, "--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html", help="Write a page with the results.")
 @option(OUTPUT, "--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -54,7 +54,7 @@ def command(engine_dir: Path, **given: Any) -> None:
     May be interrupted and started again: recorded answers are kept, and the engine changes only at the very end.
     """
     from runtime import Decoder
-    from runtime.backends.cpu.processor import physical_cores
+    from runtime.backends.cpu.processor import usable_cores
     from runtime.engine import choose_engine, load_engine
     from runtime.manifest.load import find_engine_dir
 
@@ -68,7 +68,7 @@ def command(engine_dir: Path, **given: Any) -> None:
     prompts = read_prompts(given["prompts"])
     named = tuple(dict.fromkeys(given["policies"]))
     learned = (*LEARNED, *VARIANTS) if "all" in named else tuple(name for name in named if name != "cost-model") if named else LEARNED
-    directory, threads = find_engine_dir(engine_dir), given["threads"] or physical_cores()
+    directory, threads = find_engine_dir(engine_dir), given["threads"] or usable_cores()
     choice = choose_engine(directory, draft=None, backend=None, device=None, threads=threads, verify=True, tuned=False)
     with Decoder(load_engine(choice), policy="fixed") as decoder:
         result = _tune(decoder, prompts, given["minutes"], learned, threads, given["seed"])

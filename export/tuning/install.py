@@ -95,7 +95,9 @@ def _check(model: onnx.ModelProto, name: str, net: Mlp) -> None:
     """Compare the graph in ONNX Runtime with the numpy network on a few random inputs."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     for state in np.random.default_rng(0).standard_normal((4, 1, net.inputs)).astype(np.float32):
         (logits,) = session.run(None, {"x": state})
         if not np.allclose(logits, net(state), atol=MAX_LOGIT_DIFF, rtol=MAX_LOGIT_DIFF):

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from runtime.text_files import read_text
+
 from .errors import TuningError
 
 COLLECTION = Path(__file__).with_name("prompts.txt")
@@ -16,10 +18,10 @@ def read_prompts(file: Path | None) -> list[str]:
     turn is used). Raises TuningError if it cannot be read."""
     path = file or COLLECTION
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise TuningError(f"cannot read {path}: {error} — give a text file in UTF-8") from None
-    return [_prompt(path, number, line) for number, line in enumerate(lines, 1)]
+    return [_prompt(path, number, line) for number, line in lines]
 
 
 def _prompt(path: Path, number: int, line: str) -> str:

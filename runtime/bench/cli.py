@@ -12,6 +12,7 @@ from .. import options
 from ..console import run_command, usage_errors
 from ..errors import BenchError, RespsError
 from ..options import FILE, OUTPUT, option
+from ..standard_streams import print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +60,7 @@ def command(again: Path | None, report_file: Path | None, as_json: bool, **given
 
     The contenders are plain decoding and all pairs of a draft with a policy or tree. Every contender answers every turn, they rotate in
     answering first, and every token is compared with plain decoding's. If interrupted, the command shows what it has measured.
-    docs/benchmarks.md defines the figures.
+    docs/lab/figures.md defines the figures.
     """
     if report_file:
         from .svg import expect_matplotlib
@@ -92,7 +93,7 @@ def _measured(given: dict[str, Any]) -> tuple[Measurement, BaseException | None]
     import datetime
     from contextlib import ExitStack
 
-    from ..backends.cpu.processor import physical_cores
+    from ..backends.cpu.processor import usable_cores
     from ..sampling_params import SamplingParams
     from .contenders import make_contenders
     from .machine import engine_of, this_machine
@@ -102,7 +103,7 @@ def _measured(given: dict[str, Any]) -> tuple[Measurement, BaseException | None]
 
     files = [*given["prompts"], *given["more"]] or [DEFAULT_FILE]
     questions = read_questions(files, given["questions"])
-    threads = given["threads"] or physical_cores()
+    threads = given["threads"] or usable_cores()
     settings = BenchSettings(
         tuple(map(str, files)), given["questions"], given["max_new_tokens"], given["temperature"], given["seed"], threads
     )
@@ -169,11 +170,11 @@ def _show(measurement: Measurement, as_json: bool, report_file: Path | None) -> 
 
 
 def _print(measurement: Measurement, table: Table, as_json: bool) -> None:
-    from .record import to_json
+    from .record import as_dict
     from .tables import headlines, markdown, tables
 
     if as_json:
-        click.echo(to_json(measurement, table))
+        print_json(as_dict(measurement, table))
         return
     click.echo("\n".join(headlines(measurement, table)))
     for each in tables(measurement, table):
@@ -183,7 +184,7 @@ def _print(measurement: Measurement, table: Table, as_json: bool) -> None:
 def _progress(done: int, total: int) -> None:
     """A counter on stderr, if that is a terminal."""
     if sys.stderr.isatty():
-        click.echo(f"\r{done} of {total} questions", err=True, nl=done == total)
+        say(f"\r{done} of {total} questions", nl=done == total)
 
 
 def main() -> None:

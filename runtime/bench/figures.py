@@ -1,4 +1,4 @@
-"""Computes all figures of a run: one cell per set and contender, and averages over the sets. Definitions: docs/benchmarks.md."""
+"""Computes all figures of a run: one cell per set and contender, and averages over the sets. Definitions: docs/lab/figures.md."""
 
 from __future__ import annotations
 

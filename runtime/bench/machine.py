@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..backends.cpu.processor import physical_cores, processor_name
+from ..backends.cpu.processor import processor_name, usable_cores, usable_memory
 from ..decoder import Decoder
 from .record import EngineRecord, Machine
 
@@ -18,7 +17,7 @@ PACKAGES = ("resps", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "t
 
 def this_machine() -> Machine:
     """Call it after measuring: it holds the peak memory up to now."""
-    return Machine(processor_name(), physical_cores(), _memory(), _peak(), f"{platform.system()} {platform.release()}", _versions())
+    return Machine(processor_name(), usable_cores(), usable_memory(), _peak(), f"{platform.system()} {platform.release()}", _versions())
 
 
 def engine_of(decoders: Sequence[Decoder]) -> EngineRecord:
@@ -38,11 +37,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _memory() -> int | None:
-    names = getattr(os, "sysconf_names", {})
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in names else None
 
 
 def _peak() -> int | None:

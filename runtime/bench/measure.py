@@ -60,7 +60,7 @@ def measure(
 
 def _prompt(decoder: Decoder, chat: list[dict[str, str]]) -> Prompt:
     """Plain text, one turn a line, for a model without a chat template."""
-    return chat if decoder.manifest.tokens.chat_template else "\n".join(message["content"] for message in chat)
+    return chat if decoder.manifest.tokens.chats else "\n".join(message["content"] for message in chat)
 
 
 def _ask(contender: Contender, prompt: Sequence[int], params: SamplingParams, question: Question, turn: int) -> tuple[TurnRecord, str]:

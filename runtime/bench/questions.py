@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PromptError
+from ..text_files import read_text
 
 DEFAULT_FILE = Path(__file__).with_name("mixed.jsonl")
 """A few questions of every kind, for runs without a question file. Nothing was trained or tuned on them."""
@@ -36,7 +37,7 @@ def read_questions(files: Sequence[Path], limit: int) -> list[Question]:
 
 def _read_set(file: Path, limit: int) -> list[Question]:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"cannot read {file}: {error} — give a text file in UTF-8") from None
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]

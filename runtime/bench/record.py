@@ -12,6 +12,7 @@ from typing import Any
 from ..decoding.stats import Stats
 from ..errors import BenchError
 from ..manifest.typed_json import Malformed, decode
+from ..text_files import read_text
 
 SCHEMA = 2
 BASELINE = "none"
@@ -96,7 +97,7 @@ class EngineRecord:
 
 @dataclass(frozen=True)
 class Machine:
-    """Bytes: ``memory`` of the machine, ``peak_memory`` of this process with all contenders in it."""
+    """``cores``, and ``memory`` in bytes: what this process may use. ``peak_memory``: bytes of this process with all contenders in it."""
 
     processor: str
     cores: int
@@ -126,20 +127,20 @@ class Measurement:
         return list(dict.fromkeys(answer.set for answer in self.answers))
 
 
-def to_json(measurement: Measurement, table: Any) -> str:
-    """``table``: a dataclass with all figures, for readers of the file; `read` ignores it."""
-    return json.dumps({**dataclasses.asdict(measurement), "table": dataclasses.asdict(table)}, ensure_ascii=False)
+def as_dict(measurement: Measurement, table: Any) -> dict[str, Any]:
+    """Plain values, for JSON. ``table``: a dataclass with all figures, for readers of the file; `read` ignores it."""
+    return {**dataclasses.asdict(measurement), "table": dataclasses.asdict(table)}
 
 
 def read(file: Path) -> Measurement:
-    """The inverse of `to_json`, without the figures. Raises BenchError."""
+    """The inverse of `as_dict`, of a file in JSON, without the figures. Raises BenchError."""
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise BenchError(f"cannot read {file}: {error} — give what resps-bench --json printed") from None
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA or "table" not in data:
-        raise BenchError(f"{file} is no measurement of schema {SCHEMA} — give what resps-bench --json of this version printed")
+        raise BenchError(f"{file} is not a measurement of schema {SCHEMA} — give what resps-bench --json of this version printed")
     del data["table"]
     try:
         measurement: Measurement = decode(Measurement, data, "measurement")

@@ -105,9 +105,8 @@ def check_files(directory: Path, manifest: Manifest, verify: bool | None, backen
     hash. ``verify``: hash them all (True), hash none (False), or believe those that have not changed since they were hashed (None). ONNX
     Runtime itself refuses graphs that read files outside of their directory. Raises EngineDirError."""
     remedy = manifest.rebuild
-    used = [*_files_of(manifest.graphs), manifest.tokens.tokenizer]
+    used = [*_files_of(manifest.graphs), manifest.tokens.tokenizer, *manifest.tokens.chat_templates.values()]
     not_read = (".onnx", ".data") if backend == "tensorrt" else (".plan",)
-    used += [manifest.tokens.chat_template] if manifest.tokens.chat_template else []
     for name in used:
         if name not in manifest.files:
             raise EngineDirError(f"{directory / FILE_NAME} names {name!r} without its hash — export again: {remedy}")

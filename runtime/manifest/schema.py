@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .graphs import File, Graph
@@ -45,12 +45,25 @@ class Limits:
 
 @dataclass(frozen=True)
 class Tokens:
-    """``tokenizer``, ``chat_template``: file names. ``stop``: token ids that end an answer. ``bos``: the id of the first token, if any."""
+    """``tokenizer``: file name. ``chat_templates``: name -> file name; "default" is the one for chats, "tool_use" the one for chats with
+    tools. ``stop``: token ids that end an answer. ``bos``: the id of the first token, if any. ``special``: the special tokens' texts as
+    templates know them, such as bos_token. ``unusable``: templates that cannot be compiled or rendered, name -> reason. ``chat_bos``:
+    whether chats begin with ``bos`` even if their template omits it, as llama.cpp has it for a GGUF. ``split_special``: whether special
+    tokens in a text are encoded as ordinary text."""
 
     tokenizer: str
-    chat_template: str | None
+    chat_templates: Mapping[str, str]
     stop: tuple[int, ...]
     bos: int | None
+    special: Mapping[str, str] = field(default_factory=dict)
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    chat_bos: bool = False
+    split_special: bool = False
+
+    @property
+    def chats(self) -> bool:
+        """Whether chat messages can be rendered."""
+        return "default" in self.chat_templates
 
 
 @dataclass(frozen=True)

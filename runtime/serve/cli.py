@@ -29,7 +29,7 @@ curl localhost:8000/v1/completions -d '{"model": "smollm2-135m", "prompt": "Once
 @option("Address", "--model-name", metavar="NAME", show_default="the engine directory's name", help="Name of the model for clients.")
 @options.engine_dir
 @options.backend_and_device
-@options.threads("physical cores, or 1 with several replicas")
+@options.threads("usable cores, or 1 with several replicas")
 @options.verify
 @serve_options.replicas
 @option(ENGINE, "--no-warmup", is_flag=True, help="Listen at once; the first requests are slower.")

@@ -1,53 +1,21 @@
 """Request bodies of /v1/chat/completions and /v1/completions: checked, then converted to one GenerationRequest.
 
-A parameter that would change the answer and is not supported is refused by name, never ignored. Accepted are its ``NEUTRAL`` values, null,
-and the parameters in ``HARMLESS``, which change nothing.
+A parameter that would change the answer and is not supported is refused by name, never ignored. neutral.py lists what is accepted.
 """
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo
 
 from ..sampling_params import MAX_LOGPROBS, SamplingParams
 from .errors import invalid
+from .neutral import NEUTRAL, is_neutral
 
-HARMLESS = frozenset(
-    {
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "parallel_tool_calls",
-        "prediction",
-    }
-)
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "logit_bias": ({},),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),  # there are no tools to choose from
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "stop_token_ids": ([],),
-    "ignore_eos": (False,),
-}
 CODES = {
     "missing": "missing_required_parameter",
     "too_short": "empty_array",
@@ -59,12 +27,16 @@ Count = Annotated[int, Field(ge=1, le=1 << 30)]
 
 
 class _Body(BaseModel):
+    """``kind``: of object, in neutral.py's tables."""
+
+    kind: ClassVar[str] = "body"
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(_Body):
     """``include_usage``: send a last event with the usage and no choice."""
 
+    kind: ClassVar[str] = "stream_options"
     include_usage: bool | None = None
 
 
@@ -87,15 +59,21 @@ class SamplingBody(_Body):
 class TextPart(_Body):
     """A part of a message's content."""
 
+    kind: ClassVar[str] = "part"
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Body):
-    """One message. The role developer is the same as system."""
+def _empty_of_assistant(content: Any, info: ValidationInfo) -> Any:
+    return "" if content is None and info.data.get("role") == "assistant" else content
 
+
+class ChatMessage(_Body):
+    """One message. The role developer is the same as system. Content may be null in an assistant's message, which then is empty."""
+
+    kind: ClassVar[str] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[str | list[TextPart], BeforeValidator(_empty_of_assistant)]
     name: str | None = None
 
 
@@ -112,7 +90,7 @@ class CompletionBody(SamplingBody):
     """The body of POST /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS), BeforeValidator(lambda value: None if value is False else value)] = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +104,12 @@ class GenerationRequest:
     stream: bool
     include_usage: bool
 
+    @property
+    def prompt_field(self) -> str:
+        """The body's field that held the prompt."""
+        is_chat = not isinstance(self.prompt, str) and any(isinstance(each, Mapping) for each in self.prompt)
+        return "messages" if is_chat else "prompt"
+
 
 Body = TypeVar("Body", bound=_Body)
 
@@ -133,7 +117,7 @@ Body = TypeVar("Body", bound=_Body)
 def parse_body(kind: type[Body], body: bytes) -> Body:
     """Parse and check a JSON body. Raises ApiError, which names the first invalid field."""
     try:
-        parsed = kind.model_validate_json(body)
+        parsed = kind.model_validate_json(body.removeprefix(BOM_UTF8))
     except ValidationError as error:
         failures = error.errors(include_url=False, include_input=False)
         # A value of a union type fails once per member. A failure inside a member says more than a mismatch of its type.
@@ -160,21 +144,21 @@ def _error_code(kind: str, context: Mapping[str, Any]) -> str:
     return "invalid_type" if kind.endswith("_type") and kind != "model_type" else CODES.get(kind, "invalid_value")
 
 
-def _expect_supported(body: BaseModel, prefix: str) -> None:
+def _expect_supported(body: _Body, prefix: str) -> None:
     """Raises ApiError for an unknown or unsupported parameter in ``body`` or nested in it. ``prefix``: the path of ``body``."""
     for name, value in (body.model_extra or {}).items():
-        if value is None or name in HARMLESS or any(_same(value, each) for each in NEUTRAL.get(name, ())):
+        if is_neutral(body.kind, name, value):
             continue
         path = f"{prefix}{name}"[:80]
         if name == "n":
             raise invalid("n: one answer a request — send the request several times, with different seeds", "n", "unsupported_value")
-        if name in NEUTRAL:
+        if name in NEUTRAL[body.kind]:
             raise invalid(f"{path} is not supported here and would change the answer — leave it out", path, "unsupported_parameter")
         raise invalid(f"unknown parameter {path} — leave it out", path, "unknown_parameter")
     for name in type(body).model_fields:
         value = getattr(body, name)
         for at, each in enumerate(value) if isinstance(value, list) else ((None, value),):
-            if isinstance(each, BaseModel):
+            if isinstance(each, _Body):
                 _expect_supported(each, f"{prefix}{name}." if at is None else f"{prefix}{name}[{at}].")
 
 
@@ -184,16 +168,11 @@ def expect_policy(request: GenerationRequest, policies: Sequence[str]) -> None:
         raise invalid(f"unknown policy {request.policy!r} — choose from {', '.join(policies)}", "policy")
 
 
-def _same(value: Any, other: Any) -> bool:
-    """Equality that tells True from 1."""
-    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
-
-
 def chat_request(body: ChatBody, max_messages: int) -> GenerationRequest:
     """Convert the body of a chat request. Raises ApiError."""
     if len(body.messages) > max_messages:
         raise invalid(f"{len(body.messages)} messages, at most {max_messages} are accepted — shorten the conversation", "messages")
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise invalid('top_logprobs needs "logprobs": true', "top_logprobs")
     if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
         raise invalid("max_tokens and max_completion_tokens mean the same — give one of them", "max_tokens")
@@ -222,7 +201,7 @@ def completion_request(body: CompletionBody) -> GenerationRequest:
 def _generation_request(
     body: SamplingBody, prompt: str | list[int] | list[dict[str, str]], max_tokens: int | None, logprobs: int | None
 ) -> GenerationRequest:
-    if body.stream_options is not None and not body.stream:
+    if body.stream_options is not None and body.stream_options.include_usage and not body.stream:
         raise invalid('stream_options needs "stream": true', "stream_options")
     if body.speculation is False and body.policy not in (None, "none"):
         raise invalid("policy: speculation is false, so there is nothing for a policy to decide — leave one of them out", "policy")

@@ -50,14 +50,14 @@ def application(arguments: Arguments) -> serve.Application:
     def build() -> Starlette:  # called in Ray's process
         return build_app(values)
 
-    class Resps:
+    class ServerProcess:
         """One server process. Ray restarts it when the health check raises."""
 
         def check_health(self) -> None:
             expect_healthy()
 
     deployment = serve.deployment(
-        serve.ingress(build)(Resps),
+        serve.ingress(build)(ServerProcess),
         name="resps",
         num_replicas=arguments.processes,
         ray_actor_options={"num_cpus": arguments.cpus or arguments.replicas},

@@ -69,7 +69,7 @@ class RunningRequest:
                     self._send(chunk)
             self._send(Finished(stream.stop or "cancelled", stream.stats))
         except BaseException as error:  # the reader gets it; the thread goes on
-            self._send(logged(error))
+            self._send(logged(error, self.generation.prompt_field))
             return error
         return None
 

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..decoder import Decoder, Prompt
+from ..decoder import Decoder
 from ..request import Chunk
 from .errors import ApiError, deadline_exceeded, logged, shutting_down
 from .metrics import Metrics
@@ -92,7 +92,7 @@ class Reply(Response):
         """Tokenize the prompt, wait for a replica and start decoding."""
         services, generation = self._services, self._generation
         expect_policy(generation, services.decoder.policies)
-        prompt = await asyncio.to_thread(_encode, services.decoder, generation.prompt)
+        prompt = await asyncio.to_thread(_encode, services.decoder, generation)
         request = RunningRequest(prompt, generation, self._arrived + services.settings.request_seconds)
         replica = await services.pool.acquire(prompt)
         self._queued = monotonic() - self._arrived
@@ -159,15 +159,11 @@ class Reply(Response):
             raise SlowReader from None
 
 
-def _encode(decoder: Decoder, prompt: Prompt) -> list[int]:
+def _encode(decoder: Decoder, generation: GenerationRequest) -> list[int]:
     try:
-        return decoder.encode(prompt)
+        return decoder.encode(generation.prompt)
     except BaseException as error:  # a panic of the tokenizer is not an Exception
-        raise logged(error, "messages" if _is_chat(prompt) else "prompt") from None
-
-
-def _is_chat(prompt: Prompt) -> bool:
-    return not isinstance(prompt, str) and any(isinstance(each, Mapping) for each in prompt)
+        raise logged(error, generation.prompt_field) from None
 
 
 async def _disconnected(receive: Receive) -> None:

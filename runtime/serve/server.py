@@ -9,10 +9,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import click
 import uvicorn
 from starlette.applications import Starlette
 
+from ..standard_streams import say
 from .app import CLOSE_SECONDS
 from .errors import ServeError
 from .reply import Services
@@ -58,7 +58,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        click.echo(f"resps-serve: {self._ready}", err=True)
+        say(f"resps-serve: {self._ready}")
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

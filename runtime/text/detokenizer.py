@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from .tokenizer import Tokenizer
 
@@ -33,35 +34,49 @@ class Detokenizer:
         """The withheld rest: bytes that did not become a character."""
         before = self._tokenizer.decode(self._tokens[self._window_start : self._returned])
         now = self._tokenizer.decode(self._tokens[self._window_start :])
-        self._window_start = self._returned = len(self._tokens)
+        self._window_start, self._returned = self._returned, len(self._tokens)
         return now[len(before) :]
 
 
-@dataclass
+_MARKS = 0xD800, 0xDFFF  # surrogates, which no text contains: each stands for a special token in stop strings
+
+
 class StopStrings:
-    """Cuts text before the first stop string, withholding text that may be the beginning of one. ``found``: whether one is complete."""
+    """Cuts text before the first stop string, withholding text that may be the beginning of one. ``found``: whether one is complete.
 
-    stops: tuple[str, ...]
-    withheld: str = ""
-    found: bool = False
+    ``hidden``: texts of special tokens, which the text leaves out, by id. A stop string that contains one also matches the token itself;
+    ``marks`` has those tokens.
+    """
 
-    def push(self, piece: str) -> str:
-        """The text that may be shown after ``piece``. Sets ``found`` when a stop string is complete."""
-        if not self.stops:
+    def __init__(self, stops: Sequence[str], hidden: Mapping[int, str] = MappingProxyType({})) -> None:
+        self.found = False
+        self._withheld = ""
+        self.marks: dict[int, str] = {}
+        marked = list(stops)
+        for token, text in sorted(hidden.items(), key=lambda item: -len(item[1])):
+            if text and any(text in stop for stop in marked) and _MARKS[0] + len(self.marks) <= _MARKS[1]:
+                mark = self.marks[token] = chr(_MARKS[0] + len(self.marks))
+                marked = [stop.replace(text, mark) for stop in marked]
+        self._stops = tuple(dict.fromkeys((*stops, *marked)))  # both: a model may also write the text of a special token letter by letter
+        self._visible = str.maketrans(dict.fromkeys(self.marks.values(), ""))
+
+    def push(self, piece: str, token: int | None = None) -> str:
+        """The text that may be shown after ``piece``, which ``token`` completed. Sets ``found`` when a stop string is complete."""
+        if not self._stops:
             return piece
-        self.withheld += piece
-        positions = [position for stop in self.stops if (position := self.withheld.find(stop)) >= 0]
+        self._withheld += piece + ("" if token is None else self.marks.get(token, ""))
+        positions = [position for stop in self._stops if (position := self._withheld.find(stop)) >= 0]
         if positions:
-            shown, self.withheld, self.found = self.withheld[: min(positions)], "", True
-            return shown
-        end = len(self.withheld) - max(_overlap(self.withheld, stop) for stop in self.stops)
-        shown, self.withheld = self.withheld[:end], self.withheld[end:]
-        return shown
+            shown, self._withheld, self.found = self._withheld[: min(positions)], "", True
+            return shown.translate(self._visible)
+        end = len(self._withheld) - max(_overlap(self._withheld, stop) for stop in self._stops)
+        shown, self._withheld = self._withheld[:end], self._withheld[end:]
+        return shown.translate(self._visible)
 
     def flush(self) -> str:
         """The withheld rest, which did not become a stop string."""
-        shown, self.withheld = self.withheld, ""
-        return shown
+        shown, self._withheld = self._withheld, ""
+        return shown.translate(self._visible)
 
 
 def _overlap(text: str, stop: str) -> int:

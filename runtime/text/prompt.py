@@ -15,7 +15,8 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 
 def encode(prompt: Prompt, tokenizer: Tokenizer, vocab: int, context: int) -> list[int]:
-    """The token ids of a prompt in any form. Raises PromptError for ids outside ``vocab`` and for prompts too long for ``context``."""
+    """The token ids of a prompt in any form. Raises PromptError for ids outside ``vocab``, whoever named them, and for prompts too long for
+    ``context``."""
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
     else:
@@ -23,7 +24,17 @@ def encode(prompt: Prompt, tokenizer: Tokenizer, vocab: int, context: int) -> li
         if items and isinstance(items[0], Mapping):
             ids = tokenizer.encode(cast(Sequence[Message], items))
         else:
-            ids = _checked_ids(cast(Iterable[int], items), vocab)
+            return _fitting(_checked_ids(cast(Iterable[int], items), vocab), context)
+    if unknown := next((token for token in ids if token >= vocab), None):  # a tokenizer may have more tokens than the model
+        raise PromptError(
+            f"the prompt contains {tokenizer.piece(unknown)!r}, token {unknown} of the tokenizer, but the model knows {vocab} tokens — "
+            "leave it out",
+            "token_ids",
+        )
+    return _fitting(ids, context)
+
+
+def _fitting(ids: list[int], context: int) -> list[int]:
     if not ids:
         raise PromptError("the prompt is empty — give at least one token", "empty")
     if len(ids) >= context:
@@ -34,10 +45,25 @@ def encode(prompt: Prompt, tokenizer: Tokenizer, vocab: int, context: int) -> li
     return ids
 
 
+def expect_form(prompt: object) -> None:
+    """Raises PromptError for what looks like a prompt and is none: bytes, which would be taken for ids, or one message alone."""
+    if isinstance(prompt, (bytes, bytearray, memoryview)):
+        raise PromptError("the prompt is bytes — decode it to text, or give a list of token ids", "not_text")
+    if isinstance(prompt, Mapping):
+        raise PromptError("the prompt is a single message — give a list of messages", "messages")
+    if not isinstance(prompt, Iterable):
+        raise PromptError(f"the prompt is {type(prompt).__name__} — give text, token ids or messages", "not_text")
+
+
+def is_token_id(value: object, vocab: int) -> bool:
+    """Whether ``value`` is a whole number below ``vocab``."""
+    return not isinstance(value, bool) and isinstance(value, (int, np.integer)) and 0 <= int(value) < vocab
+
+
 def _checked_ids(items: Iterable[int], vocab: int) -> list[int]:
     ids = []
     for item in items:
-        if isinstance(item, bool) or not isinstance(item, (int, np.integer)) or not 0 <= item < vocab:
-            raise PromptError(f"{item!r} is no token id — ids are whole numbers from 0 to {vocab - 1}", "token_ids")
+        if not is_token_id(item, vocab):
+            raise PromptError(f"{item!r} is not a token id — ids are whole numbers from 0 to {vocab - 1}", "token_ids")
         ids.append(int(item))
     return ids

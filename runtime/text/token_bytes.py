@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # SentencePiece's name of a fallback byte
@@ -18,7 +19,8 @@ class TokenBytes:
         self._special = {each.content for each in tokenizer.get_added_tokens_decoder().values() if each.special}
         steps = set() if self._decoder is None else _steps(json.loads(self._decoder.__getstate__()))
         self._alphabet = _byte_level() if "ByteLevel" in steps else None
-        self._has_bytes = "ByteFallback" in steps
+        self.has_fallback = "ByteFallback" in steps
+        """Whether the decoder makes characters of tokens that stand for single bytes."""
 
     def __call__(self, token: int, *, first: bool = False, special: bool = False) -> bytes:
         """The bytes of one token; b"" for an id without a token. ``first``: whether it begins the text, where SentencePiece decoders omit
@@ -31,10 +33,18 @@ class TokenBytes:
         if self._alphabet is not None:
             values = [self._alphabet.get(character) for character in piece]
             return piece.encode() if None in values else bytes(value for value in values if value is not None)
-        byte = _BYTE.fullmatch(piece) if self._has_bytes else None
+        byte = _BYTE.fullmatch(piece) if self.has_fallback else None
         if byte and (value := int(byte[1], 16)) >= 0x80:  # lower bytes are ASCII, which the decoder handles
             return bytes([value])
         return self._decode(piece, first).encode()
+
+    def join(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of ``tokens`` as one text. The first token that adds any begins it."""
+        joined, begun = [], False
+        for token in tokens:
+            joined.append(self(token, first=not begun))
+            begun = begun or bool(self(token))  # a space that begins the text adds nothing, but it is the first token
+        return b"".join(joined)
 
     def _decode(self, piece: str, first: bool) -> str:
         """The text of a piece at the beginning of a text or after another piece."""

@@ -1,22 +1,24 @@
-"""The tokenizer and the chat template of an engine directory: text or chat messages to token ids, and back."""
+"""The tokenizer and the chat templates of an engine directory: text or chat messages to token ids, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ..errors import EngineDirError, PromptError
 from ..manifest.schema import Tokens
+from .template import ChatTemplate, TemplateFault
 from .token_bytes import TokenBytes
 
-Message = Mapping[str, str]
-"""One chat turn: {"role": "system" | "user" | "assistant", "content": text}."""
+Message = Mapping[str, Any]
+"""One chat turn: {"role": "system" | "user" | "assistant", "content": text}. Other keys reach the template as they are."""
+
+_DEFAULT, _WITH_TOOLS = "default", "tool_use"  # names of templates
 
 
 class Tokenizer:
-    """The tokenizer and chat template of an engine directory. Raises EngineDirError if one of them cannot be read."""
+    """The tokenizer and chat templates of an engine directory. Raises EngineDirError if one of them cannot be read."""
 
     def __init__(self, directory: Path, tokens: Tokens) -> None:
         import tokenizers
@@ -25,16 +27,22 @@ class Tokenizer:
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(directory / tokens.tokenizer))
         except Exception as error:  # the Rust side raises plain Exception
             raise EngineDirError(f"cannot read {directory / tokens.tokenizer}: {error} — export again with --force") from None
-        self._template = _compiled(directory / tokens.chat_template) if tokens.chat_template else None
-        self._special = {"bos_token": self._token(tokens.bos), "eos_token": self._token(tokens.stop[0] if tokens.stop else None)}
+        self._tokenizer.encode_special_tokens = tokens.split_special
+        self._templates = {name: _compiled(directory / file) for name, file in tokens.chat_templates.items()}
+        self._tokens = tokens
         self.token_bytes = TokenBytes(self._tokenizer)
-
-    def _token(self, token: int | None) -> str:
-        return "" if token is None else self._tokenizer.id_to_token(token) or ""
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        self.hidden: Mapping[int, str] = {token: each.content for token, each in added if each.special}
+        """Special tokens, which ``decode`` leaves out, with their texts."""
 
     def encode(self, prompt: str | Sequence[Message]) -> list[int]:
         """Token ids of plain text, or of chat messages rendered by the template. Raises PromptError."""
-        text, special = (prompt, True) if isinstance(prompt, str) else (self.render(prompt), False)
+        if isinstance(prompt, str):
+            return self._ids(prompt, special=True)
+        ids, bos = self._ids(self.render(prompt), special=False), self._tokens.bos
+        return [bos, *ids] if self._tokens.chat_bos and bos is not None and ids[:1] != [bos] else ids
+
+    def _ids(self, text: str, special: bool) -> list[int]:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
@@ -46,35 +54,51 @@ class Tokenizer:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of ``tokens``, without special tokens."""
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+        """The text of ``tokens``, without special tokens: what ``token_bytes`` joins to, with one U+FFFD for every maximal part of a
+        character that stayed incomplete (Unicode 3.9), as bytes.decode has it."""
+        text = str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+        if "\ufffd" in text and self.token_bytes.has_fallback:  # that decoder drops all bytes beside an incomplete character
+            return self.token_bytes.join(tokens).decode("utf-8", "replace")
+        return text
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """Chat messages as the model's text, up to where its answer begins. Raises PromptError."""
-        if self._template is None:
-            raise PromptError("this model has no chat template — give the prompt as plain text", "no_chat_template")
+    def piece(self, token: int) -> str | None:
+        """The name of a token in the vocabulary, None for an id without one."""
+        name = self._tokenizer.id_to_token(token)
+        return None if name is None else str(name)
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None) -> str:
+        """Chat messages as the model's text, up to where its answer begins. ``tools`` (JSON schemas) choose the template for tools, if
+        there is one. Raises PromptError."""
+        template = self._template(tools is not None)
         for message in messages:
-            if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            if not isinstance(message, Mapping) or not _is_turn(message):
                 raise PromptError(f'a chat message needs "role" and "content", both text; this one is {message!r}', "messages")
         try:
-            return str(self._template.render(messages=list(messages), add_generation_prompt=True, **self._special))
-        except Exception as error:  # the template is a program from the model's authors; it may raise anything
+            return template.render(messages, self._tokens.special, tools, documents)
+        except TemplateFault as error:
             raise PromptError(f"the chat template refuses these messages: {error}", "messages") from None
 
+    def _template(self, tools: bool) -> ChatTemplate:
+        name = _WITH_TOOLS if tools and _WITH_TOOLS in {*self._templates, *self._tokens.unusable} else _DEFAULT
+        if name in self._templates:
+            return self._templates[name]
+        if name in self._tokens.unusable:
+            reason = f"this model's chat template cannot be used: {self._tokens.unusable[name]}"
+        elif self._templates:
+            reason = f"this model has chat templates named {', '.join(self._templates)} and no default"
+        else:
+            reason = "this model has no chat template"
+        raise PromptError(f"{reason} — give the prompt as plain text", "no_chat_template")
 
-def _compiled(file: Path) -> Any:
-    """The compiled template, with Hugging Face's settings: a sandbox, trimmed blocks, raise_exception and strftime_now."""
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
+def _is_turn(message: Message) -> bool:
+    """Whether a message has a role and text. A turn that only calls tools has no text."""
+    content = message.get("content")
+    return isinstance(message.get("role"), str) and (isinstance(content, str) or (content is None and bool(message.get("tool_calls"))))
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+
+def _compiled(file: Path) -> ChatTemplate:
     try:
-        return environment.from_string(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TemplateError) as error:
+        return ChatTemplate(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise EngineDirError(f"cannot read {file}: {error} — export again with --force") from None

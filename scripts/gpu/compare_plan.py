@@ -25,6 +25,7 @@ from runtime.decoding.tree import Tree
 from runtime.errors import EngineDirError, RespsError
 from runtime.manifest.load import find_engine_dir, load_manifest
 from runtime.manifest.schema import Manifest
+from scripts import options
 from scripts.gpu.demo import export_demo
 
 MAX_PAST = 100
@@ -88,7 +89,7 @@ def compare(reference: Any, other: Any, inputs: Mapping[str, np.ndarray], tolera
         (_, (expected,)), (_, (actual,)) = results
         scales = {name: float(np.abs(np.asarray(values, np.float64)).max()) for name, values in expected.items()}
         allowed = {name: tolerance * scale for name, scale in scales.items()}
-        allowed["next_token"] = np.inf  # ids are no measure of distance
+        allowed["next_token"] = np.inf  # the distance of two ids means nothing
         compared = Comparator.compare_accuracy(results, compare_func=SimpleCompareFunc(atol=allowed, rtol=0.0, check_error_stat="max"))
     ((outputs,),) = (compared[0][pair] for pair in compared[0])
     differences = {name: result.max_absdiff / (scales[name] or 1.0) for name, result in outputs.items() if name != "next_token"}
@@ -134,7 +135,7 @@ def compare_demo(work: Path, weights: str | None) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True, help="An export with --backend tensorrt.")
+@options.engine_dir
 def main(engine_dir: Path) -> None:
     """Compare the target's plan with its ONNX file."""
     report = compare_plan(find_engine_dir(engine_dir))

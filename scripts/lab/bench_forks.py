@@ -21,6 +21,7 @@ import click
 from runtime import Decoder, SamplingParams
 from runtime.bench.questions import read_questions
 from runtime.console import run_command
+from scripts import options
 
 
 def resident() -> float:
@@ -38,7 +39,7 @@ def tokens(decoder: Decoder, prompts: list[str], limit: int) -> int:
 
 
 @click.command()
-@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@options.engine_dir
 @click.option("--forks", "number", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--turns", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--tokens", "limit", type=click.IntRange(1), default=48, show_default=True, help="Limit of an answer.")

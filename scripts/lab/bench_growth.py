@@ -27,6 +27,7 @@ from policy import FixedPolicy, Policy, TreeSpec
 from runtime import Decoder, SamplingParams
 from runtime.console import run_command, usage_errors
 from runtime.decoding.stats import Stats
+from scripts import options
 
 MIB = 1 << 20
 PROCESS_PROGRAM = """
@@ -114,7 +115,7 @@ def measure_round(decoder: Decoder, policy: Policy, name: str) -> None:
 
 
 @click.command()
-@click.option("--engine-dir", "engine_dirs", type=click.Path(path_type=Path, exists=True), multiple=True, required=True)
+@options.engine_dirs
 @click.option("--context", "lengths", type=int, multiple=True, default=(128, 512, 2048), show_default=True, help="Prompt tokens.")
 @click.option("--policy", help="Compared with plain decoding [default: as tuned].")
 @click.option("--tree", help="Compare a fixed tree instead: NODES,DEPTH,WIDTH.")

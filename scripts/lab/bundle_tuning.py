@@ -12,13 +12,14 @@ from pathlib import Path
 
 import click
 
-from export.directory.bundled_tuning import put_in
+from export.directory.bundled_tuning import write_bundled
 from runtime.console import run_command
 from runtime.manifest.load import find_engine_dir, load_manifest
+from scripts import options
 
 
 @click.command()
-@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
+@options.engine_dir
 @click.option("--draft", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="Checkpoint of the draft.")
 @click.option("--policy", help="Bundle another tuned policy as the chosen one [default: the one that resps-tune chose].")
 def main(engine_dir: Path, draft: Path, policy: str | None) -> None:
@@ -30,7 +31,7 @@ def main(engine_dir: Path, draft: Path, policy: str | None) -> None:
     tuning = dataclasses.replace(manifest.tuning, policy=policy or manifest.tuning.policy)
     if tuning.policy not in ("none", "fixed", "cost-model", *tuning.learned):
         raise click.UsageError(f"{policy} was not tuned, only {', '.join(('cost-model', *tuning.learned))}")
-    click.echo(f"{put_in(draft, manifest.precision, tuning, directory)}: {tuning.policy}")
+    click.echo(f"{write_bundled(draft, manifest.precision, tuning, directory)}: {tuning.policy}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 from runtime import Decoder
 from runtime.console import run_command, usage_errors
 from runtime.errors import PromptError
+from scripts import options
 from scripts.lab.count_repeats import of_answers
 from scripts.peers.compare import Closeness, closeness
 from scripts.peers.engines.resps import logits_of
@@ -64,8 +65,7 @@ def _pooled(parts: Sequence[Closeness]) -> Closeness:
 
 
 @click.command()
-@click.option("--engine-dir", "directories", type=click.Path(path_type=Path, exists=True), multiple=True, required=True,
-              help="Two or more; all others are compared with the first.")  # fmt: skip
+@options.engine_dirs
 @click.option("--answers", type=click.IntRange(1), default=20, show_default=True, help="Number of lines.")
 @click.option(
     "--most-tokens", type=click.IntRange(2), default=420, show_default=True, help="Limit of a prompt with its answer; the rest is cut."
@@ -73,20 +73,20 @@ def _pooled(parts: Sequence[Closeness]) -> Closeness:
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-def main(directories: tuple[Path, ...], answers: int, most_tokens: int, threads: int, as_json: bool, file: Path) -> None:
+def main(engine_dirs: tuple[Path, ...], answers: int, most_tokens: int, threads: int, as_json: bool, file: Path) -> None:
     """Print a table in Markdown."""
-    if len(directories) < 2:
+    if len(engine_dirs) < 2:
         raise click.UsageError("a comparison needs two engines: give --engine-dir twice or more")
     with ExitStack() as stack:
-        decoders = [stack.enter_context(Decoder(directory, policy="none", draft="none", threads=threads)) for directory in directories]
+        decoders = [stack.enter_context(Decoder(directory, policy="none", draft="none", threads=threads)) for directory in engine_dirs]
         with usage_errors():  # vocabularies that differ
-            results = compare(decoders, file, directories[0], answers, most_tokens)
+            results = compare(decoders, file, engine_dirs[0], answers, most_tokens)
     if as_json:
-        rows = [{"engine_dir": str(name), **asdict(result)} for name, result in zip(directories[1:], results, strict=True)]
-        click.echo(json.dumps({"reference": str(directories[0]), "engines": rows}))
+        rows = [{"engine_dir": str(name), **asdict(result)} for name, result in zip(engine_dirs[1:], results, strict=True)]
+        click.echo(json.dumps({"reference": str(engine_dirs[0]), "engines": rows}))
         return
-    click.echo(f"to {directories[0]}, {results[0].positions} positions\n\n| engine | mean KL | same argmax |\n| --- | --- | --- |")
-    for name, result in zip(directories[1:], results, strict=True):
+    click.echo(f"to {engine_dirs[0]}, {results[0].positions} positions\n\n| engine | mean KL | same argmax |\n| --- | --- | --- |")
+    for name, result in zip(engine_dirs[1:], results, strict=True):
         click.echo(f"| {name} | {result.mean_kl:.5f} | {result.agreement:.4f} |")
 
 

@@ -21,6 +21,7 @@ from policy import PLAIN, FixedPolicy
 from runtime import Decoder
 from runtime.console import run_command
 from runtime.decoding.tree import Tree
+from scripts import options
 
 REPEATS = 4  # timed passes of a turn, after an untimed one
 
@@ -37,14 +38,14 @@ def seconds_of_turn(decoder: Decoder, rows: int) -> list[float]:
 
 
 @click.command()
-@click.option("--engine-dir", "directories", type=click.Path(path_type=Path, exists=True), multiple=True, required=True)
+@options.engine_dirs
 @click.option("--context", "contexts", type=int, multiple=True, default=(230, 1000), show_default=True, help="Tokens, the rows included.")
 @click.option("--rows", default="1,2,3,4,5,6,8,12,16", show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--threads", default=2, show_default=True)
-def main(directories: tuple[Path, ...], contexts: tuple[int, ...], rows: str, rounds: int, threads: int) -> None:
+def main(engine_dirs: tuple[Path, ...], contexts: tuple[int, ...], rows: str, rounds: int, threads: int) -> None:
     """Print one line per context and number of rows."""
-    decoders = [Decoder(directory, policy=FixedPolicy(PLAIN), draft="none", threads=threads) for directory in directories]
+    decoders = [Decoder(directory, policy=FixedPolicy(PLAIN), draft="none", threads=threads) for directory in engine_dirs]
     counts, random = [int(count) for count in rows.split(",")], np.random.default_rng(0)
     for context in contexts:
         prompt = random.integers(0, min(decoder.manifest.shape.vocab for decoder in decoders), context - max(counts)).tolist()

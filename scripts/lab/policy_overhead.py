@@ -17,6 +17,7 @@ from export.tuning.replay.record import as_chat
 from policy import GrowthPolicy, Observation, Outcome, PartialTree, Policy, TreeSpec
 from runtime import Decoder, SamplingParams
 from runtime.console import run_command
+from scripts import options
 
 
 class Clock:
@@ -54,7 +55,7 @@ class GrowthClock(Clock):
 
 
 @click.command()
-@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
+@options.engine_dir
 @click.option("--policy", "names", multiple=True, help="By name [default: all that are available].")
 @click.option("--prompts", type=click.Path(path_type=Path, exists=True), help="Prompts [default: those of resps-tune].")
 @click.option("--most", default=10, show_default=True, help="Number of prompts.")

@@ -30,6 +30,7 @@ from policy import PLAIN, FixedPolicy, LatencyModel, TreeSpec
 from runtime import Decoder, SamplingParams
 from runtime.console import run_command
 from runtime.policies.load import tuned_here
+from scripts import options
 
 VARIANTS = ("resps", "resps-average", "resps-max-entropy", "ltd-depth", "ltd-size", "ltd-both", "resps+ltd")
 CHECKED = [TreeSpec(2, 1, 1), TreeSpec(4, 2, 2), TreeSpec(6, 3, 3), TreeSpec(10, 4, 3)]
@@ -37,7 +38,7 @@ NO_DEADLINE = float("inf")
 
 
 @click.command()
-@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
+@options.engine_dir
 @click.option("--prompts", type=click.Path(path_type=Path, exists=True), help="Training prompts [default: the collection of resps-tune].")
 @click.option("--training", default=80, show_default=True, help="Number of training prompts.")
 @click.option("--questions", default=5, show_default=True, help="Number of questions of each set; only first turns are used.")

@@ -30,6 +30,7 @@ from runtime.drafters.registry import DRAFTERS
 from runtime.manifest.load import find_engine_dir, load_manifest
 from runtime.manifest.schema import Manifest
 from runtime.models import load_models
+from scripts import options
 
 NODE_SUFFIX = "_kernel_time"
 """Suffix of the profiler's events for single nodes."""
@@ -112,7 +113,7 @@ def _name(arguments: dict[str, Any], shapes: bool) -> str:
 
 
 @click.command()
-@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
+@options.engine_dir
 @click.option("--rows", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--context", type=click.IntRange(2), default=230, show_default=True, help="Tokens, the rows included.")
 @click.option("--passes", type=click.IntRange(1), default=20, show_default=True)

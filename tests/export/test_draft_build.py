@@ -1,4 +1,4 @@
-"""resps-export with a draft: options, dry run, the manifest's entry, and when the engine is out of date."""
+"""resps-export with a draft: options, dry run, manifest entry, and detection of an outdated engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole resps-export command when it fails or is killed: nothing is left that is no engine."""
+"""The whole resps-export command when it fails or is killed: it leaves no incomplete engine."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ import export.cli
 import export.directory.install
 import export.parity.target
 from export.graphs.weights import WeightFile
+from export.text.side import TextSide
+from runtime.console import progress
 from runtime.errors import EngineDirError
 from runtime.manifest.graphs import FILE_NAME
 from runtime.manifest.load import load_manifest
@@ -35,7 +37,7 @@ def expect_no_engine(directory: Path) -> None:
 
 
 class Fault:
-    """Raises ``error`` when called for the ``at``-th time; until then does what it stands for."""
+    """Replaces the function ``original``: raises ``error`` in call number ``at``, and calls ``original`` before."""
 
     def __init__(self, error: BaseException, original: Callable[..., Any], at: int = 1) -> None:
         self.error, self.original, self.left = error, original, at
@@ -47,13 +49,13 @@ class Fault:
         return self.original(*arguments, **named)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Callable[..., Any]:
-        """As a method, when it stands for one."""
+        """Bind to the instance if it replaces a method."""
         return self if instance is None else lambda *arguments, **named: self(instance, *arguments, **named)
 
 
 # Where a run can fail, in the order in which it gets there: owner, attribute, and the call that fails.
 STAGES: Mapping[str, tuple[Any, str, int]] = {
-    "tokenizer": (export.build, "_tokenizer_files", 1),
+    "tokenizer": (TextSide, "write", 1),
     "first bytes": (WeightFile, "_append", 1),
     "weights": (WeightFile, "_append", 20),
     "layer": (export.cli, "progress", 3),
@@ -104,7 +106,7 @@ def test_failure_at_any_stage_leaves_what_was_there(
 
 
 def test_onnx_runtime_installed_under_another_name(run: Run, engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As its GPU build is."""
+    """As the GPU build of ONNX Runtime is."""
 
     def version(name: str) -> str:
         if name == "onnxruntime":
@@ -127,7 +129,7 @@ def test_onnx_runtime_installed_under_another_name(run: Run, engines: Path, monk
 def test_other_endings_clean_up_too(
     run: Run, engines: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
 ) -> None:
-    monkeypatch.setattr(export.cli, "progress", Fault(error, export.cli.progress, 4))
+    monkeypatch.setattr(export.cli, "progress", Fault(error, progress, 4))
     ended = run()
     assert ended.code == code
     assert ended.err.splitlines()[-1].startswith(f"resps-export: {message}")

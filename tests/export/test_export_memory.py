@@ -70,8 +70,8 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 @pytest.mark.parametrize(("precision", "most"), [("fp32", 400), ("bf16", 700), ("int4", 360)])
 def test_memory_stays_small_however_large_the_checkpoint(tmp_path: Path, big: Path, precision: str, most: int) -> None:
-    """Bounds in MiB. The checkpoint has 375, or 750 in float32: holding it whole would add as much to the peak. bf16 needs most, because
-    the check lets ONNX Runtime hold a few layers both as they are stored and in float32."""
+    """Bounds in MiB. The checkpoint has 375 MiB (750 in float32), which loading it whole would add to the peak. bf16 needs most, because
+    in the check ONNX Runtime holds a few layers both as stored and in float32."""
     line = ["--weights", str(big), "--out", str(tmp_path), "--name", "big", "--precision", precision, "--max-context", "256"]
     plan = json.loads(elsewhere(MEASURED, *line, "--dry-run", "--json").stdout.splitlines()[0])
     measured = elsewhere(MEASURED, *line)

@@ -21,6 +21,7 @@ import export.parity.target
 from export.checkpoints.models import MODELS, ModelEntry
 from export.cli import command
 from export.errors import CheckpointError
+from export.parity.reference import reference_logits
 from runtime.console import run_command
 from runtime.manifest.load import load_manifest
 from tests.support.ended import Ended
@@ -36,14 +37,14 @@ def test_directory_that_is_no_engine_is_not_overwritten(run: Run, engines: Path,
     for arguments in ([], ["--force"]):
         ended = run(*arguments)
         assert ended.code == 1
-        assert "exists and is no engine directory — move it away" in ended.complaint
+        assert "exists and is not an engine directory — move it away" in ended.complaint
     assert snapshot(engines) == before
 
 
 def test_file_in_the_way_is_not_overwritten_but_an_empty_directory_is_used(run: Run, engines: Path) -> None:
     engines.mkdir()
     (engines / "tiny").write_text("mine")
-    assert "exists and is no engine directory" in run("--force").complaint
+    assert "exists and is not an engine directory" in run("--force").complaint
     assert (engines / "tiny").read_text() == "mine"
     (engines / "tiny").unlink()
     (engines / "tiny").mkdir()
@@ -59,7 +60,7 @@ def test_out_that_is_no_folder(run: Run, source: Path, engines: Path, below: str
             ended = run("--out", str(engines / below), *arguments)
             assert ended.code == 1
             assert ended.complaint == (
-                f"resps-export: {engines} is no folder, so engine directories cannot be below it — choose another --out"
+                f"resps-export: {engines} is not a folder, so engine directories cannot be below it — choose another --out"
             )
         engines.unlink()
 
@@ -202,11 +203,10 @@ def test_incomplete_checkpoint(run: Run, source: Path, engines: Path) -> None:
 def test_export_that_differs_from_its_checkpoint_is_thrown_away(
     run: Run, engines: Path, monkeypatch: pytest.MonkeyPatch, precision: str, noise: float
 ) -> None:
-    original = export.parity.target.reference_logits
     random = np.random.default_rng(0)
 
     def disturbed(*arguments: Any) -> np.ndarray:
-        logits = original(*arguments)
+        logits = reference_logits(*arguments)
         return logits + noise * random.standard_normal(logits.shape, np.float32)
 
     monkeypatch.setattr(export.parity.target, "reference_logits", disturbed)

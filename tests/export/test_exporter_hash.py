@@ -1,4 +1,4 @@
-"""An engine made by other code is exported again: the exporter's hash covers every module that can change an engine."""
+"""The exporter's hash covers every module that can change an engine, so that an engine made by other code is exported again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_modules_in_folders_are_among_them() -> None:
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_a_change_of_any_module_changes_the_hash(copy: Path, module: Path) -> None:
-    """Except in commands of their own, which make no engine."""
+    """Except modules of separate commands that export no engine."""
     before, source = exporter_hash(copy), (copy / module).read_bytes()
     (copy / module).write_bytes(source + b"# changed\n")
     changed = exporter_hash(copy) != before

@@ -1,4 +1,4 @@
-"""Planned sizes are those of the files: the same writers count and write."""
+"""Planned sizes equal the file sizes, because the same writers count and write."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CONTEXT = 64
 
 
 def cache_bytes(model: onnx.ModelProto, capacity: int) -> int:
-    """Of the graph's cache tensors, with all slots."""
+    """Size of the graph's cache tensors with all slots."""
     tensors = [each.type.tensor_type for each in model.graph.input if each.name.startswith("past.")]
     sizes = [[dim.dim_value or capacity for dim in each.shape.dim] for each in tensors]
     kinds = [onnx.helper.tensor_dtype_to_np_dtype(each.elem_type) for each in tensors]

@@ -1,4 +1,4 @@
-"""What the documents name exists: commands with their options, files, sections."""
+"""The commands, options, files and sections that the documents name exist."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def text(document: Path) -> str:
 
 
 def options(call: str) -> set[str]:
-    """Of a command of ours, or of a script's."""
+    """The options of one of our commands or scripts."""
     if call in COMMANDS:
         return names(COMMANDS[call])
     name = call.removeprefix("python ").removeprefix("-m ").removesuffix(".py").replace("/", ".")
@@ -38,7 +38,7 @@ def options(call: str) -> set[str]:
 
 
 def calls(document: Path) -> list[tuple[str, str]]:
-    """(command, its arguments) wherever one is shown, continued lines joined."""
+    """(command, arguments) of every call in the document; continued lines are joined."""
     return [(call, arguments) for call, arguments in CALL.findall(text(document)) if "--" in arguments]
 
 

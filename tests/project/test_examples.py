@@ -1,4 +1,4 @@
-"""docs/examples run as they are, on a tiny engine in the demo model's place."""
+"""docs/examples run unchanged, with a tiny engine in place of the demo model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXAMPLES = ROOT / "docs" / "examples"
 
 @pytest.fixture
 def here(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the engine where the examples look for it."""
+    """A working directory with the engine at the path that the examples use."""
     (tmp_path / "engines").mkdir()
     (tmp_path / "engines" / "smollm2-135m").symlink_to(tiny_engine)
     monkeypatch.chdir(tmp_path)
@@ -36,7 +36,7 @@ def said(here: Path, example: str, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def answer(tiny_engine: Path) -> Iterator[Callable[[str, int], str]]:
-    """What the model says to a question, in so many tokens."""
+    """The model's answer to a question, of at most this many tokens."""
     with Decoder(tiny_engine, threads=1) as decoder:
         yield lambda question, length: decoder.generate([{"role": "user", "content": question}], SamplingParams(max_new_tokens=length)).text
 

@@ -1,4 +1,4 @@
-"""--help of every command: options under titles, each with a text, and examples that name real commands and options."""
+"""--help of every command has titled options, each with a text, and examples with existing commands and options."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import click
 import pytest
 
 from runtime.console import run_command
-from runtime.drafters.registry import DRAFTERS
+from runtime.drafters.registry import DRAFTERS, DrafterKind
 from runtime.options import Command, general, option
-from runtime.policies.registry import POLICIES, main_policies
+from runtime.policies.registry import POLICIES, PolicyKind, main_policies
 from runtime.serve.triton.repository import command as repository
 from tests.support.commands import COMMANDS, names
 
@@ -54,7 +54,8 @@ def test_examples_name_real_options(name: str) -> None:
 @pytest.mark.parametrize("name", ["resps-run", "resps-bench", "resps-serve"])
 def test_drafters_and_policies_are_explained_from_the_registries(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = " ".join(help_of(EVERY[name], name, capsys).split())
-    for kind in (*DRAFTERS.values(), *(POLICIES[policy] for policy in main_policies())):
+    kinds: list[DrafterKind | PolicyKind] = [*DRAFTERS.values(), *(POLICIES[policy] for policy in main_policies())]
+    for kind in kinds:
         assert f"{kind.name}: {kind.summary}" in shown
 
 

@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md lists messages that the code really has."""
+"""The messages in docs/troubleshooting.md exist in the code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def descendants(cls: type) -> set[type]:
 
 
 def text(node: ast.AST) -> str:
-    """Of a string in the code, with … for what is filled in."""
+    """The text of a string in the code, with … for each inserted value."""
     match node:
         case ast.Constant(value=str(value)):
             return value

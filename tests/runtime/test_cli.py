@@ -123,7 +123,7 @@ def test_bad_usage_is_one_line_and_exit_2(tiny_engine: Path, arguments: list[str
 
 
 def test_options_that_do_not_go_together_are_wrong_usage(echo_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Only the Decoder knows; it is no defect all the same."""
+    """Only the Decoder can detect it, and it must not be reported as an internal error."""
     arguments = ["--engine-dir", str(echo_engine), "--draft", "eagle+ngram", "--device", "cuda", PROMPT]
     assert run_command(command, "resps-run", arguments) == 2
     out, err = capfd.readouterr()
@@ -179,8 +179,13 @@ def test_interrupt_exits_130(tiny_engine: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
-        (MemoryError("no room"), 1, "no room"),
-        (OSError(28, "No space left on device"), 1, "No space left"),
+        (MemoryError("no room"), 1, "there is not enough memory: no room — free some, and try again"),
+        (MemoryError(), 1, "there is not enough memory — free some, and try again"),
+        (OSError(28, "No space left on device"), 1, "No space left on device — free some space, and try again"),
+        (PermissionError(13, "Permission denied", "x.data"), 1, "x.data: Permission denied — check permissions, or choose another place"),
+        (IsADirectoryError(21, "Is a directory"), 1, "Is a directory — try again; -vv shows where it happened"),
+        (OSError(5, "Input/output error", "x.data"), 1, "x.data: Input/output error — check the file or device"),
+        (ImportError("libx.so: cannot open", name="tokenizers"), 1, "tokenizers cannot be imported: libx.so: cannot open — pip install"),
         (RuntimeError("boom"), 1, "-vv"),
     ],
     ids=repr,

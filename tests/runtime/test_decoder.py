@@ -1,4 +1,4 @@
-"""The public object on a real, tiny engine: results, streaming, cancelling, closing, threads, bad arguments."""
+"""The Decoder on a tiny engine: results, streaming, cancelling, closing, threads, bad arguments."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policy import PLAIN, FixedPolicy, Observation, Outcome, TreeSpec
+from policy import PLAIN, FixedPolicy, TreeSpec
 from runtime import Chunk, Decoder, DecoderBusy, DecoderClosed, EngineFailure, PromptError, RespsError, SamplingParams
+from tests.support.calling_policy import CallingPolicy
 
 PROMPT = "the cat sat on the"
 
@@ -106,11 +107,12 @@ def test_joined_bytes_of_an_answer_are_its_text(decoder: Decoder) -> None:
         result = decoder.generate(PROMPT, SamplingParams(temperature=temperature, seed=3, max_new_tokens=60))
         joined = b"".join(decoder.token_bytes(token) for token in result.tokens)
         assert joined.decode("utf-8", "replace") == result.text
-    for wrong in (-1, decoder.manifest.shape.vocab):
-        with pytest.raises(ValueError, match="no token id"):
-            decoder.token_bytes(wrong)
-        with pytest.raises(ValueError, match=f"{wrong} is no token id"):
-            decoder.decode([5, wrong])
+    for wrong in (-1, decoder.manifest.shape.vocab, 2**70, 1.5, True, "a", None):
+        with pytest.raises(ValueError, match="not a token id"):
+            decoder.token_bytes(wrong)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"{wrong!r} is not a token id"):
+            decoder.decode([5, wrong])  # type: ignore[list-item]
+    assert decoder.decode(np.array(result.tokens)) == decoder.decode(iter(result.tokens)) == result.text  # type: ignore[arg-type]
 
 
 def test_second_stream_is_refused_until_the_first_is_over(decoder: Decoder) -> None:
@@ -194,30 +196,16 @@ def test_two_threads_race_for_one_decoder(decoder: Decoder) -> None:
     assert decoder.generate(PROMPT, SamplingParams(max_new_tokens=10)).tokens == expected
 
 
-class Interrupting:
-    """Raises in the middle of a request, as Ctrl-C or a faulty policy does."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error, self.rounds = error, 0
-
-    def begin(self) -> None:
-        """Goes on as it was."""
-
-    def choose(self, observation: Observation) -> TreeSpec:
-        self.rounds += 1
-        if self.rounds == 3:
-            raise self.error
-        return TreeSpec(4, 3, 1)
-
-    def observe(self, outcome: Outcome) -> None:
-        """Nothing to learn."""
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("policy")], ids=repr)
 def test_an_error_in_the_middle_leaves_the_decoder_usable(decoder: Decoder, error: BaseException) -> None:
+    """The policy raises, as Ctrl-C in a round does."""
+
+    def fail() -> None:
+        raise error
+
     expected = decoder.generate(PROMPT, SamplingParams(max_new_tokens=20)).tokens
     with pytest.raises(type(error)):
-        decoder.generate(PROMPT, SamplingParams(max_new_tokens=20), policy=Interrupting(error))
+        decoder.generate(PROMPT, SamplingParams(max_new_tokens=20), policy=CallingPolicy(fail))
     assert decoder.generate(PROMPT, SamplingParams(max_new_tokens=20)).tokens == expected
 
 
@@ -238,7 +226,9 @@ def test_failing_pass_is_an_engine_failure(decoder: Decoder, monkeypatch: pytest
     ("prompt", "kind"),
     [
         *(("", "empty"), ([], "empty"), ("caf\udce9", "not_text"), ([{"role": "user"}], "messages")),
-        *((ids, "token_ids") for ids in ([320], [-1], [1.5], [True], ["a"], [None])),
+        *((b"the cat", "not_text"), (bytearray(b"a"), "not_text"), (None, "not_text"), (5, "not_text")),
+        ({"role": "user", "content": "one message"}, "messages"),
+        *((ids, "token_ids") for ids in ([320], [-1], [2**70], [1.5], [True], ["a"], [None], np.array([[5]]), np.array([5.0]))),
     ],
     ids=repr,
 )

@@ -1,4 +1,4 @@
-"""Engine calls that fail, are interrupted or give no numbers, at every stage: a typed error, a right beginning, a usable Decoder."""
+"""Engine calls that fail, are interrupted or return NaN, at every stage: a typed error, correct tokens before it, and a usable Decoder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policy import PLAIN, FixedPolicy, Observation, Outcome, TreeSpec
+from policy import PLAIN, FixedPolicy, TreeSpec
 from runtime import Decoder, DecoderBusy, DecoderClosed, EngineFailure, RespsError, SamplingParams
 from runtime.backends.cpu.onnxruntime import OrtCall
 from runtime.decoding.gumbel import GumbelMaxSampler
 from runtime.decoding.sampling import TargetOutput
-from tests.support.eagle_engines import export, write_echo
+from tests.support.calling_policy import CallingPolicy
+from tests.support.eagle_engines import export_echo
 
 TREE, PROMPT = FixedPolicy(TreeSpec(12, 4, 3)), list(range(5, 25))
 SAMPLED = SamplingParams(temperature=0.9, seed=4)
@@ -26,15 +27,13 @@ SAMPLED = SamplingParams(temperature=0.9, seed=4)
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder]:
-    root = tmp_path_factory.mktemp("faults")
-    write_echo(root / "target", root / "draft")
-    with Decoder(export(root / "target", root / "draft", root / "out", "--prefill-rows", "8"), threads=1) as decoder:
+    with Decoder(export_echo(tmp_path_factory.mktemp("faults"), "--prefill-rows", "8"), threads=1) as decoder:
         yield decoder
 
 
 def spoil(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, graph: str, at: int, fault: BaseException | Callable[[OrtCall], None]) -> None:
-    """The call number ``at`` of a graph raises ``fault`` after half of its work, or has its outputs changed by it. "sample" is no graph on
-    the host: its draws fail."""
+    """Let call number ``at`` of a graph raise ``fault`` after half of its work, or let ``fault`` change its outputs. On the host "sample"
+    is not a graph; there the sampler fails."""
     if graph == "sample":
         _spoil_draws(monkeypatch, at, fault)
         return
@@ -71,7 +70,7 @@ def answer(decoder: Decoder, sampling: SamplingParams = SamplingParams()) -> tup
 
 
 def until_it_fails(decoder: Decoder, sampling: SamplingParams = SamplingParams()) -> tuple[tuple[int, ...], BaseException]:
-    """What was emitted, and the error."""
+    """The tokens emitted before the failure, and the error."""
     tokens: list[int] = []
     with decoder.stream(PROMPT, replace(sampling, max_new_tokens=40, logprobs=1), policy=TREE) as stream:
         with pytest.raises((RespsError, KeyboardInterrupt)) as caught:
@@ -205,25 +204,6 @@ def test_a_draft_without_numbers_guesses_badly_and_no_more(
         assert answer(decoder) == expected
 
 
-class Calling:
-    """A policy that does something in the third round."""
-
-    def __init__(self, action: Callable[[], object]) -> None:
-        self._action, self.rounds = action, 0
-
-    def begin(self) -> None:
-        """Goes on as it was."""
-
-    def choose(self, observation: Observation) -> TreeSpec:
-        self.rounds += 1
-        if self.rounds == 3:
-            self._action()
-        return TreeSpec(4, 3, 1)
-
-    def observe(self, outcome: Outcome) -> None:
-        """Nothing to learn."""
-
-
 def test_a_round_in_work_keeps_others_out(decoder: Decoder) -> None:
     def ask() -> None:
         with pytest.raises(DecoderBusy):
@@ -239,7 +219,7 @@ def test_a_round_in_work_keeps_others_out(decoder: Decoder) -> None:
         thread.join(timeout=30)
         assert not thread.is_alive()
 
-    policy = Calling(from_a_thread)
+    policy = CallingPolicy(from_a_thread)
     assert decoder.generate(PROMPT, SamplingParams(max_new_tokens=20), policy=policy).tokens
     assert policy.rounds > 3
 
@@ -247,7 +227,7 @@ def test_a_round_in_work_keeps_others_out(decoder: Decoder) -> None:
 def test_many_threads_close_while_one_streams(tiny_engine: Path) -> None:
     decoder = Decoder(tiny_engine, threads=1)
     closers = [threading.Thread(target=decoder.close) for _ in range(6)]
-    started = Calling(lambda: [thread.start() for thread in closers])
+    started = CallingPolicy(lambda: [thread.start() for thread in closers])
     result = decoder.generate(PROMPT, SamplingParams(max_new_tokens=300), policy=started)
     for thread in closers:
         thread.join(timeout=30)
@@ -262,7 +242,7 @@ def test_many_threads_close_while_one_streams(tiny_engine: Path) -> None:
 
 
 def test_a_signal_handler_closes_in_the_middle_of_a_round(tiny_engine: Path) -> None:
-    """It runs in the thread that it interrupts: waiting for that round would be waiting for itself."""
+    """The handler runs in the thread that it interrupts, so waiting for the end of the round would be a deadlock."""
     decoder = Decoder(tiny_engine, threads=1)
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -270,7 +250,9 @@ def test_a_signal_handler_closes_in_the_middle_of_a_round(tiny_engine: Path) -> 
 
     old = signal.signal(signal.SIGUSR1, handler)
     try:
-        result = decoder.generate(PROMPT, SamplingParams(max_new_tokens=300), policy=Calling(lambda: signal.raise_signal(signal.SIGUSR1)))
+        result = decoder.generate(
+            PROMPT, SamplingParams(max_new_tokens=300), policy=CallingPolicy(lambda: signal.raise_signal(signal.SIGUSR1))
+        )
     finally:
         signal.signal(signal.SIGUSR1, old)
     assert result.stop == "cancelled"
@@ -281,7 +263,7 @@ def test_a_signal_handler_closes_in_the_middle_of_a_round(tiny_engine: Path) -> 
 
 def test_cancel_from_another_thread_ends_the_round_in_work(decoder: Decoder) -> None:
     holder: list[Any] = []
-    policy = Calling(lambda: threading.Thread(target=holder[0].cancel).run())
+    policy = CallingPolicy(lambda: threading.Thread(target=holder[0].cancel).run())
     with decoder.stream(PROMPT, SamplingParams(max_new_tokens=200), policy=policy) as stream:
         holder.append(stream)
         rounds = sum(chunk.spec is not None for chunk in stream)

@@ -1,4 +1,4 @@
-"""Forks of a decoder, which answer several requests at once, and warm-up."""
+"""Forks of a Decoder, which answer several requests at the same time, and warm-up."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ import pytest
 
 from policy import FixedPolicy, TreeSpec
 from runtime import Decoder, Result, SamplingParams
-from tests.support.eagle_engines import export, write_echo
+from tests.support.eagle_engines import export_echo
 
 TREE, PROMPT = FixedPolicy(TreeSpec(12, 4, 3)), list(range(5, 25))
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("forks")
-    write_echo(root / "target", root / "draft")
-    return export(root / "target", root / "draft", root / "out", "--prefill-rows", "64")
+    return export_echo(tmp_path_factory.mktemp("forks"), "--prefill-rows", "64")
 
 
 def test_forks_answer_at_the_same_time_and_share_the_weights(engine: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a request leaves in the caches serves the next one: fewer prompt tokens to compute, the same answer, the same keys and values."""
+"""Prefix caching: a request reuses what the last one left in the caches, with the same answer, keys and values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runtime.decoding.sampling import greedy
 from runtime.decoding.target import common_prefix_length
 from runtime.drafters.eagle import EagleDrafter
 from runtime.drafters.ngram import NgramDrafter
-from tests.support.eagle_engines import export, write_echo
+from tests.support.eagle_engines import export_echo
 from tests.support.fakes import VOCAB as TOY_VOCAB
 from tests.support.fakes import toy_logits, toy_target
 from tests.support.planted import PlantedDrafter
@@ -26,12 +26,12 @@ from tests.support.tiny import random_ids as ids
 TREE = TreeSpec(12, 4, 3)
 
 
-# --- the law, on the toy target ---
+# --- with the toy target ---
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_any_sequence_of_requests_gives_what_each_gives_alone(seed: int) -> None:
-    """Prompts that go on from, share a beginning with, or have nothing of the conversation before; abandoned anywhere."""
+    """Prompts that continue the last conversation, share a prefix with it, or are new; each is abandoned at a random round."""
     random, target, history = np.random.default_rng(seed), toy_target(), [1, 2, 3]
     for turn in range(12):
         shared = history[: int(random.integers(0, len(history) + 1))][:50]
@@ -62,7 +62,7 @@ def test_an_interrupted_request_leaves_nothing_to_the_next() -> None:
     target = toy_target()
     begin(target, NgramDrafter(), [1, 2, 3, 4])
     list(target.prefill([1, 2, 3, 4]))
-    assert not target.cache_valid  # until somebody says that a round has ended
+    assert not target.cache_valid  # until the end of a round
     assert begin(target, NgramDrafter(), [1, 2, 3, 4, 5]) == target.length == 0
 
 
@@ -80,21 +80,20 @@ def test_a_cache_that_was_used_behind_the_targets_back_is_not_believed() -> None
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A draft that is often right, and few rows a pass."""
-    root = tmp_path_factory.mktemp("prefix")
-    write_echo(root / "target", root / "draft")
-    return export(root / "target", root / "draft", root / "out", "--prefill-rows", "8")
+    """An engine with a draft that is often right, and few rows per pass."""
+    return export_echo(tmp_path_factory.mktemp("prefix"), "--prefill-rows", "8")
 
 
 @pytest.fixture(scope="module")
 def pair(engine: Path) -> Iterator[tuple[Decoder, Decoder]]:
-    """One that keeps, and one that is made to forget before each request."""
+    """A Decoder that keeps its caches, and one whose caches are cleared before each request."""
     with Decoder(engine, draft="eagle", threads=1) as keeping, Decoder(engine, draft="eagle", threads=1) as fresh:
         yield keeping, fresh
 
 
 def expect_same_state(keeping: Decoder, fresh: Decoder) -> None:
-    """Keys and values of target and draft. Rows that were computed in other company differ in the last bits; wrong ones by more than 1."""
+    """Compare keys and values of target and draft. Rows computed in passes with other rows differ in the last bits; wrong ones by more than
+    1."""
     for mine, other in ((keeping.models.target.cache, fresh.models.target.cache), (_eagle(keeping)._cache, _eagle(fresh)._cache)):
         assert mine.length == other.length
         np.testing.assert_allclose(mine.rows(), other.rows(), rtol=0, atol=1e-3)
@@ -108,7 +107,7 @@ def _eagle(decoder: Decoder) -> EagleDrafter:
 
 
 def expect_as_fresh(pair: tuple[Decoder, Decoder], prompt: list[int], **options: Any) -> int:
-    """Both answer alike, with the same trees, and are left in the same state. Returns how many prompt tokens were not computed again."""
+    """Both give the same answer with the same trees, and end in the same state. Returns the number of reused prompt tokens."""
     keeping, fresh = pair
     fresh.forget()
     mine, other = (each.generate(prompt, **options) for each in (keeping, fresh))
@@ -128,14 +127,14 @@ def test_a_conversation_is_not_read_again(pair: tuple[Decoder, Decoder], samplin
     assert expect_as_fresh(pair, chat, **options) == 0
     for turn in range(4):
         held = len(chat) + 20  # the last token of an answer was never computed
-        chat += [*pair[0].generate(chat, **options).tokens, *ids(5, turn)]  # the answer by heart: it is the same again
+        chat += [*pair[0].generate(chat, **options).tokens, *ids(5, turn)]  # the same answer as before
         # The draft has not committed the last round's tokens, and of one more the features are needed again.
         assert held - TREE.depth - 2 <= expect_as_fresh(pair, chat, **options) < held
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_any_conversation_with_any_interruption(pair: tuple[Decoder, Decoder], seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shared beginnings of every length, and in between: plain requests, abandoned ones, cancelled ones, failures, stops inside a block."""
+    """Shared prefixes of every length, with plain, abandoned, cancelled and failed requests between, and stops inside a block."""
     random, (keeping, _) = np.random.default_rng(seed), pair
     history, kept = ids(30, seed), []
     for turn in range(14):
@@ -163,7 +162,7 @@ def test_any_conversation_with_any_interruption(pair: tuple[Decoder, Decoder], s
 
 
 def fail(decoder: Decoder, prompt: list[int], monkeypatch: pytest.MonkeyPatch, at: int, error: type[BaseException]) -> None:
-    """The pass number ``at`` of the request fails, half way through its work."""
+    """Let pass number ``at`` of the request fail half way through its work."""
     import onnxruntime
 
     run, count = onnxruntime.InferenceSession.run_with_iobinding, 0
@@ -185,7 +184,7 @@ def fail(decoder: Decoder, prompt: list[int], monkeypatch: pytest.MonkeyPatch, a
 
 
 def test_plain_requests_do_not_spoil_the_draft(pair: tuple[Decoder, Decoder]) -> None:
-    """The draft knows less than the target then, and is told the rest: only what both hold is kept."""
+    """The draft's cache then has fewer tokens than the target's; only the prefix that both have is reused."""
     keeping, _ = pair
     keeping.forget()
     chat = ids(50, 5)
@@ -228,7 +227,7 @@ def test_a_request_that_never_began_leaves_a_doubtful_cache_doubtful(pair: tuple
 
 
 def test_numbers_that_are_none_do_not_stay_in_the_draft(pair: tuple[Decoder, Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shared system prompt would keep them for ever."""
+    """NaN in the rows of a shared system prompt would otherwise be reused for ever."""
     keeping, _ = pair
     prompt = ids(40, 11)
     with monkeypatch.context() as patch:
@@ -245,7 +244,7 @@ def test_numbers_that_are_none_do_not_stay_in_the_draft(pair: tuple[Decoder, Dec
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_chat_with_the_demo_model(demo_engine: Callable[[str], Path], precision: str) -> None:
-    """Whole messages through the template: the answer is tokenized anew as part of the next prompt."""
+    """With the chat template: each answer is tokenized again as part of the next prompt."""
     chat = [{"role": "system", "content": "You are a helpful assistant who answers in one sentence."}]
     with Decoder(demo_engine(precision), threads=2) as keeping, Decoder(demo_engine(precision), threads=2) as fresh:
         for place, question in enumerate(("Why is the sky blue?", "And at night?", "Thank you. What is the capital of France?")):

@@ -1,4 +1,4 @@
-"""Drafters and policies come from one registry each: what every command offers, and what is made from the entries."""
+"""The registries of drafters and policies: every command offers their entries, and each entry can be made."""
 
 from __future__ import annotations
 

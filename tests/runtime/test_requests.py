@@ -14,16 +14,14 @@ import pytest
 from policy import PLAIN, FixedPolicy, TreeSpec
 from runtime import Decoder, Result, SamplingParams, TokenLogprob
 from runtime.decoding.logprobs import token_logprob
-from tests.support.eagle_engines import export, write_echo
+from tests.support.eagle_engines import export_echo
 
 TREE, PROMPT = FixedPolicy(TreeSpec(12, 4, 3)), list(range(5, 25))
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("requests")
-    write_echo(root / "target", root / "draft")
-    return export(root / "target", root / "draft", root / "out", "--prefill-rows", "64")
+    return export_echo(tmp_path_factory.mktemp("requests"), "--prefill-rows", "64")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +34,7 @@ def eagle(engine: Path) -> Iterator[Decoder]:
 
 
 def true_logprobs(decoder: Decoder, tokens: list[int], start: int) -> np.ndarray:
-    """log_softmax [n, V] of the target after each of ``tokens[start - 1 : -1]``, by one plain pass after another, in float64."""
+    """Log-probabilities [n, V] of the target after each of ``tokens[start - 1 : -1]``, by plain decoding, in float64."""
     target, rows = decoder.models.target, []
     target.cache.truncate(0)
     list(target.prefill(tokens[: start - 1]))
@@ -81,7 +79,7 @@ def test_without_asking_there_are_none(eagle: Decoder) -> None:
 
 
 def test_text_tokens_and_logprobs_end_together_inside_an_accepted_block(eagle: Decoder) -> None:
-    """vllm#47616: a stop string that completes inside a block must leave neither ids nor log-probabilities behind it."""
+    """As in vllm#47616: after a stop string that ends inside a block there must be neither tokens nor log-probabilities."""
     cut = 0
     for seed in range(12):
         sampling = SamplingParams(temperature=0.7, seed=seed)
@@ -89,7 +87,7 @@ def test_text_tokens_and_logprobs_end_together_inside_an_accepted_block(eagle: D
         assert whole.logprobs is not None
         for place in range(1, 40):
             stop = whole.text[place : place + 2]
-            if len(stop) < 2 or not stop.isascii():  # what is no character yet looks the same as what never becomes one
+            if len(stop) < 2 or not stop.isascii():  # an incomplete character looks the same as an invalid one
                 continue
             with eagle.stream(PROMPT, replace(sampling, max_new_tokens=40, logprobs=2, stop=[stop]), policy=TREE) as stream:
                 chunks = list(stream)
@@ -102,8 +100,24 @@ def test_text_tokens_and_logprobs_end_together_inside_an_accepted_block(eagle: D
             assert tuple(each for chunk in chunks for each in chunk.logprobs or ()) == whole.logprobs[: len(tokens)]
             assert stream.stats.new_tokens == len(tokens)
             last = chunks[-1]
-            cut += last.spec is not None and last.accepted == len(last.tokens) > 0  # the block went on behind the stop
+            cut += last.spec is not None and last.accepted == len(last.tokens) > 0  # the block continued after the stop
     assert cut > 3
+
+
+def test_a_special_token_as_a_stop_string(eagle: Decoder) -> None:
+    """It ends the answer although its text is not part of it, inside a block as well."""
+    cut = 0
+    for seed in range(20):
+        sampling = SamplingParams(temperature=100.0, seed=seed, max_new_tokens=60)
+        whole = eagle.generate(PROMPT, sampling, policy=TREE)
+        place = next((place for place, token in enumerate(whole.tokens) if token in (0, 1)), None)
+        if place is None:
+            continue
+        cut += 1
+        stopped = eagle.generate(PROMPT, replace(sampling, stop=["<unk>", "<s>"]), policy=TREE)
+        assert (stopped.stop, stopped.tokens) == ("stop_string", whole.tokens[: place + 1])
+        assert stopped.text == eagle.decode(stopped.tokens)
+    assert cut > 1
 
 
 def test_ties_go_to_the_lower_token_and_all_of_a_small_vocabulary_can_be_asked_for() -> None:
@@ -124,7 +138,7 @@ def test_a_temperature_too_small_to_divide_by_is_greedy(eagle: Decoder) -> None:
     greedy = eagle.generate(PROMPT, SamplingParams(max_new_tokens=20))
     for temperature in (5e-324, 1e-300, 1e-38, 1e-9):
         assert eagle.generate(PROMPT, SamplingParams(temperature=temperature, seed=1, max_new_tokens=20)).tokens == greedy.tokens
-    eagle.generate(PROMPT, SamplingParams(temperature=1e-5, seed=1, max_new_tokens=20))  # numbers still
+    eagle.generate(PROMPT, SamplingParams(temperature=1e-5, seed=1, max_new_tokens=20))  # not NaN
     for bad in ({"top_k": 2**40}, {"top_k": -1}, {"seed": 2**64}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             SamplingParams(temperature=1.0, **bad)

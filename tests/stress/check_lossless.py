@@ -21,6 +21,7 @@ from policy import FixedPolicy, TreeSpec
 from runtime import Decoder, SamplingParams
 from runtime.console import run_command
 from runtime.decoder import Prompt
+from scripts import options
 from tests.support.planted import DummyRowDrafter, PlantedDrafter
 from tests.support.prompts import PROMPTS
 
@@ -47,7 +48,7 @@ def margin(decoder: Decoder, prompt: list[int], answer: list[int], at: int, othe
 
 
 @click.command()
-@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True), required=True)
+@options.engine_dir
 @click.option("--drafter", type=click.Choice(["planted", "eagle", "eagle+ngram"]), default="planted", show_default=True)
 @click.option("--temperature", default=0.0, show_default=True)
 @click.option("--prompts", default=len(PROMPTS), show_default=True, help="Number of the project's test prompts.")

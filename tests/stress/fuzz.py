@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from export.checkpoints.gguf import GgufCheckpoint
 from export.checkpoints.weight_files import open_files
 from runtime import Decoder, RespsError
+from scripts import options
 from tests.stress.fuzz_files import a_gguf, a_safetensors, decoders, files, manifests
 from tests.stress.fuzz_requests import check_request, check_stops, check_text, check_tree, expect, parameters, prompts
 
@@ -94,7 +95,7 @@ def run(target: FuzzTarget, cases: int, first_seed: int) -> Counter[str]:
 
 
 @click.command()
-@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@options.engine_dir
 @click.option("--cases", type=click.IntRange(1), default=100_000, show_default=True)
 @click.option("--seed", "first_seed", type=int, default=0, show_default=True)
 @click.option("--target", "names", multiple=True, help="Only this target; may be repeated [default: all].")

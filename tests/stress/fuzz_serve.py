@@ -22,7 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.serve.app import make_app
-from runtime.serve.openai_requests import HARMLESS, NEUTRAL, ChatBody, CompletionBody
+from runtime.serve.neutral import HARMLESS, NEUTRAL
+from runtime.serve.openai_requests import ChatBody, CompletionBody
 from runtime.serve.settings import ServerSettings
 from tests.support.serve.fakes import ToyDecoder, toy_answer
 
@@ -65,7 +66,7 @@ good = {
     "n": st.just(1),
     "user": texts,
 }
-names = st.sampled_from(sorted({*ChatBody.model_fields, *CompletionBody.model_fields, *NEUTRAL, *HARMLESS, "extra"}))
+names = st.sampled_from(sorted({*ChatBody.model_fields, *CompletionBody.model_fields, *NEUTRAL["body"], *HARMLESS["body"], "extra"}))
 
 
 @st.composite

@@ -120,7 +120,7 @@ async def client(number: int, url: str, known: list[tuple[LoadRequest, str]], un
             if status == 0:
                 seen.counts["left"] += 1
                 if not expected.startswith(text):
-                    seen.wrong.append(f"a part: {text!r} is no beginning of {expected!r}")
+                    seen.wrong.append(f"a part: {text!r} is not a prefix of {expected!r}")
             elif status == 200:
                 seen.counts["answered"] += 1
                 seen.tokens += ours["stats"]["new_tokens"]

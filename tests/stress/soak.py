@@ -28,6 +28,7 @@ from policy import FixedPolicy, Policy, TreeSpec
 from runtime import Decoder, PromptError, Result, SamplingParams
 from runtime.bench.questions import read_questions
 from runtime.serve.load import load_replicas
+from scripts import options
 
 EVERY = 10  # requests between two samples of the memory
 TREES = [TreeSpec(5, 3, 2), TreeSpec(12, 4, 3), TreeSpec(3, 2, 1)]
@@ -99,7 +100,7 @@ def cases(decoder: Decoder, count: int, tokens: int) -> list[KnownAnswer]:
     made = []
     for number, question in enumerate(read_questions([], count)):
         messages = [{"role": "user", "content": question.turns[0]}]
-        chat = bool(decoder.manifest.tokens.chat_template)
+        chat = decoder.manifest.tokens.chats
         for sampling in (SamplingParams(), SamplingParams(temperature=0.8, top_p=0.95, seed=number)):
             first = answered(decoder, encoded(decoder, messages if chat else question.turns[0], tokens), sampling, tokens)
             chat_so_far = [
@@ -234,7 +235,7 @@ def soak(engine_dir: Path, requests: int, questions: int, tokens: int = 64) -> d
 
 
 @click.command()
-@click.option("--engine-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@options.engine_dir
 @click.option("--requests", type=click.IntRange(1), default=2000, show_default=True)
 @click.option("--questions", type=click.IntRange(1), default=6, show_default=True)
 @click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="Limit of an answer.")

@@ -13,7 +13,7 @@ from runtime.console import run_command
 from runtime.decoding.tree import Tree
 from runtime.manifest.load import load_manifest
 from tests.stress import check_lossless
-from tests.support.planted import DummyRowDrafter
+from tests.support.planted import DummyRowDrafter, PlantedDrafter
 from tests.support.tunings import a_tuning
 
 QUICK = ["--prompts", "2", "--new-tokens", "8", "--threads", "1"]
@@ -34,13 +34,13 @@ def test_the_baseline_has_its_dummy_row_whatever_was_tuned(
     install(engine, load_manifest(engine), a_tuning(engine, policy="none", threads=1))
     rows: list[int] = []
 
-    class Counted(DummyRowDrafter):
+    class CountingDrafter(DummyRowDrafter):
         def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
             tree = super().draft(root, spec, growth)
             rows.append(len(tree))
             return tree
 
-    monkeypatch.setattr(check_lossless, "DummyRowDrafter", Counted)
+    monkeypatch.setattr(check_lossless, "DummyRowDrafter", CountingDrafter)
     with pytest.raises(SystemExit) as ended:
         run_command(check_lossless.main, "check_lossless", ["--engine-dir", str(engine), "--drafter", drafter, *QUICK])
     assert ended.value.code == 0
@@ -55,14 +55,14 @@ def test_the_baseline_has_its_dummy_row_whatever_was_tuned(
 def test_a_difference_is_found_and_printed_with_its_margin(
     echo_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Wrong(check_lossless.PlantedDrafter):
+    class WrongPositions(PlantedDrafter):
         """Rows at positions that are not theirs."""
 
         def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
             tree = super().draft(root, spec, growth)
             return Tree(tree.tokens, tree.parent, tree.depth + 5, tree.mask)
 
-    monkeypatch.setattr(check_lossless, "PlantedDrafter", Wrong)
+    monkeypatch.setattr(check_lossless, "PlantedDrafter", WrongPositions)
     with pytest.raises(SystemExit) as ended:
         run_command(check_lossless.main, "check_lossless", ["--engine-dir", str(echo_engine), *QUICK])
     assert ended.value.code == 1

@@ -113,3 +113,9 @@ def export(target: Path, draft: Path, out: Path, *more: str) -> Path:
     arguments = ["--weights", str(target), "--draft-weights", str(draft), "--out", str(out), "--name", "engine", *more]
     assert run_command(command, "resps-export", arguments) == 0
     return out / "engine"
+
+
+def export_echo(root: Path, *more: str) -> Path:
+    """Writes the models of `write_echo` to ``root``/target and ``root``/draft and exports them. Returns ``root``/engine."""
+    write_echo(root / "target", root / "draft")
+    return export(root / "target", root / "draft", root, *more)

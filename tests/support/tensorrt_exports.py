@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export.cli import command
+from export.tensorrt.builder import parse_graph
 from runtime.console import run_command
 from runtime.manifest.graphs import File, Graph, sha256_of
 from tests.support.ended import Ended
@@ -18,7 +20,7 @@ Run = Callable[..., Ended]
 
 
 @dataclass(frozen=True)
-class Source:
+class TinyModels:
     """A tiny target and its draft on disk."""
 
     root: Path
@@ -33,13 +35,24 @@ class Source:
         return self.root / "draft"
 
 
-def export_to(out: Path, source: Source, *more: str, draft: bool = True) -> Path:
+def export_to(out: Path, source: TinyModels, *more: str, draft: bool = True) -> Path:
     """Run the command; returns the only directory in ``out``."""
     drafted = ["--draft-weights", str(source.draft)] if draft else []
     line = ["--weights", str(source.target), *drafted, "--out", str(out), "--backend", "tensorrt", "--max-context", "64", *more]
     assert run_command(command, "resps-export", line) == 0
     (directory,) = out.iterdir()
     return directory
+
+
+def expect_caches_updated_in_place(engine: Path, target_layers: int) -> None:
+    """TensorRT has a cache update, not a copy, for the keys and the values of every layer of target and draft."""
+    import tensorrt_rtx as trt
+
+    for name, layers in (("target", target_layers), ("draft", 1)):
+        network = parse_graph(trt, engine / f"{name}.onnx").network
+        kinds = Counter(network.get_layer(index).type for index in range(network.num_layers))
+        assert kinds[trt.LayerType.KV_CACHE_UPDATE] == 2 * layers
+        assert kinds[trt.LayerType.ATTENTION_INPUT] == layers
 
 
 def unbuilt(directory: Path, graph: Graph, *_: Any) -> File:

@@ -132,17 +132,7 @@ def write_gguf(
         add = writer.add_uint32 if isinstance(value, int) else writer.add_float32 if isinstance(value, float) else writer.add_string
         add(key, value)
     if tokenizer is not None:
-        bpe = json.loads(tokenizer.read_text(encoding="utf-8"))["model"]
-        writer.add_tokenizer_model(tokenizer_kind)
-        writer.add_tokenizer_pre(split)
-        writer.add_add_bos_token(add_bos)
-        tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)
-        tokens += [f"[unused{i}]" for i in range(len(tokens), config.vocab_size)]
-        writer.add_token_list(tokens)
-        writer.add_token_types([3 if i < 3 else 1 for i in range(len(tokens))])  # the first three are control tokens
-        writer.add_token_merges([" ".join(merge) for merge in bpe["merges"]])
-        writer.add_bos_token_id(1)
-        writer.add_eos_token_id(2)
+        _add_tokenizer(writer, tokenizer, config.vocab_size, tokenizer_kind, split, add_bos)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], config.num_hidden_layers)
     for name, tensor in (tensors or {}).items():
         writer.add_tensor(name, tensor)
@@ -162,3 +152,17 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_tokenizer(writer: Any, tokenizer: Path, vocab: int, kind: str, split: str, add_bos: bool) -> None:
+    bpe = json.loads(tokenizer.read_text(encoding="utf-8"))["model"]
+    writer.add_tokenizer_model(kind)
+    writer.add_tokenizer_pre(split)
+    writer.add_add_bos_token(add_bos)
+    tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)
+    tokens += [f"[unused{i}]" for i in range(len(tokens), vocab)]
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if i < 3 else 1 for i in range(len(tokens))])  # the first three are control tokens
+    writer.add_token_merges([" ".join(merge) for merge in bpe["merges"]])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)

@@ -36,7 +36,7 @@ def random_draft(arch: Arch, size: int = 100) -> TorchDraft:
 
 
 def random_conversation(length: int, seed: int, answers: Sequence[slice], target: HuggingFaceCheckpoint) -> Conversation:
-    """Random tokens and states. The target clearly prefers one of the first 60 tokens; what is no answer is a prompt."""
+    """Random tokens and states. The target clearly prefers one of the first 60 tokens; all other tokens are a prompt."""
     arch, head = target.arch, torch.from_numpy(target.read(HEAD))
     generator = torch.Generator().manual_seed(seed)
     kinds = torch.full((length,), PROMPT, dtype=torch.uint8)

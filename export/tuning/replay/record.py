@@ -60,7 +60,7 @@ def record(
 
 def as_chat(decoder: Decoder, prompt: str) -> Prompt:
     """The prompt as a chat message, or as plain text if the model has no chat template."""
-    return [{"role": "user", "content": prompt}] if decoder.manifest.tokens.chat_template else prompt
+    return [{"role": "user", "content": prompt}] if decoder.manifest.tokens.chats else prompt
 
 
 def _record_answer(decoder: Decoder, ids: Sequence[int], grid: TreeGrid, file: Path, sampling: SamplingParams) -> dict[int, Trace]:

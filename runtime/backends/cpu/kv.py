@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..base import CacheLayout
+from ..spanned_cache import SpannedCache
 
 
-class KVCache:
+class KVCache(SpannedCache):
     """The cache in host memory.
 
     Every tensor has memory for ``capacity`` slots and uses the front of it as [parts, heads, span, width]. So attention reads a contiguous
@@ -17,23 +18,12 @@ class KVCache:
     """
 
     def __init__(self, layers: int, keys: CacheLayout, values: CacheLayout, capacity: int, span_step: int = 64) -> None:
+        super().__init__(capacity, span_step)
         self._layouts = {"key": keys, "value": values}
         # np.zeros maps pages only when they are written: unused capacity costs no memory.
         self._buffers = {
             kind: np.zeros((layers, layout.planes * capacity * layout.width), layout.dtype) for kind, layout in self._layouts.items()
         }
-        self.capacity, self._step = capacity, span_step
-        self._length = self._span = 0
-
-    @property
-    def length(self) -> int:
-        """Committed slots."""
-        return self._length
-
-    @property
-    def span(self) -> int:
-        """Slots that a pass may access now."""
-        return self._span
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Buffers by the names of graph inputs and outputs. A call uses the front of a buffer, and engines update it in place."""
@@ -49,12 +39,6 @@ class KVCache:
     def spans(self) -> Sequence[int]:
         """The first span only: a new span costs little on the CPU."""
         return [min(self._step, self.capacity)]
-
-    def reserve(self, span: int) -> None:
-        """Grow to ``span`` slots; committed rows keep their values."""
-        if not self._span <= span <= self.capacity:
-            raise ValueError(f"the cache cannot grow from {self._span} to {span} slots, its capacity is {self.capacity}")
-        self._change_span(span)
 
     def _change_span(self, span: int) -> None:
         """Move every plane to its place in the new layout: the last plane first when growing, the first when shrinking, so none is
@@ -86,18 +70,9 @@ class KVCache:
                 rows[:, :, start + in_place : start + len(path)] = rows[:, :, [start + row for row in path[in_place:]]]
         self._length = start + len(path)
 
-    def truncate(self, length: int) -> None:
-        """Keep only the first ``length`` slots, and shrink the span to fit, as a pass reads all of it."""
-        if not 0 <= length <= self._length:
-            raise ValueError(f"cannot truncate {self._length} committed slots to {length}")
-        self._length = length
-        if length == 0:
-            # Masked slots have weight zero, and zero times NaN is NaN: clear what a failed pass may have left.
-            for rows in self._views():
-                rows[:] = 0
-            self._span = 0
-        elif (span := self.span_for(length)) < self._span:
-            self._change_span(span)
+    def _clear(self) -> None:
+        for rows in self._views():
+            rows[:] = 0
 
     def rows(self) -> np.ndarray:
         """The committed part, [layers, 2, 1, Hkv, length, D]; a copy."""

@@ -13,6 +13,7 @@ import numpy as np
 from ...errors import EngineDirError, EngineFailure
 from ...manifest.graphs import Graph
 from ..base import PreparedCalls
+from ..ort_process import import_onnxruntime, keep_in_forks
 from .huge_pages import huge_pages_for_new_memory
 
 MAX_CALLS = 64  # prepared calls kept per engine
@@ -104,7 +105,7 @@ def open_session(file: Path, threads: int, profile: Path | None = None) -> Any:
     """An InferenceSession of a graph. With one thread it computes on the caller's thread. ``profile``: prefix of the file to which ONNX
     Runtime's profiler writes every node; the session's `end_profiling` returns the file's name. Raises EngineDirError."""
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError:
         raise EngineDirError("ONNX Runtime is not installed — pip install 'resps[cpu]'") from None
     options = onnxruntime.SessionOptions()
@@ -120,6 +121,8 @@ def open_session(file: Path, threads: int, profile: Path | None = None) -> Any:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
         with huge_pages_for_new_memory():
-            return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own unrelated classes
         raise EngineDirError(f"ONNX Runtime cannot load {file}: {error} — rebuild it: resps-export --force") from error
+    keep_in_forks(session)
+    return session

@@ -1,10 +1,12 @@
-"""The processor's name, and how many physical cores this process may use."""
+"""The processor's name, and how many cores and how much memory this process may use: what its container has, not what the host has."""
 
 from __future__ import annotations
 
 import os
 import platform
 from pathlib import Path
+
+from .cgroup import cpu_quota, memory_limit
 
 
 def processor_name() -> str:
@@ -17,14 +19,26 @@ def processor_name() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def physical_cores() -> int:
-    """Physical cores this process may run on. Hyper-threads of one core count once, as matrix products gain nothing from the second."""
+def usable_cores(root: Path = Path("/")) -> int:
+    """Threads that are worth starting: the physical cores of this process's affinity, or fewer if its container has a smaller CPU quota.
+
+    Hyper-threads of one core count once, as matrix products gain nothing from the second. A quota of 1.5 counts as 2, one of 1.4 as 1: a
+    thread with less than half a core of its own stops the others more than it helps. ``root``: where /sys, /proc and the groups are.
+    """
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = set()
     for cpu in cpus:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
         try:
             cores.add(siblings.read_text())
         except OSError:
             cores.add(str(cpu))
-    return max(1, len(cores))
+    quota = cpu_quota(root)
+    return max(1, len(cores) if quota is None else min(len(cores), int(quota + 0.5)))
+
+
+def usable_memory(root: Path = Path("/")) -> int | None:
+    """Bytes: the machine's memory, or less if this process's container has a limit. None if the system does not say."""
+    names = getattr(os, "sysconf_names", {})
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in names else None
+    return min((size for size in (machine, memory_limit(root)) if size is not None), default=None)

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..spanned_cache import SpannedCache
 from .driver import Cuda
 from .memory import DeviceBuffer, DeviceMemory
 
 
-class DeviceKVCache:
+class DeviceKVCache(SpannedCache):
     """A Cache on a GPU: keys and values [layers, 2, Hkv, stride, D] in one allocation.
 
     ``static``: the heads of a tensor are always ``capacity`` slots apart, as TensorRT's graphs need it. Otherwise they are ``span`` slots
@@ -28,23 +29,13 @@ class DeviceKVCache:
         static: bool,
     ) -> None:
         """``shape``: layers, kv_heads, capacity, head_dim."""
-        self._cuda, self._memory, self._static, self._step = cuda, memory, static, span_step
-        self._layers, self._heads, self.capacity, self._head_dim = shape
+        super().__init__(shape[2], span_step)
+        self._cuda, self._memory, self._static = cuda, memory, static
+        self._layers, self._heads, _, self._head_dim = shape
         self._row = self._head_dim * dtype.itemsize  # bytes of one slot of one head
         per_head = self._layers * 2 * self.capacity * self._head_dim
         self._buffer = memory.zeros(per_head * self._heads, dtype.name)
         self._staging = None if static else memory.zeros(per_head, dtype.name)
-        self._length = self._span = 0
-
-    @property
-    def length(self) -> int:
-        """Committed slots."""
-        return self._length
-
-    @property
-    def span(self) -> int:
-        """Slots that a pass may access now."""
-        return self._span
 
     @property
     def _tensor_bytes(self) -> int:
@@ -71,11 +62,8 @@ class DeviceKVCache:
             spans.append(min(2 * spans[-1], self.capacity))
         return spans
 
-    def reserve(self, span: int) -> None:
-        """Grow to ``span`` slots; committed rows keep their values."""
-        if not self._span <= span <= self.capacity:
-            raise ValueError(f"the cache cannot grow from {self._span} to {span} slots, its capacity is {self.capacity}")
-        if self._staging is not None and self._length and span > self._span:
+    def _change_span(self, span: int) -> None:
+        if self._staging is not None and self._length and span != self._span:
             self._move_heads(span, self._staging)
         self._span = span
 
@@ -100,21 +88,10 @@ class DeviceKVCache:
                     self._cuda.copy_rows(target, source, pitch, self._row, rows)
         self._length = start + len(path)
 
-    def truncate(self, length: int) -> None:
-        """Keep only the first ``length`` slots, and shrink the span to fit."""
-        if not 0 <= length <= self._length:
-            raise ValueError(f"cannot truncate {self._length} committed slots to {length}")
-        self._length = length
-        if length == 0:
-            # Masked slots have weight zero, and zero times NaN is NaN: clear what a failed pass may have left.
-            if self._span:
-                for address, pitch, rows in self._strided_heads():
-                    self._cuda.clear_rows(address, pitch, self._span * self._row, rows)
-            self._span = 0
-        elif (span := self.span_for(length)) < self._span:
-            if self._staging is not None:
-                self._move_heads(span, self._staging)
-            self._span = span
+    def _clear(self) -> None:
+        if self._span:
+            for address, pitch, rows in self._strided_heads():
+                self._cuda.clear_rows(address, pitch, self._span * self._row, rows)
 
     def _strided_heads(self) -> Iterator[tuple[int, int, int]]:
         """(address, pitch in bytes, rows): strided sets of heads that together are all heads. Each row starts with a head's slot 0."""

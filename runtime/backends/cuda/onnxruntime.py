@@ -11,6 +11,7 @@ from typing import Any
 from ...errors import EngineDirError, EngineFailure
 from ...manifest.graphs import Graph
 from ..base import Buffer, PreparedCalls
+from ..ort_process import import_onnxruntime, keep_in_forks
 from .bindings import DeviceCall, DeviceTensor, bind
 from .driver import Cuda
 from .memory import DeviceMemory
@@ -82,8 +83,7 @@ def _bind_arguments(tensor: DeviceTensor) -> tuple[Any, ...]:
 
 def open_session(file: Path, cuda: Cuda) -> tuple[Any, Any]:
     """An InferenceSession of a graph and its RunOptions. Raises EngineDirError, also if the graph would run on the host."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     if PROVIDER not in onnxruntime.get_available_providers():
         raise EngineDirError(
             f"this onnxruntime {onnxruntime.__version__} has no CUDA — pip uninstall onnxruntime, then pip install 'resps[gpu]'"
@@ -96,6 +96,7 @@ def open_session(file: Path, cuda: Cuda) -> tuple[Any, Any]:
         session = onnxruntime.InferenceSession(str(file), options, providers=[provider, "CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own unrelated classes
         raise EngineDirError(f"ONNX Runtime cannot load {file} on the GPU: {error} — check its CUDA and cuDNN versions") from error
+    keep_in_forks(session)
     _check_on_gpu(session, file)
     run = onnxruntime.RunOptions()
     run.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the stream orders the work, and reads wait

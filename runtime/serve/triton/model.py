@@ -151,6 +151,7 @@ def generation_request(text: str, chat: bool, parameters: str | None) -> Generat
     """Convert Triton's inputs to a checked request. Raises ApiError."""
     try:
         fields = json.loads(parameters or "{}")
+        fields = {} if fields is None else fields
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):

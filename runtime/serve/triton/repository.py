@@ -92,7 +92,7 @@ python -m runtime.serve.triton.repository --out models --name chat --replicas 2 
 @option(OUTPUT, "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The model repository.")
 @option(OUTPUT, "--name", default="resps", help="Name of the model in Triton.")
 @options.engine_dir
-@options.threads("physical cores, or 1 with several replicas")
+@options.threads("usable cores, or 1 with several replicas")
 @serve_options.replicas
 @options.policy()
 @serve_options.queue(least=1)

@@ -14,7 +14,7 @@ from export.checkpoints.fetch import open_checkpoint, packaged_gguf
 from export.checkpoints.gguf import GgufCheckpoint
 from export.checkpoints.models import MODELS, PackagedGguf
 from export.checkpoints.safetensors import Checkpoint
-from export.checkpoints.tokenizer import tokenizer_of_gguf
+from export.text.gguf_text import text_of_gguf
 
 
 def tensor_names(checkpoint: Checkpoint) -> list[str]:
@@ -27,7 +27,9 @@ def tensor_names(checkpoint: Checkpoint) -> list[str]:
 
 def config_of(checkpoint: GgufCheckpoint) -> dict[str, object]:
     """config.json for transformers."""
-    files = tokenizer_of_gguf(checkpoint)
+    text = text_of_gguf(checkpoint)
+    stop = text.special["eos_token"]
+    eos = next(token for token in text.stop if text.names[token] == stop)
     arch = asdict(checkpoint.arch)
     renamed = {
         "hidden": "hidden_size",
@@ -41,7 +43,7 @@ def config_of(checkpoint: GgufCheckpoint) -> dict[str, object]:
         "tied_head": "tie_word_embeddings",
     }
     kept = {"model_type": arch["model_type"], "head_dim": arch["head_dim"], "rope_theta": checkpoint.arch.rope.theta}
-    special = {"bos_token_id": files.bos, "eos_token_id": files.stop[0], "pad_token_id": files.stop[0]}
+    special = {"bos_token_id": text.bos, "eos_token_id": eos, "pad_token_id": eos}
     named = {new: arch[old] for old, new in renamed.items()}
     return {**kept, **named, **special, "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "dtype": "float32"}
 
@@ -59,9 +61,9 @@ def write_hf_directory(directory: Path) -> Path:
     if not isinstance(checkpoint, GgufCheckpoint):
         raise TypeError("the demo model is a GGUF")
     directory.mkdir(parents=True, exist_ok=True)
-    files = tokenizer_of_gguf(checkpoint)
-    (directory / "tokenizer.json").write_text(files.tokenizer_json, encoding="utf-8")
-    ends = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": files.chat_template}
+    text = text_of_gguf(checkpoint)
+    (directory / "tokenizer.json").write_text(text.tokenizer_json, encoding="utf-8")
+    ends = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": text.templates["default"]}
     (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **ends}))
     weights = {name: checkpoint.read(name) for name in tensor_names(checkpoint)}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})

@@ -23,70 +23,49 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "origi
 SIZES = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336, "vocab_size": 128256}
 COMMON = {"hidden": 4096, "layers": 32, "heads": 32, "intermediate": 14336, "vocab": 128256}
 
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+def arch_of(kind: str, **changes: Any) -> Arch:
+    """An Arch with the sizes of COMMON and, unless changed, what transformers assumes for keys that a config lacks."""
+    usual = {"kv_heads": 32, "head_dim": 128, "rms_eps": 1e-6, "rope": Rope(10000.0), "max_position": 2048, "tied_head": False}
+    return Arch(kind, **COMMON, **{**usual, **changes})
+
+
 # Published config.json files as transformers 4 wrote them, reduced to the relevant keys, and the Arch that each must give.
 PUBLISHED: Mapping[str, tuple[Mapping[str, Any], Arch]] = {
     "llama-2-style": (
         {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "rope_scaling": None},
-        Arch("llama", **COMMON, kv_heads=32, head_dim=128, rms_eps=1e-5, rope=Rope(10000.0), max_position=4096, tied_head=False),
+        arch_of("llama", rms_eps=1e-5, max_position=4096),
     ),
     "llama-3.1": (
         {
             "model_type": "llama",
             "num_key_value_heads": 8,
             "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 131072,
             "rope_theta": 500000.0,
             "rope_scaling": {**LLAMA3, "rope_type": "llama3"},
-            "max_position_embeddings": 131072,
             "attention_bias": False,
             "mlp_bias": False,
             "hidden_act": "silu",
         },
-        Arch(
-            "llama",
-            **COMMON,
-            kv_heads=8,
-            head_dim=128,
-            rms_eps=1e-5,
-            rope=Rope(500000.0, {**LLAMA3, "rope_type": "llama3"}),
-            max_position=131072,
-            tied_head=False,
-        ),
+        arch_of("llama", kv_heads=8, rms_eps=1e-5, rope=Rope(500000.0, {**LLAMA3, "rope_type": "llama3"}), max_position=131072),
     ),
     "llama-with-biases": (
         {"model_type": "llama", "attention_bias": True, "tie_word_embeddings": True, "head_dim": 64},
-        Arch(
-            "llama",
-            **COMMON,
-            kv_heads=32,
-            head_dim=64,
-            rms_eps=1e-6,
-            rope=Rope(10000.0),
-            max_position=2048,
-            tied_head=True,
-            qkv_bias=True,
-            output_bias=True,
-        ),
+        arch_of("llama", head_dim=64, tied_head=True, qkv_bias=True, output_bias=True),
     ),
     "mistral": (
         {
             "model_type": "mistral",
             "num_key_value_heads": 8,
             "rms_norm_eps": 1e-5,
-            "sliding_window": 4096,
             "max_position_embeddings": 32768,
             "rope_theta": 10000.0,
+            "sliding_window": 4096,
         },
-        Arch(
-            "mistral",
-            **COMMON,
-            kv_heads=8,
-            head_dim=128,
-            rms_eps=1e-5,
-            rope=Rope(10000.0),
-            max_position=32768,
-            tied_head=False,
-            window=4096,
-        ),
+        arch_of("mistral", kv_heads=8, rms_eps=1e-5, max_position=32768, window=4096),
     ),
     "qwen2": (
         {
@@ -98,17 +77,7 @@ PUBLISHED: Mapping[str, tuple[Mapping[str, Any], Arch]] = {
             "use_sliding_window": False,
             "tie_word_embeddings": True,
         },
-        Arch(
-            "qwen2",
-            **COMMON,
-            kv_heads=4,
-            head_dim=128,
-            rms_eps=1e-6,
-            rope=Rope(1000000.0),
-            max_position=32768,
-            tied_head=True,
-            qkv_bias=True,
-        ),
+        arch_of("qwen2", kv_heads=4, rope=Rope(1000000.0), max_position=32768, tied_head=True, qkv_bias=True),
     ),
     "qwen2-with-a-window": (
         {
@@ -118,42 +87,21 @@ PUBLISHED: Mapping[str, tuple[Mapping[str, Any], Arch]] = {
             "sliding_window": 16384,
             "use_sliding_window": True,
         },
-        Arch(
-            "qwen2",
-            **COMMON,
-            kv_heads=32,
-            head_dim=128,
-            rms_eps=1e-6,
-            rope=Rope(1000000.0),
-            max_position=32768,
-            tied_head=False,
-            qkv_bias=True,
-            window=16384,
-        ),
+        arch_of("qwen2", rope=Rope(1000000.0), max_position=32768, qkv_bias=True, window=16384),
     ),
     "qwen3-yarn": (
         {
             "model_type": "qwen3",
             "num_key_value_heads": 8,
             "head_dim": 128,
-            "rope_theta": 1000000,
-            "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
             "max_position_embeddings": 131072,
+            "rope_theta": 1000000,
+            "rope_scaling": YARN,
             "attention_bias": False,
             "sliding_window": None,
             "use_sliding_window": False,
         },
-        Arch(
-            "qwen3",
-            **COMMON,
-            kv_heads=8,
-            head_dim=128,
-            rms_eps=1e-6,
-            rope=Rope(1000000.0, {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}),
-            max_position=131072,
-            tied_head=False,
-            qk_norm=True,
-        ),
+        arch_of("qwen3", kv_heads=8, rope=Rope(1000000.0, YARN), max_position=131072, qk_norm=True),
     ),
 }
 

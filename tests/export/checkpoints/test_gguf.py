@@ -1,4 +1,4 @@
-"""Reading GGUF files and their tokenizers, and the errors for damaged or unsupported ones."""
+"""Reading GGUF files, and the errors for damaged or unsupported ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from gguf import GGMLQuantizationType, quants
 
 from export.checkpoints.fetch import open_checkpoint
 from export.checkpoints.gguf import GgufCheckpoint
-from export.checkpoints.tokenizer import tokenizer_of_gguf
 from export.errors import UnsupportedModel
 from export.parity.reference import reference_logits
 from runtime.decoding.tree import Tree
@@ -172,69 +171,6 @@ def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
         open_checkpoint(file).read("model.layers.0.mlp.up_proj.weight")
 
 
-def test_git_lfs_pointer(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1000\n")
-    with refused(f"model.gguf is a Git LFS pointer, not the file itself — run git lfs pull in {tmp_path}"):
-        open_checkpoint(tmp_path / "model.gguf")
-
-
-def split(directory: Path, model: Any, **changes: Any) -> list[Path]:
-    """A model in two files, as llama.cpp's gguf-split writes them; the first has the header."""
-    import gguf
-
-    weights = weights_of(model)
-    first = {name: tensor for name, tensor in weights.items() if "layers.1" not in name}
-    files = [directory / f"model-{number:05}-of-00002.gguf" for number in (1, 2)]
-    write_gguf(files[0], model, weights=first, header={"split.count": 2, **changes})
-    whole = directory / "whole.gguf"
-    write_gguf(whole, model)
-    writer = gguf.GGUFWriter(files[1], "llama")
-    writer.add_uint16("split.count", 2)
-    for tensor in gguf.GGUFReader(whole).tensors:
-        if tensor.name.startswith("blk.1."):
-            writer.add_tensor(tensor.name, np.array(tensor.data))
-    for part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
-        part()
-    writer.close()
-    whole.unlink()
-    return files
-
-
-def test_model_in_several_files(tmp_path: Path) -> None:
-    model = tiny_model(num_hidden_layers=2)
-    files = split(tmp_path, model)
-    checkpoint = open_checkpoint(files[0])
-    expect_tensors(checkpoint, weights_of(model))
-    assert [name for name, _, _ in checkpoint.fingerprint()] == [file.name for file in files]
-    with refused("is one of 2 files — give the first"):
-        open_checkpoint(files[1])
-    files[1].rename(tmp_path / "kept")
-    with refused(f"{files[1]} is missing: the model has 2 files — download all of them"):
-        open_checkpoint(files[0])
-    files[1].write_bytes(files[0].read_bytes())
-    with refused("is in .*00001-of-00002.gguf and in .*00002-of-00002.gguf — "):
-        open_checkpoint(files[0])
-
-
-@pytest.mark.parametrize("kind", ["adapter", "mmproj"])
-def test_file_that_is_no_model(tmp_path: Path, kind: str) -> None:
-    write_gguf(tmp_path / "model.gguf", tiny_model(num_hidden_layers=1), header={"general.type": kind})
-    with refused(f"is of the type '{kind}' \\(general.type\\), not a model — ", UnsupportedModel):
-        open_checkpoint(tmp_path / "model.gguf")
-
-
-def test_other_byte_order(tmp_path: Path) -> None:
-    import gguf
-
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
-    writer.add_tensor("token_embd.weight", np.ones((4, 64), np.float32))
-    for part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
-        part()
-    writer.close()
-    with refused("is big-endian, this machine is not — take a little-endian file", UnsupportedModel):
-        open_checkpoint(tmp_path / "model.gguf")
-
-
 @pytest.mark.parametrize("share", [0.0, 0.0005, 0.02, 0.5, 0.999])
 def test_truncated_gguf(tmp_path: Path, share: float) -> None:
     file = tmp_path / "model.gguf"
@@ -256,46 +192,3 @@ def test_gguf_of_another_architecture(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"llama", b"gemma"))
     with refused("architecture 'gemma' is not supported as GGUF — supported: llama, qwen2, qwen3", UnsupportedModel):
         open_checkpoint(file)
-
-
-class TokenizerHeader:
-    """The tokenizer's fields of a GGUF header, with changes; None removes a field."""
-
-    path = Path("model.gguf")
-
-    def __init__(self, **changes: Any) -> None:
-        fields = {
-            "model": "gpt2",
-            "tokens": ["a", "b", "ab"],
-            "merges": ["a b"],
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-            "add_bos_token": True,
-        }
-        self._fields = {name: value for name, value in {**fields, **changes}.items() if value is not None}
-
-    def field(self, key: str, default: Any = None) -> Any:
-        return self._fields.get(key.removeprefix("tokenizer.ggml."), default)
-
-
-def test_tokenizer_of_a_header() -> None:
-    tokenizer = tokenizer_of_gguf(TokenizerHeader(eot_token_id=2))  # type: ignore[arg-type]
-    assert (tokenizer.stop, tokenizer.bos, tokenizer.chat_template) == ((1, 2), 0, None)
-    assert tokenizer_of_gguf(TokenizerHeader(bos_token_id=None)).bos is None  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tokens": None}, "model.gguf has no strings in tokenizer.ggml.tokens — "),
-        ({"tokens": [1, 2]}, "has no strings in tokenizer.ggml.tokens — "),
-        ({"merges": None}, "has no strings in tokenizer.ggml.merges — "),
-        ({"merges": ["ab"]}, "cannot read the tokenizer of model.gguf: .* — the file is damaged"),
-        ({"merges": ["a c"]}, "cannot read the tokenizer of model.gguf: .* — the file is damaged"),
-        ({"bos_token_id": 3}, "model.gguf has 3 for its bos token — the file is damaged"),
-        ({"eos_token_id": "b"}, "has 'b' for its eos token — "),
-    ],
-)
-def test_impossible_tokenizer_is_refused(changes: dict[str, Any], message: str) -> None:
-    with refused(message):
-        tokenizer_of_gguf(TokenizerHeader(**changes))  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,6 +101,21 @@ def test_pickle_that_holds_more_than_tensors(case: DraftCase) -> None:
     file = case.draft / "pytorch_model.bin"
     torch.save({**torch.load(file, weights_only=True), "created": datetime.date(2025, 1, 1)}, file)
     case.expect_refused(case.run(), "holds more than tensors")
+
+
+def test_weights_that_an_export_cannot_read(case: DraftCase) -> None:
+    """As for targets: quantization is read first, numbers that are not finite and Git LFS pointers are named."""
+    case.write()
+    config = case.draft / "config.json"
+    written = config.read_text()
+    config.write_text(json.dumps({**json.loads(written), "quantization_config": {"quant_method": "hqq"}}))
+    case.expect_refused(case.run(), "quantized with 'hqq', which cannot be read")
+    config.write_text(written)
+    case.write(stored={"fc.weight": torch.full((64, 192), float("nan"))})
+    case.expect_refused(case.run(), "has numbers in fc.weight that are not finite")
+    for file in case.draft.glob("*.safetensors"):
+        file.write_text("version https://git-lfs.github.com/spec/v1\n")
+        case.expect_refused(case.run(), f"{file} is a Git LFS pointer")
 
 
 def test_missing_draft(case: DraftCase) -> None:

@@ -1,4 +1,4 @@
-"""A draft's own tuning: every export of the pair has it, with networks that are checked, until something else is tuned."""
+"""Bundled tunings: every export with the draft installs its tuning, with checked networks, until resps-tune replaces it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import export as export_package
-from export.directory.bundled_tuning import FILE, bundled_tuning, put_in
+from export.directory.bundled_tuning import FILE, bundled_tuning, write_bundled
 from export.directory.found_tuning import FoundTuning, adopt
 from export.errors import ExportError
 from export.tuning.install import install
@@ -21,7 +21,7 @@ from runtime.console import run_command
 from runtime.manifest.graphs import sha256_of
 from runtime.manifest.load import load_manifest
 from runtime.manifest.tuning_fit import PolicyLimits
-from scripts.lab.bundle_tuning import main as box_tuning
+from scripts.lab.bundle_tuning import main as bundle_tuning
 from tests.support.eagle_engines import export, write_echo
 from tests.support.tunings import FAST, SLOW, a_tuning
 
@@ -35,13 +35,13 @@ def bundled(draft: Path, precision: str = "fp32", limits: PolicyLimits = LIMITS)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("boxed")
+    folder = tmp_path_factory.mktemp("bundled")
     write_echo(folder / "target", folder / "draft")
     engine = export(folder / "target", folder / "draft", folder / "first", *SIZES)
     install(engine, load_manifest(engine), a_tuning(engine, {"resps": SLOW, "ltd": FAST}, policy="ltd", machine="another"))
     tuning = load_manifest(engine).tuning
     assert tuning is not None
-    put_in(folder / "draft", "fp32", tuning, engine)
+    write_bundled(folder / "draft", "fp32", tuning, engine)
     return folder
 
 
@@ -114,27 +114,27 @@ def test_what_comes_with_the_demo_model_is_whole_and_holds_nothing_twice(precisi
 
 
 def test_the_command_writes_the_same_again(made: Path) -> None:
-    boxed = {path: path.read_bytes() for path in (made / "draft" / "tuning").rglob("*.*")}
-    assert boxed
-    assert run_command(box_tuning, "box_tuning", ["--engine-dir", str(made / "first"), "--draft", str(made / "draft")]) == 0
-    assert {path: path.read_bytes() for path in (made / "draft" / "tuning").rglob("*.*")} == boxed
+    stored = {path: path.read_bytes() for path in (made / "draft" / "tuning").rglob("*.*")}
+    assert stored
+    assert run_command(bundle_tuning, "bundle_tuning", ["--engine-dir", str(made / "first"), "--draft", str(made / "draft")]) == 0
+    assert {path: path.read_bytes() for path in (made / "draft" / "tuning").rglob("*.*")} == stored
 
 
 @pytest.mark.parametrize("trouble", ["json", "keys", "changed", "outside"])
-def test_box_that_is_broken_is_refused(made: Path, tmp_path: Path, trouble: str) -> None:
+def test_broken_bundle_is_refused(made: Path, tmp_path: Path, trouble: str) -> None:
     draft = Path(shutil.copytree(made / "draft", tmp_path / "draft"))
     file = draft / "tuning" / "fp32" / FILE
-    boxed = json.loads(file.read_text())
+    stored = json.loads(file.read_text())
     if trouble == "json":
         file.write_text("{")
     elif trouble == "keys":
-        file.write_text(json.dumps({**boxed, "more": 1}))
+        file.write_text(json.dumps({**stored, "more": 1}))
     elif trouble == "changed":
         next(file.parent.glob("*.onnx")).write_bytes(b"other")
     else:
-        network, files = boxed["tuning"]["graphs"]["resps.slow"], boxed["tuning"]["files"]
+        network, files = stored["tuning"]["graphs"]["resps.slow"], stored["tuning"]["files"]
         shutil.copyfile(file.parent / network["file"], file.parent.parent / "x")
         files["../x"], network["file"] = files[network["file"]], "../x"
-        file.write_text(json.dumps(boxed))
+        file.write_text(json.dumps(stored))
     with pytest.raises(ExportError, match=r"tuning\.json: |is missing or changed — copy the whole folder again"):
         bundled(draft)

@@ -1,4 +1,4 @@
-"""resps-export --policy: a trained policy from elsewhere in a new engine, or one line that says why not."""
+"""resps-export --policy: a trained policy is installed in a new engine, or refused with one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from export.cli import command
-from export.directory.bundled_tuning import FILE, put_in
+from export.directory.bundled_tuning import FILE, write_bundled
 from export.tuning.install import install
 from policy import Watchdog
 from runtime import Decoder, SamplingParams
@@ -26,7 +26,7 @@ SIZES = ("--max-context", "250", "--prefill-rows", "16")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A target, its draft, another draft, a tuned engine and its tuning in the form that comes with a draft."""
+    """A target, its draft, another draft, a tuned engine, and the same tuning bundled with the draft."""
     folder = tmp_path_factory.mktemp("given")
     write_echo(folder / "target", folder / "draft")
     write_random_draft(folder / "other")
@@ -34,15 +34,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     install(engine, load_manifest(engine), a_tuning(engine, {"resps": SLOW, "ltd": FAST}, policy="ltd", machine="another"))
     tuning = load_manifest(engine).tuning
     assert tuning is not None
-    (folder / "box").mkdir()
-    shutil.copyfile(folder / "draft" / "model.safetensors", folder / "box" / "model.safetensors")
-    put_in(folder / "box", "fp32", tuning, engine)
+    (folder / "bundled").mkdir()
+    shutil.copyfile(folder / "draft" / "model.safetensors", folder / "bundled" / "model.safetensors")
+    write_bundled(folder / "bundled", "fp32", tuning, engine)
     return folder
 
 
 def forms(made: Path) -> dict[str, Path]:
-    engine, box = made / "tuned" / "engine", made / "box" / "tuning" / "fp32"
-    return {"engine": engine, "manifest": engine / FILE_NAME, "folder": box, "file": box / FILE}
+    engine, bundled = made / "tuned" / "engine", made / "bundled" / "tuning" / "fp32"
+    return {"engine": engine, "manifest": engine / FILE_NAME, "folder": bundled, "file": bundled / FILE}
 
 
 @pytest.mark.parametrize("form", ["engine", "manifest", "folder", "file"])
@@ -120,9 +120,9 @@ def with_version(folder: Path) -> None:
 
 
 def narrower(folder: Path) -> None:
-    boxed = json.loads((folder / FILE).read_text())
-    boxed["tuning"]["graphs"]["resps.slow"]["inputs"]["x"]["shape"] = [1, 96]
-    (folder / FILE).write_text(json.dumps(boxed))
+    bundled = json.loads((folder / FILE).read_text())
+    bundled["tuning"]["graphs"]["resps.slow"]["inputs"]["x"]["shape"] = [1, 96]
+    (folder / FILE).write_text(json.dumps(bundled))
 
 
 def damaged(folder: Path) -> None:
@@ -142,7 +142,7 @@ def damaged(folder: Path) -> None:
 def test_a_folder_that_cannot_be_used(
     made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], change: Callable[[Path], object], says: str
 ) -> None:
-    folder = Path(shutil.copytree(forms(made)["folder"], tmp_path / "box"))
+    folder = Path(shutil.copytree(forms(made)["folder"], tmp_path / "bundled"))
     change(folder)
     ended = exported(made, tmp_path, capfd, folder)
     assert ended.code == 2

@@ -1,4 +1,4 @@
-"""An engine that is exported again: what was tuned for it stays where it still holds, and one line says where it does not."""
+"""Exporting an engine again keeps its tuning if the engine is the same, and otherwise drops it with a warning."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def engine(sources: Path, tmp_path: Path) -> Path:
 
 
 def again(sources: Path, engine: Path, *more: str) -> Tuning | None:
-    """The tuning after another export to the same place."""
+    """Export to the same directory again; returns the tuning in the new manifest."""
     return load_manifest(export(sources / "target", sources / "draft", engine.parent, *SIZES, "--force", *more)).tuning
 
 
@@ -55,7 +55,7 @@ def test_the_same_engine_keeps_it(sources: Path, engine: Path, caplog: pytest.Lo
 def test_another_engine_drops_it_and_says_so(sources: Path, engine: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert again(sources, engine, "--max-context", "150") is None
-    said = f"{engine}: its tuning was for another engine than this one and is dropped — tune again: resps-tune --engine-dir {engine}"
+    said = f"{engine}: its tuning is for another engine and is dropped — tune again: resps-tune --engine-dir {engine}"
     assert caplog.messages == [said]
     assert not list(engine.glob("tuned-*"))
 

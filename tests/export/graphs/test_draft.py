@@ -1,4 +1,4 @@
-"""Drafts of every published family, exported and run in ONNX Runtime, against torch: committed rows, and trees below them."""
+"""Exported drafts of every published family in ONNX Runtime equal torch, on committed rows and on trees."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RANKS = (0, 1, 0, 2)  # which of its parent's candidates a beam is
 
 @dataclass
 class Exported:
-    """The two graphs of an engine directory, and a cache that is handed from pass to pass."""
+    """The two graphs of an exported draft in ONNX Runtime, and their cache."""
 
     directory: Path
     caches: dict[str, np.ndarray] = field(default_factory=dict)
@@ -77,9 +77,9 @@ def session(file: Path) -> Any:
 
 @dataclass
 class Compared:
-    """Every row so far, as the reference sees it: all at once. Pairs of what is computed and what is expected, row by row.
+    """Feeds rows to the exported draft and to the reference, which computes all rows at once, and collects pairs (computed, expected).
 
-    Drafted rows get the exported features of the level before, which were compared: rounding is not carried from level to level.
+    The reference of a drafted row reads the exported feature of the level before, so rounding does not accumulate over levels.
     """
 
     draft: TinyDraft
@@ -99,7 +99,7 @@ class Compared:
         self.seen += seen
 
     def expect(self, following: np.ndarray, log_probs: np.ndarray, candidates: np.ndarray, rows: Sequence[int]) -> None:
-        """Outputs for the rows added last; ``rows`` names those of them that log_probs is of, whose candidates are the whole vocabulary."""
+        """Compare outputs of the rows added last. ``rows``: those with log_probs, whose candidates are the whole vocabulary."""
         mask = torch.zeros(len(self.seen), len(self.seen), dtype=torch.bool)
         for row, seen in enumerate(self.seen):
             mask[row, seen] = True
@@ -113,7 +113,7 @@ class Compared:
         self.log_probs.append((log_probs, expected[-count:][list(rows)].gather(1, of_draft).numpy()))
 
     def extend(self, tokens: Sequence[int], features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Committed rows, which overwrite what was drafted: (last next_hidden, its candidates)."""
+        """Add committed rows, which overwrite drafted ones. Returns the last next_hidden and its candidates."""
         past, count = len(self.tokens), len(tokens)
         fused, exact = self.exported.fused(features), self.draft.fuse(torch.from_numpy(features))
         self.features.append((fused[0], exact.numpy()))
@@ -127,7 +127,7 @@ class Compared:
         return following[:, -1:], candidates[0]
 
     def tree(self, last: np.ndarray, candidates: np.ndarray) -> None:
-        """Levels of BEAMS beams below the last committed row. Nothing of it stays but slots that are overwritten."""
+        """Add levels of BEAMS beams below the last committed row. Later rows overwrite their slots."""
         past, size = len(self.tokens), len(self.draft.tokens)
         saved = [list(each) for each in (self.tokens, self.hidden, self.positions, self.seen)]
         tokens, inputs, mask = candidates[:BEAMS], np.repeat(last, BEAMS, 1), np.eye(BEAMS, dtype=bool)
@@ -156,7 +156,7 @@ class Compared:
 
 
 def compared(draft: TinyDraft, directory: Path, captured: int = 3, window: int = SLOTS) -> Compared:
-    """Two chunks of committed rows, a tree, more committed rows in the place of the tree, and another tree."""
+    """Compare two chunks of committed rows, a tree, more committed rows in the slots of the tree, and another tree."""
     random = np.random.default_rng(2)
     result = Compared(draft, Exported(directory), window)
     for count, drafted in ((5, False), (4, True), (3, True)):
@@ -169,20 +169,20 @@ def compared(draft: TinyDraft, directory: Path, captured: int = 3, window: int =
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetOnDisk:
     path: Path
     model: Any
 
 
 @pytest.fixture(scope="module", params=["tied"])
-def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Target:
-    """A tiny llama on disk; ten layers, so that the usual captured ones are distinct."""
+def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TargetOnDisk:
+    """A tiny llama on disk. It has ten layers, so that EAGLE-3's usual captured layers are distinct."""
     path = tmp_path_factory.mktemp("target") / "target"
-    return Target(path, write_checkpoint(path, tied=request.param == "tied", num_hidden_layers=10))
+    return TargetOnDisk(path, write_checkpoint(path, tied=request.param == "tied", num_hidden_layers=10))
 
 
-def exported(scratch: Path, target: Target, draft: Path, precision: str = "fp32", kind: int = FLOAT) -> Path:
-    """The draft's graphs, without those of the target. ``kind``: what the target's embedding and features are stored in."""
+def exported(scratch: Path, target: TargetOnDisk, draft: Path, precision: str = "fp32", kind: int = FLOAT) -> Path:
+    """Export the draft's graphs only. ``kind``: ONNX type of the target's embedding and features."""
     checkpoint = open_checkpoint(target.path)
     with WeightFile(scratch / "target.data") as weights:
         table = checkpoint.read(EMBEDDING)
@@ -214,7 +214,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("family", "switches"), sorted(set(CASES)))
-def test_committed_rows_and_trees_equal_torch(tmp_path: Path, target: Target, family: str, switches: str) -> None:
+def test_committed_rows_and_trees_equal_torch(tmp_path: Path, target: TargetOnDisk, family: str, switches: str) -> None:
     chosen = SWITCHES[switches]
     draft = write_draft(tmp_path / "draft", family, target.model, **chosen)
     directory = exported(tmp_path, target, tmp_path / "draft")
@@ -223,28 +223,28 @@ def test_committed_rows_and_trees_equal_torch(tmp_path: Path, target: Target, fa
 
 @pytest.mark.parametrize("norm_before_residual", [None, False])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_narrower_draft_has_its_own_embedding(tmp_path: Path, target: Target, layers: int, norm_before_residual: bool | None) -> None:
-    """EAGLE's draft of the 70B target, and the form in which speculators writes one; the second of several layers reads no embedding."""
+def test_narrower_draft_has_its_own_embedding(tmp_path: Path, target: TargetOnDisk, layers: int, norm_before_residual: bool | None) -> None:
+    """EAGLE's draft of the 70B target, and the speculators format. Of several layers only the first reads the embedding."""
     family = "speculators" if layers > 1 else "eagle"
     switches = {"hidden": 32, "layers": layers, "norm_before_residual": norm_before_residual}
     draft = write_draft(tmp_path / "draft", family, target.model, embedding="own", **switches)
     assert compared(draft, exported(tmp_path, target, tmp_path / "draft")).difference < 1e-4
 
 
-def test_trained_embedding_is_used(tmp_path: Path, target: Target) -> None:
+def test_trained_embedding_is_used(tmp_path: Path, target: TargetOnDisk) -> None:
     draft = write_draft(tmp_path / "draft", "speculators", target.model, embedding="own")
     assert compared(draft, exported(tmp_path, target, tmp_path / "draft")).difference < 1e-4
 
 
 @pytest.mark.parametrize("target", ["untied"], indirect=True)
-def test_shared_head_of_an_untied_target(tmp_path: Path, target: Target) -> None:
-    """Also where the draft's config says that its head is its embedding, which no draft means."""
+def test_shared_head_of_an_untied_target(tmp_path: Path, target: TargetOnDisk) -> None:
+    """Also if the draft's config says that its head is tied to its embedding, which is never meant."""
     draft = write_draft(tmp_path / "draft", "eagle", target.model, own_head=False, config={"tie_word_embeddings": True})
     assert compared(draft, exported(tmp_path, target, tmp_path / "draft")).difference < 1e-4
 
 
 @pytest.mark.parametrize("norm_output", [False, True])
-def test_draft_sees_no_further_back_than_it_was_trained_for(tmp_path: Path, target: Target, norm_output: bool) -> None:
+def test_draft_sees_no_further_back_than_it_was_trained_for(tmp_path: Path, target: TargetOnDisk, norm_output: bool) -> None:
     short = {"max_position_embeddings": 6}
     draft = write_draft(tmp_path / "draft", "eagle", target.model, norm_output=norm_output, config=short)
     directory = exported(tmp_path, target, tmp_path / "draft")
@@ -253,16 +253,16 @@ def test_draft_sees_no_further_back_than_it_was_trained_for(tmp_path: Path, targ
 
 
 @pytest.mark.parametrize("count", [1, 40])
-def test_layer_count_of_eagles_own_config_is_the_targets(tmp_path: Path, target: Target, count: int) -> None:
-    """Its code has one layer whatever the config says; yuhuili/EAGLE3-Vicuna1.3-13B says 40."""
+def test_layer_count_of_eagles_own_config_is_the_targets(tmp_path: Path, target: TargetOnDisk, count: int) -> None:
+    """EAGLE's code builds one layer whatever the config says (40 in yuhuili/EAGLE3-Vicuna1.3-13B)."""
     draft = write_draft(tmp_path / "draft", "eagle", target.model, vocab=VOCAB, config={"num_hidden_layers": count})
     assert compared(draft, exported(tmp_path, target, tmp_path / "draft")).difference < 1e-4
 
 
 @pytest.mark.parametrize("kind", [FLOAT, FLOAT16, BFLOAT16], ids=["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-5), ("fp16", 1e-5), ("bf16", 1e-5), ("int8", 1e-3), ("int4", 0.05)])
-def test_every_precision_stays_close(tmp_path: Path, target: Target, precision: str, limit: float, kind: int) -> None:
-    """``kind``: of the target, whose embedding and features the draft reads."""
+def test_every_precision_stays_close(tmp_path: Path, target: TargetOnDisk, precision: str, limit: float, kind: int) -> None:
+    """``kind``: ONNX type of the target's embedding and features."""
     draft = write_draft(tmp_path / "draft", "specforge", target.model, fc_norm=True)
     directory = exported(tmp_path, target, tmp_path / "draft", precision, kind)
     assert compared(draft, directory).kl < limit

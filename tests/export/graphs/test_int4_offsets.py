@@ -1,4 +1,4 @@
-"""Four-bit products with an offset a block: nothing of a Q4_1 matrix is lost, offsets are eight bits, and it is one fused product."""
+"""Four-bit products with an offset per block: Q4_1 weights are exact, offsets have eight bits, and there is one fused product."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTHS = [32, 64, 576, 1024, 1088, 1536]  # with and without zeros between the s
 
 
 def product_graph(weight: np.ndarray, integers: bool) -> onnx.ModelProto:
-    """x [n, inputs] -> its product with float32 ``weight`` [outputs, inputs]. ``integers``: with activations of eight bits, as served."""
+    """A graph that multiplies x [n, inputs] by float32 ``weight`` [outputs, inputs]. ``integers``: with 8-bit activations, as served."""
     outputs, inputs = weight.shape
     g = GraphBuilder("product")
     x = g.input("x", FLOAT, ["n", inputs])
@@ -43,7 +43,7 @@ def session(weight: np.ndarray, integers: bool) -> onnxruntime.InferenceSession:
 
 
 def four_bits(random: np.random.Generator, inputs: int) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [OUTPUTS, inputs] as a Q4_1 file has it, blocks of sixteen evenly spaced values of both signs, and the values' distances
+    """Weights as in a Q4_1 file: float32 [OUTPUTS, inputs], blocks of sixteen evenly spaced values of both signs; and the spacings
     [OUTPUTS, inputs / BLOCK], which float16 holds."""
     levels = random.integers(0, 16, (OUTPUTS, inputs // BLOCK, BLOCK))
     levels[..., :2] = 0, 15
@@ -65,7 +65,7 @@ def test_four_bits_lose_nothing_of_weights_that_had_four_bits() -> None:
 
 
 def test_a_block_whose_offset_is_smaller_from_above_has_a_negative_scale() -> None:
-    """Levels from -7 to 8: counted from below the offset would be one scale, from above it is none."""
+    """Levels from -7 to 8: the offset would be one scale if counted from the minimum, and is zero counted from the maximum."""
     values, scales, offsets = quantize_blocks_with_offset(np.tile(np.arange(-7.0, 9.0, dtype=np.float32), (1, 2)))
     assert (scales.item(), offsets.item()) == (-1.0, 0.0)
     np.testing.assert_array_equal(values[0, :16], np.arange(7, -9, -1))
@@ -87,7 +87,7 @@ def test_blocks_of_one_sign_lose_no_more_than_half_a_sixteenth_of_their_largest_
 
 @pytest.mark.parametrize("inputs", WIDTHS)
 def test_offsets_are_kept_to_eight_bits(inputs: int) -> None:
-    """Against float64, in the graph as it is written: what is lost is half a step of a group's offsets, times the sums."""
+    """Against float64, without optimization: the error is at most half a step of a group's offsets, times the block sums."""
     random = np.random.default_rng(inputs)
     weight, distance = four_bits(random, inputs)
     x = random.standard_normal((5, inputs)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Integer products: as exact as two digits, and the same for any number of rows."""
+"""Integer products: accurate to two digits, and the same for any number of rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DIGITS = 2 * 63 * 126  # two of them tell this many steps from -peak to peak
 
 
 def product(weight: np.ndarray) -> Any:
-    """A session that multiplies x [n, inputs] with float32 ``weight`` [outputs, inputs], and the weight it has in truth."""
+    """A session that multiplies x [n, inputs] by float32 ``weight`` [outputs, inputs], and the weight after quantization."""
     g = GraphBuilder("product")
     x = g.input("x", FLOAT, ["n", weight.shape[1]])
     values, scale = quantize_outputs(weight)
@@ -56,7 +56,7 @@ def test_a_row_has_the_same_bits_among_any_others() -> None:
 
 
 def test_extreme_values_do_not_overflow() -> None:
-    """All products of one sign and as large as they get."""
+    """All products have the same sign and the largest magnitude."""
     multiply, weight = product(np.ones((OUTPUTS, INPUTS), np.float32))
     x = np.stack([np.full(INPUTS, 3.0), np.full(INPUTS, -3.0), np.zeros(INPUTS)]).astype(np.float32)
     np.testing.assert_allclose(multiply(x), x @ weight.T, rtol=1e-6, atol=0)
@@ -66,7 +66,7 @@ def test_extreme_values_do_not_overflow() -> None:
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_model_of_integer_products(tmp_path: Path, precision: str, tied: bool) -> None:
-    """Every int8 matrix of a toy model, biases included, against the model itself with these weights rounded."""
+    """A toy model with int8 products and biases equals the same model with rounded weights."""
     model = tiny_model("qwen2", tied=tied)
     graph = TargetGraph(tmp_path, model, precision)
     nodes = [node.op_type for node in onnx.load(graph.file, load_external_data=False).graph.node]

@@ -1,4 +1,4 @@
-"""The largest model's form at a sixteenth of its size: llama3-8b's checkpoint as Meta ships it and the draft as EAGLE's authors do."""
+"""llama3-8b and its draft at a sixteenth of their size, in the file formats of Meta and of EAGLE's authors."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_eagle(directory: Path) -> None:
-    """yuhuili/EAGLE3-LLaMA3.1-Instruct-8B's files: a pickle in fp16, no embedding, no rope settings, d2t as offsets."""
+    """Write a draft as yuhuili/EAGLE3-LLaMA3.1-Instruct-8B: a pickle in fp16, no embedding, no rope settings, d2t as offsets."""
     generator = torch.Generator().manual_seed(1)
 
     def matrix(outputs: int, inputs: int) -> torch.Tensor:

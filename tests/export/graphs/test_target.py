@@ -1,4 +1,4 @@
-"""The target graph against transformers: every architecture, every precision, chains and trees."""
+"""The target graph equals transformers, for every architecture and precision, on chains and trees."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def test_captured_layers_of_six_layers_are_the_streams_eagle_reads(tmp_path: Pat
 
 
 def written(graph: TargetGraph) -> dict[str, np.ndarray]:
-    """What the cache holds after PROMPT and TREE."""
+    """The cache's contents after PROMPT and TREE."""
     return {name: array[:, :, : len(PROMPT) + len(TREE)].copy() for name, array in graph.cache.items()}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_fused_attention_gives_what_the_standard_graph_gives(tmp_path: Path, name: str) -> None:
-    """Also for a tree at the very beginning, which the operator could take for a prompt, and in the cache."""
+    """Logits and cache are equal, also for a tree in an empty cache, which the operator could take for a prompt."""
     graph = TargetGraph(tmp_path, tiny_model(name))
     fused = fused_target(graph.writer)
     if graph.arch.qk_norm:

@@ -1,4 +1,4 @@
-"""The target graph in 16 bits and with quantized weights: accuracy, and bits that do not depend on the tree."""
+"""The target graph in 16 bits and with quantized weights: accuracy, and results that do not depend on the tree, to the bit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MATRICES = ("qkv", "o", "gate_up", "down")
 
 
 def test_sixteen_bit_weights_are_rounded_once(tmp_path: Path) -> None:
-    """bf16 computes in float32, so it must equal the model whose weights were rounded; fp16 rounds activations too."""
+    """bf16 computes in float32, so it must equal the model with rounded weights. fp16 also rounds activations."""
     model = tiny_model("qwen2", tied=False)
     bf16 = TargetGraph(tmp_path / "bf16", model, "bf16")
     fp16 = TargetGraph(tmp_path / "fp16", model, "fp16")
@@ -39,7 +39,7 @@ def test_sixteen_bit_weights_are_rounded_once(tmp_path: Path) -> None:
 
 
 def wide_inputs(x: np.ndarray) -> np.ndarray:
-    """x [n, inputs], then the sums of its blocks twice, each time filled up to whole blocks, then what is missing of four blocks."""
+    """x [n, inputs], its block sums twice, each padded to whole blocks, and padding to a multiple of four blocks."""
     sums = x.reshape(len(x), -1, BLOCK).sum(-1)
     sums = np.pad(sums, ((0, 0), (0, -sums.shape[1] % BLOCK)))
     wide = np.concatenate([x, sums, sums], axis=1)
@@ -69,7 +69,7 @@ def dequantized(graph: TargetGraph) -> dict[str, np.ndarray]:
 
 
 def with_matrices(model: Any, matrices: dict[str, np.ndarray]) -> Any:
-    """``model`` with its matrices replaced, the joined ones taken apart again."""
+    """``model`` with replaced matrices; joined ones are split again."""
     parts = {"qkv": ("self_attn", "qkv"), "o": ("self_attn", "o"), "gate_up": ("mlp", ("gate", "up")), "down": ("mlp", ("down",))}
     with torch.no_grad():
         model.lm_head.weight.copy_(torch.from_numpy(matrices["head"].T.copy()))
@@ -84,8 +84,8 @@ def with_matrices(model: Any, matrices: dict[str, np.ndarray]) -> Any:
 
 
 def test_four_bits_are_the_model_dequantized(tmp_path: Path) -> None:
-    """The graph with activations in float32 equals transformers with the dequantized weights, but for the digits of what the head reads;
-    those weights are one step from the true ones. For int8 see tests/export/graphs/test_int8_matmul.py."""
+    """The graph with float32 activations equals transformers with the dequantized weights, except for the rounding of the head's input.
+    Those weights are within one step of the original ones. For int8 see tests/export/graphs/test_int8_matmul.py."""
     model = tiny_model("llama-bias", tied=False)
     graph = TargetGraph(tmp_path, model, "int4", level="1")
     exact, _ = reference(model, PROMPT)
@@ -108,8 +108,8 @@ def test_four_bits_are_the_model_dequantized(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 @pytest.mark.parametrize(("kv_heads", "head_dim"), [(1, 16), (2, 16), (4, 16), (2, 6), (4, 24), (1, 100)])
 def test_quantized_rows_are_the_same_bits_in_any_tree(tmp_path: Path, precision: str, kv_heads: int, head_dim: int) -> None:
-    """In trees with every kind of gap, at the start and across a block of slots; of four key heads each has one query. A pass has
-    two rows at least, because some processors compute a single row with another kernel (Target.use_one_kernel)."""
+    """In trees with every kind of gap, at the start and across a block of slots, also with one query per key head. Passes have at
+    least two rows, because some processors compute a single row with another kernel (Target.use_one_kernel)."""
     model = tiny_model("llama", num_hidden_layers=2, num_key_value_heads=kv_heads, head_dim=head_dim, max_position_embeddings=2 * SUM_BLOCK)
     graph, random = TargetGraph(tmp_path, model, precision, capacity=2 * SUM_BLOCK), np.random.default_rng(5)
     tokens = random.integers(0, VOCAB, SUM_BLOCK + 64).tolist()

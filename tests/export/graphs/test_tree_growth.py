@@ -1,4 +1,4 @@
-"""The graphs that grow trees, level by level as the runtime drives them, against EAGLE's algorithm in plain Python."""
+"""The graphs that grow trees, called level by level as by the runtime, equal EAGLE's algorithm in plain Python."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SHAPES = tuple(
 )
 
 
-class Draft:
-    """Random answers of a draft model. ``kind`` says how its log-probabilities are spread; most kinds are full of exact ties."""
+class RandomDraft:
+    """Random outputs of a draft model. ``kind``: distribution of its log-probabilities; most kinds have many exact ties."""
 
     def __init__(self, kind: str, width: int, seed: int) -> None:
         self._kind, self._width, self._random = kind, width, np.random.default_rng(seed)
 
     def rows(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """log_probs and candidates [count, width], the most probable first and distinct, as the draft's own TopK gives them."""
+        """log_probs and distinct candidates [count, width], the most probable first, as the draft's TopK returns them."""
         random, shape = self._random, (count, self._width)
         spreads: dict[str, Callable[[], np.ndarray]] = {
             "smooth": lambda: np.log(random.random(shape) + 1e-6),
@@ -53,7 +53,7 @@ class Draft:
 
 
 class Graphs:
-    """`expand` and `tree` in ONNX Runtime, fed the sizes that EagleDrafter binds; keeps what was asked of the draft."""
+    """`expand` and `tree` in ONNX Runtime with the sizes that EagleDrafter binds. Records the inputs of the draft."""
 
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
@@ -65,8 +65,9 @@ class Graphs:
         )
         self._names = [each.name for each in self._expand.get_outputs()]
 
-    def grow(self, draft: Draft, depth: int, width: int, committed: int) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
-        """The pool, and per level what `expand` read and wrote. ``committed`` rows of the first pass, of which the last one is used."""
+    def grow(self, draft: RandomDraft, depth: int, width: int, committed: int) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
+        """The final pool, and the inputs and outputs of `expand` at each level. ``committed``: rows of the first pass; the last one is
+        used."""
         state: dict[str, np.ndarray] = {
             "scores": np.zeros(1, np.float32),
             "ids": np.zeros(1, np.int64),
@@ -99,7 +100,7 @@ def graphs() -> Graphs:
 
 
 def replayed(levels: list[dict[str, np.ndarray]], depth: int, width: int) -> ReferencePool:
-    """The reference on the same draft answers."""
+    """The reference algorithm on the same outputs of the draft."""
     answers: Iterator[dict[str, np.ndarray]] = iter(levels)
 
     def forward(_: Level) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +117,7 @@ def test_trees_and_every_level_equal_the_reference(graphs: Graphs, kind: str) ->
     for number, spec in enumerate(SHAPES):
         for seed in range(number, number + 4):
             committed = seed % 4 + 1
-            pool, levels = graphs.grow(Draft(kind, spec.width, seed), spec.depth, spec.width, committed)
+            pool, levels = graphs.grow(RandomDraft(kind, spec.width, seed), spec.depth, spec.width, committed)
             expected = replayed(levels, spec.depth, spec.width)
             assert pool["tokens"].tolist() == [ROOT, *expected.tokens]
             assert pool["scores"].tolist() == [0.0, *(float(score) for score in expected.scores)]
@@ -133,14 +134,14 @@ def test_trees_and_every_level_equal_the_reference(graphs: Graphs, kind: str) ->
 def test_there_are_two_thousand_cases_and_they_do_tie(graphs: Graphs) -> None:
     assert 4 * len(KINDS) * len(SHAPES) >= 2000
     for kind in KINDS[1:]:
-        pool, _ = graphs.grow(Draft(kind, 4, 0), 4, 4, 1)
+        pool, _ = graphs.grow(RandomDraft(kind, 4, 0), 4, 4, 1)
         assert len(np.unique(pool["scores"])) < len(pool["scores"]) - 4, kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_smaller_trees_lie_inside_larger_ones(graphs: Graphs, kind: str) -> None:
     for seed, (depth, width) in enumerate([(1, 8), (3, 3), (6, 4), (MAX_DEPTH, 2)]):
-        pool, _ = graphs.grow(Draft(kind, width, seed), depth, width, 1)
+        pool, _ = graphs.grow(RandomDraft(kind, width, seed), depth, width, 1)
         inner: set[tuple[int, ...]] = set()
         for nodes in range(1, TreeSpec(1, depth, width).capacity + 1):
             tree = graphs.tree(pool, nodes)
@@ -150,36 +151,36 @@ def test_smaller_trees_lie_inside_larger_ones(graphs: Graphs, kind: str) -> None
 
 
 def test_sure_drafts_grow_deep_and_unsure_ones_wide(graphs: Graphs) -> None:
-    """A probability of one keeps its child beside its parent, whatever else there is."""
-    pool, _ = graphs.grow(Draft("sure", 4, 0), MAX_DEPTH, 4, 1)
+    """A child with probability one is selected together with its parent."""
+    pool, _ = graphs.grow(RandomDraft("sure", 4, 0), MAX_DEPTH, 4, 1)
     assert graphs.tree(pool, MAX_DEPTH + 1).depth.tolist() == list(range(MAX_DEPTH + 1))
-    pool, _ = graphs.grow(Draft("equal", 4, 0), 4, 4, 1)
+    pool, _ = graphs.grow(RandomDraft("equal", 4, 0), 4, 4, 1)
     assert graphs.tree(pool, 5).depth.tolist() == [0, 1, 1, 1, 1]
 
 
 def test_a_level_costs_its_penalty_and_nothing_else(graphs: Graphs) -> None:
-    pool, _ = graphs.grow(Draft("sure", 2, 0), MAX_DEPTH, 2, 1)
+    pool, _ = graphs.grow(RandomDraft("sure", 2, 0), MAX_DEPTH, 2, 1)
     assert np.sort(-pool["scores"])[: MAX_DEPTH + 1] == pytest.approx(LEVEL_PENALTY * np.arange(MAX_DEPTH + 1), rel=1e-5, abs=1e-12)
 
 
 @pytest.mark.parametrize("share", [0.2, 1.0])
 def test_a_draft_that_overflows_still_gives_a_tree(graphs: Graphs, share: float) -> None:
-    """Features beyond fp16 make scores that are not numbers. The tree may be useless; it must be one, or answers would change."""
+    """Features beyond fp16's range make NaN scores. The tree may be useless but must be well-formed, or answers would change."""
     for seed in range(20):
 
-        class Broken(Draft):
+        class OverflowingDraft(RandomDraft):
             def rows(self, count: int) -> tuple[np.ndarray, np.ndarray]:
                 log_probs, candidates = super().rows(count)
                 log_probs[self._random.random(log_probs.shape) < share] = [np.nan, -np.inf][self._random.integers(2)]
                 return log_probs, candidates
 
-        pool, _ = graphs.grow(Broken("smooth", 4, seed), 5, 4, 1)
+        pool, _ = graphs.grow(OverflowingDraft("smooth", 4, seed), 5, 4, 1)
         for nodes in (1, 2, 7, 30):
             expect_well_formed(graphs.tree(pool, nodes), ROOT, TreeSpec(nodes, 5, 4))
 
 
 def test_graphs_use_nothing_whose_output_size_depends_on_data() -> None:
-    """NonZero and its like would bring the host back into every level, and cannot be captured on a GPU."""
+    """Operators like NonZero would need the host at every level and cannot be captured in a CUDA graph."""
     for model in (build_expand(HIDDEN, FLOAT), build_tree()):
         onnx.checker.check_model(model, full_check=True)
         kinds: set[Any] = {node.op_type for node in model.graph.node}

@@ -41,7 +41,7 @@ def test_quantization_error_is_bounded_by_half_a_step(bits: int, magnitude: floa
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_entry_of_a_block_is_kept(bits: int, sign: int) -> None:
-    """Whichever its sign: in four bits the scale turns negative so that the entry falls on -8, the end that has a level more."""
+    """Whatever its sign: in four bits a negative scale maps it to -8, because there is no level +8."""
     weight = np.random.default_rng(0).uniform(-1, 1, (8, BLOCK)).astype(np.float32)
     weight[:, 5] = 3.7 * sign
     values, scales = quantize_blocks(weight, bits)

@@ -1,4 +1,4 @@
-"""The check of a policy network's file accepts what training writes and refuses everything else."""
+"""The check of a policy network's file accepts files from training and refuses everything else."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def test_narrow_products_add_in_order(threads: int) -> None:
 
 
 def test_wide_products_do_not() -> None:
-    """They add the slots in shorter blocks, and the check notices it."""
+    """They sum in shorter blocks, and the check detects it."""
     assert not adds_in_order(width=64)
 
 
@@ -25,6 +25,6 @@ def test_int8_is_refused_on_a_processor_with_another_order(run: Run, engines: Pa
     monkeypatch.setattr(export.build, "adds_in_order", lambda: False)
     ended = run("--precision", "int8")
     assert (ended.code, names_in(engines)) == (1, set())
-    assert "an order of their own" in ended.err
+    assert "do not sum in a fixed order" in ended.err
     assert "use --precision fp32 or bf16" in ended.err
     assert run().code == 0

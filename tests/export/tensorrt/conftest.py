@@ -1,4 +1,4 @@
-"""A tiny target with its draft, and its engine with real plans: NVIDIA's own builder needs no GPU for TensorRT-RTX."""
+"""A tiny target with its draft, and their engine with real plans, which TensorRT-RTX builds without a GPU."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from runtime.console import run_command
 from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import Manifest
 from tests.support.ended import Ended
-from tests.support.tensorrt_exports import LAYERS, SIZES, Run, Source, export_to
+from tests.support.tensorrt_exports import LAYERS, SIZES, Run, TinyModels, export_to
 from tests.support.tiny import write_checkpoint
 from tests.support.tiny_drafts import write_draft
 
 
 @pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def source(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     root = tmp_path_factory.mktemp("trt")
     model = write_checkpoint(root / "tiny", num_hidden_layers=LAYERS)
     write_draft(root / "draft", "specforge", model)
-    return Source(root, model)
+    return TinyModels(root, model)
 
 
 @pytest.fixture(scope="session")
-def engine(source: Source) -> Path:
-    """Whoever changes it changes a copy."""
+def engine(source: TinyModels) -> Path:
+    """The exported engine. A test that changes it must copy it first."""
     return export_to(source.root / "engines", source, "--tree-sizes", ",".join(map(str, SIZES)))
 
 
@@ -36,8 +36,8 @@ def manifest(engine: Path) -> Manifest:
 
 
 @pytest.fixture
-def run(source: Source, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
-    """The command, which is expected to fail early: a target without a draft, one tree size."""
+def run(source: TinyModels, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command without a draft and with one tree size; for calls that fail early."""
 
     def run(*arguments: str) -> Ended:
         capfd.readouterr()

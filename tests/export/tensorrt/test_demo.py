@@ -1,10 +1,9 @@
-"""The demo model's real plans, with the full set of profiles, from TensorRT-RTX's builder on a machine without a GPU."""
+"""The demo model's plans with all profiles, built by TensorRT-RTX on a machine without a GPU."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 
 import export.tensorrt.plans
 from export.cli import command
-from export.tensorrt.builder import Progress, build_plan, parse_graph
+from export.tensorrt.builder import Progress, build_plan
 from export.tensorrt.gpu import Platform
 from policy import PLAIN, FixedPolicy, TreeSpec
 from runtime import Decoder, SamplingParams
@@ -22,8 +21,10 @@ from runtime.manifest.graphs import File, Graph
 from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import Manifest
 from tests.support.gpu.emulated_tensorrt import EmulatedMachine
+from tests.support.tensorrt_exports import expect_caches_updated_in_place
 
 trt = pytest.importorskip("tensorrt_rtx")
+pytestmark = pytest.mark.real
 LAYERS = 30
 # What a profile adds to a plan whatever the weights are: the source text of its kernels, 11 MiB for these thirty layers.
 PROFILE_BYTES = 14 << 20
@@ -32,7 +33,7 @@ BOUND_SECONDS = 240  # the goal is 60 on two cores
 
 @pytest.fixture(scope="module")
 def seconds() -> dict[str, float]:
-    """Plan -> how long it took to build."""
+    """Build time of each plan in seconds."""
     return {}
 
 
@@ -61,7 +62,7 @@ def manifest(engine: Path) -> Manifest:
 
 
 def weight_bytes(engine: Path, graph: Graph) -> int:
-    """Of everything that an ONNX graph points to."""
+    """Size of all weights of an ONNX graph."""
     model = onnx.load(engine / graph.file, load_external_data=False)
     return sum(int(entry.value) for each in model.graph.initializer for entry in each.external_data if entry.key == "length")
 
@@ -76,11 +77,7 @@ def test_one_profile_for_each_tree_size(manifest: Manifest) -> None:
 
 
 def test_every_cache_tensor_is_updated_in_place(engine: Path) -> None:
-    for name, layers in (("target", LAYERS), ("draft", 1)):
-        network = parse_graph(trt, engine / f"{name}.onnx").network
-        kinds = Counter(network.get_layer(index).type for index in range(network.num_layers))
-        assert kinds[trt.LayerType.KV_CACHE_UPDATE] == 2 * layers
-        assert kinds[trt.LayerType.ATTENTION_INPUT] == layers
+    expect_caches_updated_in_place(engine, LAYERS)
 
 
 def test_no_weights_are_stored_twice(engine: Path, manifest: Manifest, seconds: dict[str, float]) -> None:
@@ -102,7 +99,7 @@ def test_plan_bytes_are_foreseen(engine: Path, manifest: Manifest, capfd: pytest
 
 
 def test_trees_and_plain_decoding_write_the_same_text_on_an_emulated_gpu(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole path in 16 bits, with the trained draft. Kernels are the CPU's; what the GPU's give, scripts/gpu_check.py tells."""
+    """The whole path in 16 bits with the trained draft, computed by the CPU's kernels. scripts/gpu_check.py tests a real GPU."""
     place = EmulatedMachine(engine, monkeypatch)
     prompt = [{"role": "user", "content": "Why is the sky blue?"}]
     with Decoder(engine) as decoder:

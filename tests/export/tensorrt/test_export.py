@@ -1,11 +1,10 @@
-"""resps-export --backend tensorrt on tiny models: what a finished export looks like."""
+"""resps-export --backend tensorrt on tiny models: files, manifest and plan of a finished export."""
 
 from __future__ import annotations
 
 import shlex
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ import pytest
 
 from export.cli import command
 from export.errors import EngineBuildError
-from export.tensorrt.builder import parse_graph
 from runtime.console import run_command
 from runtime.manifest.graphs import FILE_NAME, sha256_of
 from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import Manifest
-from tests.support.tensorrt_exports import GRAPHS, LAYERS, SIZES, Run, Source, export_to
+from tests.support.tensorrt_exports import GRAPHS, LAYERS, SIZES, Run, TinyModels, expect_caches_updated_in_place, export_to
 
 trt = pytest.importorskip("tensorrt_rtx")
 FILES = {
@@ -55,11 +53,7 @@ def test_directory_is_complete_and_describes_itself(engine: Path, manifest: Mani
 
 
 def test_every_cache_tensor_is_updated_in_place(engine: Path) -> None:
-    for name, layers in (("target", LAYERS), ("draft", 1)):
-        network = parse_graph(trt, engine / f"{name}.onnx").network
-        kinds = Counter(network.get_layer(index).type for index in range(network.num_layers))
-        assert kinds[trt.LayerType.KV_CACHE_UPDATE] == 2 * layers
-        assert kinds[trt.LayerType.ATTENTION_INPUT] == layers
+    expect_caches_updated_in_place(engine, LAYERS)
 
 
 def test_polygraphy_reads_the_target(engine: Path) -> None:
@@ -70,7 +64,7 @@ def test_polygraphy_reads_the_target(engine: Path) -> None:
     assert "past.5.value [dtype=float16, shape=(1, 2, 128, 16)]" in done.stdout
 
 
-def test_second_run_is_up_to_date_until_the_gpus_change(source: Source, engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_second_run_is_up_to_date_until_the_gpus_change(source: TinyModels, engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = (engine / FILE_NAME).stat().st_ino
     line = shlex.split(load_manifest(engine).rebuild)[1:-1]
     assert run_command(command, "resps-export", line) == 0
@@ -82,7 +76,7 @@ def test_second_run_is_up_to_date_until_the_gpus_change(source: Source, engine: 
     assert (engine / FILE_NAME).stat().st_ino == before
 
 
-def test_dry_run_plans_the_right_sizes(source: Source, engine: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_dry_run_plans_the_right_sizes(source: TinyModels, engine: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     line = ["--weights", str(source.target), "--out", str(tmp_path), "--backend", "tensorrt", "--max-context", "64", "--dry-run"]
     assert run_command(command, "resps-export", [*line, "--tree-sizes", ",".join(map(str, SIZES))]) == 0
     out = capfd.readouterr().out
@@ -92,7 +86,7 @@ def test_dry_run_plans_the_right_sizes(source: Source, engine: Path, capfd: pyte
 
 
 @pytest.mark.parametrize("more", [["--tree-sizes", "1", "--prefill-rows", "1"], ["--tree-sizes", "512,3", "--max-context", "100"]])
-def test_extreme_sizes_build(source: Source, tmp_path: Path, more: list[str]) -> None:
+def test_extreme_sizes_build(source: TinyModels, tmp_path: Path, more: list[str]) -> None:
     manifest = load_manifest(export_to(tmp_path / "e", source, "--compute-capability", "12.0", *more))
     assert all(graph.profiles for graph in manifest.graphs.values())
 

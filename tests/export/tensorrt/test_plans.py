@@ -1,4 +1,4 @@
-"""Graphs that become plans: parsed, built, interrupted, refused; float8 rows, layers as wide as Llama-3-8B's."""
+"""Building plans from graphs: successes, interruptions and errors; float8 rows, and layers as wide as Llama-3-8B's."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def platform() -> Platform:
 
 
 def one_gemm(directory: Path, operator: str = "MatMul", profiles: tuple[Mapping[str, tuple[int, int, int]], ...] = ()) -> Graph:
-    """A graph of one node, described as the manifest does."""
+    """A graph of one node, as an entry of the manifest."""
     info, shape = onnx.helper.make_tensor_value_info, ("n", 4)
     domain = "" if operator == "MatMul" else "example"
     weight = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
@@ -68,7 +68,7 @@ def test_graph_that_cannot_be_parsed(tmp_path: Path, platform: Platform) -> None
 
 
 def test_graph_that_cannot_be_built(tmp_path: Path, platform: Platform) -> None:
-    """A size chosen per call without a profile."""
+    """It has a variable size and no profile."""
     with pytest.raises(EngineBuildError, match=r"cannot build g\.onnx: .*profile.* — choose another --precision") as caught:
         build_plan(tmp_path, one_gemm(tmp_path), platform, None, lambda *_: None)
     assert "\n" not in str(caught.value)
@@ -102,7 +102,7 @@ def test_building_can_be_interrupted(tmp_path: Path, platform: Platform) -> None
 
 
 def test_measurements_of_the_last_build_are_used_again(tmp_path: Path) -> None:
-    """Only TensorRT on a GPU measures; here is what it would be asked."""
+    """Only TensorRT on a GPU measures kernels; the test checks the calls it would get."""
     asked: list[Any] = []
     config = SimpleNamespace(
         create_timing_cache=lambda data: asked.append(data) or "cache",

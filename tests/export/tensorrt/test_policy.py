@@ -13,7 +13,7 @@ import pytest
 import export.tensorrt.plans
 import runtime.models
 from export.cli import command
-from export.directory.bundled_tuning import FILE, put_in
+from export.directory.bundled_tuning import FILE, write_bundled
 from export.tensorrt.builder import build_plan
 from export.tuning.install import install
 from runtime import Decoder, SamplingParams
@@ -39,15 +39,15 @@ TRAINED = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A target, a draft and their tuned engine for the CPU; the tuning comes with the draft in "boxed"."""
+    """A target, a draft and their tuned engine for the CPU; the draft in "bundled" has its tuning."""
     folder = tmp_path_factory.mktemp("policies")
     write_echo(folder / "target", folder / "draft")
     engine = export_engine(folder / "target", folder / "draft", folder, *HERE)
     install(engine, load_manifest(engine), a_tuning(engine, TRAINED, policy="ltd", machine="another"))
     tuning = load_manifest(engine).tuning
     assert tuning is not None
-    shutil.copytree(folder / "draft", folder / "boxed")
-    put_in(folder / "boxed", "fp32", tuning, engine)
+    shutil.copytree(folder / "draft", folder / "bundled")
+    write_bundled(folder / "bundled", "fp32", tuning, engine)
     return folder
 
 
@@ -62,7 +62,9 @@ def only_networks_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("source", ["given", "bundled"])
 def test_its_networks_have_plans_and_change_no_token(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     more = ("--policy", str(made / "engine")) if source == "given" else ()
-    directory = export_engine(made / "target", made / ("draft" if more else "boxed"), tmp_path, *DEVICE, "--tree-sizes", "1,2,5,16", *more)
+    directory = export_engine(
+        made / "target", made / ("draft" if more else "bundled"), tmp_path, *DEVICE, "--tree-sizes", "1,2,5,16", *more
+    )
     tuning, trained = load_manifest(directory).tuning, load_manifest(made / "engine").tuning
     assert tuning is not None
     assert trained is not None
@@ -87,9 +89,9 @@ def test_the_one_of_the_draft_is_left_out_where_its_trees_have_no_profile(
     made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        directory = export_engine(made / "target", made / "boxed", tmp_path, *DEVICE, "--tree-sizes", "1,2,4,16")
+        directory = export_engine(made / "target", made / "bundled", tmp_path, *DEVICE, "--tree-sizes", "1,2,4,16")
     why = "it has trees of 5 nodes, the engine is built for trees of 1,2,4,16"
-    file = made / "boxed" / "tuning" / "fp32" / FILE
+    file = made / "bundled" / "tuning" / "fp32" / FILE
     assert caplog.messages == [f"{file} is not used: {why} — tune this engine: resps-tune --engine-dir DIR"]
     assert load_manifest(directory).tuning is None
     assert not list(directory.glob("tuned-*"))

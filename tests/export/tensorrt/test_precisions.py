@@ -1,4 +1,4 @@
-"""TensorRT's graphs compute what they should, in every precision."""
+"""TensorRT's graphs equal the reference in every precision."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from export.parity.reference import reference_logits
 from export.parity.target import TREE_PARENTS
 from runtime.decoding.tree import Tree
 from runtime.manifest.load import load_manifest
-from tests.support.tensorrt_exports import Source, export_to, unbuilt
+from tests.support.tensorrt_exports import TinyModels, export_to, unbuilt
 from tests.support.tiny import reference, write_checkpoint
 
 pytest.importorskip("tensorrt_rtx")
 
 
 def rounded(precision: str, name: str, weight: np.ndarray) -> np.ndarray:
-    """What is left of a weight in an engine, in float32. In int4 the head has eight bits."""
+    """A weight after rounding to the engine's precision, as float32. In int4 the head has eight bits."""
     if weight.ndim < 2:
         return weight
     if precision == "bf16":
@@ -42,11 +42,11 @@ def rounded(precision: str, name: str, weight: np.ndarray) -> np.ndarray:
     ("precision", "most"), [("fp32", 1e-4), ("fp16", 0.05), ("bf16", 0.1), ("fp8", 0.05), ("int8", 0.05), ("int4", 0.1)]
 )
 def test_every_precision_builds_and_equals_the_reference(tmp_path: Path, precision: str, most: float) -> None:
-    """Differences in logits from float32 on the rounded weights: what is left is the rounding of activations, in bf16 of rotary tables."""
+    """Logits are compared with float32 on the rounded weights, so only activations (in bf16 also rotary tables) are rounded."""
     path = tmp_path / "tiny"
     write_checkpoint(path, tied=False, num_hidden_layers=2)
     more = ["--precision", precision, "--tree-sizes", "2", "--compute-capability", "8.9"]
-    directory = export_to(tmp_path / "e", Source(tmp_path, None), *more, draft=False)
+    directory = export_to(tmp_path / "e", TinyModels(tmp_path, None), *more, draft=False)
     assert directory.name == ("tiny-trt" if precision == "fp16" else f"tiny-trt-{precision}")
     manifest = load_manifest(directory)
     expected_type = {"fp32": "float32", "bf16": "bfloat16"}.get(precision, "float16")
@@ -69,8 +69,8 @@ def test_every_precision_builds_and_equals_the_reference(tmp_path: Path, precisi
     assert np.abs(expected).max() > 3
 
 
-def test_static_form_reads_the_first_slots_of_a_longer_cache(source: Source, tmp_path: Path) -> None:
-    """Two passes through ONNX Runtime, the second behind the first, with a cache longer than what is read."""
+def test_static_form_reads_the_first_slots_of_a_longer_cache(source: TinyModels, tmp_path: Path) -> None:
+    """Two consecutive passes in ONNX Runtime with a cache longer than the slots that are read."""
     more = ["--precision", "fp32", "--tree-sizes", "2", "--compute-capability", "8.9"]
     directory = export_to(tmp_path / "e", source, *more, draft=False)
     options = onnxruntime.SessionOptions()
@@ -91,9 +91,9 @@ def test_static_form_reads_the_first_slots_of_a_longer_cache(source: Source, tmp
 
 
 @pytest.mark.parametrize(("precision", "draft_precision"), [("bf16", None), ("fp8", "fp8"), ("fp32", "int8"), ("int4", "bf16")])
-def test_drafts_of_other_precisions_are_checked(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str,
+def test_drafts_of_other_precisions_are_checked(source: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str,
                                                 draft_precision: str | None) -> None:  # fmt: skip
-    """Without building: the check runs both graphs, bf16 as its float32 copy."""
+    """Without building plans: the check runs both graphs, bf16 as its float32 copy."""
 
     monkeypatch.setattr("export.tensorrt.plans.build_plan", unbuilt)
     more = ["--precision", precision, *(["--draft-precision", draft_precision] if draft_precision else [])]

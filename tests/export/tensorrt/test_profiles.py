@@ -1,4 +1,4 @@
-"""Every call of the runtime finds an optimization profile, and the one that was meant for it."""
+"""Every call of the runtime has an optimization profile, and takes the intended one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from runtime.backends.cpu.kv import KVCache
 from runtime.backends.cpu.memory import HostMemory
 from runtime.decoding.sampling import TargetOutput
 from runtime.decoding.tree import DeviceTree, Tree
+from runtime.drafters.eagle import EagleDrafter
 from runtime.drafters.registry import DRAFTERS
 from runtime.manifest.graphs import Graph
 from runtime.manifest.schema import Manifest
@@ -29,13 +30,13 @@ pytest.importorskip("tensorrt_rtx")
 
 
 class DeviceLike(HostMemory):
-    """Host memory that passes for a device's, so that the runtime drives it as one."""
+    """Host memory that claims to be a device's, so that the runtime makes the calls of a device."""
 
     on_host = False
 
 
 class Recorder:
-    """An engine that computes nothing and remembers every size it was asked for."""
+    """An engine that computes nothing and records the sizes of every call."""
 
     def __init__(self, name: str, graph: Graph, asked: set[tuple[str, tuple[tuple[str, int], ...]]]) -> None:
         self._name, self._graph, self._asked = name, graph, asked
@@ -74,7 +75,7 @@ class Recording:
 
 
 def first_profile(graph: Graph, sizes: Mapping[str, int]) -> int | None:
-    """As runtime/backends/cuda/tensorrt.py chooses."""
+    """The choice of runtime/backends/cuda/tensorrt.py."""
     for index, ranges in enumerate(graph.profiles):
         if all(low <= sizes[dim] <= high for dim, (low, _, high) in ranges.items()):
             return index
@@ -87,6 +88,7 @@ def test_every_call_of_the_runtime_has_a_profile(manifest: Manifest) -> None:
     specs += [TreeSpec(2, 1, 1), TreeSpec(16, 16, 1), TreeSpec(3, 2, 2), TreeSpec(16, 16, 16), TreeSpec(7, 6, 5)]
     backend = Recording(manifest)
     models = load_models(backend, manifest, DRAFTERS["eagle"], specs, default_latency(False), specs[0])
+    assert isinstance(models.drafter, EagleDrafter)
     for nodes in range(1, manifest.limits.tree_nodes + 1):  # trees are cut near the end of the context
         models.target.verify(DeviceTree(nodes) if nodes > 1 else Tree.chain([1]))
     for count in (*range(1, 19), 40, 63):
@@ -126,7 +128,7 @@ def test_each_tree_size_and_width_has_its_own_profile(manifest: Manifest) -> Non
 
 
 def test_actions_are_trees_that_exist(manifest: Manifest) -> None:
-    """What Re-SpS chooses from when such an engine is tuned."""
+    """Re-SpS' actions when such an engine is tuned."""
     assert manifest.draft is not None
     actions = gpu_actions(manifest.tree_sizes, manifest.draft)
     assert len(set(actions)) == len(actions) > 8

@@ -1,7 +1,8 @@
-"""What resps-export --backend tensorrt cannot do, and which TensorRT and which GPUs it takes."""
+"""resps-export --backend tensorrt: refused options, and the choice of TensorRT and GPUs."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,7 @@ trt = pytest.importorskip("tensorrt_rtx")
         (["--compute-capability", "new"], "compute capabilities are different numbers such as 8.9,12.0, not 'new'"),
         (["--compute-capability", ""], "compute capabilities are different numbers"),
         (["--compute-capability", "8.9,8.9"], "compute capabilities are different numbers"),
-        (["--compute-capability", "8.9,9.0"], "builds nothing for compute capability 9.0, only for 7.5, 8.0, 8.6, 8.9, 12.0"),
+        (["--compute-capability", "8.9,9.0"], "cannot build for compute capability 9.0, only for 7.5, 8.0, 8.6, 8.9, 12.0"),
         (["--backend", "onnxruntime", "--precision", "fp8"], "fp8 needs --backend tensorrt"),
         (["--backend", "onnxruntime", "--draft-precision", "fp8"], "fp8 needs --backend tensorrt"),
         (["--backend", "onnxruntime", "--compute-capability", "8.9"], "--compute-capability needs --backend tensorrt"),
@@ -51,7 +52,7 @@ def fake(name: str, version: str) -> Any:
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What can be imported, by name; an error is raised."""
+    """Modules that can be imported, by name. A value that is an exception is raised."""
     present: dict[str, Any] = {}
 
     def import_module(name: str) -> Any:
@@ -60,7 +61,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise found
         return found
 
-    monkeypatch.setattr(runtime.backends.cuda.tensorrt_module.importlib, "import_module", import_module)
+    monkeypatch.setattr(importlib, "import_module", import_module)
     return present
 
 
@@ -93,7 +94,7 @@ def test_tensorrt_itself_needs_a_gpu(run: Run, modules: dict[str, Any], monkeypa
     monkeypatch.setattr(export.tensorrt.gpu, "find_gpu", lambda: None)
     ended = run()
     assert ended.code == 1
-    assert "tensorrt builds engines only where there is a GPU, and there is none — export on the machine" in ended.complaint
+    assert "tensorrt builds engines only on a machine with a GPU, and this one has none — export on the machine" in ended.complaint
     assert "--compute-capability needs tensorrt_rtx" in run("--compute-capability", "8.9").complaint
     monkeypatch.setattr(export.tensorrt.gpu, "find_gpu", lambda: BuildGpu("NVIDIA H200", "9.0"))
     platform = choose_platform(())

@@ -1,4 +1,4 @@
-"""The whole resps-train command, from the target's words to a packed draft, and how it fails."""
+"""The whole resps-train command, from generating conversations to packing the draft, and its errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from export.checkpoints.draft_checkpoint import open_draft
 from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.training.cli import command
-from export.training.collect import open_source
+from export.training.collect import open_target
 from export.training.segments import ANSWER
 from export.training.shards import stored_conversations
 from runtime.console import run_command
@@ -28,7 +28,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_from_words_to_a_packed_draft(tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Also from conversations in a file, which are stored as they are: the stop token only after finished answers."""
+    """Also from conversations in a file, which are stored unchanged, with a stop token only after finished answers."""
     talks: list[dict[str, Any]] = [
         {"prompt": "the cat", "answer": "sat on"},
         {"prompt": "a dog", "answer": "on the mat", "finished": False},
@@ -41,7 +41,7 @@ def test_from_words_to_a_packed_draft(tmp_path: Path, weights: Path, capfd: pyte
         return capfd.readouterr().out
 
     train("answers", "--weights", weights, "--out", shards, "--batch", "3", "--capacity", "96", tmp_path / "some.jsonl")
-    raw = open_source("smollm2-135m", str(weights)).text.encode_raw
+    raw = open_target("smollm2-135m", str(weights)).text.encode_raw
     found = [each.load() for each in stored_conversations(shards)]
     expected = [
         [*raw("user: "), *raw(each["prompt"]), *raw("\n"), *raw(each["answer"]), *([2] if each.get("finished", True) else [])]

@@ -1,4 +1,4 @@
-"""What a draft is before its training."""
+"""The draft before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conversations that the target writes, against transformers."""
+"""Generated conversations equal those of transformers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.training import expect_states, torch_target
 
 
 def decoded(model: Any, segments: list[Segment], stop: frozenset[int], capacity: int) -> tuple[list[int], list[int]]:
-    """What a plan becomes when transformers decodes the free segments greedily: tokens and kinds."""
+    """Tokens and kinds of a plan whose free segments transformers decodes greedily."""
     tokens: list[int] = []
     kinds: list[int] = []
     for index, each in enumerate(segments):
@@ -37,7 +37,7 @@ def decoded(model: Any, segments: list[Segment], stop: frozenset[int], capacity:
 
 
 def test_conversations_without_temperature_are_greedy_decoding(tmp_path: Path) -> None:
-    """Also in slots that others used before, and up to the capacity of a slot."""
+    """Also in slots that other conversations used before, and up to a slot's capacity."""
     choice = random.Random(5)
     model = tiny_model()
     target = torch_target(tmp_path, model, 3, 24)
@@ -66,7 +66,7 @@ def test_conversations_without_temperature_are_greedy_decoding(tmp_path: Path) -
 
 
 def test_sampled_tokens_follow_min_p() -> None:
-    """In proportion to the probabilities, without tokens far less probable than the best; at temperature 0 the argmax."""
+    """Proportional to the probabilities, without tokens far less probable than the best; the argmax at temperature 0."""
     logits = torch.tensor([0.0, 1.0, 3.0, 2.0, -2.0])
     target: Any = SimpleNamespace(head=torch.eye(5))
     generator = torch.Generator().manual_seed(0)

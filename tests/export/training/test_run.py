@@ -1,4 +1,4 @@
-"""Whole training runs: what they learn, and that a stopped one continues."""
+"""Whole training runs: they learn, and a stopped run continues."""
 
 from __future__ import annotations
 

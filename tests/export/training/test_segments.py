@@ -1,4 +1,4 @@
-"""The plan of a conversation, and what becomes of it with targets that stop sooner or later."""
+"""Plans of conversations, and the conversations that follow with targets that stop early, late or never."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     directory = tmp_path_factory.mktemp("text")
     write_tokenizer(directory)
     (directory / "chat_template.jinja").write_text(CHATML)
-    return Tokenizer(directory, Tokens("tokenizer.json", "chat_template.jinja", (STOP,), 1))
+    return Tokenizer(directory, Tokens("tokenizer.json", {"default": "chat_template.jinja"}, (STOP,), 1))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def template(text: Tokenizer) -> TemplateTokens:
 
 
 def finished(segments: list[Segment], writer: Callable[[list[int]], int]) -> RunningConversation:
-    """A whole conversation with a target whose next token after the tokens so far is ``writer``'s."""
+    """A whole conversation. ``writer``: the target's next token, given the tokens so far."""
     conversation, tokens = RunningConversation(segments), list[int]()
     while (token := conversation.next_token(writer(tokens), frozenset((STOP,)))) is not None:
         tokens.append(token)
@@ -46,7 +46,7 @@ def finished(segments: list[Segment], writer: Callable[[list[int]], int]) -> Run
 
 
 def turns_of(conversation: RunningConversation, text: Tokenizer) -> list[dict[str, str]]:
-    """The messages that the kinds of the tokens make out."""
+    """The messages, separated by the kinds of the tokens."""
     pairs = zip(conversation.tokens, conversation.kinds, strict=True)
     runs = [(kind, [token for token, _ in run]) for kind, run in groupby(pairs, key=lambda pair: pair[1])]
     roles = {PROMPT: "user", ANSWER: "assistant"}
@@ -64,7 +64,7 @@ def test_template_tokens_are_what_the_template_puts_around_texts(text: Tokenizer
 
 @pytest.mark.parametrize("words", [None, 0, 1, 7])
 def test_conversation_is_the_rendered_template_with_the_texts_in_it(text: Tokenizer, template: TemplateTokens, words: int | None) -> None:
-    """For a target that writes without end, and for those that stop after some words."""
+    """For a target that never stops, and for targets that stop after some words."""
     (the,) = text.encode_raw(" the")
     rounds, temperatures = set(), set()
     for seed in range(40):

@@ -1,4 +1,4 @@
-"""Training data: the shards that keep conversations, and how they are read again."""
+"""Training data: writing shards of conversations and reading them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.tiny import VOCAB
 
 
 def conversations(count: int, choice: random.Random, longest: int = 40) -> list[Conversation]:
-    """Random ones, told apart by their numbers."""
+    """Random conversations; each has its own number in its tokens."""
     generator = torch.Generator().manual_seed(choice.randrange(1 << 30))
     return [
         Conversation(
@@ -64,7 +64,7 @@ def test_what_was_added_is_what_is_read(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_shard_that_was_not_finished_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk is full in the middle: nothing is read, and the writer's next attempt is whole."""
+    """If the disk is full during writing, readers see no shard, and the writer's next attempt is complete."""
 
     def half(_tensors: dict[str, Tensor], file: Path) -> None:
         file.write_bytes(b"half a shard")
@@ -103,7 +103,7 @@ def test_batches_hold_every_conversation_once_and_are_bounded() -> None:
 
 
 def test_held_out_conversations_are_never_trained_on() -> None:
-    """Also when shards are written between two epochs, by the same writer or by one whose name sorts before it."""
+    """Also if shards are added between two epochs, by the same writer or by one whose name sorts before it."""
     words = some_conversations("words-001", 400, random.Random(0))
     answers = some_conversations("answers-chat", 130, random.Random(1))
     trained, held = set[StoredConversation](), set[StoredConversation]()

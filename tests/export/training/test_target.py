@@ -1,4 +1,4 @@
-"""The target in torch against transformers."""
+"""The target in torch equals transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The unrolled training graph against a naive one and against the export's; the loss and its gradients."""
+"""The unrolled training graph equals a naive one and the exported one; the loss and its gradients are right."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def unroller_of(draft: TorchDraft, target: HuggingFaceCheckpoint, steps: int = S
 
 
 def unrolled(unroller: Unroller, batch: Batch) -> tuple[list[StepScore], list[Tensor]]:
-    """TargetOutput, and what every step's logits were, [B, R, Vd]."""
+    """The scores, and the logits of every step, [B, R, Vd]."""
     normed: list[Tensor] = []
     hook = unroller.draft.norm.register_forward_hook(lambda _module, _inputs, output: normed.append(output.detach()))
     scores = unroller(batch)
@@ -38,12 +38,12 @@ def unrolled(unroller: Unroller, batch: Batch) -> tuple[list[StepScore], list[Te
 
 
 def rows_of(each: Conversation) -> list[int]:
-    """Rows whose first guess, two tokens on, belongs to an answer."""
+    """Rows whose first predicted token, two positions later, belongs to an answer."""
     return [row for row in range(len(each) - 2) if each.kinds[row + 2] == ANSWER]
 
 
 def naive(draft: TorchDraft, target: HuggingFaceCheckpoint, each: Conversation, row: int, steps: int) -> np.ndarray:
-    """Logits of one row's steps, in float64 and one vector at a time: step 0 of the rows before it, then the chain that it begins."""
+    """Logits of all steps of one row, in float64, one vector at a time: step 0 of the rows before it, then its chain."""
     w = {name: value.detach().double().numpy() for name, value in draft.state_dict().items()}
     arch, embedding, tokens = target.arch, target.read("model.embed_tokens.weight").astype(np.float64), each.tokens.tolist()
     cos, sin = (table.astype(np.float64) for table in arch.rope.tables(arch.head_dim, 128))
@@ -100,7 +100,7 @@ def test_rows_and_steps_pair_features_tokens_and_positions_as_a_chain_does(targe
 
 @pytest.mark.parametrize("form", ["specforge", "speculators"])
 def test_training_graph_is_the_inference_graph(tmp_path: Path, target: HuggingFaceCheckpoint, form: str) -> None:
-    """The packed draft in numpy: committed rows, and below one of them a chain that hands on its own features."""
+    """Compared with the packed draft in numpy: committed rows, and below one of them a chain over its own features."""
     draft = random_draft(target.arch)
     opened = open_draft(packed(draft, tmp_path, form), target)
     each = random_conversation(16, 2, [slice(4, 16)], target)
@@ -140,7 +140,7 @@ def expected_scores(unroller: Unroller, each: Conversation, logits: list[Tensor]
 
 
 def test_padding_and_other_conversations_change_nothing(target: HuggingFaceCheckpoint) -> None:
-    """Short and long, answers early and late: rows that fill up a short one must not count even where a later guess of theirs would."""
+    """With short and long conversations and early and late answers. Padding rows must not count in any step."""
     unroller = unroller_of(random_draft(target.arch, 200), target)
     with torch.no_grad():  # guesses like the target's, so that some are right
         unroller.draft.lm_head.weight[:40] *= 3
@@ -179,7 +179,7 @@ def gradients(unroller: Unroller, each: Conversation) -> list[Tensor]:
 
 
 def test_what_does_not_count_moves_nothing(target: HuggingFaceCheckpoint) -> None:
-    """Neither labels of other tokens than an answer's, nor anything that lies behind the last guess."""
+    """Labels of tokens outside answers and everything after the last predicted token have no influence."""
     unroller = unroller_of(random_draft(target.arch, 200), target)
     each = random_conversation(30, 7, [slice(6, 14), slice(19, 24)], target)
     expected = gradients(unroller, each)

@@ -1,4 +1,4 @@
-"""Installed tunings: they run as they were simulated, and one that does not fit the engine or the machine is refused or ignored."""
+"""Installed tunings run as simulated; those that do not fit the engine or the machine are refused or ignored."""
 
 from __future__ import annotations
 

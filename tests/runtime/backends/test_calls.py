@@ -98,7 +98,7 @@ def test_a_call_that_is_bound_again_computes_the_same(target: OrtEngine, decoder
     assert first not in target._calls.values()
 
 
-class FakeDecoder:
+class WaitingDecoder:
     """A Decoder whose warm-up waits until all the others' have begun."""
 
     def __init__(self, barrier: threading.Barrier, error: Exception | None = None) -> None:
@@ -113,7 +113,7 @@ class FakeDecoder:
 
 def test_replicas_warm_up_at_the_same_time_and_twice() -> None:
     barrier = threading.Barrier(3)
-    decoders = [FakeDecoder(barrier) for _ in range(3)]
+    decoders = [WaitingDecoder(barrier) for _ in range(3)]
     warm_up(decoders)  # type: ignore[arg-type]
     assert not barrier.broken
     assert [each.warmups for each in decoders] == [2, 2, 2]
@@ -122,7 +122,7 @@ def test_replicas_warm_up_at_the_same_time_and_twice() -> None:
 def test_a_failing_warm_up_raises() -> None:
     barrier = threading.Barrier(2)
     with pytest.raises(EngineFailure, match="no memory"):
-        warm_up([FakeDecoder(barrier), FakeDecoder(barrier, EngineFailure("no memory"))])  # type: ignore[list-item]
+        warm_up([WaitingDecoder(barrier), WaitingDecoder(barrier, EngineFailure("no memory"))])  # type: ignore[list-item]
 
 
 def test_a_single_replica_is_warmed_up(tiny_engine: Path) -> None:

@@ -16,6 +16,7 @@ import runtime.backends.cuda.onnxruntime
 import runtime.models
 from policy import FixedPolicy, TreeSpec
 from runtime import Decoder, EngineDirError, SamplingParams
+from runtime.backends.cuda.onnxruntime import open_session
 from tests.support.eagle_engines import prompt_of
 from tests.support.gpu.beside_host import expect_one_conversation
 from tests.support.gpu.device_draws import DeviceDraws
@@ -70,8 +71,9 @@ def test_forks_share_sessions_and_their_stream(echo_engine: Path, gpu: EmulatedC
     options: dict[str, Any] = {"params": SamplingParams(max_new_tokens=40), "policy": FixedPolicy(TREES[2])}
     prompts = [prompt_of(length) for length in (3, 20, 45)]
     opened: list[Path] = []
-    right = runtime.backends.cuda.backend.open_session
-    monkeypatch.setattr(runtime.backends.cuda.backend, "open_session", lambda file, cuda: (opened.append(file), right(file, cuda))[1])
+    monkeypatch.setattr(
+        runtime.backends.cuda.backend, "open_session", lambda file, cuda: (opened.append(file), open_session(file, cuda))[1]
+    )
     with Decoder(echo_engine) as host, ThreadPoolExecutor(2) as threads:
         expected = [host.generate(prompt, **options).tokens for prompt in prompts]
         first = Decoder(echo_engine, device="cuda")

@@ -17,7 +17,7 @@ from export.tuning.outcome import TuningResult
 from runtime import Decoder
 from runtime.bench.cli import command
 from runtime.bench.figures import tabulate
-from runtime.bench.record import BASELINE, TurnRecord, read, to_json
+from runtime.bench.record import BASELINE, TurnRecord, as_dict, read
 from runtime.bench.report import report
 from runtime.console import run_command
 from runtime.manifest.load import load_manifest
@@ -49,7 +49,7 @@ def test_the_whole_command(
     again.write_text(out)
     measurement = read(again)
     table = tabulate(measurement)
-    assert json.loads(to_json(measurement, table)) == json.loads(out)
+    assert json.loads(json.dumps(as_dict(measurement, table))) == json.loads(out)
     assert measurement.sets == ["cats", "dogs"]
     assert [each.name for each in measurement.contenders] == [BASELINE, "7,4,2", "3,2,1"]
     assert (len(measurement.answers), measurement.skipped, measurement.interrupted) == (12, (), False)
@@ -130,7 +130,7 @@ def test_bad_usage_is_one_line(echo_engine: Path, tmp_path: Path, capfd: pytest.
 
 
 def test_report_that_cannot_be_written_costs_no_figures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "x.json").write_text(to_json(*both(drawn(0, questions=2))))
+    (tmp_path / "x.json").write_text(json.dumps(as_dict(*both(drawn(0, questions=2)))))
     assert run_command(command, "resps-bench", ["--from", str(tmp_path / "x.json"), "--report", "/dev/full"]) == 1
     out, err = capfd.readouterr()
     assert "## Speed" in out
@@ -139,14 +139,14 @@ def test_report_that_cannot_be_written_costs_no_figures(tmp_path: Path, capfd: p
 
 def edited(change: Callable[[dict[str, Any]], object]) -> str:
     measurement, table = both(drawn(0, questions=2))
-    data = json.loads(to_json(measurement, table))
+    data = json.loads(json.dumps(as_dict(measurement, table)))
     change(data)
     return json.dumps(data)
 
 
 BROKEN: Mapping[str, Callable[[], str]] = {
     "cannot read": lambda: "{",
-    "no measurement of schema": lambda: "[]",
+    "not a measurement of schema": lambda: "[]",
     "of schema 2": lambda: edited(lambda data: data.update(schema=1)),
     "wrong keys: machine": lambda: edited(lambda data: data.pop("machine")),
     "tokens_per_cycle": lambda: edited(lambda data: data["answers"][0]["stats"].update(tokens_per_cycle="fast")),

@@ -29,7 +29,7 @@ TREE, SMALL = TreeSpec(7, 4, 2), TreeSpec(3, 2, 1)
 def contenders_of(
     engine: Path, *names: str, trees: Sequence[TreeSpec] = (), drafts: Sequence[str] = ("eagle",), tuning: Tuning | None = None
 ) -> list[Contender]:
-    """Made over a copy of the engine with that tuning; the Decoders are closed again."""
+    """The contenders of a copy of the engine with this tuning. Their Decoders are closed."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         copy = Path(shutil.copytree(engine, Path(folder) / "engine"))
         manifest = load_manifest(copy)

@@ -1,4 +1,4 @@
-"""resps-bench: what the figures mean, and that tables and report show all of them."""
+"""resps-bench: the figures equal their definitions, and tables and report show all of them."""
 
 from __future__ import annotations
 

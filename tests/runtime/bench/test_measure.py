@@ -1,4 +1,4 @@
-"""resps-bench: what is asked, in which order, and what is recorded."""
+"""resps-bench: the requests, their order, and the records of their answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TREE, SMALL = TreeSpec(7, 4, 2), TreeSpec(3, 2, 1)
 
 
 class FakeStream:
-    """Two tokens a delivery; what they are depends on the prompt and the seed, not on the policy."""
+    """Delivers two tokens at a time, which depend on the prompt and the seed, not on the policy."""
 
     def __init__(self, tokens: Sequence[int], tree: TreeSpec) -> None:
         self._chunks = iter(
@@ -50,10 +50,10 @@ class FakeStream:
 
 
 class FakeDecoder:
-    """Notes who was asked what. Prompts with the word "long" do not fit."""
+    """Records all requests. Prompts with the word "long" do not fit."""
 
     def __init__(self, *, template: bool = True, wrong: Callable[[Any], bool] = lambda policy: False) -> None:
-        self.manifest = SimpleNamespace(tokens=SimpleNamespace(chat_template="x" if template else None))
+        self.manifest = SimpleNamespace(tokens=SimpleNamespace(chats=template))
         self.asked: list[tuple[str, str, int | None]] = []
         self.warmed: list[TreeSpec] = []
         self._wrong = wrong

@@ -1,4 +1,4 @@
-"""Question files of resps-bench: forms, order, errors, and the files that come with it."""
+"""Question files of resps-bench: formats, order, errors, and the bundled files."""
 
 from __future__ import annotations
 

@@ -185,9 +185,9 @@ def test_sampled_tokens_have_the_targets_distribution() -> None:
         drafter = PlantedDrafter(len(PROMPT), [], VOCAB, seed)
         (first, second), _ = decode(toy_target(), drafter, FixedPolicy(TreeSpec(6, 2, 4)), sampled(seed), 2)
         seen[first, second] += 1
-    first = np.exp(toy_logits(PROMPT).astype(np.float64))
+    alone = np.exp(toy_logits(PROMPT).astype(np.float64))
     joint = np.stack([np.exp(toy_logits([*PROMPT, token]).astype(np.float64)) for token in range(VOCAB)])
-    joint = (first / first.sum())[:, None] * joint / joint.sum(-1, keepdims=True)
+    joint = (alone / alone.sum())[:, None] * joint / joint.sum(-1, keepdims=True)
     often = joint * count >= 5
     observed = [*seen[often], seen[~often].sum()]
     assert chisquare(observed, [*(joint[often] * count), joint[~often].sum() * count]).pvalue > 1e-3

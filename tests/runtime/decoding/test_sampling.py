@@ -38,7 +38,7 @@ def draw(run: Any, logits: np.ndarray, uniform: np.ndarray, temperature: float, 
 
 
 def distribution(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
-    """Temperature, then top-k, then top-p on what is left, as transformers and vLLM do; float64, by sorting."""
+    """Temperature, then top-k, then top-p on the remaining tokens, as transformers and vLLM do; float64, by sorting."""
     scaled = logits.astype(np.float64) / temperature
     weights = np.exp(scaled - scaled.max())
     order = np.argsort(-weights, kind="stable")

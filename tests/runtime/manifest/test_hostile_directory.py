@@ -55,7 +55,7 @@ def test_names_that_lead_outside_are_rejected(directory: Path, name: str, role: 
         elif role == "tokenizer":
             data["tokens"]["tokenizer"] = name
         elif role == "template":
-            data["tokens"]["chat_template"] = name
+            data["tokens"]["chat_templates"] = {"default": name}
         data["files"][name] = entry(directory.parent / "secret")
 
     edit(directory, change)
@@ -113,7 +113,7 @@ def in_a_function(model: onnx.ModelProto, location: str) -> None:
 @pytest.mark.parametrize("place", [in_initializer, in_a_constant, in_a_branch, in_a_function])
 @pytest.mark.parametrize("location", ["../secret", "{root}/secret", "link", "../engine/../secret"])
 def test_graphs_that_read_files_outside_are_rejected(directory: Path, place: Callable[[onnx.ModelProto, str], None], location: str) -> None:
-    """By ONNX Runtime itself, from the oldest supported version on. The secret has the size that the graph asks for."""
+    """ONNX Runtime rejects them, from the oldest supported version on. The secret has the size that the graph expects."""
     (directory.parent / "secret").write_bytes(b"1234")
     (directory / "link").symlink_to(directory.parent / "secret")
     file = directory / "target.onnx"
@@ -142,8 +142,9 @@ def test_graphs_that_read_files_outside_are_rejected(directory: Path, place: Cal
 def test_a_failing_template_raises_a_prompt_error(directory: Path, template: str) -> None:
     (directory / "evil.jinja").write_text(template)
     change = {"evil.jinja": entry(directory / "evil.jinja")}
-    edit(directory, lambda data: (data["tokens"].update(chat_template="evil.jinja"), data["files"].update(change)))
+    edit(directory, lambda data: (data["tokens"].update(chat_templates={"default": "evil.jinja"}), data["files"].update(change)))
     with Decoder(directory, threads=1) as decoder:
         with pytest.raises(PromptError) as caught:
             decoder.encode([{"role": "user", "content": "the cat"}])
         assert "\n" not in str(caught.value)
+        decoder.warmup()  # what refuses the warm-up's chat may take others

@@ -70,8 +70,8 @@ def test_damaged_manifest(copy: Path, content: str) -> None:
 
 
 def test_the_message_names_another_schema(copy: Path) -> None:
-    edit(copy, lambda data: data.update(schema=7))
-    assert "schema 7" in rejection(copy)
+    edit(copy, lambda data: data.update(schema=99))
+    assert "schema 99" in rejection(copy)
 
 
 @pytest.mark.parametrize("name", ["target.onnx", "target.data", "sample.onnx", "tokenizer.json"])
@@ -108,7 +108,7 @@ def test_used_file_without_a_hash(copy: Path) -> None:
         lambda data: data["limits"].update(context=1.5),
         lambda data: data["tokens"].update(stop=2),
         lambda data: data["tokens"].update(stop=["2"]),
-        lambda data: data["tokens"].update(chat_template=3),
+        lambda data: data["tokens"].update(chat_templates={"default": 3}),
         lambda data: data.update(graphs=[]),
         lambda data: data["graphs"]["target"]["inputs"]["tokens"].update(shape=[None]),
         lambda data: data["source"].update(files=[["a", 1]]),

@@ -15,6 +15,7 @@ import pytest
 from runtime import Decoder, SamplingParams
 from runtime.serve.cli import command
 from tests.support.serve.process import running
+from tests.support.serve.serving import until
 
 ROOT = Path(__file__).resolve().parents[3]
 MESSAGES: Any = [{"role": "user", "content": "the cat sat on the mat"}]
@@ -129,7 +130,10 @@ def metrics(url: str) -> dict[str, float]:
 def test_metrics_agree_with_the_answers_statistics(url: str) -> None:
     before = metrics(url)
     body = {"prompt": "the cat the cat the cat the", "max_tokens": 60, "temperature": 0}
-    answers = [httpx.post(f"{url}/completions", json=body, timeout=30).json() for _ in range(2)]
+    answers = []
+    for _ in range(2):
+        answers.append(httpx.post(f"{url}/completions", json=body, timeout=30).json())
+        until(lambda: metrics(url)["resps:num_requests_running"] == 0)  # the replica is free a moment after the answer
     after = metrics(url)
     stats = [answer["resps"]["stats"] for answer in answers]
     for name, field in (

@@ -24,7 +24,8 @@ def test_ray_serves_the_decoder_s_answers_and_replaces_a_killed_process(tiny_eng
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     line = [sys.executable, "-m", "tests.support.serve.ray_cluster", str(tiny_engine), str(port), *PROMPTS]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    patience = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}  # of a busy machine
+    env = {**os.environ, **patience, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=env, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
     (result,) = [line.removeprefix("result:") for line in done.stdout.splitlines() if line.startswith("result:")]

@@ -64,6 +64,10 @@ def test_text_parts_are_joined_and_developer_is_system() -> None:
         ({"logit_bias": {"5": 100}}, "logit_bias"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"audio": {"voice": "x"}}, "audio"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"verbosity": "low"}, "verbosity"),
+        ({"skip_special_tokens": False}, "skip_special_tokens"),
         ({"nonsense": 1}, "nonsense"),
         ({"stream": True, "stream_options": {"nonsense": 1}}, "stream_options.nonsense"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
@@ -140,14 +144,82 @@ def test_error_codes_and_paths_are_openai_s(fields: dict[str, Any], param: str, 
 def test_completions_refuse_unsupported_fields(fields: dict[str, Any]) -> None:
     with pytest.raises(ApiError, match=next(iter(fields))):
         completion(**fields)
+    with pytest.raises(ApiError, match="logprobs"):
+        completion(logprobs=True)
 
 
-def test_neutral_and_harmless_values_are_accepted() -> None:
-    assert chat(
-        n=1, user="me", store=False, tools=[], tool_choice="auto", response_format={"type": "text"}, presence_penalty=0.0, logit_bias={},
-        parallel_tool_calls=True, metadata={"a": "b"}, reasoning_effort=None, stop=None, temperature=None,
-    ) == chat()  # fmt: skip
-    assert completion(echo=False, suffix=None, best_of=1) == completion()
+BOTH: dict[str, Any] = {
+    "n": 1, "user": "me", "stop": [], "seed": None, "stream": False, "stream_options": None, "logit_bias": {}, "presence_penalty": 0,
+    "frequency_penalty": 0.0, "top_logprobs": 0, "tools": [], "functions": [], "tool_choice": "auto", "parallel_tool_calls": True,
+    "store": False, "metadata": {"a": "b"}, "response_format": {"type": "text"}, "modalities": ["text"],
+    "audio": None, "reasoning_effort": "none",
+    "verbosity": "medium", "service_tier": "auto", "logprobs": False, "temperature": None, "prompt_cache_key": "x",
+    "web_search_options": None, "stop_token_ids": [], "skip_special_tokens": True, "chat_template_kwargs": {}, "nonsense": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_neutral_and_harmless_values_are_accepted(name: str) -> None:
+    assert chat(**{name: BOTH[name]}) == chat()
+    assert completion(**{name: BOTH[name]}) == completion()
+
+
+def test_all_neutral_values_together_and_those_of_one_endpoint() -> None:
+    assert chat(**BOTH, function_call="none", max_completion_tokens=None) == chat()
+    assert completion(**BOTH, echo=False, suffix=None, best_of=1) == completion()
+    for options in ({}, {"include_usage": False}, {"include_usage": None, "include_obfuscation": False}, {"continuous_usage_stats": False}):
+        assert chat(stream_options=options) == chat()
+        assert chat(stream=True, stream_options=options) == chat(stream=True)
+
+
+def test_a_byte_order_mark_before_a_body_is_ignored() -> None:
+    assert completion_request(parse_body(CompletionBody, b'\xef\xbb\xbf{"prompt": "Hello"}')) == completion()
+
+
+EMPTY = {"role": "assistant", "content": None}
+ANSWER = {"role": "assistant", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tool_calls": []}, {"tool_calls": None}, {"function_call": None}, {"annotations": []}, {"annotations": None}, {"refusal": None},
+        {"refusal": ""}, {"audio": None}, {"name": "bot"}, {"cache_control": {"type": "ephemeral"}}, {"reasoning_content": None},
+        {"reasoning_content": ""}, {"provider_specific_fields": {}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_neutral_fields_of_messages_are_accepted(fields: dict[str, Any]) -> None:
+    assert chat(messages=[*HELLO, {**ANSWER, **fields}, *HELLO]) == chat(messages=[*HELLO, ANSWER, *HELLO])
+
+
+def test_null_content_of_an_assistant_is_empty_and_parts_may_have_marks_for_caching() -> None:
+    assert chat(messages=[*HELLO, {**EMPTY, "tool_calls": []}, *HELLO]).prompt == [*HELLO, {**EMPTY, "content": ""}, *HELLO]
+    parts = [{"type": "text", "text": "Hello", "cache_control": {"type": "ephemeral"}, "annotations": []}]
+    assert chat(messages=[{"role": "user", "content": parts}]) == chat()
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "user", "content": None}, "messages[0].content"),
+        ({"role": "assistant"}, "messages[0].content"),
+        ({**ANSWER, "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls"),
+        ({**ANSWER, "function_call": {"name": "f"}}, "messages[0].function_call"),
+        ({**ANSWER, "annotations": [{"type": "url_citation"}]}, "messages[0].annotations"),
+        ({**ANSWER, "refusal": "no"}, "messages[0].refusal"),
+        ({**ANSWER, "audio": {"id": "1"}}, "messages[0].audio"),
+        ({**ANSWER, "tools": []}, "messages[0].tools"),  # a parameter of the body
+        ({**ANSWER, "content": [{"type": "text", "text": "x", "tool_calls": []}]}, "messages[0].content[0].tool_calls"),
+    ],
+    ids=str,
+)
+def test_other_fields_of_messages_are_refused_by_name(message: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        chat(messages=[message])
+    error = refused.value.body["error"]
+    assert (refused.value.status, error["param"]) == (400, param)
+    assert param in error["message"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"messages": ' + b"[" * 100_000, b'{"a": "\\ud800"}'])

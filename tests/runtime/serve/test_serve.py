@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import openai
 import pytest
 
 from tests.support.serve.client import CHAT, LONG, TEXT, events, post, text_of
@@ -74,6 +75,27 @@ def test_completions(served: Served) -> None:
     assert end["choices"][0]["finish_reason"] == "length"
     ids = served.http.post("/v1/completions", json={"prompt": list(b"Hello"), "max_tokens": 5}).json()
     assert ids["choices"][0]["text"] == choice["text"]
+
+
+def test_openai_s_client_may_send_neutral_values_and_its_history(served: Served, toy: ToyDecoder) -> None:
+    neutral: dict[str, Any] = {"n": 1, "stop": [], "logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0, "user": "me"}
+    neutral |= {"max_tokens": 4, "seed": None}
+    more: dict[str, Any] = {
+        "tools": [], "tool_choice": "none", "functions": [], "parallel_tool_calls": False, "response_format": {"type": "text"},
+        "metadata": {}, "store": False, "top_logprobs": 0, "reasoning_effort": "none", "modalities": ["text"],
+        "audio": None, "verbosity": "medium", "stream_options": {"include_usage": False},
+    }  # fmt: skip
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=20) as client:
+        text = client.completions.create(model="toy", prompt="Hello", echo=False, best_of=1, suffix="", **neutral).choices[0].text
+        assert text == client.completions.create(model="toy", prompt="Hello", max_tokens=4).choices[0].text
+        history: list[Any] = list(CHAT["messages"])
+        for form in (lambda message: message, lambda message: message.model_dump(), lambda message: message.to_dict()):
+            message = client.chat.completions.create(model="toy", messages=history, **neutral, **more).choices[0].message
+            history += [form(message), {"role": "user", "content": [{"type": "text", "text": "Hello", "cache_control": {}}]}]
+        raw = served.http.post("/v1/chat/completions", json={"messages": history[-1:], "max_tokens": 4}).json()["choices"][0]["message"]
+        history += [raw | {"tool_calls": [], "annotations": []}, *CHAT["messages"]]
+        client.chat.completions.create(model="toy", messages=history, max_tokens=4)
+    assert bytes(toy.asked[-1]["prompt"]).decode().count("user:Hello;assistant:") == 4
 
 
 def test_the_parameters_reach_the_decoder(served: Served, toy: ToyDecoder) -> None:

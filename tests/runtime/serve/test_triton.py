@@ -117,6 +117,8 @@ def test_sampling_parameters_are_the_fields_of_completions() -> None:
     request = generation_request("hello", False, '{"max_tokens": 7, "temperature": 0, "stop": ["x"]}')
     assert (request.prompt, request.params.max_new_tokens, request.params.temperature, request.params.stop) == ("hello", 7, 0, ("x",))
     assert generation_request("hello", True, None).prompt == [{"role": "user", "content": "hello"}]
+    neutral = '{"n": 1, "stop": [], "tools": [], "logit_bias": {}, "logprobs": false, "response_format": {"type": "text"}}'
+    assert generation_request("hello", True, neutral) == generation_request("hello", True, "null") == generation_request("hello", True, "")
     for wrong in ("[]", "{", '{"n": 2}', '{"max_tokens": "x"}', "[" * 100_000):
         with pytest.raises(ApiError):
             generation_request("hello", False, wrong)

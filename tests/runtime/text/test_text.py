@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,10 @@ from hypothesis import strategies as st
 
 from runtime import EngineDirError, PromptError
 from runtime.manifest.schema import Tokens
+from runtime.serve.errors import ApiError
+from runtime.serve.reply import _encode as encode_for_the_server
 from runtime.text.detokenizer import Detokenizer, StopStrings
+from runtime.text.prompt import encode
 from runtime.text.tokenizer import Tokenizer
 
 
@@ -33,7 +38,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
         "{{ bos_token }}{% for m in messages %}{% if m['role'] not in ['user', 'assistant'] %}{{ raise_exception('no ' + m['role']) }}"
         "{% endif %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     )
-    return Tokenizer(root, Tokens("tokenizer.json", "chat.jinja", (258,), None))
+    return Tokenizer(root, Tokens("tokenizer.json", {"default": "chat.jinja"}, (258,), None))
 
 
 @settings(max_examples=300, deadline=None)
@@ -66,7 +71,7 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     bpe.add_tokens([AddedToken("<think>", normalized=False)])
     root = tmp_path_factory.mktemp("pieces")
     bpe.save(str(root / "tokenizer.json"))
-    return Tokenizer(root, Tokens("tokenizer.json", None, (2,), 1))
+    return Tokenizer(root, Tokens("tokenizer.json", {}, (2,), 1))
 
 
 def joined(tokenizer: Tokenizer, ids: list[int]) -> bytes:
@@ -88,6 +93,20 @@ def test_bytes_of_sentencepiece_tokens_join_to_the_text(pieces: Tokenizer, ids: 
         assert joined(pieces, ids).decode() == whole
 
 
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from([0, 1, 2, *(3 + byte for byte in b"A\x80\xa0\xbd\xc3\xe4\xf0"), 259, 260, 262, 266]), max_size=9))
+def test_whole_streamed_and_joined_text_agree_where_characters_are_cut(pieces: Tokenizer, ids: list[int]) -> None:
+    """The decoder of the tokenizers package drops all neighbours of an incomplete character, which a stream has shown already."""
+    detokenizer = Detokenizer(pieces)
+    streamed = "".join([*(detokenizer.push(token) for token in ids), detokenizer.flush()])
+    assert streamed == pieces.decode(ids) == joined(pieces, ids).decode("utf-8", "replace")
+
+
+def test_a_character_that_the_limit_cuts_keeps_the_ones_before_it(pieces: Tokenizer) -> None:
+    ids = [3 + byte for byte in "你好".encode()[:-1]]
+    assert pieces.decode(ids) == "你\ufffd"
+
+
 def test_bytes_of_single_tokens(tokenizer: Tokenizer, pieces: Tokenizer) -> None:
     (first, second) = tokenizer.encode("é")
     assert (tokenizer.token_bytes(first), tokenizer.token_bytes(second)) == (b"\xc3", b"\xa9")
@@ -106,7 +125,7 @@ def test_bytes_of_word_level_tokens(tmp_path: Path) -> None:
     from tokenizers import models
 
     tokenizers.Tokenizer(models.WordLevel({"one": 0, "two": 1}, "one")).save(str(tmp_path / "tokenizer.json"))
-    words = Tokenizer(tmp_path, Tokens("tokenizer.json", None, (), None))
+    words = Tokenizer(tmp_path, Tokens("tokenizer.json", {}, (), None))
     assert joined(words, [0, 1, 0]).decode() == words.decode([0, 1, 0]) == "one two one"
 
 
@@ -130,6 +149,43 @@ def test_stop_strings_cut_where_the_first_one_starts(pieces: list[str], stops: l
             return
     assert not states.found
     assert shown == whole
+
+
+@pytest.mark.parametrize(
+    ("stop", "shown"),
+    [("<end>", "th"), ("<end>th", "th"), ("h<end>", "t"), ("<end>the", None), ("end>", None), ("<e", None)],
+)
+def test_stop_strings_find_special_tokens_that_the_text_omits(tokenizer: Tokenizer, stop: str, shown: str | None) -> None:
+    ids = [256, 258, 256, 257]  # th <end> th the
+    stops, detokenizer, text = StopStrings([stop], tokenizer.hidden), Detokenizer(tokenizer), ""
+    for token in ids:
+        text += stops.push(detokenizer.push(token), token)
+        if stops.found:
+            break
+    assert (stops.found, text + stops.flush()) == (shown is not None, "thththe" if shown is None else shown)
+
+
+def test_stop_strings_find_the_text_of_a_special_token_as_well(tokenizer: Tokenizer) -> None:
+    stops = StopStrings(["<end>"], tokenizer.hidden)
+    assert (stops.push("a<en"), stops.push("d>b"), stops.found) == ("a", "", True)
+
+
+def test_ids_of_a_text_are_within_the_models_vocabulary(tokenizer: Tokenizer) -> None:
+    """A tokenizer may know tokens that the model has no embedding for."""
+    for prompt in ("the<end>", [{"role": "user", "content": "the<end>"}]):
+        assert 258 in encode(prompt, tokenizer, 259, 100)
+        with pytest.raises(PromptError, match="contains '<end>', token 258 of the tokenizer, but the model knows 258 tokens") as caught:
+            encode(prompt, tokenizer, 258, 100)
+        assert caught.value.kind == "token_ids"
+
+
+def test_the_server_names_the_field_that_held_the_text(tokenizer: Tokenizer) -> None:
+    decoder = SimpleNamespace(encode=lambda prompt: encode(prompt, tokenizer, 258, 100))
+    fields: tuple[tuple[Any, str], ...] = (("the<end>", "prompt"), ([{"role": "user", "content": "<end>"}], "messages"))
+    for prompt, param in fields:
+        with pytest.raises(ApiError) as caught:
+            encode_for_the_server(decoder, prompt)  # type: ignore[arg-type]
+        assert (caught.value.status, caught.value.code, caught.value.param) == (400, "invalid_prompt", param)
 
 
 def test_chat_goes_through_the_template(tokenizer: Tokenizer) -> None:
@@ -157,7 +213,7 @@ def test_lone_surrogates_are_rejected(tokenizer: Tokenizer) -> None:
 
 def test_chat_without_a_template_is_rejected(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(tokenizer._tokenizer.to_str())
-    bare = Tokenizer(tmp_path, Tokens("tokenizer.json", None, (), None))
+    bare = Tokenizer(tmp_path, Tokens("tokenizer.json", {}, (), None))
     with pytest.raises(PromptError, match="no chat template") as caught:
         bare.encode([{"role": "user", "content": "hi"}])
     assert caught.value.kind == "no_chat_template"
@@ -167,12 +223,12 @@ def test_chat_without_a_template_is_rejected(tokenizer: Tokenizer, tmp_path: Pat
 def test_damaged_tokenizer_is_an_engine_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(EngineDirError, match=r"tokenizer\.json"):
-        Tokenizer(tmp_path, Tokens("tokenizer.json", None, (), None))
+        Tokenizer(tmp_path, Tokens("tokenizer.json", {}, (), None))
 
 
 def test_template_cannot_access_python_internals(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(tokenizer._tokenizer.to_str())
     (tmp_path / "chat.jinja").write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
-    hostile = Tokenizer(tmp_path, Tokens("tokenizer.json", "chat.jinja", (), None))
+    hostile = Tokenizer(tmp_path, Tokens("tokenizer.json", {"default": "chat.jinja"}, (), None))
     with pytest.raises(PromptError, match="refuses"):
         hostile.encode([{"role": "user", "content": "hi"}])

@@ -6,6 +6,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,7 +30,7 @@ class ToyStream(Iterator[Chunk]):
 
     def __next__(self) -> Chunk:
         decoder = self._decoder
-        decoder.gate.wait(20)
+        assert decoder.gate.wait(20), "paused for too long"
         time.sleep(decoder.seconds)
         if decoder.failing:
             raise decoder.failing
@@ -92,6 +93,15 @@ class ToyDecoder:
         self.asked: list[dict[str, Any]] = []
         self.closed = False
         self.manifest = SimpleNamespace(limits=SimpleNamespace(context=CONTEXT))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Rounds wait inside the block, and go on after it, also if the test fails there."""
+        self.gate.clear()
+        try:
+            yield
+        finally:
+            self.gate.set()
 
     def token_bytes(self, token: int, *, first: bool = False, special: bool = False) -> bytes:
         return bytes([token]) if token != EOS or special else b""

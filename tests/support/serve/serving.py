@@ -65,3 +65,4 @@ def serving(decoders: Sequence[Any], **settings: Any) -> Iterator[Served]:
             server.should_exit = True
             thread.join(20)
             assert not thread.is_alive()
+            assert not server.server_state.connections

@@ -1,0 +1,92 @@
+"""Parameters that are accepted although nothing here implements them: values that ask for nothing, and parameters that change no answer.
+
+Clients send them without being asked to: agents return messages as they got them, and frameworks write out every default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_CACHING = frozenset({"cache_control", "prompt_cache_breakpoint"})
+_NO_CALLS: Mapping[str, tuple[Any, ...]] = {"tool_calls": ([],), "function_call": ()}
+
+HARMLESS: Mapping[str, frozenset[str]] = {
+    "body": frozenset(
+        {
+            "user",
+            "metadata",
+            "store",
+            "service_tier",
+            "safety_identifier",
+            "prompt_cache_key",
+            "prompt_cache_options",
+            "prompt_cache_retention",
+            "parallel_tool_calls",
+            "prediction",
+        }
+    ),
+    "stream_options": frozenset({"include_obfuscation"}),
+    "message": _CACHING,
+    "part": _CACHING,
+}
+"""By kind of object: names whose value is not looked at."""
+
+NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "body": {
+        "n": (1,),
+        "best_of": (1,),
+        "echo": (False,),
+        "suffix": ("",),
+        "frequency_penalty": (0,),
+        "presence_penalty": (0,),
+        "repetition_penalty": (1,),
+        "logit_bias": ({},),
+        "min_p": (0,),
+        "min_tokens": (0,),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),  # there are no tools to choose from
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "audio": (),
+        "reasoning_effort": ("none",),
+        "verbosity": ("medium",),
+        "web_search_options": (),
+        "moderation": (),
+        "top_logprobs": (0,),
+        "stop_token_ids": ([],),
+        "ignore_eos": (False,),
+        "skip_special_tokens": (True,),
+        "include_stop_str_in_output": (False,),
+        "use_beam_search": (False,),
+        "length_penalty": (1,),
+        "chat_template_kwargs": ({},),
+        "add_generation_prompt": (True,),
+        "continue_final_message": (False,),
+    },
+    "stream_options": {"continuous_usage_stats": (False,)},
+    "message": {
+        **_NO_CALLS,
+        "annotations": ([],),
+        "audio": (),
+        "refusal": ("",),
+        "reasoning_content": ("",),
+        "reasoning": ("",),
+        "reasoning_details": ([],),
+        "provider_specific_fields": ({},),
+    },
+    "part": {"annotations": ([],), "citations": ([],)},
+}
+"""By kind of object: names and the values that ask for nothing. Null always does."""
+
+
+def is_neutral(kind: str, name: str, value: Any) -> bool:
+    """Whether the field ``name`` of a ``kind`` of object may be ignored."""
+    return value is None or name in HARMLESS[kind] or any(_same(value, each) for each in NEUTRAL[kind].get(name, ()))
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Equality that tells True from 1."""
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
