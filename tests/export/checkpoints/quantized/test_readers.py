@@ -163,6 +163,16 @@ def test_fp8_by_blocks() -> None:
     expect(only(fp8, tensors, {"weight_block_size": [16, 128]}), dense, FP8, 128, False)
 
 
+def test_fp8_by_blocks_is_what_transformers_dequantizes() -> None:
+    import torch
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    values, scales, _ = packers.float8(weight(), 8, 64)
+    stored = torch.from_numpy(values.view(np.uint8)).view(torch.float8_e4m3fn)
+    expected = Fp8Dequantize(None)._dequantize_one(stored, torch.from_numpy(scales), torch.float32).numpy()
+    expect(only(fp8, {"weight": values, "weight_scale_inv": scales}, {"weight_block_size": [8, 64]}), expected, FP8, 64, False)
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (OUTPUTS,), (OUTPUTS, 1)])
 def test_fp8_by_rows_and_whole(shape: tuple[int, ...]) -> None:
     values, scales, dense = packers.float8(weight(), OUTPUTS if np.prod(shape) == 1 else 1, INPUTS)
