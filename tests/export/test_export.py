@@ -46,8 +46,8 @@ def test_directory_is_complete_and_describes_itself(run: Run, source: Path, engi
         assert (graph.file, model.graph.name) == (f"{name}.onnx", name)
         assert list(graph.inputs) == [each.name for each in model.graph.input]
         assert list(graph.outputs) == [each.name for each in model.graph.output]
-        assert [(each.domain, each.version) for each in model.opset_import] == [("", 24)]
-        assert all(node.domain == "" for node in every_node(model.graph))
+        assert [(each.domain, each.version) for each in model.opset_import if not each.domain] == [("", 24)]
+        assert {node.op_type for node in every_node(model.graph) if node.domain} <= {"MatMulNBits"}  # of the int8 draft
     target = manifest.graphs["target"]
     assert (target.inputs["tree_mask"].dtype, target.inputs["tree_mask"].shape) == ("bool", ("n", "n"))
     assert (target.inputs["past.5.key"].dtype, target.inputs["past.5.key"].shape) == ("float32", (1, 2, "span", 16))
