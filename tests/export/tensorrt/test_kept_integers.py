@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from export.graphs.weights import BLOCK
 from runtime.manifest.load import load_manifest
 from tests.support.quantized_models import write_quantized
-from tests.support.tensorrt_exports import Source, export_to, unbuilt
+from tests.support.tensorrt_exports import TinyModels, export_to, unbuilt
 from tests.support.tiny import tiny_model
 
 pytest.importorskip("tensorrt_rtx")
@@ -38,7 +38,7 @@ def test_values_are_kept_and_plans_are_built(tmp_path: Path, scheme: str, precis
     model = tiny_model("llama", tied=False, num_hidden_layers=2)
     write_quantized(tmp_path / "tiny", model, scheme)
     more = ["--precision", precision, "--tree-sizes", "2", "--compute-capability", "8.9"]
-    directory = export_to(tmp_path / "e", Source(tmp_path, None), *more, draft=False)
+    directory = export_to(tmp_path / "e", TinyModels(tmp_path, None), *more, draft=False)
     assert "14 matrices" in (told := capfd.readouterr().err)
     assert "kept as they are" in told
     assert (directory / "target.plan").stat().st_size > 1 << 18
@@ -62,5 +62,5 @@ def test_what_is_rounded_again_is_said(
 ) -> None:
     monkeypatch.setattr("export.tensorrt.plans.build_plan", unbuilt)
     write_quantized(tmp_path / "tiny", tiny_model("llama", tied=False, num_hidden_layers=2), scheme)
-    export_to(tmp_path / "e", Source(tmp_path, None), "--precision", precision, draft=False)
+    export_to(tmp_path / "e", TinyModels(tmp_path, None), "--precision", precision, draft=False)
     assert f"rounded again, because TensorRT's products have {reason}" in (told := capfd.readouterr().err) or f"checkpoint {reason}" in told
