@@ -52,7 +52,7 @@ FUSED_FILE = "target.cpu.onnx"
 def is_current(plan: Plan, source: Source) -> bool:
     """Whether the directory already holds exactly this export and all its files are intact."""
     try:
-        return load_manifest(plan.directory).source == source
+        return load_manifest(plan.directory, verify=True).source == source
     except EngineDirError:
         return False
 

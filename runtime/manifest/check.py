@@ -117,7 +117,7 @@ def check_files(directory: Path, manifest: Manifest, verify: bool | None, backen
         checks += [(name, expected, "tuning", again) for name, expected in tuning.files.items()]
     for name, expected, made_by, again in checks:
         _check_file(directory, name, expected, None if name.endswith(not_read) else hashes, made_by, again)
-    if hashes:
+    if hashes and verify is None:
         hashes.save()
 
 

@@ -20,8 +20,8 @@ Run = Callable[..., Ended]
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int, int]]:
-    """Inode, size and mtime of everything below ``directory``, to detect any change."""
-    found = [directory, *directory.rglob("*")] if directory.exists() else []
+    """Inode, size and mtime of everything below ``directory``, to detect any change. What loading remembers there does not count."""
+    found = [path for path in (directory, *directory.rglob("*")) if path.name != HASHED] if directory.exists() else []
     return {str(path): (path.stat().st_ino, path.stat().st_size, path.stat().st_mtime_ns) for path in found}
 
 
