@@ -1,4 +1,4 @@
-"""Reading config.json as transformers 4 and 5 write it, configs that are refused, and rotary tables compared with transformers."""
+"""Reading config.json as transformers 4 and 5 write it, and configs that are refused."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from transformers import AutoConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from export.checkpoints.arch import Arch, Rope, arch_from_config
+from export.checkpoints.arch import Arch, arch_from_config
+from export.checkpoints.rope import Rope
 from export.errors import UnsupportedModel
 from export.graphs.precision import PRECISIONS
 from export.plan import make_plan
@@ -173,49 +170,6 @@ def test_a_missing_key_is_named(key: str) -> None:
     config = {name: value for name, value in SIZES.items() if name != key}
     with pytest.raises(UnsupportedModel, match=f"config.json lacks '{key}' — "):
         arch_from_config({**config, "model_type": "llama"})
-
-
-SCALINGS: Mapping[str, Mapping[str, Any]] = {
-    "default": {"rope_type": "default"},
-    "linear": {"rope_type": "linear", "factor": 4.0},
-    "llama3": {"rope_type": "llama3", **LLAMA3},
-    "llama3-small": {**LLAMA3, "rope_type": "llama3", "factor": 32.0, "original_max_position_embeddings": 256},
-    "llama3-without-length": {key: value for key, value in {"rope_type": "llama3", **LLAMA3}.items() if not key.startswith("original")},
-    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024},
-    "yarn-without-length": {"rope_type": "yarn", "factor": 4.0},
-    "yarn-tuned": {
-        "rope_type": "yarn",
-        "factor": 16.0,
-        "original_max_position_embeddings": 2048,
-        "attention_factor": 1.25,
-        "beta_fast": 24,
-        "beta_slow": 2,
-    },
-    "yarn-mscale": {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 512, "mscale": 1.0, "mscale_all_dim": 0.7},
-    "yarn-untruncated": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512, "truncate": False},
-}
-
-
-@pytest.mark.parametrize("name", SCALINGS)
-@pytest.mark.parametrize(("theta", "head_dim"), [(10000.0, 64), (500000.0, 128)])
-def test_rotary_tables_equal_transformers(name: str, theta: float, head_dim: int) -> None:
-    sizes = {**SIZES, "head_dim": head_dim, "max_position_embeddings": 4096}
-    config = AutoConfig.for_model("llama", **sizes, rope_parameters={"rope_theta": theta, **SCALINGS[name]})
-    theirs = LlamaRotaryEmbedding(config)
-    rope = arch_from_config({**sizes, "model_type": "llama", "rope_parameters": {"rope_theta": theta, **SCALINGS[name]}}).rope
-    cos, sin = rope.tables(head_dim, 4096)
-    assert (cos.dtype, cos.shape, sin.shape) == (np.float32, (4096, head_dim // 2), (4096, head_dim // 2))
-
-    near = torch.arange(48)[None]
-    expected_cos, expected_sin = (table[0, :, : head_dim // 2].numpy() for table in theirs(torch.zeros(1), near))
-    np.testing.assert_allclose(cos[:48], expected_cos, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(sin[:48], expected_sin, rtol=0, atol=1e-5)
-    # transformers rounds the angles to float32, an error of up to 2e-4 at position 4095; we do not. So compare large positions
-    # with angles computed from their frequencies.
-    angles = np.arange(4096)[:, None] * theirs.inv_freq.double().numpy()
-    allowed = 1e-6 * np.arange(1, 4097)[:, None]
-    assert (np.abs(cos - np.cos(angles) * theirs.attention_scaling) <= allowed).all()
-    assert (np.abs(sin - np.sin(angles) * theirs.attention_scaling) <= allowed).all()
 
 
 @pytest.mark.parametrize(("layers", "captured"), [(32, (2, 16, 29)), (36, (2, 18, 33)), (6, (2, 3, 3)), (2, (1, 1, 0)), (1, (0, 0, 0))])
