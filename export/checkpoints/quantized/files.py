@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import CheckpointError
 from ..safetensors import Files
 from .stored import Form, QuantizedMatrix, StoredIntegers, dequantized_rows
 
@@ -19,6 +20,7 @@ class QuantizedFiles:
     """``files`` with every matrix of ``matrices`` under its usual name, and without the tensors that it is stored in.
 
     Tensors that belong to no matrix keep their names, so that a check of the names finds them; scales of the KV cache are left out.
+    Raises CheckpointError for a matrix that is stored unquantized as well.
     """
 
     def __init__(self, files: Files, matrices: Mapping[str, QuantizedMatrix]) -> None:
@@ -27,6 +29,8 @@ class QuantizedFiles:
         self._files, self._matrices = files, matrices
         used = {name for matrix in matrices.values() for name in matrix.tensors}
         others = [name for name in files.names() if name not in used and not name.endswith(CACHE_SCALES)]
+        if double := sorted(matrices.keys() & set(others)):
+            raise CheckpointError(f"{self.path} has both {double[0]} and {matrices[double[0]].tensors[0]} — download the checkpoint again")
         self._names = sorted({*others, *matrices})
 
     def names(self) -> list[str]:
