@@ -10,8 +10,9 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import CheckpointError
+from .finite import expect_finite
 from .lfs import refuse_pointer
-from .safetensors import config_files, expect_finite, files_fingerprint, refuse_duplicate
+from .safetensors import config_files, files_fingerprint, refuse_duplicate
 
 
 class TorchFiles:

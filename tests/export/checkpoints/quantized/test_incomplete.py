@@ -118,3 +118,31 @@ def test_float8_blocks_that_are_not_those_of_the_settings_are_refused(tmp_path: 
     float8_directory(tmp_path, 96 if settings.get("weight_block_size") else 64, **settings)
     with refused(r"proj.weight has scales .* for a weight .* — the checkpoint is damaged, download it again"):
         HuggingFaceCheckpoint(tmp_path).form("model.layers.0.mlp.down_proj.weight")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("scheme", "part"),
+    [("gptq", "scales"), ("awq", "scales"), ("int4 groups", "weight_scale"), ("int8 rows", "weight_scale"),
+     ("fp8 blocks", "weight_scale_inv"), ("fp8 rows", "weight")],
+)  # fmt: skip
+def test_numbers_that_are_not_finite_are_named_as_they_are_stored(tmp_path: Path, scheme: str, part: str, value: float) -> None:
+    """Both where they are dequantized and where they are kept."""
+    written(tmp_path, scheme)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors[LAYER + part][1, 0] = np.nan if part == "weight" else value  # this float8 has no infinities
+    save_file(tensors, tmp_path / "model.safetensors")
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    for read in (checkpoint.read, checkpoint.integers):
+        with refused(rf"model.safetensors has numbers in {LAYER}{part} that are not finite .*, which no --precision mends — "):
+            read(f"{LAYER}weight", 0, 64)
+        assert read("model.layers.0.mlp.down_proj.weight", 0, 64) is not None
+
+
+def test_scales_so_large_that_weights_overflow_are_refused(tmp_path: Path) -> None:
+    written(tmp_path, "int8 rows")
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors[f"{LAYER}weight_scale"] = torch.full((64, 1), 3e38)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with refused(rf"has numbers in {LAYER}weight that are not finite: its scales are too large — take other weights"):
+        HuggingFaceCheckpoint(tmp_path).read(f"{LAYER}weight")
