@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 
@@ -14,9 +16,10 @@ _MASKS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float8_e4m3fn": 0x7F, "float8_
 
 def is_finite(numbers: np.ndarray) -> bool:
     """Whether none of the numbers is NaN or infinite; true of integers."""
-    if mask := _MASKS.get(numbers.dtype.name):  # much faster than ml_dtypes' own test
-        bits = np.ascontiguousarray(numbers).view(np.uint16 if numbers.itemsize == 2 else np.uint8)
-        return not ((bits & mask) == mask).any()
+    if (mask := _MASKS.get(numbers.dtype.name)) is not None:  # much faster than ml_dtypes' own test
+        unsigned: type[np.unsignedinteger[Any]] = np.uint16 if numbers.itemsize == 2 else np.uint8
+        bits: NDArray[np.unsignedinteger[Any]] = np.ascontiguousarray(numbers).view(unsigned)
+        return not bool(((bits & mask) == mask).any())
     if numbers.dtype.kind != "f":
         return True
     with np.errstate(over="ignore", invalid="ignore"):

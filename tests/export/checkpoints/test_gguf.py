@@ -90,7 +90,7 @@ def test_precomputed_rotary_factors_are_used(tmp_path: Path) -> None:
     write_gguf(tmp_path / "model.gguf", model, tensors={"rope_freqs.weight": llama3_factors(model)})
     tokens = list(range(3, 120))  # long enough that the scaled frequencies differ
     chain = Tree.chain(tokens)
-    logits = reference_logits(open_checkpoint(tmp_path / "model.gguf"), chain.tokens, chain.depth, chain.mask)
+    logits = reference_logits(open_checkpoint(tmp_path / "model.gguf"), chain.tokens, chain.depth, chain.mask, range(LAYERS))
     np.testing.assert_allclose(logits, reference(model, tokens)[0], rtol=0, atol=2e-3)
     plain = reference(tiny_model("llama", num_hidden_layers=LAYERS), tokens)[0]
     assert np.abs(logits - plain).max() > 0.1
