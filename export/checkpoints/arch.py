@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UnsupportedModel
+from .config_values import positive, whole
 from .rope import Rope, rope_from_config
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-MAX_SIZE = 1 << 22  # upper bound of every size in a config; no model comes near it
+_ANY_LENGTH = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -66,32 +67,29 @@ def arch_from_config(config: Mapping[str, Any]) -> Arch:
     if config.get("hidden_act", "silu") != "silu" or config.get("mlp_bias"):
         raise UnsupportedModel("only SwiGLU without bias is supported — this config asks for another feed-forward")
     try:
-        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        hidden, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
         rope = rope_from_config(config)
         bias = bool(config.get("attention_bias", False)) and kind in ("llama", "qwen3")  # the others' code does not read it
         windowed = kind == "mistral" or bool(config.get("use_sliding_window"))
-        window = config.get("sliding_window", 4096) if windowed else None  # 4096 is transformers' default
+        window = config.get("sliding_window", 4096) if windowed else None  # 4096 is transformers' default, null stands for none
         arch = Arch(
             model_type=kind,
             hidden=hidden,
-            layers=int(config["num_hidden_layers"]),
+            layers=whole(config, "num_hidden_layers"),
             heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or (128 if kind == "qwen3" else hidden // heads)),
-            intermediate=int(config["intermediate_size"]),
-            vocab=int(config["vocab_size"]),
-            rms_eps=float(config.get("rms_norm_eps", 1e-6)),
+            kv_heads=whole(config, "num_key_value_heads", heads),
+            head_dim=whole(config, "head_dim", 128 if kind == "qwen3" else hidden // heads),
+            intermediate=whole(config, "intermediate_size"),
+            vocab=whole(config, "vocab_size", least=0),
+            rms_eps=positive(config, "rms_norm_eps", 1e-6),
             rope=rope,
-            max_position=int(config.get("max_position_embeddings", 2048)),
+            max_position=whole(config, "max_position_embeddings", 2048, most=_ANY_LENGTH),
             tied_head=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=bias or kind == "qwen2",
             output_bias=bias,
             qk_norm=kind == "qwen3",
-            window=None if window is None else int(window),
+            window=None if window is None else whole({"sliding_window": window}, "sliding_window", most=_ANY_LENGTH),
         )
-        sizes = (arch.hidden, arch.layers, arch.heads, arch.kv_heads, arch.head_dim, arch.intermediate)
-        if not (all(1 <= size <= MAX_SIZE for size in sizes) and 0 <= arch.vocab <= MAX_SIZE):
-            raise ValueError(f"one of the sizes {', '.join(map(str, (*sizes, arch.vocab)))} is out of range")
         if arch.head_dim % 2:
             raise ValueError(f"heads of {arch.head_dim} numbers (head_dim), of which rotary embedding needs an even count")
         if arch.heads % arch.kv_heads:

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UnsupportedModel
+from .config_values import positive
+
+_ORIGINAL = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,11 @@ def _scale_frequencies(frequencies: np.ndarray, scaling: Mapping[str, Any], thet
     if kind == "default":
         return frequencies, 1.0
     if kind == "linear":
-        return frequencies / float(scaling["factor"]), 1.0
+        return frequencies / positive(scaling, "factor"), 1.0
     if kind == "llama3":
-        factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
-        original_length = float(scaling["original_max_position_embeddings"])
+        factor, low, high, original_length = (
+            positive(scaling, key) for key in ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL)
+        )
         blend = np.clip((original_length * frequencies / (2 * np.pi) - low) / (high - low), 0.0, 1.0)
         return (1 - blend) * frequencies / factor + blend * frequencies, 1.0
     if kind == "yarn":
@@ -52,7 +56,7 @@ def _scale_frequencies(frequencies: np.ndarray, scaling: Mapping[str, Any], thet
 
 def _yarn(frequencies: np.ndarray, scaling: Mapping[str, Any], theta: float, head_dim: int) -> tuple[np.ndarray, float]:
     """YaRN (arXiv 2309.00071): interpolate low frequencies, keep high ones, with a linear ramp between."""
-    factor, original_length = float(scaling["factor"]), float(scaling["original_max_position_embeddings"])
+    factor, original_length = positive(scaling, "factor"), positive(scaling, _ORIGINAL)
 
     def dimension(rotations: float) -> float:
         """The dimension that turns this many times within the original context."""
@@ -61,16 +65,15 @@ def _yarn(frequencies: np.ndarray, scaling: Mapping[str, Any], theta: float, hea
     def magnitude(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    low, high = dimension(float(scaling.get("beta_fast") or 32)), dimension(float(scaling.get("beta_slow") or 1))
+    low, high = (dimension(positive({key: scaling.get(key) or usual}, key)) for key, usual in (("beta_fast", 32), ("beta_slow", 1)))
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
     ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low or 0.001), 0.0, 1.0)
-    mscale, mscale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
-    attention_factor = scaling.get("attention_factor")
-    if not attention_factor:
-        attention_factor = magnitude(mscale) / magnitude(mscale_all) if mscale and mscale_all else magnitude(1.0)
-    return frequencies / factor * ramp + frequencies * (1 - ramp), float(attention_factor)
+    usual = magnitude(1.0)
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        usual = magnitude(positive(scaling, "mscale")) / magnitude(positive(scaling, "mscale_all_dim"))
+    return frequencies / factor * ramp + frequencies * (1 - ramp), positive(scaling, "attention_factor", usual)
 
 
 def rope_from_config(config: Mapping[str, Any]) -> Rope:
@@ -84,15 +87,16 @@ def rope_from_config(config: Mapping[str, Any]) -> Rope:
     if nested := sorted(key for key, value in scaling.items() if isinstance(value, Mapping) or key in kinds):
         raise UnsupportedModel(f"config.json sets rotary embedding for each kind of layer ({nested[0]}), which is not supported — choose "
                                "another model")  # fmt: skip
-    theta = float(scaling.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
+    base = scaling.pop("rope_theta", None)
+    theta = positive(config if base is None else {"rope_theta": base}, "rope_theta", 10000.0)
     if (scaling.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor") or 1.0) != 1.0:
         raise UnsupportedModel("partial rotary embedding is not supported — this config rotates only some dimensions of a head")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return Rope(theta)
-    length = config.get("max_position_embeddings", 2048)
-    original = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings") or length
-    scaling["original_max_position_embeddings"] = original
+    length = positive(config, "max_position_embeddings", 2048)
+    original = positive({_ORIGINAL: config.get(_ORIGINAL) or scaling.get(_ORIGINAL) or None}, _ORIGINAL, length)
+    scaling[_ORIGINAL] = original
     if kind == "yarn" and scaling.get("factor", 1.0) is None:
         scaling["factor"] = length / original
     return Rope(theta, scaling)

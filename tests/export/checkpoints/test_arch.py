@@ -152,8 +152,8 @@ def test_head_dim_of_qwen3_does_not_follow_from_its_width() -> None:
         ({"partial_rotary_factor": 0.5}, "partial"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}, "partial"),
         ({"hidden_size": "wide"}, "config.json .*'wide'"),
-        ({"num_attention_heads": None}, "config.json .*NoneType"),
-        ({"num_attention_heads": 0}, "config.json .*zero"),
+        ({"num_attention_heads": None}, "config.json .*num_attention_heads is None"),
+        ({"num_attention_heads": 0}, "config.json .*num_attention_heads is 0, which is out of range"),
         ({"num_hidden_layers": -1}, "config.json .*out of range"),
         ({"head_dim": 1 << 31}, "config.json .*out of range"),
     ],
@@ -193,3 +193,43 @@ def test_context_is_limited_by_the_model(change: Mapping[str, Any], max_context:
     arch = arch_from_config({**SIZES, "model_type": "llama", "max_position_embeddings": 8192, **change})
     plan = make_plan(Path("engines/x"), "x", arch, PRECISIONS["fp32"], max_context, 128)
     assert (plan.context, plan.capacity) == (context, capacity)
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("rms_norm_eps", value) for value in (NAN, INFINITE, 0, -1e-5, "1e-5", True)),
+        *(("rope_theta", value) for value in (NAN, INFINITE, 0, -1.0, "10000")),
+        *(("num_hidden_layers", value) for value in (2.5, NAN, INFINITE, True, "32", 0)),
+        *(("max_position_embeddings", value) for value in (0, -5, 0.5, "4096")),
+        *(("sliding_window", value) for value in (0, -1, 16.5, "4096")),
+        *(
+            (key, 1.5)
+            for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "intermediate_size")
+        ),
+        *(("factor", value) for value in (0, -2.0, NAN, INFINITE, "4", None)),
+        *((key, 0) for key in ("low_freq_factor", "high_freq_factor")),
+        ("original_max_position_embeddings", -1),
+    ],
+)
+def test_a_number_that_would_give_nonsense_is_refused_by_its_key(key: str, value: Any) -> None:
+    """Mistral has a window, and Llama 3's scaling the most settings."""
+    config = {**SIZES, "model_type": "mistral", "rope_scaling": {**LLAMA3, "rope_type": "llama3"}}
+    (config["rope_scaling"] if key in LLAMA3 else config)[key] = value
+    with pytest.raises(UnsupportedModel, match=rf"^config.json holds a value that cannot be used: {key} is .* — download it again$"):
+        arch_from_config(config)
+
+
+@pytest.mark.parametrize("key", ["factor", "attention_factor", "beta_fast", "mscale"])
+def test_settings_of_yarn_are_numbers_above_zero(key: str) -> None:
+    scaling = {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0, key: -1.0}
+    with pytest.raises(UnsupportedModel, match=f"{key} is -1.0, not a number above zero — "):
+        arch_from_config({**SIZES, "model_type": "llama", "rope_scaling": scaling})
+
+
+def test_whole_numbers_may_be_written_as_floats_and_a_window_may_be_null() -> None:
+    arch = arch_from_config({**SIZES, "model_type": "mistral", "num_hidden_layers": 3.0, "sliding_window": None})
+    assert (arch.layers, type(arch.layers), arch.window) == (3, int, None)
