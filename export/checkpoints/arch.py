@@ -42,6 +42,11 @@ class Arch:
     window: int | None = None
 
     @property
+    def longest_context(self) -> int:
+        """Tokens for which the graphs are exact: full attention equals a sliding window's only within the window."""
+        return self.max_position if self.window is None else min(self.max_position, self.window)
+
+    @property
     def captured(self) -> tuple[int, ...]:
         """EAGLE-3's usual captured layers: it reads the residual stream *entering* layers 2, n//2 and n-3 (clamped for tiny models)."""
         return tuple(min(max(layer, 0), self.layers - 1) for layer in (2, self.layers // 2, self.layers - 3))
