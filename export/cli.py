@@ -238,7 +238,7 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
     assert checkpoint is not None
     options: dict[str, object] = {"model": plan.model, "precision": plan.precision, "draft_precision": plan.draft_precision}
     options |= {"max_context": asked.max_context, "prefill_rows": asked.prefill_rows, "tree_sizes": list(plan.tree_sizes)}
-    options["requantize"] = asked.requantize
+    options |= {"requantize": asked.requantize, "longest_context": plan.longest_context}
     options["policy"] = prepared.policy.digest if prepared.policy else None
     if platform:
         gpu = platform.gpu.name if platform.gpu else None
@@ -248,6 +248,8 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
         stored = plan.directory / "manifest.json"
         click.echo(stored.read_text(encoding="utf-8").rstrip() if as_json else f"{plan.directory} is up to date")
         return
+    if plan.context < asked.max_context:
+        say(f"the context is {plan.context} tokens instead of {asked.max_context}, the most that the model or its attention window has")
     if platform:
         say("\n".join(plan.lines()))
     elif plan.stored:

@@ -38,6 +38,7 @@ class Plan:
 
     weight_bytes, draft_bytes: target.data and draft.data. policy_bytes: networks of --policy. plan_bytes: TensorRT's plans, estimated.
     memory: peak during the export. run_memory: weights and a full cache at run time.
+    longest_context: the largest context that --max-context can ask for.
     stored: how a quantized checkpoint's values are stored, one line for each form.
     """
 
@@ -46,6 +47,7 @@ class Plan:
     backend: str
     precision: str
     context: int
+    longest_context: int
     capacity: int
     tree_sizes: tuple[int, ...]
     prefill_rows: int
@@ -70,7 +72,8 @@ class Plan:
             "scratch memory is known once the plans are built",
         )
         return [
-            f"{self.directory}: {self.model} in {self.precision}, context {self.context} tokens",
+            f"{self.directory}: {self.model} in {self.precision}, context {self.context} tokens"
+            + (", the model's own limit" if self.context == self.longest_context else ""),
             f"  target.onnx, target.data   {_mib(self.weight_bytes)} of weights",
             *(f"  quantized weights          {line}" for line in self.stored),
             *([f"  draft.onnx, draft.data     {_mib(self.draft_bytes)} of {self.draft} in {self.draft_precision}"] if self.draft else []),
@@ -105,7 +108,7 @@ def make_plan(
 
     source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``.
     """
-    context = min(max_context, arch.max_position, arch.window or arch.max_position)
+    context = min(max_context, arch.longest_context)
     capacity = -(-(context + max(tree_sizes)) // 64) * 64
     compute, static = NUMPY_TYPES[precision.compute].itemsize, backend == TENSORRT
     count, draft_count = WeightCount("target.data"), WeightCount("draft.data")
@@ -128,6 +131,7 @@ def make_plan(
         backend=backend,
         precision=precision.name,
         context=context,
+        longest_context=arch.longest_context,
         capacity=capacity,
         tree_sizes=tree_sizes,
         prefill_rows=prefill_rows,

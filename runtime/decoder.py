@@ -207,7 +207,7 @@ class Decoder:
         expect_own_process(self._process)
         expect_form(prompt)
         with NATIVE_CALLS:
-            return encode(prompt, self._tokenizer, self.manifest.shape.vocab, self.manifest.limits.context)
+            return encode(prompt, self._tokenizer, self.manifest.shape.vocab, self.manifest.limits.context, self.manifest.may_grow)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids, without special tokens. Raises ValueError for an id outside the vocabulary."""

@@ -14,10 +14,11 @@ import numpy as np
 
 from ..errors import CheckpointError, UnsupportedModel
 from .arch import arch_from_config
+from .finite import expect_finite
 from .gguf_header import check_header
 from .quantized.ggml import FORMS, integers
 from .quantized.stored import Form, StoredIntegers
-from .safetensors import expect_finite, files_fingerprint, refuse_duplicate
+from .safetensors import files_fingerprint, refuse_duplicate
 from .target_tensors import check_names, expected_tensors
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -230,8 +231,11 @@ class GgufCheckpoint:
         return FORMS.get(self._tensor(name).tensor_type.name)
 
     def integers(self, name: str, start: int, stop: int) -> StoredIntegers:
-        """Rows [start, stop) of a quantized tensor."""
-        return integers(self._raw(name, start, stop), self._tensor(name).tensor_type.name)
+        """Rows [start, stop) of a quantized tensor. Raises CheckpointError if a scale is not finite."""
+        tensor = self._tensor(name)
+        found = integers(self._raw(name, start, stop), tensor.tensor_type.name)
+        expect_finite(found.scales, tensor.name, self._file_of[tensor.name])
+        return found
 
     def fingerprint(self) -> list[list[Any]]:
         """[file name, size, mtime_ns] of every file."""

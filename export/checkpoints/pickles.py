@@ -1,4 +1,5 @@
-"""Pickled weights (pytorch_model*.bin), as some older models have. Needs torch. Only tensors are unpickled; files are mapped."""
+"""Pickled weights (pytorch_model*.bin), as some older models have. Needs torch. Only tensors are unpickled; files are mapped,
+except those of torch before 1.6, which are no zip archives."""
 
 from __future__ import annotations
 
@@ -9,9 +10,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UnsupportedModel
+from .finite import expect_finite
 from .lfs import refuse_pointer
-from .safetensors import config_files, expect_finite, files_fingerprint, refuse_duplicate
+from .safetensors import config_files, files_fingerprint, refuse_duplicate
+
+_PLAIN = (int, float, str, type(None))  # beside tensors they are ignored, such as the number of an epoch
 
 
 class TorchFiles:
@@ -65,7 +69,7 @@ def _load(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} holds pickled weights, which need torch to read — pip install torch") from None
     try:
         refuse_pointer(file)
-        found = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        found = torch.load(file, map_location="cpu", mmap=_is_archive(file), weights_only=True)
     except CheckpointError:
         raise
     except UnpicklingError:  # torch's own message advises loading without protection, so it is not shown
@@ -73,6 +77,22 @@ def _load(file: Path) -> dict[str, Any]:
     except Exception as error:  # on a damaged file torch may raise any type
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"cannot read {file}: {reason} — the file is truncated or damaged, download it again") from None
-    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(value, (torch.Tensor, *_PLAIN)) for value in found.values()):
         raise CheckpointError(f"cannot read {file}: it is not a table of tensors — get the model's safetensors")
-    return found
+    return {name: _dense(name, tensor, file) for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+
+
+def _is_archive(file: Path) -> bool:
+    """Whether torch would read a file as a zip archive, whole or not."""
+    with file.open("rb") as content:
+        return content.read(4) == b"PK\x03\x04"
+
+
+def _dense(name: str, tensor: Any, file: Path) -> Any:
+    """The numbers of a tensor or parameter. Raises UnsupportedModel for other forms of it."""
+    import torch
+
+    form = str(tensor.layout).removeprefix("torch.") if tensor.layout != torch.strided else tensor.dtype
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        raise UnsupportedModel(f"{file} stores {name} as {form}, which cannot be read — get the model's safetensors")
+    return tensor.detach()

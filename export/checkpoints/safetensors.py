@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import CheckpointError, UnsupportedModel
 from .arch import Arch
+from .finite import expect_finite
 from .lfs import refuse_pointer
 
 
@@ -145,17 +146,6 @@ def refuse_duplicate(name: str, file: Path, other: Path | None) -> None:
     """Raises CheckpointError if a tensor of one file is in the ``other`` too."""
     if other is not None:
         raise CheckpointError(f"{name} is in {other} and in {file.name} — move away the file that does not belong to the checkpoint")
-
-
-def expect_finite(numbers: np.ndarray, name: str, file: Path) -> None:
-    """Raises CheckpointError if one of the numbers is NaN or infinite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = numbers.sum()
-    if not np.isfinite(total) and not np.isfinite(numbers).all():  # a sum of large numbers may be infinite
-        raise CheckpointError(
-            f"{file} has numbers in {name} that are not finite (NaN or infinity), which no --precision mends — download it again, or take "
-            "other weights"
-        )
 
 
 def _header(file: Path) -> dict[str, _Tensor]:

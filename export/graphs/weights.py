@@ -17,7 +17,9 @@ from onnx import StringStringEntryProto, TensorProto, helper
 
 from runtime.backends.cpu.processor import usable_cores
 
+from ..checkpoints.finite import is_finite
 from ..checkpoints.safetensors import Weights
+from ..errors import ParityError
 
 ALIGNMENT = 4096  # both backends map the file into memory
 BLOCK = 32  # inputs that share one scale in int8 and int4
@@ -43,7 +45,8 @@ class WeightCount:
 
 
 class WeightFile(WeightCount):
-    """A WeightCount that also writes the tensors to ``path`` and hashes the file."""
+    """A WeightCount that also writes the tensors to ``path`` and hashes the file. Adding raises ParityError for numbers that are not finite
+    in the type in which they are stored."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path.name)
@@ -67,8 +70,13 @@ class WeightFile(WeightCount):
     def add(self, name: str, dtype: int, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> TensorProto:
         self._append(bytes(-self.size % ALIGNMENT))
         tensor = super().add(name, dtype, shape, chunks)
-        for chunk in chunks:
-            self._append(np.ascontiguousarray(chunk).view(np.uint8).reshape(-1).data)
+        for chunk in map(np.ascontiguousarray, chunks):
+            if not is_finite(chunk):
+                model, option = ("draft", "--draft-precision") if self.location.startswith("draft") else ("target", "--precision")
+                raise ParityError(
+                    f"the exported {model}'s {name} has numbers that are not finite in {chunk.dtype} — choose another {option}"
+                )
+            self._append(chunk.view(np.uint8).reshape(-1).data)
         assert self._file.tell() == self.size, f"{name} is not of its shape"
         return tensor
 
@@ -98,7 +106,7 @@ def converted_rows(checkpoint: Weights, names: Sequence[str], convert: Callable[
     interpreter's lock alone meanwhile."""
 
     def one(name: str, start: int, stop: int) -> Converted:
-        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, which the check finds and reports
+        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, which WeightFile reports
             return convert(checkpoint.read(name, start, stop))
 
     threads = min(usable_cores(), MOST_THREADS)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoints.arch import Arch, Rope
+from ..checkpoints.arch import Arch
+from ..checkpoints.rope import Rope
 from ..checkpoints.safetensors import Checkpoint
 from .target import rotate
 

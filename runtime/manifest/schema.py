@@ -143,6 +143,12 @@ class Manifest:
     rebuild: str
 
     @property
+    def may_grow(self) -> bool:
+        """Whether an export with a larger --max-context has a longer context; True if the exporter did not say."""
+        longest = self.source.options.get("longest_context")
+        return not isinstance(longest, int) or self.limits.context < longest
+
+    @property
     def quantized(self) -> bool:
         """Whether weights are integers; each row then costs a larger share of a pass."""
         return self.precision in ("int8", "int4")

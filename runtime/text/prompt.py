@@ -14,9 +14,9 @@ Prompt = str | Sequence[int] | Sequence[Message]
 """Plain text, token ids, or chat messages."""
 
 
-def encode(prompt: Prompt, tokenizer: Tokenizer, vocab: int, context: int) -> list[int]:
+def encode(prompt: Prompt, tokenizer: Tokenizer, vocab: int, context: int, may_grow: bool = True) -> list[int]:
     """The token ids of a prompt in any form. Raises PromptError for ids outside ``vocab``, whoever named them, and for prompts too long for
-    ``context``."""
+    ``context``. ``may_grow``: whether another export can have a longer context."""
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
     else:
@@ -24,22 +24,23 @@ def encode(prompt: Prompt, tokenizer: Tokenizer, vocab: int, context: int) -> li
         if items and isinstance(items[0], Mapping):
             ids = tokenizer.encode(cast(Sequence[Message], items))
         else:
-            return _fitting(_checked_ids(cast(Iterable[int], items), vocab), context)
+            return _fitting(_checked_ids(cast(Iterable[int], items), vocab), context, may_grow)
     if unknown := next((token for token in ids if token >= vocab), None):  # a tokenizer may have more tokens than the model
         raise PromptError(
             f"the prompt contains {tokenizer.piece(unknown)!r}, token {unknown} of the tokenizer, but the model knows {vocab} tokens — "
             "leave it out",
             "token_ids",
         )
-    return _fitting(ids, context)
+    return _fitting(ids, context, may_grow)
 
 
-def _fitting(ids: list[int], context: int) -> list[int]:
+def _fitting(ids: list[int], context: int, may_grow: bool) -> list[int]:
     if not ids:
         raise PromptError("the prompt is empty — give at least one token", "empty")
     if len(ids) >= context:
         raise PromptError(
-            f"the prompt has {len(ids)} tokens, the context holds {context} — shorten it, or export with a larger --max-context",
+            f"the prompt has {len(ids)} tokens, the context holds {context} — shorten it"
+            + (", or export with a larger --max-context" if may_grow else "; this model has no longer context"),
             "too_long",
         )
     return ids

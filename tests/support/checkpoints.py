@@ -33,7 +33,7 @@ def refused(message: str, kind: type[Exception] = CheckpointError) -> Iterator[N
 
 def logits_of(checkpoint: Checkpoint) -> np.ndarray:
     chain = Tree.chain(TOKENS)
-    return reference_logits(checkpoint, chain.tokens, chain.depth, chain.mask)
+    return reference_logits(checkpoint, chain.tokens, chain.depth, chain.mask, range(checkpoint.arch.layers))
 
 
 def expect_tensors(checkpoint: Checkpoint, expected: dict[str, np.ndarray]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError, UnsupportedModel
-from .input_groups import group_size
+from .input_groups import DEFAULT_SIZE, group_size
 from .packing import signed, word_columns
 from .stored import INT4, Form, StoredIntegers, Tensors, whole
 
@@ -38,9 +38,10 @@ def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, AwqMatrix]:
         if name.endswith(".qweight"):
             stem = name.removesuffix("qweight")
             tensors = tuple(stem + part for part in PARTS if stem + part in names)
-            if f"{stem}scales" not in tensors:
-                raise CheckpointError(f"{files.path} has {name} without scales — it is incomplete, download it again")
-            found[f"{stem}weight"] = AwqMatrix(files, stem, tensors, config.get("group_size", config.get("q_group_size")))
+            needed = PARTS if config.get("zero_point", True) else PARTS[:2]
+            if missing := [part for part in needed if stem + part not in names]:
+                raise CheckpointError(f"{files.path} has {name} without {', '.join(missing)} — it is incomplete, download it again")
+            found[f"{stem}weight"] = AwqMatrix(files, stem, tensors, config.get("group_size", config.get("q_group_size", DEFAULT_SIZE)))
     return found
 
 

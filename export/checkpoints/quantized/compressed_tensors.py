@@ -61,12 +61,28 @@ def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, QuantizedMatrix
             continue
         stem = name.removesuffix("weight_scale")
         ignored = tuple(stem + part for part in _IGNORED if stem + part in names)
+        if f"{stem}weight" in names or f"{stem}weight_packed" in names:
+            _expect_complete(files, stem, schemes)
         if f"{stem}weight_packed" in names:
             tensors = tuple(stem + part for part in _PACKED if stem + part in names)
-            found[f"{stem}weight"] = PackedMatrix(files, stem, tensors, ignored)
+            found[f"{stem}weight"] = PackedMatrix(files, stem, tensors, ignored, _group_sizes(schemes))
         elif f"{stem}weight" in names:
             found[f"{stem}weight"] = _plain(files, stem, schemes, tuple(stem + part for part in _PLAIN if stem + part in names), ignored)
     return found
+
+
+def _expect_complete(files: Tensors, stem: str, schemes: Sequence[Mapping[str, Any]]) -> None:
+    """Raises CheckpointError where every scheme of the config asks for a tensor that is missing."""
+    asymmetric = [scheme.get("symmetric") is False for scheme in schemes]
+    ordered = [scheme.get("actorder") in ("group", True) for scheme in schemes]  # compressed-tensors reads True as "group"
+    for part, asked in (("weight_zero_point", asymmetric), ("weight_g_idx", ordered)):
+        if asked and all(asked) and stem + part not in files.names():
+            raise CheckpointError(f"{files.path} has {stem}weight_scale without {part} — it is incomplete, download it again")
+
+
+def _group_sizes(schemes: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    """The sizes of groups that the config names. compressed-tensors refuses inputs that they do not divide."""
+    return tuple(size for scheme in schemes if (size := scheme.get("group_size") or 0) > 0)
 
 
 def _plain(
@@ -81,7 +97,8 @@ def _plain(
     integers = [scheme.get("num_bits") for scheme in schemes if scheme.get("type", "int") == "int"]
     bits = 4 if set(integers) == {4} else 8
     blocks = next((_sizes(scheme["block_structure"]) for scheme in schemes if scheme.get("block_structure")), None)
-    return PlainMatrix(files, f"{stem}weight", f"{stem}weight_scale", zero if zero in tensors else None, tensors + ignored, blocks, bits)
+    stored = (f"{stem}weight", f"{stem}weight_scale", zero if zero in tensors else None)
+    return PlainMatrix(files, *stored, tensors + ignored, blocks, bits, _group_sizes(schemes))
 
 
 def _sizes(block: Any) -> Sequence[int]:
@@ -91,12 +108,13 @@ def _sizes(block: Any) -> Sequence[int]:
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """One matrix in weight_packed. ``ignored``: scales of its activations."""
+    """One matrix in weight_packed. ``ignored``: scales of its activations. ``sizes``: of groups in the config, none if any may be."""
 
     files: Tensors
     stem: str
     parts: tuple[str, ...]
     ignored: tuple[str, ...]
+    sizes: tuple[int, ...] = ()
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -130,6 +148,11 @@ class PackedMatrix:
         if math.prod(scales) not in (1, outputs * groups):
             raise CheckpointError(f"{name} has scales {list(scales)} for {outputs} rows — the checkpoint is damaged, download it again")
         size = group_size(inputs, groups, None, name)
+        if groups > 1 and self.sizes and size not in self.sizes:
+            raise CheckpointError(
+                f"{name} has {groups} groups of scales for {inputs} inputs, the config names groups of {self.sizes[0]} — the checkpoint is "
+                "damaged, download it again"
+            )
         g_idx = f"{self.stem}weight_g_idx"
         if g_idx in self.parts and (numbers := self._part("weight_g_idx")).min() >= 0:  # -1: not in use
             order = order_of_groups(numbers, groups, size, name)

@@ -16,6 +16,7 @@ from .plain import PlainMatrix
 from .stored import Tensors
 
 SCALES = ("weight_scale_inv", "weight_scale")
+DEFAULT_BLOCKS = (128, 128)  # of weight_block_size in transformers; null stands for one scale a matrix
 IGNORED = ("input_scale", "input_scale_ub", "activation_scale", "output_scale")
 
 
@@ -30,7 +31,7 @@ def check(config: Mapping[str, Any], source: str) -> None:
 def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, PlainMatrix]:
     """Usual name -> matrix, for every weight in float8. Raises CheckpointError for one without scales."""
     names, found = set(files.names()), {}
-    blocks = config.get("weight_block_size")
+    blocks = config.get("weight_block_size", DEFAULT_BLOCKS)
     for name in sorted(names):
         stem = name.removesuffix("weight")
         scales = [stem + part for part in SCALES if stem + part in names]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError, UnsupportedModel
-from .input_groups import group_size, order_of_groups
+from .input_groups import DEFAULT_SIZE, group_size, order_of_groups
 from .packing import signed, unpacked, word_columns
 from .stored import INT4, INT8, Form, StoredIntegers, Tensors, whole
 
@@ -40,12 +40,18 @@ def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, GptqMatrix]:
     for name in sorted(names):
         if name.endswith(".qweight"):
             stem = name.removesuffix("qweight")
-            if missing := [part for part in PARTS[:3] if stem + part not in names]:
+            needed = PARTS if config.get("desc_act") and _groups(files, stem) > 1 else PARTS[:3]
+            if missing := [part for part in needed if stem + part not in names]:
                 raise CheckpointError(f"{files.path} has {name} without {', '.join(missing)} — it is incomplete, download it again")
             tensors = tuple(stem + part for part in PARTS if stem + part in names)
             bits, one_less = _bits(files, stem, tensors, config), _format(config) == "gptq"
-            found[f"{stem}weight"] = GptqMatrix(files, stem, tensors, bits, config.get("group_size"), one_less)
+            found[f"{stem}weight"] = GptqMatrix(files, stem, tensors, bits, config.get("group_size", DEFAULT_SIZE), one_less)
     return found
+
+
+def _groups(files: Tensors, stem: str) -> int:
+    """Of one alone, g_idx says nothing."""
+    return files.shape(f"{stem}scales")[0] if f"{stem}scales" in files.names() else 1
 
 
 def _bits(files: Tensors, stem: str, tensors: Sequence[str], config: Mapping[str, Any]) -> int:
@@ -84,8 +90,9 @@ class GptqMatrix:
         groups = scales[0]
         if scales != (groups, outputs) or self.files.shape(f"{self.stem}qzeros") != (groups, -(-outputs * self.bits // 32)):
             raise CheckpointError(f"{name} has scales or zero points of another shape than its weight — it is damaged, download it again")
-        size, order = group_size(inputs, groups, self.asked, name), None
-        if f"{self.stem}g_idx" in self.tensors:
+        numbered = f"{self.stem}g_idx" in self.tensors
+        size, order = group_size(inputs, groups, self.asked, name, numbered=numbered), None
+        if numbered:
             order = order_of_groups(self._part("g_idx"), groups, size, name)
         zeros = bool(self._zeros(0, outputs).any())
         kind, scale_type = INT4 if self.bits == 4 else INT8, self.files.stored_type(f"{self.stem}scales")

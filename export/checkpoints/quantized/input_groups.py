@@ -6,13 +6,17 @@ import numpy as np
 
 from ...errors import CheckpointError
 
+DEFAULT_SIZE = 128
+"""Of GPTQ's and AWQ's settings in transformers."""
 
-def group_size(inputs: int, groups: int, asked: int | None, name: str) -> int:
+
+def group_size(inputs: int, groups: int, asked: int | None, name: str, *, numbered: bool = False) -> int:
     """Inputs that share a scale. ``asked``: what the config says, of which the last group may be shorter; -1 and None leave it open.
-    Raises CheckpointError if the tensors contradict it."""
+    ``numbered``: the checkpoint has the group of every input, so that another size than ``asked`` is no guess. Raises CheckpointError if
+    the tensors contradict it."""
     if asked is not None and asked > 0 and -(-inputs // asked) == groups:
         return asked
-    if groups < 1 or inputs % groups:
+    if groups < 1 or inputs % groups or (asked is not None and asked > 0 and groups > 1 and not numbered):
         raise CheckpointError(f"{name} has {groups} groups of scales for {inputs} inputs — the checkpoint is damaged, download it again")
     return inputs // groups
 

@@ -9,7 +9,7 @@ from ...errors import UnsupportedModel
 from ..safetensors import Files
 from . import awq, compressed_tensors, fp8, gptq
 from .files import QuantizedFiles
-from .settings import Quantization
+from .settings import Quantization, expect_types
 from .stored import QuantizedMatrix, Tensors
 
 Reader = Callable[[Files], Files]
@@ -38,12 +38,14 @@ METHODS: Mapping[str, Method] = {
 
 
 def reader_of(quantization: Quantization) -> Reader:
-    """The reader of a quantized checkpoint, chosen from its settings alone. Raises UnsupportedModel if we have none."""
+    """The reader of a quantized checkpoint, chosen from its settings alone. Raises UnsupportedModel if we have none, and
+    CheckpointError for settings of wrong types."""
     method, settings = METHODS.get(quantization.method), quantization.settings
     if method is None:
         raise UnsupportedModel(
             f"{quantization.source} says that the weights are quantized with {quantization.method!r}, which cannot be read — "
             f"readable: {', '.join(METHODS)}; else export from the unquantized checkpoint (--precision quantizes it)"
         )
+    expect_types(quantization)
     method.check(settings, quantization.source)
     return lambda files: QuantizedFiles(files, method.find(files, settings))

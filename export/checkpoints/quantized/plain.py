@@ -17,7 +17,7 @@ from .stored import FP8, INT4, INT8, Form, StoredIntegers, Tensors
 @dataclass(frozen=True)
 class PlainMatrix:
     """One matrix. ``weight``, ``scale``, ``zero``: names of the tensors. ``blocks``: sizes of two-dimensional blocks that a config names;
-    ``bits``: of integers."""
+    ``bits``: of integers; ``groups``: sizes of groups in a row that the config names, none if any may be."""
 
     files: Tensors
     weight: str
@@ -26,6 +26,7 @@ class PlainMatrix:
     tensors: tuple[str, ...]
     blocks: Sequence[int] | None = None
     bits: int = 8
+    groups: tuple[int, ...] = ()
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -36,7 +37,7 @@ class PlainMatrix:
 
     @cached_property
     def _grid(self) -> ScaleGrid:
-        return scale_grid(self.shape, self.files.shape(self.scale), self.blocks, self.weight)
+        return scale_grid(self.shape, self.files.shape(self.scale), self.blocks, self.weight, self.groups)
 
     @cached_property
     def form(self) -> Form:

@@ -26,9 +26,12 @@ class ScaleGrid:
         return np.repeat(wanted, self.rows, axis=0)[start - first * self.rows : stop - first * self.rows] if self.rows > 1 else wanted
 
 
-def scale_grid(shape: Sequence[int], scales: Sequence[int], block: Sequence[int] | None, name: str) -> ScaleGrid:
-    """The grid of a matrix [outputs, inputs] from its scales' shape. ``block``: rows and inputs of a block, as the config says; where they
-    do not fit, the shapes decide. Raises CheckpointError if these contradict each other."""
+def scale_grid(
+    shape: Sequence[int], scales: Sequence[int], block: Sequence[int] | None, name: str, groups: Sequence[int] = ()
+) -> ScaleGrid:
+    """The grid of a matrix [outputs, inputs] from its scales' shape. ``block``: rows and inputs of a block, as the config says; ``groups``:
+    the sizes of groups in a row that it names, none if any may be. Raises CheckpointError if these contradict each other: sizes are not
+    guessed, because a shorter last block or group has the same number of scales."""
     outputs, inputs = shape
     sizes = tuple(scales)
     if int(np.prod(sizes, dtype=np.int64)) == 1:
@@ -36,9 +39,12 @@ def scale_grid(shape: Sequence[int], scales: Sequence[int], block: Sequence[int]
     rows, count = sizes if len(sizes) == 2 else (sizes[0], 1) if len(sizes) == 1 else (0, 0)
     if block and (rows, count) == (-(-outputs // block[0]), -(-inputs // block[1])):
         return ScaleGrid(block[0], block[1], count)
-    if rows < 1 or count < 1 or outputs % rows or inputs % count:
+    fits = rows == outputs and count == 1
+    if not fits and count > 0 and not block:  # groups in every row
+        fits = rows == outputs and inputs % count == 0 and (not groups or inputs // count in groups)
+    if not fits:
         raise CheckpointError(f"{name} has scales {list(sizes)} for a weight {list(shape)} — the checkpoint is damaged, download it again")
-    return ScaleGrid(outputs // rows, inputs // count, count)
+    return ScaleGrid(1, inputs // count, count)
 
 
 def as_scales(stored: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,28 @@ from ..safetensors import optional_json
 _CONFIG_KEYS = ("quantization_config", "compression_config")  # the latter in old files of compressed-tensors
 SETTINGS_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Of AutoGPTQ, AutoAWQ and NVIDIA ModelOpt."""
+_KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "a whole number": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "true or false": lambda value: isinstance(value, bool),
+    "text": lambda value: isinstance(value, str),
+    "an object": lambda value: isinstance(value, Mapping),
+    "two whole numbers above zero": lambda value: _is_block(value),
+    "text, true or false": lambda value: isinstance(value, (str, bool)),
+}
+_TYPES: Mapping[str, str] = {
+    **dict.fromkeys(("bits", "w_bit", "group_size", "q_group_size"), "a whole number"),
+    **dict.fromkeys(("desc_act", "zero_point", "is_marlin_format"), "true or false"),
+    **dict.fromkeys(("version", "format", "checkpoint_format", "quant_algo", "fmt", "expert_dtype"), "text"),
+    **dict.fromkeys(("config_groups", "sparsity_config", "transform_config"), "an object"),
+    "weight_block_size": "two whole numbers above zero",
+}
+_SCHEME_TYPES: Mapping[str, str] = {
+    **dict.fromkeys(("num_bits", "group_size"), "a whole number"),
+    "symmetric": "true or false",
+    "type": "text",
+    "block_structure": "two whole numbers above zero",
+    "actorder": "text, true or false",
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +57,31 @@ def quantization_of(directory: Path, config: Mapping[str, Any]) -> Quantization 
             raise CheckpointError(f"{source} is {settings!r}, not an object with quant_method — download it again")
         return Quantization(_method(source, settings), settings, source)
     return None
+
+
+def expect_types(quantization: Quantization) -> None:
+    """Raises CheckpointError with key and value for a setting of another type than its tool writes. Null stands for a missing key."""
+    settings, source = quantization.settings, quantization.source
+    _expect(settings, _TYPES, source, "")
+    for name, group in (settings.get("config_groups") or {}).items():
+        prefix = f"config_groups.{name}"
+        _expect({prefix: group}, {prefix: "an object"}, source, "")
+        _expect(group or {}, {"format": "text", "weights": "an object"}, source, f"{prefix}.")
+        _expect((group or {}).get("weights") or {}, _SCHEME_TYPES, source, f"{prefix}.weights.")
+
+
+def _expect(settings: Mapping[str, Any], types: Mapping[str, str], source: str, prefix: str) -> None:
+    for key, kind in types.items():
+        value = settings.get(key)
+        if value is not None and not _KINDS[kind](value):
+            raise CheckpointError(f"{source} has {prefix}{key} = {value!r}, not {kind} — download it again")
+
+
+def _is_block(value: Any) -> bool:
+    """Whether it is [128, 128], or "128x128" as in old files of compressed-tensors."""
+    if isinstance(value, str):
+        return all(size.isdecimal() and int(size) for size in value.split("x")) and value.count("x") == 1
+    return isinstance(value, list) and len(value) == 2 and all(type(size) is int and size > 0 for size in value)
 
 
 def _found(directory: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

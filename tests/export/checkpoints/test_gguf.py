@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType, quants
 
 from export.checkpoints.fetch import open_checkpoint
 from export.checkpoints.gguf import GgufCheckpoint
+from export.checkpoints.quantized.stored import HasIntegers
 from export.errors import UnsupportedModel
 from export.parity.reference import reference_logits
 from runtime.decoding.tree import Tree
@@ -89,7 +90,7 @@ def test_precomputed_rotary_factors_are_used(tmp_path: Path) -> None:
     write_gguf(tmp_path / "model.gguf", model, tensors={"rope_freqs.weight": llama3_factors(model)})
     tokens = list(range(3, 120))  # long enough that the scaled frequencies differ
     chain = Tree.chain(tokens)
-    logits = reference_logits(open_checkpoint(tmp_path / "model.gguf"), chain.tokens, chain.depth, chain.mask)
+    logits = reference_logits(open_checkpoint(tmp_path / "model.gguf"), chain.tokens, chain.depth, chain.mask, range(LAYERS))
     np.testing.assert_allclose(logits, reference(model, tokens)[0], rtol=0, atol=2e-3)
     plain = reference(tiny_model("llama", num_hidden_layers=LAYERS), tokens)[0]
     assert np.abs(logits - plain).max() > 0.1
@@ -169,6 +170,17 @@ def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
     write_gguf(file, model)
     with refused(f"{file} has numbers in blk.0.ffn_up.weight that are not finite .*, which no --precision mends — "):
         open_checkpoint(file).read("model.layers.0.mlp.up_proj.weight")
+
+
+def test_a_scale_that_is_not_finite_is_named_where_integers_are_kept(tmp_path: Path) -> None:
+    file, model, name = tmp_path / "model.gguf", tiny_model(num_hidden_layers=1), "model.layers.0.mlp.up_proj.weight"
+    stored = quants.quantize(weights_of(model)[name], GGMLQuantizationType.Q8_0)
+    stored[3, 34:36] = np.array([np.inf], np.float16).view(np.uint8)
+    write_gguf(file, model, raw={name: (GGMLQuantizationType.Q8_0, stored)})
+    checkpoint = open_checkpoint(file)
+    assert isinstance(checkpoint, HasIntegers)
+    with refused(f"{file} has numbers in blk.0.ffn_up.weight that are not finite"):
+        checkpoint.integers(name, 0, 8)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0005, 0.02, 0.5, 0.999])

@@ -48,7 +48,8 @@ def test_numpy_reference_equals_transformers_on_a_tree(tmp_path: Path, name: str
     model = tiny_model(name, num_hidden_layers=LAYERS)
     model.save_pretrained(tmp_path)
     tree = Tree.from_parents([5, 9, 7, 9, 4], [-1, 0, 0, 1, 2])
-    logits = reference_logits(open_checkpoint(tmp_path), tree.tokens, tree.depth, tree.mask)
+    checkpoint = open_checkpoint(tmp_path)
+    logits = reference_logits(checkpoint, tree.tokens, tree.depth, tree.mask, range(checkpoint.arch.layers))
     for path in ([0, 1, 3], [0, 2, 4]):
         np.testing.assert_allclose(logits[path], reference(model, tree.tokens[path].tolist())[0], rtol=0, atol=1e-4)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from ml_dtypes import bfloat16
-from onnx import TensorProto, numpy_helper
+from ml_dtypes import bfloat16, float8_e4m3fn
+from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from export.checkpoints.hugging_face import HuggingFaceCheckpoint
+from export.errors import ParityError
 from export.graphs import weights
 from export.graphs.weights import ALIGNMENT, BLOCK, WeightFile, pack_int4, quantize_blocks, row_chunks
 from tests.support.tiny import tiny_model, weights_of
@@ -122,3 +123,20 @@ def test_row_chunks_join_to_the_tensor_and_stay_small(tmp_path: Path, monkeypatc
             assert all(chunk.nbytes <= max(limit, row) for chunk in chunks)
             assert len(chunks) == -(-len(expected) // max(1, limit // row))
             assert (np.concatenate(chunks) == expected).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [np.float32, np.float16, bfloat16, float8_e4m3fn])
+def test_numbers_that_are_not_finite_are_not_written(tmp_path: Path, kind: type, value: float) -> None:
+    """Whatever layer they belong to: the check of a large model runs only some."""
+    stored = np.array([[1, 2, 3], [4, 5, float(np.finfo(np.float32).max) if kind is np.float32 else 6]], kind)
+    wrong = stored.copy()
+    wrong[1, 1] = value
+    number = helper.np_dtype_to_tensor_dtype(stored.dtype)
+    for model, option in (("target", "--precision"), ("draft", "--draft-precision")):
+        with WeightFile(tmp_path / f"{model}.data") as out:
+            out.add("right", number, (2, 3), [stored])
+            with pytest.raises(
+                ParityError, match=f"{model}'s up has numbers that are not finite in {stored.dtype} — choose another {option}$"
+            ):
+                out.add("up", number, (4, 3), [stored, wrong])

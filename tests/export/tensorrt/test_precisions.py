@@ -63,8 +63,9 @@ def test_every_precision_builds_and_equals_the_reference(tmp_path: Path, precisi
         )
     checkpoint = open_checkpoint(path)
     tree = Tree.from_parents(list(range(3, 3 + len(TREE_PARENTS))), TREE_PARENTS)
-    expected = reference_logits(checkpoint, tree.tokens, tree.depth, tree.mask)
-    actual = export.parity.target.exported_logits(directory / "target.onnx", checkpoint, TENSORRT_PRECISIONS[precision], tree)
+    layers = range(checkpoint.arch.layers)
+    expected = reference_logits(checkpoint, tree.tokens, tree.depth, tree.mask, layers)
+    actual = export.parity.target.exported_logits(directory / "target.onnx", checkpoint, TENSORRT_PRECISIONS[precision], tree, layers)
     assert np.abs(actual - expected).max() < most
     assert np.abs(expected).max() > 3
 

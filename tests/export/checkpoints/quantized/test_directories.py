@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.errors import CheckpointError, UnsupportedModel
+from tests.support.checkpoints import refused
 from tests.support.exporting import Run
 from tests.support.quantized_models import SCHEMES, is_linear, write_quantized
 from tests.support.tiny import tiny_model
@@ -110,3 +111,29 @@ def test_an_export_says_what_becomes_of_stored_values(tmp_path: Path, run: Run, 
     assert ("layers.0.down.zero" in names) == ("zero points" in line and "kept" in line)
     size = (tmp_path / "e" / "e" / "target.data").stat().st_size
     assert f"{size / 2**20:,.0f} MiB of weights" in planned.out
+
+
+SCHEME = {"num_bits": 8, "type": "int"}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "key", "value"),
+    [
+        *(("gptq", key, "4") for key in ("bits", "group_size", "desc_act")),
+        ("gptq", "checkpoint_format", 2),
+        ("awq", "version", 1),
+        ("awq", "zero_point", "true"),
+        *(("fp8 blocks", "weight_block_size", value) for value in (128, [32], [0, 32], [32.0, 32], "32", "axb")),
+        *(("int8 rows", "config_groups", value) for value in ([1], "group", {"group_0": 3}, {"group_0": {"weights": [8]}})),
+        *(("int8 rows", "config_groups", {"g": {"weights": {**SCHEME, key: value}}})
+          for key, value in (("num_bits", "8"), ("group_size", 32.5), ("block_structure", "128"), ("symmetric", "no"), ("type", 8))),
+        ("int8 rows", "sparsity_config", "dense"),
+    ],
+)  # fmt: skip
+def test_a_setting_of_another_type_is_named(tmp_path: Path, scheme: str, key: str, value: object) -> None:
+    written(tmp_path, scheme)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"][key] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with refused(rf"^quantization_config in {tmp_path}/config.json has {key}[\w.]* = .*, not .* — download it again$"):
+        HuggingFaceCheckpoint(tmp_path)
