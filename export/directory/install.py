@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import glob
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from runtime.manifest.graphs import FILE_NAME
-
 from ..errors import ExportError
+from .owned import expect_replaceable
 
 
 def expect_folder(out: Path) -> None:
@@ -26,23 +24,6 @@ def expect_folder(out: Path) -> None:
             return
         if os.path.lexists(place):
             raise ExportError(f"{place} is not a folder, so engine directories cannot be below it — choose another --out")
-
-
-def expect_replaceable(directory: Path) -> None:
-    """Raises ExportError if ``directory`` holds anything that the exporter did not write."""
-    if directory.exists() and not _is_engine(directory) and (not directory.is_dir() or any(directory.iterdir())):
-        raise ExportError(f"{directory} exists and is not an engine directory — move it away, or choose another --out or --name")
-
-
-def _is_engine(directory: Path) -> bool:
-    """Whether it holds our manifest, even a damaged one. Other software also writes files called manifest.json."""
-    try:
-        manifest = json.loads((directory / FILE_NAME).read_text(encoding="utf-8"))
-    except OSError:
-        return False
-    except ValueError:
-        return True
-    return isinstance(manifest, dict) and "schema" in manifest
 
 
 @contextlib.contextmanager
@@ -72,10 +53,13 @@ def _alive(process: int) -> bool:
 
 
 def move_into_place(scratch: Path, directory: Path) -> None:
-    """Move ``scratch`` to ``directory`` by rename. An existing engine is exchanged atomically where the system supports it."""
+    """Move ``scratch`` to ``directory`` by rename. An existing engine is exchanged atomically where the system supports it.
+
+    Raises ExportError if meanwhile there are files in ``directory`` that the exporter did not write."""
     for file in scratch.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
+    expect_replaceable(directory)
     if not directory.exists():
         scratch.rename(directory)
     elif not _exchange(scratch, directory):

@@ -247,8 +247,6 @@ def test_changed_options_or_a_damaged_file_are_exported_again(run: Run, engines:
     with (engines / "tiny" / "target.data").open("r+b") as file:
         file.write(b"\xff")
     assert "is ready" in run("--prefill-rows", "32").out
-    (engines / "tiny" / FILE_NAME).write_text("{")
-    assert "is ready" in run("--prefill-rows", "32").out
     expect_engine(engines / "tiny")
 
 

@@ -226,3 +226,16 @@ def test_weights_too_large_for_half_precision_are_noticed(run: Run, source: Path
     assert "logits that are not finite in fp16 — choose another --precision" in ended.complaint
     assert names_in(engines) == set()
     assert run("--precision", "bf16").code == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--force"]], ids=["without force", "force"])
+def test_foreign_files_in_an_engine_are_kept(run: Run, engines: Path, arguments: list[str]) -> None:
+    assert run().code == 0
+    (engines / "tiny" / "data").mkdir()
+    (engines / "tiny" / "data" / "x").write_text("mine")
+    load_manifest(engines / "tiny")  # remembers the hashes there
+    before = snapshot(engines / "tiny")
+    ended = run("--prefill-rows", "32", *arguments)
+    assert ended.code == 1
+    assert f"{engines / 'tiny'} also holds files that are not the engine's: data — move them away" in ended.complaint
+    assert snapshot(engines / "tiny") == before
