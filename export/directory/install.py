@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import glob
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ExportError
@@ -26,32 +22,6 @@ def expect_folder(out: Path) -> None:
             raise ExportError(f"{place} is not a folder, so engine directories cannot be below it — choose another --out")
 
 
-@contextlib.contextmanager
-def scratch_directory(directory: Path) -> Iterator[Path]:
-    """A hidden directory beside ``directory``, removed on exit. Also removes scratch directories of killed runs."""
-    prefix = f".{directory.name}.partial-"
-    for stale in directory.parent.glob(f"{glob.escape(prefix)}*"):
-        owner = stale.name.removeprefix(prefix).split("-")[0]
-        if owner.isdecimal() and len(owner) < 10 and not _alive(int(owner)):
-            shutil.rmtree(stale, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=directory.parent))
-    scratch.chmod(0o755)
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def move_into_place(scratch: Path, directory: Path) -> None:
     """Move ``scratch`` to ``directory`` by rename. An existing engine is exchanged atomically where the system supports it.
 
@@ -63,7 +33,7 @@ def move_into_place(scratch: Path, directory: Path) -> None:
     if not directory.exists():
         scratch.rename(directory)
     elif not _exchange(scratch, directory):
-        old = scratch.with_name(f"{scratch.name}.old")
+        old = scratch.with_name("old")  # within the same locked directory
         directory.rename(old)
         try:
             scratch.rename(directory)

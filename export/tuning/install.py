@@ -15,8 +15,8 @@ from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import Manifest
 from runtime.manifest.tuning import FILE_PREFIX
 
-from ..directory.install import scratch_directory
 from ..directory.owned import is_tuned
+from ..directory.scratch import scratch_directory
 from ..tensorrt.gpu import Platform
 from ..tensorrt.plans import plan_network
 from .errors import TuningError
