@@ -240,3 +240,35 @@ with scratch_directory(Path(sys.argv[1])) as scratch:
         other.kill()
     with scratch_directory(engines / "tiny"):
         assert not theirs.parent.exists()
+
+
+# Sends itself a signal when the third part of the weights is written.
+SIGNALLED = """
+import os, signal, sys
+import export.cli
+from runtime.console import run_command
+
+number = signal.Signals[sys.argv[1]]
+if sys.argv[2] == "ignored":
+    signal.signal(number, signal.SIG_IGN)
+export.cli.progress = lambda stage, done, total: done == 3 and os.kill(os.getpid(), number)
+code = run_command(export.cli.command, "resps-export", sys.argv[3:])
+assert signal.getsignal(number) == (signal.SIG_IGN if sys.argv[2] == "ignored" else signal.SIG_DFL)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_ended_by_a_signal_cleans_up(source: Path, engines: Path, name: str, code: int) -> None:
+    done = elsewhere(SIGNALLED, name, "as usual", "--weights", str(source), "--out", str(engines), "--max-context", "64")
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-1] == f"resps-export: ended by {name}"
+    assert "Traceback" not in done.stderr
+    assert names_in(engines) == set()
+
+
+def test_an_ignored_hangup_stays_ignored(source: Path, engines: Path) -> None:
+    """As under nohup."""
+    done = elsewhere(SIGNALLED, "SIGHUP", "ignored", "--weights", str(source), "--out", str(engines), "--max-context", "64")
+    assert done.returncode == 0, done.stderr
+    expect_engine(engines / "tiny")
