@@ -11,11 +11,16 @@ from ..errors import ExportError
 from .owned import expect_replaceable
 
 
-def expect_folder(out: Path) -> None:
-    """Raises ExportError if ``out`` neither is a folder that can be written to nor can become one."""
+def destination(directory: Path) -> Path:
+    """Where an engine called ``directory`` lies: the place that it links to, so that the link stays, or ``directory`` itself."""
+    return Path(os.path.realpath(directory)) if directory.is_symlink() else directory
+
+
+def expect_folder(out: Path, writable: bool) -> None:
+    """Raises ExportError if ``out`` neither is a folder nor can become one. ``writable``: whether it must be writable too."""
     for place in (out, *out.parents):
         if place.is_dir():
-            if not os.access(place, os.W_OK | os.X_OK):
+            if writable and not os.access(place, os.W_OK | os.X_OK):
                 raise ExportError(f"{place} cannot be written to — change its permissions, or choose another --out")
             return
         if os.path.lexists(place):
