@@ -27,8 +27,10 @@ from .checkpoints.draft_checkpoint import DraftCheckpoint
 from .checkpoints.safetensors import Checkpoint
 from .directory.bundled_tuning import bundled_tuning
 from .directory.found_tuning import FoundTuning, adopt
-from .directory.install import expect_replaceable, move_into_place, scratch_directory
+from .directory.install import move_into_place
 from .directory.kept_tuning import keep
+from .directory.owned import expect_replaceable
+from .directory.scratch import scratch_directory
 from .draft_build import write_draft
 from .errors import ExportError, ParityError
 from .graphs.fused import fused_target

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
+import unicodedata
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +21,19 @@ from runtime.standard_streams import say
 if TYPE_CHECKING:
     from runtime.manifest.schema import Manifest
 
+    from .checkpoints.arch import Arch
+    from .checkpoints.draft_arch import DraftArch
     from .checkpoints.draft_checkpoint import DraftCheckpoint
+    from .checkpoints.models import ModelEntry
     from .checkpoints.safetensors import Checkpoint
     from .directory.found_tuning import FoundTuning
     from .plan import Plan
     from .tensorrt.gpu import Platform
     from .text.side import TextSide
 
+    Named = tuple[str, DraftArch] | None
+
+LONGEST_NAME = 200  # bytes; file systems allow about 255, and a scratch directory's name is longer
 DEFAULT_OUT, DEFAULT_CONTEXT, DEFAULT_PREFILL_ROWS, DEFAULT_TREE_SIZES = Path("engines"), 4096, 128, "1,2,4,8,16,32,64"
 PRECISION_NAMES = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
 DEFAULT_PRECISIONS = {"onnxruntime": "fp32", "tensorrt": "fp16"}
@@ -144,7 +152,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class CheckedExport:
-    """What an export needs. ``checkpoint`` is None in a dry run, which opens no weights."""
+    """What an export needs. A dry run downloads no weights: then ``checkpoint`` and ``draft`` are None unless they are local."""
 
     plan: Plan
     checkpoint: Checkpoint | None
@@ -166,38 +174,40 @@ def _checked(asked: Asked) -> Asked:
         raise click.UsageError("--compute-capability needs --backend tensorrt")
     if Path(asked.folder).name != asked.folder or asked.folder.startswith("."):
         raise click.UsageError(f"--name must be a plain directory name, not {asked.folder!r}")
+    if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in asked.folder):
+        raise click.UsageError(f"--name must be without line breaks and control characters, not {asked.folder!r}")
+    if len(os.fsencode(asked.folder)) > LONGEST_NAME:
+        raise click.UsageError(f"--name must have at most {LONGEST_NAME} bytes, not {len(os.fsencode(asked.folder))}")
     _ = asked.sizes, asked.capabilities
     return asked
 
 
 def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
-    """Find weights and TensorRT, and plan. A dry run needs neither."""
-    from .checkpoints.draft_checkpoint import open_draft
-    from .checkpoints.fetch import local_checkpoint, locate, locate_draft, open_checkpoint, planned_arch, planned_draft
+    """Find weights and TensorRT, and plan. A dry run downloads no weights, needs no TensorRT and writes nothing."""
+    from .checkpoints.fetch import local_checkpoint, locate, open_checkpoint, planned_arch
     from .checkpoints.models import ModelEntry, model_entry
     from .directory.given_tuning import given_tuning
-    from .directory.install import expect_folder
+    from .directory.install import destination, expect_folder
+    from .directory.owned import expect_replaceable
     from .graphs.precision import BACKENDS
     from .plan import PlannedDraft, default_draft_precision, make_plan, planned_limits
     from .text.read import planned_text, text_of
 
     entry = model_entry(asked.model) if asked.model is not None else ModelEntry(asked.weights or "", None)
-    expect_folder(asked.out)
+    directory = destination(asked.out / asked.folder)
+    expect_folder(directory.parent, writable=not dry_run)
+    if dry_run:  # an export does without if the directory is up to date
+        expect_replaceable(directory)
     platform = _platform(asked) if asked.backend == "tensorrt" and not dry_run else None
     say("weights: locating")
-    checkpoint = None if dry_run else open_checkpoint(locate(entry, asked.weights))
-    opened = checkpoint or local_checkpoint(entry, asked.weights)
+    opened = local_checkpoint(entry, asked.weights) if dry_run else open_checkpoint(locate(entry, asked.weights))
     arch = opened.arch if opened else planned_arch(entry, asked.weights)
     text = text_of(opened, entry.chat_template) if opened else planned_text(entry, asked.weights)
     for note in opened.notes if opened else ():
         say(f"weights: {note}")
     for warning in text.all_warnings:
         say(f"warning: {warning}")
-    directory = None if asked.no_draft or checkpoint is None else locate_draft(entry, asked.draft_weights)
-    draft = open_draft(directory, checkpoint) if directory and checkpoint else None
-    found = (draft.path.name, draft.arch) if draft else None
-    if dry_run and not asked.no_draft:
-        found = planned_draft(entry, asked.draft_weights, arch)
+    draft, found = _draft(asked, entry, opened, arch, dry_run)
     if found is None and (asked.draft_precision or asked.policy):
         option = "--draft-precision" if asked.draft_precision else "--policy"
         raise click.UsageError(f"{option} needs a draft: give --draft-weights, or a --model that has one")
@@ -207,7 +217,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         policy = given_tuning(asked.policy, draft.sha256 if draft else None, limits)
     chosen = asked.draft_precision or default_draft_precision(asked.chosen_precision, asked.backend)
     plan = make_plan(
-        asked.out / asked.folder,
+        directory,
         asked.label,
         arch,
         BACKENDS[asked.backend][asked.chosen_precision],
@@ -220,7 +230,21 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         source=opened,
         requantize=asked.requantize,
     )
-    return CheckedExport(plan, checkpoint, text, draft, policy, platform)
+    return CheckedExport(plan, opened, text, draft, policy, platform)
+
+
+def _draft(asked: Asked, entry: ModelEntry, target: Checkpoint | None, arch: Arch, dry_run: bool) -> tuple[DraftCheckpoint | None, Named]:
+    """The draft, opened if it and the target are here, with its name and architecture."""
+    from .checkpoints.draft_checkpoint import open_draft
+    from .checkpoints.fetch import locate_draft, planned_draft
+
+    if asked.no_draft:
+        return None, None
+    directory = locate_draft(entry, asked.draft_weights, download=not dry_run)
+    if directory and target:
+        draft = open_draft(directory, target)
+        return draft, (draft.path.name, draft.arch)
+    return None, planned_draft(entry, asked.draft_weights, arch) if dry_run else None
 
 
 def _platform(asked: Asked) -> Platform:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +23,36 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 QUIET_SECONDS = 4.0  # between two lines about one stage
 
 
+class EndedBySignal(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came. What cleans up after Ctrl-C cleans up after them too."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = signal.Signals(number)
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """In the main thread SIGTERM and SIGHUP raise EndedBySignal. A signal that has a handler, or is ignored as SIGHUP under nohup, keeps
+    that."""
+
+    def on_signal(number: int, _: object) -> None:
+        raise EndedBySignal(number)
+
+    ours = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    for each in ours:
+        signal.signal(each, on_signal)
+    try:
+        yield
+    finally:
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
+
+
 def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None, extra: str = "cpu") -> int:
-    """Run a click command and return its exit code: 0 ok, 1 failed, 2 usage, 3 engine directory, 130 interrupted.
+    """Run a click command and return its exit code: 0 ok, 1 failed, 2 usage, 3 engine directory, 129, 130 or 143 ended by a signal.
 
     An expected failure prints one line on stderr, ``name: what happened — what to do``; a traceback only with ``-vv``. ``extra``: the extra
     of this project that brings the packages which the command imports.
@@ -33,7 +63,7 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     prepare_streams()
     try:
         # Not command.main(): it would turn a closed pipe into exit 1 before this function sees it.
-        with command.make_context(name, arguments) as context:
+        with _signals_raise(), command.make_context(name, arguments) as context:
             command.invoke(context)
         sys.stdout.flush()
         return OK
@@ -42,6 +72,9 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     except click.UsageError as error:
         _complain(name, error.format_message(), f"see {error.ctx.command_path if error.ctx else name} --help")
         return USAGE
+    except EndedBySignal as ended:
+        _complain(name, f"ended by {ended.signal.name}")
+        return 128 + ended.signal
     except (click.Abort, KeyboardInterrupt):
         _complain(name, "interrupted")
         return INTERRUPTED

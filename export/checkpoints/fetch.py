@@ -47,11 +47,13 @@ def locate(entry: ModelEntry, weights: str | None) -> Path:
     return packaged_gguf(entry.target)
 
 
-def locate_draft(entry: ModelEntry, weights: str | None) -> Path | None:
-    """Directory of the draft, downloaded if necessary; None for a model without a draft. ``weights`` (a directory or hub id) overrides the
-    entry's draft. Raises CheckpointError if there is none or it cannot be downloaded."""
+def locate_draft(entry: ModelEntry, weights: str | None, download: bool = True) -> Path | None:
+    """Directory of the draft, downloaded if necessary; None for a model without a draft, or, without ``download``, for one on the hub.
+    ``weights`` (a directory or hub id) overrides the entry's draft. Raises CheckpointError if there is none or it cannot be downloaded."""
     source = _draft_source(entry, weights)
-    return hub_snapshot(source, option=DRAFT_OPTIONS) if isinstance(source, str) else source
+    if isinstance(source, Path) or source is None:
+        return source
+    return hub_snapshot(source, option=DRAFT_OPTIONS) if download else None
 
 
 def _draft_source(entry: ModelEntry, weights: str | None) -> Path | str | None:

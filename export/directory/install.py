@@ -2,84 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import glob
-import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-from runtime.manifest.graphs import FILE_NAME
-
 from ..errors import ExportError
+from .owned import expect_replaceable
 
 
-def expect_folder(out: Path) -> None:
-    """Raises ExportError if ``out`` neither is a folder that can be written to nor can become one."""
+def destination(directory: Path) -> Path:
+    """Where an engine called ``directory`` lies: the place that it links to, so that the link stays, or ``directory`` itself."""
+    return Path(os.path.realpath(directory)) if directory.is_symlink() else directory
+
+
+def expect_folder(out: Path, writable: bool) -> None:
+    """Raises ExportError if ``out`` neither is a folder nor can become one. ``writable``: whether it must be writable too."""
     for place in (out, *out.parents):
         if place.is_dir():
-            if not os.access(place, os.W_OK | os.X_OK):
+            if writable and not os.access(place, os.W_OK | os.X_OK):
                 raise ExportError(f"{place} cannot be written to — change its permissions, or choose another --out")
             return
         if os.path.lexists(place):
             raise ExportError(f"{place} is not a folder, so engine directories cannot be below it — choose another --out")
 
 
-def expect_replaceable(directory: Path) -> None:
-    """Raises ExportError if ``directory`` holds anything that the exporter did not write."""
-    if directory.exists() and not _is_engine(directory) and (not directory.is_dir() or any(directory.iterdir())):
-        raise ExportError(f"{directory} exists and is not an engine directory — move it away, or choose another --out or --name")
-
-
-def _is_engine(directory: Path) -> bool:
-    """Whether it holds our manifest, even a damaged one. Other software also writes files called manifest.json."""
-    try:
-        manifest = json.loads((directory / FILE_NAME).read_text(encoding="utf-8"))
-    except OSError:
-        return False
-    except ValueError:
-        return True
-    return isinstance(manifest, dict) and "schema" in manifest
-
-
-@contextlib.contextmanager
-def scratch_directory(directory: Path) -> Iterator[Path]:
-    """A hidden directory beside ``directory``, removed on exit. Also removes scratch directories of killed runs."""
-    prefix = f".{directory.name}.partial-"
-    for stale in directory.parent.glob(f"{glob.escape(prefix)}*"):
-        owner = stale.name.removeprefix(prefix).split("-")[0]
-        if owner.isdecimal() and len(owner) < 10 and not _alive(int(owner)):
-            shutil.rmtree(stale, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=directory.parent))
-    scratch.chmod(0o755)
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def move_into_place(scratch: Path, directory: Path) -> None:
-    """Move ``scratch`` to ``directory`` by rename. An existing engine is exchanged atomically where the system supports it."""
+    """Move ``scratch`` to ``directory`` by rename. An existing engine is exchanged atomically where the system supports it.
+
+    Raises ExportError if meanwhile there are files in ``directory`` that the exporter did not write."""
     for file in scratch.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
+    expect_replaceable(directory)
     if not directory.exists():
         scratch.rename(directory)
     elif not _exchange(scratch, directory):
-        old = scratch.with_name(f"{scratch.name}.old")
+        old = scratch.with_name("old")  # within the same locked directory
         directory.rename(old)
         try:
             scratch.rename(directory)

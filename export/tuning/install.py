@@ -15,7 +15,8 @@ from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import Manifest
 from runtime.manifest.tuning import FILE_PREFIX
 
-from ..directory.install import scratch_directory
+from ..directory.owned import is_tuned
+from ..directory.scratch import scratch_directory
 from ..tensorrt.gpu import Platform
 from ..tensorrt.plans import plan_network
 from .errors import TuningError
@@ -47,7 +48,7 @@ def install(directory: Path, expected: Manifest, result: TuningResult) -> Manife
             os.fsync(file.fileno())
         (scratch / FILE_NAME).replace(directory / FILE_NAME)
     for old in directory.glob(f"{FILE_PREFIX}*"):
-        if old.name not in files:
+        if is_tuned(old.name) and old.name not in files:
             old.unlink(missing_ok=True)
     return installed
 

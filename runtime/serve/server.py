@@ -36,8 +36,8 @@ def bind(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn with our signal handling.
 
-    The first SIGTERM or SIGINT drains the server for ``drain_seconds``; the second cancels the running requests. ``ready``: the line that
-    is printed when the server listens.
+    The first SIGTERM, SIGINT or SIGHUP drains the server for ``drain_seconds``; the second cancels the running requests. ``ready``: the
+    line that is printed when the server listens.
     """
 
     def __init__(self, app: Starlette, drain_seconds: float, ready: str) -> None:
@@ -71,7 +71,8 @@ class Server(uvicorn.Server):
         def on_signal(*_: object) -> None:
             self.loop.call_soon_threadsafe(self.begin_shutdown)
 
-        previous = {each: signal.signal(each, on_signal) for each in (signal.SIGTERM, signal.SIGINT)}
+        hangup = () if signal.getsignal(signal.SIGHUP) in (signal.SIG_IGN, None) else (signal.SIGHUP,)  # nohup ignores it
+        previous = {each: signal.signal(each, on_signal) for each in (signal.SIGTERM, signal.SIGINT, *hangup)}
         try:
             yield
         finally:

@@ -247,8 +247,6 @@ def test_changed_options_or_a_damaged_file_are_exported_again(run: Run, engines:
     with (engines / "tiny" / "target.data").open("r+b") as file:
         file.write(b"\xff")
     assert "is ready" in run("--prefill-rows", "32").out
-    (engines / "tiny" / FILE_NAME).write_text("{")
-    assert "is ready" in run("--prefill-rows", "32").out
     expect_engine(engines / "tiny")
 
 
@@ -278,3 +276,20 @@ def test_json_is_one_object_whatever_happens(run: Run, engines: Path) -> None:
     assert (made.code, json.loads(made.out)) == (0, stored)
     again = run("--json")
     assert (again.code, json.loads(again.out)) == (0, stored)
+
+
+@pytest.mark.parametrize("existing", [True, False], ids=["existing", "dangling"])
+def test_a_linked_directory_stays_linked(run: Run, engines: Path, tmp_path: Path, existing: bool) -> None:
+    real = tmp_path / "disk" / "real"
+    if existing:
+        real.mkdir(parents=True)
+    engines.mkdir()
+    (engines / "tiny").symlink_to(real)
+    for arguments in ([], ["--force"]):
+        assert run(*arguments).code == 0
+        assert (engines / "tiny").is_symlink()
+        assert names_in(engines) == {"tiny"}
+        expect_engine(real)
+    assert "up to date" in run().out
+    (real / "notes.txt").write_text("mine")
+    assert "also holds files that are not the engine's: notes.txt" in run("--force").complaint

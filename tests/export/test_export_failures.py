@@ -20,6 +20,7 @@ import export.build
 import export.cli
 import export.directory.install
 import export.parity.target
+from export.directory.scratch import scratch_directory
 from export.graphs.weights import WeightFile
 from export.text.side import TextSide
 from runtime.console import progress
@@ -27,7 +28,7 @@ from runtime.errors import EngineDirError
 from runtime.manifest.graphs import FILE_NAME
 from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import Manifest
-from tests.support.exporting import LAYERS, Run, elsewhere, expect_engine, names_in, snapshot
+from tests.support.exporting import LAYERS, ROOT, Run, elsewhere, expect_engine, names_in, snapshot
 
 
 def expect_no_engine(directory: Path) -> None:
@@ -122,7 +123,7 @@ def test_onnx_runtime_installed_under_another_name(run: Run, engines: Path, monk
     ("error", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
-        (MemoryError("too much"), 1, "MemoryError: too much"),
+        (MemoryError("too much"), 1, "there is not enough memory: too much"),
         (RuntimeError("a defect\nof ours"), 1, "internal error, RuntimeError: a defect of ours"),
     ],
 )
@@ -171,7 +172,7 @@ def test_killed_run_leaves_no_engine_and_the_next_one_cleans_up(run: Run, source
     killed(KILLS[moment], "--weights", str(source), "--out", str(engines), "--max-context", "64")
     (partial,) = engines.iterdir()
     assert partial.name.startswith(".tiny.partial-")
-    assert names_in(partial)  # it did get somewhere
+    assert names_in(partial / "new")  # it did get somewhere
     expect_no_engine(engines / "tiny")
     assert run().code == 0
     expect_engine(engines / "tiny")
@@ -188,9 +189,11 @@ def test_killed_run_leaves_no_engine_and_the_next_one_cleans_up(run: Run, source
 )
 def test_killed_rebuild_leaves_a_whole_engine_or_none(run: Run, source: Path, engines: Path, patch: str, left: str) -> None:
     assert run().code == 0
+    expect_engine(engines / "tiny")  # loading remembers the hashes there
     before = snapshot(engines / "tiny")
     killed(patch, "--weights", str(source), "--out", str(engines), "--max-context", "64", "--force")
-    assert len(names_in(engines)) == 2  # the engine or its stashed form, and what is to be removed
+    (partial,) = engines.glob(".tiny.partial-*")  # with what is to be removed, or with the old engine
+    assert names_in(engines) == {partial.name} | ({"tiny"} if left != "none" else set())
     if left == "none":
         expect_no_engine(engines / "tiny")
     else:
@@ -202,12 +205,70 @@ def test_killed_rebuild_leaves_a_whole_engine_or_none(run: Run, source: Path, en
 
 
 def test_only_partial_directories_of_dead_runs_of_this_engine_are_removed(run: Run, engines: Path) -> None:
-    finished = subprocess.Popen([sys.executable, "-c", ""])
-    finished.wait()
-    dead = f".tiny.partial-{finished.pid}-abc"
-    kept = {f".tiny.partial-{os.getppid()}-abc", f".other.partial-{finished.pid}-abc", ".tiny.partial-notes", "other"}
-    for name in (dead, *kept):
+    kept = {".other.partial-abc", ".tiny.partial-notes", "other"}
+    for name in (".tiny.partial-abc", *kept):
         (engines / name).mkdir(parents=True)
         (engines / name / "file").write_text("x")
-    assert run().code == 0
+    for name in (".tiny.partial-abc", ".other.partial-abc"):
+        (engines / name / "lock").touch()
+    with scratch_directory(engines / "tiny") as running:
+        assert run().code == 0
+        assert names_in(engines) == {"tiny", running.parent.name, *kept}
     assert names_in(engines) == {"tiny", *kept}
+
+
+def test_a_run_in_another_container_is_left_alone(engines: Path) -> None:
+    """There this run's process id means nothing, or another process."""
+    engines.mkdir()
+    program = """
+import os, sys, time
+from pathlib import Path
+from export.directory.scratch import scratch_directory
+os.getpid = lambda: 999_999_999
+with scratch_directory(Path(sys.argv[1])) as scratch:
+    print(scratch, flush=True)
+    sys.stdin.read()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = [sys.executable, "-c", program, str(engines / "tiny")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, text=True, env=environment) as other:
+        assert other.stdout is not None
+        theirs = Path(other.stdout.readline().strip())
+        with scratch_directory(engines / "tiny"):
+            assert theirs.is_dir()
+        other.kill()
+    with scratch_directory(engines / "tiny"):
+        assert not theirs.parent.exists()
+
+
+# Sends itself a signal when the third part of the weights is written.
+SIGNALLED = """
+import os, signal, sys
+import export.cli
+from runtime.console import run_command
+
+number = signal.Signals[sys.argv[1]]
+if sys.argv[2] == "ignored":
+    signal.signal(number, signal.SIG_IGN)
+export.cli.progress = lambda stage, done, total: done == 3 and os.kill(os.getpid(), number)
+code = run_command(export.cli.command, "resps-export", sys.argv[3:])
+assert signal.getsignal(number) == (signal.SIG_IGN if sys.argv[2] == "ignored" else signal.SIG_DFL)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_ended_by_a_signal_cleans_up(source: Path, engines: Path, name: str, code: int) -> None:
+    done = elsewhere(SIGNALLED, name, "as usual", "--weights", str(source), "--out", str(engines), "--max-context", "64")
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-1] == f"resps-export: ended by {name}"
+    assert "Traceback" not in done.stderr
+    assert names_in(engines) == set()
+
+
+def test_an_ignored_hangup_stays_ignored(source: Path, engines: Path) -> None:
+    """As under nohup."""
+    done = elsewhere(SIGNALLED, "SIGHUP", "ignored", "--weights", str(source), "--out", str(engines), "--max-context", "64")
+    assert done.returncode == 0, done.stderr
+    expect_engine(engines / "tiny")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import namedtuple
 from collections.abc import Mapping
@@ -154,6 +155,24 @@ def test_names_that_lead_elsewhere_are_refused(run: Run, engines: Path, name: st
     assert not engines.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("two\nlines", r"must be without line breaks and control characters, not 'two\nlines'"),
+        ("\u2028", r"must be without line breaks and control characters, not '\u2028'"),
+        ("red\x1b[31m", r"must be without line breaks and control characters, not 'red\x1b[31m'"),
+        ("é" * 101, "must have at most 200 bytes, not 202"),
+    ],
+    ids=["line break", "Unicode line break", "escape", "long"],
+)
+def test_names_that_no_line_or_file_system_holds_are_refused(run: Run, engines: Path, name: str, says: str) -> None:
+    for arguments in ([], ["--dry-run"]):
+        ended = run("--name", name, *arguments)
+        assert ended.code == 2
+        assert f"--name {says}" in ended.complaint
+        assert not engines.exists()
+
+
 def test_hub_out_of_reach(run: Run, engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> str:
         raise ConnectionError("no route\nto host")
@@ -226,3 +245,30 @@ def test_weights_too_large_for_half_precision_are_noticed(run: Run, source: Path
     assert "layers.2.down.weight has numbers that are not finite in float16 — choose another --precision" in ended.complaint
     assert names_in(engines) == set()
     assert run("--precision", "bf16").code == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--force"]], ids=["without force", "force"])
+def test_foreign_files_in_an_engine_are_kept(run: Run, engines: Path, arguments: list[str]) -> None:
+    assert run().code == 0
+    (engines / "tiny" / "data").mkdir()
+    (engines / "tiny" / "data" / "x").write_text("mine")
+    load_manifest(engines / "tiny")  # remembers the hashes there
+    before = snapshot(engines / "tiny")
+    ended = run("--prefill-rows", "32", *arguments)
+    assert ended.code == 1
+    assert f"{engines / 'tiny'} also holds files that are not the engine's: data — move them away" in ended.complaint
+    assert snapshot(engines / "tiny") == before
+
+
+def test_dry_run_refuses_the_directories_that_an_export_refuses(run: Run, engines: Path) -> None:
+    (engines / "tiny").mkdir(parents=True)
+    (engines / "tiny" / "notes.txt").write_text("mine")
+    ended, dry = run(), run("--dry-run")
+    assert (ended.code, dry.code, ended.complaint) == (1, 1, dry.complaint)
+
+
+def test_dry_run_needs_no_place_to_write(run: Run, engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines.mkdir()
+    monkeypatch.setattr(os, "access", lambda place, mode: not mode & os.W_OK)
+    assert "cannot be written to" in run().complaint
+    assert run("--dry-run").code == 0

@@ -130,6 +130,7 @@ def test_missing_draft(case: DraftCase) -> None:
     case.write()
     (case.draft / "model.safetensors").unlink()
     case.expect_refused(case.run(), "holds no weights")
+    case.expect_refused(case.run("--dry-run"), "holds no weights")
 
 
 def test_weights_beyond_the_draft_precision(case: DraftCase) -> None:

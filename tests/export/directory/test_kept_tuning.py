@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_damage_drops_it_too(sources: Path, engine: Path, trouble: str, caplog: 
     if trouble == "network":
         next(engine.glob("tuned-*.onnx")).write_bytes(b"other")
     else:
-        (engine / FILE_NAME).write_text('{"schema": 1}')
+        (engine / FILE_NAME).write_text(json.dumps({**json.loads((engine / FILE_NAME).read_text()), "schema": 1}))
     with caplog.at_level(logging.WARNING):
         assert again(sources, engine) is None
     (line,) = caplog.messages

@@ -20,13 +20,14 @@ from runtime.serve.server import bind
 from tests.support.serve.process import running
 
 
-def test_sigterm_finishes_running_requests_and_exits_with_0(tiny_engine: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_finishes_running_requests_and_exits_with_0(tiny_engine: Path, number: signal.Signals) -> None:
     with running(tiny_engine, "--no-warmup", "--model-name", "tiny") as (process, url), httpx.Client(timeout=30) as http:
         body = {"prompt": "the cat", "max_tokens": 200, "temperature": 1.5, "seed": 3, "stream": True}
         with http.stream("POST", f"{url}/completions", json=body) as stream:
             lines = stream.iter_lines()
             first = next(lines)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             rest = [line for line in lines if line]
         assert first.startswith("data: ")
         assert rest[-1] == "data: [DONE]"
