@@ -31,6 +31,8 @@ def converted(
         reason = "pip install transformers to build it"
     except Exception as error:  # transformers raises many types
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if "trust_remote_code" in str(error):
+            reason = "only code of its repository could, which never runs here"
         if stored is None:
             raise CheckpointError(f"{directory} has no tokenizer.json — its other tokenizer files cannot be converted ({reason})") from None
     warnings.append(f"the tokenizer class {name} is not known here, so tokenizer.json is used as it is ({reason})")

@@ -56,8 +56,9 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``, without special tokens: what ``token_bytes`` joins to, with one U+FFFD for every maximal part of a
         character that stayed incomplete (Unicode 3.9), as bytes.decode has it."""
+        # The decoder of byte fallback drops all bytes beside an incomplete character; that of suffixes drops the last space.
         text = str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
-        if "\ufffd" in text and self.token_bytes.has_fallback:  # that decoder drops all bytes beside an incomplete character
+        if self.token_bytes.has_suffix or ("\ufffd" in text and self.token_bytes.has_fallback):
             return self.token_bytes.join(tokens).decode("utf-8", "replace")
         return text
 

@@ -165,4 +165,9 @@ def test_a_class_with_code_of_its_own_is_told(tmp_path: Path) -> None:
     settings = {"tokenizer_class": "HouseTokenizer", "auto_map": {"AutoTokenizer": ["house.HouseTokenizer", None]}}
     directory = case("x", PLAIN, settings, also={"house.py": "raise SystemExit"}).write(tmp_path)
     (warning,) = text_of_directory(directory).warnings
-    assert "HouseTokenizer is not known here, so tokenizer.json is used as it is (" in warning
+    assert "HouseTokenizer is not known here, so tokenizer.json is used as it is (only code of its repository could, which never" in warning
+    (directory / "tokenizer.json").unlink()
+    with refused(
+        r"no tokenizer.json — its other tokenizer files cannot be converted \(only code of its repository could, which never runs"
+    ):
+        text_of_directory(directory)
