@@ -144,13 +144,11 @@ def _text(token: Any) -> str:
 
 
 def _add(tokenizer: Any, texts: TextConfig, named: Mapping[str, Any]) -> None:
-    """Add the tokens that the tokenizer lacks or has with other flags, and special tokens that it does not know as added ones."""
+    """Add the listed tokens, also those that are there, because a name makes a token special; and special tokens that are not listed."""
     from tokenizers import AddedToken
 
-    present = tokenizer.get_added_tokens_decoder().values()
-    kept = {repr(token) for token in present}
-    new = [token for _, token in sorted(texts.added.items()) if repr(token) not in kept]
-    known = {_text(token) for token in (*present, *new)}
+    new = [token for _, token in sorted(texts.added.items())]
+    known = {_text(token) for token in (*tokenizer.get_added_tokens_decoder().values(), *new)}
     for token in (*named.values(), *texts.extra):
         if _text(token) not in known and token not in new:  # a text equals no AddedToken: both are added then, and the last one counts
             new.append(token)
