@@ -47,7 +47,10 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise PromptError("the prompt contains lone surrogates, which are not text — decode the input as UTF-8", "not_text") from None
-        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        except Exception as error:  # the Rust side raises plain Exception
+            raise PromptError(f"the tokenizer cannot encode the prompt: {error} — leave out what it does not know", "not_text") from None
 
     def encode_raw(self, text: str) -> list[int]:
         """Token ids of ``text``. Special tokens in it are recognised, none is added."""
