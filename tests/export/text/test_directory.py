@@ -205,8 +205,26 @@ def test_a_class_that_only_transformers_knows(tmp_path: Path, monkeypatch: pytes
     side = text_of_directory(directory)
     assert ["the tokenizer class HouseTokenizer is not known here" in warning for warning in side.warnings] == [True]
     assert Tokenizer(tmp_path, side.write(tmp_path)).encode("the cat")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"tokenizer.model": "\n\x0e"}, r"tokenizer.model cannot be converted \(pip install transformers sentencepiece\)"),
+        ({"tokenizer.model": "IQ== 0"}, r"tokenizer.model cannot be converted \(pip install transformers tiktoken\)"),
+        ({"qwen.tiktoken": "IQ== 0"}, r"qwen.tiktoken cannot be converted \(pip install transformers tiktoken\)"),
+        ({"vocab.json": "{}", "merges.txt": ""}, r"vocab.json cannot be converted \(pip install transformers\)"),
+        ({}, "has no tokenizer.json — it has no other tokenizer file either, download it again"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_where_there_is_no_tokenizer_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], message: str
+) -> None:
+    for package in ("transformers", "sentencepiece", "tiktoken"):
+        monkeypatch.setitem(sys.modules, package, None)
+    directory = case("x", PLAIN, also=files).write(tmp_path)
     (directory / "tokenizer.json").unlink()
-    with refused("has no tokenizer.json — pip install transformers"):
+    with refused(message):
         text_of_directory(directory)
 
 
@@ -217,7 +235,6 @@ def test_a_class_with_code_of_its_own_is_told(tmp_path: Path) -> None:
     (warning,) = text_of_directory(directory).warnings
     assert "HouseTokenizer is not known here, so tokenizer.json is used as it is (only code of its repository could, which never" in warning
     (directory / "tokenizer.json").unlink()
-    with refused(
-        r"no tokenizer.json — its other tokenizer files cannot be converted \(only code of its repository could, which never runs"
-    ):
+    (directory / "vocab.json").write_text("{}")
+    with refused(r"no tokenizer.json — vocab.json cannot be converted \(only code of its repository could, which never runs"):
         text_of_directory(directory)
