@@ -53,8 +53,8 @@ class Tokenizer:
             raise PromptError(f"the tokenizer cannot encode the prompt: {error} — leave out what it does not know", "not_text") from None
 
     def encode_raw(self, text: str) -> list[int]:
-        """Token ids of ``text``. Special tokens in it are recognised, none is added."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        """Token ids of ``text``. Special tokens in it are recognised, none is added. Raises PromptError."""
+        return self._ids(text, special=False)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``, without special tokens: what ``token_bytes`` joins to, with one U+FFFD for every maximal part of a

@@ -195,6 +195,8 @@ def test_a_prompt_that_the_tokenizer_cannot_encode(tmp_path: Path) -> None:
     assert tokenizer.encode("the cat") == [0, 1]
     with pytest.raises(PromptError, match=r"the tokenizer cannot encode the prompt: .*leave out what it does not know") as caught:
         tokenizer.encode("a dog")
+    with pytest.raises(PromptError, match="the tokenizer cannot encode the prompt: "):
+        tokenizer.encode_raw("a dog")
     assert caught.value.kind == "not_text"
 
 
