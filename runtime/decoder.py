@@ -218,9 +218,11 @@ class Decoder:
             return self._tokenizer.decode([int(token) for token in ids])
 
     def token_bytes(self, token: int, *, first: bool = False, special: bool = False) -> bytes:
-        """The bytes that one token adds to a text. Bytes, because a character may need several tokens; joined, they equal ``decode``.
+        """The bytes that one token adds to a text. Bytes, because a character may need several tokens; joined, they equal the
+        text.
 
-        ``first``: whether the token begins the text, where SentencePiece tokenizers omit one space. ``special``: whether special tokens
+        ``first``: whether the token begins the text, where SentencePiece tokenizers omit one space; in an answer only after a prompt
+        without text. ``special``: whether special tokens
         return their names; otherwise they add nothing, as in ``decode``. Ids in the vocabulary without a token return b"". Raises
         ValueError for an id outside the vocabulary.
         """

@@ -74,7 +74,8 @@ class Request:
 
     def _chunks(self, target: Target, drafter: Drafter, tokenizer: Tokenizer) -> Iterator[Chunk]:
         root = self._prefill(target, drafter)
-        detokenizer, self._stops = Detokenizer(tokenizer), StopStrings(self.params.stop, tokenizer.hidden if self.params.stop else {})
+        detokenizer = Detokenizer(tokenizer, self.prompt)
+        self._stops = StopStrings(self.params.stop, tokenizer.hidden if self.params.stop else {})
         if root is not None:
             self.counters.new_tokens = 1
             yield self._chunk(detokenizer, (root.token,), None)

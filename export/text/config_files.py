@@ -42,18 +42,18 @@ def text_config(directory: Path, tokenizer_json: Mapping[str, Any]) -> TextConfi
     values = optional_json(file)
     if not values.get(_EXTRA) and _OLD_EXTRA in values:
         values[_EXTRA] = values.pop(_OLD_EXTRA)
-    mapped, added = optional_json(directory / "special_tokens_map.json"), dict[int, Any]()
+    mapped, added = _special_tokens_map(directory, "added_tokens_decoder" in values), dict[int, Any]()
     eos = {name: content.get("eos_token") for name, content in ((file.name, values), ("special_tokens_map.json", mapped))}
     try:
         if "added_tokens_decoder" in values:  # a newer file, which stands for those below
-            added = {int(token_id): _token(token) for token_id, token in (values["added_tokens_decoder"] or {}).items()}
+            added = {int(token_id): _entry(token) for token_id, token in (values["added_tokens_decoder"] or {}).items()}
         else:
             file = directory / "special_tokens_map.json"
             values |= _merged(values, mapped)
             file = directory / "added_tokens.json"
             added = _numbered(listed, values) if (listed := optional_json(file)) else {}
             file = directory / "tokenizer.json"
-            added |= {token["id"]: _token(token) for token in tokenizer_json.get("added_tokens", ())}
+            added |= {token["id"]: _entry(token) for token in tokenizer_json.get("added_tokens", ())}
         file = directory / "tokenizer_config.json"
         named, extra = _special(values, {_text(token): token for token in added.values()})
         texts = {name: _text(token) for name, token in ((name, _token(stored)) for name, stored in eos.items()) if token is not None}
@@ -62,10 +62,33 @@ def text_config(directory: Path, tokenizer_json: Mapping[str, Any]) -> TextConfi
     return TextConfig(values, added, named, extra, texts)
 
 
+def _special_tokens_map(directory: Path, beside: bool) -> dict[str, Any]:
+    """special_tokens_map.json. ``beside``: there is an added_tokens_decoder, so that transformers does not read the file: only its
+    eos_token counts then, if it has one."""
+    file = directory / "special_tokens_map.json"
+    if not beside:
+        return optional_json(file)
+    try:
+        mapped = optional_json(file)
+        _token(mapped.get("eos_token"))
+    except (CheckpointError, TypeError, ValueError, KeyError):
+        return {}
+    return mapped
+
+
+def _entry(stored: Any) -> Any:
+    """An entry of a list of added tokens, as AddedToken. Raises TypeError, ValueError and KeyError."""
+    if not isinstance(stored, dict):
+        raise TypeError(f"{stored!r} is not a token")
+    return _token(stored)
+
+
 def _token(stored: Any) -> Any:
-    """A stored token as AddedToken, or as it is if it is only text. Raises TypeError."""
+    """A stored token as AddedToken, or as it is if it is only text. Raises TypeError, ValueError and KeyError."""
     from tokenizers import AddedToken
 
+    if isinstance(stored, str):
+        stored.encode()
     if isinstance(stored, dict):
         return AddedToken(stored["content"], **{key: bool(stored[key]) for key in _FLAGS if key in stored})
     if stored is None or isinstance(stored, str):

@@ -13,7 +13,7 @@ from .classes import CLASSES, build, class_name
 from .config_files import NAMED, TextConfig, text_config
 from .converted import converted
 from .side import TOKENIZER_FILE, TextSide
-from .stop_ids import bos_of, stop_ids
+from .stop_ids import bos_of, stop_ids, unapplied
 from .templates import directory_templates, tried
 
 
@@ -25,6 +25,8 @@ def text_of_directory(directory: Path, chat_template: str | None = None) -> Text
     stored = _stored(directory)
     texts = text_config(directory, stored or {})
     declared = texts.values.get("tokenizer_class") or config.get("tokenizer_class")
+    if not (declared is None or isinstance(declared, str)):
+        raise CheckpointError(f"{directory} has {declared!r} for tokenizer_class, which is not a name — download it again")
     name = class_name(str(config.get("model_type")), declared, '"ByteLevel"' in json.dumps(stored))
     if stored is None or (name is not None and name not in CLASSES):
         tokenizer, special = converted(directory, name, stored, warnings) or _as_stored(directory, stored, texts)
@@ -33,8 +35,7 @@ def text_of_directory(directory: Path, chat_template: str | None = None) -> Text
     else:
         tokenizer, special = _as_stored(directory, stored, texts)
     _keep_special(tokenizer)
-    _expect_usable(directory, tokenizer)
-    warnings += _moved(tokenizer, texts)
+    warnings += _incomplete(tokenizer) + _moved(tokenizer, texts)
     if texts.values.get("clean_up_tokenization_spaces") and type(tokenizer.model).__name__ != "BPE":
         warnings.append("tokenizer_config.json has clean_up_tokenization_spaces, which is not applied: spaces before punctuation stay")
     tokenizer.no_truncation()
@@ -43,8 +44,8 @@ def text_of_directory(directory: Path, chat_template: str | None = None) -> Text
     usable, unusable = tried(templates, special)
     generation = optional_json(directory / "generation_config.json")
     ends = {"the tokenizer": special["eos_token"], **texts.eos} if "eos_token" in special else texts.eos
-    stop = stop_ids(directory, config, generation, ends, tokenizer.token_to_id)
-    bos = bos_of(directory, config, special.get("bos_token"), tokenizer.token_to_id)
+    stop = stop_ids(directory, config, generation, ends, tokenizer.token_to_id, warnings)
+    bos = bos_of(directory, config, special.get("bos_token"), tokenizer.token_to_id, warnings)
     names = {token: tokenizer.id_to_token(token) for token in (*stop, *([] if bos is None else [bos]))}
     return TextSide(
         tokenizer_json=tokenizer.to_str(),
@@ -55,7 +56,8 @@ def text_of_directory(directory: Path, chat_template: str | None = None) -> Text
         unusable=unusable,
         split_special=texts.values.get("split_special_tokens") is True,
         names={token: text for token, text in names.items() if text is not None},
-        warnings=tuple(warnings),
+        vocab=vocab if type(vocab := config.get("vocab_size")) is int else None,
+        warnings=(*warnings, *unapplied(generation)),
     )
 
 
@@ -144,13 +146,11 @@ def _text(token: Any) -> str:
 
 
 def _add(tokenizer: Any, texts: TextConfig, named: Mapping[str, Any]) -> None:
-    """Add the tokens that the tokenizer lacks or has with other flags, and special tokens that it does not know as added ones."""
+    """Add the listed tokens, also those that are there, because a name makes a token special; and special tokens that are not listed."""
     from tokenizers import AddedToken
 
-    present = tokenizer.get_added_tokens_decoder().values()
-    kept = {repr(token) for token in present}
-    new = [token for _, token in sorted(texts.added.items()) if repr(token) not in kept]
-    known = {_text(token) for token in (*present, *new)}
+    new = [token for _, token in sorted(texts.added.items())]
+    known = {_text(token) for token in (*tokenizer.get_added_tokens_decoder().values(), *new)}
     for token in (*named.values(), *texts.extra):
         if _text(token) not in known and token not in new:  # a text equals no AddedToken: both are added then, and the last one counts
             new.append(token)
@@ -171,12 +171,13 @@ def _keep_special(tokenizer: Any) -> None:
     tokenizer.add_tokens(changed)
 
 
-def _expect_usable(directory: Path, tokenizer: Any) -> None:
-    """Raises CheckpointError if the tokenizer cannot encode a text: its unknown token may be missing, for example."""
+def _incomplete(tokenizer: Any) -> list[str]:
+    """A warning if the tokenizer does not encode every text: its unknown token may be missing, for example."""
     try:
         tokenizer.encode("A text, 1 \U0001f642\ue000")
     except Exception as error:  # the tokenizers package raises plain Exception
-        raise CheckpointError(f"the tokenizer of {directory} cannot encode a text: {error} — get its files again") from None
+        return [f"the tokenizer does not encode every text ({error}): prompts that it cannot encode are refused"]
+    return []
 
 
 def _moved(tokenizer: Any, texts: TextConfig) -> list[str]:

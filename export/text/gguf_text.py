@@ -41,9 +41,9 @@ def text_of_gguf(header: Header) -> TextSide:
     if kind != "llama" and (kind != "gpt2" or split not in WORDS):
         raise UnsupportedModel(f"the GGUF's tokenizer {kind}/{split} is not supported — export from the Hugging Face directory instead")
     words = WORDS[split] if kind == "gpt2" else None
-    tokens, warnings = _tokens(header), []
+    tokens, warnings = _tokens(header), list[str]()
     types = _list(header, "token_type", int) if header.field(_PREFIX + "token_type") is not None else [1] * len(tokens)
-    special = {name: _special_token(header, name, len(tokens)) for name in (*_SPECIAL, *_FILL)}
+    special = {name: _special_token(header, name, len(tokens), warnings) for name in (*_SPECIAL, *_FILL)}
     if words is None:
         special |= {name: token for name, token in _SPM_DEFAULTS.items() if special[name] is None and token < len(tokens)}
     ends = gguf_ends(tokens, [*types, *[1] * (len(tokens) - len(types))], special)
@@ -97,9 +97,12 @@ def _tokens(header: Header) -> list[str]:
     return tokens
 
 
-def _special_token(header: Header, name: str, vocab: int) -> int | None:
-    """The id of a special token, None if the model has none."""
+def _special_token(header: Header, name: str, vocab: int, warnings: list[str]) -> int | None:
+    """The id of a special token, None if the model has none. -1 counts as none, with a warning."""
     token_id = header.field(f"{_PREFIX}{name}_token_id")
+    if token_id in (-1, 0xFFFFFFFF) and name in _ESSENTIAL:
+        warnings.append(f"the GGUF has {token_id} for its {name} token, which is ignored")
+        return None
     fits = type(token_id) is int and 0 <= token_id < vocab
     if not fits and name not in _ESSENTIAL:  # as llama.cpp, which only warns
         return None

@@ -19,7 +19,8 @@ class TextSide:
     """The text side of a model. ``tokenizer_json``: the tokenizer in the form of the tokenizers package. ``stop``: ids of the tokens that
     end an answer, each with the places that name it. ``special``: texts of special tokens as chat templates know them. ``templates``: chat
     templates by name. ``unusable``: templates that cannot be compiled or rendered, with the reason. ``warnings``: what the user should
-    know, a line each. The other fields are those of `runtime.manifest.schema.Tokens`."""
+    know, a line each. ``vocab``: the number of tokens that the model can generate, None if the checkpoint does not
+    say. The other fields are those of `runtime.manifest.schema.Tokens`."""
 
     tokenizer_json: str
     stop: Mapping[int, tuple[str, ...]]
@@ -30,6 +31,7 @@ class TextSide:
     chat_bos: bool = False
     split_special: bool = False
     names: Mapping[int, str] = field(default_factory=dict)  # of stop tokens and bos, for people
+    vocab: int | None = None
     warnings: tuple[str, ...] = ()
 
     def write(self, directory: Path) -> Tokens:
@@ -47,7 +49,9 @@ class TextSide:
         found += [f"the chat template {name} cannot be used: {why}; its chats are refused" for name, why in self.unusable.items()]
         if self.templates and "default" not in {*self.templates, *self.unusable}:
             found.append(f"there are chat templates named {', '.join(self.templates)} and no default: chats are refused")
-        if not self.stop:
+        outside = [token for token in self.stop if self.vocab is not None and token >= self.vocab]
+        found += [f"stop token {self._token(token)} is outside of the model's {self.vocab} tokens and ends no answer" for token in outside]
+        if len(outside) == len(self.stop):
             found.append("no file says which token ends an answer: answers go on until the token limit or a stop string")
         return tuple(found)
 

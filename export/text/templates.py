@@ -84,7 +84,10 @@ def tried(templates: Mapping[str, str], special: Mapping[str, str]) -> tuple[dic
 def _fault(source: str, special: Mapping[str, str]) -> str | None:
     """Why a template renders no chat, None if it renders one."""
     try:
+        source.encode()
         template = ChatTemplate(source)
+    except UnicodeEncodeError:
+        return "it contains lone surrogates, which are not text"
     except TemplateFault as error:
         return f"it cannot be compiled ({error})"
     reasons = []

@@ -79,7 +79,7 @@ async def _generate(request: Request, is_chat: bool, parse: Callable[[bytes], Ge
     except ApiError as error:
         services.metrics.requests.labels(error.outcome).inc()
         raise
-    response_format = ResponseFormat(is_chat, services.settings.model, generation, services.decoder)
+    response_format = ResponseFormat(is_chat, services.settings.model, generation)
     return Reply(services, generation, response_format, arrived)
 
 

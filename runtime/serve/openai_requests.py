@@ -180,6 +180,7 @@ def chat_request(body: ChatBody, max_messages: int) -> GenerationRequest:
         {
             "role": "system" if message.role == "developer" else message.role,
             "content": message.content if isinstance(message.content, str) else "".join(part.text for part in message.content),
+            **({} if message.name is None else {"name": message.name}),
         }
         for message in body.messages
     ]

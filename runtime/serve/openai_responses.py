@@ -23,15 +23,16 @@ MIN_LOGPROB = -9999.0
 
 
 class TokenSpeller:
-    """Spells the tokens of one answer, in their order: the first one begins the text, and a character may take several tokens.
+    """Spells the tokens of one answer, in their order: the first one begins the text if ``prompt`` (its ids) has none, and a character may
+    take several tokens.
 
     ``started``: the answer's first event was made. ``characters``: number of characters that the tokens so far completed.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, prompt: Sequence[int]) -> None:
         self._decoder = decoder
         self._utf8 = getincrementaldecoder("utf-8")("replace")
-        self._first = True
+        self._first = not any(map(decoder.token_bytes, prompt))
         self.started = False
         self.characters = 0
 
@@ -62,26 +63,25 @@ class TokenSpeller:
 
 @dataclass(frozen=True)
 class ResponseFormat:
-    """Writes one answer in the format of its endpoint. ``decoder`` spells the tokens of logprobs."""
+    """Writes one answer in the format of its endpoint."""
 
     is_chat: bool
     model: str
     request: GenerationRequest
-    decoder: Decoder
     id: str = field(init=False)
     created: int = field(init=False, default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", f"{'chatcmpl' if self.is_chat else 'cmpl'}-{uuid.uuid4().hex}")
 
-    def whole(self, chunks: Sequence[Chunk], finished: Finished, queued: float) -> dict[str, Any]:
-        """The whole answer as one object. ``queued``: seconds in the queue."""
+    def whole(self, chunks: Sequence[Chunk], finished: Finished, queued: float, speller: TokenSpeller) -> dict[str, Any]:
+        """The whole answer as one object. ``queued``: seconds in the queue. ``speller``: a new one."""
         text = "".join(chunk.text for chunk in chunks)
         if self.is_chat:
             choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text, "refusal": None}}
         else:
             choice = {"index": 0, "text": text}
-        choice |= {"logprobs": self._logprobs(chunks, TokenSpeller(self.decoder)), "finish_reason": FINISH_REASONS[finished.stop]}
+        choice |= {"logprobs": self._logprobs(chunks, speller), "finish_reason": FINISH_REASONS[finished.stop]}
         return {**self._header(""), "choices": [choice], "usage": usage(finished.stats), "resps": extension(finished, queued)}
 
     def chunk_event(self, chunk: Chunk, speller: TokenSpeller) -> dict[str, Any]:

@@ -124,12 +124,14 @@ class Reply(Response):
         chunks = []
         while not isinstance(item := await self._next(request), Finished):
             chunks.append(item)
-        body = json.dumps(self._format.whole(chunks, item, self._queued), ensure_ascii=False).encode()
+        body = json.dumps(
+            self._format.whole(chunks, item, self._queued, TokenSpeller(self._services.decoder, request.prompt)), ensure_ascii=False
+        ).encode()
         await self._send(send, {"type": "http.response.start", "status": 200, "headers": _headers("application/json", len(body))})
         await self._send(send, {"type": "http.response.body", "body": body})
 
     async def _send_events(self, request: RunningRequest, send: Send) -> None:
-        speller = TokenSpeller(self._services.decoder)
+        speller = TokenSpeller(self._services.decoder, request.prompt)
         item = await self._next(request)
         await self._send(send, {"type": "http.response.start", "status": 200, "headers": _headers("text/event-stream; charset=utf-8")})
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -11,31 +12,24 @@ from .tokenizer import Tokenizer
 class Detokenizer:
     """Turns tokens into text one by one, withholding incomplete characters.
 
-    The returned pieces plus ``flush()`` equal decoding all tokens at once. Each token decodes only a short window again.
+    ``prompt``: the ids before the first token. SentencePiece decoders omit a space where a text begins, which is after a prompt without
+    text. The returned pieces plus ``flush()`` equal the decoded bytes of all tokens. A token costs the same wherever it stands.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._tokens: list[int] = []
-        self._window_start = 0  # first token of the window
-        self._returned = 0  # tokens whose text was returned
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+        self._bytes = tokenizer.token_bytes
+        self._first = not any(map(self._bytes, prompt))
+        self._utf8 = getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
         """The text that ``token`` completes; it may be empty."""
-        self._tokens.append(token)
-        before = self._tokenizer.decode(self._tokens[self._window_start : self._returned])
-        now = self._tokenizer.decode(self._tokens[self._window_start :])
-        if now.endswith("\ufffd") or len(now) <= len(before):
-            return ""
-        self._window_start, self._returned = self._returned, len(self._tokens)
-        return now[len(before) :]
+        added = self._bytes(token, first=self._first)
+        self._first = self._first and not self._bytes(token)  # a space that begins the text adds nothing, but it is the first token
+        return self._utf8.decode(added)
 
     def flush(self) -> str:
         """The withheld rest: bytes that did not become a character."""
-        before = self._tokenizer.decode(self._tokens[self._window_start : self._returned])
-        now = self._tokenizer.decode(self._tokens[self._window_start :])
-        self._window_start, self._returned = self._returned, len(self._tokens)
-        return now[len(before) :]
+        return self._utf8.decode(b"", final=True)
 
 
 _MARKS = 0xD800, 0xDFFF  # surrogates, which no text contains: each stands for a special token in stop strings

@@ -21,6 +21,8 @@ class TokenBytes:
         self._alphabet = _byte_level() if "ByteLevel" in steps else None
         self.has_fallback = "ByteFallback" in steps
         """Whether the decoder makes characters of tokens that stand for single bytes."""
+        self.has_suffix = "BPEDecoder" in steps
+        """Whether the decoder writes a space behind a word for its suffix, except for the last token of a text."""
 
     def __call__(self, token: int, *, first: bool = False, special: bool = False) -> bytes:
         """The bytes of one token; b"" for an id without a token. ``first``: whether it begins the text, where SentencePiece decoders omit
@@ -51,6 +53,8 @@ class TokenBytes:
         decoder = self._decoder
         if decoder is None:  # tokens are words, which are joined with spaces
             return piece if first else f" {piece}"
+        if self.has_suffix:
+            return str(decoder.decode([piece, "a"]))[:-1]
         return str(decoder.decode([piece])) if first else str(decoder.decode(["a", piece]))[1:]
 
 

@@ -47,17 +47,21 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise PromptError("the prompt contains lone surrogates, which are not text — decode the input as UTF-8", "not_text") from None
-        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        except Exception as error:  # the Rust side raises plain Exception
+            raise PromptError(f"the tokenizer cannot encode the prompt: {error} — leave out what it does not know", "not_text") from None
 
     def encode_raw(self, text: str) -> list[int]:
-        """Token ids of ``text``. Special tokens in it are recognised, none is added."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        """Token ids of ``text``. Special tokens in it are recognised, none is added. Raises PromptError."""
+        return self._ids(text, special=False)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``, without special tokens: what ``token_bytes`` joins to, with one U+FFFD for every maximal part of a
         character that stayed incomplete (Unicode 3.9), as bytes.decode has it."""
+        # The decoder of byte fallback drops all bytes beside an incomplete character; that of suffixes drops the last space.
         text = str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
-        if "\ufffd" in text and self.token_bytes.has_fallback:  # that decoder drops all bytes beside an incomplete character
+        if self.token_bytes.has_suffix or ("\ufffd" in text and self.token_bytes.has_fallback):
             return self.token_bytes.join(tokens).decode("utf-8", "replace")
         return text
 

@@ -57,6 +57,7 @@ NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 END = len(PLAIN["model"]["vocab"])
 ENDS = {"0": flags("<unk>"), "1": flags("<s>"), "2": flags("</s>")}
 DECODER = {str(END): flags("<|im_start|>"), str(END + 1): flags("<|im_end|>")}
+NOT_SPECIAL = special("<|im_start|>", "<|im_end|>", first=END, special=False)
 CUT = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
 FILL = {"strategy": {"Fixed": 32}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"}
 
@@ -93,6 +94,11 @@ ADDED = [
     case("special in one file only", PLAIN, CHATML, also={"added_tokens.json": {"</s>": END, "<|im_end|>": END + 1}}),
     case("ids that are taken", PLAIN, {**CHATML, "added_tokens_decoder": {str(END + 7): flags("<|im_start|>")}}),
     case("special tokens in the vocabulary only", {**MARKED, "added_tokens": []}, {**CHATML, **NAMED, "eos_token": "<|im_end|>"}),
+    case("named tokens that are not special", {**PLAIN, "added_tokens": [*PLAIN["added_tokens"], *NOT_SPECIAL]},
+         {**CHATML, "eos_token": "<|im_end|>", "pad_token": "<|im_start|>"}),
+    case("named tokens that are not special, in the decoder", {**PLAIN, "added_tokens": [*PLAIN["added_tokens"], *NOT_SPECIAL]},
+         {**CHATML, "eos_token": "<|im_end|>", "added_tokens_decoder": {str(END + 1): flags("<|im_end|>", special=False)}}),
+    case("two entries for one special token", MARKED, {"tokenizer_class": "Qwen2Tokenizer"}, also={"added_tokens.json": {"<|im_end|>": 9}}),
     case("split special tokens", MARKED, {**CHATML, **NAMED, "split_special_tokens": True}),
 ]  # fmt: skip
 STOPS = [

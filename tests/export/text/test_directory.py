@@ -17,9 +17,11 @@ from runtime.text.tokenizer import Tokenizer
 from tests.support.chat_templates import CHATML
 from tests.support.checkpoints import refused
 from tests.support.exporting import Run
-from tests.support.text_cases import END, MARKED, PLAIN, case, flags
-from tests.support.tiny_tokenizers import unigram
+from tests.support.text_cases import END, FAST, MARKED, PLAIN, case, flags
+from tests.support.tiny_tokenizers import unigram, word_level
 
+WORDS = word_level()
+WITHOUT_UNKNOWN = {**WORDS, "added_tokens": [], "post_processor": None, "model": {**WORDS["model"], "vocab": {"the": 0, "cat": 1}}}
 ASK = [{"role": "user", "content": "the cat"}]
 BROKEN = [
     ("{% for m in messages %}{{ m.content }}", "it cannot be compiled (Unexpected end of template"),
@@ -85,6 +87,34 @@ def test_a_dry_run_of_a_hub_repository_downloads_no_weights(run: Run, source: Pa
     ("settings", "config", "also", "warning"),
     [
         ({}, {"eos_token_id": None}, {}, "no file says which token ends an answer"),
+        (
+            {},
+            {"vocab_size": END, "eos_token_id": [2, END + 9]},
+            {},
+            f"token {END + 9} .* is outside of the model's {END} tokens",
+        ),
+        ({}, {"vocab_size": END, "eos_token_id": END + 9}, {}, "no file says which token ends an answer"),
+        ({}, {"eos_token_id": -1}, {}, "config.json has -1 for eos_token_id, which is ignored"),
+        ({}, {"bos_token_id": -1}, {}, "config.json has -1 for bos_token_id, which is ignored"),
+        (
+            {},
+            {},
+            {"generation_config.json": {"eos_token_id": 2, "stop_strings": ["</a>"]}},
+            r"has stop_strings \['</a>'\], which are not applied: pass them as SamplingParams.stop",
+        ),
+        (
+            {},
+            {},
+            {"generation_config.json": {"eos_token_id": 2, "suppress_tokens": [5], "bad_words_ids": None}},
+            "suppress_tokens, which",
+        ),
+        (
+            {"tokenizer_class": FAST},
+            {},
+            {"tokenizer.json": WITHOUT_UNKNOWN},
+            "does not encode every text .*cannot encode are",
+        ),
+        ({}, {}, {"tokenizer_config.json": r'{"chat_template": "\ud83d{{ messages }}"}'}, "default cannot be used: it contains lone surr"),
         ({"chat_template": [{"name": "tool_use", "template": "x"}]}, {}, {}, "chat templates named tool_use and no default"),
         ({"added_tokens_decoder": {str(END + 7): flags("<x>")}}, {}, {}, f"1 added tokens .*'<x>' is {END}, not {END + 7}"),
     ],
@@ -140,12 +170,34 @@ def test_a_new_template_makes_an_engine_out_of_date(run: Run, source: Path) -> N
         ({"tokenizer.json": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}}, "cannot read .*tokenizer.json: "),
         ({"tokenizer_config.json": {"tokenizer_class": "LlamaTokenizer"}, "tokenizer.json": {"model": {"type": "BPE", "vocab": 3}}},
          "cannot read .*tokenizer.json: "),
-        ({"tokenizer_config.json": {"tokenizer_class": "GemmaTokenizer", "unk_token": "<none>"}}, "cannot encode a text: "),
+        ({"tokenizer_config.json": {"added_tokens_decoder": {"4": "<x>"}}}, "tokens in .*tokenizer_config.json: '<x>' is not a token"),
+        ({"tokenizer_config.json": {"tokenizer_class": ["LlamaTokenizer"]}}, r"has \['LlamaTokenizer'\] for tokenizer_class, "),
+        ({"tokenizer_config.json": {"tokenizer_class": 5}}, "has 5 for tokenizer_class, which is not a name"),
+        ({"tokenizer_config.json": r'{"eos_token": "\ud83d"}'}, "cannot read the tokens in .*tokenizer_config.json"),
+        ({"special_tokens_map.json": "{"}, "special_tokens_map.json"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_with_its_name(tmp_path: Path, files: dict[str, Any], message: str) -> None:
     with refused(message):
         text_of_directory(case("x", PLAIN, also=files).write(tmp_path))
+
+
+@pytest.mark.parametrize("broken", ["{", {"eos_token": ["</s>"]}])
+def test_a_broken_map_beside_an_added_tokens_decoder_is_not_read(tmp_path: Path, broken: Any) -> None:
+    settings = {"eos_token": "</s>", "added_tokens_decoder": {"2": flags("</s>")}}
+    side = text_of_directory(case("x", MARKED, settings, also={"special_tokens_map.json": broken}).write(tmp_path))
+    assert side.special == {"eos_token": "</s>"}
+
+
+def test_a_prompt_that_the_tokenizer_cannot_encode(tmp_path: Path) -> None:
+    side = text_of_directory(case("x", WITHOUT_UNKNOWN, {"tokenizer_class": FAST}).write(tmp_path))
+    tokenizer = Tokenizer(tmp_path, side.write(tmp_path))
+    assert tokenizer.encode("the cat") == [0, 1]
+    with pytest.raises(PromptError, match=r"the tokenizer cannot encode the prompt: .*leave out what it does not know") as caught:
+        tokenizer.encode("a dog")
+    with pytest.raises(PromptError, match="the tokenizer cannot encode the prompt: "):
+        tokenizer.encode_raw("a dog")
+    assert caught.value.kind == "not_text"
 
 
 def test_a_class_that_only_transformers_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,8 +207,26 @@ def test_a_class_that_only_transformers_knows(tmp_path: Path, monkeypatch: pytes
     side = text_of_directory(directory)
     assert ["the tokenizer class HouseTokenizer is not known here" in warning for warning in side.warnings] == [True]
     assert Tokenizer(tmp_path, side.write(tmp_path)).encode("the cat")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"tokenizer.model": "\n\x0e"}, r"tokenizer.model cannot be converted \(pip install transformers sentencepiece\)"),
+        ({"tokenizer.model": "IQ== 0"}, r"tokenizer.model cannot be converted \(pip install transformers tiktoken\)"),
+        ({"qwen.tiktoken": "IQ== 0"}, r"qwen.tiktoken cannot be converted \(pip install transformers tiktoken\)"),
+        ({"vocab.json": "{}", "merges.txt": ""}, r"vocab.json cannot be converted \(pip install transformers\)"),
+        ({}, "has no tokenizer.json — it has no other tokenizer file either, download it again"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_where_there_is_no_tokenizer_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], message: str
+) -> None:
+    for package in ("transformers", "sentencepiece", "tiktoken"):
+        monkeypatch.setitem(sys.modules, package, None)
+    directory = case("x", PLAIN, also=files).write(tmp_path)
     (directory / "tokenizer.json").unlink()
-    with refused("has no tokenizer.json — pip install transformers"):
+    with refused(message):
         text_of_directory(directory)
 
 
@@ -165,4 +235,8 @@ def test_a_class_with_code_of_its_own_is_told(tmp_path: Path) -> None:
     settings = {"tokenizer_class": "HouseTokenizer", "auto_map": {"AutoTokenizer": ["house.HouseTokenizer", None]}}
     directory = case("x", PLAIN, settings, also={"house.py": "raise SystemExit"}).write(tmp_path)
     (warning,) = text_of_directory(directory).warnings
-    assert "HouseTokenizer is not known here, so tokenizer.json is used as it is (" in warning
+    assert "HouseTokenizer is not known here, so tokenizer.json is used as it is (only code of its repository could, which never" in warning
+    (directory / "tokenizer.json").unlink()
+    (directory / "vocab.json").write_text("{}")
+    with refused(r"no tokenizer.json — vocab.json cannot be converted \(only code of its repository could, which never runs"):
+        text_of_directory(directory)

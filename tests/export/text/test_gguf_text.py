@@ -156,6 +156,14 @@ def test_a_gguf_without_a_pre_tokenizer_warns() -> None:
 SMALL = {"model": "gpt2", "tokens": ["a", "b", "ab"], "merges": ["a b"], "bos_token_id": 0, "eos_token_id": 1, "add_bos_token": True}
 
 
+@pytest.mark.parametrize("nothing", [-1, 0xFFFFFFFF])
+def test_an_id_that_is_none_is_ignored_with_a_warning(nothing: int) -> None:
+    side = text_of_gguf(Header(**{**SMALL, "bos_token_id": nothing, "eos_token_id": nothing}, pre="gpt-2"))
+    assert (side.bos, dict(side.stop)) == (None, {})
+    assert side.warnings == tuple(f"the GGUF has {nothing} for its {name} token, which is ignored" for name in ("bos", "eos"))
+    assert "no file says which token ends an answer" in side.all_warnings[-1]
+
+
 def test_tokens_of_a_small_vocabulary() -> None:
     side = text_of_gguf(Header(**SMALL, eot_token_id=2))
     assert (tuple(side.stop), side.bos, dict(side.templates)) == ((1, 2), 0, {})

@@ -45,6 +45,11 @@ def test_every_field_reaches_the_request() -> None:
     assert completion(prompt=[]).prompt == []  # refused by the Decoder
 
 
+def test_the_name_of_a_message_reaches_the_template() -> None:
+    messages = [{"role": "user", "content": "hi", "name": "bob"}]
+    assert chat(messages=messages).prompt == messages
+
+
 def test_text_parts_are_joined_and_developer_is_system() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     request = chat(messages=[{"role": "developer", "content": parts}, *HELLO])
@@ -184,7 +189,7 @@ ANSWER = {"role": "assistant", "content": "Hi"}
     "fields",
     [
         {"tool_calls": []}, {"tool_calls": None}, {"function_call": None}, {"annotations": []}, {"annotations": None}, {"refusal": None},
-        {"refusal": ""}, {"audio": None}, {"name": "bot"}, {"cache_control": {"type": "ephemeral"}}, {"reasoning_content": None},
+        {"refusal": ""}, {"audio": None}, {"cache_control": {"type": "ephemeral"}}, {"reasoning_content": None},
         {"reasoning_content": ""}, {"provider_specific_fields": {}},
     ],
     ids=str,

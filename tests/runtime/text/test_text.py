@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import EngineDirError, PromptError
+from policy import PLAIN, FixedPolicy
+from runtime import EngineDirError, PromptError, SamplingParams
 from runtime.manifest.schema import Tokens
-from runtime.serve.errors import ApiError
-from runtime.serve.reply import _encode as encode_for_the_server
+from runtime.request import Request
+from runtime.serve.openai_responses import TokenSpeller
 from runtime.text.detokenizer import Detokenizer, StopStrings
 from runtime.text.prompt import encode
 from runtime.text.tokenizer import Tokenizer
@@ -102,6 +103,64 @@ def test_whole_streamed_and_joined_text_agree_where_characters_are_cut(pieces: T
     assert streamed == pieces.decode(ids) == joined(pieces, ids).decode("utf-8", "replace")
 
 
+ANSWERS = (["▁the", "▁", "he"], ["▁▁", "a"], ["</s>", "▁the"], ["▁", "▁the"], ["<0x20>", "▁the"])
+PROMPTS = (["<s>"], ["<s>", "▁the"], ["▁"], ["<s>", "a", "</s>"], ["<s>", "</s>"], ["<think>"])
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids="".join)
+@pytest.mark.parametrize("prompt", PROMPTS, ids="".join)
+def test_an_answer_is_what_it_adds_to_the_text_of_its_prompt(pieces: Tokenizer, prompt: list[str], answer: list[str]) -> None:
+    """As in transformers' pipeline, llama.cpp's server and vLLM: only a text that begins loses its first space."""
+    before, ids = ([pieces._tokenizer.token_to_id(name) for name in names] for names in (prompt, answer))
+    detokenizer, speller = Detokenizer(pieces, before), TokenSpeller(pieces, before)  # type: ignore[arg-type]
+    streamed = "".join([*(detokenizer.push(token) for token in ids), detokenizer.flush()])
+    spelled = []
+    for token in ids:
+        spelled.append(speller.text_bytes(token))
+        speller.advance(token)
+    expected = pieces.decode([*before, *ids])[len(pieces.decode(before)) :]
+    assert streamed == expected == b"".join(spelled).decode()
+    if pieces.decode(before):
+        assert b"".join(map(pieces.token_bytes, ids)).decode() == expected
+
+
+class Ready(Request):
+    """A request whose first token is known."""
+
+    def _prefill(self, *_: Any) -> Any:
+        return SimpleNamespace(token=260)
+
+
+@pytest.mark.parametrize(("prompt", "stop", "text"), [((1, 261), (), " the"), ((1,), (), "the"), ((1, 261), (" the",), "")])
+def test_a_request_continues_its_prompt(pieces: Tokenizer, prompt: tuple[int, ...], stop: tuple[str, ...], text: str) -> None:
+    params: Any = SamplingParams(max_new_tokens=1, stop=stop)
+    request = Ready(prompt, params, None, FixedPolicy(PLAIN), frozenset())  # type: ignore[arg-type]
+    chunks = request.run(SimpleNamespace(room=0), None, pieces)  # type: ignore[arg-type]
+    assert ("".join(chunk.text for chunk in chunks), request.stop) == (text, "stop_string" if stop else "length")
+
+
+def test_a_token_costs_the_same_wherever_it_stands(tokenizer: Tokenizer, pieces: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that never become a character are not decoded again with every token."""
+    for each, invalid in ((tokenizer, tokenizer._tokenizer.token_to_id("Ģ")), (pieces, 3 + 0x80)):
+        monkeypatch.setattr(each, "decode", lambda _: pytest.fail("decodes a text again"))
+        detokenizer = Detokenizer(each)
+        assert "".join(detokenizer.push(invalid) for _ in range(50)) == "\ufffd" * 50
+        monkeypatch.undo()
+
+
+def test_words_with_a_suffix_keep_their_spaces(tmp_path: Path) -> None:
+    import tokenizers
+    from tokenizers import decoders, models
+
+    words = tokenizers.Tokenizer(models.BPE({"the</w>": 0, "c": 1, "at</w>": 2}, [], end_of_word_suffix="</w>"))
+    words.decoder = decoders.BPEDecoder()
+    words.save(str(tmp_path / "tokenizer.json"))
+    ended = Tokenizer(tmp_path, Tokens("tokenizer.json", {}, (), None))
+    detokenizer = Detokenizer(ended)
+    streamed = "".join([*(detokenizer.push(token) for token in (0, 1, 2, 0)), detokenizer.flush()])
+    assert streamed == ended.decode([0, 1, 2, 0]) == ended.token_bytes.join([0, 1, 2, 0]).decode() == "the cat the "
+
+
 def test_a_character_that_the_limit_cuts_keeps_the_ones_before_it(pieces: Tokenizer) -> None:
     ids = [3 + byte for byte in "你好".encode()[:-1]]
     assert pieces.decode(ids) == "你\ufffd"
@@ -177,15 +236,6 @@ def test_ids_of_a_text_are_within_the_models_vocabulary(tokenizer: Tokenizer) ->
         with pytest.raises(PromptError, match="contains '<end>', token 258 of the tokenizer, but the model knows 258 tokens") as caught:
             encode(prompt, tokenizer, 258, 100)
         assert caught.value.kind == "token_ids"
-
-
-def test_the_server_names_the_field_that_held_the_text(tokenizer: Tokenizer) -> None:
-    decoder = SimpleNamespace(encode=lambda prompt: encode(prompt, tokenizer, 258, 100))
-    fields: tuple[tuple[Any, str], ...] = (("the<end>", "prompt"), ([{"role": "user", "content": "<end>"}], "messages"))
-    for prompt, param in fields:
-        with pytest.raises(ApiError) as caught:
-            encode_for_the_server(decoder, prompt)  # type: ignore[arg-type]
-        assert (caught.value.status, caught.value.code, caught.value.param) == (400, "invalid_prompt", param)
 
 
 def test_chat_goes_through_the_template(tokenizer: Tokenizer) -> None:
