@@ -38,8 +38,8 @@ def scratch_directory(directory: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(hidden: Path) -> Iterator[None]:
-    """A lock file in ``hidden``, which has its final name only when it is locked. None where the file system has no locks: then no other
-    run can tell whether this one lives, and none removes the directory."""
+    """A lock file in ``hidden``, which has its final name only when it is locked. Where the file system has no locks it never has that
+    name, and no other run removes the directory."""
     descriptor = os.open(hidden / f"{LOCK_FILE}.new", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         with contextlib.suppress(OSError):
