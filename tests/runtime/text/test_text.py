@@ -16,6 +16,7 @@ from runtime import EngineDirError, PromptError, SamplingParams
 from runtime.manifest.schema import Tokens
 from runtime.request import Request
 from runtime.serve.errors import ApiError
+from runtime.serve.openai_requests import GenerationRequest
 from runtime.serve.openai_responses import TokenSpeller
 from runtime.serve.reply import _encode as encode_for_the_server
 from runtime.text.detokenizer import Detokenizer, StopStrings
@@ -245,7 +246,7 @@ def test_the_server_names_the_field_that_held_the_text(tokenizer: Tokenizer) -> 
     fields: tuple[tuple[Any, str], ...] = (("the<end>", "prompt"), ([{"role": "user", "content": "<end>"}], "messages"))
     for prompt, param in fields:
         with pytest.raises(ApiError) as caught:
-            encode_for_the_server(decoder, prompt)  # type: ignore[arg-type]
+            encode_for_the_server(decoder, GenerationRequest(prompt, None, SamplingParams(), None, False, False))  # type: ignore[arg-type]
         assert (caught.value.status, caught.value.code, caught.value.param) == (400, "invalid_prompt", param)
 
 
