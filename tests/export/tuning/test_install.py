@@ -18,7 +18,6 @@ from export.tuning.learning.nets import Mlp, mlp_graph
 from export.tuning.replay.simulation import replay
 from policy import FixedPolicy, Ltd, Watchdog
 from runtime import Decoder, EngineDirError, SamplingParams
-from runtime.manifest.believed import FILE_NAME as HASHES
 from runtime.manifest.load import load_manifest
 from tests.support.eagle_engines import prompt_of
 from tests.support.traces import trace_prompt
