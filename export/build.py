@@ -65,8 +65,9 @@ _NOT_THE_EXPORTER = ("training", "tuning")  # separate commands; an exported eng
 def source_of(checkpoint: Checkpoint, draft: DraftCheckpoint | None, options: Mapping[str, Any]) -> Source:
     """Fingerprint of inputs and options. An existing directory with the same fingerprint is up to date."""
     found = [*checkpoint.fingerprint(), *(draft.fingerprint() if draft else [])]
-    files = tuple((name, size, modified) for name, size, modified in found)
-    return Source(str(checkpoint.path.name), files, {**options, "exporter": exporter_hash()})
+    files = tuple((name, size, modified) for name, size, modified, _ in found)
+    places = hashlib.sha256("".join(place for *_, place in found).encode()).hexdigest()[:16]
+    return Source(str(checkpoint.path.name), files, {**options, "places": places, "exporter": exporter_hash()})
 
 
 def exporter_hash(root: Path = Path(__file__).parent) -> str:

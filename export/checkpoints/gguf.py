@@ -238,7 +238,7 @@ class GgufCheckpoint:
         return found
 
     def fingerprint(self) -> list[list[Any]]:
-        """[file name, size, mtime_ns] of every file."""
+        """As of every checkpoint, of every file."""
         return files_fingerprint(sorted(set(self._file_of.values()) | {self.path}))
 
 

@@ -5,6 +5,7 @@ Tensors have their Hugging Face names and are read a slice at a time, so that me
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -36,7 +37,8 @@ class Weights(Protocol):
         if one of the numbers is not finite."""
 
     def fingerprint(self) -> list[list[Any]]:
-        """[file name, size, mtime_ns] of every file. If it changes, an engine that was exported from it is out of date."""
+        """[file name, size, mtime_ns, hash of its place] of every file. If it changes, an engine that was exported from it is out of
+        date."""
 
 
 class Checkpoint(Weights, Protocol):
@@ -178,8 +180,16 @@ def config_files(directory: Path) -> list[Path]:
 
 
 def files_fingerprint(files: list[Path]) -> list[list[Any]]:
-    """[file name, size, mtime_ns] of every file, sorted."""
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
+    """[file name, size, mtime_ns, hash of its place] of every file, sorted."""
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns, _place(file)] for file in sorted(files)]
+
+
+def _place(file: Path) -> str:
+    """Hash of a file's path, device, inode and the time of the inode's last change, for a file of the same name, size and mtime is not
+    always the same: copies may keep the mtime, and tools may set it (as in runtime/manifest/believed.py)."""
+    stat = file.stat()
+    seen = [str(file.resolve()), stat.st_dev, stat.st_ino, stat.st_ctime_ns]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from export.build import source_of
 from export.checkpoints.fetch import open_checkpoint
 from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.parity.reference import reference_logits
@@ -38,7 +40,7 @@ def test_safetensors(tmp_path: Path, dtype: torch.dtype, shard: str) -> None:
             tensor.copy_(tensor.to(dtype).float())
     expect_tensors(checkpoint, weights_of(model))
     np.testing.assert_allclose(logits_of(checkpoint), reference(model, TOKENS)[0], rtol=0, atol=1e-4)
-    names = {name for name, _, _ in checkpoint.fingerprint()}
+    names = {name for name, *_ in checkpoint.fingerprint()}
     assert names >= {"config.json", *(file.name for file in files)}
 
 
@@ -126,6 +128,25 @@ def test_a_changed_shard_changes_the_fingerprint(sharded: Path) -> None:
     assert open_checkpoint(sharded).fingerprint() != before
 
 
+@pytest.mark.parametrize("how", ["rewritten", "replaced", "in another directory"])
+def test_other_weights_of_the_same_name_size_and_mtime_have_another_fingerprint(sharded: Path, how: str) -> None:
+    checkpoint, found = open_checkpoint(sharded), sharded
+    before, source = checkpoint.fingerprint(), source_of(checkpoint, None, {})
+    if how == "in another directory":
+        found = sharded.parent / "other" / sharded.name
+        shutil.copytree(sharded, found)  # keeps the mtime
+    file = sorted(found.glob("*.safetensors"))[0]
+    stat, content = file.stat(), bytearray(file.read_bytes())
+    content[-1] ^= 1
+    written = file.with_suffix(".new") if how == "replaced" else file
+    written.write_bytes(content)
+    os.utime(written, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    written.replace(file)
+    after = open_checkpoint(found)
+    assert [entry[:3] for entry in after.fingerprint()] == [entry[:3] for entry in before]
+    assert source_of(after, None, {}) != source
+
+
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_pickled_weights(tmp_path: Path, dtype: torch.dtype, parts: int) -> None:
@@ -134,7 +155,7 @@ def test_pickled_weights(tmp_path: Path, dtype: torch.dtype, parts: int) -> None
     checkpoint = open_checkpoint(tmp_path)
     assert isinstance(checkpoint, HuggingFaceCheckpoint)
     expect_tensors(checkpoint, {name: torch.from_numpy(t).to(dtype).float().numpy() for name, t in weights_of(model).items()})
-    assert {name for name, _, _ in checkpoint.fingerprint()} >= {"config.json", *(file.name for file in tmp_path.glob("*.bin"))}
+    assert {name for name, *_ in checkpoint.fingerprint()} >= {"config.json", *(file.name for file in tmp_path.glob("*.bin"))}
     with refused("has no tensor 'lm_head.weight' — "):
         checkpoint.read("lm_head.weight")
 
