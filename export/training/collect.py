@@ -88,8 +88,8 @@ def read_answers(file: Path, source: TrainingTarget) -> list[list[Segment]]:
         try:
             each = json.loads(line)
             prompt, answer = encode(each["prompt"]), encode(each["answer"])
-            end = [min(template.stop)] if each.get("finished", True) else []
-        except (ValueError, KeyError, TypeError) as error:
+            end = [template.end] if each.get("finished", True) else []
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{file} line {number} has no prompt and answer ({error!r}) — give JSON lines with both") from None
         user = [Segment(TEMPLATE, template.before_user), Segment(PROMPT, prompt), Segment(TEMPLATE, template.after_user)]
         plans.append([*user, Segment(ANSWER, answer + end)])

@@ -25,6 +25,11 @@ class TemplateTokens:
     after_answer: list[int]
     stop: frozenset[int]
 
+    @property
+    def end(self) -> int:
+        """The stop token that the template puts behind an answer; without one, the lowest."""
+        return next((token for token in self.after_answer if token in self.stop), min(self.stop))
+
 
 def template_tokens(text: Tokenizer, stop: Sequence[int]) -> TemplateTokens:
     """Render the chat template with placeholders for the texts, and encode what is between them."""

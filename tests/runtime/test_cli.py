@@ -114,7 +114,7 @@ def test_stop_string(tiny_engine: Path) -> None:
         ([""], "empty"),
         ([" \n "], "empty"),
         (["-"], "empty"),
-        (["the cat " * 400], "max-context"),
+        (["the cat " * 400], "no longer context"),
     ],
     ids=str,
 )

@@ -239,7 +239,7 @@ def test_questions_are_rendered_chats_and_wrong_ones_are_refused(demo_engine: Ca
     directory, good, bad = demo_engine("fp32"), tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
     good.write_text('{"turns": ["Why?", "And then?"]}\n{"turns": ["How?"]}\n')
     (question,), stop = read_questions(directory, [good], 1)
-    assert (question.name, question.tokens[0], stop) == ("good:0", 1, STOP)
+    assert (question.name, question.tokens[0], stop) == ("good:0", 1, [0, *STOP, 4])  # as llama.cpp reads this file
     assert len(read_questions(directory, [], 3)[0]) == 3
     bad.write_text('{"turns": ["Why?"]}\n{"turn": 1}\n')
     with pytest.raises(PromptError, match=r"bad\.jsonl, line 2"):

@@ -120,3 +120,8 @@ def test_temperature_is_that_of_the_token_to_come() -> None:
     assert seen[1] == (6, 1.0)
     assert seen[2] == (9, 1.0)
     assert seen[4:6] == [(7, 0.0), (9, 0.0)]
+
+
+def test_an_answer_ends_as_the_template_ends_it() -> None:
+    assert TemplateTokens([1], [2], [9, 7, 3], frozenset({0, 3, 7})).end == 7
+    assert TemplateTokens([1], [2], [9], frozenset({4, 5})).end == 4
