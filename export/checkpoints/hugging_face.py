@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,7 +137,7 @@ def _without_zero_biases(arch: Arch, names: dict[str, str], files: Files) -> lis
 
 def _are_equal(weights: Weights, one: str, other: str) -> bool:
     shape = weights.shape(one)
-    chunks: Iterable[int] = range(0, shape[0], _ROWS)
     return shape == weights.shape(other) and all(
-        np.array_equal(weights.read(one, start, start + _ROWS), weights.read(other, start, start + _ROWS)) for start in chunks
+        np.array_equal(weights.read(one, start, start + _ROWS), weights.read(other, start, start + _ROWS))
+        for start in range(0, shape[0], _ROWS)
     )

@@ -17,8 +17,8 @@ from .weights import (
     Converted,
     WeightCount,
     converted_rows,
-    pack_blocks,
     pack_int4,
+    pack_values,
     quantize_blocks,
     quantize_outputs,
     quantize_rows,
@@ -64,7 +64,7 @@ class StorageWriter:
 
         def packed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             value, scale = quantize(rows)
-            return pack_blocks(value, bits), scale.astype(np.float16)
+            return pack_values(value, bits), scale.astype(np.float16)
 
         def values() -> Iterator[np.ndarray]:
             for value, scale in self._rows(shape, parts, packed):

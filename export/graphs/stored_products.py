@@ -15,9 +15,9 @@ from . import builder
 from .builder import FLOAT, FLOAT8, FLOAT16, INT64, UINT8, GraphBuilder
 from .int8_matmul import FINE, integer_product
 from .kept_integers import Piece, is_whole_rows, product_block
-from .weights import BLOCK, WeightCount, pack_int4
+from .weights import BLOCK, WeightCount, pack_int4, pack_values, row_ranges
 
-CHUNK_BYTES = 32 << 20  # of a row block, counted as float32
+_CHUNKS = 32  # row blocks that are read at a time
 _INTEGER_TYPES = {INT4: builder.INT4, INT8: builder.INT8}
 
 
@@ -42,14 +42,12 @@ class StoredProducts:
             return integer_product(self.g, x, *self._whole_rows(stem, piece, inputs))
         return self._blocks(x, stem, piece, inputs)
 
-    def _rows(self, piece: Piece, inputs: int) -> Iterator[StoredIntegers]:
+    def _rows(self, piece: Piece) -> Iterator[StoredIntegers]:
         """All rows of the piece, a chunk at a time."""
         assert isinstance(self.source, HasIntegers)
-        step = max(1, CHUNK_BYTES // (4 * inputs))
         for part in piece.parts:
-            outputs = self.source.shape(part)[0]
-            for start in range(0, outputs, step):
-                yield self.source.integers(part, start, min(start + step, outputs))
+            for start, stop in row_ranges(self.source, part, _CHUNKS):
+                yield self.source.integers(part, start, stop)
 
     def _blocks(self, x: str, stem: str, piece: Piece, inputs: int) -> str:
         """ONNX Runtime's MatMulNBits: values from 0, scales and zero points of blocks of inputs."""
@@ -60,12 +58,12 @@ class StoredProducts:
         small: list[tuple[np.ndarray, np.ndarray | None]] = []
 
         def values() -> Iterator[np.ndarray]:
-            for rows in self._rows(piece, inputs):
+            for rows in self._rows(piece):
                 zero = rows.zero_points
                 small.append(
                     (_finer(rows.scales, rows.block, block, count), None if zero is None else _finer(zero, rows.block, block, count))
                 )
-                yield _bytes(np.pad(rows.values, ((0, 0), (0, count * block - inputs))), bits)
+                yield pack_values(np.pad(rows.values, ((0, 0), (0, count * block - inputs))), bits)
 
         shape = (outputs, count, block * bits // 8)
         kept = self.g.initializer(self.weights.add(f"{stem}.kept{bits}", UINT8, shape, values()))
@@ -73,7 +71,7 @@ class StoredProducts:
         zeros = []
         if form.zero_points:
             width = -(-count * bits // 8)
-            padded = (_bytes(np.pad(zero, ((0, 0), (0, width * 8 // bits - count))), bits) for _, zero in small if zero is not None)
+            padded = (pack_values(np.pad(zero, ((0, 0), (0, width * 8 // bits - count))), bits) for _, zero in small if zero is not None)
             zeros = [self.g.initializer(self.weights.add(f"{stem}.zero", UINT8, (outputs * width,), padded))]
         sizes: dict[str, Any] = {"K": inputs, "N": outputs, "bits": bits, "block_size": block}
         return self.g.op("MatMulNBits", x, kept, scales, *zeros, domain="com.microsoft", accuracy_level=4, **sizes)
@@ -89,7 +87,7 @@ class StoredProducts:
 
         def arrays() -> Iterator[np.ndarray]:
             values, scales, start = np.empty((inputs, piece.outputs), np.int8), np.empty(piece.outputs, np.float32), 0
-            for rows in self._rows(piece, inputs):
+            for rows in self._rows(piece):
                 stop = start + len(rows.values)
                 values[:, start:stop], scales[start:stop] = rows.values.T, rows.scales[:, 0].astype(np.float64) * FINE
                 start = stop
@@ -109,7 +107,7 @@ class StoredProducts:
 
         def arrays() -> Iterator[np.ndarray]:
             values, scales, start = np.empty((inputs, piece.outputs), np.int8), np.empty((count, piece.outputs), np.float16), 0
-            for rows in self._rows(piece, inputs):
+            for rows in self._rows(piece):
                 stop = start + len(rows.values)
                 values[:, start:stop], scales[:, start:stop] = rows.values.T, _finer(rows.scales, rows.block, BLOCK, count).T
                 start = stop
@@ -126,7 +124,7 @@ class StoredProducts:
         scales: list[np.ndarray] = []
 
         def values() -> Iterator[np.ndarray]:
-            for rows in self._rows(piece, inputs):
+            for rows in self._rows(piece):
                 scales.append(rows.scales[:, 0].astype(np.float16))
                 yield rows.values
 
@@ -138,9 +136,3 @@ class StoredProducts:
 def _finer(stored: np.ndarray, size: int, block: int, count: int) -> np.ndarray:
     """Scales or zero points [n, groups] of groups of ``size`` inputs, for ``count`` blocks of ``block``."""
     return stored if size <= block else np.repeat(stored, -(-size // block), axis=1)[:, :count]
-
-
-def _bytes(values: np.ndarray, bits: int) -> np.ndarray:
-    """int8 values around 0 [n, m] -> uint8 from 0, two of four bits in a byte, the first in the low half."""
-    shifted = values.view(np.uint8) + np.uint8(1 << (bits - 1))
-    return shifted if bits == 8 else (shifted[:, 0::2] & 0x0F) | (shifted[:, 1::2] << 4)

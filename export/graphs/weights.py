@@ -170,11 +170,16 @@ def pack_int4(values: np.ndarray) -> np.ndarray:
     return np.asarray(flat[0::2] | (flat[1::2] << 4), np.uint8)
 
 
-def pack_blocks(values: np.ndarray, bits: int) -> np.ndarray:
-    """Storage of ONNX Runtime's MatMulNBits: int8 values [outputs, inputs], which may be negative, as uint8 [outputs, inputs / BLOCK,
-    4 * bits]. Zero is stored as half of the range; of two four-bit values in a byte the first is in the low half."""
+def pack_values(values: np.ndarray, bits: int) -> np.ndarray:
+    """int8 values [outputs, n], which may be negative, as ONNX Runtime's MatMulNBits stores them: uint8 [outputs, n * bits / 8]. Zero is
+    stored as half of the range; of two four-bit values in a byte the first is in the low half."""
     shifted = np.ascontiguousarray(values).view(np.uint8) + np.uint8(1 << (bits - 1))
-    if bits == 4:
-        pairs = shifted.view("<u2")  # the first value is the low byte
-        shifted = ((pairs & 0x0F) | ((pairs >> 4) & 0xF0)).astype(np.uint8)
-    return shifted.reshape(len(values), -1, 4 * bits)
+    if bits == 8:
+        return shifted
+    pairs = shifted.view("<u2")  # the first value is the low byte
+    return ((pairs & 0x0F) | ((pairs >> 4) & 0xF0)).astype(np.uint8)
+
+
+def unpack_values(packed: np.ndarray, bits: int) -> np.ndarray:
+    """The uint8 values, from 0, that `pack_values` stored."""
+    return packed if bits == 8 else np.stack([packed & 0x0F, packed >> 4], axis=-1).reshape(len(packed), -1)

@@ -10,6 +10,7 @@ import onnx
 from ..checkpoints.quantized.stored import HasIntegers
 from ..checkpoints.safetensors import Checkpoint
 from ..graphs.builder import INT4, INT8
+from ..graphs.weights import unpack_values
 
 Read = Callable[[str], np.ndarray]
 """A tensor of the graph by its name."""
@@ -50,15 +51,11 @@ def kept_sample(
     packed = read(f"{name}.kept{bits}")
     outputs, count, width = packed.shape
     block = columns // (width * 8 // bits)
-    values = _unpacked(packed[rows].reshape(len(rows), -1), bits)[:, columns].astype(np.float32)
+    values = unpack_values(packed[rows].reshape(len(rows), -1), bits)[:, columns].astype(np.float32)
     scales = np.asarray(read(f"{name}.scale").reshape(outputs, count)[rows][:, block], np.float32)
     if f"{name}.zero" not in tensors:
         return np.asarray((values - np.float32(1 << (bits - 1))) * scales)
-    return np.asarray((values - _unpacked(read(f"{name}.zero").reshape(outputs, -1)[rows], bits)[:, block]) * scales)
-
-
-def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
-    return packed if bits == 8 else np.stack([packed & 0x0F, packed >> 4], axis=-1).reshape(len(packed), -1)
+    return np.asarray((values - unpack_values(read(f"{name}.zero").reshape(outputs, -1)[rows], bits)[:, block]) * scales)
 
 
 def layers_are_stored_alike(checkpoint: Checkpoint) -> bool:

@@ -20,7 +20,7 @@ from ..graphs.builder import FLOAT8, INT4, UINT8
 from ..graphs.int4_offsets import offset_columns
 from ..graphs.int8_matmul import FINE
 from ..graphs.target import EMBEDDING
-from ..graphs.weights import BLOCK
+from ..graphs.weights import BLOCK, unpack_values
 from .kept import kept_sample, places, products_of
 
 ROWS, WINDOWS = 4, 2  # of each checkpoint tensor: rows beside the first and the last, and ranges of inputs beside those
@@ -143,7 +143,7 @@ def _of_blocks(values: np.ndarray, scale: np.ndarray, rows: np.ndarray, columns:
     if width == BLOCK:
         step = scales[:, columns // BLOCK]
         return (packed.reshape(len(rows), -1)[:, columns] - np.float32(128)) * step, np.abs(step) * np.float32(_HALF_STEP)
-    integers = np.stack([packed & 0x0F, packed >> 4], axis=-1).reshape(len(rows), -1).astype(np.float32) - 8
+    integers = unpack_values(packed.reshape(len(rows), -1), 4).astype(np.float32) - 8
     wide = integers * np.repeat(scales, BLOCK, axis=1)
     step = np.abs(scales[:, columns // BLOCK])
     if blocks * BLOCK == inputs:

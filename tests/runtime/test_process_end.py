@@ -21,31 +21,8 @@ from tests.support.serve.serving import until
 
 SHORT = SamplingParams(max_new_tokens=4, logprobs=1)
 
-DECODES_AT_EXIT = """
-import os, signal, sys, threading
-from runtime import Decoder, SamplingParams
-decoder = Decoder(sys.argv[1], threads=2)
-other = decoder.fork()
-open_stream = other.stream("the cat")
-next(open_stream)
-started = threading.Event()
-
-def decode():
-    while True:
-        decoder.encode("the cat " * 50)
-        for _ in decoder.stream("the cat", SamplingParams(max_new_tokens=200)):
-            started.set()
-
-threading.Thread(target=decode, daemon=True).start()
-started.wait()
-if sys.argv[2] == "signal":
-    os.kill(os.getpid(), signal.SIGINT)
-    threading.Event().wait()
-sys.exit(int(sys.argv[2]))
-"""
-
-FORKS = """
-import multiprocessing, os, sys, threading
+LOADS = """
+import multiprocessing, os, signal, sys, threading
 from runtime import Decoder, DecoderClosed, SamplingParams
 decoder = Decoder(sys.argv[1], threads=2)
 other = decoder.fork()
@@ -55,9 +32,21 @@ started = threading.Event()
 
 def decode():
     while True:
+        decoder.encode("the cat " * 50)
         for _ in decoder.stream("the cat", SamplingParams(max_new_tokens=200)):
             started.set()
+"""
 
+DECODES_AT_EXIT = f"""{LOADS}
+threading.Thread(target=decode, daemon=True).start()
+started.wait()
+if sys.argv[2] == "signal":
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait()
+sys.exit(int(sys.argv[2]))
+"""
+
+FORKS = f"""{LOADS}
 def refused(call):
     try:
         call()

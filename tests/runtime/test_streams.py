@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,18 @@ def test_closed_streams_are_quiet_and_their_numbers_are_not_used(closed: str) ->
     assert done.stderr == (b"" if "2>&-" in closed else b"said\nstage: done\n")
 
 
-def test_work_goes_on_when_nobody_reads_its_progress() -> None:
+@contextmanager
+def left_by_its_reader() -> Iterator[int]:
+    """The writing end of a pipe whose reading end is closed."""
     reader, writer = os.pipe()
     os.close(reader)
-    done = process("say('said'); logging.warning('warned'); progress('stage', 1, 1); click.echo('ready')", stderr=writer)
+    yield writer
     os.close(writer)
+
+
+def test_work_goes_on_when_nobody_reads_its_progress() -> None:
+    with left_by_its_reader() as pipe:
+        done = process("say('said'); logging.warning('warned'); progress('stage', 1, 1); click.echo('ready')", stderr=pipe)
     assert (done.returncode, done.stdout) == (0, b"ready\n")
 
 
@@ -126,8 +134,6 @@ def test_a_full_disk_and_a_lost_connection_are_failures() -> None:
 
 
 def test_a_reader_that_leaves_ends_the_command_quietly() -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = process("[(sys.stdout.write('x'), sys.stdout.flush()) for _ in range(2)]", stdout=writer)
-    os.close(writer)
+    with left_by_its_reader() as pipe:
+        done = process("[(sys.stdout.write('x'), sys.stdout.flush()) for _ in range(2)]", stdout=pipe)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -7,9 +7,10 @@ asymmetric schemes weight_zero_point, packed along the outputs. int-, float- and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, QuantizedMatrix
         stem = name.removesuffix("weight_scale")
         ignored = tuple(stem + part for part in _IGNORED if stem + part in names)
         if f"{stem}weight" in names or f"{stem}weight_packed" in names:
-            _expect_complete(files, stem, schemes)
+            _expect_complete(files.path, names, stem, schemes)
         if f"{stem}weight_packed" in names:
             tensors = tuple(stem + part for part in _PACKED if stem + part in names)
             found[f"{stem}weight"] = PackedMatrix(files, stem, tensors, ignored, _group_sizes(schemes))
@@ -71,13 +72,13 @@ def find(files: Tensors, config: Mapping[str, Any]) -> dict[str, QuantizedMatrix
     return found
 
 
-def _expect_complete(files: Tensors, stem: str, schemes: Sequence[Mapping[str, Any]]) -> None:
+def _expect_complete(path: Path, names: Set[str], stem: str, schemes: Sequence[Mapping[str, Any]]) -> None:
     """Raises CheckpointError where every scheme of the config asks for a tensor that is missing."""
     asymmetric = [scheme.get("symmetric") is False for scheme in schemes]
     ordered = [scheme.get("actorder") in ("group", True) for scheme in schemes]  # compressed-tensors reads True as "group"
     for part, asked in (("weight_zero_point", asymmetric), ("weight_g_idx", ordered)):
-        if asked and all(asked) and stem + part not in files.names():
-            raise CheckpointError(f"{files.path} has {stem}weight_scale without {part} — it is incomplete, download it again")
+        if asked and all(asked) and stem + part not in names:
+            raise CheckpointError(f"{path} has {stem}weight_scale without {part} — it is incomplete, download it again")
 
 
 def _group_sizes(schemes: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:

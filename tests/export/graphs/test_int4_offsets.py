@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from export.graphs.builder import FLOAT, GraphBuilder
 from export.graphs.int4_offsets import quantize_blocks_with_offset, quantize_widened, wide, widened
-from export.graphs.weights import BLOCK, pack_blocks
+from export.graphs.weights import BLOCK, pack_values
 
 OUTPUTS = 64
 WIDTHS = [32, 64, 576, 1024, 1088, 1536]  # with and without zeros between the sums and behind them
@@ -22,7 +22,7 @@ def product_graph(weight: np.ndarray, integers: bool) -> onnx.ModelProto:
     g = GraphBuilder("product")
     x = g.input("x", FLOAT, ["n", inputs])
     values, scales = quantize_widened(weight)
-    packed = pack_blocks(values, 4)
+    packed = pack_values(values, 4).reshape(len(values), -1, BLOCK // 2)
     assert (scales.astype(np.float16) == scales).all()
     stored = g.initializer(TensorProto(name="values", data_type=TensorProto.UINT8, dims=packed.shape, raw_data=packed.tobytes()))
     sizes = {"N": outputs, "K": values.shape[1], "bits": 4, "block_size": BLOCK, "accuracy_level": 4 if integers else 1}
