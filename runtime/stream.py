@@ -119,3 +119,17 @@ class Stream(Iterator[Chunk]):
 
     def __del__(self) -> None:
         self._active.end()
+
+
+class LaneStream(Stream):
+    """A running request of a Decoder with several lanes. Its passes run in the Decoder's thread, so iterating only waits for chunks."""
+
+    def __next__(self) -> Chunk:
+        expect_own_process(self._active.process)
+        try:
+            return next(self._chunks)
+        except StopIteration:
+            raise
+        except BaseException:  # also Ctrl-C: the request ends in any case
+            self._active.end()
+            raise

@@ -85,8 +85,12 @@ class SuffixDrafter:
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree | DeviceTree:
         tree = self.drafter.draft(root, spec, growth)
         assert isinstance(tree, Tree)  # the registry allows this drafter on the CPU only
-        self._draft = len(tree), int(tree.depth[-1]), spec.width, len(self._index.tokens)
+        self.drafted(tree, spec.width)
         return tree
+
+    def drafted(self, tree: Tree, width: int) -> None:
+        """This round verifies a drafted tree; its levels had ``width`` beams."""
+        self._draft = len(tree), int(tree.depth[-1]), width, len(self._index.tokens)
 
     def extend(self, tokens: Sequence[int], output: TargetOutput, rows: Sequence[int]) -> None:
         if self._lookup:

@@ -1,0 +1,308 @@
+"""The forest: the trees of all lanes. One cycle reads a chunk of one prompt, and drafts, verifies and commits a round of every other lane."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+
+from policy import Outcome, TreeSpec
+
+from ..backends.cpu.page_pool import OutOfPages
+from ..decoding.loop import Round
+from ..decoding.tree import Tree
+from ..drafters.suffix import SuffixDrafter
+from ..errors import COMMIT, DRAFT, PREFILL, VERIFY, EngineFailure
+from ..manifest.schema import Limits
+from ..text.tokenizer import Tokenizer
+from .budget import RowBudget
+from .draft import LanesDraft, Wish
+from .growth import GrowingTree
+from .lane import Lane
+from .prefix import PrefixCache, begin
+from .target import LanePass, LanesTarget
+
+_log = logging.getLogger("resps")
+_LEAST_CHUNK = 16  # rows
+_CHUNK_SHARE = 1.5  # a prompt's chunk may take this many times the running lanes' round
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One lane's tree of a round. ``predicted``: the sum of its candidates' probabilities, 0 for a tree that the row budget did not size."""
+
+    lane: Lane
+    tree: Tree
+    spec: TreeSpec
+    predicted: float = 0.0
+
+
+@dataclass
+class Pace:
+    """Running means that say how long a round takes. ``round_seconds``: of the running lanes. ``row_seconds``: of a row of a prompt.
+    ``passes``, ``rows``: verification passes so far, and their rows."""
+
+    round_seconds: float = 0.0
+    row_seconds: float = 0.0
+    passes: int = 0
+    rows: int = 0
+
+    def add_round(self, seconds: float, rows: int) -> None:
+        """Count a round of the running lanes."""
+        self.round_seconds = _mean(self.round_seconds, seconds)
+        self.passes += 1
+        self.rows += rows
+
+    def add_chunk(self, seconds: float, rows: int) -> None:
+        """Count a chunk of a prompt."""
+        self.row_seconds = _mean(self.row_seconds, seconds / rows)
+
+
+def _mean(mean: float, value: float) -> float:
+    return value if mean == 0 else 0.9 * mean + 0.1 * value
+
+
+@dataclass
+class Forest:
+    """The running lanes and what they share. ``tree``: bounds of the trees that the row budget sizes. For one thread at a time."""
+
+    target: LanesTarget
+    draft: LanesDraft | None
+    tokenizer: Tokenizer
+    limits: Limits
+    budget: RowBudget
+    tree: TreeSpec
+    lanes: list[Lane] = field(default_factory=list)
+    aside: list[Lane] = field(default_factory=list)  # put aside when the cache was full, to be resumed
+    pace: Pace = field(default_factory=Pace)
+    prefixes: PrefixCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prefixes = PrefixCache(self.target.cache, self.draft.cache if self.draft else None)
+
+    def admit(self, lane: Lane) -> None:
+        """Begin a request, or resume one that was put aside."""
+        known = lane.tokens or list(lane.request.prompt)
+        prefix = self.prefixes.find(known, self.lanes)
+        while True:
+            try:
+                begin(lane.cache, lane.draft, prefix, len(known) + self.limits.tree_nodes)
+                break
+            except OutOfPages:
+                if not self.prefixes.evict():
+                    self.aside.append(lane)
+                    return
+                prefix = self.prefixes.find(known, self.lanes)
+        kept = lane.cache.length
+        if not lane.tokens:
+            lane.request.counters.cached_prompt_tokens = kept
+        lane.tokens, lane.unread = list(known[:kept]), list(known[kept:])
+        lane.own.begin(lane.tokens)
+        self.lanes.append(lane)
+
+    def cycle(self) -> None:
+        """Read a chunk of the first prompt that waits for it, and run a round of the lanes that decode."""
+        for lane in [lane for lane in (*self.lanes, *self.aside) if lane.over]:
+            self._end(lane)
+        if self.aside and (not self.lanes or self.target.cache.pool.free > self.target.cache.pool.count // 4):
+            self.admit(self.aside.pop(0))
+        decoding = [lane for lane in self.lanes if not lane.reading]
+        for lane in [lane for lane in self.lanes if lane.reading][:1]:
+            self._read_chunk(lane, bool(decoding))
+        for lane in decoding:
+            self._reserve(lane, self.limits.tree_nodes)
+        if decoding := [lane for lane in decoding if lane in self.lanes]:
+            self._round(decoding)
+
+    def _reserve(self, lane: Lane, rows: int) -> None:
+        """Take pages for ``rows`` more rows of a lane. If there are none, drop what finished lanes left, then put aside the lane that began
+        last; it reads its tokens again when there is room."""
+        while lane in self.lanes:
+            try:
+                lane.cache.reserve(lane.cache.length + rows)
+                if lane.draft is not None:
+                    lane.draft.cache.reserve(lane.draft.cache.length + len(lane.draft.waiting_tokens) + self._draft_rows(rows))
+                return
+            except OutOfPages:
+                if not self.prefixes.evict():
+                    self._free(last := self.lanes[-1])
+                    self.aside.append(last)
+
+    def _draft_rows(self, rows: int) -> int:
+        assert self.draft is not None
+        return max(rows, 1 + self.draft.max_width * self.draft.max_depth)
+
+    def _free(self, lane: Lane, clear: bool = False) -> None:
+        self.lanes.remove(lane)
+        lane.cache.free(clear)
+        if lane.draft is not None:
+            lane.draft.cache.free(clear)
+            lane.draft.forget()
+
+    def _end(self, lane: Lane, error: BaseException | None = None) -> None:
+        """End a request: give its place free, keep its caches for later ones, and tell its reader."""
+        if lane in self.lanes:
+            if error is None and not lane.reading:
+                self.prefixes.keep(lane)
+            self._free(lane, clear=error is not None)
+        elif lane in self.aside:
+            self.aside.remove(lane)
+        tail = lane.request.end() if error is None and not lane.active.ended else None
+        lane.active.end("cancelled" if error is None else "error")
+        if tail:
+            lane.chunks.put(tail)
+        lane.chunks.put(error)
+
+    def close(self, arrived: Sequence[Lane], error: BaseException | None = None) -> None:
+        """End all requests, those that have just arrived included."""
+        for lane in {*self.lanes, *self.aside, *arrived}:
+            lane.request.cancelled = True
+            if error is None:
+                lane.request.is_over()
+            self._end(lane, error)
+        self.prefixes.clear()
+
+    def _read_chunk(self, lane: Lane, decoding: bool) -> None:
+        rows = self.limits.prefill_rows
+        if decoding and self.pace.row_seconds:  # bounds how long running answers wait
+            rows = min(rows, max(_LEAST_CHUNK, int(_CHUNK_SHARE * self.pace.round_seconds / self.pace.row_seconds)))
+        chunk, started = lane.unread[:rows], perf_counter()
+        self._reserve(lane, len(chunk))
+        if lane not in self.lanes:
+            return
+        try:
+            with PREFILL:
+                found = self.target.read_chunk(lane.cache, chunk)
+                self.target.commit([(lane.cache, range(len(chunk)))])
+                del lane.unread[: len(chunk)]
+                self._committed(lane, chunk, found, range(len(chunk)))
+                if not lane.unread and lane.root is None:
+                    lane.chunks.put(lane.first_token(found.output))
+        except Exception as error:
+            self._end(lane, error)
+        self.pace.add_chunk(perf_counter() - started, len(chunk))
+
+    def _committed(self, lane: Lane, tokens: Sequence[int], found: LanePass, rows: Sequence[int]) -> None:
+        """``tokens`` were committed; they are ``rows`` of a pass."""
+        lane.tokens.extend(tokens)
+        lane.own.extend(tokens, found.output, rows)
+        features = found.output.features[list(rows)]
+        lane.features = features[-1].copy()
+        if lane.draft is not None and self.draft is not None:
+            self.draft.extend(lane.draft, tokens, features, read=not (lane.plain or self.budget.paused))
+
+    def _round(self, lanes: Sequence[Lane]) -> None:
+        started = perf_counter()
+        planned = self._plan(lanes)
+        drafted = perf_counter()
+        passes = self._verify(planned)
+        verified = perf_counter()
+        rows = sum(len(each.tree) for each in planned)
+        self.budget.observe_pass(rows, verified - drafted)
+        accepted = []
+        for plan in planned:
+            if plan.lane not in passes:
+                continue
+            try:
+                accepted.append((plan, passes[plan.lane], plan.lane.accepted(plan.tree, passes[plan.lane].output, self.limits.context)))
+            except Exception as error:
+                self._end(plan.lane, error)
+        with COMMIT:
+            self.target.commit([(plan.lane.cache, found.path) for plan, _, found in accepted])
+        for plan, scored, found in accepted:
+            root = plan.lane.root
+            assert root is not None
+            self._committed(plan.lane, (root, *found.tokens[:-1]), scored, found.path)
+            plan.lane.root = found.tokens[-1]
+            self.budget.observe_accepted(plan.predicted, len(found.path) - 1)
+        seconds = perf_counter() - started
+        self.pace.add_round(seconds, rows)
+        for plan, _, found in accepted:
+            if plan.lane.policy is not None:
+                plan.lane.policy.observe(Outcome(plan.spec, len(plan.tree), len(found.tokens), seconds))
+            round_ = Round(found.tokens, plan.spec, len(plan.tree), drafted - started, verified - drafted, seconds)
+            plan.lane.chunks.put(plan.lane.request.chunk(found.tokens, round_))
+
+    def _plan(self, lanes: Sequence[Lane]) -> list[Planned]:
+        """The lanes' trees: lookups, their own drafters' trees, and those of the EAGLE-3 draft, which all grow together."""
+        planned, wishes, wishing = [], [], []
+        drafts = self.draft is not None and self.budget.drafts()
+        for lane in lanes:
+            assert lane.root is not None
+            most = min(self.limits.tree_nodes, self.target.max_nodes(lane.cache))
+            tree, spec = lane.wish(most, self.limits.context, self.tree)
+            if tree is None and (lane.draft is None or spec.nodes == 1 or (lane.policy is None and not drafts)):
+                tree = lane.own.draft(lane.root, spec)
+            if tree is not None:
+                planned.append(Planned(lane, tree, spec))
+            else:
+                assert lane.draft is not None
+                wishes.append(Wish(lane.draft, lane.root, self._clipped(spec), lane.growth))
+                wishing.append(lane)
+        if wishes:
+            trees = self._grown(wishes)
+            sizes = self._sizes(wishing, wishes, trees, sum(len(each.tree) for each in planned))
+            for lane, wish, grown, nodes in zip(wishing, wishes, trees, sizes, strict=True):
+                tree = grown.tree(nodes) if grown and nodes > 1 else Tree.chain([wish.root])
+                if isinstance(lane.own, SuffixDrafter):
+                    lane.own.drafted(tree, wish.spec.width)
+                predicted = float(np.exp(grown.best(nodes)).sum()) if grown and lane.policy is None else 0.0
+                spec = wish.spec if lane.policy is not None else wish.spec.within(max(nodes, 1), wish.spec.depth)
+                planned.append(Planned(lane, tree, spec, predicted))
+        return planned
+
+    def _clipped(self, spec: TreeSpec) -> TreeSpec:
+        assert self.draft is not None
+        width = min(spec.width, self.draft.max_width)
+        return TreeSpec(min(spec.nodes, TreeSpec(1, spec.depth, width).capacity), spec.depth, width).within(
+            self.limits.tree_nodes, self.draft.max_depth
+        )
+
+    def _grown(self, wishes: Sequence[Wish]) -> Sequence[GrowingTree | None]:
+        """The wished trees. A draft that fails ends no request: its lanes decode plainly, and read their text into the draft anew."""
+        assert self.draft is not None
+        started, draft = perf_counter(), self.draft
+        try:
+            with DRAFT:
+                trees = draft.draft(wishes)
+        except EngineFailure as error:
+            _log.warning("%s — the lanes of this round decode plainly", error)
+            trees = None
+        self.budget.observe_draft(perf_counter() - started)
+        for index, wish in enumerate(wishes):
+            if trees is None or not trees[index].finite:
+                draft.restart(wish.lane)
+        return trees if trees is not None else [None] * len(wishes)
+
+    def _sizes(self, lanes: Sequence[Lane], wishes: Sequence[Wish], trees: Sequence[GrowingTree | None], other_rows: int) -> list[int]:
+        """How many nodes of each tree to verify. Lanes without a policy share the row budget."""
+        sizes = [wish.spec.nodes for wish in wishes]
+        shared = []
+        for index, (lane, wish, tree) in enumerate(zip(lanes, wishes, trees, strict=True)):
+            if tree is None:
+                sizes[index] = 1
+            elif lane.policy is None:
+                shared.append(index)
+            elif wish.growth is not None:
+                sizes[index] = max(1, min(wish.growth.num_nodes(tree.partial), sizes[index], len(tree.scores) + 1))
+        other_rows += sum(size for index, size in enumerate(sizes) if index not in shared)
+        if shared:
+            scores = [tree.scores for index in shared if (tree := trees[index])]
+            for index, nodes in zip(shared, self.budget.nodes(scores, [sizes[index] for index in shared], other_rows), strict=True):
+                sizes[index] = nodes
+        return sizes
+
+    def _verify(self, planned: Sequence[Planned]) -> dict[Lane, LanePass]:
+        """Score all trees in one pass. If it fails, each tree has a pass of its own, and only the lanes that fail alone end."""
+        try:
+            with VERIFY:
+                found = self.target.verify([(plan.lane.cache, plan.tree) for plan in planned])
+        except EngineFailure as error:
+            if len(planned) > 1:
+                return {lane: scored.copied() for plan in planned for lane, scored in self._verify([plan]).items()}
+            self._end(planned[0].lane, error)
+            return {}
+        return {plan.lane: scored for plan, scored in zip(planned, found, strict=True)}
