@@ -33,7 +33,9 @@ from .directory.owned import expect_replaceable
 from .directory.scratch import scratch_directory
 from .draft_build import write_draft
 from .errors import ExportError, ParityError
+from .graph_files import graph_file, save_graphs
 from .graphs.fused import fused_target
+from .graphs.lanes.writers import TARGET_LANES, target_lanes
 from .graphs.precision import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.sample import build_sample
 from .graphs.target import TargetWriter, is_ordered
@@ -133,7 +135,7 @@ def _write(scratch: Path, job: ExportJob) -> Manifest:
     captured = job.draft.arch.captured if job.draft else arch.captured
     tokens = job.text.write(scratch)
     written = _write_graphs(scratch, job, captured)
-    graphs = {name: _described(f"{name}.onnx", model) for name, model in written.models.items()}
+    graphs = {name: _described(graph_file(name), model) for name, model in written.models.items()}
     if (scratch / FUSED_FILE).is_file():
         graphs["target"] = replace(graphs["target"], fused=FUSED_FILE)
     limits = Limits(plan.context, plan.capacity, max(plan.tree_sizes), plan.prefill_rows, SPAN_STEP[plan.backend])
@@ -196,9 +198,9 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...]) -> _
             progress("target", done, arch.layers + 1)
     progress("target", arch.layers + 1, arch.layers + 1)
     models = {"target": writer.model(), "sample": build_sample(arch.vocab)}
-    for name, model in models.items():
-        onnx.save(model, scratch / f"{name}.onnx")
-        onnx.checker.check_model(str(scratch / f"{name}.onnx"))
+    if lanes := target_lanes(writer):
+        models[TARGET_LANES] = lanes
+    save_graphs(scratch, models)
     fused = fused_target(writer)
     if fused:
         onnx.save(fused, scratch / FUSED_FILE)

@@ -1,4 +1,4 @@
-"""Writes the draft's four graphs and its weight file to an engine directory, and checks them."""
+"""Writes the draft's graphs and its weight file to an engine directory, and checks them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from runtime.manifest.schema import Draft
 
 from .checkpoints.draft_arch import DraftArch
 from .checkpoints.draft_checkpoint import DraftCheckpoint
+from .graph_files import save_graphs
+from .graphs.builder import FLOAT
 from .graphs.draft import DraftWriter, FuseWriter
 from .graphs.embedding import Embedding
+from .graphs.lanes.writers import DRAFT_LANES, draft_lanes
 from .graphs.precision import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.tree_growth import MAX_DEPTH, build_expand, build_tree
 from .graphs.weights import WeightCount, WeightFile
@@ -66,9 +69,9 @@ def write_draft(
     with WeightFile(scratch / "draft.data") as weights:
         fuse, writer = draft_writers(draft.arch, draft, precision, target, context, weights, embedding, backend == TENSORRT)
     models = {"fuse": fuse.model(), "draft": writer.model(), "expand": build_expand(layer.hidden, precision.compute), "tree": build_tree()}
-    for name, model in models.items():
-        onnx.save(model, scratch / f"{name}.onnx")
-        onnx.checker.check_model(str(scratch / f"{name}.onnx"))
+    if target.compute == FLOAT and (lanes := draft_lanes(writer)):
+        models[DRAFT_LANES] = lanes
+    save_graphs(scratch, models)
     described = Draft(
         name=draft.path.name,
         weights_sha256=draft.sha256,

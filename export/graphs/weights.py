@@ -29,10 +29,11 @@ Converted = TypeVar("Converted")
 
 
 class WeightCount:
-    """Hands out the TensorProtos that point into a weight file called ``location``, and counts its bytes. Reads and writes nothing."""
+    """Hands out the TensorProtos that point into a weight file called ``location``, and counts its bytes from ``size``. Reads and writes
+    nothing."""
 
-    def __init__(self, location: str) -> None:
-        self.location, self.size = location, 0
+    def __init__(self, location: str, size: int = 0) -> None:
+        self.location, self.size = location, size
 
     def add(self, name: str, dtype: int, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> TensorProto:
         """Append one tensor. ``chunks``: consecutive pieces of its bytes, which only a WeightFile iterates over."""
