@@ -7,8 +7,10 @@ them: its draft then attends to a gap in the text, which makes its trees worse a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,8 +19,12 @@ from policy import GrowthPolicy, TreeSpec
 from ..backends.base import Engine
 from ..backends.cpu.paged_cache import LaneCache, PagedCache
 from ..backends.cpu.paged_engine import PagedEngine
+from ..errors import DRAFT, EngineFailure
 from .growth import GrowingTree
 from .rows import LaneRows, pages_bound, pass_inputs
+
+_log = logging.getLogger("resps")
+T = TypeVar("T")
 
 
 @dataclass
@@ -65,19 +71,38 @@ class LanesDraft:
         lane.length += len(tokens)
         if len(lane.waiting_tokens) > self.chunk:
             if read:
-                self._read([lane], [None])
+                self._safely([lane], lambda: self._read([lane], [None]))
             else:
                 del lane.waiting_tokens[: -self.chunk], lane.waiting_features[: -self.chunk]
 
-    def restart(self, lane: DraftLane) -> None:
+    def draft(self, wishes: Sequence[Wish]) -> list[GrowingTree] | None:
+        """Grow the wished trees, all lanes' levels in one pass. None if a pass failed."""
+        lanes = [wish.lane for wish in wishes]
+        trees = self._safely(lanes, lambda: self._grow(wishes))
+        for lane, tree in zip(lanes, trees or (), strict=bool(trees)):
+            if not tree.finite:
+                self._restart(lane)
+        return trees
+
+    def _safely(self, lanes: Sequence[DraftLane], passes: Callable[[], T]) -> T | None:
+        """Run ``passes``. A draft that fails ends no request: its lanes decode plainly in this round."""
+        try:
+            with DRAFT:
+                return passes()
+        except EngineFailure as error:
+            _log.warning("%s — the request goes on without a draft for now", error)
+        for lane in lanes:
+            self._restart(lane)
+        return None
+
+    def _restart(self, lane: DraftLane) -> None:
         """Begin a lane's draft anew after a failure or numbers that are not finite: what it read so far becomes a gap in its text."""
         length = lane.length
         self.cache.clear(lane.cache.pages)
         lane.forget()
         lane.length = length
 
-    def draft(self, wishes: Sequence[Wish]) -> list[GrowingTree]:
-        """Grow the wished trees, all lanes' levels in one pass. Raises EngineFailure and OutOfPages."""
+    def _grow(self, wishes: Sequence[Wish]) -> list[GrowingTree]:
         trees = [GrowingTree(wish.root, wish.spec, wish.lane.length) for wish in wishes]
         log_probs, candidates, hidden = self._read([wish.lane for wish in wishes], [wish.root for wish in wishes])
         for index, tree in enumerate(trees):

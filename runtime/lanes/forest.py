@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -15,7 +14,7 @@ from ..backends.cpu.page_pool import OutOfPages
 from ..decoding.loop import Round
 from ..decoding.tree import Tree
 from ..drafters.suffix import SuffixDrafter
-from ..errors import COMMIT, DRAFT, PREFILL, VERIFY, EngineFailure
+from ..errors import COMMIT, PREFILL, VERIFY, EngineFailure
 from ..manifest.schema import Limits
 from ..text.tokenizer import Tokenizer
 from .budget import RowBudget
@@ -25,7 +24,6 @@ from .lane import Lane
 from .prefix import PrefixCache, begin
 from .target import LanePass, LanesTarget
 
-_log = logging.getLogger("resps")
 _LEAST_CHUNK = 16  # rows
 _CHUNK_SHARE = 1.5  # a prompt's chunk may take this many times the running lanes' round
 
@@ -105,8 +103,7 @@ class Forest:
 
     def cycle(self) -> None:
         """Read a chunk of the first prompt that waits for it, and run a round of the lanes that decode."""
-        for lane in [lane for lane in (*self.lanes, *self.aside) if lane.over]:
-            self._end(lane)
+        self._end_finished()
         if self.aside and (not self.lanes or self.target.cache.pool.free > self.target.cache.pool.count // 4):
             self.admit(self.aside.pop(0))
         decoding = [lane for lane in self.lanes if not lane.reading]
@@ -116,6 +113,11 @@ class Forest:
             self._reserve(lane, self.limits.tree_nodes)
         if decoding := [lane for lane in decoding if lane in self.lanes]:
             self._round(decoding)
+        self._end_finished()
+
+    def _end_finished(self) -> None:
+        for lane in [lane for lane in (*self.lanes, *self.aside) if lane.over]:
+            self._end(lane)
 
     def _reserve(self, lane: Lane, rows: int) -> None:
         """Take pages for ``rows`` more rows of a lane. If there are none, drop what finished lanes left, then put aside the lane that began
@@ -207,7 +209,7 @@ class Forest:
             if plan.lane not in passes:
                 continue
             try:
-                accepted.append((plan, passes[plan.lane], plan.lane.accepted(plan.tree, passes[plan.lane].output, self.limits.context)))
+                accepted.append((plan, passes[plan.lane], plan.lane.accepted(plan.tree, passes[plan.lane].output)))
             except Exception as error:
                 self._end(plan.lane, error)
         with COMMIT:
@@ -233,8 +235,10 @@ class Forest:
         for lane in lanes:
             assert lane.root is not None
             most = min(self.limits.tree_nodes, self.target.max_nodes(lane.cache))
-            tree, spec = lane.wish(most, self.limits.context, self.tree)
-            if tree is None and (lane.draft is None or spec.nodes == 1 or (lane.policy is None and not drafts)):
+            tree, spec = lane.wish(most, self.tree)
+            if tree is None and (
+                lane.draft is None or not lane.draft.waiting_tokens or spec.nodes == 1 or (lane.policy is None and not drafts)
+            ):
                 tree = lane.own.draft(lane.root, spec)
             if tree is not None:
                 planned.append(Planned(lane, tree, spec))
@@ -242,8 +246,10 @@ class Forest:
                 assert lane.draft is not None
                 wishes.append(Wish(lane.draft, lane.root, self._clipped(spec), lane.growth))
                 wishing.append(lane)
-        if wishes:
-            trees = self._grown(wishes)
+        if wishes and self.draft is not None:
+            started = perf_counter()
+            trees = self.draft.draft(wishes) or [None] * len(wishes)
+            self.budget.observe_draft(perf_counter() - started)
             sizes = self._sizes(wishing, wishes, trees, sum(len(each.tree) for each in planned))
             for lane, wish, grown, nodes in zip(wishing, wishes, trees, sizes, strict=True):
                 tree = grown.tree(nodes) if grown and nodes > 1 else Tree.chain([wish.root])
@@ -260,22 +266,6 @@ class Forest:
         return TreeSpec(min(spec.nodes, TreeSpec(1, spec.depth, width).capacity), spec.depth, width).within(
             self.limits.tree_nodes, self.draft.max_depth
         )
-
-    def _grown(self, wishes: Sequence[Wish]) -> Sequence[GrowingTree | None]:
-        """The wished trees. A draft that fails ends no request: its lanes decode plainly, and read their text into the draft anew."""
-        assert self.draft is not None
-        started, draft = perf_counter(), self.draft
-        try:
-            with DRAFT:
-                trees = draft.draft(wishes)
-        except EngineFailure as error:
-            _log.warning("%s — the lanes of this round decode plainly", error)
-            trees = None
-        self.budget.observe_draft(perf_counter() - started)
-        for index, wish in enumerate(wishes):
-            if trees is None or not trees[index].finite:
-                draft.restart(wish.lane)
-        return trees if trees is not None else [None] * len(wishes)
 
     def _sizes(self, lanes: Sequence[Lane], wishes: Sequence[Wish], trees: Sequence[GrowingTree | None], other_rows: int) -> list[int]:
         """How many nodes of each tree to verify. Lanes without a policy share the row budget."""

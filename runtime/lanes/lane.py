@@ -28,7 +28,7 @@ Delivery = Chunk | BaseException | None
 class Lane:
     """One running request.
 
-    ``policy``: chooses its trees; None leaves that to the row budget. ``draft``: its part of the EAGLE-3 draft, None if it uses none.
+    ``context``: its longest text, in tokens. ``policy``: chooses its trees; None leaves that to the row budget. ``draft``: its part of the EAGLE-3 draft, None if it uses none.
     ``own``: a drafter without a model, for lookups or for all of its trees. ``unread``: tokens that must be committed before it decodes: the
     rest of the prompt, or of a lane that was put aside. ``root``: the last chosen token, which is not committed yet; None before the first.
     ``features``: the target's captured features [F] at the position before the root.
@@ -37,6 +37,7 @@ class Lane:
     active: ActiveRequest
     request: Request
     policy: Policy | None
+    context: int
     cache: LaneCache
     draft: DraftLane | None
     own: Drafter
@@ -53,15 +54,20 @@ class Lane:
         return bool(self.unread) or self.root is None
 
     @property
+    def room(self) -> int:
+        """Tokens that may still be generated. The last one needs no slot."""
+        return min(self.request.room, self.context - self.cache.length - 1)
+
+    @property
     def over(self) -> bool:
         """Whether the request has ended, or its reader left."""
-        return self.request.is_over() or self.active.ended
+        return self.request.is_over() or self.active.ended or not (self.reading or self.room > 0)
 
-    def wish(self, max_nodes: int, context: int, tree: TreeSpec) -> tuple[Tree | None, TreeSpec]:
+    def wish(self, max_nodes: int, tree: TreeSpec) -> tuple[Tree | None, TreeSpec]:
         """What it wants in this round: a lookup, or the bounds of a drafted tree. ``max_nodes``: of a tree that may be verified now.
-        ``context``: the longest context. ``tree``: the row budget's bounds."""
+        ``tree``: the row budget's bounds."""
         assert self.root is not None
-        room = min(self.request.room, context - self.cache.length - 1)
+        room = self.room
         if lookup := self.own.lookup(self.root, min(room, max_nodes)):
             return lookup, TreeSpec(len(lookup), len(lookup) - 1, 1)
         if self.policy is None:
@@ -87,14 +93,13 @@ class Lane:
         self.request.counters.prefill_seconds = perf_counter() - self.began
         return self.request.chunk((self.root,), None)
 
-    def accepted(self, tree: Tree, output: TargetOutput, context: int) -> Acceptance:
+    def accepted(self, tree: Tree, output: TargetOutput) -> Acceptance:
         """The target's choices along ``tree``. Raises EngineFailure if its scores are not numbers."""
-        room = min(self.request.room, context - self.cache.length - 1)
 
         def choose(row: int) -> int:
             with SAMPLE:
                 return self.request.sampler(output, row, output.past + int(tree.depth[row]) + 1)
 
-        found = accept(tree, choose, room)
+        found = accept(tree, choose, self.room)
         output.check_logits(found.path, found.tokens)
         return found

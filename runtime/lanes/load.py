@@ -51,7 +51,7 @@ class Lanes:
             policy.begin()
         request.open(forest.tokenizer)
         draft = DraftLane(LaneCache(forest.draft.cache)) if forest.draft else None
-        lane = Lane(active, request, policy, LaneCache(forest.target.cache), draft, self._make_own())
+        lane = Lane(active, request, policy, forest.limits.context, LaneCache(forest.target.cache), draft, self._make_own())
         if lane.plain:
             lane.draft, lane.own = None, NoDrafter()
         return self.driver.start(lane)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backends.cpu.page_pool import PAGE_SLOTS
+from ..manifest.graphs import PAGE_SLOTS
 from ..backends.cpu.paged_cache import LaneCache
 
 

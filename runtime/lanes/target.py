@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..backends.cpu.page_pool import PAGE_SLOTS
+from ..manifest.graphs import PAGE_SLOTS
 from ..backends.cpu.paged_cache import LaneCache, PagedCache
 from ..backends.cpu.paged_engine import PagedEngine
 from ..decoding.sampling import TargetOutput

@@ -104,16 +104,20 @@ def toy_forest(lanes: int = 4, *, draft: bool = True, pages: int | None = None, 
     target = LanesTarget(ToyLanesEngine(cache), cache)  # type: ignore[arg-type]
     drafting = ToyLanesDraft(PagedCache(1, 1, 2, np.dtype(np.float32), count), seed) if draft else None
     budget = RowBudget(default_latency(False), 8 * lanes)
-    return Forest(target, drafting, ToyTokenizer(), LIMITS, budget, TreeSpec(40, 4, 3))  # type: ignore[arg-type]
+    return Forest(target, drafting, ToyTokenizer(), LIMITS, budget, TreeSpec(31, 4, 3))  # type: ignore[arg-type]
 
 
-def toy_lane(forest: Forest, prompt: Sequence[int], params: SamplingParams, policy: Policy | None = None, own: Drafter | None = None) -> Lane:
+def toy_lane(
+    forest: Forest, prompt: Sequence[int], params: SamplingParams, policy: Policy | None = None, own: Drafter | None = None
+) -> Lane:
     """A lane that is ready to be admitted. ``own``: its drafter without a model [default: lookups]."""
     request = Request(list(prompt), params, SAMPLERS(params), policy, frozenset({VOCAB - 1}))  # type: ignore[arg-type]
     request.open(forest.tokenizer)
     draft = DraftLane(LaneCache(forest.draft.cache)) if forest.draft and own is None else None
     own = own or (SuffixDrafter(NoDrafter(), LookupGate(default_latency(False), TreeSpec(5, 3, 2))) if draft else NoDrafter())
-    return Lane(ActiveRequest(request, TotalsRecorder()), request, policy, LaneCache(forest.target.cache), draft, own)
+    return Lane(
+        ActiveRequest(request, TotalsRecorder()), request, policy, forest.limits.context, LaneCache(forest.target.cache), draft, own
+    )
 
 
 def answer_of(lane: Lane) -> tuple[list[int], str]:
@@ -128,15 +132,14 @@ def answer_of(lane: Lane) -> tuple[list[int], str]:
     return [token for chunk in chunks for token in chunk.tokens], "".join(chunk.text for chunk in chunks)
 
 
-def run_all(forest: Forest, before_cycle: Callable[[int], None] = lambda cycle: None) -> int:
-    """Run cycles until no lane is left. ``before_cycle`` gets the number of the cycle. Returns how many there were."""
-    cycle = 0
-    while forest.lanes or forest.aside or cycle == 0:
-        before_cycle(cycle)
+def run_all(forest: Forest, arrive: Callable[[], None] = lambda: None) -> None:
+    """Run cycles until no lane is left. ``arrive`` is called before each and may admit lanes."""
+    for _ in range(5000):
+        arrive()
+        if not (forest.lanes or forest.aside):
+            return
         forest.cycle()
-        cycle += 1
-        assert cycle < 5000
-    return cycle
+    raise AssertionError("requests do not end")
 
 
 def alone(prompt: Sequence[int], params: SamplingParams) -> list[int]:
@@ -164,5 +167,3 @@ class _Scores:
     @property
     def next_token(self) -> np.ndarray:
         return np.asarray(self.all[0].argmax(-1))
-
-

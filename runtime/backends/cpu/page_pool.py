@@ -5,10 +5,6 @@ from __future__ import annotations
 
 import numpy as np
 
-PAGE_SLOTS = 128
-"""Slots of a page. ONNX Runtime's products (MLAS) add up to 128 terms in one block, whatever the other dimensions and the number of threads
-are. So the sums over a page are in order, and those over pages are added in order (docs/design.md, section 7)."""
-
 
 class OutOfPages(Exception):
     """No page is free. The caller frees some and tries again."""

