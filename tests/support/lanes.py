@@ -102,9 +102,11 @@ class LanesGraph:
         ends = np.cumsum([len(lane) for lane in lanes])
         return [{name: array[end - len(lane) : end] for name, array in flat.items()} for lane, end in zip(lanes, ends, strict=True)]
 
-    def prefill(self, tokens: Sequence[int], pages: Sequence[int], chunk: int = 50, **how: Any) -> None:
+    def prefill(
+        self, tokens: Sequence[int], pages: Sequence[int], chunk: int = 50, hidden: np.ndarray | None = None, **feeds: np.ndarray
+    ) -> None:
         """Commit a prompt, in chains, which may cross pages."""
         for start in range(0, len(tokens), chunk):
             part = tokens[start : start + chunk]
-            extra = {name: [array[start : start + len(part)]] for name, array in how.items()}
-            self.run([LaneRows(Tree.chain(part), start, pages)], **extra)
+            inputs = None if hidden is None else [hidden[start : start + len(part)]]
+            self.run([LaneRows(Tree.chain(part), start, pages)], hidden=inputs, **feeds)
