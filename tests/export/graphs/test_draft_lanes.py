@@ -19,8 +19,9 @@ from export.graphs.builder import FLOAT, FLOAT16
 from export.graphs.embedding import Embedding
 from export.graphs.precision import NUMPY_TYPES, PRECISIONS
 from export.graphs.weights import WeightFile
+from export.parity.lane_inputs import LaneRows
 from runtime.decoding.tree import Tree
-from tests.support.lanes import LaneRows, LanesGraph
+from tests.support.lanes import LanesGraph
 from tests.support.tiny import VOCAB, write_checkpoint
 from tests.support.tiny_drafts import write_draft
 

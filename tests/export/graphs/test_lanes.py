@@ -13,9 +13,10 @@ import onnxruntime
 import pytest
 
 from export.graphs.lanes.writers import target_lanes
+from export.parity.lane_inputs import LaneRows, lane_inputs
 from runtime.decoding.tree import Tree
 from runtime.manifest.graphs import PAGE_SLOTS
-from tests.support.lanes import LaneRows, LanesGraph, page_feeds
+from tests.support.lanes import LanesGraph
 from tests.support.quantized_models import write_quantized
 from tests.support.target_graphs import TargetGraph
 from tests.support.tiny import VOCAB, tiny_model
@@ -235,7 +236,7 @@ def test_only_the_written_rows_of_a_bound_cache_change(tmp_path: Path, precision
     """With inputs and outputs bound to one buffer nothing is copied."""
     case = made(tmp_path, "grouped", precision)
     lanes = [case.rows(index) for index in range(3)]
-    feeds = page_feeds(lanes, POOL, case.lanes.kv_heads)
+    feeds = lane_inputs(lanes, POOL, case.lanes.kv_heads)
     feeds["rows"] = np.arange(feeds["tokens"].shape[1])
     random, binding = np.random.default_rng(0), case.lanes.session.io_binding()
     before = {name: random.standard_normal(array.shape, np.float32) for name, array in case.lanes.cache.items()}
