@@ -172,6 +172,13 @@ def test_there_is_none_where_numbers_are_not_float32(tmp_path: Path) -> None:
     assert target_lanes(TargetGraph(tmp_path, tiny_model(num_hidden_layers=2), "fp16").writer) is None
 
 
+@pytest.mark.parametrize(("precision", "exists"), [("fp32", True), ("int8", False)])
+def test_there_is_none_where_scores_of_wide_heads_have_no_order(tmp_path: Path, precision: str, exists: bool) -> None:
+    """Products of more than PAGE_SLOTS terms are divided into blocks by the number of threads and neighbours."""
+    graph = TargetGraph(tmp_path, tiny_model(num_hidden_layers=2, head_dim=PAGE_SLOTS + 2), precision)
+    assert (target_lanes(graph.writer) is not None) == exists
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("variant", ["grouped", "one head each", "norms"])
 def test_a_row_has_the_same_bits_in_a_tree_as_in_plain_decoding(tmp_path: Path, variant: str, precision: str) -> None:
