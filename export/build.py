@@ -40,7 +40,8 @@ from .graphs.precision import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.sample import build_sample
 from .graphs.target import TargetWriter, is_ordered
 from .graphs.weights import WeightFile
-from .parity.summation_order import adds_in_order
+from .parity.lanes import check_target_lanes
+from .parity.summation_order import adds_in_order, adds_pages_in_order
 from .parity.target import check_target
 from .plan import Plan
 from .tensorrt.builder import TIMING_CACHE, Progress
@@ -186,7 +187,7 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...]) -> _
     """Write and check all graphs with their weights. Raises ExportError."""
     plan, arch, progress = job.plan, job.checkpoint.arch, job.progress
     precision = BACKENDS[plan.backend][plan.precision]
-    if plan.backend == ONNXRUNTIME and is_ordered(precision) and not adds_in_order():
+    if plan.backend == ONNXRUNTIME and is_ordered(precision) and not (adds_in_order() and adds_pages_in_order(arch.head_dim)):
         raise ExportError(
             "ONNX Runtime's matrix products on this processor do not sum in a fixed order, so int8 and int4 answers could depend on the "
             "draft — use --precision fp32 or bf16"
@@ -205,6 +206,8 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...]) -> _
     if fused:
         onnx.save(fused, scratch / FUSED_FILE)
     check = check_target(scratch / "target.onnx", job.checkpoint, precision, partial(progress, "check"))
+    if lanes:
+        check_target_lanes(scratch / "target.onnx", scratch / graph_file(TARGET_LANES), job.checkpoint, precision, plan.capacity)
     if fused and not _fits(scratch / FUSED_FILE, job.checkpoint, precision):
         (scratch / FUSED_FILE).unlink()
     written = _Written(models, {"target.data": File(weights.sha256, weights.size)}, check)

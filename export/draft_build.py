@@ -21,6 +21,7 @@ from .graphs.precision import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.tree_growth import MAX_DEPTH, build_expand, build_tree
 from .graphs.weights import WeightCount, WeightFile
 from .parity.draft import check_draft
+from .parity.lanes import check_draft_lanes
 
 MAX_WIDTH = 16  # candidates kept per tree level (beam width); the papers use 10
 
@@ -72,6 +73,9 @@ def write_draft(
     if target.compute == FLOAT and (lanes := draft_lanes(writer)):
         models[DRAFT_LANES] = lanes
     save_graphs(scratch, models)
+    check = check_draft(scratch, draft, precision, target)
+    if DRAFT_LANES in models:
+        check_draft_lanes(scratch, draft, precision, writer.capacity)
     described = Draft(
         name=draft.path.name,
         weights_sha256=draft.sha256,
@@ -86,6 +90,6 @@ def write_draft(
         capacity=writer.capacity,
         max_depth=MAX_DEPTH,
         max_width=max_width(draft.arch),
-        check=check_draft(scratch, draft, precision, target),
+        check=check,
     )
     return models, File(weights.sha256, weights.size), described

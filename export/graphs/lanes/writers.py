@@ -15,6 +15,8 @@ from collections import deque
 
 import onnx
 
+from runtime.manifest.graphs import PAGE_SLOTS
+
 from ..builder import FLOAT, INT64
 from ..draft import DraftWriter
 from ..target import TargetWriter
@@ -57,9 +59,10 @@ class DraftLanesWriter(PagedAttention, DraftWriter):
 
 
 def target_lanes(standard: TargetWriter) -> onnx.ModelProto | None:
-    """The graph with lanes for a finished graph, over the same weight file. None for TensorRT and if the target does not compute in
-    float32."""
-    if standard.static or standard.precision.compute != FLOAT:
+    """The graph with lanes for a finished graph, over the same weight file. None for TensorRT, if the target does not compute in float32,
+    and for heads of more numbers than MLAS adds in one block, if sums must be ordered."""
+    too_wide = standard.ordered and standard.arch.head_dim > PAGE_SLOTS
+    if standard.static or standard.precision.compute != FLOAT or too_wide:
         return None
     writer = TargetLanesWriter(
         standard.arch,
