@@ -47,6 +47,6 @@ def choose(files: Sequence[Path], limit: int, max_tokens: int | None, decoder: D
         taken[question.set] += 1
         chosen.append(LoadQuestion(question.set, question.number, tokens))
     if not chosen:
-        why = skipped[0].reason if skipped else f"all of them have more than {max_tokens} tokens — raise --max-prompt-tokens"
+        why = f"those that fit have more than {max_tokens} tokens — raise --max-prompt-tokens" if dropped else skipped[0].reason
         raise BenchError(f"no question can be asked: {why}")
     return chosen, skipped, dropped
