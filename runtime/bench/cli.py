@@ -15,8 +15,6 @@ from ..options import FILE, OUTPUT, option
 from ..standard_streams import print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from policy import TreeSpec
 
     from .report import Findings
@@ -24,21 +22,6 @@ if TYPE_CHECKING:
 QUESTIONS, CLIENTS = "Questions", "Several clients"
 SHOWING = {"again", "report_file", "as_json", "verbose"}  # parameters that go with --from
 LOAD = {"replicas", "lanes", "turns", "max_prompt_tokens"}  # parameters that need several clients
-
-
-def _listed(kind: type[int] | type[float], least: float) -> Callable[..., Any]:
-    """A click callback for numbers with commas between them, all of ``kind`` and at least ``least``."""
-
-    def parse(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[Any] | None:
-        try:
-            numbers = None if text is None else [kind(part) for part in text.split(",")]
-        except ValueError:
-            raise click.BadParameter(f"{text!r} is not numbers with commas between them, such as 1,2,4") from None
-        if numbers and not all(least <= number < float("inf") for number in numbers):
-            raise click.BadParameter(f"{text!r} has a number below {least:g} or without end")
-        return None if numbers is None else list(dict.fromkeys(numbers))
-
-    return parse
 
 
 @click.command(
@@ -54,9 +37,9 @@ resps-bench --from bench.json --report bench.html""",
 @click.argument("more", nargs=-1, type=FILE, metavar="[FILE]...")
 @option(QUESTIONS, "--questions", type=click.IntRange(min=1), default=10, help="Number of questions per set.")
 @option(QUESTIONS, "--max-prompt-tokens", type=click.IntRange(min=1), help="With several clients: leave longer prompts out.")
-@option(CLIENTS, "--clients", callback=_listed(int, 1), metavar="N,...", show_default="one request at a time",
+@option(CLIENTS, "--clients", callback=options.numbers(int, 1), metavar="N,...", show_default="one request at a time",
         help="Numbers of clients, each of which sends its next request as soon as its last answer has ended.")  # fmt: skip
-@option(CLIENTS, "--rate", callback=_listed(float, 0.001), metavar="R,...",
+@option(CLIENTS, "--rate", callback=options.numbers(float, 0.001), metavar="R,...",
         help="Poisson arrivals: so many requests a second, whether answers have ended or not.")  # fmt: skip
 @option(CLIENTS, "--replicas", type=click.IntRange(1, 64), multiple=True, show_default="1",
         help="Decoders over the same weights. May be repeated, to compare in turns.")  # fmt: skip

@@ -57,30 +57,34 @@ class LoadCell:
 
 @dataclass(frozen=True)
 class LoadTable:
-    """``cells`` by way of arrival, then by contender; without those that have no turn."""
+    """``contenders``: names; ratios are over the first one's tokens/s. ``cells``: by way of arrival, then by contender; without those that
+    have no turn."""
 
+    contenders: tuple[str, ...]
+    arrivals: tuple[Arrivals, ...]
     cells: tuple[LoadCell, ...]
-
-    def of(self, contender: str, arrivals: Sequence[Arrivals]) -> list[LoadCell]:
-        """A contender's cells, in the order of ``arrivals``."""
-        cells = {each.arrivals: each for each in self.cells if each.contender == contender}
-        return [cells[each] for each in arrivals if each in cells]
 
 
 def tabulate(measurement: LoadMeasurement) -> LoadTable:
     """Every figure of every table."""
     plain = {(answer.set, answer.question): answer.tokens for answer in measurement.plain}
-    first = measurement.contenders[0].name
-    turns: dict[tuple[Arrivals, str], list[LoadTurn]] = {}
-    for turn in measurement.turns:
-        turns.setdefault((turn.arrivals, turn.contender), []).append(turn)
+    return table_of(measurement.turns, {contender.name: plain for contender in measurement.contenders})
+
+
+def table_of(turns: Sequence[LoadTurn], expected: Mapping[str, Plain]) -> LoadTable:
+    """``expected``: by contender, in the order of the table, the tokens that its answers are compared with."""
+    found: dict[tuple[Arrivals, str], list[LoadTurn]] = {}
+    for turn in turns:
+        found.setdefault((turn.arrivals, turn.contender), []).append(turn)
+    arrivals = tuple(dict.fromkeys(turn.arrivals for turn in turns))
+    first = next(iter(expected))
     cells = [
-        _cell(turns[arrivals, contender.name], turns.get((arrivals, first), []), plain)
-        for arrivals in measurement.arrivals
-        for contender in measurement.contenders
-        if (arrivals, contender.name) in turns
+        _cell(found[each, contender], found.get((each, first), []), plain)
+        for each in arrivals
+        for contender, plain in expected.items()
+        if (each, contender) in found
     ]
-    return LoadTable(tuple(cells))
+    return LoadTable(tuple(expected), arrivals, tuple(cells))
 
 
 def _cell(turns: Sequence[LoadTurn], first: Sequence[LoadTurn], plain: Plain) -> LoadCell:

@@ -17,7 +17,7 @@ def findings_of(measurement: LoadMeasurement) -> Findings:
     return Findings(
         f"resps-bench with several clients: {measurement.engine.model} {measurement.engine.precision}",
         tuple(headlines(measurement, table)),
-        tuple(tables(measurement, table)),
-        partial(plots, measurement, table),
+        tuple(tables(table)),
+        partial(plots, table),
         partial(as_dict, measurement, table),
     )

@@ -9,9 +9,9 @@ from .figures import LoadTable
 from .record import LoadMeasurement
 
 
-def tables(measurement: LoadMeasurement, table: LoadTable) -> list[TextTable]:
+def tables(table: LoadTable) -> list[TextTable]:
     """Throughput first, then latency, then what explains them."""
-    return [_throughput(measurement, table), _latency(table), _passes(table)]
+    return [throughput(table), latency(table), _passes(table)]
 
 
 def headlines(measurement: LoadMeasurement, table: LoadTable) -> Iterator[str]:
@@ -45,9 +45,19 @@ def verdicts(measurement: LoadMeasurement, table: LoadTable) -> Iterator[str]:
         yield "INTERRUPTED: these are the turns that were finished"
 
 
-def _throughput(measurement: LoadMeasurement, table: LoadTable) -> TextTable:
-    first = measurement.contenders[0].name
-    header = ("arrivals", "served by", "tokens/s", "lowest", "highest", f"over {first}", "requests/s", "prompt tokens/s", "differ")
+def throughput(table: LoadTable) -> TextTable:
+    """Rates, ratios, and how many answers differ."""
+    header = (
+        "arrivals",
+        "served by",
+        "tokens/s",
+        "lowest",
+        "highest",
+        f"over {table.contenders[0]}",
+        "requests/s",
+        "prompt tokens/s",
+        "differ",
+    )
     rows = []
     for cell in table.cells:
         rates = (number(each, 1) for each in (cell.tokens_per_second, cell.lowest, cell.highest))
@@ -61,7 +71,8 @@ def _throughput(measurement: LoadMeasurement, table: LoadTable) -> TextTable:
     return TextTable("Throughput", note, header, tuple(rows), texts=2)
 
 
-def _latency(table: LoadTable) -> TextTable:
+def latency(table: LoadTable) -> TextTable:
+    """Time to the first token, and between tokens."""
     rows = []
     for cell in table.cells:
         first, inter = percentile_texts(cell.first_token), percentile_texts(cell.inter_token)
