@@ -53,6 +53,11 @@ class ActiveRequest:
             self.request.stop = self.request.stop or reason
             self._totals_recorder.add(self.request.counters, self.request.stop)
 
+    def count_pass(self, chunk: Chunk) -> None:
+        """Add the verification pass that ``chunk`` came from, if any, to the totals."""
+        if chunk.spec is not None:
+            self._totals_recorder.add_pass(chunk.nodes)
+
 
 class Stream(Iterator[Chunk]):
     """A running request. Iterate for its Chunks. Any thread may call ``cancel()``. ``close()``, ``with`` or dropping it frees the
@@ -68,7 +73,9 @@ class Stream(Iterator[Chunk]):
             active.in_pass = True
             try:
                 if not active.ended:
-                    return next(self._chunks)
+                    chunk = next(self._chunks)
+                    active.count_pass(chunk)
+                    return chunk
             except StopIteration:
                 active.end()
             except BaseException as error:  # also Ctrl-C: the request ends in any case

@@ -16,8 +16,9 @@ from .stats import RequestCounters, accepted_per_position, action_counts
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over finished requests.
+    """Sums over finished requests; ``passes`` and ``rows`` also count those of running ones.
 
+    ``passes``: verification passes, each of which may serve several requests. ``rows``: rows verified in them, roots included.
     ``num_drafts``: rounds that drafted at least one token. ``num_draft_tokens``: proposed draft tokens, without roots.
     ``num_accepted_tokens_per_pos``: rounds that accepted a draft token at depth 1, 2, ... ``mean_acceptance_length``: tokens per round with
     a draft, bonus token included (1.0 before the first). ``cached_prompt_tokens``: those of ``prompt_tokens`` that an earlier request had
@@ -42,6 +43,8 @@ class Totals:
     verify_seconds: float
     actions: Mapping[str, int]
     guard: str
+    passes: int
+    rows: int
 
     def as_dict(self) -> dict[str, Any]:
         """The totals as plain values, for JSON."""
@@ -50,23 +53,38 @@ class Totals:
 
 @dataclass
 class TotalsRecorder:
-    """Sums the counters of finished requests. ``add`` may be called from any thread and from finalizers: it never waits for a lock."""
+    """Sums the counters of finished requests, and passes. ``add`` and ``add_pass`` may be called from any thread and from finalizers: they
+    never wait for a lock."""
 
     _pending: deque[tuple[RequestCounters, str]] = field(default_factory=deque)
+    _pending_rows: deque[int] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _sum: RequestCounters = field(default_factory=lambda: RequestCounters(0))
     _end_reasons: Counter[str] = field(default_factory=Counter)
+    _passes: int = 0
+    _rows: int = 0
 
     def add(self, counters: RequestCounters, reason: str) -> None:
         """Record a finished request and the reason it ended."""
         self._pending.append((counters, reason))
-        if self._lock.acquire(blocking=False):  # otherwise the holder of the lock, or the next caller, sums this request too
+        self._sum_if_free()
+
+    def add_pass(self, rows: int) -> None:
+        """Record a verification pass of ``rows`` rows, whether of one request or of several."""
+        self._pending_rows.append(rows)
+        self._sum_if_free()
+
+    def _sum_if_free(self) -> None:
+        if self._lock.acquire(blocking=False):  # otherwise the holder of the lock, or the next caller, sums what is pending
             try:
                 self._sum_pending()
             finally:
                 self._lock.release()
 
     def _sum_pending(self) -> None:
+        while self._pending_rows:
+            self._rows += self._pending_rows.popleft()
+            self._passes += 1
         while self._pending:
             counters, reason = self._pending.popleft()
             self._end_reasons[reason] += 1
@@ -100,4 +118,6 @@ class TotalsRecorder:
                 verify_seconds=total.verify_seconds,
                 actions=action_counts(total.actions),
                 guard=policy.state if isinstance(policy, Watchdog) else "none",
+                passes=self._passes,
+                rows=self._rows,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from policy import PLAIN, FixedPolicy, TreeSpec
 from runtime import Decoder, Result, SamplingParams, TokenLogprob
 from runtime.decoding.logprobs import token_logprob
+from runtime.decoding.totals import TotalsRecorder
 from tests.support.eagle_engines import export_echo
 
 TREE, PROMPT = FixedPolicy(TreeSpec(12, 4, 3)), list(range(5, 25))
@@ -218,7 +220,8 @@ def test_totals_are_the_sums_of_what_requests_said(engine: Path) -> None:
     assert totals.mean_acceptance_length == pytest.approx(1 + totals.num_accepted_tokens / totals.num_drafts)
     assert totals.draft_acceptance_rate == pytest.approx(totals.num_accepted_tokens / totals.num_draft_tokens)
     assert totals.num_accepted_tokens_per_pos == tuple(sorted(totals.num_accepted_tokens_per_pos, reverse=True))
-    assert sum(totals.actions.values()) == sum(each.cycles for each in stats)
+    assert totals.passes == sum(totals.actions.values()) == sum(each.cycles for each in stats)  # one lane: a pass a round
+    assert totals.rows == sum(each.drafted + each.cycles for each in stats)
     assert totals.decode_seconds == pytest.approx(sum(each.decode_seconds for each in stats))
     assert totals.guard == "none"
     drafted = [chunk for chunk in chunks if chunk.spec is not None]
@@ -226,6 +229,23 @@ def test_totals_are_the_sums_of_what_requests_said(engine: Path) -> None:
     assert stats[-1].num_accepted_tokens_per_pos == tuple(
         sum(chunk.accepted >= depth for chunk in drafted) for depth in range(1, 1 + max(chunk.accepted for chunk in drafted))
     )
+
+
+def test_a_pass_counts_once_with_the_rows_of_all_its_requests_and_at_once() -> None:
+    recorder, at_once = TotalsRecorder(), 4
+
+    def count() -> None:
+        for _ in range(500):
+            recorder.add_pass(3)
+
+    threads = [threading.Thread(target=count) for _ in range(at_once)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(recorder._pending_rows) <= at_once
+    totals = recorder.totals(FixedPolicy(PLAIN))
+    assert (totals.passes, totals.rows, totals.requests) == (500 * at_once, 1500 * at_once, {})
 
 
 def test_requests_that_nobody_asks_about_do_not_pile_up(eagle: Decoder) -> None:
