@@ -57,7 +57,9 @@ class Decoder:
         device: str | None = None,
         threads: int | None = None,
         verify: bool | None = None,
+        lanes: int = 1,
     ) -> None:
+        self.lanes, self.round_seconds, self.seconds_per_token = lanes, 0.0, 0.0
         if isinstance(engine_dir, LoadedEngine):
             loaded = engine_dir
         else:

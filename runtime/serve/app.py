@@ -80,7 +80,8 @@ async def _generate(request: Request, is_chat: bool, parse: Callable[[bytes], Ge
         services.metrics.requests.labels(error.outcome).inc()
         raise
     response_format = ResponseFormat(is_chat, services.settings.model, generation)
-    return Reply(services, generation, response_format, arrived)
+    address = request.client.host if request.client else ""
+    return Reply(services, generation, response_format, arrived, generation.user or request.headers.get("authorization") or address)
 
 
 async def _read_body(request: Request, settings: ServerSettings) -> bytes:
@@ -119,8 +120,9 @@ async def _healthz(request: Request) -> Response:
         "ready": pool.healthy,
         "draining": pool.draining,
         "replicas": [each.healthy for each in pool.replicas],
+        "lanes": pool.lanes,
         "running": pool.running,
-        "waiting": pool.waiting,
+        "waiting": pool.waiting.total(),
         "process": os.getpid(),  # tells apart several processes behind one address
     }
     return JSONResponse(body, 200 if pool.healthy else 503)

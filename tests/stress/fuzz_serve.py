@@ -65,6 +65,7 @@ good = {
     "model": st.just("toy"),
     "n": st.just(1),
     "user": texts,
+    "priority": st.integers(-1000, 1000),
 }
 names = st.sampled_from(sorted({*ChatBody.model_fields, *CompletionBody.model_fields, *NEUTRAL["body"], *HARMLESS["body"], "extra"}))
 

@@ -1,4 +1,4 @@
-"""The model for Triton's Python backend. It is decoupled: it can send one response per round. All replicas share one copy of the weights.
+"""The model for Triton's Python backend. It is decoupled: it can send one response per round. Lanes and replicas share the weights.
 
 Inputs: ``text_input``; ``chat``: apply the model's chat template; ``stream``: send a response per round instead of one at the end;
 ``sampling_parameters``: a JSON object with the fields of /v1/completions, checked in the same way. Outputs: ``text_output``; ``report``, a
@@ -24,7 +24,7 @@ from ..load import load_replicas
 from ..openai_requests import CompletionBody, GenerationRequest, completion_request, expect_policy, parse_body
 from .counters import Counters
 
-POLL_SECONDS = 0.05  # how often a request that waits for a replica checks whether its client has left
+POLL_SECONDS = 0.05  # how often a request that waits for a lane checks whether its client has left
 
 
 class Cancelled(Exception):
@@ -45,18 +45,22 @@ class TritonPythonModel:
         parameters = {name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()}
         threads = int(parameters["threads"]) or None
         decoders = load_replicas(
-            Path(parameters["engine_dir"]), int(parameters["replicas"]), threads=threads, policy=parameters["policy"] or None
+            Path(parameters["engine_dir"]),
+            int(parameters["replicas"]),
+            int(parameters["lanes"]) or None,
+            threads=threads,
+            policy=parameters["policy"] or None,
         )
         self._backend = backend
         self._decoders = decoders
         self._queue_seconds, self._request_seconds = (float(parameters[name]) for name in ("queue_seconds", "request_seconds"))
         self._counters = Counters(backend)
-        self._free: SimpleQueue[Decoder] = SimpleQueue()
-        for each in decoders:
+        self._free: SimpleQueue[Decoder] = SimpleQueue()  # an entry for each free lane
+        for each in [decoder for decoder in decoders for _ in range(decoder.lanes)]:
             self._free.put(each)
 
     def execute(self, requests: list[Any]) -> None:
-        """Start each request in a thread. Blocks until a replica is free, so all further requests wait in Triton's queue, by its rules."""
+        """Start each request in a thread. Blocks until a lane is free, so all further requests wait in Triton's queue, by its rules."""
         for request in requests:
             sender, deadline = request.get_response_sender(), monotonic() + self._request_seconds
             try:
@@ -68,7 +72,7 @@ class TritonPythonModel:
             Thread(target=self._answer, args=(decoder, inputs, sender, deadline), daemon=True).start()
 
     def _acquire(self, sender: Any) -> Decoder:
-        """Wait for a free replica, at most as long as in Triton's queue, which this request has already left. Raises Cancelled when the
+        """Wait for a free lane, at most as long as in Triton's queue, which this request has already left. Raises Cancelled when the
         client leaves first, ApiError when the wait is too long."""
         end = monotonic() + self._queue_seconds
         while True:
@@ -82,8 +86,9 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Wait for the running requests, then close all Decoders."""
-        for _ in self._decoders:
-            self._free.get()
+        for decoder in self._decoders:
+            for _ in range(decoder.lanes):
+                self._free.get()
         for each in self._decoders:
             each.close()
 
@@ -100,7 +105,7 @@ class TritonPythonModel:
     def _answer(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, deadline: float) -> None:
         try:
             last = self._decode(decoder, inputs, sender, deadline)
-        except BaseException as error:  # the replica must be released in every case
+        except BaseException as error:  # the lane must be released in every case
             last = self._failure(error)
         self._free.put(decoder)
         self._send_last(sender, last)
