@@ -17,11 +17,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..decoder import Decoder
+from .admission.pool import Pool
 from .errors import ApiError
 from .metrics import Metrics
 from .openai_requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request, parse_body
 from .openai_responses import ResponseFormat
-from .pool import Pool
 from .replica import Replica
 from .reply import Reply, Services
 from .settings import ServerSettings

@@ -14,12 +14,12 @@ from starlette.types import Receive, Scope, Send
 
 from ..decoder import Decoder
 from ..request import Chunk
+from .admission.line import Turn
+from .admission.pool import Pool
 from .errors import ApiError, deadline_exceeded, logged, shutting_down
-from .line import Turn
 from .metrics import Metrics
 from .openai_requests import GenerationRequest, expect_policy
 from .openai_responses import FINISH_REASONS, ResponseFormat, TokenSpeller
-from .pool import Pool
 from .replica import Finished, RunningRequest
 from .settings import ServerSettings
 

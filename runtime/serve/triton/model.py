@@ -62,14 +62,14 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Start each request in a thread. Blocks until a lane is free, so all further requests wait in Triton's queue, by its rules."""
         for request in requests:
-            sender, deadline = request.get_response_sender(), monotonic() + self._request_seconds
+            sender, arrived = request.get_response_sender(), monotonic()
             try:
                 inputs = {name: self._input(request, name) for name in ("text_input", "chat", "stream", "sampling_parameters")}
                 decoder = self._acquire(sender)
             except Exception as error:  # the other requests go on
                 self._send_last(sender, self._failure(error))
                 continue
-            Thread(target=self._answer, args=(decoder, inputs, sender, deadline), daemon=True).start()
+            Thread(target=self._answer, args=(decoder, inputs, sender, arrived), daemon=True).start()
 
     def _acquire(self, sender: Any) -> Decoder:
         """Wait for a free lane, at most as long as in Triton's queue, which this request has already left. Raises Cancelled when the
@@ -102,20 +102,21 @@ class TritonPythonModel:
         except UnicodeDecodeError as error:
             raise invalid(f"{name} is not UTF-8 text (byte {error.start})", name) from None
 
-    def _answer(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, deadline: float) -> None:
+    def _answer(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, arrived: float) -> None:
         try:
-            last = self._decode(decoder, inputs, sender, deadline)
+            last = self._decode(decoder, inputs, sender, arrived)
         except BaseException as error:  # the lane must be released in every case
             last = self._failure(error)
         self._free.put(decoder)
         self._send_last(sender, last)
 
-    def _decode(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, deadline: float) -> Any:
+    def _decode(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, arrived: float) -> Any:
         """Decode, send the rounds if ``stream`` asks for them, and return the last response."""
         request = generation_request(inputs["text_input"], bool(inputs["chat"]), inputs["sampling_parameters"])
         expect_policy(request, decoder.policies)
         ids = decoder.encode(request.prompt)
-        unsent, params = "", replace(request.params, logprobs=None, deadline=max(0.0, deadline - monotonic()))
+        seconds = min(self._request_seconds, request.deadline or self._request_seconds)
+        unsent, params = "", replace(request.params, logprobs=None, deadline=max(0.0, arrived + seconds - monotonic()))
         with decoder.stream(ids, params, policy=request.policy) as stream:
             for chunk in stream:
                 if sender.is_cancelled():
@@ -125,7 +126,7 @@ class TritonPythonModel:
                 else:
                     unsent += chunk.text
         if stream.stop == "deadline" and not stream.stats.new_tokens:
-            raise deadline_exceeded(self._request_seconds)
+            raise deadline_exceeded(seconds)
         self._counters.count(str(stream.stop), stream.stats.new_tokens)
         return self._response(unsent, json.dumps({"stop": stream.stop, "stats": stream.stats.as_dict()}))
 

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .replica import Replica
+from ..replica import Replica
 
 
 @dataclass(frozen=True)

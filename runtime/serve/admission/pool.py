@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from math import ceil
 from time import monotonic
 
-from .errors import ApiError, deadline_exceeded, deadline_unreachable, queue_full, queue_timeout, shutting_down
+from ..errors import ApiError, deadline_exceeded, deadline_unreachable, queue_full, queue_timeout, shutting_down
+from ..replica import Replica, RunningRequest
+from ..settings import ServerSettings
 from .line import Line, Turn, Waiting
-from .replica import Replica, RunningRequest
-from .settings import ServerSettings
 
 SETTLE_ROUNDS = 8  # after these a Decoder's average time shows what its newest request costs the others
 LOOK_SECONDS = 0.02  # how often waiting requests look whether --target-ms-per-token allows another one
@@ -131,7 +131,9 @@ class Pool:
     def _give(self) -> None:
         """Give free lanes to waiting requests, as many as possible."""
         while (replicas := self._open_replicas()) and (waiting := self._line.take()):
-            best = max(replicas, key=lambda each: self._preference(each, waiting.prompt))
+            best = replicas[0]
+            if len(replicas) > 1:
+                best = max(replicas, key=lambda each: self._preference(each, waiting.prompt))
             self._free.remove(best)
             self._given[best] = monotonic()
             waiting.place.set_result(best)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from random import Random
 
-from runtime.serve.line import Line, Turn, Waiting
+from runtime.serve.admission.line import Line, Turn, Waiting
 
 
 def in_a_loop(test: Callable[[], None]) -> None:
