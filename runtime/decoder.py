@@ -134,6 +134,16 @@ class Decoder:
                 self._lanes.driver.forget()
 
     @property
+    def round_seconds(self) -> float:
+        """Seconds of a round of several lanes, as a running mean; 0 before the first and with one lane."""
+        return self._lanes.driver.forest.pace.round_seconds if self._lanes else 0.0
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Seconds between the tokens of a running answer, as a running mean; 0 before the first and with one lane."""
+        return self._lanes.driver.forest.pace.token_seconds if self._lanes else 0.0
+
+    @property
     def default_tree(self) -> TreeSpec:
         """The fixed tree of this drafter and precision without a tuning."""
         return self._engine.choice.default_tree

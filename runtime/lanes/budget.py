@@ -1,6 +1,7 @@
 """The row budget: how many rows a pass has, and which lanes' candidates get them. A closed form; learned controllers may replace it.
 
-A candidate lies on the target's path with probability ``trust`` * exp(score). A round with the r best candidates of all lanes gives one
+A candidate of the draft lies on the target's path with probability ``trust`` * exp(score), one that was copied from earlier text with the
+rates of `policy.LookupGate`. A round with the r best candidates of all lanes gives one
 token a lane and the sum of their probabilities; it takes the draft's time and that of a pass over lanes + r rows. The budget is the r with
 the most tokens per second. When even that is less than plain decoding gives, lanes decode plainly for some rounds.
 """
@@ -56,7 +57,7 @@ class RowBudget:
     max_rows: int
     _pass: PassSeconds = field(init=False)
     _draft_seconds: float = field(init=False, default=0.0)
-    _trust: float = field(init=False, default=1.0)
+    trust: float = field(init=False, default=1.0)
     _pause: int = field(init=False, default=_FIRST_PAUSE)  # length of the next one
     _paused: int = field(init=False, default=0)  # rounds left
 
@@ -73,25 +74,33 @@ class RowBudget:
         """Whether lanes decode plainly for now."""
         return self._paused > 0
 
-    def nodes(self, scores: Sequence[np.ndarray], most: Sequence[int], other_rows: int) -> list[int]:
-        """The nodes of each drafted tree, roots included: of its candidates' summed log-probabilities the best of all lanes, at most
-        ``most`` nodes a tree. ``other_rows``: rows of lanes that drafted nothing."""
-        best = [np.sort(each)[::-1][: limit - 1] for each, limit in zip(scores, most, strict=True)]
+    def nodes(self, offers: Sequence[np.ndarray], most: Sequence[int], drafted: Sequence[bool], other_rows: int) -> list[int]:
+        """The nodes of each tree, roots included: the likeliest candidates of all, at most ``most`` nodes a tree. ``offers``: their
+        candidates' probabilities, which never rise from parent to child. ``drafted``: which of them the draft made. ``other_rows``: rows
+        of lanes that do not share the budget."""
+        best = [np.sort(each)[::-1][: limit - 1] for each, limit in zip(offers, most, strict=True)]
         lane = np.repeat(np.arange(len(best)), [len(each) for each in best])
         flat = np.concatenate(best)
         order = np.argsort(-flat, kind="stable")[: max(0, self.max_rows - other_rows - len(best))]
-        tokens = len(best) + other_rows + self._trust * np.concatenate([[0.0], np.cumsum(np.exp(flat[order]))])
-        whole, each_row = self._pass.line()
-        rows = len(best) + other_rows + np.arange(len(tokens))
-        rates = tokens / np.maximum(whole + each_row * rows + self._draft_seconds, 1e-9)
-        chosen = int(np.argmax(rates))
-        plain = tokens[0] / max(whole + each_row * rows[0], 1e-9)
-        if rates[chosen] > plain:
-            self._pause = _FIRST_PAUSE
-        else:
-            self._paused, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
+        base = len(best) + other_rows
+        chosen, rate = self._best(flat[order], base, self._draft_seconds if any(drafted) else 0.0)
+        if any(drafted):
+            copied = order[~np.asarray(drafted)[lane[order]]]
+            if rate > self._best(flat[copied], base, 0.0)[1]:
+                self._pause = _FIRST_PAUSE
+            else:
+                self._paused, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
         counts = 1 + np.bincount(lane[order[:chosen]], minlength=len(best))
         return [int(count) for count in counts]
+
+    def _best(self, probabilities: np.ndarray, base: int, seconds: float) -> tuple[int, float]:
+        """How many candidates, the likeliest first, give the most tokens per second in a round that takes ``seconds`` beside its pass, and
+        how many that is. ``base``: rows without candidates."""
+        tokens = base + np.concatenate([[0.0], np.cumsum(probabilities)])
+        whole, each_row = self._pass.line()
+        rates = tokens / np.maximum(whole + each_row * (base + np.arange(len(tokens))) + seconds, 1e-9)
+        chosen = int(np.argmax(rates))
+        return chosen, float(rates[chosen])
 
     def observe_draft(self, seconds: float) -> None:
         """Learn what a round's drafting took."""
@@ -102,6 +111,5 @@ class RowBudget:
         self._pass.observe(rows, seconds)
 
     def observe_accepted(self, predicted: float, accepted: int) -> None:
-        """Learn from one lane's drafted tree: the sum of its nodes' exp(score), and how many were accepted."""
-        if predicted > 0:
-            self._trust = min(1.5, max(0.1, self._trust + 0.02 * predicted * (accepted / predicted - self._trust)))
+        """Learn from one lane's drafted tree: how many of its tokens were expected to be accepted, and how many were."""
+        self.trust = min(1.5, max(0.1, self.trust + 0.02 * (accepted - predicted)))

@@ -20,6 +20,7 @@ from ..backends.base import Engine
 from ..backends.cpu.paged_cache import LaneCache, PagedCache
 from ..backends.cpu.paged_engine import PagedEngine
 from ..errors import DRAFT, EngineFailure
+from ..manifest.schema import Draft
 from .growth import GrowingTree
 from .rows import LaneRows, pages_bound, pass_inputs
 
@@ -56,12 +57,11 @@ class Wish:
 
 
 class LanesDraft:
-    """Runs the graphs `fuse` and `draft_lanes`. ``chunk``: rows of a draft pass over waiting tokens, of one lane."""
+    """Runs the graphs `fuse` and `draft_lanes`. ``chunk``: rows that may wait in a lane, and that one draft pass reads of it."""
 
-    def __init__(self, fuse: Engine, engine: PagedEngine, cache: PagedCache, *, fuse_rows: int, chunk: int, window: int, max_depth: int, max_width: int) -> None:  # fmt: skip
-        self._fuse, self._engine, self.cache = fuse, engine, cache
-        self._fuse_rows, self.chunk, self._window = fuse_rows, chunk, window
-        self.max_depth, self.max_width = max_depth, max_width
+    def __init__(self, fuse: Engine, engine: PagedEngine, cache: PagedCache, draft: Draft, chunk: int) -> None:
+        self._fuse, self._engine, self.cache, self.chunk = fuse, engine, cache, chunk
+        self.max_depth, self.max_width, self._window = draft.max_depth, draft.max_width, draft.trained_length
 
     def extend(self, lane: DraftLane, tokens: Sequence[int], features: np.ndarray, read: bool) -> None:
         """``tokens`` were committed, with these ``features`` [n, F]. ``read``: whether to compute what waits once it fills a chunk; else
@@ -163,8 +163,8 @@ class LanesDraft:
     def _fused(self, features: np.ndarray) -> np.ndarray:
         """The draft's input from the target's features [m, F]: [m, H]; valid until the next call."""
         parts = []
-        for start in range(0, len(features), self._fuse_rows):
-            part = features[start : start + self._fuse_rows]
+        for start in range(0, len(features), self.chunk):
+            part = features[start : start + self.chunk]
             call = self._fuse.prepare({"features": "lanes.features"}, n=len(part), m=len(part))
             call.inputs["features"][0], call.inputs["rows"][:] = part, np.arange(len(part))
             call.run()

@@ -1,4 +1,4 @@
-"""The forest: the trees of all lanes. One cycle reads a chunk of one prompt, and drafts, verifies and commits a round of every other lane."""
+"""The forest: the trees of all lanes. One cycle reads a chunk of one prompt and runs a round of every other lane: draft, verify, commit."""
 
 from __future__ import annotations
 
@@ -6,53 +6,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
-import numpy as np
-
-from policy import Outcome, TreeSpec
+from policy import Outcome
 
 from ..backends.cpu.page_pool import OutOfPages
 from ..decoding.loop import Round
-from ..decoding.tree import Tree
-from ..drafters.suffix import SuffixDrafter
 from ..errors import COMMIT, PREFILL, VERIFY, EngineFailure
 from ..manifest.schema import Limits
 from ..text.tokenizer import Tokenizer
 from .budget import RowBudget
-from .draft import LanesDraft, Wish
-from .growth import GrowingTree
+from .draft import LanesDraft
 from .lane import Lane
+from .plan import Planned, Planner
 from .prefix import PrefixCache, begin
 from .target import LanePass, LanesTarget
 
 _LEAST_CHUNK = 16  # rows
-_CHUNK_SHARE = 1.5  # a prompt's chunk may take this many times the running lanes' round
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One lane's tree of a round. ``predicted``: the sum of its candidates' probabilities, 0 for a tree that the row budget did not size."""
-
-    lane: Lane
-    tree: Tree
-    spec: TreeSpec
-    predicted: float = 0.0
+_CHUNK_SHARE = 1.5  # a prompt's chunk may take this many times the running lanes' round, for each prompt that waits
 
 
 @dataclass
 class Pace:
     """Running means that say how long a round takes. ``round_seconds``: of the running lanes. ``row_seconds``: of a row of a prompt.
-    ``passes``, ``rows``: verification passes so far, and their rows."""
+    ``token_seconds``: between the tokens of a running answer, the chunks of prompts between its rounds included."""
 
     round_seconds: float = 0.0
     row_seconds: float = 0.0
-    passes: int = 0
-    rows: int = 0
+    token_seconds: float = 0.0
+    _last: float = 0.0  # when the last round ended
 
-    def add_round(self, seconds: float, rows: int) -> None:
-        """Count a round of the running lanes."""
-        self.round_seconds = _mean(self.round_seconds, seconds)
-        self.passes += 1
-        self.rows += rows
+    def add_round(self, started: float, tokens_of_a_lane: float) -> None:
+        """Count a round of the running lanes that ends now. ``tokens_of_a_lane``: tokens that it gave each of them."""
+        now = perf_counter()
+        self.round_seconds = _mean(self.round_seconds, now - started)
+        if now - self._last < 4 * (now - started):  # else nothing ran before it
+            self.token_seconds = _mean(self.token_seconds, (now - self._last) / tokens_of_a_lane)
+        self._last = now
 
     def add_chunk(self, seconds: float, rows: int) -> None:
         """Count a chunk of a prompt."""
@@ -65,20 +53,22 @@ def _mean(mean: float, value: float) -> float:
 
 @dataclass
 class Forest:
-    """The running lanes and what they share. ``tree``: bounds of the trees that the row budget sizes. For one thread at a time."""
+    """The running lanes and what they share. For one thread at a time."""
 
-    target: LanesTarget
-    draft: LanesDraft | None
+    planner: Planner
     tokenizer: Tokenizer
-    limits: Limits
-    budget: RowBudget
-    tree: TreeSpec
     lanes: list[Lane] = field(default_factory=list)
     aside: list[Lane] = field(default_factory=list)  # put aside when the cache was full, to be resumed
     pace: Pace = field(default_factory=Pace)
+    target: LanesTarget = field(init=False)
+    draft: LanesDraft | None = field(init=False)
+    limits: Limits = field(init=False)
+    budget: RowBudget = field(init=False)
     prefixes: PrefixCache = field(init=False)
 
     def __post_init__(self) -> None:
+        planner = self.planner
+        self.target, self.draft, self.limits, self.budget = planner.target, planner.draft, planner.limits, planner.budget
         self.prefixes = PrefixCache(self.target.cache, self.draft.cache if self.draft else None)
 
     def admit(self, lane: Lane) -> None:
@@ -107,8 +97,8 @@ class Forest:
         if self.aside and (not self.lanes or self.target.cache.pool.free > self.target.cache.pool.count // 4):
             self.admit(self.aside.pop(0))
         decoding = [lane for lane in self.lanes if not lane.reading]
-        for lane in [lane for lane in self.lanes if lane.reading][:1]:
-            self._read_chunk(lane, bool(decoding))
+        if reading := [lane for lane in self.lanes if lane.reading]:
+            self._read_chunk(reading[0], len(reading) if decoding else self.limits.prefill_rows)
         for lane in decoding:
             self._reserve(lane, self.limits.tree_nodes)
         if decoding := [lane for lane in decoding if lane in self.lanes]:
@@ -167,10 +157,11 @@ class Forest:
             self._end(lane, error)
         self.prefixes.clear()
 
-    def _read_chunk(self, lane: Lane, decoding: bool) -> None:
+    def _read_chunk(self, lane: Lane, share: int) -> None:
+        """Commit a chunk of a prompt. ``share``: how many chunks of a single waiting prompt it may be as long as."""
         rows = self.limits.prefill_rows
-        if decoding and self.pace.row_seconds:  # bounds how long running answers wait
-            rows = min(rows, max(_LEAST_CHUNK, int(_CHUNK_SHARE * self.pace.round_seconds / self.pace.row_seconds)))
+        if self.pace.row_seconds:  # bounds how long running answers wait
+            rows = min(rows, max(_LEAST_CHUNK, int(share * _CHUNK_SHARE * self.pace.round_seconds / self.pace.row_seconds)))
         chunk, started = lane.unread[:rows], perf_counter()
         self._reserve(lane, len(chunk))
         if lane not in self.lanes:
@@ -198,7 +189,7 @@ class Forest:
 
     def _round(self, lanes: Sequence[Lane]) -> None:
         started = perf_counter()
-        planned = self._plan(lanes)
+        planned = self.planner.plan(lanes)
         drafted = perf_counter()
         passes = self._verify(planned)
         verified = perf_counter()
@@ -221,69 +212,14 @@ class Forest:
             plan.lane.root = found.tokens[-1]
             self.budget.observe_accepted(plan.predicted, len(found.path) - 1)
         seconds = perf_counter() - started
-        self.pace.add_round(seconds, rows)
+        planned[0].lane.active.count_pass(rows)
+        if accepted:
+            self.pace.add_round(started, sum(len(found.tokens) for _, _, found in accepted) / len(accepted))
         for plan, _, found in accepted:
             if plan.lane.policy is not None:
                 plan.lane.policy.observe(Outcome(plan.spec, len(plan.tree), len(found.tokens), seconds))
             round_ = Round(found.tokens, plan.spec, len(plan.tree), drafted - started, verified - drafted, seconds)
             plan.lane.chunks.put(plan.lane.request.chunk(found.tokens, round_))
-
-    def _plan(self, lanes: Sequence[Lane]) -> list[Planned]:
-        """The lanes' trees: lookups, their own drafters' trees, and those of the EAGLE-3 draft, which all grow together."""
-        planned, wishes, wishing = [], [], []
-        drafts = self.draft is not None and self.budget.drafts()
-        for lane in lanes:
-            assert lane.root is not None
-            most = min(self.limits.tree_nodes, self.target.max_nodes(lane.cache))
-            tree, spec = lane.wish(most, self.tree)
-            if tree is None and (
-                lane.draft is None or not lane.draft.waiting_tokens or spec.nodes == 1 or (lane.policy is None and not drafts)
-            ):
-                tree = lane.own.draft(lane.root, spec)
-            if tree is not None:
-                planned.append(Planned(lane, tree, spec))
-            else:
-                assert lane.draft is not None
-                wishes.append(Wish(lane.draft, lane.root, self._clipped(spec), lane.growth))
-                wishing.append(lane)
-        if wishes and self.draft is not None:
-            started = perf_counter()
-            trees = self.draft.draft(wishes) or [None] * len(wishes)
-            self.budget.observe_draft(perf_counter() - started)
-            sizes = self._sizes(wishing, wishes, trees, sum(len(each.tree) for each in planned))
-            for lane, wish, grown, nodes in zip(wishing, wishes, trees, sizes, strict=True):
-                tree = grown.tree(nodes) if grown and nodes > 1 else Tree.chain([wish.root])
-                if isinstance(lane.own, SuffixDrafter):
-                    lane.own.drafted(tree, wish.spec.width)
-                predicted = float(np.exp(grown.best(nodes)).sum()) if grown and lane.policy is None else 0.0
-                spec = wish.spec if lane.policy is not None else wish.spec.within(max(nodes, 1), wish.spec.depth)
-                planned.append(Planned(lane, tree, spec, predicted))
-        return planned
-
-    def _clipped(self, spec: TreeSpec) -> TreeSpec:
-        assert self.draft is not None
-        width = min(spec.width, self.draft.max_width)
-        return TreeSpec(min(spec.nodes, TreeSpec(1, spec.depth, width).capacity), spec.depth, width).within(
-            self.limits.tree_nodes, self.draft.max_depth
-        )
-
-    def _sizes(self, lanes: Sequence[Lane], wishes: Sequence[Wish], trees: Sequence[GrowingTree | None], other_rows: int) -> list[int]:
-        """How many nodes of each tree to verify. Lanes without a policy share the row budget."""
-        sizes = [wish.spec.nodes for wish in wishes]
-        shared = []
-        for index, (lane, wish, tree) in enumerate(zip(lanes, wishes, trees, strict=True)):
-            if tree is None:
-                sizes[index] = 1
-            elif lane.policy is None:
-                shared.append(index)
-            elif wish.growth is not None:
-                sizes[index] = max(1, min(wish.growth.num_nodes(tree.partial), sizes[index], len(tree.scores) + 1))
-        other_rows += sum(size for index, size in enumerate(sizes) if index not in shared)
-        if shared:
-            scores = [tree.scores for index in shared if (tree := trees[index])]
-            for index, nodes in zip(shared, self.budget.nodes(scores, [sizes[index] for index in shared], other_rows), strict=True):
-                sizes[index] = nodes
-        return sizes
 
     def _verify(self, planned: Sequence[Planned]) -> dict[Lane, LanePass]:
         """Score all trees in one pass. If it fails, each tree has a pass of its own, and only the lanes that fail alone end."""

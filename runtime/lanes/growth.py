@@ -57,10 +57,6 @@ class GrowingTree:
         """What a GrowthPolicy reads."""
         return PartialTree(self.spec, self.level, self.scores, self._length)
 
-    def best(self, nodes: int) -> np.ndarray:
-        """The scores of the best ``nodes`` - 1 candidates."""
-        return np.sort(self.scores)[::-1][: nodes - 1]
-
     def tree(self, nodes: int) -> Tree:
         """The root and the best ``nodes`` - 1 candidates."""
         scores, tokens, parents = map(np.concatenate, (self._scores, self._tokens, self._parents))

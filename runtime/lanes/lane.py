@@ -28,10 +28,10 @@ Delivery = Chunk | BaseException | None
 class Lane:
     """One running request.
 
-    ``context``: its longest text, in tokens. ``policy``: chooses its trees; None leaves that to the row budget. ``draft``: its part of the EAGLE-3 draft, None if it uses none.
-    ``own``: a drafter without a model, for lookups or for all of its trees. ``unread``: tokens that must be committed before it decodes: the
-    rest of the prompt, or of a lane that was put aside. ``root``: the last chosen token, which is not committed yet; None before the first.
-    ``features``: the target's captured features [F] at the position before the root.
+    ``context``: its longest text, in tokens. ``policy``: chooses its trees; None leaves that to the row budget. ``draft``: its part of the
+    EAGLE-3 draft, None if it uses none. ``own``: a drafter without a model, for lookups or for all of its trees. ``unread``: tokens that
+    must be committed before it decodes: the rest of the prompt, or of a lane that was put aside. ``root``: the last chosen token, which is
+    not committed yet; None before the first. ``features``: the target's captured features [F] at the position before the root.
     """
 
     active: ActiveRequest
@@ -63,17 +63,13 @@ class Lane:
         """Whether the request has ended, or its reader left."""
         return self.request.is_over() or self.active.ended or not (self.reading or self.room > 0)
 
-    def wish(self, max_nodes: int, tree: TreeSpec) -> tuple[Tree | None, TreeSpec]:
-        """What it wants in this round: a lookup, or the bounds of a drafted tree. ``max_nodes``: of a tree that may be verified now.
-        ``tree``: the row budget's bounds."""
-        assert self.root is not None
-        room = self.room
-        if lookup := self.own.lookup(self.root, min(room, max_nodes)):
-            return lookup, TreeSpec(len(lookup), len(lookup) - 1, 1)
-        if self.policy is None:
-            return None, tree.within(max_nodes, room - 1)
-        observation = Observation(self.cache.length, room, partial(np.asarray, self.features))
-        return None, self.policy.choose(observation).within(max_nodes, room - 1)
+    def spec(self, max_nodes: int, bounds: TreeSpec) -> TreeSpec:
+        """The bounds of the tree that it wants in this round. ``max_nodes``: of a tree that may be verified now. ``bounds``: the row
+        budget's."""
+        wanted = bounds
+        if self.policy is not None:
+            wanted = self.policy.choose(Observation(self.cache.length, self.room, partial(np.asarray, self.features)))
+        return wanted.within(max_nodes, self.room - 1)
 
     @property
     def plain(self) -> bool:

@@ -28,6 +28,7 @@ from .draft import DraftLane, LanesDraft
 from .driver import Driver
 from .forest import Forest
 from .lane import Lane
+from .plan import Planner
 from .target import LanesTarget
 
 ROWS_OF_A_LANE = 8
@@ -70,8 +71,9 @@ def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
     tree = choice.fixed_tree
     if draft is not None:  # the row budget decides how many nodes
         tree = TreeSpec(min(manifest.limits.tree_nodes, TreeSpec(1, tree.depth, tree.width).capacity), tree.depth, tree.width)
-    forest = Forest(target, draft, engine.tokenizer, manifest.limits, RowBudget(choice.latency, ROWS_OF_A_LANE * lanes), tree)
-    return Lanes(Driver(forest), host_samplers(manifest.shape.vocab), _own_drafters(kind.name, choice.latency, choice.fixed_tree))
+    planner = Planner(target, draft, manifest.limits, RowBudget(choice.latency, ROWS_OF_A_LANE * lanes), tree)
+    own = _own_drafters(kind.name, choice.latency, choice.fixed_tree)
+    return Lanes(Driver(Forest(planner, engine.tokenizer)), host_samplers(manifest.shape.vocab), own)
 
 
 def expect_lanes(manifest: Manifest) -> None:
@@ -91,13 +93,8 @@ def _cache(manifest: Manifest, graph: str, layers: int, capacity: int, lanes: in
 def _load_draft(backend: CpuBackend, manifest: Manifest, draft: Draft, lanes: int) -> LanesDraft:
     limits = manifest.limits
     cache = _cache(manifest, "draft_lanes", draft.layers, draft.capacity + limits.prefill_rows + draft.max_width * draft.max_depth, lanes)
-    rows = max(limits.tree_nodes, limits.prefill_rows)
-    fuse = backend.engine("fuse", {}, {"n": rows, "m": rows})
-    engine = backend.paged_engine("draft_lanes", cache)
-    return LanesDraft(
-        fuse, engine, cache, fuse_rows=rows, chunk=limits.prefill_rows, window=draft.trained_length,
-        max_depth=draft.max_depth, max_width=draft.max_width,
-    )  # fmt: skip
+    fuse = backend.engine("fuse", {}, {"n": limits.prefill_rows, "m": limits.prefill_rows})
+    return LanesDraft(fuse, backend.paged_engine("draft_lanes", cache), cache, draft, limits.prefill_rows)
 
 
 def _own_drafters(kind: str, latency: LatencyModel, tree: TreeSpec) -> Callable[[], Drafter]:

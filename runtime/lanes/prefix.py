@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from ..backends.cpu.page_pool import OutOfPages
 from ..backends.cpu.paged_cache import LaneCache, PagedCache
@@ -16,23 +16,26 @@ _LEAST = 16  # tokens; less is computed as fast as it is copied
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """The caches of a finished lane. ``draft_length``: slots of the draft's cache without a gap."""
-
-    tokens: tuple[int, ...]
-    pages: list[int]
-    draft_pages: list[int]
-    draft_length: int
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """The longest known beginning of a prompt: ``length`` tokens in ``pages`` of the target's cache, ``draft_length`` slots in
+    """Tokens whose keys and values lie in ``pages`` of the target's cache. ``draft_length``: how many of the first of them lie in
     ``draft_pages`` of the draft's."""
 
-    length: int = 0
-    pages: Sequence[int] = ()
-    draft_pages: Sequence[int] = ()
+    tokens: Sequence[int] = ()
+    pages: list[int] = field(default_factory=list)
+    draft_pages: list[int] = field(default_factory=list)
     draft_length: int = 0
+
+    def common(self, prompt: Sequence[int]) -> Kept:
+        """What it has of the beginning of ``prompt``. Never all of it: the last token's scores are needed. A slot of the draft holds a
+        token's features and the token after it, so n common tokens give n - 1 of its slots."""
+        length = min(common_prefix_length(self.tokens, prompt), len(prompt) - 1)
+        return replace(self, tokens=prompt[:length], draft_length=max(0, min(self.draft_length, length - 1)))
+
+
+def kept_by(lane: Lane) -> Kept:
+    """What a running lane's caches hold."""
+    if lane.draft is None:
+        return Kept(lane.tokens, lane.cache.pages)
+    return Kept(lane.tokens, lane.cache.pages, lane.draft.cache.pages, lane.draft.whole)
 
 
 class PrefixCache:
@@ -42,18 +45,16 @@ class PrefixCache:
         self._target, self._draft = target, draft
         self._kept: list[Kept] = []
 
-    def find(self, prompt: Sequence[int], running: Iterable[Lane]) -> Prefix:
-        """The longest beginning of ``prompt`` in a finished or a running lane. Never all of it: the last token's scores are needed."""
-        best = Prefix()
-        for lane in running:
-            drafted = (lane.draft.cache.pages, lane.draft.whole) if lane.draft else ((), 0)
-            best = _longer(best, prompt, lane.tokens, lane.cache.pages, *drafted)
-        for kept in list(self._kept):
-            found = _longer(best, prompt, kept.tokens, kept.pages, kept.draft_pages, kept.draft_length)
-            if found is not best:  # used last, so evicted last
-                best = found
-                self._kept.remove(kept)
-                self._kept.append(kept)
+    def find(self, prompt: Sequence[int], running: Iterable[Lane]) -> Kept:
+        """The longest beginning of ``prompt`` in a finished or a running lane."""
+        best, source = Kept(), None
+        for each in (*map(kept_by, running), *self._kept):
+            found = each.common(prompt)
+            if len(found.tokens) > max(len(best.tokens), _LEAST):
+                best, source = found, each
+        if source in self._kept:  # used last, so evicted last
+            self._kept.remove(source)
+            self._kept.append(source)
         return best
 
     def keep(self, lane: Lane) -> None:
@@ -93,20 +94,13 @@ class PrefixCache:
             self._draft.pool.give_back(kept.draft_pages)
 
 
-def _longer(best: Prefix, prompt: Sequence[int], tokens: Sequence[int], pages: Sequence[int], draft_pages: Sequence[int], drafted: int) -> Prefix:  # fmt: skip
-    """The prefix that these tokens offer if it is longer than ``best``, else ``best``. A slot of the draft holds a token's features and
-    the token after it, so n common tokens give n - 1 of its slots."""
-    length = min(common_prefix_length(tokens, prompt), len(prompt) - 1)
-    return Prefix(length, pages, draft_pages, max(0, min(drafted, length - 1))) if length > max(best.length, _LEAST) else best
-
-
-def begin(cache: LaneCache, draft: DraftLane | None, prefix: Prefix, slots: int) -> None:
+def begin(cache: LaneCache, draft: DraftLane | None, prefix: Kept, slots: int) -> None:
     """Give a new lane its pages, with the slots of ``prefix``. Raises OutOfPages, and has taken nothing then.
 
     The features of tokens that are not in the draft's cache are gone. A few tokens are computed again for them; for more, the draft has a
     gap in its text.
     """
-    length = prefix.length
+    length = len(prefix.tokens)
     if draft is not None and 0 < length - prefix.draft_length <= _LEAST:
         length = prefix.draft_length
     cache.begin(slots, prefix.pages, length)

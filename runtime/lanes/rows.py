@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..manifest.graphs import PAGE_SLOTS
 from ..backends.cpu.paged_cache import LaneCache
+from ..manifest.graphs import PAGE_SLOTS
 
 
 @dataclass(frozen=True)

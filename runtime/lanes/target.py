@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..manifest.graphs import PAGE_SLOTS
 from ..backends.cpu.paged_cache import LaneCache, PagedCache
 from ..backends.cpu.paged_engine import PagedEngine
 from ..decoding.sampling import TargetOutput
 from ..decoding.tree import Tree
+from ..manifest.graphs import PAGE_SLOTS
 from .rows import LaneRows, pages_bound, pass_inputs
 
 

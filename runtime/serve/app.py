@@ -17,11 +17,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..decoder import Decoder
+from .admission.pool import Pool
 from .errors import ApiError
 from .metrics import Metrics
 from .openai_requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request, parse_body
 from .openai_responses import ResponseFormat
-from .pool import Pool
 from .replica import Replica
 from .reply import Reply, Services
 from .settings import ServerSettings
@@ -80,7 +80,8 @@ async def _generate(request: Request, is_chat: bool, parse: Callable[[bytes], Ge
         services.metrics.requests.labels(error.outcome).inc()
         raise
     response_format = ResponseFormat(is_chat, services.settings.model, generation)
-    return Reply(services, generation, response_format, arrived)
+    address = request.client.host if request.client else ""
+    return Reply(services, generation, response_format, arrived, generation.user or request.headers.get("authorization") or address)
 
 
 async def _read_body(request: Request, settings: ServerSettings) -> bytes:
@@ -119,8 +120,9 @@ async def _healthz(request: Request) -> Response:
         "ready": pool.healthy,
         "draining": pool.draining,
         "replicas": [each.healthy for each in pool.replicas],
+        "lanes": pool.lanes,
         "running": pool.running,
-        "waiting": pool.waiting,
+        "waiting": pool.waiting.total(),
         "process": os.getpid(),  # tells apart several processes behind one address
     }
     return JSONResponse(body, 200 if pool.healthy else 503)

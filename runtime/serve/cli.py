@@ -16,12 +16,15 @@ from . import options as serve_options
 from .options import LIMITS
 from .settings import ServerSettings
 
+SETTINGS = ("queue", "queue_seconds", "request_seconds", "target_ms_per_token", "drain_seconds", "write_seconds")
+
 
 @click.command(
     cls=options.Command,
     epilog="""\
 resps-serve --engine-dir engines/smollm2-135m
-resps-serve --host 0.0.0.0 --port 9000 --replicas 2 --queue 32
+resps-serve --host 0.0.0.0 --port 9000 --lanes 16 --queue 32 --target-ms-per-token 60
+resps-serve --replicas 2 --lanes 4 --threads 8
 curl localhost:8000/v1/completions -d '{"model": "smollm2-135m", "prompt": "Once", "max_tokens": 20}'""",
 )
 @option("Address", "--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 listens on all of this machine.")
@@ -31,6 +34,7 @@ curl localhost:8000/v1/completions -d '{"model": "smollm2-135m", "prompt": "Once
 @options.backend_and_device
 @options.threads("usable cores, or 1 with several replicas")
 @options.verify
+@serve_options.lanes
 @serve_options.replicas
 @option(ENGINE, "--no-warmup", is_flag=True, help="Listen at once; the first requests are slower.")
 @options.draft()
@@ -38,6 +42,7 @@ curl localhost:8000/v1/completions -d '{"model": "smollm2-135m", "prompt": "Once
 @serve_options.queue(least=0)
 @serve_options.queue_seconds
 @serve_options.request_seconds
+@serve_options.target
 @serve_options.seconds("--drain-seconds", "Time to finish running requests after SIGTERM.")
 @serve_options.seconds("--write-seconds", "Longest time that a client may leave a piece of its answer unread.")
 @option(LIMITS, "--max-body", metavar="BYTES", type=click.IntRange(min=1024), default=ServerSettings.body_bytes, help="Largest request.")
@@ -51,6 +56,7 @@ def command(engine_dir: Path, host: str, port: int, model_name: str | None, **gi
     """
     from ..manifest.load import find_engine_dir
     from .app import make_app
+    from .lanes import described, lane_bytes
     from .load import load_replicas
     from .server import Server, bind
 
@@ -59,15 +65,16 @@ def command(engine_dir: Path, host: str, port: int, model_name: str | None, **gi
         model=model_name or directory.resolve().name,
         body_bytes=given["max_body"],
         messages=given["max_messages"],
-        **{name: given[name] for name in ("queue", "queue_seconds", "request_seconds", "drain_seconds", "write_seconds")},
+        **{name: given[name] for name in SETTINGS},
     )
     with bind(host, port) as listener:
-        place = {name: given[name] for name in ("policy", "draft", "backend", "device", "threads")}
+        place = {name: given[name] for name in ("replicas", "lanes", "policy", "draft", "backend", "device", "threads")}
         with usage_errors():  # an unknown policy, say
-            decoders = load_replicas(directory, given["replicas"], warm=not given["no_warmup"], verify=given["verify"] or None, **place)
+            decoders = load_replicas(directory, warm=not given["no_warmup"], verify=given["verify"] or None, **place)
         app = make_app(settings, lambda: decoders)
+        places = described(len(decoders), decoders[0].lanes, lane_bytes(decoders[0].manifest, given["draft"]))
         shown = f"[{host}]" if ":" in host else host
-        server = Server(app, settings.drain_seconds, f"{settings.model} at http://{shown}:{listener.getsockname()[1]}/v1")
+        server = Server(app, settings.drain_seconds, f"{settings.model}, {places}, at http://{shown}:{listener.getsockname()[1]}/v1")
         server.run([listener])
     if not getattr(app.state, "clean", True):
         os._exit(1)  # an engine hangs; threads cannot be ended from outside

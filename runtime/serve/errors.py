@@ -53,8 +53,23 @@ def deadline_exceeded(seconds: float) -> ApiError:
     return ApiError(504, f"the time of a request, {seconds:g} s, was over before the first token", code="deadline", outcome="deadline")
 
 
+def deadline_unreachable(seconds: float, wait: float, decode: float, retry_after: int) -> ApiError:
+    """The answer cannot come within ``seconds``: the request would wait about ``wait`` and decode for ``decode`` seconds (503)."""
+    message = (
+        f"no answer can come within {seconds:g} s now, after {wait:.1f} s of waiting and {decode:.1f} s of decoding — "
+        "send the request again later, or give it more time"
+    )
+    return ApiError(503, message, code="deadline", outcome="deadline", retry_after=retry_after)
+
+
+def queue_full(running: int, waiting: int, retry_after: int) -> ApiError:
+    """The server has no place for the request, or had to give it to another one (429)."""
+    message = f"the server is full, {running} requests run and {waiting} wait — send the request again later"
+    return ApiError(429, message, code="queue_full", outcome="queue_full", retry_after=retry_after)
+
+
 def queue_timeout(seconds: float, retry_after: int | None = None) -> ApiError:
-    """The request waited ``seconds`` for a replica, the longest that it may (503)."""
+    """The request waited ``seconds`` for a lane, the longest that it may (503)."""
     message = f"no engine became free within {seconds:g} s — send the request again later"
     return ApiError(503, message, code="queue_timeout", outcome="queue_timeout", retry_after=retry_after)
 

@@ -7,16 +7,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..backends.cpu.processor import usable_cores
 from ..decoder import Decoder
+from ..manifest.load import find_engine_dir, read_manifest
+from .lanes import choose_lanes
 
 
-def load_replicas(engine_dir: Path, replicas: int, *, warm: bool = True, threads: int | None = None, **options: Any) -> list[Decoder]:
+def load_replicas(
+    engine_dir: Path, replicas: int, lanes: int | None = None, *, warm: bool = True, threads: int | None = None, **options: Any
+) -> list[Decoder]:
     """Load a Decoder and fork it: the replicas share one copy of the weights.
 
-    ``threads``: of one replica [default: 1 for several replicas, else the Decoder's default]. ``options`` go to the Decoder. Raises
-    EngineDirError.
+    ``lanes``: of one replica [default: as choose_lanes says]. ``threads``: of one replica [default: 1 for several replicas, else the
+    Decoder's default]. ``options`` go to the Decoder. Raises EngineDirError, and ServeError if the memory is too small for ``lanes``.
     """
-    first = Decoder(engine_dir, threads=threads or (1 if replicas > 1 else None), **options)
+    threads, manifest = threads or (1 if replicas > 1 else None), read_manifest(find_engine_dir(engine_dir))
+    place = {name: options.get(name) for name in ("draft", "device")}
+    lanes = choose_lanes(manifest, lanes, replicas=replicas, threads=threads or usable_cores(), **place)
+    first = Decoder(engine_dir, threads=threads, lanes=lanes, **options)
     decoders = [first]
     try:
         decoders += [first.fork() for _ in range(replicas - 1)]

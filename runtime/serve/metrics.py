@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .pool import Pool
+from .admission.pool import Pool
 
 REQUEST_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 TOKEN_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -20,7 +20,7 @@ class Metrics:
     def __init__(self, pool: Pool) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("resps:requests", "Requests by how they ended", ["outcome"], registry=self.registry)
-        self.queue_seconds = self._histogram("request_queue_time_seconds", "From arrival to a replica", REQUEST_SECONDS)
+        self.queue_seconds = self._histogram("request_queue_time_seconds", "From arrival to a lane", REQUEST_SECONDS)
         self.first_seconds = self._histogram("time_to_first_token_seconds", "From arrival to the first token", REQUEST_SECONDS)
         self.between_seconds = self._histogram(
             "inter_token_latency_seconds", "A round's time divided by its tokens, once per token", TOKEN_SECONDS
@@ -45,11 +45,20 @@ class PoolCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         pool = self._pool
         yield GaugeMetricFamily("resps:num_requests_running", "Requests that are being decoded", value=pool.running)
-        yield GaugeMetricFamily("resps:num_requests_waiting", "Requests in the queue", value=pool.waiting)
-        healthy = GaugeMetricFamily("resps:replica_healthy", "1, or 0 after the replica was given up", labels=["replica"])
-        for at, replica in enumerate(pool.replicas):
-            healthy.add_metric([str(at)], float(replica.healthy))
-        yield healthy
+        yield GaugeMetricFamily("resps:num_requests_waiting", "Requests in the queue", value=pool.waiting.total())
+        waiting = GaugeMetricFamily("resps:num_requests_waiting_by_priority", "Those of one priority", labels=["priority"])
+        for priority, count in sorted(pool.waiting.items()):
+            waiting.add_metric([str(priority)], count)
+        yield waiting
+        for name, description, value in (
+            ("num_lanes", "Requests that can be decoded at once", lambda replica: replica.lanes),
+            ("num_lanes_running", "Those that are being decoded", lambda replica: len(replica.running)),
+            ("replica_healthy", "1, or 0 after the replica was given up", lambda replica: float(replica.healthy)),
+        ):
+            family = GaugeMetricFamily(f"resps:{name}", description, labels=["replica"])
+            for at, replica in enumerate(pool.replicas):
+                family.add_metric([str(at)], value(replica))
+            yield family
         yield from self._totals()
 
     def _totals(self) -> Iterator[Metric]:
@@ -61,6 +70,8 @@ class PoolCollector(Collector):
             ("spec_decode_num_drafts", "num_drafts", "Verified draft trees"),
             ("spec_decode_num_draft_tokens", "num_draft_tokens", "Verified draft tokens, without the roots"),
             ("spec_decode_num_accepted_tokens", "num_accepted_tokens", "Accepted draft tokens"),
+            ("passes", "passes", "Verification passes, each of which may serve several requests"),
+            ("rows", "rows", "Rows verified in them, roots included"),
             ("prefill_seconds", "prefill_seconds", "Time in prefill"),
             ("draft_seconds", "draft_seconds", "Time in drafting"),
             ("verify_seconds", "verify_seconds", "Time in verification"),
@@ -70,6 +81,7 @@ class PoolCollector(Collector):
             for replica, total in totals:
                 family.add_metric([replica], float(getattr(total, field)))
             yield family
+        rows = GaugeMetricFamily("resps:rows_per_pass", "Mean since the start", labels=["replica"])
         positions = CounterMetricFamily(
             "resps:spec_decode_num_accepted_tokens_per_pos", "Accepted draft tokens by depth, from 0", labels=["replica", "position"]
         )
@@ -81,4 +93,5 @@ class PoolCollector(Collector):
             for tree, rounds in total.actions.items():
                 actions.add_metric([replica, tree], rounds)
             watchdog.add_metric([replica, total.guard], 1.0)
-        yield from (positions, actions, watchdog)
+            rows.add_metric([replica], total.rows / max(1, total.passes))
+        yield from (rows, positions, actions, watchdog)

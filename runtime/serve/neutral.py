@@ -14,7 +14,6 @@ _NO_CALLS: Mapping[str, tuple[Any, ...]] = {"tool_calls": ([],), "function_call"
 HARMLESS: Mapping[str, frozenset[str]] = {
     "body": frozenset(
         {
-            "user",
             "metadata",
             "store",
             "service_tier",

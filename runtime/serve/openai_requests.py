@@ -24,6 +24,7 @@ CODES = {
 }
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=1, le=1 << 30)]
+MAX_PRIORITY = 1000
 
 
 class _Body(BaseModel):
@@ -41,7 +42,8 @@ class StreamOptions(_Body):
 
 
 class SamplingBody(_Body):
-    """The fields of both bodies. ``policy`` and ``speculation`` are our additions, ``top_k`` is vLLM's (extra_body in OpenAI's client)."""
+    """The fields of both bodies. ``policy``, ``speculation`` and ``deadline`` (seconds) are our additions, ``top_k`` and ``priority`` are
+    vLLM's (extra_body in OpenAI's client)."""
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -54,6 +56,9 @@ class SamplingBody(_Body):
     stream_options: StreamOptions | None = None
     policy: Annotated[str, StringConstraints(max_length=64)] | None = None
     speculation: bool | None = None
+    user: str | None = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    deadline: Annotated[float, Field(gt=0, le=86400)] | None = None
 
 
 class TextPart(_Body):
@@ -95,7 +100,9 @@ class CompletionBody(SamplingBody):
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A checked request in the Decoder's terms. ``model`` None: the server's model. ``policy`` None: the server's policy."""
+    """A checked request in the Decoder's terms. ``model`` None: the server's model. ``policy`` None: the server's policy. ``user``: for
+    whom it is sent, if the client says so. ``priority``: the lowest number goes first. ``deadline``: seconds in which the whole answer must
+    come, if the client says so."""
 
     prompt: str | list[int] | list[dict[str, str]]
     model: str | None
@@ -103,6 +110,9 @@ class GenerationRequest:
     policy: str | None
     stream: bool
     include_usage: bool
+    user: str | None = None
+    priority: int = 0
+    deadline: float | None = None
 
     @property
     def prompt_field(self) -> str:
@@ -222,4 +232,7 @@ def _generation_request(
         policy="none" if body.speculation is False else body.policy,
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        user=body.user,
+        priority=body.priority or 0,
+        deadline=body.deadline,
     )

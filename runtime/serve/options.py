@@ -24,6 +24,21 @@ def queue(least: int) -> Callable[[F], F]:
     return option(LIMITS, "--queue", type=kind, default=ServerSettings.queue, help="Most requests that wait; the next one is refused.")
 
 
-replicas = option(ENGINE, "--replicas", type=click.IntRange(1, 256), default=1, help="Requests that run at once, over shared weights.")
+lanes = option(
+    ENGINE,
+    "--lanes",
+    type=click.IntRange(1, 1024),
+    show_default="8, or fewer: 4 for each thread, and what fits into the memory",
+    help="Requests that share each forward pass.",
+)
+replicas = option(ENGINE, "--replicas", type=click.IntRange(1, 256), default=1, help="Engines side by side over shared weights.")
 queue_seconds = seconds("--queue-seconds", "Longest wait of a request; after that it fails.")
+target = option(
+    LIMITS,
+    "--target-ms-per-token",
+    metavar="MS",
+    type=click.FloatRange(min=0, min_open=True),
+    show_default="no target",
+    help="While running requests wait longer for a token, no further one joins them.",
+)
 request_seconds = seconds("--request-seconds", "Limit from arrival to the last token; then the answer is cut.")

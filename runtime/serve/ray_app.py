@@ -1,8 +1,9 @@
 """The server as a Ray Serve application, for several machines: Ray places the processes, restarts unhealthy ones and routes requests.
 
-    serve run runtime.serve.ray_app:application engine_dir=/models/smollm2-135m processes=4 replicas=2
+    serve run runtime.serve.ray_app:application engine_dir=/models/smollm2-135m processes=4 cpus=8 lanes=8
 
-Each process is a complete server: ``replicas`` that share one copy of the weights, the queue, /healthz and /metrics. Needs ``ray[serve]``.
+Each process is a complete server: ``replicas`` of ``lanes`` over one copy of the weights, the queue, /healthz and /metrics. Needs
+``ray[serve]``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ray import serve
 from starlette.applications import Starlette
 
 from .app import make_app
+from .lanes import DEFAULT_LANES
 from .load import load_replicas
 from .settings import ServerSettings
 
@@ -33,6 +35,7 @@ class Arguments(BaseModel):
     model_name: str | None = None
     processes: Count = 1
     replicas: Count = 1
+    lanes: Count | None = None
     cpus: Annotated[float, Field(gt=0)] | None = None
     threads: Count | None = None
     policy: str | None = None
@@ -41,6 +44,7 @@ class Arguments(BaseModel):
     queue_seconds: Seconds = ServerSettings.queue_seconds
     request_seconds: Seconds = ServerSettings.request_seconds
     drain_seconds: Seconds = ServerSettings.drain_seconds
+    target_ms_per_token: Annotated[float, Field(gt=0)] | None = None
 
 
 def application(arguments: Arguments) -> serve.Application:
@@ -61,8 +65,8 @@ def application(arguments: Arguments) -> serve.Application:
         name="resps",
         num_replicas=arguments.processes,
         ray_actor_options={"num_cpus": arguments.cpus or arguments.replicas},
-        max_ongoing_requests=4
-        * (arguments.replicas + arguments.queue),  # above the server's own limit, whose 429 has a reason and Retry-After
+        # above the server's own limit, whose 429 has a reason and Retry-After
+        max_ongoing_requests=4 * (arguments.replicas * (arguments.lanes or DEFAULT_LANES) + arguments.queue),
         graceful_shutdown_timeout_s=arguments.drain_seconds,
     )
     return deployment.bind()
@@ -77,9 +81,10 @@ def build_app(values: dict[str, Any]) -> Starlette:
         queue_seconds=arguments.queue_seconds,
         request_seconds=arguments.request_seconds,
         drain_seconds=arguments.drain_seconds,
+        target_ms_per_token=arguments.target_ms_per_token,
     )
-    options: dict[str, Any] = {"threads": arguments.threads, "policy": arguments.policy, "draft": arguments.draft}
-    app = make_app(settings, lambda: load_replicas(Path(arguments.engine_dir), arguments.replicas, **options))
+    options = {name: values[name] for name in ("replicas", "lanes", "threads", "policy", "draft")}
+    app = make_app(settings, lambda: load_replicas(Path(arguments.engine_dir), **options))
     _BUILT[:] = [app]
     return app
 

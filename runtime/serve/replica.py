@@ -1,9 +1,10 @@
-"""A Decoder with its thread, and a running request, which passes chunks from that thread to asyncio."""
+"""A Decoder with a thread for each lane, and a running request, which passes chunks from such a thread to asyncio."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
@@ -27,9 +28,9 @@ class Finished:
 
 
 class RunningRequest:
-    """One request on a replica, as asyncio sees it. Call ``next`` until it returns Finished; ``cancel`` ends it after the current round.
+    """One request on a lane, as asyncio sees it. Call ``next`` until it returns Finished; ``cancel`` ends it after the current round.
 
-    ``deadline``: by the clock ``monotonic``. The replica never waits for the reader: unread chunks are kept here, at most one context.
+    ``deadline``: by the clock ``monotonic``. The lane never waits for the reader: unread chunks are kept here, at most one context.
     """
 
     def __init__(self, prompt: Sequence[int], generation: GenerationRequest, deadline: float) -> None:
@@ -55,7 +56,7 @@ class RunningRequest:
             stream.cancel()
 
     def decode(self, decoder: Decoder) -> BaseException | None:
-        """Decode to the end. Runs in the replica's thread. Returns the exception of the Decoder, if any."""
+        """Decode to the end. Runs in a lane's thread. Returns the exception of the Decoder, if any."""
         try:
             if self._cancelled.is_set():
                 raise shutting_down()  # read only by a client that still waits while the server stops
@@ -78,54 +79,65 @@ class RunningRequest:
 
 
 class Replica:
-    """A Decoder with a thread of its own. ``cached``: the tokens that its KV cache probably holds. ``healthy`` turns False for good."""
+    """A Decoder with a thread for each of its lanes. ``running``: its requests. ``healthy`` turns False for good."""
 
     def __init__(self, decoder: Decoder, max_failures: int) -> None:
         self.decoder = decoder
-        self.cached: list[int] = []
+        self.lanes = decoder.lanes
         self.healthy = True
-        self.running: RunningRequest | None = None
-        self._failures, self._max_failures = 0, max_failures
+        self.running: set[RunningRequest] = set()
+        self._cached: deque[list[int]] = deque(maxlen=self.lanes)  # the tokens of the last answers, which the lanes probably hold
+        self._failures, self._max_failures, self._failed = 0, max_failures, 0.0
         self._work: SimpleQueue[tuple[RunningRequest, Callable[[], None]] | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._serve, name="resps-replica", daemon=True)  # a hung engine must not block the exit
-        self._thread.start()
+        # daemons, because a hung engine must not block the exit
+        self._threads = [threading.Thread(target=self._serve, name="resps-lane", daemon=True) for _ in range(self.lanes)]
+        for each in self._threads:
+            each.start()
 
     def start(self, request: RunningRequest, on_free: Callable[[], None]) -> None:
-        """Decode ``request``. The event loop calls ``on_free`` when the replica can take the next one."""
-        self.running = request
+        """Decode ``request``, at most ``lanes`` at once. The event loop calls ``on_free`` when its lane can take the next one."""
+        self.running.add(request)
         self._work.put((request, on_free))
 
     def common_prefix(self, prompt: Sequence[int]) -> int:
         """Number of leading tokens of ``prompt`` that the cache probably holds."""
-        different = (at for at, (old, new) in enumerate(zip(self.cached, prompt, strict=False)) if old != new)
-        return next(different, min(len(self.cached), len(prompt)))
+        return max((_common_prefix(each, prompt) for each in self._cached), default=0)
 
     def _serve(self) -> None:
         while (work := self._work.get()) is not None:
             request, on_free = work
+            began = monotonic()
             error = request.decode(self.decoder)
-            if error is None:
-                self.cached = [*request.prompt, *request.tokens]
-            post(self._loop, self._finish, error, on_free)
+            post(self._loop, self._finish, request, began, error, on_free)
 
-    def _finish(self, error: BaseException | None, on_free: Callable[[], None]) -> None:
-        self.running = None
-        if isinstance(error, EngineFailure | DecoderClosed):
-            self.cached = []
-            self._failures += 1
-            if self._failures >= self._max_failures or isinstance(error, DecoderClosed):
+    def _finish(self, request: RunningRequest, began: float, error: BaseException | None, on_free: Callable[[], None]) -> None:
+        self.running.remove(request)
+        if error is None:
+            self._failures = 0
+            self._cached.append([*request.prompt, *request.tokens])
+        elif isinstance(error, EngineFailure | DecoderClosed):
+            self._cached.clear()
+            if began >= self._failed:  # requests that ran when another one failed may have been in the same pass: it counts once
+                self._failures, self._failed = self._failures + 1, monotonic()
+            if self.healthy and (self._failures >= self._max_failures or isinstance(error, DecoderClosed)):
                 self.healthy = False
                 LOG.error("a replica is given up after %d failures in a row: %s", self._failures, error)
-        elif error is None:
-            self._failures = 0
         on_free()
 
     def stop(self, seconds: float) -> bool:
-        """End the thread after its current request. Returns False if it is still running after ``seconds``. Blocks."""
-        self._work.put(None)
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        """End the threads after their current requests. Returns False if one is still running after ``seconds``. Blocks."""
+        end = monotonic() + seconds
+        for _ in self._threads:
+            self._work.put(None)
+        for each in self._threads:
+            each.join(max(0.0, end - monotonic()))
+        return not any(each.is_alive() for each in self._threads)
+
+
+def _common_prefix(old: Sequence[int], new: Sequence[int]) -> int:
+    different = (at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other)
+    return next(different, min(len(old), len(new)))
 
 
 def post(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: object) -> None:

@@ -14,11 +14,12 @@ from starlette.types import Receive, Scope, Send
 
 from ..decoder import Decoder
 from ..request import Chunk
+from .admission.line import Turn
+from .admission.pool import Pool
 from .errors import ApiError, deadline_exceeded, logged, shutting_down
 from .metrics import Metrics
 from .openai_requests import GenerationRequest, expect_policy
 from .openai_responses import FINISH_REASONS, ResponseFormat, TokenSpeller
-from .pool import Pool
 from .replica import Finished, RunningRequest
 from .settings import ServerSettings
 
@@ -49,12 +50,16 @@ class Reply(Response):
     """The answer to ``generation``, as one object or as server-sent events.
 
     A failure before the first byte raises ApiError, which becomes an HTTP status. A later failure becomes an event with an error. A client
-    that leaves ends its request: at once in the queue, after the current round on a replica. ``arrived``: by the clock ``monotonic``.
+    that leaves ends its request: at once in the queue, after the current round on a lane. ``arrived``: by the clock ``monotonic``.
+    ``client``: who shares a share of the lanes.
     """
 
-    def __init__(self, services: Services, generation: GenerationRequest, response_format: ResponseFormat, arrived: float) -> None:
+    def __init__(
+        self, services: Services, generation: GenerationRequest, response_format: ResponseFormat, arrived: float, client: str
+    ) -> None:
         super().__init__()
         self._services, self._generation, self._format, self._arrived = services, generation, response_format, arrived
+        self._turn = _turn(services, generation, arrived, client)
         self._outcome = "error"
         self._queued = 0.0  # seconds
         self._last_chunk = 0.0  # when the last chunk arrived, by the clock ``monotonic``; 0 before the first
@@ -81,7 +86,7 @@ class Reply(Response):
             self._services.metrics.request_seconds.observe(monotonic() - self._arrived)
 
     async def _answer(self, send: Send) -> None:
-        with self._services.pool.admit():
+        with self._services.pool.admit(self._turn):
             request = await self._start()
             try:
                 await (self._send_events if self._generation.stream else self._send_whole)(request, send)
@@ -89,12 +94,12 @@ class Reply(Response):
                 request.cancel()
 
     async def _start(self) -> RunningRequest:
-        """Tokenize the prompt, wait for a replica and start decoding."""
+        """Tokenize the prompt, wait for a lane and start decoding."""
         services, generation = self._services, self._generation
         expect_policy(generation, services.decoder.policies)
         prompt = await asyncio.to_thread(_encode, services.decoder, generation)
-        request = RunningRequest(prompt, generation, self._arrived + services.settings.request_seconds)
-        replica = await services.pool.acquire(prompt)
+        request = RunningRequest(prompt, generation, self._turn.deadline)
+        replica = await services.pool.acquire(prompt, self._turn)
         self._queued = monotonic() - self._arrived
         services.metrics.queue_seconds.observe(self._queued)
         services.pool.run(replica, request)
@@ -106,7 +111,7 @@ class Reply(Response):
         now = monotonic()
         if isinstance(item, Finished):
             if item.stop == "deadline" and not item.stats.new_tokens:
-                raise deadline_exceeded(self._services.settings.request_seconds)
+                raise deadline_exceeded(self._turn.seconds)
             if item.stop not in FINISH_REASONS:
                 raise shutting_down()
             self._outcome = item.stop
@@ -159,6 +164,15 @@ class Reply(Response):
                 await send(message)
         except TimeoutError:
             raise SlowReader from None
+
+
+def _turn(services: Services, generation: GenerationRequest, arrived: float, client: str) -> Turn:
+    """A client that sets a deadline wants all tokens that it asks for by then; of others the answer is cut there."""
+    seconds, tokens = services.settings.request_seconds, 1
+    if generation.deadline is not None:
+        seconds = min(seconds, generation.deadline)
+        tokens = min(generation.params.max_new_tokens or 1, services.decoder.manifest.limits.context)
+    return Turn(client, generation.priority, arrived + seconds, seconds, tokens)
 
 
 def _encode(decoder: Decoder, generation: GenerationRequest) -> list[int]:

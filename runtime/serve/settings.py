@@ -13,7 +13,8 @@ class ServerSettings:
     long one may wait. ``request_seconds``: from arrival to the last token. ``drain_seconds``: for the running requests at shutdown.
     ``read_seconds``: for a request body to arrive. ``write_seconds``: for a client to read one piece of its answer. ``body_bytes``: the
     largest request body. ``messages``: most messages of a conversation. ``failures``: consecutive engine failures after which a replica
-    is given up.
+    is given up. ``target_ms_per_token``: milliseconds; while the running requests of a replica get their tokens more slowly, it takes no
+    further one.
     """
 
     model: str
@@ -26,3 +27,4 @@ class ServerSettings:
     body_bytes: int = 1 << 20
     messages: int = 256
     failures: int = 3
+    target_ms_per_token: float | None = None

@@ -222,12 +222,22 @@ def share(values: list[float], part: float) -> float:
 @click.option("--seconds", type=float, default=60.0, show_default=True)
 @click.option("--queue-seconds", type=float, default=5.0, show_default=True, help="The server's option; a longer wait is an error.")
 @click.option("--replicas", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--lanes", type=click.IntRange(min=1), help="Of each replica.  [default: the server's]")
 @click.option("--queue", type=click.IntRange(min=0), default=48, show_default=True)
-def main(engine_dir: Path | None, url: str | None, count: int, seconds: float, queue_seconds: float, replicas: int, queue: int) -> None:
+def main(
+    engine_dir: Path | None,
+    url: str | None,
+    count: int,
+    seconds: float,
+    queue_seconds: float,
+    replicas: int,
+    lanes: int | None,
+    queue: int,
+) -> None:
     """Load a server and compare every answer."""
     if (engine_dir is None) == (url is None):
         raise click.UsageError("give --engine-dir or --url")
-    options = ("--replicas", str(replicas), "--queue", str(queue))
+    options = ("--replicas", str(replicas), *(("--lanes", str(lanes)) if lanes else ()), "--queue", str(queue))
     seen = asyncio.run(run(engine_dir, url, count, seconds, queue_seconds, options))
     late = sum(each > queue_seconds + LATE for each in seen.queued)
     ok = not seen.wrong and not late and seen.counts["answered"] > 0 and seen.counts["exit_code"] == 0

@@ -20,6 +20,7 @@ from runtime.lanes.budget import RowBudget
 from runtime.lanes.draft import DraftLane, LanesDraft
 from runtime.lanes.forest import Forest
 from runtime.lanes.lane import Lane
+from runtime.lanes.plan import Planner
 from runtime.lanes.target import LanesTarget
 from runtime.manifest.schema import Limits
 from runtime.request import Chunk, Request
@@ -104,7 +105,7 @@ def toy_forest(lanes: int = 4, *, draft: bool = True, pages: int | None = None, 
     target = LanesTarget(ToyLanesEngine(cache), cache)  # type: ignore[arg-type]
     drafting = ToyLanesDraft(PagedCache(1, 1, 2, np.dtype(np.float32), count), seed) if draft else None
     budget = RowBudget(default_latency(False), 8 * lanes)
-    return Forest(target, drafting, ToyTokenizer(), LIMITS, budget, TreeSpec(31, 4, 3))  # type: ignore[arg-type]
+    return Forest(Planner(target, drafting, LIMITS, budget, TreeSpec(31, 4, 3)), ToyTokenizer())  # type: ignore[arg-type]
 
 
 def toy_lane(

@@ -71,7 +71,8 @@ class LaneCache:
 
     def slot_numbers(self, slots: np.ndarray) -> np.ndarray:
         """The numbers in the cache of this lane's ``slots``."""
-        return np.asarray(self.pages)[slots // PAGE_SLOTS] * PAGE_SLOTS + slots % PAGE_SLOTS
+        numbers: np.ndarray = np.asarray(self.pages)[slots // PAGE_SLOTS] * PAGE_SLOTS + slots % PAGE_SLOTS
+        return numbers
 
     def kept_copy(self, length: int) -> list[int]:
         """A copy of the first ``length`` slots in pages for the prefix cache. Raises OutOfPages."""

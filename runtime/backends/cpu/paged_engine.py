@@ -25,7 +25,7 @@ class PagedEngine:
         self._bound: OrderedDict[tuple[int, int], dict[str, Any]] = OrderedDict()
 
     def run(self, inputs: Mapping[str, np.ndarray], pages: range, **sizes: int) -> dict[str, np.ndarray]:
-        """One pass. ``sizes``: of the outputs' symbolic dimensions. Returns the outputs, valid until the next pass. Raises EngineFailure."""
+        """One pass; returns its outputs, valid until the next. ``sizes``: of their symbolic dimensions. Raises EngineFailure."""
         from onnxruntime import OrtValue
 
         binding = self._session.io_binding()

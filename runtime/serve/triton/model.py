@@ -1,4 +1,4 @@
-"""The model for Triton's Python backend. It is decoupled: it can send one response per round. All replicas share one copy of the weights.
+"""The model for Triton's Python backend. It is decoupled: it can send one response per round. Lanes and replicas share the weights.
 
 Inputs: ``text_input``; ``chat``: apply the model's chat template; ``stream``: send a response per round instead of one at the end;
 ``sampling_parameters``: a JSON object with the fields of /v1/completions, checked in the same way. Outputs: ``text_output``; ``report``, a
@@ -24,7 +24,7 @@ from ..load import load_replicas
 from ..openai_requests import CompletionBody, GenerationRequest, completion_request, expect_policy, parse_body
 from .counters import Counters
 
-POLL_SECONDS = 0.05  # how often a request that waits for a replica checks whether its client has left
+POLL_SECONDS = 0.05  # how often a request that waits for a lane checks whether its client has left
 
 
 class Cancelled(Exception):
@@ -45,30 +45,34 @@ class TritonPythonModel:
         parameters = {name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()}
         threads = int(parameters["threads"]) or None
         decoders = load_replicas(
-            Path(parameters["engine_dir"]), int(parameters["replicas"]), threads=threads, policy=parameters["policy"] or None
+            Path(parameters["engine_dir"]),
+            int(parameters["replicas"]),
+            int(parameters["lanes"]) or None,
+            threads=threads,
+            policy=parameters["policy"] or None,
         )
         self._backend = backend
         self._decoders = decoders
         self._queue_seconds, self._request_seconds = (float(parameters[name]) for name in ("queue_seconds", "request_seconds"))
         self._counters = Counters(backend)
-        self._free: SimpleQueue[Decoder] = SimpleQueue()
-        for each in decoders:
+        self._free: SimpleQueue[Decoder] = SimpleQueue()  # an entry for each free lane
+        for each in [decoder for decoder in decoders for _ in range(decoder.lanes)]:
             self._free.put(each)
 
     def execute(self, requests: list[Any]) -> None:
-        """Start each request in a thread. Blocks until a replica is free, so all further requests wait in Triton's queue, by its rules."""
+        """Start each request in a thread. Blocks until a lane is free, so all further requests wait in Triton's queue, by its rules."""
         for request in requests:
-            sender, deadline = request.get_response_sender(), monotonic() + self._request_seconds
+            sender, arrived = request.get_response_sender(), monotonic()
             try:
                 inputs = {name: self._input(request, name) for name in ("text_input", "chat", "stream", "sampling_parameters")}
                 decoder = self._acquire(sender)
             except Exception as error:  # the other requests go on
                 self._send_last(sender, self._failure(error))
                 continue
-            Thread(target=self._answer, args=(decoder, inputs, sender, deadline), daemon=True).start()
+            Thread(target=self._answer, args=(decoder, inputs, sender, arrived), daemon=True).start()
 
     def _acquire(self, sender: Any) -> Decoder:
-        """Wait for a free replica, at most as long as in Triton's queue, which this request has already left. Raises Cancelled when the
+        """Wait for a free lane, at most as long as in Triton's queue, which this request has already left. Raises Cancelled when the
         client leaves first, ApiError when the wait is too long."""
         end = monotonic() + self._queue_seconds
         while True:
@@ -82,8 +86,9 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Wait for the running requests, then close all Decoders."""
-        for _ in self._decoders:
-            self._free.get()
+        for decoder in self._decoders:
+            for _ in range(decoder.lanes):
+                self._free.get()
         for each in self._decoders:
             each.close()
 
@@ -97,20 +102,21 @@ class TritonPythonModel:
         except UnicodeDecodeError as error:
             raise invalid(f"{name} is not UTF-8 text (byte {error.start})", name) from None
 
-    def _answer(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, deadline: float) -> None:
+    def _answer(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, arrived: float) -> None:
         try:
-            last = self._decode(decoder, inputs, sender, deadline)
-        except BaseException as error:  # the replica must be released in every case
+            last = self._decode(decoder, inputs, sender, arrived)
+        except BaseException as error:  # the lane must be released in every case
             last = self._failure(error)
         self._free.put(decoder)
         self._send_last(sender, last)
 
-    def _decode(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, deadline: float) -> Any:
+    def _decode(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, arrived: float) -> Any:
         """Decode, send the rounds if ``stream`` asks for them, and return the last response."""
         request = generation_request(inputs["text_input"], bool(inputs["chat"]), inputs["sampling_parameters"])
         expect_policy(request, decoder.policies)
         ids = decoder.encode(request.prompt)
-        unsent, params = "", replace(request.params, logprobs=None, deadline=max(0.0, deadline - monotonic()))
+        seconds = min(self._request_seconds, request.deadline or self._request_seconds)
+        unsent, params = "", replace(request.params, logprobs=None, deadline=max(0.0, arrived + seconds - monotonic()))
         with decoder.stream(ids, params, policy=request.policy) as stream:
             for chunk in stream:
                 if sender.is_cancelled():
@@ -120,7 +126,7 @@ class TritonPythonModel:
                 else:
                     unsent += chunk.text
         if stream.stop == "deadline" and not stream.stats.new_tokens:
-            raise deadline_exceeded(self._request_seconds)
+            raise deadline_exceeded(seconds)
         self._counters.count(str(stream.stop), stream.stats.new_tokens)
         return self._response(unsent, json.dumps({"stop": stream.stop, "stats": stream.stats.as_dict()}))
 

@@ -18,9 +18,9 @@ from .. import options as serve_options
 CONFIG = """\
 name: {name}
 backend: "python"
-max_batch_size: 1  # a replica decodes one request at a time
+max_batch_size: 1  # a lane decodes one request at a time
 model_transaction_policy {{ decoupled: true }}
-instance_group [ {{ kind: KIND_CPU, count: 1 }} ]  # one process holds the weights; the replicas are inside
+instance_group [ {{ kind: KIND_CPU, count: 1 }} ]  # one process holds the weights; lanes and replicas are inside
 dynamic_batching {{
   default_queue_policy {{
     timeout_action: REJECT
@@ -41,6 +41,7 @@ output [
 parameters [
   {{ key: "engine_dir", value: {{ string_value: {engine_dir} }} }},
   {{ key: "replicas", value: {{ string_value: "{replicas}" }} }},
+  {{ key: "lanes", value: {{ string_value: "{lanes}" }} }},
   {{ key: "threads", value: {{ string_value: "{threads}" }} }},
   {{ key: "queue_seconds", value: {{ string_value: "{queue_seconds}" }} }},
   {{ key: "request_seconds", value: {{ string_value: "{request_seconds}" }} }},
@@ -59,19 +60,21 @@ def write_repository(
     *,
     name: str,
     replicas: int,
+    lanes: int | None,
     threads: int | None,
     policy: str | None,
     queue: int,
     queue_seconds: float,
     request_seconds: float,
 ) -> Path:
-    """The model's folder below ``out``. ``threads`` and ``policy``: None for the defaults. Raises EngineDirError, OSError."""
+    """The model's folder below ``out``. ``lanes``, ``threads`` and ``policy``: None for the defaults. Raises EngineDirError, OSError."""
     folder = out / name
     (folder / "1").mkdir(parents=True, exist_ok=True)
     quoted = {"name": name, "engine_dir": str(find_engine_dir(engine_dir).resolve()), "policy": policy or ""}
     config = CONFIG.format(
         **{key: json.dumps(value, ensure_ascii=False) for key, value in quoted.items()},
         replicas=replicas,
+        lanes=lanes or 0,
         threads=threads or 0,
         queue=queue,
         queue_seconds=queue_seconds,
@@ -87,12 +90,13 @@ def write_repository(
     cls=options.Command,
     epilog="""\
 python -m runtime.serve.triton.repository --engine-dir engines/smollm2-135m --out models
-python -m runtime.serve.triton.repository --out models --name chat --replicas 2 --queue 16""",
+python -m runtime.serve.triton.repository --out models --name chat --lanes 8 --queue 16""",
 )
 @option(OUTPUT, "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The model repository.")
 @option(OUTPUT, "--name", default="resps", help="Name of the model in Triton.")
 @options.engine_dir
 @options.threads("usable cores, or 1 with several replicas")
+@serve_options.lanes
 @serve_options.replicas
 @options.policy()
 @serve_options.queue(least=1)

@@ -63,7 +63,7 @@ def any_request(random: np.random.Generator, forest: Forest) -> tuple[Lane, list
 
 @pytest.mark.parametrize("seed", range(6))
 def test_any_mixture_of_requests_gives_every_answer_as_alone(seed: int) -> None:
-    """Law: arrival order, neighbours, policies, lookups, cancelled and failing requests, a full cache and a failing draft change nothing."""
+    """Law: arrivals, neighbours, policies, lookups, cancelled and failing requests, a full cache and a failing draft change nothing."""
     random = np.random.default_rng(seed)
     forest = toy_forest(5, pages=[None, 7][seed % 2], seed=seed)
     assert isinstance(forest.draft, ToyLanesDraft)

@@ -143,11 +143,15 @@ def test_metrics_agree_with_the_answers_statistics(url: str) -> None:
         ("spec_decode_num_draft_tokens", "drafted"),
         ("spec_decode_num_accepted_tokens", "accepted"),
         ("policy_actions", "cycles"),
+        ("passes", "cycles"),
     ):
         counted = after[f"resps:{name}_total"] - before.get(f"resps:{name}_total", 0.0)
         assert counted == sum(each[field] for each in stats), name
     assert stats[1]["cached_prompt_tokens"] > 0  # went to the replica that caches the prompt
     assert stats[0]["drafted"] > 0
+    rows = after["resps:rows_total"] - before.get("resps:rows_total", 0.0)
+    assert rows == sum(each["cycles"] + each["drafted"] for each in stats)
+    assert after["resps:rows_per_pass"] > 0
     positions = sum(sum(each["num_accepted_tokens_per_pos"]) for each in stats)
     name = "resps:spec_decode_num_accepted_tokens_per_pos_total"
     assert after.get(name, 0.0) - before.get(name, 0.0) == positions == sum(each["accepted"] for each in stats)

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ import pytest
 
 from runtime.console import run_command
 from runtime.manifest.believed import FILE_NAME as HASHED
+from runtime.manifest.load import read_manifest
 from runtime.serve.cli import command
+from runtime.serve.lanes import GRAPH, PROCESS_BYTES
+from runtime.serve.load import load_replicas
 from runtime.serve.server import bind
+from tests.support.serve.fakes import ToyDecoder
 from tests.support.serve.process import running
 
 
@@ -110,6 +115,30 @@ def test_errors_at_start_up_are_one_line(tiny_engine: Path, tmp_path: Path, caps
     assert (code, "unknown policy" in line) == (2, True)
     code, line = fail(capsys, "--engine-dir", str(tiny_engine), "--host", "999.1.1.1")
     assert (code, "cannot listen" in line) == (1, True)
+
+
+def test_lanes_that_this_engine_or_machine_has_not_are_refused(
+    tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = read_manifest(tiny_engine)
+    old = replace(found, graphs={name: graph for name, graph in found.graphs.items() if name != GRAPH})
+    monkeypatch.setattr("runtime.serve.load.read_manifest", lambda _: old)
+    code, line = fail(capsys, "--engine-dir", str(tiny_engine), "--port", "0", "--lanes", "4")
+    assert (code, found.rebuild in line) == (3, True)
+    monkeypatch.setattr("runtime.serve.load.read_manifest", lambda _: replace(old, graphs={**old.graphs, GRAPH: old.graphs["target"]}))
+    monkeypatch.setattr("runtime.serve.lanes.usable_memory", lambda: PROCESS_BYTES)
+    code, line = fail(capsys, "--engine-dir", str(tiny_engine), "--port", "0", "--lanes", "4")
+    assert (code, "at most --lanes 1 would fit" in line) == (1, True)
+
+
+def test_replicas_are_loaded_with_the_lanes_that_were_chosen(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("runtime.serve.load.choose_lanes", lambda manifest, lanes, **given: asked.append({"lanes": lanes, **given}) or 5)
+    monkeypatch.setattr("runtime.serve.load.Decoder", lambda directory, **given: asked.append(given) or ToyDecoder(lanes=given["lanes"]))
+    (decoder,) = load_replicas(tiny_engine, 1, 7, warm=False, threads=3, draft="ngram")
+    assert decoder.lanes == 5
+    assert asked[0] == {"lanes": 7, "replicas": 1, "threads": 3, "draft": "ngram", "device": None}
+    assert (asked[1]["lanes"], asked[1]["threads"], asked[1]["draft"]) == (5, 3, "ngram")
 
 
 def test_missing_package_is_named(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

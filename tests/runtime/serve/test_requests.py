@@ -31,13 +31,14 @@ def test_defaults_are_openai_s() -> None:
 def test_every_field_reaches_the_request() -> None:
     request = chat(
         model="m", temperature=0.5, top_p=0.9, top_k=7, seed=-1, max_completion_tokens=9, stop=["a", "b"], stream=True,
-        stream_options={"include_usage": True}, logprobs=True, top_logprobs=3, policy="fixed",
+        stream_options={"include_usage": True}, logprobs=True, top_logprobs=3, policy="fixed", user="me", priority=-3, deadline=2.5,
     )  # fmt: skip
     params = SamplingParams(temperature=0.5, top_k=7, top_p=0.9, seed=2**64 - 1, max_new_tokens=9, stop=("a", "b"), logprobs=3)
-    assert request == GenerationRequest(HELLO, "m", params, "fixed", True, True)
+    assert request == GenerationRequest(HELLO, "m", params, "fixed", True, True, "me", -3, 2.5)
     assert chat(speculation=False).policy == "none"
     assert chat(logprobs=True).params.logprobs == 0
     assert chat(stop="x").params.stop == ("x",)
+    assert chat(user=None, priority=None, deadline=None) == chat()
     plain = SamplingParams(temperature=1.0, max_new_tokens=16, logprobs=5)
     assert completion(prompt=[1, 2], logprobs=5) == GenerationRequest([1, 2], None, plain, None, False, False)
     assert completion(prompt=["one"]).prompt == "one"
@@ -99,6 +100,12 @@ def test_text_parts_are_joined_and_developer_is_system() -> None:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logprobs": 1}, "logprobs"),
         ({"policy": "fixed", "speculation": False}, "policy"),
+        ({"user": 7}, "user"),
+        ({"priority": 1001}, "priority"),
+        ({"priority": -1001}, "priority"),
+        ({"priority": 0.5}, "priority"),
+        ({"deadline": 0}, "deadline"),
+        ({"deadline": True}, "deadline"),
     ],
     ids=str,
 )
@@ -154,7 +161,7 @@ def test_completions_refuse_unsupported_fields(fields: dict[str, Any]) -> None:
 
 
 BOTH: dict[str, Any] = {
-    "n": 1, "user": "me", "stop": [], "seed": None, "stream": False, "stream_options": None, "logit_bias": {}, "presence_penalty": 0,
+    "n": 1, "stop": [], "seed": None, "stream": False, "stream_options": None, "logit_bias": {}, "presence_penalty": 0,
     "frequency_penalty": 0.0, "top_logprobs": 0, "tools": [], "functions": [], "tool_choice": "auto", "parallel_tool_calls": True,
     "store": False, "metadata": {"a": "b"}, "response_format": {"type": "text"}, "modalities": ["text"],
     "audio": None, "reasoning_effort": "none",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from runtime import Chunk, EngineFailure, PromptError, SamplingParams, Stats
+from runtime import Chunk, DecoderBusy, EngineFailure, PromptError, SamplingParams, Stats
 from runtime.decoding.logprobs import TokenLogprob
 from runtime.decoding.totals import Totals, TotalsRecorder
 from runtime.errors import PromptKind
@@ -22,7 +22,9 @@ CONTEXT, EOS = 200, 0
 class ToyStream(Iterator[Chunk]):
     """One answer: 0 to 3 accepted letters per round, until the stop token, the limit or a stop string."""
 
-    def __init__(self, decoder: ToyDecoder, tokens: list[int], prompt: int, stop: Sequence[str], logprobs: int | None, end: float) -> None:
+    def __init__(
+        self, decoder: ToyDecoder, tokens: list[int], prompt: Sequence[int], stop: Sequence[str], logprobs: int | None, end: float
+    ) -> None:
         self._decoder, self._tokens, self._prompt, self._logprobs, self._end = decoder, tokens, prompt, logprobs, end
         self._stops = StopStrings(tuple(stop))
         self._given, self.rounds, self.accepted, self.cancelled = 0, 0, 0, False
@@ -32,7 +34,7 @@ class ToyStream(Iterator[Chunk]):
         decoder = self._decoder
         assert decoder.gate.wait(20), "paused for too long"
         time.sleep(decoder.seconds)
-        if decoder.failing:
+        if decoder.failing and bytes(self._prompt).startswith(decoder.failing_prompt):
             raise decoder.failing
         if self.stop is None:
             self.stop = "cancelled" if self.cancelled else "deadline" if time.monotonic() >= self._end else None
@@ -63,7 +65,7 @@ class ToyStream(Iterator[Chunk]):
     @property
     def stats(self) -> Stats:
         zeros = dict.fromkeys(("tokens_per_cycle", "tokens_per_second", "prefill_seconds", "decode_seconds", "draft_seconds"), 0.0)
-        return Stats(self._prompt, self._given, self.rounds, self.accepted, self.accepted, **zeros, verify_seconds=0.0)
+        return Stats(len(self._prompt), self._given, self.rounds, self.accepted, self.accepted, **zeros, verify_seconds=0.0)
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -72,23 +74,28 @@ class ToyStream(Iterator[Chunk]):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._decoder.open.remove(self)
         self._decoder.ended.append(self.stop)
 
 
 class ToyDecoder:
     """The part of a Decoder that the server uses.
 
-    ``gate``: rounds wait while it is cleared. ``seconds``: duration of a round. ``failing``: an exception that the next round raises.
-    ``rounds``: rounds so far. ``asked``: arguments of each call of ``stream``. ``ended``: stop reason of each finished stream.
+    ``gate``: rounds wait while it is cleared. ``seconds``: duration of a round. ``failing``: an exception that the next round raises, if
+    its prompt starts with ``failing_prompt``. ``rounds``: rounds so far. ``asked``: arguments of each call of ``stream``. ``open``: the
+    open streams. ``ended``: stop reason of each finished stream.
     """
 
     policies = ("none", "fixed")
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds, self.rounds = seconds, 0
+    def __init__(self, seconds: float = 0.0, lanes: int = 1) -> None:
+        self.seconds, self.lanes, self.rounds = seconds, lanes, 0
+        self.round_seconds = self.seconds_per_token = 0.0
         self.gate = threading.Event()
         self.gate.set()
         self.failing: Exception | None = None
+        self.failing_prompt = b""
+        self.open: list[ToyStream] = []
         self.ended: list[str | None] = []
         self.asked: list[dict[str, Any]] = []
         self.closed = False
@@ -119,7 +126,10 @@ class ToyDecoder:
         self.asked.append({"prompt": prompt, "params": params, "policy": policy})
         end = time.monotonic() + (1e9 if params.deadline is None else params.deadline)
         answer = toy_answer(prompt, params.seed or 0)[: params.max_new_tokens]
-        return ToyStream(self, answer, len(prompt), params.stop, params.logprobs, end)
+        if len(self.open) == self.lanes:
+            raise DecoderBusy("every lane has an open Stream — finish one")
+        self.open.append(ToyStream(self, answer, prompt, params.stop, params.logprobs, end))
+        return self.open[-1]
 
     @property
     def totals(self) -> Totals:

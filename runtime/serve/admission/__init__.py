@@ -1,0 +1,1 @@
+"""Which requests run, wait or are refused."""

@@ -1,0 +1,85 @@
+"""How many lanes a server has, and what it says about them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.errors import EngineDirError
+from runtime.manifest.load import read_manifest
+from runtime.manifest.schema import Manifest
+from runtime.serve import lanes
+from runtime.serve.errors import ServeError
+from runtime.serve.lanes import GRAPH, PROCESS_BYTES, choose_lanes, described, lane_bytes
+
+
+@pytest.fixture
+def manifest(tiny_engine: Path) -> Manifest:
+    """Of an engine with lanes."""
+    found = read_manifest(tiny_engine)
+    return replace(found, graphs={**found.graphs, GRAPH: found.graphs["target"]})
+
+
+@pytest.fixture
+def old(manifest: Manifest) -> Manifest:
+    """Of an engine that was exported before there were lanes."""
+    return replace(manifest, graphs={name: graph for name, graph in manifest.graphs.items() if name != GRAPH})
+
+
+def with_room(monkeypatch: pytest.MonkeyPatch, manifest: Manifest, count: float) -> None:
+    """Let the process use the memory of ``count`` lanes beside the engine."""
+    engine = sum(file.bytes for file in manifest.files.values()) + PROCESS_BYTES
+    monkeypatch.setattr(lanes, "usable_memory", lambda: engine + int(count * lane_bytes(manifest)))
+
+
+def test_a_lane_s_memory_is_keys_and_values_of_target_and_draft(manifest: Manifest, echo_engine: Path) -> None:
+    shape, slots = manifest.shape, manifest.limits.capacity
+    target = slots * shape.layers * 2 * shape.kv_heads * shape.head_dim * 4
+    assert manifest.draft is None
+    assert lane_bytes(manifest) == target
+    drafted = read_manifest(echo_engine)
+    draft = drafted.draft
+    assert draft is not None
+    more = draft.capacity * draft.layers * 2 * draft.kv_heads * draft.head_dim * 4
+    assert lane_bytes(drafted) == lane_bytes(drafted, "eagle") == lane_bytes(drafted, "ngram") + more
+
+
+@pytest.mark.parametrize(
+    ("room", "threads", "replicas", "expected"), [(99, 16, 1, 8), (99, 1, 1, 4), (5.5, 16, 1, 5), (11, 16, 2, 5), (0.5, 16, 1, 1)]
+)
+def test_the_default_is_what_memory_and_cores_bear(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, room: float, threads: int, replicas: int, expected: int
+) -> None:
+    with_room(monkeypatch, manifest, room)
+    assert choose_lanes(manifest, None, replicas=replicas, threads=threads) == expected
+
+
+def test_lanes_that_do_not_fit_are_refused_with_the_number_that_would(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_room(monkeypatch, manifest, 12.5)
+    assert choose_lanes(manifest, 12, replicas=1, threads=1) == 12
+    with pytest.raises(ServeError, match=r"13 lanes need up to .* at most --lanes 12 would fit"):
+        choose_lanes(manifest, 13, replicas=1, threads=1)
+    with pytest.raises(ServeError, match="at most --lanes 6 would fit"):
+        choose_lanes(manifest, 7, replicas=2, threads=1)
+    monkeypatch.setattr(lanes, "usable_memory", lambda: None)  # the system does not say
+    assert [choose_lanes(manifest, asked, replicas=1, threads=1) for asked in (None, 99)] == [4, 99]
+
+
+def test_an_engine_without_lanes_has_one(old: Manifest, manifest: Manifest) -> None:
+    one: dict[str, Any] = {"replicas": 1, "threads": 8}
+    assert choose_lanes(old, None, **one) == choose_lanes(old, 1, **one) == 1
+    with pytest.raises(EngineDirError, match="exported before there were lanes") as refused:
+        choose_lanes(old, 2, **one)
+    assert str(refused.value).endswith(old.rebuild)
+    assert choose_lanes(manifest, None, device="cuda", **one) == 1
+    with pytest.raises(EngineDirError, match="no lanes on a GPU"):
+        choose_lanes(manifest, 2, device="cuda", **one)
+
+
+def test_the_start_line_says_lanes_and_memory() -> None:
+    assert described(1, 8, 95_500_000) == "8 lanes, up to 92 MiB of cache each"
+    assert described(2, 1, 1) == "2 replicas of 1 lane, up to 1 MiB of cache each"
+    assert described(1, 1, 1 << 20) == "1 lane, up to 1 MiB of cache"
