@@ -22,6 +22,7 @@ from .wiring import check_wiring
 
 _ROWS, _SPAN, _POOL = len(TREE_PARENTS), PAGE_SLOTS + 64, 3  # rows of a lane; slots of the graph for one lane; pages
 _REFERENCE = "graph for one lane"
+_MOST = 1e-2  # of a logit in fp32. Attention to many slots of zeros amplifies rounding: SmolLM2-135M has 1.1e-3. A wrong graph has more.
 
 
 def _lanes(vocab: int, most: int) -> list[LaneRows]:
@@ -43,7 +44,7 @@ def check_target_lanes(one_lane: Path, lanes: Path, checkpoint: Checkpoint, prec
     together = logits_by_pieces(lanes, precision, lane_inputs(rows, _POOL, arch.kv_heads), _POOL, arch.layers, layers)
     expected, actual = np.concatenate(alone).astype(np.float64), together.astype(np.float64)
     difference = float(np.abs(expected - actual).max())
-    compare(log_softmax(expected), log_softmax(actual), precision, "target with lanes", difference, reference=_REFERENCE)
+    compare(log_softmax(expected), log_softmax(actual), precision, "target with lanes", difference, reference=_REFERENCE, most=_MOST)
 
 
 def check_draft_lanes(directory: Path, draft: DraftCheckpoint, precision: Precision, capacity: int) -> None:
@@ -66,4 +67,4 @@ def check_draft_lanes(directory: Path, draft: DraftCheckpoint, precision: Precis
         feeds["hidden"] = hidden[:, index * _ROWS : (index + 1) * _ROWS]
         expected.append(run("draft.onnx", (1, layer.kv_heads, _SPAN), feeds))
     actual = run("draft.lanes.onnx", (_POOL, layer.kv_heads, PAGE_SLOTS), {**lane_inputs(rows, _POOL, layer.kv_heads), "hidden": hidden})
-    compare(np.concatenate(expected), actual, precision, "draft with lanes", reference=_REFERENCE)
+    compare(np.concatenate(expected), actual, precision, "draft with lanes", reference=_REFERENCE, most=_MOST)

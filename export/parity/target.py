@@ -87,12 +87,13 @@ def compare(
     difference: float | None = None,
     layers: int | None = None,
     reference: str = "checkpoint",
+    most: float = MAX_FP32_DIFF,
 ) -> Check:
     """Compare log-probabilities [n, V] of reference and export.
 
     ``model``: "target" or "draft", perhaps "with lanes", for messages, as is ``reference``. ``difference``: largest difference of a logit,
     if the caller has logits; by default that of the log-probabilities. ``layers``: how many were run, None for all. Raises ParityError if
-    the difference is more than rounding.
+    the difference is more than rounding. ``most``: largest difference of a logit in fp32 that can be rounding.
     """
     if not np.isfinite(actual).all():
         option = "--draft-precision" if model.startswith("draft") else "--precision"
@@ -104,7 +105,7 @@ def compare(
         mean_kl=float((np.exp(expected) * (expected - actual)).sum(-1).mean()),
         same_argmax=float((expected.argmax(-1) == actual.argmax(-1)).mean()),
     )
-    if check.mean_kl > MAX_KL[precision.name] or (precision.name == "fp32" and check.max_abs_logit_diff > MAX_FP32_DIFF):
+    if check.mean_kl > MAX_KL[precision.name] or (precision.name == "fp32" and check.max_abs_logit_diff > most):
         raise ParityError(
             f"the exported {model} differs from the {reference}: max |logit difference| {check.max_abs_logit_diff:.2g}, "
             f"mean KL {check.mean_kl:.2g} — please report the model and the precision"

@@ -55,7 +55,7 @@ class PagedAttention(LayerWriter):
         mask = g.op("Concat", *[hidden] * each, axis=1) if each > 1 else hidden
         self.mask = g.op("Unsqueeze", mask, g.const([1]))
         self.ones = g.op("Expand", g.const(1, np.float32), g.const([PAGE_SLOTS, _ONES]))
-        # Places of the queries among [N, heads, D], and of the rows' results among [2 B, heads, n, D + _ONES].
+        # Places of the queries among [N, heads or more, D], and of the rows' results among [2 B, heads, n, D + _ONES].
         of_keys, of_rows = np.arange(heads).reshape(1, -1, each, 1), np.arange(heads).reshape(1, -1)
         places = self._indices(g.op("Unsqueeze", queries, g.const([1, 2])), g.const(of_keys))
         self.query_places = g.op("Reshape", places, g.const([0, self.arch.kv_heads, -1, 2]))
@@ -76,7 +76,7 @@ class PagedAttention(LayerWriter):
         width = arch.head_dim
         query, key, value = self._rows_by_head(layer, self._linear(layer, "qkv", normed))
         keys, values = self._written(layer, "key", key), self._written(layer, "value", value)
-        queries = g.op("GatherND", g.op("Reshape", query, g.const([-1, arch.heads, width])), self.query_places)
+        queries = g.op("GatherND", query, self.query_places)
         scores = g.op("FusedMatMul", queries, keys, transB=1, alpha=width**-0.5, domain="com.microsoft")
         scores = g.op("Add", scores, self.mask)
         peak = g.op("ReduceMax", scores, g.const([-1]))
@@ -91,28 +91,28 @@ class PagedAttention(LayerWriter):
         return self._linear(layer, "o", attended)
 
     def _rows_by_head(self, layer: int, joined: str) -> tuple[str, str, str]:
-        """Split the joined QKV product [N, ...] into rotated queries, rotated keys [1, N, heads * D], and values [N, kv_heads * D]."""
+        """Split the joined QKV product [N, ...] into rotated heads of queries, perhaps followed by others, rotated heads of keys, and heads
+        of values; each [N, heads, D]."""
         g, arch = self.g, self.arch
-        sizes = [arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim]
+        heads, kv_heads = arch.heads, arch.kv_heads
+        by_head = g.op("Reshape", joined, g.const([-1, heads + 2 * kv_heads, arch.head_dim]))
         if not arch.qk_norm:  # one node rotates both
-            both, value = g.ops("Split", joined, g.const([sum(sizes), sizes[1]]), outs=(None, None), axis=1)
-            both = self._rotated(both, arch.heads + arch.kv_heads)
-            query, key = g.ops("Split", both, g.const(sizes), outs=(None, None), axis=2)
-            return query, key, value
-        query, key, value = g.ops("Split", joined, g.const([*sizes, sizes[1]]), outs=(None,) * 3, axis=1)
-        turned = []
-        for rows, heads, norm in ((query, arch.heads, "q_norm"), (key, arch.kv_heads, "k_norm")):
-            by_head = g.op("Reshape", rows, g.const([-1, heads, arch.head_dim]))
-            normed = self._norm(by_head, f"model.layers.{layer}.self_attn.{norm}.weight", arch.head_dim)
-            turned.append(self._rotated(g.op("Reshape", normed, g.const([-1, heads * arch.head_dim])), heads))
-        return turned[0], turned[1], value
+            both, value = g.ops("Split", by_head, g.const([heads + kv_heads, kv_heads]), outs=(None, None), axis=1)
+            both = self._rotated(both, heads + kv_heads)
+            return both, g.op("Slice", both, g.const([heads]), g.const([heads + kv_heads]), g.const([1])), value
+        query, key, value = g.ops("Split", by_head, g.const([heads, kv_heads, kv_heads]), outs=(None,) * 3, axis=1)
+        query = self._norm(query, f"model.layers.{layer}.self_attn.q_norm.weight", arch.head_dim)
+        key = self._norm(key, f"model.layers.{layer}.self_attn.k_norm.weight", arch.head_dim)
+        return self._rotated(query, heads), self._rotated(key, kv_heads), value
 
     def _rotated(self, rows: str, heads: int) -> str:
-        """Apply the rotary embedding to [N, heads * D]; returns [1, N, heads * D]."""
-        return self.g.op("RotaryEmbedding", self.g.op("Unsqueeze", rows, self.g.const([0])), *self.rope, self.positions, num_heads=heads)
+        """Apply the rotary embedding to [N, heads, D]."""
+        g, width = self.g, self.arch.head_dim
+        joined = g.op("Reshape", rows, g.const([1, -1, heads * width]))
+        return g.op("Reshape", g.op("RotaryEmbedding", joined, *self.rope, self.positions, num_heads=heads), g.const([-1, heads, width]))
 
     def _written(self, layer: int, kind: str, rows: str) -> str:
-        """Write rows of kv_heads * D numbers into the pages in place, and return the pages.
+        """Write rows [N, kv_heads, D] into the pages in place, and return the pages.
 
         ScatterND must be directly between a graph input and a graph output, or the cache is copied.
         """
@@ -120,5 +120,4 @@ class PagedAttention(LayerWriter):
         shape: list[int | str] = ["P", arch.kv_heads, PAGE_SLOTS, arch.head_dim]
         past, present = (f"{side}.{layer}.{kind}" for side in ("past", "present"))
         self._presents.append((present, self.precision.compute, shape))
-        update = g.op("Reshape", rows, g.const([-1, arch.kv_heads, arch.head_dim]))
-        return g.op("ScatterND", g.input(past, self.precision.compute, shape), self.places, update, out=present)
+        return g.op("ScatterND", g.input(past, self.precision.compute, shape), self.places, rows, out=present)
