@@ -75,7 +75,7 @@ def test_every_tree_gives_the_plain_answer(
             result = decoders[name].generate(prompt, replace(sampling, max_new_tokens=20), policy=policy)
             assert result.tokens == answer
             accepted += result.stats.accepted
-        assert accepted > (100 if name.startswith("echo") else -1)  # drafted rows must have been committed
+        assert accepted > (40 if name.startswith("echo") else -1)  # drafted rows must have been committed
 
 
 @pytest.mark.parametrize("name", PROMPT_ROWS)
