@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from scripts.peers.models.files import FORMATS
 from scripts.peers.protocol import PeerJob, PeerRequest, Stopwatch
 from scripts.peers.questions import PeerQuestion
 from scripts.peers.turns import ROOT, Bench, LoopTurn
-from scripts.peers.worker import work
+from scripts.peers.worker import answer_clients, work
 from tests.support.peer_engines import OLD_RUNTIME, STOP, FakeLlamaCpp, answer, fake_openvino
 
 PROMPTS = [[1, 5, 6], [1, 7], [1, 9, 9, 9], [1, 11], [1, 3, 4]]
@@ -144,6 +145,26 @@ def test_an_error_of_ours_ends_the_loop(echo_engine: Path) -> None:
         work(job(engine="resps_batch", options=options, prompts=[[1], [10**9]], clients=[2]))
 
 
+class OnlyTwo(FakeBatch):
+    """Fails with more than two requests at once."""
+
+    def step(self) -> list[tuple[int, list[int], bool]]:
+        if len(self.left) > 2:
+            raise RuntimeError("Exception from plugin:\nnot the same length\n")
+        return super().step()
+
+
+def test_an_engine_that_fails_with_many_clients_keeps_its_loops_with_fewer() -> None:
+    found = answer_clients(OnlyTwo(), job(), [4, 1, 2])
+    assert [each["clients"] for each in found["loops"]] == [1, 2]
+    assert found["failed"] == "with 4 clients: not the same length"
+    with pytest.raises(RuntimeError):
+        answer_clients(OnlyTwo(), job(), [3])
+    engine = FakeBatch()
+    assert answer_clients(engine, job(), [1, 5])["failed"] is None
+    assert engine.forgotten == 2
+
+
 @pytest.fixture
 def old(tmp_path: Path) -> tuple[Path, Path]:
     """An older checkout and a directory that it exported."""
@@ -232,12 +253,14 @@ def test_ratios_pair_turns_and_texts_are_compared_with_the_right_plain_one() -> 
 
 def test_report_and_raw_figures(tmp_path: Path) -> None:
     bench = Bench(tmp_path, QUESTIONS, [STOP], 6, 2, clients=[1, 4])
-    findings = findings_of(bench, CONTENDERS, LOOPS, {"llama.cpp-fp32-batch": "no wheel"}, ["a remark"])
+    loops = {**LOOPS, TREE.name: [dataclasses.replace(turn, failed="with 9 clients: not so many") for turn in LOOPS[TREE.name]]}
+    findings = findings_of(bench, CONTENDERS, loops, {"llama.cpp-fp32-batch": "no wheel"}, ["a remark"])
     text, page = text_of(findings, None), text_of(findings, tmp_path / "x.html")
     for shown in (
         "llama.cpp-fp32-batch: missing. no wheel",
         "a remark",
         "at most 0.25 cores",
+        f"{TREE.name} fails with 9 clients: not so many",
         " 2.00x |",
         f"over {OURS.name}",
         "inter-token",
