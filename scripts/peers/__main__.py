@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import click
 
+from runtime.bench.svg import expect_matplotlib
 from runtime.console import run_command
 from runtime.errors import BenchError
 from runtime.options import numbers
@@ -93,6 +94,8 @@ def command(
     """Compare this engine with other engines on the demo model."""
     if report is not None and report.suffix not in (".md", ".html"):
         raise BenchError(f"cannot write {report.name} — name the report .md or .html")
+    if clients is not None and report is not None and report.suffix == ".html":
+        expect_matplotlib()
     if clients is None and (replicas or lanes or olds):
         raise BenchError("--replicas, --lanes and --old are for several clients — give --clients too")
     own = own_contenders(engine_dirs) if clients is None else own_batch_contenders(engine_dirs, olds, replicas or (1,), lanes or (1,))
@@ -109,6 +112,8 @@ def command(
         text, data = compare_one_at_a_time(bench, contenders, options, failed, remarks, count, logits, report)
     else:
         loops = take_turns(bench.loops, contenders, options, failed, count)
+        if not loops:
+            raise BenchError(f"no contender finished a turn: {'; '.join(failed.values())} — see the jobs in the work directory")
         findings = findings_of(bench, contenders, loops, failed, remarks)
         text, data = text_of(findings, report), findings.data()
     if json_file is not None:

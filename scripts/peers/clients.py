@@ -89,6 +89,7 @@ def _headlines(
         *(f"{each.name}: {each.note}" for each in contenders if each.note and each.name in loops),
         f"Other processes used at most {busiest:.2f} cores ({name}).",
         *(f"{each}: missing. {reason}" for each, reason in failed.items()),
+        *dict.fromkeys(f"{each} fails {turn.failed}" for each, of_contender in loops.items() for turn in of_contender if turn.failed),
         *remarks,
     ]
 

@@ -44,12 +44,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class LoopTurn:
-    """One contender's closed loops over all questions. ``loops``: by number of clients, the answers in the order of the questions."""
+    """One contender's closed loops over all questions. ``loops``: by number of clients, the answers in the order of the questions.
+    ``failed``: the number that it failed with, and why; it has no loops from there on."""
 
     load_seconds: float
     peak_mib: float
     others: float
     loops: dict[int, list[PeerRequest]]
+    failed: str | None = None
 
     @property
     def summary(self) -> str:
@@ -107,7 +109,7 @@ class Bench:
         """The same with several clients."""
         result = self._kept(contender, options, number)
         loops = {loop["clients"]: [PeerRequest(**request) for request in loop["requests"]] for loop in result["loops"]}
-        return LoopTurn(result["load_seconds"], result["peak_mib"], result["others"], loops)
+        return LoopTurn(result["load_seconds"], result["peak_mib"], result["others"], loops, result["failed"])
 
     def _kept(self, contender: PeerContender, options: dict[str, Any], number: int) -> dict[str, Any]:
         """The result of a turn's process, from now or from before."""

@@ -29,15 +29,22 @@ def open_engine(job: PeerJob) -> Any:
     return importlib.import_module(f"scripts.peers.engines.{job.engine}").open_engine(job)
 
 
-def answer_clients(engine: BatchEngine, job: PeerJob, clients: list[int]) -> list[dict[str, Any]]:
-    """A closed loop over all prompts for each number of clients, after an untimed one."""
-    closed_loop(engine, job.prompts[: max(clients)], max(clients), WARM_UP, job.stop)
-    loops = []
-    for number in clients:
-        engine.forget()
-        requests = closed_loop(engine, job.prompts, number, job.new_tokens, job.stop)
+def answer_clients(engine: BatchEngine, job: PeerJob, clients: list[int]) -> dict[str, Any]:
+    """A closed loop over all prompts for each number of clients, the fewest first, each after a short untimed one. A number that the engine
+    fails with ends them, and is reported in ``failed`` beside the loops before it."""
+    loops: list[dict[str, Any]] = []
+    for number in sorted(clients):
+        try:
+            closed_loop(engine, job.prompts[:number], number, WARM_UP, job.stop)
+            engine.forget()
+            requests = closed_loop(engine, job.prompts, number, job.new_tokens, job.stop)
+        except Exception as error:
+            if not loops:
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            return {"loops": loops, "failed": f"with {number} clients: {reason}"}
         loops.append({"clients": number, "requests": [dataclasses.asdict(request) for request in requests]})
-    return loops
+    return {"loops": loops, "failed": None}
 
 
 def write_logits(engine: PeerEngine, job: PeerJob) -> None:
@@ -57,8 +64,8 @@ def work(job: PeerJob) -> dict[str, Any]:
         write_logits(engine, job)
         return {}
     if job.clients is not None:
-        loops = answer_clients(engine, job, job.clients)
-        return {"load_seconds": load_seconds, "peak_mib": peak_mib(), "loops": loops}
+        found = answer_clients(engine, job, job.clients)
+        return {"load_seconds": load_seconds, "peak_mib": peak_mib(), **found}
     engine.answer(job.prompts[0], WARM_UP)
     answers = [dataclasses.asdict(engine.answer(prompt, job.new_tokens)) for prompt in job.prompts]
     return {"load_seconds": load_seconds, "peak_mib": peak_mib(), "answers": answers}

@@ -1,18 +1,16 @@
-"""scripts/peers with several clients: the closed loop, the engines' batches, older checkouts, tables."""
+"""scripts/peers with several clients: the closed loop, contenders, tables, the command."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from runtime import Decoder, SamplingParams
 from runtime.bench.load.figures import table_of
 from runtime.errors import BenchError
 from scripts.peers import closed_loop as loop_module
@@ -20,15 +18,13 @@ from scripts.peers.__main__ import command, take_turns
 from scripts.peers.clients import expected, findings_of, load_turns, text_of
 from scripts.peers.closed_loop import closed_loop, request_of
 from scripts.peers.contenders import BATCH_PEERS, PRECISIONS, PeerContender, own_batch_contenders
-from scripts.peers.engines import llama_cpp_batch
-from scripts.peers.engines.openvino_batch import OpenVinoBatch
 from scripts.peers.environments import ENVIRONMENTS, PeerUnavailable
 from scripts.peers.models.files import FORMATS
 from scripts.peers.protocol import PeerJob, PeerRequest, Stopwatch
 from scripts.peers.questions import PeerQuestion
 from scripts.peers.turns import ROOT, Bench, LoopTurn
-from scripts.peers.worker import work
-from tests.support.peer_engines import OLD_RUNTIME, STOP, FakeLlamaCpp, answer, fake_openvino
+from scripts.peers.worker import answer_clients
+from tests.support.peer_engines import STOP, answer
 
 PROMPTS = [[1, 5, 6], [1, 7], [1, 9, 9, 9], [1, 11], [1, 3, 4]]
 ANSWERS = [answer(prompt, 6) for prompt in PROMPTS]  # of six tokens; the third ends with a stop token after three
@@ -77,94 +73,27 @@ def test_a_request_is_timed_from_its_arrival_and_cut_before_the_stop_token() -> 
     assert request_of(stopwatch, 10.0, [STOP]) == PeerRequest([4, 5, 6, 7], 1.0, 0.5, [0.5, 0.25], [3, 2])
 
 
-def job(**changes: Any) -> PeerJob:
-    given: dict[str, Any] = {"engine": "", "options": {"model": "x"}, "prompts": PROMPTS, "stop": [STOP], "new_tokens": 6, "threads": 2}
-    return PeerJob(**{**given, "clients": [1, 3], **changes})
+JOB = PeerJob("", {}, PROMPTS, [STOP], 6, 2, clients=[1, 3])
 
 
-@pytest.fixture
-def llama(monkeypatch: pytest.MonkeyPatch) -> FakeLlamaCpp:
-    package, low = ModuleType("llama_cpp"), FakeLlamaCpp()
-    package.llama_cpp = low  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "llama_cpp", package)
-    monkeypatch.setitem(sys.modules, "llama_cpp.llama_cpp", low)
-    return low
+class OnlyTwo(FakeBatch):
+    """Fails with more than two requests at once."""
+
+    def step(self) -> list[tuple[int, list[int], bool]]:
+        if len(self.left) > 2:
+            raise RuntimeError("Exception from plugin:\nnot the same length\n")
+        return super().step()
 
 
-@pytest.mark.parametrize("batch", [2048, 3])
-def test_llama_cpp_decodes_all_sequences_in_one_call(llama: FakeLlamaCpp, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    """Also if prompts do not fit into one call: running answers go first, and every sequence keeps its positions."""
-    monkeypatch.setattr(llama_cpp_batch, "BATCH", batch)
-    engine = llama_cpp_batch.open_engine(job(options={"model": "x", "f32": True, "repack": False}))
-    for clients in (3, 1):
-        engine.forget()
-        requests = closed_loop(engine, PROMPTS, clients, 6, [STOP])
-        assert [request.tokens for request in requests] == ANSWERS
-        assert llama.sequences == {}  # ended sequences give their place back
-    assert max(llama.calls) <= batch
-    if batch > 100:
-        assert llama.calls[:2] == [3 + 2 + 4, 3]  # three prompts, then a row each
-    with pytest.raises(ValueError, match="cannot load missing"):
-        llama_cpp_batch.open_engine(job(options={"model": "missing"}))
-
-
-def test_openvino_batches_with_and_without_a_draft(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, module in fake_openvino().items():
-        monkeypatch.setitem(sys.modules, name, module)
-    engine = OpenVinoBatch(job(options={"model": "x", "exact": True, "whole_prompt": True, "draft": "d", "generation": {"tree_depth": 3}}))
-    assert [request.tokens for request in closed_loop(engine, PROMPTS, 3, 6, [STOP])] == ANSWERS
-    # The pipeline's ids are not used again.
-    assert [request.counts for request in closed_loop(engine, PROMPTS, 2, 6, [STOP])] == [
-        [2, 2], [2, 2], [2], [2, 2], [2, 2],
-    ]  # fmt: skip
-    pipeline = engine._pipeline
-    assert pipeline.most == 3
-    assert pipeline.scheduling.enable_prefix_caching is False
-    path, device, properties = pipeline.properties["draft_model"]
-    assert (path, device, properties["KV_CACHE_PRECISION"]) == ("d", "CPU", "f32")
-    assert "draft_model" not in OpenVinoBatch(job())._pipeline.properties
-
-
-def test_ours_answers_several_at_once_as_plain_decoding_does(echo_engine: Path) -> None:
-    with Decoder(echo_engine, policy="none", threads=1) as decoder:
-        stop = list(decoder.manifest.tokens.stop)
-        plain = [list(decoder.generate(prompt, SamplingParams(max_new_tokens=6)).tokens) for prompt in PROMPTS]
-    for policy, replicas in (("none", 1), ("tuned", 2)):
-        options = {"engine_dir": str(echo_engine), "policy": policy, "replicas": replicas, "lanes": 1}
-        loops = work(job(engine="resps_batch", options=options, stop=stop))["loops"]
-        assert [each["clients"] for each in loops] == [1, 3]
-        for each in loops:
-            tokens = [request["tokens"] for request in each["requests"]]
-            assert tokens == [[token for token in text if token not in stop] for text in plain]
-
-
-def test_an_error_of_ours_ends_the_loop(echo_engine: Path) -> None:
-    options = {"engine_dir": str(echo_engine), "policy": "none", "replicas": 1, "lanes": 1}
-    with pytest.raises(ValueError, match="token"):
-        work(job(engine="resps_batch", options=options, prompts=[[1], [10**9]], clients=[2]))
-
-
-@pytest.fixture
-def old(tmp_path: Path) -> tuple[Path, Path]:
-    """An older checkout and a directory that it exported."""
-    checkout, directory = tmp_path / "v1", tmp_path / "engine"
-    (checkout / "runtime").mkdir(parents=True)
-    (checkout / "runtime" / "__init__.py").write_text(OLD_RUNTIME)
-    directory.mkdir()
-    (directory / "manifest.json").write_text('{"schema": 1, "precision": "fp32"}')
-    return checkout, directory
-
-
-def test_an_older_checkout_runs_with_its_own_packages(old: tuple[Path, Path], tmp_path: Path) -> None:
-    plain, tuned = own_batch_contenders([], [old], [2], [8])
-    assert (plain.name, tuned.name, tuned.plain) == ("v1-fp32-2-replicas-plain", "v1-fp32-2-replicas", plain.name)
-    questions = [PeerQuestion(f"a:{place}", prompt) for place, prompt in enumerate(PROMPTS)]
-    bench = Bench(tmp_path / "work", questions, [STOP], 6, 2, clients=[1, 3])
-    turn = bench.loops(tuned, bench.prepare(tuned)[0], 0)
-    assert [[request.tokens for request in turn.loops[clients]] for clients in (1, 3)] == [ANSWERS, ANSWERS]
-    assert turn.peak_mib > 0
-    assert bench.loops(tuned, tuned.options, 0) == turn  # kept
-    assert "with 1, 3 clients" in turn.summary
+def test_an_engine_that_fails_with_many_clients_keeps_its_loops_with_fewer() -> None:
+    found = answer_clients(OnlyTwo(), JOB, [4, 1, 2])
+    assert [each["clients"] for each in found["loops"]] == [1, 2]
+    assert found["failed"] == "with 4 clients: not the same length"
+    with pytest.raises(RuntimeError):
+        answer_clients(OnlyTwo(), JOB, [3])
+    engine = FakeBatch()
+    assert answer_clients(engine, JOB, [1, 5])["failed"] is None
+    assert engine.forgotten == 2
 
 
 def test_own_contenders_are_all_pairs_of_replicas_and_lanes(demo_engine: Callable[[str], Path], tmp_path: Path) -> None:
@@ -232,12 +161,14 @@ def test_ratios_pair_turns_and_texts_are_compared_with_the_right_plain_one() -> 
 
 def test_report_and_raw_figures(tmp_path: Path) -> None:
     bench = Bench(tmp_path, QUESTIONS, [STOP], 6, 2, clients=[1, 4])
-    findings = findings_of(bench, CONTENDERS, LOOPS, {"llama.cpp-fp32-batch": "no wheel"}, ["a remark"])
+    loops = {**LOOPS, TREE.name: [dataclasses.replace(turn, failed="with 9 clients: not so many") for turn in LOOPS[TREE.name]]}
+    findings = findings_of(bench, CONTENDERS, loops, {"llama.cpp-fp32-batch": "no wheel"}, ["a remark"])
     text, page = text_of(findings, None), text_of(findings, tmp_path / "x.html")
     for shown in (
         "llama.cpp-fp32-batch: missing. no wheel",
         "a remark",
         "at most 0.25 cores",
+        f"{TREE.name} fails with 9 clients: not so many",
         " 2.00x |",
         f"over {OURS.name}",
         "inter-token",
@@ -260,6 +191,17 @@ def test_a_contender_that_fails_is_left_out_from_then_on() -> None:
     turns = take_turns(take, [OURS, PEER], {OURS.name: {}, PEER.name: {}}, failed, 3)
     assert {name: len(each) for name, each in turns.items()} == {OURS.name: 3}
     assert failed == {PEER.name: "crashed"}
+
+
+def test_a_run_without_any_turn_says_why(demo_engine: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Bench, *_: object) -> LoopTurn:
+        raise PeerUnavailable("crashed at once")
+
+    monkeypatch.setattr(Bench, "loops", fail)
+    arguments = ["--engine-dir", str(demo_engine("fp32")), "--work", str(tmp_path), "--clients", "1", "--contenders", "resps*"]
+    done = CliRunner().invoke(command, arguments)
+    assert isinstance(done.exception, BenchError)
+    assert "no contender finished a turn: crashed at once; crashed at once" in str(done.exception)
 
 
 def test_wrong_usage_is_said(demo_engine: Callable[[str], Path], tmp_path: Path) -> None:
