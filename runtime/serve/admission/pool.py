@@ -137,7 +137,7 @@ class Pool:
             self._free.remove(best)
             self._given[best] = monotonic()
             waiting.place.set_result(best)
-        if self._look is None and self.waiting and any(each.healthy for each in self._free):  # the target holds them back
+        if self._look is None and any(each.healthy for each in self._free) and self.waiting:  # the target holds them back
             self._look = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look_again)
 
     def _look_again(self) -> None:
