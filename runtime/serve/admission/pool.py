@@ -74,9 +74,9 @@ class Pool:
         return queue_full(self.running, waiting, _retry_after(self._mean_seconds * (waiting + 1) / self.lanes))
 
     def _expect_in_time(self, turn: Turn) -> None:
-        """Raises ApiError if the tokens that ``turn`` needs cannot come before its deadline, by what requests and tokens take now. Both
-        times are at least this long: reading the prompt is left out, and a lane may become free at any moment. When nothing runs there is
-        nothing to go by."""
+        """Raises ApiError if the tokens that ``turn`` needs cannot come before its deadline, by what requests and tokens take now. The
+        estimate is low: the rest of the running requests and reading the prompt are left out. When nothing runs there is nothing to go
+        by."""
         if not self.running:
             return
         wait = 0.0 if self._open_replicas() else self._mean_seconds * self._line.ahead_of(turn) / self.lanes
