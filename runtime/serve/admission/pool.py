@@ -74,9 +74,9 @@ class Pool:
         return queue_full(self.running, waiting, _retry_after(self._mean_seconds * (waiting + 1) / self.lanes))
 
     def _expect_in_time(self, turn: Turn) -> None:
-        """Raises ApiError if the tokens that ``turn`` needs cannot come before its deadline, by what requests and tokens take now. Both
-        times are at least this long: reading the prompt is left out, and a lane may become free at any moment. When nothing runs there is
-        nothing to go by."""
+        """Raises ApiError if the tokens that ``turn`` needs cannot come before its deadline, by what requests and tokens take now. The
+        estimate is low: the rest of the running requests and reading the prompt are left out. When nothing runs there is nothing to go
+        by."""
         if not self.running:
             return
         wait = 0.0 if self._open_replicas() else self._mean_seconds * self._line.ahead_of(turn) / self.lanes
@@ -137,7 +137,7 @@ class Pool:
             self._free.remove(best)
             self._given[best] = monotonic()
             waiting.place.set_result(best)
-        if self._look is None and self.waiting and any(each.healthy for each in self._free):  # the target holds them back
+        if self._look is None and any(each.healthy for each in self._free) and self.waiting:  # the target holds them back
             self._look = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look_again)
 
     def _look_again(self) -> None:

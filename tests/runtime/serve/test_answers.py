@@ -76,7 +76,8 @@ def test_logprobs_and_stop(client: openai.OpenAI, decoder: Decoder) -> None:
     assert (choice.text, choice.finish_reason) == (expected.text, "stop")
     assert choice.logprobs is not None
     assert expected.logprobs is not None
-    assert choice.logprobs.token_logprobs == pytest.approx([each.logprob for each in expected.logprobs])
+    # in float32, passes over several lanes add up in another order
+    assert choice.logprobs.token_logprobs == pytest.approx([each.logprob for each in expected.logprobs], abs=1e-4)
     chat = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=3, temperature=0, logprobs=True, top_logprobs=4)
     assert chat.choices[0].logprobs is not None
     content = chat.choices[0].logprobs.content
@@ -129,7 +130,7 @@ def metrics(url: str) -> dict[str, float]:
 
 def test_metrics_agree_with_the_answers_statistics(url: str) -> None:
     before = metrics(url)
-    body = {"prompt": "the cat the cat the cat the", "max_tokens": 60, "temperature": 0}
+    body = {"prompt": "the cat " * 12, "max_tokens": 60, "temperature": 0}
     answers = []
     for _ in range(2):
         answers.append(httpx.post(f"{url}/completions", json=body, timeout=30).json())
