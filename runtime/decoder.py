@@ -1,12 +1,13 @@
-"""``Decoder``: the object that a service embeds. It loads an engine directory and streams one request at a time."""
+"""``Decoder``: the object that a service embeds. It loads an engine directory and streams requests."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -14,24 +15,28 @@ from typing import NoReturn, SupportsIndex
 
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec, trees_of
 
+from .arguments import check_policy, check_types
 from .decoding.drafter import Drafter
 from .decoding.totals import Totals, TotalsRecorder
 from .drafters.none import NoDrafter
-from .engine import EngineChoice, LoadedEngine, check_one_of, choose_engine, load_engine
+from .engine import LoadedEngine, check_one_of, choose_engine, load_engine
 from .errors import DecoderBusy, DecoderClosed, PromptError, memory_errors
-from .lanes.load import expect_lanes, load_lanes
+from .lanes.choose import choose_lanes
+from .lanes.driver import CLOSED
+from .lanes.forest import Pace
+from .lanes.load import load_lanes
 from .manifest.schema import Manifest
 from .models import check_tree_size, load_models
 from .native_calls import NATIVE_CALLS, expect_own_process
 from .policies.load import Policies
 from .policies.registry import main_policies
-from .request import Request
+from .request import Chunk, Request
 from .sampling_params import SamplingParams
-from .stream import ActiveRequest, LaneStream, Result, Stream
+from .stream import ActiveRequest, LaneStream, Result, Stream, chunks_of
 from .text.prompt import Prompt as Prompt
 from .text.prompt import encode, expect_form, is_token_id
+from .warm_up import warm_up_requests
 
-WARM_UP_TOKENS = 8
 _BUSY = "all Streams of this Decoder are still open — finish one, close() it, or use a Decoder with more lanes"
 
 
@@ -44,7 +49,7 @@ class Decoder:
     this process may use, its container's CPU quota included]. ``verify``: whether to hash every file [default: those that changed since
     they were hashed]. ``engine_dir`` may also be a LoadedEngine, as `fork` passes it.
 
-    A Decoder runs one request at a time; a second ``stream`` raises DecoderBusy. ``fork`` makes another Decoder over the same weights.
+    A Decoder runs ``lanes`` requests at a time; one more ``stream`` raises DecoderBusy. ``fork`` makes another over the same weights.
     ``lanes``: how many requests run at the same time in passes that they share. With several, ``stream`` may be called from any thread
     while lanes are free, a thread of the Decoder's own runs the passes, and without a policy the row budget sizes the trees. An answer is
     the same whoever else is running.
@@ -71,9 +76,9 @@ class Decoder:
             loaded = engine_dir
         else:
             choice = choose_engine(Path(engine_dir), draft=draft, backend=backend, device=device, threads=threads, verify=verify)
-            _check_policy(policy, choice)  # before anything is loaded
+            check_policy(policy, choice)  # before anything is loaded
             if lanes > 1:
-                expect_lanes(choice.manifest)
+                choose_lanes(choice.manifest, lanes, replicas=1, threads=choice.threads, draft=choice.drafter.name, device=choice.device)
             with NATIVE_CALLS:
                 loaded = load_engine(choice)
         choice = loaded.choice
@@ -109,17 +114,15 @@ class Decoder:
     def warmup(self) -> None:
         """Decode a few tokens with each tree of the policy, so that the first request is as fast as later ones. Clears the cache and counts
         nothing. Raises DecoderBusy, DecoderClosed and EngineFailure."""
-        limits = self.manifest.limits
-        two_chunks = [1 % self.manifest.shape.vocab] * min(2 * limits.prefill_rows, max(1, limits.context - WARM_UP_TOKENS))
         if self.manifest.tokens.chats:
             with suppress(PromptError):  # a template may want a system turn, or tools
                 self._tokenizer.encode([{"role": "user", "content": "Say something."}])
-        params = SamplingParams(max_new_tokens=WARM_UP_TOKENS)
-        trees = dict.fromkeys((*self._trees, *(() if self.manifest.tensorrt else (PLAIN,))))
-        for prompt, spec in ((two_chunks, next(iter(trees))), *((two_chunks[:8], spec) for spec in trees)):
-            request = Request(prompt, params, (self._lanes or self.models).make_sampler(params), FixedPolicy(spec), frozenset())
-            for _ in self._start(request, TotalsRecorder()):
-                pass
+        trees = tuple(dict.fromkeys((*self._trees, *(() if self.manifest.tensorrt else (PLAIN,)))))
+        make_sampler = (self._lanes or self.models).make_sampler
+        for requests in warm_up_requests(self.manifest.limits, self.manifest.shape.vocab, trees, self.lanes, make_sampler):
+            for stream in [self._start(request, TotalsRecorder()) for request in requests]:
+                for _ in stream:
+                    pass
             self.forget()
 
     def forget(self) -> None:
@@ -134,14 +137,9 @@ class Decoder:
                 self._lanes.driver.forget()
 
     @property
-    def round_seconds(self) -> float:
-        """Seconds of a round of several lanes, as a running mean; 0 before the first and with one lane."""
-        return self._lanes.driver.forest.pace.round_seconds if self._lanes else 0.0
-
-    @property
-    def seconds_per_token(self) -> float:
-        """Seconds between the tokens of a running answer, as a running mean; 0 before the first and with one lane."""
-        return self._lanes.driver.forest.pace.token_seconds if self._lanes else 0.0
+    def pace(self) -> Pace:
+        """How long rounds take; zeros with one lane."""
+        return self._lanes.driver.forest.pace if self._lanes else Pace()
 
     @property
     def default_tree(self) -> TreeSpec:
@@ -178,12 +176,9 @@ class Decoder:
         """Holds the lock. Raises DecoderClosed."""
         expect_own_process(self._process)  # first: in a forked child the lock may be held for ever
         with self._lock:
-            self._check_open()
+            if self._closed:
+                raise DecoderClosed(CLOSED)
             yield
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise DecoderClosed("this Decoder was closed — make a new one")
 
     def stream(self, prompt: Prompt, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None) -> Stream:
         """Start a request. Iterate over the returned Stream for its Chunks.
@@ -193,7 +188,7 @@ class Decoder:
         Raises PromptError, ValueError, TypeError, EngineDirError (a policy that was not tuned), DecoderBusy or DecoderClosed at once, not
         at the first chunk. Iterating may raise EngineFailure.
         """
-        _check_types(params, policy)
+        check_types(params, policy)
         deadline = None if params.deadline is None else perf_counter() + params.deadline
         ids = self.encode(prompt)
         with self._opened():
@@ -206,8 +201,13 @@ class Decoder:
                 stop_tokens=frozenset(self.manifest.tokens.stop),
                 deadline=deadline,
             )
-            by_budget = policy is None and self._policy_argument is None
-            return self._start(request, self._totals_recorder, by_budget)
+            return self._start(request, self._totals_recorder, by_budget=policy is None and self._policy_argument is None)
+
+    def astream(
+        self, prompt: Prompt, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None
+    ) -> AsyncIterator[Chunk]:
+        """The Chunks of ``stream`` with the same arguments, for asyncio. Leaving the loop ends the request."""
+        return chunks_of(partial(self.stream, prompt, params, policy=policy))
 
     def _check_free(self) -> None:
         self._running = [each for each in self._running if not each.ended]
@@ -221,7 +221,8 @@ class Decoder:
             self._check_free()
             active = ActiveRequest(request, recorder)
             self._running.append(active)
-            self._check_open()  # only now: close() must find the request
+            if self._closed:  # asked only now: close() must find the request
+                raise DecoderClosed(CLOSED)
             if self._lanes is not None:
                 return LaneStream(active, self._lanes.start(active, request, None if by_budget else request.policy))
             return Stream(active, request.run(self.models.target, self._drafter_for(request.policy), self._tokenizer))
@@ -256,9 +257,8 @@ class Decoder:
         text.
 
         ``first``: whether the token begins the text, where SentencePiece tokenizers omit one space; in an answer only after a prompt
-        without text. ``special``: whether special tokens
-        return their names; otherwise they add nothing, as in ``decode``. Ids in the vocabulary without a token return b"". Raises
-        ValueError for an id outside the vocabulary.
+        without text. ``special``: whether special tokens return their names; otherwise they add nothing, as in ``decode``. Ids in the
+        vocabulary without a token return b"". Raises ValueError for an id outside the vocabulary.
         """
         self._check_token(token)
         return self._tokenizer.token_bytes(token, first=first, special=special)
@@ -299,22 +299,3 @@ class Decoder:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def _check_types(params: object, policy: object) -> None:
-    """Raises TypeError."""
-    if not isinstance(params, SamplingParams):
-        raise TypeError(f"params must be SamplingParams, not {type(params).__name__}")
-    methods = ("begin", "choose", "observe")
-    is_policy = not isinstance(policy, type) and all(callable(getattr(policy, method, None)) for method in methods)
-    if not (policy is None or isinstance(policy, str) or is_policy):
-        raise TypeError(f"policy must be a name or a Policy, not {type(policy).__name__}")
-
-
-def _check_policy(policy: Policy | str | None, choice: EngineChoice) -> None:
-    """Raises ValueError for an unknown policy name, EngineDirError for a fixed tree of a size that the engines were not built for."""
-    if isinstance(policy, FixedPolicy):
-        check_tree_size(choice.manifest, policy.spec)
-    elif isinstance(policy, str):
-        learned = choice.tuning.learned if choice.tuning else ()
-        check_one_of("policy", policy, tuple(dict.fromkeys((*main_policies(), *learned))))

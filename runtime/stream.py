@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, NoReturn, SupportsIndex
@@ -140,3 +141,10 @@ class LaneStream(Stream):
         except BaseException:  # also Ctrl-C: the request ends in any case
             self._active.end()
             raise
+
+
+async def chunks_of(open_stream: Callable[[], Stream]) -> AsyncIterator[Chunk]:
+    """The Chunks of the stream that ``open_stream`` opens, waited for in threads. Ends the request when the reader leaves."""
+    with await asyncio.to_thread(open_stream) as stream:
+        while (chunk := await asyncio.to_thread(next, stream, None)) is not None:
+            yield chunk

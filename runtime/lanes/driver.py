@@ -13,6 +13,8 @@ from ..request import Chunk
 from .forest import Forest
 from .lane import Delivery, Lane
 
+CLOSED = "this Decoder was closed — make a new one"
+
 
 class Driver:
     """Runs ``forest`` in a thread of its own, from the first request until ``close``."""
@@ -30,7 +32,7 @@ class Driver:
         """Begin a request. Returns its chunks; iterating raises what ended it."""
         with self._changed:
             if self._closed:
-                raise DecoderClosed("this Decoder was closed — make a new one")
+                raise DecoderClosed(CLOSED)
             if not self._started:
                 self._started = True
                 self._thread.start()

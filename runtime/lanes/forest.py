@@ -27,7 +27,8 @@ _CHUNK_ROUNDS = 2.0  # a prompt's chunk may take as long as this many rounds of 
 
 @dataclass
 class Pace:
-    """Running means that say how long a round takes. ``round_seconds``: of the running lanes.  ``token_seconds``: between the tokens of a running answer, the chunks of prompts between its rounds included."""
+    """Running means that say how long a round takes. ``round_seconds``: of the running lanes. ``token_seconds``: between the tokens
+    of a running answer, the chunks of prompts between its rounds included."""
 
     round_seconds: float = 0.0
     token_seconds: float = 0.0

@@ -18,7 +18,6 @@ from ..drafters.ngram import NgramDrafter
 from ..drafters.none import NoDrafter
 from ..drafters.suffix import SuffixDrafter
 from ..engine import LoadedEngine
-from ..errors import EngineDirError
 from ..manifest.schema import Draft, Manifest
 from ..request import Chunk, Request
 from ..sampling_params import SamplingParams
@@ -59,10 +58,9 @@ class Lanes:
 
 
 def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
-    """Load the graphs with lanes. Raises EngineDirError if the directory has none."""
+    """Load the graphs with lanes, after `choose_lanes` found that the engine has them."""
     choice, manifest, backend = engine.choice, engine.choice.manifest, engine.backend
     kind = choice.drafter
-    expect_lanes(manifest)
     assert isinstance(backend, CpuBackend)
     cache = _cache(manifest, "target_lanes", manifest.shape.layers, manifest.limits.capacity, lanes)
     target = LanesTarget(backend.paged_engine("target_lanes", cache), cache)
@@ -74,14 +72,6 @@ def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
     planner = Planner(target, draft, manifest.limits, RowBudget(choice.latency, ROWS_OF_A_LANE * lanes), tree)
     own = _own_drafters(kind.name, choice.latency, choice.fixed_tree)
     return Lanes(Driver(Forest(planner, engine.tokenizer)), host_samplers(manifest.shape.vocab), own)
-
-
-def expect_lanes(manifest: Manifest) -> None:
-    """Raises EngineDirError if the engine has no graphs with lanes."""
-    if manifest.tensorrt is not None:
-        raise EngineDirError("several lanes run on the CPU only — use one lane, or forks, with a TensorRT engine")
-    if "target_lanes" not in manifest.graphs:
-        raise EngineDirError(f"the engine has no graphs for several lanes, it is older than they are — rebuild it: {manifest.rebuild}")
 
 
 def _cache(manifest: Manifest, graph: str, layers: int, capacity: int, lanes: int) -> PagedCache:

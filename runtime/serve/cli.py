@@ -54,9 +54,9 @@ def command(engine_dir: Path, host: str, port: int, model_name: str | None, **gi
     /healthz answers 200 when the server is ready; /metrics is for Prometheus. SIGTERM finishes running requests and exits. See
     docs/serving.md.
     """
+    from ..lanes.choose import described, lane_bytes
     from ..manifest.load import find_engine_dir
     from .app import make_app
-    from .lanes import described, lane_bytes
     from .load import load_replicas
     from .server import Server, bind
 

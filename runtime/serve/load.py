@@ -9,8 +9,8 @@ from typing import Any
 
 from ..backends.cpu.processor import usable_cores
 from ..decoder import Decoder
+from ..lanes.choose import choose_lanes
 from ..manifest.load import find_engine_dir, read_manifest
-from .lanes import choose_lanes
 
 
 def load_replicas(
@@ -19,7 +19,7 @@ def load_replicas(
     """Load a Decoder and fork it: the replicas share one copy of the weights.
 
     ``lanes``: of one replica [default: as choose_lanes says]. ``threads``: of one replica [default: 1 for several replicas, else the
-    Decoder's default]. ``options`` go to the Decoder. Raises EngineDirError, and ServeError if the memory is too small for ``lanes``.
+    Decoder's default]. ``options`` go to the Decoder. Raises EngineDirError, and ValueError if the memory is too small for ``lanes``.
     """
     threads, manifest = threads or (1 if replicas > 1 else None), read_manifest(find_engine_dir(engine_dir))
     place = {name: options.get(name) for name in ("draft", "device")}

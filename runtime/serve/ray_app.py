@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from starlette.applications import Starlette
 
+from ..lanes.choose import DEFAULT_LANES
 from .app import make_app
-from .lanes import DEFAULT_LANES
 from .load import load_replicas
 from .settings import ServerSettings
 

@@ -64,6 +64,8 @@ LAYERS = {
         ["models", "engine"],
         ["request"],
         ["stream"],
+        ["lanes"],
+        ["arguments", "warm_up"],
         ["decoder"],
         ["__init__"],
         ["console"],

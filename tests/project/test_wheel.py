@@ -76,9 +76,10 @@ def test_commands_come_from_the_wheel_and_have_help(installed: Path) -> None:
         assert PROJECT["version"] in ended(installed / name, "--version").stdout
 
 
-def test_export_and_run_give_the_same_answer_as_the_checkout(installed: Path, tiny_engine: Path, tmp_path: Path) -> None:
-    weights = tiny_engine.parent / "source"
-    ended(installed / "resps-export", "--weights", weights, "--out", tmp_path, "--name", "tiny")
+def test_export_and_run_give_the_same_answer_as_the_checkout(
+    installed: Path, tiny_engine: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    ended(installed / "resps-export", "--weights", tiny_checkpoint, "--out", tmp_path, "--name", "tiny")
     arguments = ("--threads", "1", "--max-new-tokens", "20", "the cat sat")
     done = ended(installed / "resps-run", "--engine-dir", tmp_path / "tiny", *arguments)
     with Decoder(tiny_engine, threads=1) as decoder:

@@ -80,7 +80,7 @@ class Pool:
         if not self.running:
             return
         wait = 0.0 if self._open_replicas() else self._mean_seconds * self._line.ahead_of(turn) / self.lanes
-        decode = turn.tokens * min(each.decoder.seconds_per_token for each in self.replicas)
+        decode = turn.tokens * min(each.decoder.pace.token_seconds for each in self.replicas)
         if monotonic() + wait + decode > turn.deadline:
             raise deadline_unreachable(turn.seconds, wait, decode, _retry_after(wait))
 
@@ -155,8 +155,8 @@ class Pool:
     def _keeps_target(self, replica: Replica) -> bool:
         """Whether the running requests get their tokens as fast as --target-ms-per-token asks for, the newest one included."""
         target, decoder = self._settings.target_ms_per_token, replica.decoder
-        settled = target is None or monotonic() - self._given[replica] >= SETTLE_ROUNDS * decoder.round_seconds
-        return target is None or (settled and decoder.seconds_per_token * 1000 <= target)
+        settled = target is None or monotonic() - self._given[replica] >= SETTLE_ROUNDS * decoder.pace.round_seconds
+        return target is None or (settled and decoder.pace.token_seconds * 1000 <= target)
 
     def _preference(self, replica: Replica, prompt: Sequence[int]) -> tuple[bool, int, int]:
         """Most of the prompt in the cache weighs more than free lanes; its beginning alone, which all chats share, does not."""

@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 from runtime.console import run_command
+from runtime.lanes.choose import GRAPH, PROCESS_BYTES
 from runtime.manifest.believed import FILE_NAME as HASHED
 from runtime.manifest.load import read_manifest
 from runtime.serve.cli import command
-from runtime.serve.lanes import GRAPH, PROCESS_BYTES
 from runtime.serve.load import load_replicas
 from runtime.serve.server import bind
 from tests.support.serve.fakes import ToyDecoder
@@ -126,9 +126,9 @@ def test_lanes_that_this_engine_or_machine_has_not_are_refused(
     code, line = fail(capsys, "--engine-dir", str(tiny_engine), "--port", "0", "--lanes", "4")
     assert (code, found.rebuild in line) == (3, True)
     monkeypatch.setattr("runtime.serve.load.read_manifest", lambda _: replace(old, graphs={**old.graphs, GRAPH: old.graphs["target"]}))
-    monkeypatch.setattr("runtime.serve.lanes.usable_memory", lambda: PROCESS_BYTES)
+    monkeypatch.setattr("runtime.lanes.choose.usable_memory", lambda: PROCESS_BYTES)
     code, line = fail(capsys, "--engine-dir", str(tiny_engine), "--port", "0", "--lanes", "4")
-    assert (code, "at most --lanes 1 would fit" in line) == (1, True)
+    assert (code, "at most --lanes 1 would fit" in line) == (2, True)
 
 
 def test_replicas_are_loaded_with_the_lanes_that_were_chosen(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

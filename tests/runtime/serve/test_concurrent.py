@@ -119,7 +119,7 @@ def test_clients_are_told_apart_by_user_then_by_key(clients: ThreadPoolExecutor)
 
 
 def test_a_deadline_out_of_reach_is_refused_at_once(served: Served, toy: ToyDecoder, clients: ThreadPoolExecutor) -> None:
-    toy.seconds_per_token = 1.0
+    toy.pace.token_seconds = 1.0
     with toy.paused():
         runs = ask(clients, served, PROMPTS[0])
         served.wait("resps:num_requests_running", 1)

@@ -14,6 +14,7 @@ from runtime import Chunk, DecoderBusy, EngineFailure, PromptError, SamplingPara
 from runtime.decoding.logprobs import TokenLogprob
 from runtime.decoding.totals import Totals, TotalsRecorder
 from runtime.errors import PromptKind
+from runtime.lanes.forest import Pace
 from runtime.text.detokenizer import StopStrings
 
 CONTEXT, EOS = 200, 0
@@ -90,7 +91,7 @@ class ToyDecoder:
 
     def __init__(self, seconds: float = 0.0, lanes: int = 1) -> None:
         self.seconds, self.lanes, self.rounds = seconds, lanes, 0
-        self.round_seconds = self.seconds_per_token = 0.0
+        self.pace = Pace()
         self.gate = threading.Event()
         self.gate.set()
         self.failing: Exception | None = None

@@ -9,6 +9,7 @@ from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
+from runtime.lanes.forest import Pace
 from runtime.serve.admission.line import Turn
 from runtime.serve.admission.pool import Pool
 from runtime.serve.settings import ServerSettings
@@ -19,7 +20,7 @@ class FakeReplica:
 
     def __init__(self, lanes: int, *cached: int) -> None:
         self.lanes, self.cached, self.healthy, self.running = lanes, cached, True, set[Any]()
-        self.decoder = SimpleNamespace(round_seconds=0.0, seconds_per_token=0.0)
+        self.decoder = SimpleNamespace(pace=Pace())
 
     def common_prefix(self, prompt: Any) -> int:
         return len(set(self.cached) & set(prompt))

@@ -63,14 +63,14 @@ def test_a_full_server_drops_the_greediest_client_s_newest_request_for_another_c
 def test_the_target_keeps_lanes_free_but_one_request_runs() -> None:
     async def test(pool: Pool, replicas: list[Any]) -> None:
         (replica,) = replicas
-        replica.decoder.seconds_per_token, replica.decoder.round_seconds = 0.02, 0.0
+        replica.decoder.pace.token_seconds, replica.decoder.pace.round_seconds = 0.02, 0.0
         assert await pool.acquire([], turn()) is replica  # nothing else runs
         waits = asyncio.create_task(pool.acquire([], turn()))
         await asyncio.sleep(0.1)
         assert not waits.done()
-        replica.decoder.seconds_per_token = 0.01
+        replica.decoder.pace.token_seconds = 0.01
         assert await asyncio.wait_for(waits, 5) is replica  # without any lane becoming free
-        replica.decoder.round_seconds = 100.0  # the average does not know yet what the second one costs
+        replica.decoder.pace.round_seconds = 100.0  # the average does not know yet what the second one costs
         third = asyncio.create_task(pool.acquire([], turn()))
         await asyncio.sleep(0.1)
         assert not third.done()
@@ -92,7 +92,7 @@ def refused_deadline(pool: Pool, wanted: Turn) -> str:
 def test_a_deadline_that_cannot_be_met_is_told_at_once() -> None:
     async def test(pool: Pool, replicas: list[Any]) -> None:
         (replica,) = replicas
-        replica.decoder.seconds_per_token = 0.5
+        replica.decoder.pace.token_seconds = 0.5
         with pool.admit(turn(seconds=0.1)):  # nothing runs, so nothing is known of now
             pass
         finish: list[Any] = [[], []]
@@ -106,7 +106,7 @@ def test_a_deadline_that_cannot_be_met_is_told_at_once() -> None:
             each[0]()  # the mean time of a request is 0.2 s now
         for _ in range(2):
             pool.run(await pool.acquire([], turn()), Request([]))  # type: ignore[arg-type]
-        replica.decoder.seconds_per_token = 0.001
+        replica.decoder.pace.token_seconds = 0.001
         tasks = [asyncio.create_task(pool.acquire([], turn())) for _ in range(10)]
         await asyncio.sleep(0)
         refused_deadline(pool, turn(seconds=0.5))  # behind ten requests, five on a lane

@@ -1,4 +1,4 @@
-"""How many lanes a server has: as many as its memory bears and its cores can use, or as many as were asked for."""
+"""How many lanes a Decoder has: as many as its memory bears and its cores can use, or as many as were asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from ..backends.cpu.processor import usable_memory
 from ..drafters.registry import DRAFTERS
 from ..errors import EngineDirError
 from ..manifest.schema import Draft, Manifest, TargetShape
-from .errors import ServeError
 
 DEFAULT_LANES = 8  # at most
 LANES_OF_A_CORE = 4  # more rows than that cost a pass as much time as they save
@@ -20,7 +19,7 @@ def choose_lanes(
     """The lanes of each of ``replicas`` Decoders with this many ``threads``.
 
     ``asked``: [default: at most 8 and 4 for each thread, as many as fit into the memory; 1 for an engine without lanes]. ``draft``,
-    ``device``: the Decoder's options. Raises ServeError if there is too little memory, EngineDirError if the engine has no lanes.
+    ``device``: the Decoder's options. Raises ValueError if there is too little memory, EngineDirError if the engine has no lanes.
     """
     on_cpu = manifest.tensorrt is None and device in (None, "cpu")
     if asked == 1 or (asked is None and not (on_cpu and GRAPH in manifest.graphs)):
@@ -35,7 +34,7 @@ def choose_lanes(
     free = max(0, memory - PROCESS_BYTES - sum(file.bytes for file in manifest.files.values()))
     fit = max(1, free // each)
     if asked is not None and asked > fit:
-        raise ServeError(
+        raise ValueError(
             f"{asked} lanes need up to {_mib(asked * each)} MiB of cache, beside the engine this process may use {free >> 20} — at most "
             f"--lanes {fit} would fit"
         )

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from runtime.errors import EngineDirError
+from runtime.lanes import choose as lanes
+from runtime.lanes.choose import GRAPH, PROCESS_BYTES, choose_lanes, described, lane_bytes
 from runtime.manifest.load import read_manifest
 from runtime.manifest.schema import Manifest
-from runtime.serve import lanes
-from runtime.serve.errors import ServeError
-from runtime.serve.lanes import GRAPH, PROCESS_BYTES, choose_lanes, described, lane_bytes
 
 
 @pytest.fixture
@@ -60,9 +59,9 @@ def test_the_default_is_what_memory_and_cores_bear(
 def test_lanes_that_do_not_fit_are_refused_with_the_number_that_would(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     with_room(monkeypatch, manifest, 12.5)
     assert choose_lanes(manifest, 12, replicas=1, threads=1) == 12
-    with pytest.raises(ServeError, match=r"13 lanes need up to .* at most --lanes 12 would fit"):
+    with pytest.raises(ValueError, match=r"13 lanes need up to .* at most --lanes 12 would fit"):
         choose_lanes(manifest, 13, replicas=1, threads=1)
-    with pytest.raises(ServeError, match="at most --lanes 6 would fit"):
+    with pytest.raises(ValueError, match="at most --lanes 6 would fit"):
         choose_lanes(manifest, 7, replicas=2, threads=1)
     monkeypatch.setattr(lanes, "usable_memory", lambda: None)  # the system does not say
     assert [choose_lanes(manifest, asked, replicas=1, threads=1) for asked in (None, 99)] == [4, 99]
