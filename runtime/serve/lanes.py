@@ -11,7 +11,7 @@ from .errors import ServeError
 DEFAULT_LANES = 8  # at most
 LANES_OF_A_CORE = 4  # more rows than that cost a pass as much time as they save
 PROCESS_BYTES = 512 << 20  # what a server needs beside weights and caches, for one prompt's pass among others
-GRAPH = "target_lanes"  # of the manifest
+GRAPH, DRAFT_GRAPH = "target_lanes", "draft_lanes"  # of the manifest
 
 
 def choose_lanes(
@@ -23,11 +23,12 @@ def choose_lanes(
     ``device``: the Decoder's options. Raises ServeError if there is too little memory, EngineDirError if the engine has no lanes.
     """
     on_cpu = manifest.tensorrt is None and device in (None, "cpu")
-    if asked == 1 or (asked is None and not (on_cpu and GRAPH in manifest.graphs)):
+    graphs = {GRAPH} if _draft_of(manifest, draft) is None else {GRAPH, DRAFT_GRAPH}
+    if asked == 1 or (asked is None and not (on_cpu and graphs <= manifest.graphs.keys())):
         return 1
     if not on_cpu:
         raise EngineDirError("this engine has no lanes on a GPU — leave --lanes out, or take more --replicas")
-    if GRAPH not in manifest.graphs:
+    if not graphs <= manifest.graphs.keys():
         raise EngineDirError(f"this engine was exported before there were lanes — leave --lanes out, or export again: {manifest.rebuild}")
     each, memory = lane_bytes(manifest, draft) * replicas, usable_memory()
     if memory is None:
@@ -44,9 +45,14 @@ def choose_lanes(
 
 def lane_bytes(manifest: Manifest, draft: str | None = None) -> int:
     """Bytes of a lane's keys and values when the context is full, those of the draft model included if ``draft`` uses it."""
-    model = manifest.draft if draft is None or DRAFTERS[draft].uses_draft_model else None
+    model = _draft_of(manifest, draft)
     slots = manifest.limits.capacity * _slot_bytes(manifest.shape)
     return slots if model is None else slots + model.capacity * _slot_bytes(model)
+
+
+def _draft_of(manifest: Manifest, draft: str | None) -> Draft | None:
+    """The draft model, if the drafter ``draft`` uses it."""
+    return manifest.draft if draft is None or DRAFTERS[draft].uses_draft_model else None
 
 
 def _slot_bytes(model: TargetShape | Draft) -> int:

@@ -13,7 +13,7 @@ from runtime.manifest.load import read_manifest
 from runtime.manifest.schema import Manifest
 from runtime.serve import lanes
 from runtime.serve.errors import ServeError
-from runtime.serve.lanes import GRAPH, PROCESS_BYTES, choose_lanes, described, lane_bytes
+from runtime.serve.lanes import DRAFT_GRAPH, GRAPH, PROCESS_BYTES, choose_lanes, described, lane_bytes
 
 
 @pytest.fixture
@@ -77,6 +77,16 @@ def test_an_engine_without_lanes_has_one(old: Manifest, manifest: Manifest) -> N
     assert choose_lanes(manifest, None, device="cuda", **one) == 1
     with pytest.raises(EngineDirError, match="no lanes on a GPU"):
         choose_lanes(manifest, 2, device="cuda", **one)
+
+
+def test_a_draft_needs_lanes_too(echo_engine: Path) -> None:
+    found = read_manifest(echo_engine)
+    graphs = {name: graph for name, graph in found.graphs.items() if name not in (GRAPH, DRAFT_GRAPH)}
+    target_alone = replace(found, graphs={**graphs, GRAPH: found.graphs["target"]})
+    assert choose_lanes(target_alone, None, replicas=1, threads=2) == 1
+    assert choose_lanes(target_alone, None, replicas=1, threads=2, draft="ngram") == 8
+    both = replace(target_alone, graphs={**target_alone.graphs, DRAFT_GRAPH: found.graphs["draft"]})
+    assert choose_lanes(both, None, replicas=1, threads=2) == 8
 
 
 def test_the_start_line_says_lanes_and_memory() -> None:
