@@ -33,12 +33,15 @@ from .directory.owned import expect_replaceable
 from .directory.scratch import scratch_directory
 from .draft_build import write_draft
 from .errors import ExportError, ParityError
+from .graph_files import graph_file, save_graphs
 from .graphs.fused import fused_target
+from .graphs.lanes.writers import TARGET_LANES, target_lanes
 from .graphs.precision import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.sample import build_sample
 from .graphs.target import TargetWriter, is_ordered
 from .graphs.weights import WeightFile
-from .parity.summation_order import adds_in_order
+from .parity.lanes import check_target_lanes
+from .parity.summation_order import adds_in_order, adds_pages_in_order
 from .parity.target import check_target
 from .plan import Plan
 from .tensorrt.builder import TIMING_CACHE, Progress
@@ -133,7 +136,7 @@ def _write(scratch: Path, job: ExportJob) -> Manifest:
     captured = job.draft.arch.captured if job.draft else arch.captured
     tokens = job.text.write(scratch)
     written = _write_graphs(scratch, job, captured)
-    graphs = {name: _described(f"{name}.onnx", model) for name, model in written.models.items()}
+    graphs = {name: _described(graph_file(name), model) for name, model in written.models.items()}
     if (scratch / FUSED_FILE).is_file():
         graphs["target"] = replace(graphs["target"], fused=FUSED_FILE)
     limits = Limits(plan.context, plan.capacity, max(plan.tree_sizes), plan.prefill_rows, SPAN_STEP[plan.backend])
@@ -184,7 +187,7 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...]) -> _
     """Write and check all graphs with their weights. Raises ExportError."""
     plan, arch, progress = job.plan, job.checkpoint.arch, job.progress
     precision = BACKENDS[plan.backend][plan.precision]
-    if plan.backend == ONNXRUNTIME and is_ordered(precision) and not adds_in_order():
+    if plan.backend == ONNXRUNTIME and is_ordered(precision) and not (adds_in_order() and adds_pages_in_order(arch.head_dim)):
         raise ExportError(
             "ONNX Runtime's matrix products on this processor do not sum in a fixed order, so int8 and int4 answers could depend on the "
             "draft — use --precision fp32 or bf16"
@@ -196,13 +199,15 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...]) -> _
             progress("target", done, arch.layers + 1)
     progress("target", arch.layers + 1, arch.layers + 1)
     models = {"target": writer.model(), "sample": build_sample(arch.vocab)}
-    for name, model in models.items():
-        onnx.save(model, scratch / f"{name}.onnx")
-        onnx.checker.check_model(str(scratch / f"{name}.onnx"))
+    if lanes := target_lanes(writer):
+        models[TARGET_LANES] = lanes
+    save_graphs(scratch, models)
     fused = fused_target(writer)
     if fused:
         onnx.save(fused, scratch / FUSED_FILE)
     check = check_target(scratch / "target.onnx", job.checkpoint, precision, partial(progress, "check"))
+    if lanes:
+        check_target_lanes(scratch / "target.onnx", scratch / graph_file(TARGET_LANES), job.checkpoint, precision, plan.capacity)
     if fused and not _fits(scratch / FUSED_FILE, job.checkpoint, precision):
         (scratch / FUSED_FILE).unlink()
     written = _Written(models, {"target.data": File(weights.sha256, weights.size)}, check)

@@ -1,4 +1,4 @@
-"""Writes the draft's four graphs and its weight file to an engine directory, and checks them."""
+"""Writes the draft's graphs and its weight file to an engine directory, and checks them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from runtime.manifest.schema import Draft
 
 from .checkpoints.draft_arch import DraftArch
 from .checkpoints.draft_checkpoint import DraftCheckpoint
+from .graph_files import save_graphs
+from .graphs.builder import FLOAT
 from .graphs.draft import DraftWriter, FuseWriter
 from .graphs.embedding import Embedding
+from .graphs.lanes.writers import DRAFT_LANES, draft_lanes
 from .graphs.precision import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.tree_growth import MAX_DEPTH, build_expand, build_tree
 from .graphs.weights import WeightCount, WeightFile
 from .parity.draft import check_draft
+from .parity.lanes import check_draft_lanes
 
 MAX_WIDTH = 16  # candidates kept per tree level (beam width); the papers use 10
 
@@ -66,9 +70,12 @@ def write_draft(
     with WeightFile(scratch / "draft.data") as weights:
         fuse, writer = draft_writers(draft.arch, draft, precision, target, context, weights, embedding, backend == TENSORRT)
     models = {"fuse": fuse.model(), "draft": writer.model(), "expand": build_expand(layer.hidden, precision.compute), "tree": build_tree()}
-    for name, model in models.items():
-        onnx.save(model, scratch / f"{name}.onnx")
-        onnx.checker.check_model(str(scratch / f"{name}.onnx"))
+    if target.compute == FLOAT and (lanes := draft_lanes(writer)):
+        models[DRAFT_LANES] = lanes
+    save_graphs(scratch, models)
+    check = check_draft(scratch, draft, precision, target)
+    if DRAFT_LANES in models:
+        check_draft_lanes(scratch, draft, precision, writer.capacity)
     described = Draft(
         name=draft.path.name,
         weights_sha256=draft.sha256,
@@ -83,6 +90,6 @@ def write_draft(
         capacity=writer.capacity,
         max_depth=MAX_DEPTH,
         max_width=max_width(draft.arch),
-        check=check_draft(scratch, draft, precision, target),
+        check=check,
     )
     return models, File(weights.sha256, weights.size), described

@@ -74,6 +74,12 @@ class LookupGate:
         best = max(gains, key=lambda rows: gains[rows])
         return best if gains[best] > 0 else 1
 
+    def probabilities(self, matched: int, proposed: int) -> list[float]:
+        """The probability of each of ``proposed`` copied tokens that it and all before it are accepted."""
+        index = _match_class(matched)
+        first, following = self._first[index].rate, self._next[index].rate
+        return [first * following**step for step in range(proposed)]
+
     def observe_lookup(self, matched: int, proposed: int, accepted: int) -> None:
         """Learn from a lookup round: ``accepted`` of ``proposed`` copied tokens."""
         index = _match_class(matched)

@@ -19,6 +19,7 @@ from .decoding.totals import Totals, TotalsRecorder
 from .drafters.none import NoDrafter
 from .engine import EngineChoice, LoadedEngine, check_one_of, choose_engine, load_engine
 from .errors import DecoderBusy, DecoderClosed, PromptError, memory_errors
+from .lanes.load import expect_lanes, load_lanes
 from .manifest.schema import Manifest
 from .models import check_tree_size, load_models
 from .native_calls import NATIVE_CALLS, expect_own_process
@@ -26,11 +27,12 @@ from .policies.load import Policies
 from .policies.registry import main_policies
 from .request import Request
 from .sampling_params import SamplingParams
-from .stream import ActiveRequest, Result, Stream
+from .stream import ActiveRequest, LaneStream, Result, Stream
 from .text.prompt import Prompt as Prompt
 from .text.prompt import encode, expect_form, is_token_id
 
 WARM_UP_TOKENS = 8
+_BUSY = "all Streams of this Decoder are still open — finish one, close() it, or use a Decoder with more lanes"
 
 
 class Decoder:
@@ -43,6 +45,10 @@ class Decoder:
     they were hashed]. ``engine_dir`` may also be a LoadedEngine, as `fork` passes it.
 
     A Decoder runs one request at a time; a second ``stream`` raises DecoderBusy. ``fork`` makes another Decoder over the same weights.
+    ``lanes``: how many requests run at the same time in passes that they share. With several, ``stream`` may be called from any thread
+    while lanes are free, a thread of the Decoder's own runs the passes, and without a policy the row budget sizes the trees. An answer is
+    the same whoever else is running.
+
     Raises EngineDirError if the directory is missing, incomplete, changed or for another device, GpuMemoryError if the GPU is too small,
     ValueError for an unknown name, and then leaves nothing loaded.
     """
@@ -59,12 +65,15 @@ class Decoder:
         verify: bool | None = None,
         lanes: int = 1,
     ) -> None:
-        self.lanes, self.round_seconds, self.seconds_per_token = lanes, 0.0, 0.0
+        if lanes < 1:
+            raise ValueError(f"lanes must be 1 or more, not {lanes}")
         if isinstance(engine_dir, LoadedEngine):
             loaded = engine_dir
         else:
             choice = choose_engine(Path(engine_dir), draft=draft, backend=backend, device=device, threads=threads, verify=verify)
             _check_policy(policy, choice)  # before anything is loaded
+            if lanes > 1:
+                expect_lanes(choice.manifest)
             with NATIVE_CALLS:
                 loaded = load_engine(choice)
         choice = loaded.choice
@@ -72,14 +81,17 @@ class Decoder:
         self.backend, self.device, self.draft = choice.backend, choice.device, choice.drafter.name
         self._engine, self._policy_argument, self._tokenizer = loaded, policy, loaded.tokenizer
         self._lock = threading.RLock()  # reentrant: a signal handler may call close() in the thread that holds it
-        self._active: ActiveRequest | None = None
+        self.lanes = lanes
+        self._running: list[ActiveRequest] = []
         self._closed, self._process = False, os.getpid()
         self._totals_recorder = TotalsRecorder()
         with NATIVE_CALLS, ExitStack() as cleanup, memory_errors():
             cleanup.callback(loaded.backend.close)
             self._policies = Policies(loaded.policy_context)
             self._policy = self.policy(policy)
-            self.models = load_models(loaded.backend, self.manifest, choice.drafter, self._trees, choice.latency, choice.fixed_tree)
+            self._lanes = load_lanes(loaded, lanes) if lanes > 1 else None
+            if self._lanes is None:
+                self.models = load_models(loaded.backend, self.manifest, choice.drafter, self._trees, choice.latency, choice.fixed_tree)
             self._resources = cleanup.pop_all()
 
     def fork(self) -> Decoder:
@@ -92,7 +104,7 @@ class Decoder:
             policy = self._policy_argument
             if not (policy is None or isinstance(policy, str)):
                 policy = deepcopy(policy)
-            return Decoder(self._engine.fork(), policy=policy)
+            return Decoder(self._engine.fork(), policy=policy, lanes=self.lanes)
 
     def warmup(self) -> None:
         """Decode a few tokens with each tree of the policy, so that the first request is as fast as later ones. Clears the cache and counts
@@ -105,7 +117,7 @@ class Decoder:
         params = SamplingParams(max_new_tokens=WARM_UP_TOKENS)
         trees = dict.fromkeys((*self._trees, *(() if self.manifest.tensorrt else (PLAIN,))))
         for prompt, spec in ((two_chunks, next(iter(trees))), *((two_chunks[:8], spec) for spec in trees)):
-            request = Request(prompt, params, self.models.make_sampler(params), FixedPolicy(spec), frozenset())
+            request = Request(prompt, params, (self._lanes or self.models).make_sampler(params), FixedPolicy(spec), frozenset())
             for _ in self._start(request, TotalsRecorder()):
                 pass
             self.forget()
@@ -114,8 +126,22 @@ class Decoder:
         """Drop the cached prefix, so that the next request computes its whole prompt. Use it to measure, or between users who must not
         learn from timing what was asked before. Raises DecoderBusy and DecoderClosed."""
         with self._opened():
-            self._check_free()
-            self.models.target.cache_valid = False
+            if any(not each.ended for each in self._running):
+                raise DecoderBusy(_BUSY)
+            if self._lanes is None:
+                self.models.target.cache_valid = False
+            else:
+                self._lanes.driver.forget()
+
+    @property
+    def round_seconds(self) -> float:
+        """Seconds of a round of several lanes, as a running mean; 0 before the first and with one lane."""
+        return self._lanes.driver.forest.pace.round_seconds if self._lanes else 0.0
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Seconds between the tokens of a running answer, as a running mean; 0 before the first and with one lane."""
+        return self._lanes.driver.forest.pace.token_seconds if self._lanes else 0.0
 
     @property
     def default_tree(self) -> TreeSpec:
@@ -175,23 +201,29 @@ class Decoder:
             request = Request(
                 prompt=ids,
                 params=params,
-                sampler=self.models.make_sampler(params),
+                sampler=(self._lanes or self.models).make_sampler(params),
                 policy=self._policy if policy is None else self.policy(policy),
                 stop_tokens=frozenset(self.manifest.tokens.stop),
                 deadline=deadline,
             )
-            return self._start(request, self._totals_recorder)
+            by_budget = policy is None and self._policy_argument is None
+            return self._start(request, self._totals_recorder, by_budget)
 
     def _check_free(self) -> None:
-        if self._active is not None and not self._active.ended:
-            raise DecoderBusy("a Stream of this Decoder is still open — finish it, close() it, or use a second Decoder")
+        self._running = [each for each in self._running if not each.ended]
+        if len(self._running) >= self.lanes:
+            raise DecoderBusy(_BUSY)
 
-    def _start(self, request: Request, recorder: TotalsRecorder) -> Stream:
+    def _start(self, request: Request, recorder: TotalsRecorder, by_budget: bool = False) -> Stream:
+        """``by_budget``: whether a lane's trees are left to the row budget."""
         expect_own_process(self._process)
         with self._lock:
             self._check_free()
-            self._active = active = ActiveRequest(request, recorder)
+            active = ActiveRequest(request, recorder)
+            self._running.append(active)
             self._check_open()  # only now: close() must find the request
+            if self._lanes is not None:
+                return LaneStream(active, self._lanes.start(active, request, None if by_budget else request.policy))
             return Stream(active, request.run(self.models.target, self._drafter_for(request.policy), self._tokenizer))
 
     def _drafter_for(self, policy: Policy) -> Drafter:
@@ -242,9 +274,12 @@ class Decoder:
             return
         with self._lock:
             self._closed = True
-            active = self._active
-        if active is not None:
+            running = list(self._running)
+        for active in running:
             active.request.cancelled = True
+        if self._lanes is not None:
+            self._lanes.driver.close()
+        for active in running:
             with active.pass_lock:
                 if active.in_pass:  # the lock is reentrant, so the pass runs in this thread
                     active.after_pass = self._free

@@ -12,7 +12,7 @@ from policy import LatencyModel, TreeSpec
 
 from .backends.base import Backend, Buffer, CacheLayout, dtype_of
 from .decoding.drafter import Drafter
-from .decoding.gumbel import GumbelMaxSampler, scratch_buffers
+from .decoding.gumbel import host_samplers
 from .decoding.sampling import InverseCdfSampler, Sampler, greedy
 from .decoding.target import ARANGE, TREE_TENSORS, Target
 from .drafters.base import DrafterParts
@@ -86,8 +86,7 @@ def _layout(tensor: Tensor) -> CacheLayout:
 def _sampler_factory(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer) -> Callable[[SamplingParams], Sampler]:
     memory, positions, nodes = backend.memory, manifest.limits.capacity, manifest.limits.tree_nodes
     if memory.on_host:
-        scratch = scratch_buffers(manifest.shape.vocab)
-        return lambda params: greedy if params.greedy else GumbelMaxSampler(params, scratch)
+        return host_samplers(manifest.shape.vocab)
     uniforms = memory.zeros(positions, "float32")
     shared = {"logits": logits, "uniforms": uniforms, "token": token}
     engine = backend.engine("sample", shared, {"n": nodes, "p": positions})

@@ -79,6 +79,23 @@ def combined(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
     return decorate
 
 
+def numbers(kind: type[int] | type[float], least: float) -> Callable[[click.Context, click.Parameter, str | None], list[Any] | None]:
+    """A click callback for an option with numbers and commas between them, all of ``kind`` and at least ``least``, each kept once."""
+
+    def parse(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[Any] | None:
+        if text is None:
+            return None
+        try:
+            given = [kind(part) for part in text.split(",")]
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not numbers with commas between them, such as 1,2,4") from None
+        if not all(least <= number < float("inf") for number in given):
+            raise click.BadParameter(f"{text!r} has a number below {least:g} or without end")
+        return list(dict.fromkeys(given))
+
+    return parse
+
+
 def summaries(kinds: Iterable[DrafterKind | PolicyKind]) -> str:
     """The registries' entries as one line of help."""
     return "; ".join(f"{kind.name}: {kind.summary}" for kind in kinds)

@@ -11,7 +11,7 @@ from policy import Policy, TreeSpec
 
 from .decoding.drafter import Drafter
 from .decoding.logprobs import LogprobRecorder, TokenLogprob
-from .decoding.loop import Root, begin, prefill, rounds
+from .decoding.loop import Root, Round, begin, prefill, rounds
 from .decoding.sampling import Sampler
 from .decoding.stats import RequestCounters
 from .decoding.target import Target
@@ -54,6 +54,7 @@ class Request:
     stop: str | None = None
     cancelled: bool = False
     _logprob_recorder: LogprobRecorder | None = field(default=None, init=False)
+    _detokenizer: Detokenizer = field(init=False)
     _stops: StopStrings = field(init=False)
     _max_new_tokens: int = field(init=False)  # the loop also ends when the context is full
     _begun: bool = field(default=False, init=False)  # whether the caches belong to this request
@@ -73,42 +74,53 @@ class Request:
         target.cache_valid = target.cache_valid or self._begun
 
     def _chunks(self, target: Target, drafter: Drafter, tokenizer: Tokenizer) -> Iterator[Chunk]:
+        self.open(tokenizer)
         root = self._prefill(target, drafter)
-        detokenizer = Detokenizer(tokenizer, self.prompt)
-        self._stops = StopStrings(self.params.stop, tokenizer.hidden if self.params.stop else {})
         if root is not None:
-            self.counters.new_tokens = 1
-            yield self._chunk(detokenizer, (root.token,), None)
-            if not self._is_over():
-                yield from self._decode(target, drafter, detokenizer, root)
+            yield self.chunk((root.token,), None)
+            if not self.is_over():
+                yield from self._decode(target, drafter, root)
+        if tail := self.end():
+            yield tail
+
+    def open(self, tokenizer: Tokenizer) -> None:
+        """Prepare for the first chunk."""
+        self._detokenizer = Detokenizer(tokenizer, self.prompt)
+        self._stops = StopStrings(self.params.stop, tokenizer.hidden if self.params.stop else {})
+
+    def end(self) -> Chunk | None:
+        """The last chunk, with text that was withheld; None if there is none."""
         self.stop = self.stop or "length"
-        tail = "" if self.stop == "stop_string" else self._stops.push(detokenizer.flush()) + self._stops.flush()
-        if tail:
-            yield Chunk(tail, (), 0, None, logprobs=None if self._logprob_recorder is None else ())
+        tail = "" if self.stop == "stop_string" else self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+        return Chunk(tail, (), 0, None, logprobs=None if self._logprob_recorder is None else ()) if tail else None
+
+    @property
+    def room(self) -> int:
+        """Tokens that the answer may still have."""
+        return self._max_new_tokens - self.counters.new_tokens
 
     def _prefill(self, target: Target, drafter: Drafter) -> Root | None:
         """The first root; None if the request ended before its first token."""
         started, root = perf_counter(), None
-        if self._is_over():
+        if self.is_over():
             return None
         with PREFILL:
             self.counters.cached_prompt_tokens = begin(target, drafter, self.prompt)
             self._begun = True
             steps = prefill(target, drafter, self.sampler, self.prompt)
-            while root is None and not self._is_over():
+            while root is None and not self.is_over():
                 root = next(steps)
         self.counters.prefill_seconds = perf_counter() - started
-        return None if self._is_over() else root
+        return None if self.is_over() else root
 
-    def _decode(self, target: Target, drafter: Drafter, detokenizer: Detokenizer, root: Root) -> Iterator[Chunk]:
-        for round_ in rounds(target, drafter, self.policy, self.sampler, root, self._max_new_tokens - 1):
-            chunk = self._chunk(detokenizer, round_.tokens, round_.spec, round_.nodes)
-            self.counters.add(round_, len(chunk.tokens))
-            yield chunk
-            if self._is_over():
+    def _decode(self, target: Target, drafter: Drafter, root: Root) -> Iterator[Chunk]:
+        for round_ in rounds(target, drafter, self.policy, self.sampler, root, self.room):
+            yield self.chunk(round_.tokens, round_)
+            if self.is_over():
                 return
 
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
+        """Whether the request has ended; asked between passes. Sets ``stop``."""
         if self.stop is None and self.counters.new_tokens < self._max_new_tokens:
             if self.cancelled:
                 self.stop = "cancelled"
@@ -116,8 +128,8 @@ class Request:
                 self.stop = "deadline"
         return self.stop is not None
 
-    def _chunk(self, detokenizer: Detokenizer, tokens: tuple[int, ...], spec: TreeSpec | None, nodes: int = 0) -> Chunk:
-        """The chunk of a round, cut after the first token that ends the answer."""
+    def chunk(self, tokens: tuple[int, ...], round_: Round | None) -> Chunk:
+        """The chunk of a round, cut after the first token that ends the answer; ``round_`` is None for the first token. Counts it."""
         shown, kept = "", 0
         while kept < len(tokens) and not self.stop:
             token = tokens[kept]
@@ -125,11 +137,15 @@ class Request:
             if token in self.stop_tokens:
                 self.stop = "eos"
                 break
-            piece = detokenizer.push(token)
+            piece = self._detokenizer.push(token)
             if token in self._stops.marks:  # bytes before it will not become a character
-                piece += detokenizer.flush()
+                piece += self._detokenizer.flush()
             shown += self._stops.push(piece, token)
             if self._stops.found:
                 self.stop = "stop_string"
         logprobs = None if self._logprob_recorder is None else self._logprob_recorder.take()[:kept]
-        return Chunk(shown, tokens[:kept], min(kept, len(tokens) - 1), spec, nodes, logprobs)
+        if round_ is None:
+            self.counters.new_tokens += kept
+            return Chunk(shown, tokens[:kept], 0, None, logprobs=logprobs)
+        self.counters.add(round_, kept)
+        return Chunk(shown, tokens[:kept], min(kept, len(tokens) - 1), round_.spec, round_.nodes, logprobs)

@@ -53,10 +53,9 @@ class ActiveRequest:
             self.request.stop = self.request.stop or reason
             self._totals_recorder.add(self.request.counters, self.request.stop)
 
-    def count_pass(self, chunk: Chunk) -> None:
-        """Add the verification pass that ``chunk`` came from, if any, to the totals."""
-        if chunk.spec is not None:
-            self._totals_recorder.add_pass(chunk.nodes)
+    def count_pass(self, rows: int) -> None:
+        """Add a verification pass to the totals."""
+        self._totals_recorder.add_pass(rows)
 
 
 class Stream(Iterator[Chunk]):
@@ -74,7 +73,8 @@ class Stream(Iterator[Chunk]):
             try:
                 if not active.ended:
                     chunk = next(self._chunks)
-                    active.count_pass(chunk)
+                    if chunk.spec is not None:
+                        active.count_pass(chunk.nodes)
                     return chunk
             except StopIteration:
                 active.end()
@@ -126,3 +126,17 @@ class Stream(Iterator[Chunk]):
 
     def __del__(self) -> None:
         self._active.end()
+
+
+class LaneStream(Stream):
+    """A running request of a Decoder with several lanes. Its passes run in the Decoder's thread, so iterating only waits for chunks."""
+
+    def __next__(self) -> Chunk:
+        expect_own_process(self._active.process)
+        try:
+            return next(self._chunks)
+        except StopIteration:
+            raise
+        except BaseException:  # also Ctrl-C: the request ends in any case
+            self._active.end()
+            raise

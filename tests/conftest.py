@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def _take_cores(worker: str, workers: int) -> None:
+    """Gives this process its share of the cores. With a thread for every core in every worker, threads wait for each other: a tiny engine
+    takes three times the time. Tests of several threads ask for them."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) >= workers:
+        os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: workers])
+
+
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    _take_cores(os.environ["PYTEST_XDIST_WORKER"], int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what `scripts/check --fast` leaves out: by fixture what runs the demo model, by folder TensorRT's builds and the long runs.
 
@@ -41,13 +54,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A six-layer random llama with a vocabulary of 320, fully exported."""
-    from tests.support.tiny import write_checkpoint
-
     root = tmp_path_factory.mktemp("tiny")
-    write_checkpoint(root / "source")
-    assert run_command(command, "resps-export", ["--weights", str(root / "source"), "--out", str(root), "--name", "tiny"]) == 0
+    assert run_command(command, "resps-export", ["--weights", str(tiny_checkpoint), "--out", str(root), "--name", "tiny"]) == 0
     return root / "tiny"
 
 
@@ -99,13 +109,20 @@ def demo_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     return engine
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """A Hugging Face directory of a tiny llama, ready to be exported."""
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face directory of a tiny llama. Whoever changes it changes a copy."""
     from tests.support.tiny import write_checkpoint
 
-    write_checkpoint(tmp_path / "tiny")
-    return tmp_path / "tiny"
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    write_checkpoint(directory)
+    return directory
+
+
+@pytest.fixture
+def source(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of it, ready to be exported."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "tiny"))
 
 
 @pytest.fixture

@@ -58,6 +58,9 @@ class FuseWriter(LayerWriter):
 class DraftWriter(LayerWriter):
     """Writes `draft`. ``embedding``: the tensor in the target's graph, for drafts without an embedding of their own."""
 
+    graph_name = "draft"
+    row_axis = "m"  # name of the dimension of the pass's rows
+
     def __init__(
         self,
         draft: DraftArch,
@@ -68,7 +71,7 @@ class DraftWriter(LayerWriter):
         embedding: Embedding,
         static: bool = False,
     ) -> None:
-        super().__init__("draft", draft.layer, source, precision, capacity, weights, static)
+        super().__init__(self.graph_name, draft.layer, source, precision, capacity, weights, static)
         self.draft, self.checkpoint, self.embedding = draft, source, embedding
         if draft.layer.max_position < capacity:
             self.window = draft.layer.max_position  # the draft has not seen larger distances in training
@@ -76,18 +79,8 @@ class DraftWriter(LayerWriter):
     def build(self) -> None:
         """Write the whole graph."""
         g, size = self.g, self.arch.hidden
-        tokens = g.input("tokens", INT64, [1, "m"])
-        hidden = g.op("Reshape", g.input("hidden", self.precision.compute, [1, "m", size]), g.const([-1, size]))
-        depth = g.input("depth", INT64, [1, "m"])
-        tree_mask = g.input("tree_mask", BOOL, ["m", "w"])
-        self.past, self.write = g.input("past", INT64, [1]), g.input("write", INT64, [1])
-        self.value_write = self.write
-        slots = g.input("slots", INT64, ["span"])
-        rows, beam = g.input("rows", INT64, ["r"]), g.input("beam", INT64, ["k"])
-        self.positions = g.op("Add", depth, self.past)
-        self.mask = self._attention_mask(tree_mask, slots)
-        self.rope = self._rotary()
-
+        tokens, hidden, rows, beam = self._inputs()
+        hidden = g.op("Reshape", hidden, g.const([-1, size]))
         feature = self._norm(hidden, "model.layers.0.hidden_norm.weight")
         both = g.op("Concat", self._norm(self._embedded(tokens), "model.layers.0.input_layernorm.weight"), feature, axis=1)
         hidden = self._layer(0, both, feature if self.draft.norm_before_residual else hidden)
@@ -96,10 +89,27 @@ class DraftWriter(LayerWriter):
         normed = self._norm(hidden, "model.norm.weight")
         g.op("Unsqueeze", normed if self.draft.norm_output else hidden, g.const([0]), out="next_hidden")
         self._candidates(g.op("Gather", normed, rows), beam)
-        g.output("next_hidden", self.precision.compute, [1, "m", size])
+        g.output("next_hidden", self.precision.compute, [1, self.row_axis, size])
         g.output("log_probs", FLOAT, ["r", "k"])
         g.output("candidates", INT64, ["r", "k"])
         self._declare_presents()
+
+    def _inputs(self) -> tuple[str, str, str, str]:
+        """Declare the inputs but the caches, and write the nodes that all layers share. Returns the names of ``tokens``, ``hidden``,
+        ``rows`` and ``beam``."""
+        g = self.g
+        tokens = g.input("tokens", INT64, [1, self.row_axis])
+        hidden = g.input("hidden", self.precision.compute, [1, self.row_axis, self.arch.hidden])
+        depth = g.input("depth", INT64, [1, self.row_axis])
+        tree_mask = g.input("tree_mask", BOOL, [self.row_axis, "w"])
+        self.past, self.write = g.input("past", INT64, [1]), g.input("write", INT64, [1])
+        self.value_write = self.write
+        slots = g.input("slots", INT64, ["span"])
+        rows, beam = g.input("rows", INT64, ["r"]), g.input("beam", INT64, ["k"])
+        self.positions = g.op("Add", depth, self.past)
+        self.mask = self._attention_mask(tree_mask, slots)
+        self.rope = self._rotary()
+        return tokens, hidden, rows, beam
 
     def _matrix(self, layer: int, matrix: str) -> tuple[tuple[str, ...], int, int]:
         parts, outputs, inputs = super()._matrix(layer, matrix)

@@ -33,6 +33,7 @@ class StorageWriter:
 
     def __init__(self, name: str, source: Weights | None, precision: Precision, weights: WeightCount) -> None:
         self.name, self.source, self.precision, self.weights = name, source, precision, weights
+        self.first_byte = weights.size  # in the file, of this graph's weights
         self.g = GraphBuilder(name)
 
     def _product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int | None, *bias: str) -> str:

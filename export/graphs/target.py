@@ -40,6 +40,9 @@ class TargetWriter(LayerWriter):
     means the stream that leaves the last layer. ``keep_integers``: store a quantized checkpoint's integers where the graph can hold them.
     """
 
+    graph_name = "target"
+    row_axis = "n"  # name of the dimension of the pass's rows
+
     def __init__(
         self,
         arch: Arch,
@@ -51,7 +54,7 @@ class TargetWriter(LayerWriter):
         static: bool = False,
         keep_integers: bool = True,
     ) -> None:
-        super().__init__("target", arch, source, precision, capacity, weights, static)
+        super().__init__(self.graph_name, arch, source, precision, capacity, weights, static)
         self.keep_integers = keep_integers
         self.captured = captured or arch.captured
         self.ordered = is_ordered(precision) and not static
@@ -61,17 +64,7 @@ class TargetWriter(LayerWriter):
     def build(self) -> Iterator[int]:
         """Write the whole graph. Yields the number of finished layers, for progress reports."""
         g, arch = self.g, self.arch
-        tokens = g.input("tokens", INT64, [1, "n"])
-        depth = g.input("depth", INT64, [1, "n"])
-        tree_mask = g.input("tree_mask", BOOL, ["n", "n"])
-        self.past = self.write = self.value_write = g.input("past", INT64, [1])
-        slots = g.input("slots", INT64, ["span"])
-        rows = g.input("rows", INT64, ["r"])
-        self.positions = g.op("Add", depth, self.past)
-        self.mask = self._attention_mask(tree_mask, slots)
-        self.rope = self._rotary()
-        self._prepare_attention(slots)
-
+        tokens, rows = self._inputs()
         self.embedding = self._embedding()
         hidden = self.embedding.rows(g, tokens, self.precision.compute, out=stream(0))
         streams = [hidden]
@@ -85,8 +78,23 @@ class TargetWriter(LayerWriter):
         self._head(g.op("Gather", hidden, rows))
         g.output("next_token", INT64, [1, "r"])
         g.output("logits", FLOAT, [1, "r", arch.vocab])
-        g.output("features", self.precision.compute, [1, "n", len(self.captured) * arch.hidden])
+        g.output("features", self.precision.compute, [1, self.row_axis, len(self.captured) * arch.hidden])
         self._declare_presents()
+
+    def _inputs(self) -> tuple[str, str]:
+        """Declare the inputs but the caches, and write the nodes that all layers share. Returns the names of ``tokens`` and ``rows``."""
+        g = self.g
+        tokens = g.input("tokens", INT64, [1, self.row_axis])
+        depth = g.input("depth", INT64, [1, self.row_axis])
+        tree_mask = g.input("tree_mask", BOOL, [self.row_axis, self.row_axis])
+        self.past = self.write = self.value_write = g.input("past", INT64, [1])
+        slots = g.input("slots", INT64, ["span"])
+        rows = g.input("rows", INT64, ["r"])
+        self.positions = g.op("Add", depth, self.past)
+        self.mask = self._attention_mask(tree_mask, slots)
+        self.rope = self._rotary()
+        self._prepare_attention(slots)
+        return tokens, rows
 
     def _embedding(self) -> Embedding:
         """Add the table. A tied head of integers is the table too: a row of one is a column of the other, with the same scale."""

@@ -29,10 +29,11 @@ Converted = TypeVar("Converted")
 
 
 class WeightCount:
-    """Hands out the TensorProtos that point into a weight file called ``location``, and counts its bytes. Reads and writes nothing."""
+    """Hands out the TensorProtos that point into a weight file called ``location``, and counts its bytes from ``size``. Reads and writes
+    nothing."""
 
-    def __init__(self, location: str) -> None:
-        self.location, self.size = location, 0
+    def __init__(self, location: str, size: int = 0) -> None:
+        self.location, self.size = location, size
 
     def add(self, name: str, dtype: int, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> TensorProto:
         """Append one tensor. ``chunks``: consecutive pieces of its bytes, which only a WeightFile iterates over."""
@@ -109,14 +110,17 @@ def converted_rows(checkpoint: Weights, names: Sequence[str], convert: Callable[
         with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, which WeightFile reports
             return convert(checkpoint.read(name, start, stop))
 
+    blocks = [(name, *rows) for name in names for rows in row_ranges(checkpoint, name)]
+    if 4 * sum(math.prod(checkpoint.shape(name)) for name in names) <= CHUNK_BYTES:  # starting threads would take longer
+        yield from (one(*block) for block in blocks)
+        return
     threads = min(usable_cores(), MOST_THREADS)
     waiting: deque[Future[Converted]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for name in names:
-            for start, stop in row_ranges(checkpoint, name):
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-                waiting.append(pool.submit(one, name, start, stop))
+        for block in blocks:
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(one, *block))
         while waiting:
             yield waiting.popleft().result()
 

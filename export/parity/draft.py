@@ -90,14 +90,14 @@ class _ExportedDraft:
 
     def __init__(self, directory: Path, draft: DraftCheckpoint, precision: Precision) -> None:
         self.directory, self.draft, self.dtype = directory, draft, NUMPY_TYPES[_cpu_type(precision)]
-        self.draft_ids = np.full(draft.arch.layer.vocab, -1)  # by the target's token id
-        self.draft_ids[draft.tokens] = np.arange(len(draft.tokens))
 
     def run(self, features: np.ndarray, tokens: np.ndarray, beams: np.ndarray) -> np.ndarray:
         """Log-probabilities [COMMITTED + BEAMS, Vd] of the committed rows and of the ``beams``, which are children of the last."""
         layer = self.draft.arch.layer
-        (hidden,) = _session(self.directory / "fuse.onnx", self.dtype).run(None, {"features": features[None], "rows": np.arange(COMMITTED)})
-        session = _session(self.directory / "draft.onnx", self.dtype)
+        (hidden,) = open_session(self.directory / "fuse.onnx", self.dtype).run(
+            None, {"features": features[None], "rows": np.arange(COMMITTED)}
+        )
+        session = open_session(self.directory / "draft.onnx", self.dtype)
         slots = session.get_inputs()[-1].shape[2]
         empty = np.zeros((1, layer.kv_heads, slots if isinstance(slots, int) else SLOTS, layer.head_dim), self.dtype)
         caches = {f"past.{index}.{part}": empty for index in range(layer.layers) for part in ("key", "value")}
@@ -105,7 +105,7 @@ class _ExportedDraft:
         caches = dict(zip(caches, committed[3:], strict=True))
         last_hidden = np.repeat(committed[0][:, -1:], BEAMS, 1)
         level = session.run(None, self._feeds(beams, last_hidden, np.zeros(BEAMS, np.int64), np.eye(BEAMS, dtype=bool), COMMITTED, caches))
-        return np.concatenate([self._by_draft_id(*committed[1:3]), self._by_draft_id(*level[1:3])])
+        return np.concatenate([by_draft_id(self.draft, *each[1:3]) for each in (committed, level)])
 
     def _feeds(
         self, tokens: np.ndarray, hidden: np.ndarray, depth: np.ndarray, mask: np.ndarray, past: int, caches: dict[str, np.ndarray]
@@ -120,11 +120,14 @@ class _ExportedDraft:
         feeds = {name: np.array(value, np.int64) for name, value in integers.items()}
         return {**feeds, "tokens": tokens[None], "hidden": hidden, "depth": depth[None], "tree_mask": mask, **caches}
 
-    def _by_draft_id(self, log_probs: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """Log-probabilities in the order of the draft's vocabulary. The graph sorts them; ``candidates`` are the target's ids."""
-        ordered = np.zeros_like(log_probs)
-        np.put_along_axis(ordered, self.draft_ids[candidates], log_probs, axis=1)
-        return ordered
+
+def by_draft_id(draft: DraftCheckpoint, log_probs: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Log-probabilities in the order of the draft's vocabulary. The graph sorts them; ``candidates`` are the target's ids."""
+    draft_ids = np.full(draft.arch.layer.vocab, -1)  # by the target's token id
+    draft_ids[draft.tokens] = np.arange(len(draft.tokens))
+    ordered = np.zeros_like(log_probs)
+    np.put_along_axis(ordered, draft_ids[candidates], log_probs, axis=1)
+    return ordered
 
 
 def _cpu_type(precision: Precision) -> int:
@@ -132,7 +135,7 @@ def _cpu_type(precision: Precision) -> int:
     return FLOAT if precision.compute == BFLOAT16 else precision.compute
 
 
-def _session(file: Path, dtype: np.dtype) -> Any:
+def open_session(file: Path, dtype: np.dtype) -> Any:
     """An ONNX Runtime session of a graph that computes in ``dtype``. A bfloat16 graph is replaced by its float32 copy."""
     model = onnx.load(file, load_external_data=False)
     if any(value.type.tensor_type.elem_type == BFLOAT16 for value in (*model.graph.input, *model.graph.output)):

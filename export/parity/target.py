@@ -80,15 +80,23 @@ def sampled_layers(arch: Arch) -> Sequence[int]:
 
 
 def compare(
-    expected: np.ndarray, actual: np.ndarray, precision: Precision, model: str, difference: float | None = None, layers: int | None = None
+    expected: np.ndarray,
+    actual: np.ndarray,
+    precision: Precision,
+    model: str,
+    difference: float | None = None,
+    layers: int | None = None,
+    reference: str = "checkpoint",
+    most: float = MAX_FP32_DIFF,
 ) -> Check:
     """Compare log-probabilities [n, V] of reference and export.
 
-    ``model``: "target" or "draft", for messages. ``difference``: largest difference of a logit, if the caller has logits; by default that
-    of the log-probabilities. ``layers``: how many were run, None for all. Raises ParityError if the difference is more than rounding.
+    ``model``: "target" or "draft", perhaps "with lanes", for messages, as is ``reference``. ``difference``: largest difference of a logit,
+    if the caller has logits; by default that of the log-probabilities. ``layers``: how many were run, None for all. Raises ParityError if
+    the difference is more than rounding. ``most``: largest difference of a logit in fp32 that can be rounding.
     """
     if not np.isfinite(actual).all():
-        option = "--draft-precision" if model == "draft" else "--precision"
+        option = "--draft-precision" if model.startswith("draft") else "--precision"
         raise ParityError(f"the exported {model} gives logits that are not finite in {precision.name} — choose another {option}")
     check = Check(
         rows=len(expected),
@@ -97,9 +105,9 @@ def compare(
         mean_kl=float((np.exp(expected) * (expected - actual)).sum(-1).mean()),
         same_argmax=float((expected.argmax(-1) == actual.argmax(-1)).mean()),
     )
-    if check.mean_kl > MAX_KL[precision.name] or (precision.name == "fp32" and check.max_abs_logit_diff > MAX_FP32_DIFF):
+    if check.mean_kl > MAX_KL[precision.name] or (precision.name == "fp32" and check.max_abs_logit_diff > most):
         raise ParityError(
-            f"the exported {model} differs from the checkpoint: max |logit difference| {check.max_abs_logit_diff:.2g}, "
+            f"the exported {model} differs from the {reference}: max |logit difference| {check.max_abs_logit_diff:.2g}, "
             f"mean KL {check.mean_kl:.2g} — please report the model and the precision"
         )
     return check
@@ -114,47 +122,67 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def exported_logits(
     file: Path, checkpoint: Checkpoint, precision: Precision, tree: Tree, layers: Sequence[int], report: Report = lambda done, total: None
 ) -> np.ndarray:
-    """Logits [n, V] of the exported graph for a tree of n nodes, with a few layers in memory at a time. Only ``layers``, ascending, are
-    run, one after the other."""
-    arch = checkpoint.arch
-    model = onnx.load(file, load_external_data=False)
-    if precision.compute == BFLOAT16:
-        model = float32_copy(model)
-    slots = _shorten_caches(model)
-    compute = NUMPY_TYPES[_stream_type(model)]
-    caches = {value.name: _cache_shape(value, slots) for value in model.graph.input if value.name.startswith("past.")}
-    zeros = {shape: np.zeros(shape, compute) for shape in set(caches.values())}
-    feeds: dict[str, Any] = {
+    """Logits [n, V] of the exported graph for a tree of n nodes, with an empty cache. Only ``layers``, ascending, are run, one after the
+    other."""
+    return logits_by_pieces(file, precision, tree_inputs(tree, 0, SLOTS), SLOTS, checkpoint.arch.layers, layers, report)
+
+
+def tree_inputs(tree: Tree, past: int, slots: int) -> dict[str, np.ndarray]:
+    """The inputs of a graph for one lane, but the caches and ``rows``. ``slots``: of the caches."""
+    return {
         "tokens": tree.tokens[None],
         "depth": tree.depth[None],
         "tree_mask": tree.mask,
-        "past": np.zeros(1, np.int64),
-        "slots": np.arange(SLOTS),
-        "rows": np.arange(len(tree)),
+        "past": np.array([past], np.int64),
+        "slots": np.arange(slots),
+    }
+
+
+def logits_by_pieces(
+    file: Path,
+    precision: Precision,
+    inputs: dict[str, np.ndarray],
+    size: int,
+    count: int,
+    layers: Sequence[int],
+    report: Report = lambda done, total: None,
+) -> np.ndarray:
+    """Logits [n, V] of all rows of a target graph, with a few layers in memory at a time and caches of zeros.
+
+    ``size``: the caches' symbolic dimension. ``count``: the model's layers, of which only ``layers``, ascending, are run, one after the
+    other."""
+    model = onnx.load(file, load_external_data=False)
+    if precision.compute == BFLOAT16:
+        model = float32_copy(model)
+    _shorten_caches(model, size)
+    compute = NUMPY_TYPES[_stream_type(model)]
+    caches = {value.name: _cache_shape(value, size) for value in model.graph.input if value.name.startswith("past.")}
+    zeros = {shape: np.zeros(shape, compute) for shape in set(caches.values())}
+    feeds: dict[str, Any] = {
+        **inputs,
+        "rows": np.arange(inputs["tokens"].shape[1]),
         **{name: zeros[shape] for name, shape in caches.items()},
     }
     hidden = np.empty(0)
-    pieces = list(_piece_boundaries(model, arch.layers, layers))
+    pieces = list(_piece_boundaries(model, count, layers))
     for done, (source, result) in enumerate(pieces, 1):
-        inputs = {**feeds, source: hidden} if source else feeds
-        hidden = _run(file.with_name(f"check.{result}.onnx"), _subgraph(model, source, result), inputs, compute)
+        used = {**feeds, source: hidden} if source else feeds
+        hidden = _run(file.with_name(f"check.{result}.onnx"), _subgraph(model, source, result), used, compute)
         report(done, len(pieces))
     return np.asarray(hidden[0])
 
 
-def _shorten_caches(model: onnx.ModelProto) -> int:
-    """Returns the caches' number of slots. Caches of a fixed capacity may be large, so they get fewer slots, but more than are read."""
-    slots = SLOTS
+def _shorten_caches(model: onnx.ModelProto, slots: int) -> None:
+    """Caches of a fixed capacity, in graphs for TensorRT, may be large. They get fewer slots, but more than the ``slots`` that are read."""
     for value in model.graph.input:
         if value.name.startswith("past."):
-            dim = value.type.tensor_type.shape.dim[2]
-            if dim.dim_value:
-                dim.dim_value = slots = 2 * SLOTS
-    return slots
+            dims = value.type.tensor_type.shape.dim
+            if all(dim.dim_value for dim in dims):
+                dims[2].dim_value = 2 * slots
 
 
-def _cache_shape(cache: onnx.ValueInfoProto, slots: int) -> tuple[int, ...]:
-    return tuple(dim.dim_value or slots for dim in cache.type.tensor_type.shape.dim)
+def _cache_shape(cache: onnx.ValueInfoProto, size: int) -> tuple[int, ...]:
+    return tuple(dim.dim_value or size for dim in cache.type.tensor_type.shape.dim)
 
 
 def _piece_boundaries(model: onnx.ModelProto, layers: int, chosen: Sequence[int]) -> Iterator[tuple[str | None, str]]:

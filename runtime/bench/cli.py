@@ -10,21 +10,18 @@ import click
 
 from .. import options
 from ..console import run_command, usage_errors
-from ..errors import BenchError, RespsError
+from ..errors import BenchError
 from ..options import FILE, OUTPUT, option
-from ..standard_streams import print_json, say
+from ..standard_streams import print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from policy import TreeSpec
 
-    from ..decoder import Decoder
-    from .figures import Table
-    from .record import Measurement
+    from .report import Findings
 
-QUESTIONS = "Questions"
+QUESTIONS, CLIENTS = "Questions", "Several clients"
 SHOWING = {"again", "report_file", "as_json", "verbose"}  # parameters that go with --from
+LOAD = {"replicas", "lanes", "turns", "max_prompt_tokens"}  # parameters that need several clients
 
 
 @click.command(
@@ -32,14 +29,25 @@ SHOWING = {"again", "report_file", "as_json", "verbose"}  # parameters that go w
     epilog="""\
 resps-bench --engine-dir engines/smollm2-135m --policies none,fixed
 resps-bench --prompts questions.jsonl --draft eagle --draft ngram --tree 5,3,2 --json > bench.json
+resps-bench --engine-dir engines/smollm2-135m --clients 1,2,4,8 --replicas 1 --replicas 2 --max-new-tokens 64 --report bench.html
 resps-bench --from bench.json --report bench.html""",
 )
 @option(QUESTIONS, "--prompts", type=FILE, multiple=True, metavar="FILE...", show_default="a few of all kinds",
         help="Question files: JSON lines with turns or prompt, or a question a line.")  # fmt: skip
 @click.argument("more", nargs=-1, type=FILE, metavar="[FILE]...")
 @option(QUESTIONS, "--questions", type=click.IntRange(min=1), default=10, help="Number of questions per set.")
+@option(QUESTIONS, "--max-prompt-tokens", type=click.IntRange(min=1), help="With several clients: leave longer prompts out.")
+@option(CLIENTS, "--clients", callback=options.numbers(int, 1), metavar="N,...", show_default="one request at a time",
+        help="Numbers of clients, each of which sends its next request as soon as its last answer has ended.")  # fmt: skip
+@option(CLIENTS, "--rate", callback=options.numbers(float, 0.001), metavar="R,...",
+        help="Poisson arrivals: so many requests a second, whether answers have ended or not.")  # fmt: skip
+@option(CLIENTS, "--replicas", type=click.IntRange(1, 64), multiple=True, show_default="1",
+        help="Decoders over the same weights. May be repeated, to compare in turns.")  # fmt: skip
+@option(CLIENTS, "--lanes", type=click.IntRange(1, 1024), multiple=True, show_default="1",
+        help="Requests that one Decoder runs at once. May be repeated: all pairs with the replicas take part.")  # fmt: skip
+@option(CLIENTS, "--turns", type=click.IntRange(min=1), default=3, help="Times that every question is asked of each setting.")
 @options.policy("Policies to compare, also several with commas", "--policies", multiple=True, metavar="NAME,...",
-                show_default="without --tree: the default tree and all tuned policies")  # fmt: skip
+                show_default="without --tree: the default tree and all tuned policies; with clients: the tuned one")  # fmt: skip
 @options.tree("trees", "May be repeated.", multiple=True)
 @options.draft(
     "drafts", "May be repeated: every policy and tree runs with every draft. Each one loads the engine again into memory.", multiple=True
@@ -60,7 +68,7 @@ def command(again: Path | None, report_file: Path | None, as_json: bool, **given
 
     The contenders are plain decoding and all pairs of a draft with a policy or tree. Every contender answers every turn, they rotate in
     answering first, and every token is compared with plain decoding's. If interrupted, the command shows what it has measured.
-    docs/lab/figures.md defines the figures.
+    With --clients or --rate requests overlap, and throughput and latency are compared. docs/lab/figures.md defines the figures.
     """
     if report_file:
         from .svg import expect_matplotlib
@@ -69,84 +77,60 @@ def command(again: Path | None, report_file: Path | None, as_json: bool, **given
         if not report_file.absolute().parent.is_dir():
             raise BenchError(f"there is no folder for {report_file} — make it, or name another file")
     problem: BaseException | None = None
+    context = click.get_current_context()
     if again:
-        from .record import read
-
-        _expect_no_measuring(click.get_current_context())
-        measurement = read(again)
+        measuring = {str(each.name) for each in context.command.params} - SHOWING
+        _expect_absent(context, measuring, "--from measures nothing, so {} has no effect: leave one of them out")
+        findings = _read_again(again)
+    elif given["clients"] or given["rate"]:
+        findings, problem = _measured(given, several=True)
     else:
-        measurement, problem = _measured(given)
-    _show(measurement, as_json, report_file)
+        _expect_absent(context, LOAD, "{} is for several clients — give --clients or --rate too")
+        findings, problem = _measured(given, several=False)
+    _show(findings, as_json, report_file)
     if problem:
         raise problem
 
 
-def _expect_no_measuring(context: click.Context) -> None:
+def _expect_absent(context: click.Context, names: set[str], message: str) -> None:
+    """Raises UsageError if one of these parameters was given. ``message`` with {} for its option."""
     for parameter in context.command.params:
         given = context.get_parameter_source(str(parameter.name)) == click.core.ParameterSource.COMMANDLINE
-        if given and parameter.name not in SHOWING:
-            raise click.UsageError(f"--from measures nothing, so {parameter.opts[0]} has no effect: leave one of them out")
+        if given and parameter.name in names:
+            raise click.UsageError(message.format(parameter.opts[0]))
 
 
-def _measured(given: dict[str, Any]) -> tuple[Measurement, BaseException | None]:
-    """The measurement, and the error that ended it early, if any."""
-    import datetime
-    from contextlib import ExitStack
+def _read_again(file: Path) -> Findings:
+    from . import record, report
+    from .load import record as load_record
+    from .load import report as load_report
 
-    from ..backends.cpu.processor import usable_cores
-    from ..sampling_params import SamplingParams
-    from .contenders import make_contenders
-    from .machine import engine_of, this_machine
-    from .measure import measure, warm_up
-    from .questions import DEFAULT_FILE, read_questions
-    from .record import SCHEMA, BenchSettings, Measurement, Skipped, TurnRecord
+    data = record.read(file)
+    if data.get("kind") == load_record.KIND:
+        return load_report.findings_of(load_record.from_dict(data, file))
+    return report.findings_of(record.from_dict(data, file))
 
-    files = [*given["prompts"], *given["more"]] or [DEFAULT_FILE]
-    questions = read_questions(files, given["questions"])
-    threads = given["threads"] or usable_cores()
-    settings = BenchSettings(
-        tuple(map(str, files)), given["questions"], given["max_new_tokens"], given["temperature"], given["seed"], threads
-    )
-    with usage_errors():
-        SamplingParams(temperature=settings.temperature, seed=settings.seed)
+
+def _measured(given: dict[str, Any], several: bool) -> tuple[Findings, BaseException | None]:
+    """What was found, and the error that ended it early, if any. ``several``: with several clients."""
+    from .load.report import findings_of as load_findings_of
+    from .load.run import measured as load_measured
+    from .report import findings_of
+    from .run import measured
+
     names = [name.strip() for group in given["policies"] for name in group.split(",")]
-    trees = _parsed(given["trees"])
-    answers: list[TurnRecord] = []
-    skipped: list[Skipped] = []
-    problem: BaseException | None = None
-    with ExitStack() as stack:
-        decoders = [stack.enter_context(decoder) for decoder in _opened(given, threads)]
-        contenders = make_contenders(names, trees, decoders)
-        engine = engine_of(decoders)
-        warm_up(contenders)
-        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        try:
-            for came in measure(questions, contenders, settings, _progress):
-                if isinstance(came, Skipped):
-                    skipped.append(came)
-                else:
-                    answers.extend(came)
-        except (KeyboardInterrupt, RespsError) as stopped:
-            problem = stopped
-    if not answers:
-        if problem:
-            raise problem
-        raise BenchError(f"none of the {len(questions)} questions can be asked: {skipped[0].reason}")
-    records, machine = tuple(contender.record for contender in contenders), this_machine()
-    stopped_early = problem is not None
-    return Measurement(SCHEMA, date, stopped_early, settings, engine, machine, records, tuple(skipped), tuple(answers)), problem
+    asked = (_files(given), names, _parsed(given["trees"]))
+    if several:
+        load_measurement, problem = load_measured(given, *asked)
+        return load_findings_of(load_measurement), problem
+    measurement, problem = measured(given, *asked)
+    return findings_of(measurement), problem
 
 
-def _opened(given: dict[str, Any], threads: int) -> Iterator[Decoder]:
-    """One Decoder per draft, each with the whole engine in memory."""
-    from ..decoder import Decoder
-    from ..manifest.load import find_engine_dir
+def _files(given: dict[str, Any]) -> list[Path]:
+    from .questions import DEFAULT_FILE
 
-    directory = find_engine_dir(given["engine_dir"])
-    for draft in dict.fromkeys(given["drafts"] or [None]):
-        with usage_errors():
-            decoder = Decoder(directory, policy="none", draft=draft, backend=given["backend"], device=given["device"], threads=threads)
-        yield decoder
+    return [*given["prompts"], *given["more"]] or [DEFAULT_FILE]
 
 
 def _parsed(trees: tuple[str, ...]) -> list[TreeSpec]:
@@ -156,35 +140,25 @@ def _parsed(trees: tuple[str, ...]) -> list[TreeSpec]:
         return [TreeSpec.parse(tree) for tree in trees]
 
 
-def _show(measurement: Measurement, as_json: bool, report_file: Path | None) -> None:
-    from .figures import tabulate
-
-    table = tabulate(measurement)
+def _show(findings: Findings, as_json: bool, report_file: Path | None) -> None:
     try:
         if report_file:
             from .report import report
 
-            report_file.write_text(report(measurement, table), encoding="utf-8")
+            report_file.write_text(report(findings), encoding="utf-8")
     finally:  # figures that took an hour are printed even if the disk is full
-        _print(measurement, table, as_json)
+        _print(findings, as_json)
 
 
-def _print(measurement: Measurement, table: Table, as_json: bool) -> None:
-    from .record import as_dict
-    from .tables import headlines, markdown, tables
+def _print(findings: Findings, as_json: bool) -> None:
+    from .tables import markdown
 
     if as_json:
-        print_json(as_dict(measurement, table))
+        print_json(findings.data())
         return
-    click.echo("\n".join(headlines(measurement, table)))
-    for each in tables(measurement, table):
+    click.echo("\n".join(findings.headlines))
+    for each in findings.tables:
         click.echo("\n" + "\n".join(markdown(each)))
-
-
-def _progress(done: int, total: int) -> None:
-    """A counter on stderr, if that is a terminal."""
-    if sys.stderr.isatty():
-        say(f"\r{done} of {total} questions", nl=done == total)
 
 
 def main() -> None:

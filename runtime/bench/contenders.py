@@ -42,13 +42,14 @@ def make_contenders(names: Sequence[str], trees: Sequence[TreeSpec], decoders: S
     """
     contenders = [Contender(BASELINE, FixedPolicy(PLAIN), decoders[0])]
     for decoder in decoders:
-        policies = dict(_named(names, trees, decoder) if names or trees else _defaults(decoder))
+        policies = dict(named_policies(names, trees, decoder) if names or trees else _defaults(decoder))
         prefix = f"{decoder.draft} " if len(decoders) > 1 else ""
         contenders += [Contender(prefix + name, policy, decoder) for name, policy in policies.items() if name != BASELINE]
     return contenders
 
 
-def _named(names: Sequence[str], trees: Sequence[TreeSpec], decoder: Decoder) -> Iterator[tuple[str, Policy]]:
+def named_policies(names: Sequence[str], trees: Sequence[TreeSpec], decoder: Decoder) -> Iterator[tuple[str, Policy]]:
+    """Each policy of ``names`` and each tree of ``trees``, with its name. Raises BenchError, EngineDirError as `make_contenders`."""
     for name in names:
         try:
             yield name, decoder.policy(name)

@@ -96,7 +96,7 @@ def _cell(question_set: str | None, contender: str, answers: Sequence[TurnRecord
     draft, verify = sum(each.draft_seconds for each in stats), sum(each.verify_seconds for each in stats)
     waits = np.array([wait for answer in answers for wait in answer.rounds.waits])
     counts = np.array([count for answer in answers for count in answer.rounds.tokens], int)
-    wrong = [_differing(answer.tokens, plain[answer.set, answer.question, answer.turn]) for answer in answers]
+    wrong = [differing(answer.tokens, plain[answer.set, answer.question, answer.turn]) for answer in answers]
     return Cell(
         set=question_set,
         contender=contender,
@@ -108,9 +108,9 @@ def _cell(question_set: str | None, contender: str, answers: Sequence[TurnRecord
         ratio=compared.ratio if compared else None,
         tokens_per_cycle=tokens / cycles if cycles else None,
         acceptance=acceptance([accepted for answer in answers for accepted in answer.rounds.accepted]),
-        first_token=_percentiles(np.array([answer.first_token_seconds for answer in answers])),
-        delivery=_percentiles(waits) if len(waits) else None,
-        token=_percentiles(per_token(waits, counts)) if counts.sum() else None,
+        first_token=percentiles(np.array([answer.first_token_seconds for answer in answers])),
+        delivery=percentiles(waits) if len(waits) else None,
+        token=percentiles(per_token(waits, counts)) if counts.sum() else None,
         prefill_tokens_per_second=sum(each.prompt_tokens for each in stats) / max(1e-9, sum(each.prefill_seconds for each in stats)),
         cycle_ms=1e3 * seconds / cycles if cycles else None,
         draft=draft / seconds if seconds else None,
@@ -146,11 +146,11 @@ def per_token(waits: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.repeat(waits / np.maximum(counts, 1), counts)
 
 
-def _differing(tokens: tuple[int, ...], plain: tuple[int, ...]) -> int:
+def differing(tokens: tuple[int, ...], plain: tuple[int, ...]) -> int:
     """Positions at which two answers differ, those after the end of the shorter one included."""
     return sum(mine != other for mine, other in zip_longest(tokens, plain))
 
 
-def _percentiles(seconds: np.ndarray) -> Percentiles:
+def percentiles(seconds: np.ndarray) -> Percentiles:
     p50, p99 = np.percentile(1e3 * seconds, (50, 99))
     return Percentiles(float(p50), float(p99))

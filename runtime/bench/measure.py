@@ -42,7 +42,7 @@ def measure(
         for turn, text in enumerate(question.turns):
             chat.append({"role": "user", "content": text})
             try:
-                prompt = decoder.encode(_prompt(decoder, chat))
+                prompt = decoder.encode(prompt_of(decoder, chat))
             except PromptError as error:
                 yield Skipped(question.set, question.number, turn, str(error))
                 break
@@ -58,7 +58,7 @@ def measure(
     progress(len(questions), len(questions))
 
 
-def _prompt(decoder: Decoder, chat: list[dict[str, str]]) -> Prompt:
+def prompt_of(decoder: Decoder, chat: list[dict[str, str]]) -> Prompt:
     """Plain text, one turn a line, for a model without a chat template."""
     return chat if decoder.manifest.tokens.chats else "\n".join(message["content"] for message in chat)
 

@@ -128,22 +128,27 @@ class Measurement:
 
 
 def as_dict(measurement: Measurement, table: Any) -> dict[str, Any]:
-    """Plain values, for JSON. ``table``: a dataclass with all figures, for readers of the file; `read` ignores it."""
+    """Plain values, for JSON. ``table``: a dataclass with all figures, for readers of the file; `from_dict` ignores it."""
     return {**dataclasses.asdict(measurement), "table": dataclasses.asdict(table)}
 
 
-def read(file: Path) -> Measurement:
-    """The inverse of `as_dict`, of a file in JSON, without the figures. Raises BenchError."""
+def read(file: Path) -> dict[str, Any]:
+    """What `as_dict` made, from a file in JSON; also of another kind of run. Raises BenchError."""
     try:
         data = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise BenchError(f"cannot read {file}: {error} — give what resps-bench --json printed") from None
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != SCHEMA or "table" not in data:
+    if not isinstance(data, dict) or not {"schema", "table"} <= data.keys():
+        raise BenchError(f"{file} is no measurement — give what resps-bench --json printed")
+    return data
+
+
+def from_dict(data: Mapping[str, Any], file: Path) -> Measurement:
+    """The inverse of `as_dict`, without the figures. ``file``: where ``data`` comes from. Raises BenchError."""
+    if data["schema"] != SCHEMA:
         raise BenchError(f"{file} is not a measurement of schema {SCHEMA} — give what resps-bench --json of this version printed")
-    del data["table"]
     try:
-        measurement: Measurement = decode(Measurement, data, "measurement")
+        measurement: Measurement = decode(Measurement, {key: value for key, value in data.items() if key != "table"}, "measurement")
     except Malformed as problem:
         raise BenchError(f"{file} is malformed: {problem} — give what resps-bench --json printed, unchanged") from None
     _check(measurement, file)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from html import escape
+from typing import Any
 
-from .figures import Table
+from .figures import tabulate
 from .plots import plots
-from .record import Measurement
+from .record import Measurement, as_dict
 from .tables import TextTable, headlines, tables
 
 STYLE = """
@@ -21,23 +25,43 @@ th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right
 """
 
 
-def report(measurement: Measurement, table: Table) -> str:
-    """Raises BenchError without matplotlib."""
-    first, *others = tables(measurement, table)
-    figures = "".join(f"<h2>{escape(title)}</h2>\n<div class='wide'>{svg}</div>\n" for title, svg in plots(measurement, table).items())
-    title = f"resps-bench: {measurement.engine.model} {measurement.engine.precision}"
-    return (
-        f"<!DOCTYPE html>\n<html lang='en'>\n<head><meta charset='utf-8'><title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n"
-        f"<body>\n<h1>{escape(title)}</h1>\n{_facts(measurement, table)}\n{_html(first)}\n{figures}"
-        + "\n".join(_html(each) for each in others)
-        + "\n</body>\n</html>\n"
+@dataclass(frozen=True)
+class Findings:
+    """What a run shows: on the terminal, as JSON and in the report. ``data``: plain values, figures included. ``plots``: makes SVGs by
+    title; raises BenchError without matplotlib."""
+
+    title: str
+    headlines: tuple[str, ...]
+    tables: tuple[TextTable, ...]
+    plots: Callable[[], Mapping[str, str]]
+    data: Callable[[], dict[str, Any]]
+
+
+def findings_of(measurement: Measurement) -> Findings:
+    """Of a run of one request at a time."""
+    table = tabulate(measurement)
+    return Findings(
+        f"resps-bench: {measurement.engine.model} {measurement.engine.precision}",
+        tuple(headlines(measurement, table)),
+        tuple(tables(measurement, table)),
+        partial(plots, measurement, table),
+        partial(as_dict, measurement, table),
     )
 
 
-def _facts(measurement: Measurement, table: Table) -> str:
-    """The headlines as a list; warnings, which begin with words in capitals, are highlighted."""
-    lines = headlines(measurement, table)
-    return f"<ul class='facts'>{''.join(f'<li{_loud(line)}>{escape(line)}</li>' for line in lines)}</ul>"
+def report(findings: Findings) -> str:
+    """The HTML file. Raises BenchError without matplotlib."""
+    first, *others = findings.tables
+    figures = "".join(f"<h2>{escape(title)}</h2>\n<div class='wide'>{svg}</div>\n" for title, svg in findings.plots().items())
+    title = escape(findings.title)
+    # Warnings begin with words in capitals and are highlighted.
+    facts = "".join(f"<li{_loud(line)}>{escape(line)}</li>" for line in findings.headlines)
+    return (
+        f"<!DOCTYPE html>\n<html lang='en'>\n<head><meta charset='utf-8'><title>{title}</title>\n<style>{STYLE}</style></head>\n"
+        f"<body>\n<h1>{title}</h1>\n<ul class='facts'>{facts}</ul>\n{_html(first)}\n{figures}"
+        + "\n".join(_html(each) for each in others)
+        + "\n</body>\n</html>\n"
+    )
 
 
 def _loud(line: str) -> str:

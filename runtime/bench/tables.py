@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .figures import Cell, Mean, Percentiles, Table
 from .ratio import Ratio, Spread
-from .record import BASELINE, ContenderRecord, Measurement
+from .record import BASELINE, ContenderRecord, EngineRecord, Machine, Measurement
 
 MAX_TREES = 6  # listed by name, the rest as "others"
 
@@ -44,14 +44,19 @@ def label(contender: ContenderRecord) -> str:
 def headlines(measurement: Measurement, table: Table) -> Iterator[str]:
     """The verdicts, then what was measured, how and where."""
     yield from verdicts(measurement, table)
-    engine, settings, machine = measurement.engine, measurement.settings, measurement.machine
-    drafts = f"draft {' and '.join(engine.drafts)}" + (f" ({engine.draft_name}, {engine.draft_precision})" if engine.draft_name else "")
-    yield f"engine {engine.model} {engine.precision}, {drafts}, {engine.backend} on {engine.device}, id {engine.id}"
+    settings = measurement.settings
     how = f"temperature {settings.temperature:g}, seed {settings.seed}" if settings.temperature else "greedy"
     turns = len(measurement.answers) // len(measurement.contenders)
     yield f"{turns} turns of {len(measurement.sets)} sets, {how}, {settings.max_new_tokens} new tokens, {settings.threads} threads"
+    yield from origin(measurement.engine, measurement.machine, measurement.date)
+
+
+def origin(engine: EngineRecord, machine: Machine, date: str) -> Iterator[str]:
+    """Which engine, machine and versions a run is of."""
+    drafts = f"draft {' and '.join(engine.drafts)}" + (f" ({engine.draft_name}, {engine.draft_precision})" if engine.draft_name else "")
+    yield f"engine {engine.model} {engine.precision}, {drafts}, {engine.backend} on {engine.device}, id {engine.id}"
     peak = f", {machine.peak_memory >> 20} MiB peak memory with all contenders in one process" if machine.peak_memory else ""
-    yield f"{machine.processor}, {machine.cores} cores, {machine.system}, {measurement.date}{peak}"
+    yield f"{machine.processor}, {machine.cores} cores, {machine.system}, {date}{peak}"
     yield ", ".join(f"{name} {version}" for name, version in machine.versions.items())
 
 
@@ -97,7 +102,7 @@ def _overview(sets: Sequence[str], table: Table, labels: Mapping[str, str]) -> T
     cells = {(cell.set, cell.contender): cell for cell in table.cells}
 
     def short(ratio: Spread | None, length: float | None) -> str:
-        return f"{_times(ratio)} {_number(length)}"
+        return f"{_times(ratio)} {number(length)}"
 
     rows = []
     for mean in table.means:
@@ -128,9 +133,9 @@ def _speed_row(cell: Cell, labels: Mapping[str, str]) -> tuple[str, ...]:
     return (
         cell.set or "all",
         labels[cell.contender],
-        _number(cell.tokens_per_second, 1),
+        number(cell.tokens_per_second, 1),
         *figures,
-        _number(cell.tokens_per_cycle),
+        number(cell.tokens_per_cycle),
         depths,
         wrong,
     )
@@ -138,14 +143,14 @@ def _speed_row(cell: Cell, labels: Mapping[str, str]) -> tuple[str, ...]:
 
 def _mean_row(mean: Mean, labels: Mapping[str, str]) -> tuple[str, ...]:
     median, sums = (_times(mean.median), _interval(mean.median)), (_times(mean.sums), _interval(mean.sums))
-    return ("mean", labels[mean.contender], _number(mean.tokens_per_second, 1), *median, "", *sums, _number(mean.tokens_per_cycle), "", "")
+    return ("mean", labels[mean.contender], number(mean.tokens_per_second, 1), *median, "", *sums, number(mean.tokens_per_cycle), "", "")
 
 
 def _latency(table: Table, labels: Mapping[str, str]) -> TextTable:
     header = ("set", "contender", "first token p50", "p99", "delivery p50", "p99", "per token p50", "p99", "prefill tokens/s")
     rows = []
     for cell in (*table.cells, *table.pooled):
-        spans = (_percentiles(each) for each in (cell.first_token, cell.delivery, cell.token))
+        spans = (percentile_texts(each) for each in (cell.first_token, cell.delivery, cell.token))
         rows.append(
             (cell.set or "all", labels[cell.contender], *(text for pair in spans for text in pair), f"{cell.prefill_tokens_per_second:.0f}")
         )
@@ -158,7 +163,7 @@ def _latency(table: Table, labels: Mapping[str, str]) -> TextTable:
 
 def _cycles(table: Table, labels: Mapping[str, str]) -> TextTable:
     rows = [
-        (cell.set or "all", labels[cell.contender], _number(cell.cycle_ms), *map(_share, (cell.draft, cell.verify, cell.host)))
+        (cell.set or "all", labels[cell.contender], number(cell.cycle_ms), *map(_share, (cell.draft, cell.verify, cell.host)))
         for cell in (*table.cells, *table.pooled)
     ]
     note = "one cycle; draft: choosing and drafting the tree; verify: the target's forward pass; host: the rest"
@@ -198,7 +203,7 @@ def _interval(spread: Spread | None) -> str:
     return "-" if spread is None or spread.low is None else f"{spread.low:.2f}-{spread.high:.2f}"
 
 
-def _number(value: float | None, digits: int = 2) -> str:
+def number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
@@ -206,5 +211,5 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def _percentiles(each: Percentiles | None) -> tuple[str, str]:
+def percentile_texts(each: Percentiles | None) -> tuple[str, str]:
     return ("-", "-") if each is None else (f"{each.p50:.1f}", f"{each.p99:.1f}")

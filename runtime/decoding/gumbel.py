@@ -8,11 +8,12 @@ with a vocabulary of 49,152 and a long tail, one draw in a thousand fell on a ne
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 import numpy as np
 
 from ..sampling_params import SamplingParams
-from .sampling import TargetOutput
+from .sampling import Sampler, TargetOutput, greedy
 
 _NUCLEUS_GUESS = 1024  # tokens that usually hold the wanted mass: sorting a whole vocabulary takes milliseconds
 
@@ -46,6 +47,12 @@ class GumbelMaxSampler:
         generator.standard_exponential(out=noise)
         with np.errstate(divide="ignore"):  # an exponential of 0 gives infinite noise, which correctly wins
             np.negative(np.log(noise, out=noise), out=noise)
+
+
+def host_samplers(vocab: int) -> Callable[[SamplingParams], Sampler]:
+    """Makes the Samplers of requests that run in one thread."""
+    scratch = scratch_buffers(vocab)
+    return lambda params: greedy if params.greedy else GumbelMaxSampler(params, scratch)
 
 
 def apply_top_k_top_p(scaled: np.ndarray, top_k: int, top_p: float, scratch: np.ndarray) -> None:

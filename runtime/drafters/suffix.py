@@ -82,11 +82,24 @@ class SuffixDrafter:
         self._lookup = matched, rows - 1
         return Tree.chain([root, *self._index.continuation(position, root, rows - 1)])
 
+    @property
+    def probabilities(self) -> list[float]:
+        """For each token of this round's lookup, the probability that it and all before it are accepted; empty without a lookup."""
+        return self._gate.probabilities(*self._lookup) if self._lookup else []
+
+    def shorten(self, rows: int) -> None:
+        """Only the first ``rows`` rows of this round's lookup are verified."""
+        self._lookup = (self._lookup[0], rows - 1) if self._lookup and rows > 1 else None
+
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree | DeviceTree:
         tree = self.drafter.draft(root, spec, growth)
         assert isinstance(tree, Tree)  # the registry allows this drafter on the CPU only
-        self._draft = len(tree), int(tree.depth[-1]), spec.width, len(self._index.tokens)
+        self.drafted(tree, spec.width)
         return tree
+
+    def drafted(self, tree: Tree, width: int) -> None:
+        """This round verifies a drafted tree; its levels had ``width`` beams."""
+        self._draft = len(tree), int(tree.depth[-1]), width, len(self._index.tokens)
 
     def extend(self, tokens: Sequence[int], output: TargetOutput, rows: Sequence[int]) -> None:
         if self._lookup:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import EngineDirError
 from .believed import Believed
-from .graphs import FILE_NAME, File, Graph, Tensor
+from .graphs import FILE_NAME, PAGE_SLOTS, File, Graph, Tensor
 from .schema import BACKENDS, Draft, Manifest, TargetShape
 from .tuning import Tuning
 from .tuning_fit import misfit, policy_limits
@@ -36,11 +36,31 @@ _DRAFT_TENSORS = {
     ),
     "tree": ({"pool_scores", "pool_tokens", "pool_parents", "nodes"}, {"tokens", "parent", "depth", "tree_mask"}),
 }
+# Graphs with lanes. A directory without them runs one request at a time.
+_PAGE_TENSORS = {
+    "tokens",
+    "positions",
+    "places",
+    "queries",
+    "attend",
+    "owner",
+    "pages",
+    "counted",
+    "flat",
+    "rows",
+    "past.0.key",
+    "past.0.value",
+}
+_LANES_TENSORS = {
+    "target_lanes": (_PAGE_TENSORS, _TENSORS["target"][1]),
+    "draft_lanes": (_PAGE_TENSORS | {"hidden", "beam"}, _DRAFT_TENSORS["draft"][1]),
+}
 
 
 def check_contract(manifest: Manifest) -> None:
     """Check what the rest of the runtime relies on: graphs, their tensors, and consistent limits. Raises Malformed."""
     needed = _TENSORS | (_DRAFT_TENSORS if manifest.draft else {})
+    needed |= {name: tensors for name, tensors in _LANES_TENSORS.items() if name in manifest.graphs}
     for name, (inputs, outputs) in needed.items():
         graph = manifest.graphs.get(name)
         if graph is None or not inputs <= graph.inputs.keys() or not outputs <= graph.outputs.keys():
@@ -49,6 +69,9 @@ def check_contract(manifest: Manifest) -> None:
         _check_cache("target", manifest.graphs["target"].inputs[f"past.0.{kind}"], manifest.shape)
         if manifest.draft:
             _check_cache("draft", manifest.graphs["draft"].inputs[f"past.0.{kind}"], manifest.draft)
+        for name, model in (("target_lanes", manifest.shape), ("draft_lanes", manifest.draft)):
+            if name in manifest.graphs:
+                _check_pages(name, manifest.graphs[name].inputs[f"past.0.{kind}"], model)
     limits = manifest.limits
     if min(limits.context, limits.tree_nodes, limits.prefill_rows, limits.span_step, manifest.shape.layers) < 1:
         raise Malformed("manifest.limits contains a zero")
@@ -81,6 +104,12 @@ def _check_cache(name: str, tensor: Tensor, model: TargetShape | Draft) -> None:
     sizes = [size if isinstance(size, int) else 0 for size in tensor.shape]
     parts, heads, _, width = sizes if len(sizes) == 4 else (0, 0, 0, 0)
     if heads < 1 or heads != model.kv_heads or parts * width != model.head_dim:
+        raise Malformed(f"manifest.graphs.{name} has a cache of shape {list(tensor.shape)}, which does not fit the model")
+
+
+def _check_pages(name: str, tensor: Tensor, model: TargetShape | Draft | None) -> None:
+    """Raises Malformed unless keys or values are [pages, heads, PAGE_SLOTS, head_dim] of the model."""
+    if model is None or tensor.dtype != "float32" or tensor.shape[1:] != (model.kv_heads, PAGE_SLOTS, model.head_dim):
         raise Malformed(f"manifest.graphs.{name} has a cache of shape {list(tensor.shape)}, which does not fit the model")
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILE_NAME = "manifest.json"
+PAGE_SLOTS = 128
+"""Slots of a page of the cache, in the graphs that compute several requests in one pass."""
 _READ_BYTES = 1 << 20
 
 

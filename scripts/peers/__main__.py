@@ -7,6 +7,10 @@ Every engine gets a virtual environment with pinned versions and the demo model'
 alternate (A B C, A B C), and every turn is a process of its own. Decoding is greedy. Every engine gets the same token ids, stops at the
 model's stop tokens or after --new-tokens, and may not reuse an earlier prompt's cache. Finished turns are kept, so that an interrupted run
 can be continued.
+
+With --clients 1,2,4,8,16 several requests are answered at once, in a closed loop (docs/lab/figures.md): OpenVINO's continuous batching,
+llama.cpp's batched decoding, this project with --replicas or --lanes, and older checkouts of it with --old. Ratios are over the first
+contender's throughput in the same turn.
 """
 
 from __future__ import annotations
@@ -14,23 +18,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
+from runtime.bench.svg import expect_matplotlib
 from runtime.console import run_command
 from runtime.errors import BenchError
+from runtime.options import numbers
+from scripts.peers.clients import findings_of, text_of
 from scripts.peers.compare import Closeness, first_difference, margin
-from scripts.peers.contenders import PEERS, PeerContender, chosen, own_contenders
+from scripts.peers.contenders import BATCH_PEERS, PEERS, PeerContender, chosen, own_batch_contenders, own_contenders
 from scripts.peers.environments import PeerUnavailable
 from scripts.peers.figures import Row, reference_name, rows
 from scripts.peers.logits import all_closeness
 from scripts.peers.questions import read_questions
 from scripts.peers.tables import markdown, notes, page
-from scripts.peers.turns import Bench, Turn
+from scripts.peers.turns import Bench, LoopTurn, Turn
 
 Turns = dict[str, list[Turn]]
+Took = TypeVar("Took", Turn, LoopTurn)
+PLACE = click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True)
 
 
 @click.command()
@@ -42,6 +52,18 @@ Turns = dict[str, list[Turn]]
 )
 @click.option("--questions", default=3, show_default=True, type=click.IntRange(1), help="Number of questions per file.")
 @click.option("--turns", "count", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--clients", callback=numbers(int, 1), help="Numbers of clients, such as 1,2,4: several requests at once.")
+@click.option("--replicas", type=click.IntRange(1), multiple=True, help="With --clients: of this project. May be repeated [default: 1].")
+@click.option("--lanes", type=click.IntRange(1), multiple=True, help="With --clients: of this project. May be repeated [default: 1].")
+@click.option(
+    "--old",
+    "olds",
+    type=(PLACE, PLACE),
+    multiple=True,
+    metavar="CHECKOUT ENGINE_DIR",
+    help="With --clients: an older checkout of this project, and a directory that it exported. May be repeated.",
+)
+@click.option("--max-prompt-tokens", type=click.IntRange(1), help="Leave longer prompts out.")
 @click.option("--new-tokens", default=128, show_default=True, type=click.IntRange(2))
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1))
 @click.option("--quiet", type=float, help="Wait until other processes use at most this many cores, and repeat disturbed turns (3 tries).")
@@ -50,31 +72,76 @@ Turns = dict[str, list[Turn]]
 @click.option("--report", type=click.Path(path_type=Path), help="Write the table, .md or .html [default: print it].")
 @click.option("--list", "only_list", is_flag=True, help="List the contenders and exit.")
 def command(
-    engine_dirs: tuple[Path, ...], work: Path, names: str | None, prompts: tuple[Path, ...], questions: int, count: int, new_tokens: int,
-    threads: int, quiet: float | None, logits: bool, json_file: Path | None, report: Path | None, only_list: bool,
-) -> None:  # fmt: skip
+    engine_dirs: tuple[Path, ...],
+    work: Path,
+    names: str | None,
+    prompts: tuple[Path, ...],
+    questions: int,
+    count: int,
+    clients: list[int] | None,
+    replicas: tuple[int, ...],
+    lanes: tuple[int, ...],
+    olds: tuple[tuple[Path, Path], ...],
+    max_prompt_tokens: int | None,
+    new_tokens: int,
+    threads: int,
+    quiet: float | None,
+    logits: bool,
+    json_file: Path | None,
+    report: Path | None,
+    only_list: bool,
+) -> None:
     """Compare this engine with other engines on the demo model."""
     if report is not None and report.suffix not in (".md", ".html"):
         raise BenchError(f"cannot write {report.name} — name the report .md or .html")
-    contenders = chosen([*own_contenders(engine_dirs), *PEERS], names)
+    if clients is not None and report is not None and report.suffix == ".html":
+        expect_matplotlib()
+    if clients is None and (replicas or lanes or olds):
+        raise BenchError("--replicas, --lanes and --old are for several clients — give --clients too")
+    own = own_contenders(engine_dirs) if clients is None else own_batch_contenders(engine_dirs, olds, replicas or (1,), lanes or (1,))
+    contenders = chosen([*own, *(PEERS if clients is None else BATCH_PEERS)], names)
     if only_list:
         click.echo("\n".join(f"{contender.name}: {contender.precision} {contender.note}" for contender in contenders))
         return
-    peer_questions, stop = read_questions(engine_dirs[0], prompts, questions)
-    bench = Bench(work.resolve(), peer_questions, stop, new_tokens, threads, quiet)
+    peer_questions, stop = read_questions(engine_dirs[0], prompts, questions, max_prompt_tokens)
+    if max(clients or [1]) > len(peer_questions):
+        raise BenchError(f"{max(clients or [1])} clients need as many questions, there are {len(peer_questions)} — raise --questions")
+    bench = Bench(work.resolve(), peer_questions, stop, new_tokens, threads, quiet, clients)
     options, failed, remarks = prepare(bench, contenders)
-    turns = take_turns(bench, contenders, options, failed, count)
-    close, differences = compare_answers(bench, contenders, options, turns) if logits else ({}, [])
-    table = rows(contenders, peer_questions, turns, close)
-    title = f"{len(peer_questions)} questions, {count} turns, {new_tokens} new tokens at most, {threads} threads, greedy."
-    lines = notes(table, failed, [*remarks, *differences])
-    text = (page if report is not None and report.suffix == ".html" else markdown)(title, table, lines)
+    if clients is None:
+        text, data = compare_one_at_a_time(bench, contenders, options, failed, remarks, count, logits, report)
+    else:
+        loops = take_turns(bench.loops, contenders, options, failed, count)
+        if not loops:
+            raise BenchError(f"no contender finished a turn: {'; '.join(failed.values())} — see the jobs in the work directory")
+        findings = findings_of(bench, contenders, loops, failed, remarks)
+        text, data = text_of(findings, report), findings.data()
     if json_file is not None:
-        json_file.write_text(json.dumps(raw(bench, table, turns, failed, differences), indent=1))
+        json_file.write_text(json.dumps(data, indent=1))
     if report is None:
         click.echo(text)
     else:
         report.write_text(text, encoding="utf-8")
+
+
+def compare_one_at_a_time(
+    bench: Bench,
+    contenders: list[PeerContender],
+    options: dict[str, dict[str, Any]],
+    failed: dict[str, str],
+    remarks: list[str],
+    count: int,
+    logits: bool,
+    report: Path | None,
+) -> tuple[str, dict[str, Any]]:
+    """The report as text, and all raw figures."""
+    turns = take_turns(bench.turn, contenders, options, failed, count)
+    close, differences = compare_answers(bench, contenders, options, turns) if logits else ({}, [])
+    table = rows(contenders, bench.questions, turns, close)
+    title = f"{len(bench.questions)} questions, {count} turns, {bench.new_tokens} new tokens at most, {bench.threads} threads, greedy."
+    lines = notes(table, failed, [*remarks, *differences])
+    text = (page if report is not None and report.suffix == ".html" else markdown)(title, table, lines)
+    return text, raw(bench, table, turns, failed, differences)
 
 
 def prepare(bench: Bench, contenders: list[PeerContender]) -> tuple[dict[str, dict[str, Any]], dict[str, str], list[str]]:
@@ -95,25 +162,27 @@ def prepare(bench: Bench, contenders: list[PeerContender]) -> tuple[dict[str, di
 
 
 def take_turns(
-    bench: Bench, contenders: list[PeerContender], options: dict[str, dict[str, Any]], failed: dict[str, str], count: int
-) -> Turns:
+    take: Callable[[PeerContender, dict[str, Any], int], Took],
+    contenders: list[PeerContender],
+    options: dict[str, dict[str, Any]],
+    failed: dict[str, str],
+    count: int,
+) -> dict[str, list[Took]]:
     """All turns. A contender that fails is left out from then on and added to ``failed``."""
-    turns: Turns = {}
+    turns: dict[str, list[Took]] = {}
     for number in range(count):
         for contender in contenders:
             if contender.name in failed:
                 continue
             try:
-                turn = bench.turn(contender, options[contender.name], number)
+                turn = take(contender, options[contender.name], number)
             except PeerUnavailable as error:
                 failed[contender.name] = str(error)
                 turns.pop(contender.name, None)
                 say(str(error))
                 continue
             turns.setdefault(contender.name, []).append(turn)
-            rates = [answer.rate for answer in turn.answers if answer.rate]
-            mean = sum(rates) / max(1, len(rates))
-            say(f"turn {number + 1}, {contender.name}: {mean:.1f} tokens/s, other processes {turn.others:.2f} cores")
+            say(f"turn {number + 1}, {contender.name}: {turn.summary}, other processes {turn.others:.2f} cores")
     return turns
 
 

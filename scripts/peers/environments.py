@@ -80,6 +80,6 @@ def _run(command: Sequence[str], what: str, variables: Mapping[str, str] | None 
 
 
 def last_line(text: str) -> str:
-    """The last non-empty line, for a message."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    """The last non-empty line, for a message. OpenVINO's [ERROR] lines follow the exception, about what it left behind."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("[ERROR]")]
     return lines[-1][:300] if lines else "no reason given"

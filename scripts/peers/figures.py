@@ -74,7 +74,7 @@ def best_peers(contenders: Sequence[PeerContender], turns: Mapping[str, Sequence
     return best_of
 
 
-def reference_name(contenders: Sequence[PeerContender], turns: Mapping[str, Sequence[Turn]]) -> str | None:
+def reference_name(contenders: Sequence[PeerContender], turns: Mapping[str, Sequence[object]]) -> str | None:
     """The float32 reference for text and logits: our plain decoding, else transformers, else the first plain contender."""
     plain = [
         contender.name

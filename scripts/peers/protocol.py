@@ -13,7 +13,8 @@ class PeerJob:
     """The job of one process. ``options``: the engine's own; ``stop``: token ids that end an answer; ``prompts``: token ids.
 
     With ``answers`` the process does not decode. It writes the logits at every token of each answer to ``logits_dir``/NUMBER.npy, float32
-    [tokens, vocabulary].
+    [tokens, vocabulary]. With ``clients`` it answers all prompts once for each number of clients, as many at once. ``checkout``: the
+    directory of the project whose packages the process imports, if it is another one.
     """
 
     engine: str
@@ -24,6 +25,8 @@ class PeerJob:
     threads: int
     answers: list[list[int]] | None = None
     logits_dir: str | None = None
+    clients: list[int] | None = None
+    checkout: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,18 @@ class Stopwatch:
         )
 
 
+@dataclass(frozen=True)
+class PeerRequest:
+    """One answer among several at once. ``tokens``: without the stop token. ``arrived``: seconds since the loop began; ``first_seconds``:
+    from then to the first token; ``waits`` and ``counts``: of each later delivery, the wait for it and its tokens."""
+
+    tokens: list[int]
+    arrived: float
+    first_seconds: float
+    waits: list[float]
+    counts: list[int]
+
+
 class PeerEngine(Protocol):
     """One engine with a model loaded, in a process of its own."""
 
@@ -76,6 +91,19 @@ class PeerEngine(Protocol):
 
     def logits(self, tokens: list[int], start: int) -> Any:
         """float32 [len(tokens) - start, vocabulary]: the logits after each token from ``start`` on, all computed in one pass."""
+
+
+class BatchEngine(Protocol):
+    """One engine that answers several requests at once."""
+
+    def forget(self) -> None:
+        """Drop what the cache holds of earlier requests. Called while nothing runs."""
+
+    def add(self, number: int, prompt: list[int], new_tokens: int) -> None:
+        """Begin request ``number``: greedy, at most ``new_tokens``, to a stop token."""
+
+    def step(self) -> list[tuple[int, list[int], bool]]:
+        """Run until there is something to tell: (request, its new tokens, whether it has ended) of each that has got on."""
 
 
 def peak_mib() -> float:

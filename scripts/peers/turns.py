@@ -16,7 +16,7 @@ from typing import Any
 from scripts.peers.contenders import PeerContender
 from scripts.peers.environments import PeerUnavailable, last_line, python_of
 from scripts.peers.models.files import model_file
-from scripts.peers.protocol import PeerAnswer, PeerJob
+from scripts.peers.protocol import PeerAnswer, PeerJob, PeerRequest
 from scripts.peers.questions import PeerQuestion
 from scripts.peers.quiet import Load, wait_for_quiet
 
@@ -35,11 +35,39 @@ class Turn:
     others: float
     answers: list[PeerAnswer]
 
+    @property
+    def summary(self) -> str:
+        """A line for whoever waits."""
+        rates = [answer.rate for answer in self.answers if answer.rate]
+        return f"{sum(rates) / max(1, len(rates)):.1f} tokens/s"
+
+
+@dataclass(frozen=True)
+class LoopTurn:
+    """One contender's closed loops over all questions. ``loops``: by number of clients, the answers in the order of the questions.
+    ``failed``: the number that it failed with, and why; it has no loops from there on."""
+
+    load_seconds: float
+    peak_mib: float
+    others: float
+    loops: dict[int, list[PeerRequest]]
+    failed: str | None = None
+
+    @property
+    def summary(self) -> str:
+        """A line for whoever waits."""
+        rates = []
+        for requests in self.loops.values():
+            seconds = max(request.arrived + request.first_seconds + sum(request.waits) for request in requests)
+            rates.append(f"{sum(len(request.tokens) for request in requests) / seconds:.1f}")
+        return f"{', '.join(rates)} tokens/s with {', '.join(map(str, self.loops))} clients"
+
 
 @dataclass(frozen=True)
 class Bench:
     """Settings that all contenders share. ``work``: directory of environments, models and finished turns; ``quiet``: cores that other
-    processes may use. A turn waits until they use no more, and is repeated if they did during the turn."""
+    processes may use. A turn waits until they use no more, and is repeated if they did during the turn. ``clients``: numbers of clients,
+    None for one request at a time."""
 
     work: Path
     questions: Sequence[PeerQuestion]
@@ -47,6 +75,7 @@ class Bench:
     new_tokens: int
     threads: int
     quiet: float | None = None
+    clients: Sequence[int] | None = None
 
     def prepare(self, contender: PeerContender) -> tuple[dict[str, Any], str | None]:
         """Make the contender's environment and model; returns its options, and a remark if any. Raises PeerUnavailable."""
@@ -56,6 +85,8 @@ class Bench:
         if not contender.fallback:
             return options, None
         trial = dataclasses.replace(self.job(contender, options), prompts=[self.questions[0].tokens], new_tokens=2)
+        if trial.clients is not None:
+            trial = dataclasses.replace(trial, clients=[1])
         try:
             self.run(contender, trial, f"{contender.name}-trial")
         except PeerUnavailable as error:
@@ -64,10 +95,24 @@ class Bench:
 
     def job(self, contender: PeerContender, options: dict[str, Any]) -> PeerJob:
         prompts = [question.tokens for question in self.questions]
-        return PeerJob(contender.engine, options, prompts, self.stop, self.new_tokens, self.threads)
+        clients = None if self.clients is None else list(self.clients)
+        checkout = None if contender.checkout is None else str(contender.checkout)
+        return PeerJob(contender.engine, options, prompts, self.stop, self.new_tokens, self.threads, clients=clients, checkout=checkout)
 
     def turn(self, contender: PeerContender, options: dict[str, Any], number: int) -> Turn:
         """Turn ``number`` of a contender, or its kept result if the same job was finished before. Raises PeerUnavailable."""
+        result = self._kept(contender, options, number)
+        answers = [PeerAnswer(**answer) for answer in result["answers"]]
+        return Turn(result["load_seconds"], result["peak_mib"], result["others"], answers)
+
+    def loops(self, contender: PeerContender, options: dict[str, Any], number: int) -> LoopTurn:
+        """The same with several clients."""
+        result = self._kept(contender, options, number)
+        loops = {loop["clients"]: [PeerRequest(**request) for request in loop["requests"]] for loop in result["loops"]}
+        return LoopTurn(result["load_seconds"], result["peak_mib"], result["others"], loops, result["failed"])
+
+    def _kept(self, contender: PeerContender, options: dict[str, Any], number: int) -> dict[str, Any]:
+        """The result of a turn's process, from now or from before."""
         job = self.job(contender, options)
         mark = hashlib.sha256(json.dumps(dataclasses.asdict(job), sort_keys=True).encode()).hexdigest()[:16]
         file = self.work / "turns" / f"{contender.name}-{number}-{mark}.json"
@@ -76,8 +121,8 @@ class Bench:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.with_suffix(".partial").write_text(json.dumps(result))
             file.with_suffix(".partial").replace(file)
-        result = json.loads(file.read_text())
-        return Turn(**{**result, "answers": [PeerAnswer(**answer) for answer in result["answers"]]})
+        kept: dict[str, Any] = json.loads(file.read_text())
+        return kept
 
     def _quietest(self, contender: PeerContender, job: PeerJob, name: str) -> dict[str, Any]:
         """The first undisturbed try, else the least disturbed one. Only one try if the machine did not become quiet."""

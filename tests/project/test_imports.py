@@ -75,7 +75,7 @@ LAYERS = {
         ["errors"],
         ["checkpoints"],
         ["graphs", "text"],
-        ["parity", "tensorrt"],
+        ["graph_files", "parity", "tensorrt"],
         ["directory"],
         ["draft_build"],
         ["plan"],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +22,39 @@ from runtime.console import run_command
 PROMPT = "the cat sat on the"
 
 
-def run(tiny: Path, *arguments: str, stdin: bytes | None = b"") -> subprocess.CompletedProcess[bytes]:
+@dataclass(frozen=True)
+class Done:
+    """Exit code and output of a run."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+Run = Callable[..., Done]
+
+
+def in_a_process(tiny: Path, *arguments: str | bytes, stdin: bytes = b"") -> Done:
     """The installed command in a process of its own."""
-    code = "from runtime.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, "--engine-dir", str(tiny), *arguments], input=stdin, capture_output=True, check=False, timeout=120
-    )
+    line = [sys.executable, "-c", "from runtime.cli import main; main()", "--engine-dir", str(tiny), *arguments]
+    done = subprocess.run(line, input=stdin, capture_output=True, check=False, timeout=120)
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
-def complaint(done: subprocess.CompletedProcess[bytes], code: int) -> str:
+@pytest.fixture
+def run(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The same in this process, which is faster."""
+
+    def run(tiny: Path, *arguments: str, stdin: bytes = b"") -> Done:
+        capfdbinary.readouterr()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = run_command(command, "resps-run", ["--engine-dir", str(tiny), *arguments])
+        return Done(code, *capfdbinary.readouterr())
+
+    return run
+
+
+def complaint(done: Done, code: int) -> str:
     """The one line on stderr of a refused call, which wrote nothing to stdout."""
     assert done.returncode == code, done.stderr
     assert done.stdout == b""
@@ -38,8 +65,8 @@ def complaint(done: subprocess.CompletedProcess[bytes], code: int) -> str:
     return text
 
 
-def test_answer_goes_to_stdout_and_statistics_to_stderr(tiny_engine: Path) -> None:
-    done = run(tiny_engine, "--max-new-tokens", "20", "--stats", PROMPT)
+def test_answer_goes_to_stdout_and_statistics_to_stderr(run: Run, tiny_engine: Path) -> None:
+    done = in_a_process(tiny_engine, "--max-new-tokens", "20", "--stats", PROMPT)
     assert done.returncode == 0
     assert done.stdout.decode().endswith("\n")
     assert len(done.stderr.decode().splitlines()) == 4
@@ -48,7 +75,7 @@ def test_answer_goes_to_stdout_and_statistics_to_stderr(tiny_engine: Path) -> No
     assert (whole.stdout, whole.stderr) == (done.stdout, b"")
 
 
-def test_json_is_exactly_one_object(tiny_engine: Path) -> None:
+def test_json_is_exactly_one_object(run: Run, tiny_engine: Path) -> None:
     done = run(tiny_engine, "--json", "--max-new-tokens", "20", PROMPT)
     assert done.stderr == b""
     result = json.loads(done.stdout)
@@ -60,16 +87,16 @@ def test_json_is_exactly_one_object(tiny_engine: Path) -> None:
     assert plain.stdout.decode() == result["text"] + "\n"
 
 
-def test_prompt_from_argument_dash_and_pipe_are_the_same(tiny_engine: Path) -> None:
+def test_prompt_from_argument_dash_and_pipe_are_the_same(run: Run, tiny_engine: Path) -> None:
     answers = {
         run(tiny_engine, "--max-new-tokens", "9", PROMPT).stdout,
         run(tiny_engine, "--max-new-tokens", "9", "-", stdin=PROMPT.encode()).stdout,
-        run(tiny_engine, "--max-new-tokens", "9", stdin=PROMPT.encode() + b"\n").stdout,
+        in_a_process(tiny_engine, "--max-new-tokens", "9", stdin=PROMPT.encode() + b"\n").stdout,
     }
     assert len(answers) == 1
 
 
-def test_chat_and_seed_and_tree_flags(tiny_engine: Path) -> None:
+def test_chat_and_seed_and_tree_flags(run: Run, tiny_engine: Path) -> None:
     chat = json.loads(run(tiny_engine, "--json", "--chat", "--system", "be brief", "--max-new-tokens", "5", PROMPT).stdout)
     text = json.loads(run(tiny_engine, "--json", "--max-new-tokens", "5", PROMPT).stdout)
     assert chat["stats"]["prompt_tokens"] > text["stats"]["prompt_tokens"]
@@ -79,7 +106,7 @@ def test_chat_and_seed_and_tree_flags(tiny_engine: Path) -> None:
     assert answers[2]["stats"]["drafted"] == 0
 
 
-def test_stop_string(tiny_engine: Path) -> None:
+def test_stop_string(run: Run, tiny_engine: Path) -> None:
     text = json.loads(run(tiny_engine, "--json", "--max-new-tokens", "30", PROMPT).stdout)["text"]
     stop = text[8:11]
     result = json.loads(run(tiny_engine, "--json", "--max-new-tokens", "30", "--stop", stop, PROMPT).stdout)
@@ -118,7 +145,7 @@ def test_stop_string(tiny_engine: Path) -> None:
     ],
     ids=str,
 )
-def test_bad_usage_is_one_line_and_exit_2(tiny_engine: Path, arguments: list[str], says: str) -> None:
+def test_bad_usage_is_one_line_and_exit_2(run: Run, tiny_engine: Path, arguments: list[str], says: str) -> None:
     assert says in complaint(run(tiny_engine, *arguments), 2)
 
 
@@ -131,14 +158,12 @@ def test_options_that_do_not_go_together_are_wrong_usage(echo_engine: Path, capf
     assert "eagle+ngram works on the CPU only — choose eagle or ngram — see resps-run --help" in err
 
 
-def test_invalid_utf8(tiny_engine: Path) -> None:
+def test_invalid_utf8(run: Run, tiny_engine: Path) -> None:
     assert "byte 3" in complaint(run(tiny_engine, "-", stdin=b"abc\xff\xfe"), 2)
-    code = "from runtime.cli import main; main()"
-    arguments = [sys.executable.encode(), b"-c", code.encode(), b"--engine-dir", bytes(tiny_engine), b"caf\xe9"]
-    assert "UTF-8" in complaint(subprocess.run(arguments, capture_output=True, check=False), 2)
+    assert "UTF-8" in complaint(in_a_process(tiny_engine, b"caf\xe9"), 2)
 
 
-def test_bad_engine_directories_exit_3(tiny_engine: Path, tmp_path: Path) -> None:
+def test_bad_engine_directories_exit_3(run: Run, tiny_engine: Path, tmp_path: Path) -> None:
     assert "resps-export" in complaint(run(tmp_path / "nowhere", PROMPT), 3)
     assert "resps-export" in complaint(run(tmp_path, PROMPT), 3)
     shutil.copytree(tiny_engine, tmp_path / "engine")
@@ -206,7 +231,7 @@ def test_unexpected_failures_are_one_line_too(
 
 
 def test_double_verbose_shows_the_traceback(tmp_path: Path) -> None:
-    done = run(tmp_path, "-vv", PROMPT)
+    done = in_a_process(tmp_path, "-vv", PROMPT)
     assert done.returncode == 3
     assert b"Traceback" in done.stderr
 

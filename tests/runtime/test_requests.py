@@ -83,7 +83,7 @@ def test_without_asking_there_are_none(eagle: Decoder) -> None:
 def test_text_tokens_and_logprobs_end_together_inside_an_accepted_block(eagle: Decoder) -> None:
     """As in vllm#47616: after a stop string that ends inside a block there must be neither tokens nor log-probabilities."""
     cut = 0
-    for seed in range(12):
+    for seed in range(5):
         sampling = SamplingParams(temperature=0.7, seed=seed)
         whole = eagle.generate(PROMPT, replace(sampling, max_new_tokens=40, logprobs=2), policy=TREE)
         assert whole.logprobs is not None
@@ -103,13 +103,13 @@ def test_text_tokens_and_logprobs_end_together_inside_an_accepted_block(eagle: D
             assert stream.stats.new_tokens == len(tokens)
             last = chunks[-1]
             cut += last.spec is not None and last.accepted == len(last.tokens) > 0  # the block continued after the stop
-    assert cut > 3
+    assert cut > 2
 
 
 def test_a_special_token_as_a_stop_string(eagle: Decoder) -> None:
     """It ends the answer although its text is not part of it, inside a block as well."""
     cut = 0
-    for seed in range(20):
+    for seed in range(12):
         sampling = SamplingParams(temperature=100.0, seed=seed, max_new_tokens=60)
         whole = eagle.generate(PROMPT, sampling, policy=TREE)
         place = next((place for place, token in enumerate(whole.tokens) if token in (0, 1)), None)

@@ -161,7 +161,7 @@ def test_cuda_is_refused_before_it_is_downloaded() -> None:
     refuse_cuda(plan("torch", "sympy"))
     with pytest.raises(PeerUnavailable, match=TORCH):
         refuse_cuda(plan("torch", "nvidia-cublas-cu12"))
-    assert last_line("first\nwhy\n\n") == "why"
+    assert last_line("first\nwhy\n\n[ERROR] BlockAllocator leaked blocks\n") == "why"
 
 
 def test_table_shows_every_column(turns: dict[str, list[Turn]]) -> None:

@@ -14,7 +14,10 @@ from runtime.manifest.schema import Manifest
 from tests.support.ended import Ended
 
 ROOT = Path(__file__).parents[2]
-FILES = {"manifest.json", "target.onnx", "target.cpu.onnx", "target.data", "sample.onnx", "tokenizer.json", "chat_template.jinja"}
+FILES = {
+    *("manifest.json", "target.onnx", "target.cpu.onnx", "target.lanes.onnx", "target.data", "sample.onnx"),
+    *("tokenizer.json", "chat_template.jinja"),
+}
 LAYERS = 6
 Run = Callable[..., Ended]
 
@@ -31,8 +34,10 @@ def names_in(directory: Path) -> set[str]:
 
 
 def files_of(precision: str) -> set[str]:
-    """The files of a directory. The fused graph exists only for precisions whose attention is float32 without ordered sums."""
-    return FILES if precision in ("fp32", "bf16") else FILES - {"target.cpu.onnx"}
+    """The files of a directory. The fused graph exists only for precisions whose attention is float32 without ordered sums, the graph with
+    lanes only for those that compute in float32."""
+    missing = {"fp16": {"target.cpu.onnx", "target.lanes.onnx"}, "int8": {"target.cpu.onnx"}, "int4": {"target.cpu.onnx"}}
+    return FILES - missing.get(precision, set())
 
 
 def expect_engine(directory: Path) -> Manifest:

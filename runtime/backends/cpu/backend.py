@@ -13,8 +13,10 @@ from ..base import Buffer, CacheLayout
 from .kv import KVCache
 from .memory import HostMemory
 from .onnxruntime import OrtEngine, open_session
+from .paged_cache import PagedCache
+from .paged_engine import PagedEngine
 
-_WITH_WEIGHTS = ("target", "fuse", "draft")  # all other graphs are too small to gain from a second thread
+_WITH_WEIGHTS = ("target", "target_lanes", "fuse", "draft", "draft_lanes")  # all other graphs are too small to gain from a second thread
 
 
 class CpuBackend:
@@ -34,13 +36,23 @@ class CpuBackend:
 
     def engine(self, name: str, shared: Mapping[str, Buffer], limits: Mapping[str, int]) -> OrtEngine:
         graph = self._manifest.graph(name)
+        engine = OrtEngine(self._session(name), graph, limits, shared)
+        self._cleanup.callback(engine.close)
+        return engine
+
+    def paged_engine(self, name: str, cache: PagedCache) -> PagedEngine:
+        """Load a graph with lanes over ``cache``. Raises EngineDirError."""
+        engine = PagedEngine(self._session(name), self._manifest.graph(name), cache)
+        self._cleanup.callback(engine.close)
+        return engine
+
+    def _session(self, name: str) -> Any:
+        graph = self._manifest.graph(name)
         if name not in self._sessions:
             threads = self._threads if name in _WITH_WEIGHTS else 1
             huge_pages = not self._manifest.quantized  # integers gain nothing from them
             self._sessions[name] = open_session(self._directory / (graph.fused or graph.file), threads, huge_pages=huge_pages)
-        engine = OrtEngine(self._sessions[name], graph, limits, shared)
-        self._cleanup.callback(engine.close)
-        return engine
+        return self._sessions[name]
 
     def cache(self, layers: int, keys: CacheLayout, values: CacheLayout, capacity: int) -> KVCache:
         return KVCache(layers, keys, values, capacity, self._manifest.limits.span_step)

@@ -121,6 +121,10 @@ def open_session(file: Path, threads: int, profile: Path | None = None, huge_pag
     # Level 4: 8-bit integer products with int32 sums. A row's result still does not depend on other rows, and it is several times faster
     # than level 0.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    if not huge_pages:
+        # All threads pack the weights instead of one, which halves the loading time of integers (docs/lab/real_sizes.md). ONNX Runtime has
+        # this since 1.32 and ignores it before.
+        options.add_session_config_entry("session.prepack.enable_parallel", "1")
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:

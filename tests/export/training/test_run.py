@@ -67,16 +67,16 @@ def same(first: Any, second: Any) -> bool:
 
 def test_run_learns_a_few_conversations_by_heart(tmp_path: Path, target: HuggingFaceCheckpoint, data: Path, seconds: None) -> None:
     training = TrainingRun(
-        target, data, tmp_path, TrainingSettings(steps=3, vocab=256, rate=1e-2, batch_tokens=256, minutes=4, seed=0), CPU
+        target, data, tmp_path, TrainingSettings(steps=2, vocab=256, rate=2e-2, batch_tokens=256, minutes=1.5, seed=0), CPU
     )
     learned, held_out = split(stored_conversations(data))
     assert (len(learned), len(held_out)) == (7, 1)
     before = training.agreement(learned)
     last = json.loads(list(training.train())[-1])
-    assert last["updates"] == training.updates == 240
+    assert last["updates"] == training.updates == 90
     assert last["tokens"] == training.tokens_seen
     assert max(first for first, _ in before) < 0.2
-    assert min(first for first, _ in training.agreement(learned)) > 0.85
+    assert min(first for first, _ in training.agreement(learned)) > 0.8
     assert max(last["top1"]) < 0.5  # but not of the held-out one: the target's text is noise
     assert (tmp_path / "log.jsonl").read_text().splitlines()[-1] == json.dumps(last)
 

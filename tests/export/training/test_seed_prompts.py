@@ -25,6 +25,7 @@ def test_seed_prompts_are_repeatable_and_of_every_kind(monkeypatch: pytest.Monke
     assert max(map(len, code)) <= 300
     assert max(map(len, passages)) <= 300
     monkeypatch.setattr("export.training.seed_prompts.library_functions", lambda longest: code)  # read once: it takes a second
+    monkeypatch.setattr("export.training.seed_prompts.library_passages", lambda longest: passages)
     first, again, other = (list(islice(seed_prompts(seed, 300), 400)) for seed in (1, 1, 2))
     assert first == again
     assert first != other

@@ -17,8 +17,8 @@ from export.tuning.outcome import TuningResult
 from runtime import Decoder
 from runtime.bench.cli import command
 from runtime.bench.figures import tabulate
-from runtime.bench.record import BASELINE, TurnRecord, as_dict, read
-from runtime.bench.report import report
+from runtime.bench.record import BASELINE, TurnRecord, as_dict, from_dict, read
+from runtime.bench.report import findings_of, report
 from runtime.console import run_command
 from runtime.manifest.load import load_manifest
 from tests.support.bench_answers import a_tuning, both, drawn
@@ -47,7 +47,7 @@ def test_the_whole_command(
     out, err = capfd.readouterr()
     assert (out.count("\n"), err) == (1, "")
     again.write_text(out)
-    measurement = read(again)
+    measurement = from_dict(read(again), again)
     table = tabulate(measurement)
     assert json.loads(json.dumps(as_dict(measurement, table))) == json.loads(out)
     assert measurement.sets == ["cats", "dogs"]
@@ -63,7 +63,7 @@ def test_the_whole_command(
     assert all(each.differing_tokens == 0 for each in table.pooled)
     assert table.pooled[1].tokens_per_cycle > 1.2  # type: ignore[operator]
     assert measurement.machine.peak_memory
-    assert page.read_text(encoding="utf-8") == report(measurement, table)
+    assert page.read_text(encoding="utf-8") == report(findings_of(measurement))
 
     assert run_command(command, "resps-bench", ["--from", str(again), "--report", str(tmp_path / "again.html")]) == 0
     out, err = capfd.readouterr()
@@ -146,7 +146,7 @@ def edited(change: Callable[[dict[str, Any]], object]) -> str:
 
 BROKEN: Mapping[str, Callable[[], str]] = {
     "cannot read": lambda: "{",
-    "not a measurement of schema": lambda: "[]",
+    "is no measurement": lambda: "[]",
     "of schema 2": lambda: edited(lambda data: data.update(schema=1)),
     "wrong keys: machine": lambda: edited(lambda data: data.pop("machine")),
     "tokens_per_cycle": lambda: edited(lambda data: data["answers"][0]["stats"].update(tokens_per_cycle="fast")),
@@ -207,7 +207,7 @@ def test_drafts_are_compared_in_one_run(
     assert bench(echo_engine, *arguments, "--policies", "fixed", "--tree", "3,2,1", "--json") == 0
     (tmp_path / "bench.json").write_text(capfd.readouterr().out)
     assert sorted(closed) == ["eagle", "eagle+ngram"]
-    measurement = read(tmp_path / "bench.json")
+    measurement = from_dict(read(tmp_path / "bench.json"), tmp_path)
     assert measurement.engine.drafts == ("eagle", "eagle+ngram")
     assert [(each.name, each.draft) for each in measurement.contenders] == [
         (BASELINE, "none"),

@@ -11,7 +11,7 @@ import pytest
 
 from runtime.bench.figures import Cell, Table, acceptance, per_token, tabulate
 from runtime.bench.record import BASELINE, ContenderRecord, Skipped
-from runtime.bench.report import report
+from runtime.bench.report import findings_of, report
 from runtime.bench.tables import headlines, markdown, tables, verdicts
 from tests.support.bench_answers import a_measurement, an_answer, both, drawn
 
@@ -114,7 +114,7 @@ def test_answers_of_one_token_have_no_speed() -> None:
     assert (found.ratio.median.value, found.questions) == (pytest.approx(2.0), 2)
     for table, measured in ((alone, a_measurement(answers)),):
         assert "-" in "\n".join(markdown(tables(measured, table)[0]))
-        assert "<svg" in report(measured, table)
+        assert "<svg" in report(findings_of(measured))
 
 
 def test_acceptance_by_depth() -> None:
@@ -141,7 +141,7 @@ def test_differing_tokens_are_counted_and_said_loudly() -> None:
     assert line == "NOT LOSSLESS: x gives other answers than none: 1 of 2 answers, 2 tokens differ"
     assert next(headlines(measurement, table)) == line
     assert "1/2" in "\n".join(markdown(tables(measurement, table)[1]))
-    assert f"<li class='loud'>{line}" in report(measurement, table)
+    assert f"<li class='loud'>{line}" in report(findings_of(measurement))
     (line,) = verdicts(*both([*plain, same, an_answer("x", [3], 1.0, question=1)]))
     assert line == "lossless: 0 of 8 tokens differ from none's"
 
@@ -156,11 +156,11 @@ def test_given_up_left_out_and_interrupted_are_said_too() -> None:
 
 
 def test_report_has_every_contender_and_set_and_needs_no_other_file() -> None:
-    measurement, table = both(drawn(2, sets=("first & best", "b"), contenders=(BASELINE, "x<y", "16,5,4")))
-    page = report(measurement, table)
+    measurement, _ = both(drawn(2, sets=("first & best", "b"), contenders=(BASELINE, "x<y", "16,5,4")))
+    page = report(findings_of(measurement))
     text_only = re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
     for text in ("first &amp; best", "b", BASELINE, "x&lt;y", "16,5,4", "mean"):
         assert f">{text}</td>" in text_only or f">{text}</th>" in text_only
     assert page.count("<svg") == page.count("</svg>") == 5
     assert not re.search(r"(src|href)=[\"'](?!#|data:)", page)
-    assert report(measurement, table) == page
+    assert report(findings_of(measurement)) == page

@@ -179,7 +179,7 @@ def test_sampled_tokens_have_the_targets_distribution() -> None:
     """Chi-squared test of the first two sampled tokens, with trees that contain a part of the vocabulary."""
     from scipy.stats import chisquare
 
-    count = 4000
+    count = 2000
     seen = np.zeros((VOCAB, VOCAB))
     for seed in range(count):
         drafter = PlantedDrafter(len(PROMPT), [], VOCAB, seed)

@@ -70,12 +70,12 @@ def test_every_tree_gives_the_plain_answer(
 ) -> None:
     for seed, length in enumerate((1, 70)):
         prompt = random_ids(length, seed)
-        answer, accepted = plain(name, prompt, 32, sampling), 0
+        answer, accepted = plain(name, prompt, 20, sampling), 0
         for policy in policies(seed):
-            result = decoders[name].generate(prompt, replace(sampling, max_new_tokens=32), policy=policy)
+            result = decoders[name].generate(prompt, replace(sampling, max_new_tokens=20), policy=policy)
             assert result.tokens == answer
             accepted += result.stats.accepted
-        assert accepted > (100 if name.startswith("echo") else -1)  # drafted rows must have been committed
+        assert accepted > (40 if name.startswith("echo") else -1)  # drafted rows must have been committed
 
 
 @pytest.mark.parametrize("name", PROMPT_ROWS)

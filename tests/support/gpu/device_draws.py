@@ -17,7 +17,9 @@ POSITIONS = 1024
 
 @cache
 def _session(vocab: int) -> Any:
-    return onnxruntime.InferenceSession(build_sample(vocab).SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(build_sample(vocab).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 class DeviceDraws:

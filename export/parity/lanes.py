@@ -1,0 +1,70 @@
+"""Checks the graphs with lanes against the graphs for one lane, which were checked against the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from runtime.decoding.tree import Tree
+from runtime.manifest.graphs import PAGE_SLOTS
+
+from ..checkpoints.draft_checkpoint import DraftCheckpoint
+from ..checkpoints.safetensors import Checkpoint
+from ..graphs.precision import Precision
+from .draft import by_draft_id, open_session
+from .kept import layers_are_stored_alike
+from .lane_inputs import LaneRows, lane_inputs
+from .target import TREE_PARENTS, compare, log_softmax, logits_by_pieces, sampled_layers, tree_inputs
+from .wiring import check_wiring
+
+_ROWS, _SPAN, _POOL = len(TREE_PARENTS), PAGE_SLOTS + 64, 3  # rows of a lane; slots of the graph for one lane; pages
+_REFERENCE = "graph for one lane"
+_MOST = 1e-2  # of a logit in fp32. Attention to many slots of zeros amplifies rounding: SmolLM2-135M has 1.1e-3. A wrong graph has more.
+
+
+def _lanes(vocab: int, most: int) -> list[LaneRows]:
+    """Two lanes: a tree at the start of a cache, and a chain behind at most ``most`` slots, across a page boundary if that allows it."""
+    tokens = np.random.default_rng(1).integers(0, vocab, 2 * _ROWS).tolist()
+    past = max(0, min(PAGE_SLOTS - _ROWS // 2, most))
+    return [LaneRows(Tree.from_parents(tokens[:_ROWS], TREE_PARENTS), 0, [2]), LaneRows(Tree.chain(tokens[_ROWS:]), past, [1, 0])]
+
+
+def check_target_lanes(one_lane: Path, lanes: Path, checkpoint: Checkpoint, precision: Precision, capacity: int) -> None:
+    """Run the same rows through both target graphs, on caches of zeros, with the layers that `check_target` runs. ``capacity``: positions
+    of the graphs. Raises ParityError if the logits differ by more than rounding."""
+    arch = checkpoint.arch
+    layers = sampled_layers(arch) if layers_are_stored_alike(checkpoint) else range(arch.layers)
+    if len(layers) < arch.layers:
+        check_wiring(onnx.load(lanes, load_external_data=False), arch.layers)
+    rows = _lanes(arch.vocab, capacity - _ROWS)
+    alone = [logits_by_pieces(one_lane, precision, tree_inputs(each.tree, each.past, _SPAN), _SPAN, arch.layers, layers) for each in rows]
+    together = logits_by_pieces(lanes, precision, lane_inputs(rows, _POOL, arch.kv_heads), _POOL, arch.layers, layers)
+    expected, actual = np.concatenate(alone).astype(np.float64), together.astype(np.float64)
+    difference = float(np.abs(expected - actual).max())
+    compare(log_softmax(expected), log_softmax(actual), precision, "target with lanes", difference, reference=_REFERENCE, most=_MOST)
+
+
+def check_draft_lanes(directory: Path, draft: DraftCheckpoint, precision: Precision, capacity: int) -> None:
+    """Run the same rows through both draft graphs in ``directory``, on caches of zeros. ``capacity``: positions of the graphs. Raises
+    ParityError if the log-probabilities differ by more than rounding."""
+    layer = draft.arch.layer
+    rows = _lanes(layer.vocab, min(capacity - _ROWS, layer.max_position))
+    hidden = np.random.default_rng(2).standard_normal((1, 2 * _ROWS, layer.hidden), np.float32)
+    names = [f"past.{index}.{kind}" for index in range(layer.layers) for kind in ("key", "value")]
+
+    def run(file: str, shape: tuple[int, ...], feeds: dict[str, np.ndarray]) -> np.ndarray:
+        caches = dict.fromkeys(names, np.zeros((*shape, layer.head_dim), np.float32))
+        inputs: dict[str, Any] = {**feeds, **caches, "rows": np.arange(feeds["tokens"].shape[1]), "beam": np.arange(len(draft.tokens))}
+        _, log_probs, candidates = open_session(directory / file, np.dtype(np.float32)).run(None, inputs)[:3]
+        return by_draft_id(draft, log_probs, candidates)
+
+    expected = []
+    for index, each in enumerate(rows):
+        feeds = tree_inputs(each.tree, each.past, _SPAN) | {"write": np.array([each.past])}
+        feeds["hidden"] = hidden[:, index * _ROWS : (index + 1) * _ROWS]
+        expected.append(run("draft.onnx", (1, layer.kv_heads, _SPAN), feeds))
+    actual = run("draft.lanes.onnx", (_POOL, layer.kv_heads, PAGE_SLOTS), {**lane_inputs(rows, _POOL, layer.kv_heads), "hidden": hidden})
+    compare(np.concatenate(expected), actual, precision, "draft with lanes", reference=_REFERENCE, most=_MOST)

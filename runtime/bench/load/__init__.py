@@ -1,0 +1,1 @@
+"""resps-bench with several clients at once: requests that overlap, their throughput and latency."""

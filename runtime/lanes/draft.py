@@ -1,0 +1,178 @@
+"""EAGLE-3 drafting for many lanes: all lanes' levels go through the draft in one pass. Each lane has its own part of the draft's cache.
+
+A committed token enters the draft's cache once, paired with the target's features of the position before it, as in drafters/eagle.py. Rows
+of tokens that were committed while nothing was drafted wait. A lane that decodes plainly for longer than a chunk forgets the oldest of
+them: its draft then attends to a gap in the text, which makes its trees worse and changes no answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from policy import GrowthPolicy, TreeSpec
+
+from ..backends.base import Engine
+from ..backends.cpu.paged_cache import LaneCache, PagedCache
+from ..backends.cpu.paged_engine import PagedEngine
+from ..errors import DRAFT, EngineFailure
+from ..manifest.schema import Draft
+from .growth import GrowingTree
+from .rows import LaneRows, pages_bound, pass_inputs
+
+_log = logging.getLogger("resps")
+T = TypeVar("T")
+
+
+@dataclass
+class DraftLane:
+    """One lane's part of the draft. ``length``: committed tokens of the target that it was told. ``whole``: how many of the first of them
+    are in the cache without a gap; a request with the same beginning may copy these."""
+
+    cache: LaneCache
+    waiting_tokens: list[int] = field(default_factory=list)
+    waiting_features: list[np.ndarray] = field(default_factory=list)  # [F] each
+    length: int = 0
+    whole: int = 0
+
+    def forget(self) -> None:
+        """Forget everything but the cache's pages."""
+        self.cache.length = self.length = self.whole = 0
+        self.waiting_tokens.clear()
+        self.waiting_features.clear()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A tree that a lane wants. ``expand``: asked after every level whether to draft another."""
+
+    lane: DraftLane
+    root: int
+    spec: TreeSpec
+    growth: GrowthPolicy | None = None
+
+
+class LanesDraft:
+    """Runs the graphs `fuse` and `draft_lanes`. ``chunk``: rows that may wait in a lane, and that one draft pass reads of it."""
+
+    def __init__(self, fuse: Engine, engine: PagedEngine, cache: PagedCache, draft: Draft, chunk: int) -> None:
+        self._fuse, self._engine, self.cache, self.chunk = fuse, engine, cache, chunk
+        self.max_depth, self.max_width, self._window = draft.max_depth, draft.max_width, draft.trained_length
+
+    def extend(self, lane: DraftLane, tokens: Sequence[int], features: np.ndarray, read: bool) -> None:
+        """``tokens`` were committed, with these ``features`` [n, F]. ``read``: whether to compute what waits once it fills a chunk; else
+        the oldest is forgotten."""
+        lane.waiting_tokens.extend(tokens)
+        lane.waiting_features.extend(features.copy())
+        lane.length += len(tokens)
+        if len(lane.waiting_tokens) > self.chunk:
+            if read:
+                self._safely([lane], lambda: self._read([lane], [None]))
+            else:
+                del lane.waiting_tokens[: -self.chunk], lane.waiting_features[: -self.chunk]
+
+    def draft(self, wishes: Sequence[Wish]) -> list[GrowingTree] | None:
+        """Grow the wished trees, all lanes' levels in one pass. None if a pass failed."""
+        lanes = [wish.lane for wish in wishes]
+        trees = self._safely(lanes, lambda: self._grow(wishes))
+        for lane, tree in zip(lanes, trees or (), strict=bool(trees)):
+            if not tree.finite:
+                self._restart(lane)
+        return trees
+
+    def _safely(self, lanes: Sequence[DraftLane], passes: Callable[[], T]) -> T | None:
+        """Run ``passes``. A draft that fails ends no request: its lanes decode plainly in this round."""
+        try:
+            with DRAFT:
+                return passes()
+        except EngineFailure as error:
+            _log.warning("%s — the request goes on without a draft for now", error)
+        for lane in lanes:
+            self._restart(lane)
+        return None
+
+    def _restart(self, lane: DraftLane) -> None:
+        """Begin a lane's draft anew after a failure or numbers that are not finite: what it read so far becomes a gap in its text."""
+        length = lane.length
+        self.cache.clear(lane.cache.pages)
+        lane.forget()
+        lane.length = length
+
+    def _grow(self, wishes: Sequence[Wish]) -> list[GrowingTree]:
+        trees = [GrowingTree(wish.root, wish.spec, wish.lane.length) for wish in wishes]
+        log_probs, candidates, hidden = self._read([wish.lane for wish in wishes], [wish.root for wish in wishes])
+        for index, tree in enumerate(trees):
+            tree.add(log_probs[index : index + 1], candidates[index : index + 1], hidden[index : index + 1])
+        growing = self._growing(wishes, trees)
+        while growing:
+            self._add_level(growing)
+            growing = self._growing(*zip(*growing, strict=True))
+        return trees
+
+    def _growing(self, wishes: Sequence[Wish], trees: Sequence[GrowingTree]) -> list[tuple[Wish, GrowingTree]]:
+        """Those that get another level."""
+        return [
+            (wish, tree)
+            for wish, tree in zip(wishes, trees, strict=True)
+            if tree.level < wish.spec.depth and (wish.growth is None or wish.growth.should_expand(tree.partial))
+        ]
+
+    def _add_level(self, growing: Sequence[tuple[Wish, GrowingTree]]) -> None:
+        """One pass over the beams of all trees, each at the position after the level above."""
+        rows = []
+        for wish, tree in growing:
+            cache, width = wish.lane.cache, len(tree.beam_tokens)
+            last = cache.length - 1
+            start = last + tree.beam_mask.shape[1] - width
+            cache.reserve(start + width)
+            positions = np.full(width, wish.lane.length - 1 + tree.level)
+            rows.append(LaneRows(cache, tree.beam_tokens, positions, start, last, tree.beam_mask, self._window))
+        hidden = np.concatenate([tree.beam_hidden for _, tree in growing])
+        outputs = self._run(rows, hidden, np.arange(len(hidden)), max(tree.spec.width for _, tree in growing))
+        start = 0
+        for _, tree in growing:
+            own = slice(start, start + len(tree.beam_tokens))
+            tree.add(outputs["log_probs"][own], outputs["candidates"][own], outputs["next_hidden"][0, own].copy())
+            start = own.stop
+
+    def _read(self, lanes: Sequence[DraftLane], following: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Compute the waiting rows. ``following``: the token after the last of them; None: it is not known yet, and the last row goes on
+        waiting. Returns log-probabilities [B, k], candidates [B, k] and hidden states [B, H] after each lane's last row."""
+        counts = [len(lane.waiting_tokens) - (token is None) for lane, token in zip(lanes, following, strict=True)]
+        features = np.stack([row for lane, count in zip(lanes, counts, strict=True) for row in lane.waiting_features[:count]])
+        rows = []
+        for lane, token, count in zip(lanes, following, counts, strict=True):
+            cache, order = lane.cache, np.arange(count)
+            cache.reserve(cache.length + count)
+            tokens = np.array([*lane.waiting_tokens[1:], *([] if token is None else [token])], np.int64)
+            positions = lane.length - len(lane.waiting_tokens) + order
+            rows.append(LaneRows(cache, tokens, positions, cache.length, cache.length, np.tri(count, dtype=bool), self._window))
+        last = np.cumsum(counts) - 1
+        outputs = self._run(rows, self._fused(features), last, self.max_width)
+        for lane, count in zip(lanes, counts, strict=True):
+            if lane.whole == lane.cache.length and lane.length - len(lane.waiting_tokens) == lane.cache.length:
+                lane.whole += count
+            lane.cache.length += count
+            del lane.waiting_tokens[:count], lane.waiting_features[:count]
+        return outputs["log_probs"].copy(), outputs["candidates"].copy(), outputs["next_hidden"][0, last].copy()
+
+    def _fused(self, features: np.ndarray) -> np.ndarray:
+        """The draft's input from the target's features [m, F]: [m, H]; valid until the next call."""
+        parts = []
+        for start in range(0, len(features), self.chunk):
+            part = features[start : start + self.chunk]
+            call = self._fuse.prepare({"features": "lanes.features"}, n=len(part), m=len(part))
+            call.inputs["features"][0], call.inputs["rows"][:] = part, np.arange(len(part))
+            call.run()
+            parts.append(call.outputs["hidden"][0].copy())
+        return np.concatenate(parts)
+
+    def _run(self, rows: Sequence[LaneRows], hidden: np.ndarray, heads: np.ndarray, width: int) -> dict[str, np.ndarray]:
+        pages = pages_bound(rows)
+        inputs = pass_inputs(rows, pages, self.cache.heads)
+        inputs |= {"hidden": np.ascontiguousarray(hidden)[None], "rows": heads, "beam": np.arange(width)}
+        return self._engine.run(inputs, pages, N=len(hidden), r=len(heads), k=width)

@@ -1,0 +1,234 @@
+"""The forest: the trees of all lanes. One cycle reads a chunk of one prompt and runs a round of every other lane: draft, verify, commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from policy import Outcome
+
+from ..backends.cpu.page_pool import OutOfPages
+from ..decoding.loop import Round
+from ..errors import COMMIT, PREFILL, VERIFY, EngineFailure
+from ..manifest.schema import Limits
+from ..text.tokenizer import Tokenizer
+from .budget import RowBudget
+from .draft import LanesDraft
+from .lane import Lane
+from .plan import Planned, Planner
+from .prefix import PrefixCache, begin
+from .target import LanePass, LanesTarget
+
+_LEAST_CHUNK = 16  # rows
+_CHUNK_SHARE = 1.5  # a prompt's chunk may take this many times the running lanes' round, for each prompt that waits
+
+
+@dataclass
+class Pace:
+    """Running means that say how long a round takes. ``round_seconds``: of the running lanes. ``row_seconds``: of a row of a prompt.
+    ``token_seconds``: between the tokens of a running answer, the chunks of prompts between its rounds included."""
+
+    round_seconds: float = 0.0
+    row_seconds: float = 0.0
+    token_seconds: float = 0.0
+    _last: float = 0.0  # when the last round ended
+
+    def add_round(self, started: float, tokens_of_a_lane: float) -> None:
+        """Count a round of the running lanes that ends now. ``tokens_of_a_lane``: tokens that it gave each of them."""
+        now = perf_counter()
+        self.round_seconds = _mean(self.round_seconds, now - started)
+        if now - self._last < 4 * (now - started):  # else nothing ran before it
+            self.token_seconds = _mean(self.token_seconds, (now - self._last) / tokens_of_a_lane)
+        self._last = now
+
+    def add_chunk(self, seconds: float, rows: int) -> None:
+        """Count a chunk of a prompt."""
+        self.row_seconds = _mean(self.row_seconds, seconds / rows)
+
+
+def _mean(mean: float, value: float) -> float:
+    return value if mean == 0 else 0.9 * mean + 0.1 * value
+
+
+@dataclass
+class Forest:
+    """The running lanes and what they share. For one thread at a time."""
+
+    planner: Planner
+    tokenizer: Tokenizer
+    lanes: list[Lane] = field(default_factory=list)
+    aside: list[Lane] = field(default_factory=list)  # put aside when the cache was full, to be resumed
+    pace: Pace = field(default_factory=Pace)
+    target: LanesTarget = field(init=False)
+    draft: LanesDraft | None = field(init=False)
+    limits: Limits = field(init=False)
+    budget: RowBudget = field(init=False)
+    prefixes: PrefixCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        planner = self.planner
+        self.target, self.draft, self.limits, self.budget = planner.target, planner.draft, planner.limits, planner.budget
+        self.prefixes = PrefixCache(self.target.cache, self.draft.cache if self.draft else None)
+
+    def admit(self, lane: Lane) -> None:
+        """Begin a request, or resume one that was put aside."""
+        known = lane.tokens or list(lane.request.prompt)
+        prefix = self.prefixes.find(known, self.lanes)
+        while True:
+            try:
+                begin(lane.cache, lane.draft, prefix, len(known) + self.limits.tree_nodes)
+                break
+            except OutOfPages:
+                if not self.prefixes.evict():
+                    self.aside.append(lane)
+                    return
+                prefix = self.prefixes.find(known, self.lanes)
+        kept = lane.cache.length
+        if not lane.tokens:
+            lane.request.counters.cached_prompt_tokens = kept
+        lane.tokens, lane.unread = list(known[:kept]), list(known[kept:])
+        lane.own.begin(lane.tokens)
+        self.lanes.append(lane)
+
+    def cycle(self) -> None:
+        """Read a chunk of the first prompt that waits for it, and run a round of the lanes that decode."""
+        self._end_finished()
+        if self.aside and (not self.lanes or self.target.cache.pool.free > self.target.cache.pool.count // 4):
+            self.admit(self.aside.pop(0))
+        decoding = [lane for lane in self.lanes if not lane.reading]
+        if reading := [lane for lane in self.lanes if lane.reading]:
+            self._read_chunk(reading[0], len(reading) if decoding else self.limits.prefill_rows)
+        for lane in decoding:
+            self._reserve(lane, self.limits.tree_nodes)
+        if decoding := [lane for lane in decoding if lane in self.lanes]:
+            self._round(decoding)
+        self._end_finished()
+
+    def _end_finished(self) -> None:
+        for lane in [lane for lane in (*self.lanes, *self.aside) if lane.over]:
+            self._end(lane)
+
+    def _reserve(self, lane: Lane, rows: int) -> None:
+        """Take pages for ``rows`` more rows of a lane. If there are none, drop what finished lanes left, then put aside the lane that began
+        last; it reads its tokens again when there is room."""
+        while lane in self.lanes:
+            try:
+                lane.cache.reserve(lane.cache.length + rows)
+                if lane.draft is not None:
+                    lane.draft.cache.reserve(lane.draft.cache.length + len(lane.draft.waiting_tokens) + self._draft_rows(rows))
+                return
+            except OutOfPages:
+                if not self.prefixes.evict():
+                    self._free(last := self.lanes[-1])
+                    self.aside.append(last)
+
+    def _draft_rows(self, rows: int) -> int:
+        assert self.draft is not None
+        return max(rows, 1 + self.draft.max_width * self.draft.max_depth)
+
+    def _free(self, lane: Lane, clear: bool = False) -> None:
+        self.lanes.remove(lane)
+        lane.cache.free(clear)
+        if lane.draft is not None:
+            lane.draft.cache.free(clear)
+            lane.draft.forget()
+
+    def _end(self, lane: Lane, error: BaseException | None = None) -> None:
+        """End a request: give its place free, keep its caches for later ones, and tell its reader."""
+        if lane in self.lanes:
+            if error is None and not lane.reading:
+                self.prefixes.keep(lane)
+            self._free(lane, clear=error is not None)
+        elif lane in self.aside:
+            self.aside.remove(lane)
+        tail = lane.request.end() if error is None and not lane.active.ended else None
+        lane.active.end("cancelled" if error is None else "error")
+        if tail:
+            lane.chunks.put(tail)
+        lane.chunks.put(error)
+
+    def close(self, arrived: Sequence[Lane], error: BaseException | None = None) -> None:
+        """End all requests, those that have just arrived included."""
+        for lane in {*self.lanes, *self.aside, *arrived}:
+            lane.request.cancelled = True
+            if error is None:
+                lane.request.is_over()
+            self._end(lane, error)
+        self.prefixes.clear()
+
+    def _read_chunk(self, lane: Lane, share: int) -> None:
+        """Commit a chunk of a prompt. ``share``: how many chunks of a single waiting prompt it may be as long as."""
+        rows = self.limits.prefill_rows
+        if self.pace.row_seconds:  # bounds how long running answers wait
+            rows = min(rows, max(_LEAST_CHUNK, int(share * _CHUNK_SHARE * self.pace.round_seconds / self.pace.row_seconds)))
+        chunk, started = lane.unread[:rows], perf_counter()
+        self._reserve(lane, len(chunk))
+        if lane not in self.lanes:
+            return
+        try:
+            with PREFILL:
+                found = self.target.read_chunk(lane.cache, chunk)
+                self.target.commit([(lane.cache, range(len(chunk)))])
+                del lane.unread[: len(chunk)]
+                self._committed(lane, chunk, found, range(len(chunk)))
+                if not lane.unread and lane.root is None:
+                    lane.chunks.put(lane.first_token(found.output))
+        except Exception as error:
+            self._end(lane, error)
+        self.pace.add_chunk(perf_counter() - started, len(chunk))
+
+    def _committed(self, lane: Lane, tokens: Sequence[int], found: LanePass, rows: Sequence[int]) -> None:
+        """``tokens`` were committed; they are ``rows`` of a pass."""
+        lane.tokens.extend(tokens)
+        lane.own.extend(tokens, found.output, rows)
+        features = found.output.features[list(rows)]
+        lane.features = features[-1].copy()
+        if lane.draft is not None and self.draft is not None:
+            self.draft.extend(lane.draft, tokens, features, read=not (lane.plain or self.budget.paused))
+
+    def _round(self, lanes: Sequence[Lane]) -> None:
+        started = perf_counter()
+        planned = self.planner.plan(lanes)
+        drafted = perf_counter()
+        passes = self._verify(planned)
+        verified = perf_counter()
+        rows = sum(len(each.tree) for each in planned)
+        self.budget.observe_pass(rows, verified - drafted)
+        accepted = []
+        for plan in planned:
+            if plan.lane not in passes:
+                continue
+            try:
+                accepted.append((plan, passes[plan.lane], plan.lane.accepted(plan.tree, passes[plan.lane].output)))
+            except Exception as error:
+                self._end(plan.lane, error)
+        with COMMIT:
+            self.target.commit([(plan.lane.cache, found.path) for plan, _, found in accepted])
+        for plan, scored, found in accepted:
+            root = plan.lane.root
+            assert root is not None
+            self._committed(plan.lane, (root, *found.tokens[:-1]), scored, found.path)
+            plan.lane.root = found.tokens[-1]
+            self.budget.observe_accepted(plan.predicted, len(found.path) - 1)
+        seconds = perf_counter() - started
+        planned[0].lane.active.count_pass(rows)
+        if accepted:
+            self.pace.add_round(started, sum(len(found.tokens) for _, _, found in accepted) / len(accepted))
+        for plan, _, found in accepted:
+            if plan.lane.policy is not None:
+                plan.lane.policy.observe(Outcome(plan.spec, len(plan.tree), len(found.tokens), seconds))
+            round_ = Round(found.tokens, plan.spec, len(plan.tree), drafted - started, verified - drafted, seconds)
+            plan.lane.chunks.put(plan.lane.request.chunk(found.tokens, round_))
+
+    def _verify(self, planned: Sequence[Planned]) -> dict[Lane, LanePass]:
+        """Score all trees in one pass. If it fails, each tree has a pass of its own, and only the lanes that fail alone end."""
+        try:
+            with VERIFY:
+                found = self.target.verify([(plan.lane.cache, plan.tree) for plan in planned])
+        except EngineFailure as error:
+            if len(planned) > 1:
+                return {lane: scored.copied() for plan in planned for lane, scored in self._verify([plan]).items()}
+            self._end(planned[0].lane, error)
+            return {}
+        return {plan.lane: scored for plan, scored in zip(planned, found, strict=True)}

@@ -1,0 +1,105 @@
+"""Builds the lanes of an engine directory: the forest with its caches and graphs, and what each request needs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+
+from policy import FixedPolicy, LatencyModel, LookupGate, Policy, TreeSpec
+
+from ..backends.base import dtype_of
+from ..backends.cpu.backend import CpuBackend
+from ..backends.cpu.paged_cache import LaneCache, PagedCache, pages_of
+from ..decoding.drafter import Drafter
+from ..decoding.gumbel import host_samplers
+from ..decoding.sampling import Sampler
+from ..drafters.ngram import NgramDrafter
+from ..drafters.none import NoDrafter
+from ..drafters.suffix import SuffixDrafter
+from ..engine import LoadedEngine
+from ..errors import EngineDirError
+from ..manifest.schema import Draft, Manifest
+from ..request import Chunk, Request
+from ..sampling_params import SamplingParams
+from ..stream import ActiveRequest
+from .budget import RowBudget
+from .draft import DraftLane, LanesDraft
+from .driver import Driver
+from .forest import Forest
+from .lane import Lane
+from .plan import Planner
+from .target import LanesTarget
+
+ROWS_OF_A_LANE = 8
+"""Rows that the row budget may give to each lane on average."""
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The lanes of one Decoder. ``make_sampler``: makes the Sampler of a request."""
+
+    driver: Driver
+    make_sampler: Callable[[SamplingParams], Sampler]
+    _make_own: Callable[[], Drafter]
+
+    def start(self, active: ActiveRequest, request: Request, policy: Policy | None) -> Iterator[Chunk]:
+        """Begin a request; returns its chunks. ``policy``: None leaves its trees to the row budget. A policy that learns is copied,
+        because requests that run at the same time must not mix their rounds."""
+        forest = self.driver.forest
+        if not (policy is None or isinstance(policy, FixedPolicy)):
+            policy = deepcopy(policy)
+            policy.begin()
+        request.open(forest.tokenizer)
+        draft = DraftLane(LaneCache(forest.draft.cache)) if forest.draft else None
+        lane = Lane(active, request, policy, forest.limits.context, LaneCache(forest.target.cache), draft, self._make_own())
+        if lane.plain:
+            lane.draft, lane.own = None, NoDrafter()
+        return self.driver.start(lane)
+
+
+def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
+    """Load the graphs with lanes. Raises EngineDirError if the directory has none."""
+    choice, manifest, backend = engine.choice, engine.choice.manifest, engine.backend
+    kind = choice.drafter
+    expect_lanes(manifest)
+    assert isinstance(backend, CpuBackend)
+    cache = _cache(manifest, "target_lanes", manifest.shape.layers, manifest.limits.capacity, lanes)
+    target = LanesTarget(backend.paged_engine("target_lanes", cache), cache)
+    target.use_one_kernel()
+    draft = _load_draft(backend, manifest, manifest.draft, lanes) if manifest.draft and kind.uses_draft_model else None
+    tree = choice.fixed_tree
+    if draft is not None:  # the row budget decides how many nodes
+        tree = TreeSpec(min(manifest.limits.tree_nodes, TreeSpec(1, tree.depth, tree.width).capacity), tree.depth, tree.width)
+    planner = Planner(target, draft, manifest.limits, RowBudget(choice.latency, ROWS_OF_A_LANE * lanes), tree)
+    own = _own_drafters(kind.name, choice.latency, choice.fixed_tree)
+    return Lanes(Driver(Forest(planner, engine.tokenizer)), host_samplers(manifest.shape.vocab), own)
+
+
+def expect_lanes(manifest: Manifest) -> None:
+    """Raises EngineDirError if the engine has no graphs with lanes."""
+    if manifest.tensorrt is not None:
+        raise EngineDirError("several lanes run on the CPU only — use one lane, or forks, with a TensorRT engine")
+    if "target_lanes" not in manifest.graphs:
+        raise EngineDirError(f"the engine has no graphs for several lanes, it is older than they are — rebuild it: {manifest.rebuild}")
+
+
+def _cache(manifest: Manifest, graph: str, layers: int, capacity: int, lanes: int) -> PagedCache:
+    keys = manifest.graphs[graph].inputs["past.0.key"]
+    _, heads, _, width = keys.shape
+    return PagedCache(layers, int(heads), int(width), dtype_of(keys.dtype), lanes * pages_of(capacity))
+
+
+def _load_draft(backend: CpuBackend, manifest: Manifest, draft: Draft, lanes: int) -> LanesDraft:
+    limits = manifest.limits
+    cache = _cache(manifest, "draft_lanes", draft.layers, draft.capacity + limits.prefill_rows + draft.max_width * draft.max_depth, lanes)
+    fuse = backend.engine("fuse", {}, {"n": limits.prefill_rows, "m": limits.prefill_rows})
+    return LanesDraft(fuse, backend.paged_engine("draft_lanes", cache), cache, draft, limits.prefill_rows)
+
+
+def _own_drafters(kind: str, latency: LatencyModel, tree: TreeSpec) -> Callable[[], Drafter]:
+    if kind == "ngram":
+        return NgramDrafter
+    if kind == "eagle+ngram":
+        return lambda: SuffixDrafter(NoDrafter(), LookupGate(latency, tree))
+    return NoDrafter

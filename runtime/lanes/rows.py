@@ -1,0 +1,83 @@
+"""The rows of a pass over several lanes, and the inputs of a graph with lanes that say where they lie and what they attend to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..backends.cpu.paged_cache import LaneCache
+from ..manifest.graphs import PAGE_SLOTS
+
+
+@dataclass(frozen=True)
+class LaneRows:
+    """The rows of one lane in a pass.
+
+    ``tokens``, ``positions``: int64 [n]. Row j's key and value go to slot ``start`` + j. It attends to the last ``window`` slots before
+    ``past`` (None: to all of them), and to slot ``past`` + i where ``mask`` [n, w] has row j, column i.
+    """
+
+    cache: LaneCache
+    tokens: np.ndarray
+    positions: np.ndarray
+    start: int
+    past: int
+    mask: np.ndarray
+    window: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def attended(self, rows: int) -> np.ndarray:
+        """Bool [pages, rows, PAGE_SLOTS]; rows behind the lane's own are like its last."""
+        count, slots = len(self), len(self.cache.pages) * PAGE_SLOTS
+        seen = np.zeros((rows, slots), dtype=bool)
+        seen[:, max(0, self.past - self.window) if self.window is not None else 0 : self.past] = True
+        seen[:count, self.past : self.past + self.mask.shape[1]] = self.mask
+        seen[count:] = seen[count - 1]
+        return seen.reshape(rows, -1, PAGE_SLOTS).transpose(1, 0, 2)
+
+
+def pages_bound(lanes: Sequence[LaneRows]) -> range:
+    """The range of pages that holds those of all ``lanes``."""
+    return range(min(min(lane.cache.pages) for lane in lanes), max(max(lane.cache.pages) for lane in lanes) + 1)
+
+
+def pass_inputs(lanes: Sequence[LaneRows], pages: range, heads: int) -> dict[str, np.ndarray]:
+    """The inputs of a graph with lanes, without its tokens' features, ``rows`` and caches. ``heads``: key heads.
+
+    Pages of the range that belong to none of the lanes have owner 0 and attend to nothing.
+    """
+    counts = np.array([len(lane) for lane in lanes])
+    starts, widest = np.cumsum(counts) - counts, int(counts.max())
+    most = max(len(lane.cache.pages) for lane in lanes)
+    owner = np.zeros(len(pages), np.int64)
+    attend = np.zeros((len(pages), widest, PAGE_SLOTS), dtype=bool)
+    in_order = np.empty((len(lanes), most), np.int64)
+    counted = np.zeros((len(lanes), 2, most), np.float32)
+    slots = []
+    for index, lane in enumerate(lanes):
+        own = np.asarray(lane.cache.pages) - pages.start
+        owner[own] = index
+        attend[own] = lane.attended(widest)
+        in_order[index] = own[0]
+        in_order[index, : len(own)] = own
+        counted[index, :, : len(own)] = 1
+        slots.append(lane.cache.slot_numbers(np.arange(lane.start, lane.start + len(lane))) - pages.start * PAGE_SLOTS)
+    page, slot = divmod(np.concatenate(slots), PAGE_SLOTS)
+    places = np.empty((len(page), heads, 3), np.int64)
+    places[..., 0], places[..., 1], places[..., 2] = page[:, None], np.arange(heads), slot[:, None]
+    column = np.arange(widest)
+    return {
+        "tokens": np.concatenate([lane.tokens for lane in lanes])[None],
+        "positions": np.concatenate([lane.positions for lane in lanes])[None],
+        "places": places,
+        "queries": starts[owner][:, None] + np.minimum(column, counts[owner][:, None] - 1),
+        "attend": attend,
+        "owner": owner,
+        "pages": in_order,
+        "counted": counted,
+        "flat": np.concatenate([index * widest + np.arange(count) for index, count in enumerate(counts)]),
+    }

@@ -1,0 +1,97 @@
+"""The target with lanes: passes over trees of several lanes, or over a chunk of one lane's prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..backends.cpu.paged_cache import LaneCache, PagedCache
+from ..backends.cpu.paged_engine import PagedEngine
+from ..decoding.sampling import TargetOutput
+from ..decoding.tree import Tree
+from ..manifest.graphs import PAGE_SLOTS
+from .rows import LaneRows, pages_bound, pass_inputs
+
+
+@dataclass(frozen=True)
+class LanePass:
+    """What a pass gave one lane. ``output``: scores and features of its own rows, valid until the next pass."""
+
+    cache: LaneCache
+    tree: Tree
+    output: TargetOutput
+
+    def copied(self) -> LanePass:
+        """The same, valid after the next pass too."""
+        tensors = {name: tensor.copy() for name, tensor in self.output.tensors.items()}
+        return replace(self, output=replace(self.output, tensors=tensors))
+
+
+class LanesTarget:
+    """Runs the graph `target_lanes`. Commits nothing: `commit` does, for all lanes at once."""
+
+    def __init__(self, engine: PagedEngine, cache: PagedCache) -> None:
+        self._engine, self.cache = engine, cache
+        self._min_rows = 1
+
+    def use_one_kernel(self) -> None:
+        """Give every pass two rows or more if this processor computes a single row with another kernel, whose sums differ in the last
+        bits. A row must have the same bits in any pass. Call it before the first request."""
+        lane = LaneCache(self.cache)
+        lane.begin(2)
+        alone = self.verify([(lane, Tree.chain([0]))])[0].output.logits[0].copy()
+        two = self.verify([(lane, Tree.chain([0, 0]))])[0].output.logits[0]
+        self._min_rows = 1 if np.array_equal(alone, two) else 2
+        lane.free()
+
+    def max_nodes(self, lane: LaneCache) -> int:
+        """Nodes of the largest tree that may be verified now: a tree does not lie on two pages, or its rows would be summed in other groups
+        than in plain decoding."""
+        return PAGE_SLOTS - lane.length % PAGE_SLOTS
+
+    def verify(self, lanes: Sequence[tuple[LaneCache, Tree]]) -> list[LanePass]:
+        """Score every node of the lanes' trees in one pass. Raises EngineFailure and OutOfPages."""
+        return self._run(lanes, [len(tree) for _, tree in lanes])
+
+    def read_chunk(self, lane: LaneCache, tokens: Sequence[int]) -> LanePass:
+        """A pass over the next ``tokens`` of a prompt, with scores of the last. Raises EngineFailure and OutOfPages."""
+        return self._run([(lane, Tree.chain(tokens))], [1])[0]
+
+    def _run(self, lanes: Sequence[tuple[LaneCache, Tree]], heads: Sequence[int]) -> list[LanePass]:
+        trees = [tree for _, tree in lanes]
+        if sum(map(len, trees)) < self._min_rows:  # the second row lies behind the first and is overwritten
+            trees = [Tree.chain([int(trees[0].tokens[0])] * self._min_rows)]
+        rows = []
+        for (lane, _), tree in zip(lanes, trees, strict=True):
+            lane.reserve(lane.length + len(tree))
+            rows.append(LaneRows(lane, tree.tokens, lane.length + tree.depth, lane.length, lane.length, tree.mask))
+        pages = pages_bound(rows)
+        inputs = pass_inputs(rows, pages, self.cache.heads)
+        ends = np.cumsum([len(tree) for tree in trees])
+        inputs["rows"] = np.concatenate([np.arange(end - len(tree), end)[len(own) - head : len(own)]
+                                         for end, tree, (_, own), head in zip(ends, trees, lanes, heads, strict=True)])  # fmt: skip
+        outputs = self._engine.run(inputs, pages, N=int(ends[-1]), r=len(inputs["rows"]))
+        results, scored = [], 0
+        for (lane, tree), end, padded, head in zip(lanes, ends, trees, heads, strict=True):
+            first = int(end) - len(padded)
+            tensors = {name: outputs[name][:, scored : scored + head] for name in ("next_token", "logits")}
+            tensors["features"] = outputs["features"][:, first : first + len(tree)]
+            results.append(LanePass(lane, tree, TargetOutput(tensors, tree, lane.length, head)))
+            scored += head
+        return results
+
+    def commit(self, paths: Sequence[tuple[LaneCache, Sequence[int]]]) -> None:
+        """Commit the rows of each path (ascending, starting with row 0): move them to follow the lane's committed slots."""
+        sources, targets = [], []
+        for lane, path in paths:
+            rows, order = np.asarray(path), np.arange(len(path))
+            moved = rows != order
+            if moved.any():
+                sources.append(lane.slot_numbers(lane.length + rows[moved]))
+                targets.append(lane.slot_numbers(lane.length + order[moved]))
+        if sources:
+            self.cache.copy_slots(np.concatenate(sources), np.concatenate(targets))
+        for lane, path in paths:
+            lane.length += len(path)
