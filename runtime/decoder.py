@@ -73,7 +73,7 @@ class Decoder:
             choice = choose_engine(Path(engine_dir), draft=draft, backend=backend, device=device, threads=threads, verify=verify)
             _check_policy(policy, choice)  # before anything is loaded
             if lanes > 1:
-                expect_lanes(choice.manifest)
+                expect_lanes(choice.manifest, choice.device, choice.drafter.uses_draft_model)
             with NATIVE_CALLS:
                 loaded = load_engine(choice)
         choice = loaded.choice

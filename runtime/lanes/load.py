@@ -19,7 +19,7 @@ from ..drafters.none import NoDrafter
 from ..drafters.suffix import SuffixDrafter
 from ..engine import LoadedEngine
 from ..errors import EngineDirError
-from ..manifest.schema import Draft, Manifest
+from ..manifest.schema import Draft, Limits, Manifest
 from ..request import Chunk, Request
 from ..sampling_params import SamplingParams
 from ..stream import ActiveRequest
@@ -62,7 +62,7 @@ def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
     """Load the graphs with lanes. Raises EngineDirError if the directory has none."""
     choice, manifest, backend = engine.choice, engine.choice.manifest, engine.backend
     kind = choice.drafter
-    expect_lanes(manifest)
+    expect_lanes(manifest, choice.device, kind.uses_draft_model)
     assert isinstance(backend, CpuBackend)
     cache = _cache(manifest, "target_lanes", manifest.shape.layers, manifest.limits.capacity, lanes)
     target = LanesTarget(backend.paged_engine("target_lanes", cache), cache)
@@ -76,11 +76,11 @@ def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
     return Lanes(Driver(Forest(planner, engine.tokenizer)), host_samplers(manifest.shape.vocab), own)
 
 
-def expect_lanes(manifest: Manifest) -> None:
-    """Raises EngineDirError if the engine has no graphs with lanes."""
-    if manifest.tensorrt is not None:
-        raise EngineDirError("several lanes run on the CPU only — use one lane, or forks, with a TensorRT engine")
-    if "target_lanes" not in manifest.graphs:
+def expect_lanes(manifest: Manifest, device: str | None, drafted: bool) -> None:
+    """Raises EngineDirError if the engine has no graphs with lanes for ``device``. ``drafted``: whether the drafter needs the draft's."""
+    if manifest.tensorrt is not None or device == "cuda":
+        raise EngineDirError("several lanes run on the CPU only — use one lane, or forks, on a GPU")
+    if not {"target_lanes", *(("draft_lanes",) if drafted and manifest.draft else ())} <= manifest.graphs.keys():
         raise EngineDirError(f"the engine has no graphs for several lanes, it is older than they are — rebuild it: {manifest.rebuild}")
 
 
@@ -92,9 +92,14 @@ def _cache(manifest: Manifest, graph: str, layers: int, capacity: int, lanes: in
 
 def _load_draft(backend: CpuBackend, manifest: Manifest, draft: Draft, lanes: int) -> LanesDraft:
     limits = manifest.limits
-    cache = _cache(manifest, "draft_lanes", draft.layers, draft.capacity + limits.prefill_rows + draft.max_width * draft.max_depth, lanes)
+    cache = _cache(manifest, "draft_lanes", draft.layers, draft_slots(limits, draft), lanes)
     fuse = backend.engine("fuse", {}, {"n": limits.prefill_rows, "m": limits.prefill_rows})
     return LanesDraft(fuse, backend.paged_engine("draft_lanes", cache), cache, draft, limits.prefill_rows)
+
+
+def draft_slots(limits: Limits, draft: Draft) -> int:
+    """Slots of a lane's draft cache: the context, and rows that are not committed yet."""
+    return draft.capacity + limits.prefill_rows + draft.max_width * draft.max_depth
 
 
 def _own_drafters(kind: str, latency: LatencyModel, tree: TreeSpec) -> Callable[[], Drafter]:

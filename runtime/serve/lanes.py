@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from ..backends.cpu.paged_cache import pages_of
 from ..backends.cpu.processor import usable_memory
 from ..drafters.registry import DRAFTERS
 from ..errors import EngineDirError
+from ..lanes.load import draft_slots, expect_lanes
+from ..manifest.graphs import PAGE_SLOTS
 from ..manifest.schema import Draft, Manifest, TargetShape
 from .errors import ServeError
 
 DEFAULT_LANES = 8  # at most
 LANES_OF_A_CORE = 4  # more rows than that cost a pass as much time as they save
 PROCESS_BYTES = 512 << 20  # what a server needs beside weights and caches, for one prompt's pass among others
-GRAPH, DRAFT_GRAPH = "target_lanes", "draft_lanes"  # of the manifest
 
 
 def choose_lanes(
@@ -22,14 +24,14 @@ def choose_lanes(
     ``asked``: [default: at most 8 and 4 for each thread, as many as fit into the memory; 1 for an engine without lanes]. ``draft``,
     ``device``: the Decoder's options. Raises ServeError if there is too little memory, EngineDirError if the engine has no lanes.
     """
-    on_cpu = manifest.tensorrt is None and device in (None, "cpu")
-    graphs = {GRAPH} if _draft_of(manifest, draft) is None else {GRAPH, DRAFT_GRAPH}
-    if asked == 1 or (asked is None and not (on_cpu and graphs <= manifest.graphs.keys())):
+    if asked == 1:
         return 1
-    if not on_cpu:
-        raise EngineDirError("this engine has no lanes on a GPU — leave --lanes out, or take more --replicas")
-    if not graphs <= manifest.graphs.keys():
-        raise EngineDirError(f"this engine was exported before there were lanes — leave --lanes out, or export again: {manifest.rebuild}")
+    try:
+        expect_lanes(manifest, device, _uses_draft(draft))
+    except EngineDirError:
+        if asked is None:
+            return 1
+        raise
     each, memory = lane_bytes(manifest, draft) * replicas, usable_memory()
     if memory is None:
         return asked or min(DEFAULT_LANES, LANES_OF_A_CORE * threads)
@@ -45,19 +47,19 @@ def choose_lanes(
 
 def lane_bytes(manifest: Manifest, draft: str | None = None) -> int:
     """Bytes of a lane's keys and values when the context is full, those of the draft model included if ``draft`` uses it."""
-    model = _draft_of(manifest, draft)
-    slots = manifest.limits.capacity * _slot_bytes(manifest.shape)
-    return slots if model is None else slots + model.capacity * _slot_bytes(model)
+    size = _cache_bytes(manifest.shape, manifest.limits.capacity)
+    if manifest.draft is not None and _uses_draft(draft):
+        size += _cache_bytes(manifest.draft, draft_slots(manifest.limits, manifest.draft))
+    return size
 
 
-def _draft_of(manifest: Manifest, draft: str | None) -> Draft | None:
-    """The draft model, if the drafter ``draft`` uses it."""
-    return manifest.draft if draft is None or DRAFTERS[draft].uses_draft_model else None
+def _uses_draft(draft: str | None) -> bool:
+    return draft is None or DRAFTERS[draft].uses_draft_model
 
 
-def _slot_bytes(model: TargetShape | Draft) -> int:
-    """Bytes of one token's keys and values, in float32."""
-    return model.layers * 2 * model.kv_heads * model.head_dim * 4
+def _cache_bytes(model: TargetShape | Draft, slots: int) -> int:
+    """Bytes of the pages for ``slots`` tokens' keys and values in float32."""
+    return pages_of(slots) * PAGE_SLOTS * model.layers * 2 * model.kv_heads * model.head_dim * 4
 
 
 def described(replicas: int, lanes: int, each: int) -> str:

@@ -18,7 +18,7 @@ from runtime.console import run_command
 from runtime.manifest.believed import FILE_NAME as HASHED
 from runtime.manifest.load import read_manifest
 from runtime.serve.cli import command
-from runtime.serve.lanes import GRAPH, PROCESS_BYTES
+from runtime.serve.lanes import PROCESS_BYTES
 from runtime.serve.load import load_replicas
 from runtime.serve.server import bind
 from tests.support.serve.fakes import ToyDecoder
@@ -121,11 +121,11 @@ def test_lanes_that_this_engine_or_machine_has_not_are_refused(
     tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = read_manifest(tiny_engine)
-    old = replace(found, graphs={name: graph for name, graph in found.graphs.items() if name != GRAPH})
+    old = replace(found, graphs={name: graph for name, graph in found.graphs.items() if name != "target_lanes"})
     monkeypatch.setattr("runtime.serve.load.read_manifest", lambda _: old)
     code, line = fail(capsys, "--engine-dir", str(tiny_engine), "--port", "0", "--lanes", "4")
     assert (code, found.rebuild in line) == (3, True)
-    monkeypatch.setattr("runtime.serve.load.read_manifest", lambda _: replace(old, graphs={**old.graphs, GRAPH: old.graphs["target"]}))
+    monkeypatch.setattr("runtime.serve.load.read_manifest", lambda _: found)
     monkeypatch.setattr("runtime.serve.lanes.usable_memory", lambda: PROCESS_BYTES)
     code, line = fail(capsys, "--engine-dir", str(tiny_engine), "--port", "0", "--lanes", "4")
     assert (code, "at most --lanes 1 would fit" in line) == (1, True)
