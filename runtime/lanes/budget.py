@@ -56,13 +56,14 @@ class RowBudget:
     latency: LatencyModel
     max_rows: int
     _pass: PassSeconds = field(init=False)
+    _chunk: PassSeconds = field(init=False)
     _draft_seconds: float = field(init=False, default=0.0)
     trust: float = field(init=False, default=1.0)
     _pause: int = field(init=False, default=_FIRST_PAUSE)  # length of the next one
     _paused: int = field(init=False, default=0)  # rounds left
 
     def __post_init__(self) -> None:
-        self._pass = PassSeconds.expected(self.latency)
+        self._pass, self._chunk = PassSeconds.expected(self.latency), PassSeconds.expected(self.latency)
 
     def drafts(self) -> bool:
         """Whether to draft in this round. Asked once a round."""
@@ -110,6 +111,15 @@ class RowBudget:
         """Learn what a pass took."""
         self._pass.observe(rows, seconds)
 
+    def observe_chunk(self, rows: int, seconds: float) -> None:
+        """Learn what a chunk of a prompt took."""
+        self._chunk.observe(rows, seconds)
+
+    def chunk_rows(self, seconds: float) -> int:
+        """Rows of a chunk of a prompt that takes so long."""
+        whole, each_row = self._chunk.line()
+        return int(min(max(0.0, seconds - whole) / max(each_row, 1e-6), 1e6))
+
     def observe_accepted(self, predicted: float, accepted: int) -> None:
         """Learn from one lane's drafted tree: how many of its tokens were expected to be accepted, and how many were."""
-        self.trust = min(1.5, max(0.1, self.trust + 0.02 * (accepted - predicted)))
+        self.trust = min(2.0, max(0.1, self.trust + 0.02 * (accepted - predicted)))

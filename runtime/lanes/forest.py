@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -20,17 +21,15 @@ from .plan import Planned, Planner
 from .prefix import PrefixCache, begin
 from .target import LanePass, LanesTarget
 
-_LEAST_CHUNK = 16  # rows
-_CHUNK_SHARE = 1.5  # a prompt's chunk may take this many times the running lanes' round, for each prompt that waits
+_LEAST_CHUNK = 32  # rows
+_CHUNK_ROUNDS = 2.0  # a prompt's chunk may take as long as this many rounds of the running lanes, for each prompt that waits
 
 
 @dataclass
 class Pace:
-    """Running means that say how long a round takes. ``round_seconds``: of the running lanes. ``row_seconds``: of a row of a prompt.
-    ``token_seconds``: between the tokens of a running answer, the chunks of prompts between its rounds included."""
+    """Running means that say how long a round takes. ``round_seconds``: of the running lanes.  ``token_seconds``: between the tokens of a running answer, the chunks of prompts between its rounds included."""
 
     round_seconds: float = 0.0
-    row_seconds: float = 0.0
     token_seconds: float = 0.0
     _last: float = 0.0  # when the last round ended
 
@@ -41,10 +40,6 @@ class Pace:
         if now - self._last < 4 * (now - started):  # else nothing ran before it
             self.token_seconds = _mean(self.token_seconds, (now - self._last) / tokens_of_a_lane)
         self._last = now
-
-    def add_chunk(self, seconds: float, rows: int) -> None:
-        """Count a chunk of a prompt."""
-        self.row_seconds = _mean(self.row_seconds, seconds / rows)
 
 
 def _mean(mean: float, value: float) -> float:
@@ -98,7 +93,7 @@ class Forest:
             self.admit(self.aside.pop(0))
         decoding = [lane for lane in self.lanes if not lane.reading]
         if reading := [lane for lane in self.lanes if lane.reading]:
-            self._read_chunk(reading[0], len(reading) if decoding else self.limits.prefill_rows)
+            self._read_chunk(reading[0], _CHUNK_ROUNDS * len(reading) if decoding else math.inf)
         for lane in decoding:
             self._reserve(lane, self.limits.tree_nodes)
         if decoding := [lane for lane in decoding if lane in self.lanes]:
@@ -157,11 +152,9 @@ class Forest:
             self._end(lane, error)
         self.prefixes.clear()
 
-    def _read_chunk(self, lane: Lane, share: int) -> None:
-        """Commit a chunk of a prompt. ``share``: how many chunks of a single waiting prompt it may be as long as."""
-        rows = self.limits.prefill_rows
-        if self.pace.row_seconds:  # bounds how long running answers wait
-            rows = min(rows, max(_LEAST_CHUNK, int(share * _CHUNK_SHARE * self.pace.round_seconds / self.pace.row_seconds)))
+    def _read_chunk(self, lane: Lane, rounds: float) -> None:
+        """Commit a chunk of a prompt; ``rounds``: of the running lanes, how long it may take."""
+        rows = min(self.limits.prefill_rows, max(_LEAST_CHUNK, self.budget.chunk_rows(rounds * self.pace.round_seconds)))
         chunk, started = lane.unread[:rows], perf_counter()
         self._reserve(lane, len(chunk))
         if lane not in self.lanes:
@@ -176,7 +169,7 @@ class Forest:
                     lane.chunks.put(lane.first_token(found.output))
         except Exception as error:
             self._end(lane, error)
-        self.pace.add_chunk(perf_counter() - started, len(chunk))
+        self.budget.observe_chunk(len(chunk), perf_counter() - started)
 
     def _committed(self, lane: Lane, tokens: Sequence[int], found: LanePass, rows: Sequence[int]) -> None:
         """``tokens`` were committed; they are ``rows`` of a pass."""

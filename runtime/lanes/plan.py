@@ -79,7 +79,7 @@ class Planner:
             if tree is None:
                 planned.append(Planned(lane, Tree.chain([wish.root]), wish.spec))
             elif lane.policy is None:
-                probabilities = self.budget.trust * np.exp(tree.scores)
+                probabilities = np.minimum(self.budget.trust * np.exp(tree.scores), 1)
                 offers.append(_Offer(lane, probabilities, wish.spec.nodes, wish.spec, tree.tree, True))
             else:
                 nodes = wish.growth.num_nodes(tree.partial) if wish.growth else wish.spec.nodes
