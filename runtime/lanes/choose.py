@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from ..backends.cpu.paged_cache import pages_of
 from ..backends.cpu.processor import usable_memory
 from ..drafters.registry import DRAFTERS
 from ..errors import EngineDirError
-from ..manifest.schema import Draft, Manifest, TargetShape
+from ..manifest.graphs import PAGE_SLOTS
+from ..manifest.schema import Draft, Limits, Manifest, TargetShape
 
 DEFAULT_LANES = 8  # at most
 LANES_OF_A_CORE = 4  # more rows than that cost a pass as much time as they save
 PROCESS_BYTES = 512 << 20  # what a server needs beside weights and caches, for one prompt's pass among others
-GRAPH = "target_lanes"  # of the manifest
 
 
 def choose_lanes(
@@ -21,13 +22,14 @@ def choose_lanes(
     ``asked``: [default: at most 8 and 4 for each thread, as many as fit into the memory; 1 for an engine without lanes]. ``draft``,
     ``device``: the Decoder's options. Raises ValueError if there is too little memory, EngineDirError if the engine has no lanes.
     """
-    on_cpu = manifest.tensorrt is None and device in (None, "cpu")
-    if asked == 1 or (asked is None and not (on_cpu and GRAPH in manifest.graphs)):
+    if asked == 1:
         return 1
-    if not on_cpu:
-        raise EngineDirError("this engine has no lanes on a GPU — leave --lanes out, or take more --replicas")
-    if GRAPH not in manifest.graphs:
-        raise EngineDirError(f"this engine was exported before there were lanes — leave --lanes out, or export again: {manifest.rebuild}")
+    try:
+        expect_lanes(manifest, device, _uses_draft(draft))
+    except EngineDirError:
+        if asked is None:
+            return 1
+        raise
     each, memory = lane_bytes(manifest, draft) * replicas, usable_memory()
     if memory is None:
         return asked or min(DEFAULT_LANES, LANES_OF_A_CORE * threads)
@@ -41,16 +43,34 @@ def choose_lanes(
     return asked or min(DEFAULT_LANES, LANES_OF_A_CORE * threads, fit)
 
 
+def expect_lanes(manifest: Manifest, device: str | None, drafted: bool) -> None:
+    """Raises EngineDirError if the engine has no graphs with lanes for ``device``. ``drafted``: whether the drafter needs the draft's."""
+    if manifest.tensorrt is not None or device == "cuda":
+        raise EngineDirError("several lanes run on the CPU only — use one lane, or forks, on a GPU")
+    if not {"target_lanes", *(("draft_lanes",) if drafted and manifest.draft else ())} <= manifest.graphs.keys():
+        raise EngineDirError(f"the engine has no graphs for several lanes, it is older than they are — rebuild it: {manifest.rebuild}")
+
+
 def lane_bytes(manifest: Manifest, draft: str | None = None) -> int:
     """Bytes of a lane's keys and values when the context is full, those of the draft model included if ``draft`` uses it."""
-    model = manifest.draft if draft is None or DRAFTERS[draft].uses_draft_model else None
-    slots = manifest.limits.capacity * _slot_bytes(manifest.shape)
-    return slots if model is None else slots + model.capacity * _slot_bytes(model)
+    size = _cache_bytes(manifest.shape, manifest.limits.capacity)
+    if manifest.draft is not None and _uses_draft(draft):
+        size += _cache_bytes(manifest.draft, draft_slots(manifest.limits, manifest.draft))
+    return size
 
 
-def _slot_bytes(model: TargetShape | Draft) -> int:
-    """Bytes of one token's keys and values, in float32."""
-    return model.layers * 2 * model.kv_heads * model.head_dim * 4
+def draft_slots(limits: Limits, draft: Draft) -> int:
+    """Slots of a lane's draft cache: the context, and rows that are not committed yet."""
+    return draft.capacity + limits.prefill_rows + draft.max_width * draft.max_depth
+
+
+def _uses_draft(draft: str | None) -> bool:
+    return draft is None or DRAFTERS[draft].uses_draft_model
+
+
+def _cache_bytes(model: TargetShape | Draft, slots: int) -> int:
+    """Bytes of the pages for ``slots`` tokens' keys and values in float32."""
+    return pages_of(slots) * PAGE_SLOTS * model.layers * 2 * model.kv_heads * model.head_dim * 4
 
 
 def described(replicas: int, lanes: int, each: int) -> str:

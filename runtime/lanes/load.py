@@ -23,6 +23,7 @@ from ..request import Chunk, Request
 from ..sampling_params import SamplingParams
 from ..stream import ActiveRequest
 from .budget import RowBudget
+from .choose import draft_slots
 from .draft import DraftLane, LanesDraft
 from .driver import Driver
 from .forest import Forest
@@ -82,7 +83,7 @@ def _cache(manifest: Manifest, graph: str, layers: int, capacity: int, lanes: in
 
 def _load_draft(backend: CpuBackend, manifest: Manifest, draft: Draft, lanes: int) -> LanesDraft:
     limits = manifest.limits
-    cache = _cache(manifest, "draft_lanes", draft.layers, draft.capacity + limits.prefill_rows + draft.max_width * draft.max_depth, lanes)
+    cache = _cache(manifest, "draft_lanes", draft.layers, draft_slots(limits, draft), lanes)
     fuse = backend.engine("fuse", {}, {"n": limits.prefill_rows, "m": limits.prefill_rows})
     return LanesDraft(fuse, backend.paged_engine("draft_lanes", cache), cache, draft, limits.prefill_rows)
 

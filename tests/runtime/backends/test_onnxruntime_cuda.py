@@ -50,7 +50,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedCuda]:
 
 @pytest.fixture(autouse=True)
 def host_draws_as_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.models, "GumbelMaxSampler", DeviceDraws)
+    monkeypatch.setattr("runtime.decoding.gumbel.GumbelMaxSampler", DeviceDraws)
 
 
 @pytest.mark.parametrize(("draft", "tree"), [*itertools.product(["eagle", "ngram"], TREES), ("none", TREES[2])], ids=str)

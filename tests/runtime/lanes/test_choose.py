@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from runtime.errors import EngineDirError
 from runtime.lanes import choose as lanes
-from runtime.lanes.choose import GRAPH, PROCESS_BYTES, choose_lanes, described, lane_bytes
+from runtime.lanes.choose import PROCESS_BYTES, choose_lanes, described, lane_bytes
 from runtime.manifest.load import read_manifest
-from runtime.manifest.schema import Manifest
+from runtime.manifest.schema import Draft, Manifest, TargetShape
 
 
 @pytest.fixture
 def manifest(tiny_engine: Path) -> Manifest:
-    """Of an engine with lanes."""
-    found = read_manifest(tiny_engine)
-    return replace(found, graphs={**found.graphs, GRAPH: found.graphs["target"]})
+    return read_manifest(tiny_engine)
 
 
-@pytest.fixture
-def old(manifest: Manifest) -> Manifest:
-    """Of an engine that was exported before there were lanes."""
-    return replace(manifest, graphs={name: graph for name, graph in manifest.graphs.items() if name != GRAPH})
+def without(manifest: Manifest, *graphs: str) -> Manifest:
+    return replace(manifest, graphs={name: graph for name, graph in manifest.graphs.items() if name not in graphs})
 
 
 def with_room(monkeypatch: pytest.MonkeyPatch, manifest: Manifest, count: float) -> None:
@@ -35,14 +30,15 @@ def with_room(monkeypatch: pytest.MonkeyPatch, manifest: Manifest, count: float)
 
 
 def test_a_lane_s_memory_is_keys_and_values_of_target_and_draft(manifest: Manifest, echo_engine: Path) -> None:
-    shape, slots = manifest.shape, manifest.limits.capacity
-    target = slots * shape.layers * 2 * shape.kv_heads * shape.head_dim * 4
+    def cache(model: TargetShape | Draft, slots: int) -> int:
+        return -(-slots // 128) * 128 * model.layers * 2 * model.kv_heads * model.head_dim * 4  # whole pages
+
     assert manifest.draft is None
-    assert lane_bytes(manifest) == target
+    assert lane_bytes(manifest) == cache(manifest.shape, manifest.limits.capacity)
     drafted = read_manifest(echo_engine)
     draft = drafted.draft
     assert draft is not None
-    more = draft.capacity * draft.layers * 2 * draft.kv_heads * draft.head_dim * 4
+    more = cache(draft, draft.capacity + drafted.limits.prefill_rows + draft.max_width * draft.max_depth)
     assert lane_bytes(drafted) == lane_bytes(drafted, "eagle") == lane_bytes(drafted, "ngram") + more
 
 
@@ -67,15 +63,18 @@ def test_lanes_that_do_not_fit_are_refused_with_the_number_that_would(manifest: 
     assert [choose_lanes(manifest, asked, replicas=1, threads=1) for asked in (None, 99)] == [4, 99]
 
 
-def test_an_engine_without_lanes_has_one(old: Manifest, manifest: Manifest) -> None:
-    one: dict[str, Any] = {"replicas": 1, "threads": 8}
-    assert choose_lanes(old, None, **one) == choose_lanes(old, 1, **one) == 1
-    with pytest.raises(EngineDirError, match="exported before there were lanes") as refused:
-        choose_lanes(old, 2, **one)
+def test_an_engine_without_lanes_has_one(manifest: Manifest, echo_engine: Path) -> None:
+    old = without(manifest, "target_lanes")
+    assert choose_lanes(old, None, replicas=1, threads=8) == choose_lanes(old, 1, replicas=1, threads=8) == 1
+    with pytest.raises(EngineDirError, match="no graphs for several lanes") as refused:
+        choose_lanes(old, 2, replicas=1, threads=8)
     assert str(refused.value).endswith(old.rebuild)
-    assert choose_lanes(manifest, None, device="cuda", **one) == 1
-    with pytest.raises(EngineDirError, match="no lanes on a GPU"):
-        choose_lanes(manifest, 2, device="cuda", **one)
+    assert choose_lanes(manifest, None, device="cuda", replicas=1, threads=8) == 1
+    with pytest.raises(EngineDirError, match="on the CPU only"):
+        choose_lanes(manifest, 2, device="cuda", replicas=1, threads=8)
+    without_draft = without(read_manifest(echo_engine), "draft_lanes")
+    assert choose_lanes(without_draft, None, replicas=1, threads=2) == 1
+    assert choose_lanes(without_draft, None, replicas=1, threads=2, draft="ngram") == 8
 
 
 def test_the_start_line_says_lanes_and_memory() -> None:

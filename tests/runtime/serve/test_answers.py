@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[3]
 MESSAGES: Any = [{"role": "user", "content": "the cat sat on the mat"}]
 
 
-@pytest.fixture(scope="module")
-def url(tiny_engine: Path) -> Iterator[str]:
-    with running(tiny_engine, "--replicas", "2", "--model-name", "tiny", "--no-warmup") as (_, url):
+@pytest.fixture(scope="module", params=["1", "3"], ids=lambda lanes: f"{lanes} lanes")
+def url(tiny_engine: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    with running(tiny_engine, "--replicas", "2", "--lanes", request.param, "--model-name", "tiny", "--no-warmup") as (_, url):
         yield url
 
 

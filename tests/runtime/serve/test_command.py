@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from runtime.console import run_command
-from runtime.lanes.choose import GRAPH, PROCESS_BYTES
+from runtime.lanes.choose import PROCESS_BYTES
 from runtime.manifest.believed import FILE_NAME as HASHED
 from runtime.manifest.load import read_manifest
 from runtime.serve.cli import command
@@ -121,11 +121,11 @@ def test_lanes_that_this_engine_or_machine_has_not_are_refused(
     tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = read_manifest(tiny_engine)
-    old = replace(found, graphs={name: graph for name, graph in found.graphs.items() if name != GRAPH})
+    old = replace(found, graphs={name: graph for name, graph in found.graphs.items() if name != "target_lanes"})
     monkeypatch.setattr("runtime.serve.load.read_manifest", lambda _: old)
     code, line = fail(capsys, "--engine-dir", str(tiny_engine), "--port", "0", "--lanes", "4")
     assert (code, found.rebuild in line) == (3, True)
-    monkeypatch.setattr("runtime.serve.load.read_manifest", lambda _: replace(old, graphs={**old.graphs, GRAPH: old.graphs["target"]}))
+    monkeypatch.setattr("runtime.serve.load.read_manifest", lambda _: found)
     monkeypatch.setattr("runtime.lanes.choose.usable_memory", lambda: PROCESS_BYTES)
     code, line = fail(capsys, "--engine-dir", str(tiny_engine), "--port", "0", "--lanes", "4")
     assert (code, "at most --lanes 1 would fit" in line) == (2, True)

@@ -7,10 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import runtime.backends.cuda.backend
-import runtime.backends.cuda.tensorrt
-import runtime.backends.cuda.tensorrt_module
-import runtime.models
 from runtime import Decoder
 from tests.support.eagle_engines import export, write_echo
 from tests.support.gpu.device_draws import DeviceDraws
@@ -46,4 +42,4 @@ def machine(engines: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture(autouse=True)
 def host_draws_as_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.models, "GumbelMaxSampler", DeviceDraws)
+    monkeypatch.setattr("runtime.decoding.gumbel.GumbelMaxSampler", DeviceDraws)
