@@ -121,8 +121,7 @@ class Decoder:
         make_sampler = (self._lanes or self.models).make_sampler
         for requests in warm_up_requests(self.manifest.limits, self.manifest.shape.vocab, trees, self.lanes, make_sampler):
             for stream in [self._start(request, TotalsRecorder()) for request in requests]:
-                for _ in stream:
-                    pass
+                stream.result()
             self.forget()
 
     def forget(self) -> None:
@@ -184,9 +183,9 @@ class Decoder:
         """Start a request. Iterate over the returned Stream for its Chunks.
 
         ``prompt``: plain text, chat messages (rendered by the model's template), or token ids. ``params``: how to sample and when to stop
-        (greedy by default). ``policy``: an object or a name, instead of the Decoder's own.
-        Raises PromptError, ValueError, TypeError, EngineDirError (a policy that was not tuned), DecoderBusy or DecoderClosed at once, not
-        at the first chunk. Iterating may raise EngineFailure.
+        (greedy by default). ``policy``: an object or a name, instead of the Decoder's own. Raises PromptError, ValueError,
+        TypeError, EngineDirError (a policy that was not tuned), DecoderBusy or DecoderClosed at once, not at the first chunk. Iterating may
+        raise EngineFailure.
         """
         check_types(params, policy)
         deadline = None if params.deadline is None else perf_counter() + params.deadline
@@ -233,7 +232,7 @@ class Decoder:
         return NoDrafter() if plain and self.models.eagle is not None else self.models.drafter
 
     def generate(self, prompt: Prompt, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None) -> Result:
-        """The complete answer: ``stream`` with the same arguments, collected."""
+        """The complete answer: ``stream``, collected."""
         with self.stream(prompt, params, policy=policy) as stream:
             return stream.result()
 

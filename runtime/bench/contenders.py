@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec, Watchdog, trees_of
 
 from ..decoder import Decoder
+from ..drafters.registry import DRAFTERS
 from ..errors import BenchError
 from ..models import check_tree_size
 from .record import BASELINE, ContenderRecord
@@ -74,7 +75,7 @@ def _checked(tree: TreeSpec, decoder: Decoder) -> TreeSpec:
     """Refuse a tree that the decoding loop would cut silently: the table would name a tree that was never drafted."""
     manifest = decoder.manifest
     check_tree_size(manifest, tree)
-    limits, model = manifest.limits, manifest.draft if decoder.models.eagle else None
+    limits, model = manifest.limits, manifest.draft if DRAFTERS[decoder.draft].uses_draft_model else None
     if tree.nodes > limits.tree_nodes or (model and (tree.depth > model.max_depth or tree.width > model.max_width)):
         most = f"{limits.tree_nodes} nodes" + (f", depth {model.max_depth}, width {model.max_width}" if model else "")
         raise BenchError(f"the tree {tree} is larger than the engine allows ({most}) — choose a smaller one")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..backends.cpu.processor import processor_name, usable_cores, usable_memory
 from ..decoder import Decoder
+from ..drafters.registry import DRAFTERS
 from .record import EngineRecord, Machine
 
 PACKAGES = ("resps", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-cu13", "tensorrt-rtx")
@@ -24,7 +25,7 @@ def engine_of(decoders: Sequence[Decoder]) -> EngineRecord:
     """``decoders``: of one engine directory, one per draft."""
     first, drafts = decoders[0], tuple(decoder.draft for decoder in decoders)
     manifest = first.manifest
-    draft = manifest.draft if any(decoder.models.eagle for decoder in decoders) else None
+    draft = manifest.draft if any(DRAFTERS[decoder.draft].uses_draft_model for decoder in decoders) else None
     name, precision = (draft.name, draft.precision) if draft else (None, None)
     return EngineRecord(manifest.engine_id, manifest.model, manifest.precision, first.backend, first.device, drafts, name, precision)
 

@@ -70,7 +70,7 @@ def check_contract(manifest: Manifest) -> None:
         if manifest.draft:
             _check_cache("draft", manifest.graphs["draft"].inputs[f"past.0.{kind}"], manifest.draft)
         for name, model in (("target_lanes", manifest.shape), ("draft_lanes", manifest.draft)):
-            if name in manifest.graphs:
+            if name in manifest.graphs and model:
                 _check_pages(name, manifest.graphs[name].inputs[f"past.0.{kind}"], model)
     limits = manifest.limits
     if min(limits.context, limits.tree_nodes, limits.prefill_rows, limits.span_step, manifest.shape.layers) < 1:
@@ -107,9 +107,9 @@ def _check_cache(name: str, tensor: Tensor, model: TargetShape | Draft) -> None:
         raise Malformed(f"manifest.graphs.{name} has a cache of shape {list(tensor.shape)}, which does not fit the model")
 
 
-def _check_pages(name: str, tensor: Tensor, model: TargetShape | Draft | None) -> None:
+def _check_pages(name: str, tensor: Tensor, model: TargetShape | Draft) -> None:
     """Raises Malformed unless keys or values are [pages, heads, PAGE_SLOTS, head_dim] of the model."""
-    if model is None or tensor.dtype != "float32" or tensor.shape[1:] != (model.kv_heads, PAGE_SLOTS, model.head_dim):
+    if tensor.dtype != "float32" or tensor.shape[1:] != (model.kv_heads, PAGE_SLOTS, model.head_dim):
         raise Malformed(f"manifest.graphs.{name} has a cache of shape {list(tensor.shape)}, which does not fit the model")
 
 

@@ -71,6 +71,7 @@ def test_a_client_that_leaves_and_a_deadline_end_one_request_alone(served: Serve
     with toy.paused():
         answers = [ask(clients, served, prompt) for prompt in PROMPTS[:2]]
         late = ask(clients, served, PROMPTS[2], deadline=0.1)
+        served.wait("resps:num_requests_running", 3)
         with pytest.raises(httpx.ReadTimeout):
             served.http.post("/v1/completions", json={"prompt": PROMPTS[3], "max_tokens": 99}, timeout=0.2)
         served.wait('resps:requests_total{outcome="disconnected"}', 1)
