@@ -1,28 +1,18 @@
-"""Two answers at once in an event loop. A round runs in a thread; leaving the loop early cancels after the running round."""
+"""Two answers at once in an event loop, over the lanes of one Decoder. Leaving a loop early ends its request."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
-from runtime import Chunk, Decoder, SamplingParams
-
-
-async def chunks(decoder: Decoder, question: str, params: SamplingParams) -> AsyncIterator[Chunk]:
-    stream = decoder.stream([{"role": "user", "content": question}], params)
-    try:
-        while (chunk := await asyncio.to_thread(next, stream, None)) is not None:
-            yield chunk
-    finally:
-        stream.cancel()
-        await asyncio.to_thread(stream.result)  # waits for the round that may still run
+from runtime import Decoder, SamplingParams
 
 
 async def answer(decoder: Decoder, question: str) -> str:
-    return "".join([chunk.text async for chunk in chunks(decoder, question, SamplingParams(max_new_tokens=40))])
+    chunks = decoder.astream([{"role": "user", "content": question}], SamplingParams(max_new_tokens=40))
+    return "".join([chunk.text async for chunk in chunks])
 
 
 async def main() -> None:
-    with Decoder("engines/smollm2-135m", threads=1) as one, one.fork() as other:
-        for text in await asyncio.gather(answer(one, "What is snow?"), answer(other, "What is rain?")):
+    with Decoder("engines/smollm2-135m", lanes=2) as decoder:
+        for text in await asyncio.gather(answer(decoder, "What is snow?"), answer(decoder, "What is rain?")):
             print(f"- {text}")
 
 

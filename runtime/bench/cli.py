@@ -47,7 +47,7 @@ resps-bench --from bench.json --report bench.html""",
         help="Requests that one Decoder runs at once. May be repeated: all pairs with the replicas take part.")  # fmt: skip
 @option(CLIENTS, "--turns", type=click.IntRange(min=1), default=3, help="Times that every question is asked of each setting.")
 @options.policy("Policies to compare, also several with commas", "--policies", multiple=True, metavar="NAME,...",
-                show_default="without --tree: the default tree and all tuned policies; with clients: the tuned one")  # fmt: skip
+                show_default="without --tree: the default tree and all tuned policies; with clients: the Decoder's own")  # fmt: skip
 @options.tree("trees", "May be repeated.", multiple=True)
 @options.draft(
     "drafts", "May be repeated: every policy and tree runs with every draft. Each one loads the engine again into memory.", multiple=True

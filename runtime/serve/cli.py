@@ -38,7 +38,7 @@ curl localhost:8000/v1/completions -d '{"model": "smollm2-135m", "prompt": "Once
 @serve_options.replicas
 @option(ENGINE, "--no-warmup", is_flag=True, help="Listen at once; the first requests are slower.")
 @options.draft()
-@options.policy("Policy of requests that name none")
+@options.policy("Policy of requests that name none", show_default="what resps-tune chose, else fixed; with several lanes the row budget")
 @serve_options.queue(least=0)
 @serve_options.queue_seconds
 @serve_options.request_seconds
