@@ -22,7 +22,7 @@ from .prefix import PrefixCache, begin
 from .target import LanePass, LanesTarget
 
 _LEAST_CHUNK = 32  # rows
-_CHUNK_ROUNDS = 2.0  # a prompt's chunk may take as long as this many rounds of the running lanes, for each prompt that waits
+_CHUNK_ROUNDS = 1.5  # the chunk of a prompt may take as long as this many rounds of the running lanes, unless others wait for it
 
 
 @dataclass
@@ -68,24 +68,28 @@ class Forest:
         self.prefixes = PrefixCache(self.target.cache, self.draft.cache if self.draft else None)
 
     def admit(self, lane: Lane) -> None:
-        """Begin a request, or resume one that was put aside."""
-        known = lane.tokens or list(lane.request.prompt)
-        prefix = self.prefixes.find(known, self.lanes)
+        """Begin a request, or resume one that was put aside. It gets its pages when its turn to read comes."""
+        lane.unread, lane.tokens = lane.tokens or list(lane.request.prompt), []
+        self.lanes.append(lane)
+
+    def _begin(self, lane: Lane) -> bool:
+        """Give a lane its pages, with what they can have from other lanes. Returns False if it was put aside, as there are no pages."""
+        known, fresh = lane.unread, lane.root is None
         while True:
+            prefix = self.prefixes.find(known, self.lanes)
             try:
                 begin(lane.cache, lane.draft, prefix, len(known) + self.limits.tree_nodes)
                 break
             except OutOfPages:
                 if not self.prefixes.evict():
-                    self.aside.append(lane)
-                    return
-                prefix = self.prefixes.find(known, self.lanes)
+                    self._put_aside(lane)
+                    return False
         kept = lane.cache.length
-        if not lane.tokens:
+        if fresh:
             lane.request.counters.cached_prompt_tokens = kept
         lane.tokens, lane.unread = list(known[:kept]), list(known[kept:])
         lane.own.begin(lane.tokens)
-        self.lanes.append(lane)
+        return True
 
     def cycle(self) -> None:
         """Read a chunk of the first prompt that waits for it, and run a round of the lanes that decode."""
@@ -94,7 +98,7 @@ class Forest:
             self.admit(self.aside.pop(0))
         decoding = [lane for lane in self.lanes if not lane.reading]
         if reading := [lane for lane in self.lanes if lane.reading]:
-            self._read_chunk(reading[0], _CHUNK_ROUNDS * len(reading) if decoding else math.inf)
+            self._read_chunk(reading[0], _CHUNK_ROUNDS if decoding and len(reading) == 1 else math.inf)
         for lane in decoding:
             self._reserve(lane, self.limits.tree_nodes)
         if decoding := [lane for lane in decoding if lane in self.lanes]:
@@ -116,8 +120,12 @@ class Forest:
                 return
             except OutOfPages:
                 if not self.prefixes.evict():
-                    self._free(last := self.lanes[-1])
-                    self.aside.append(last)
+                    self._put_aside(self.lanes[-1])
+
+    def _put_aside(self, lane: Lane) -> None:
+        lane.tokens = [*lane.tokens, *lane.unread]  # all of them are read again
+        self._free(lane)
+        self.aside.append(lane)
 
     def _draft_rows(self, rows: int) -> int:
         assert self.draft is not None
@@ -155,6 +163,8 @@ class Forest:
 
     def _read_chunk(self, lane: Lane, rounds: float) -> None:
         """Commit a chunk of a prompt; ``rounds``: of the running lanes, how long it may take."""
+        if not lane.cache.pages and not self._begin(lane):
+            return
         rows = min(self.limits.prefill_rows, max(_LEAST_CHUNK, self.budget.chunk_rows(rounds * self.pace.round_seconds)))
         chunk, started = lane.unread[:rows], perf_counter()
         self._reserve(lane, len(chunk))
