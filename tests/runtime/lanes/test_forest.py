@@ -203,3 +203,16 @@ def test_trees_that_the_row_budget_did_not_size_do_not_teach_it() -> None:
     run_all(forest)
     assert lane.request.counters.accepted > 2
     assert forest.budget.trust == 1.0
+
+
+def test_nothing_is_kept_after_forget_of_a_lane_whose_reader_has_left() -> None:
+    forest = toy_forest()
+    for lane in (lanes := several(forest, [[1, 2, 3] * 20, [4, 5, 6]])):
+        while lane.reading:
+            forest.cycle()
+    lanes[0].active.end()
+    forest.forget()
+    forest.cycle()
+    assert not forest.prefixes.find([*lanes[0].tokens, 5], ()).tokens
+    run_all(forest)
+    assert answer_of(lanes[1])[0] == alone(lanes[1].request.prompt, lanes[1].request.params)
