@@ -49,10 +49,9 @@ class Decoder:
     this process may use, its container's CPU quota included]. ``verify``: whether to hash every file [default: those that changed since
     they were hashed]. ``engine_dir`` may also be a LoadedEngine, as `fork` passes it.
 
-    A Decoder runs ``lanes`` requests at a time; one more ``stream`` raises DecoderBusy. ``fork`` makes another over the same weights.
-    ``lanes``: how many requests run at the same time in passes that they share. With several, ``stream`` may be called from any thread
-    while lanes are free, a thread of the Decoder's own runs the passes, and without a policy the row budget sizes the trees. An answer is
-    the same whoever else is running.
+    A Decoder runs ``lanes`` requests at a time; one more ``stream`` raises DecoderBusy. With several, ``stream`` may be called from any
+    thread, a thread of the Decoder's own runs passes that the requests share, and without a policy the row budget sizes the trees. An
+    answer is the same whoever else is running. ``fork`` makes another Decoder over the same weights.
 
     Raises EngineDirError if the directory is missing, incomplete, changed or for another device, GpuMemoryError if the GPU is too small,
     ValueError for an unknown name, and then leaves nothing loaded.
@@ -106,9 +105,7 @@ class Decoder:
         open, and the last one frees the weights. Raises DecoderClosed, and GpuMemoryError if the GPU has no room for another cache.
         """
         with self._opened():
-            policy = self._policy_argument
-            if not (policy is None or isinstance(policy, str)):
-                policy = deepcopy(policy)
+            policy = deepcopy(self._policy_argument)
             return Decoder(self._engine.fork(), policy=policy, lanes=self.lanes)
 
     def warmup(self) -> None:
@@ -219,11 +216,13 @@ class Decoder:
         with self._lock:
             self._check_free()
             active = ActiveRequest(request, recorder)
+            if self._lanes is not None:
+                stream = LaneStream(active, self._lanes.start(active, request, None if by_budget else request.policy))
+                self._running.append(active)
+                return stream
             self._running.append(active)
             if self._closed:  # asked only now: close() must find the request
                 raise DecoderClosed(CLOSED)
-            if self._lanes is not None:
-                return LaneStream(active, self._lanes.start(active, request, None if by_budget else request.policy))
             return Stream(active, request.run(self.models.target, self._drafter_for(request.policy), self._tokenizer))
 
     def _drafter_for(self, policy: Policy) -> Drafter:
@@ -277,7 +276,8 @@ class Decoder:
         for active in running:
             active.request.cancelled = True
         if self._lanes is not None:
-            self._lanes.driver.close()
+            self._lanes.driver.close(self._free)
+            return
         for active in running:
             with active.pass_lock:
                 if active.in_pass:  # the lock is reentrant, so the pass runs in this thread

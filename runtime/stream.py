@@ -132,15 +132,26 @@ class Stream(Iterator[Chunk]):
 class LaneStream(Stream):
     """A running request of a Decoder with several lanes. Its passes run in the Decoder's thread, so iterating only waits for chunks."""
 
+    def __init__(self, active: ActiveRequest, chunks: Iterator[Chunk]) -> None:
+        super().__init__(active, chunks)
+        self._one_reader, self._left = threading.RLock(), False
+
     def __next__(self) -> Chunk:
         expect_own_process(self._active.process)
-        try:
-            return next(self._chunks)
-        except StopIteration:
-            raise
-        except BaseException:  # also Ctrl-C: the request ends in any case
-            self._active.end()
-            raise
+        with self._one_reader:
+            if self._left:
+                raise StopIteration
+            try:
+                return next(self._chunks)
+            except StopIteration:
+                raise
+            except BaseException:  # also Ctrl-C: the request ends in any case
+                self._active.end()
+                raise
+
+    def close(self) -> None:
+        self._left = True  # what is in the queue is not read any more
+        super().close()
 
 
 async def chunks_of(open_stream: Callable[[], Stream]) -> AsyncIterator[Chunk]:

@@ -78,6 +78,7 @@ class RequestCounters:
     def stats(self) -> Stats:
         """The Stats so far."""
         decoded = max(0, self.new_tokens - 1)
+        rounds_by_accepted, actions = dict(self.rounds_by_accepted), dict(self.actions)  # another thread may be adding rounds
         return Stats(
             prompt_tokens=self.prompt_tokens,
             new_tokens=self.new_tokens,
@@ -91,8 +92,8 @@ class RequestCounters:
             draft_seconds=self.draft_seconds,
             verify_seconds=self.verify_seconds,
             cached_prompt_tokens=self.cached_prompt_tokens,
-            num_accepted_tokens_per_pos=accepted_per_position(self.rounds_by_accepted),
-            actions=action_counts(self.actions),
+            num_accepted_tokens_per_pos=accepted_per_position(rounds_by_accepted),
+            actions=action_counts(actions),
         )
 
 

@@ -92,7 +92,7 @@ class TotalsRecorder:
                 value = getattr(counters, name)
                 if isinstance(value, dict):
                     sums = getattr(self._sum, name)
-                    sums.update({key: sums.get(key, 0) + count for key, count in value.items()})
+                    sums.update({key: sums.get(key, 0) + count for key, count in dict(value).items()})  # a lane's round may be ending
                 else:
                     setattr(self._sum, name, getattr(self._sum, name) + value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -41,6 +42,17 @@ class Pace:
         if now - self._last < 4 * (now - started):  # else nothing ran before it
             self.token_seconds = _mean(self.token_seconds, (now - self._last) / tokens_of_a_lane)
         self._last = now
+
+
+def _copied(error: BaseException | None) -> BaseException | None:
+    """An error for one of several readers: raising it changes its traceback."""
+    try:
+        copied = copy(error)
+    except Exception:  # its class takes other arguments
+        return error
+    if copied is not None:
+        copied.__cause__ = error
+    return copied
 
 
 def _mean(mean: float, value: float) -> float:
@@ -87,7 +99,7 @@ class Forest:
         kept = lane.cache.length
         if fresh:
             lane.request.counters.cached_prompt_tokens = kept
-        lane.tokens, lane.unread = list(known[:kept]), list(known[kept:])
+        lane.tokens, lane.unread = known[:kept], known[kept:]
         lane.own.begin(lane.tokens)
         return True
 
@@ -106,8 +118,19 @@ class Forest:
         self._end_finished()
 
     def _end_finished(self) -> None:
-        for lane in [lane for lane in (*self.lanes, *self.aside) if lane.over]:
-            self._end(lane)
+        for lane in [*self.lanes, *self.aside]:
+            if lane.fault is not None or lane.over:
+                self._end(lane, lane.fault)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request runs."""
+        return not (self.lanes or self.aside)
+
+    def forget(self) -> None:
+        """Drop the prefix cache, and what requests would leave there whose readers are gone."""
+        self._end_finished()
+        self.prefixes.clear()
 
     def _reserve(self, lane: Lane, rows: int) -> None:
         """Take pages for ``rows`` more rows of a lane. If there are none, drop what finished lanes left, then put aside the lane that began
@@ -158,7 +181,7 @@ class Forest:
             lane.request.cancelled = True
             if error is None:
                 lane.request.is_over()
-            self._end(lane, error)
+            self._end(lane, _copied(error))
         self.prefixes.clear()
 
     def _read_chunk(self, lane: Lane, rounds: float) -> None:
@@ -214,13 +237,14 @@ class Forest:
             assert root is not None
             self._committed(plan.lane, (root, *found.tokens[:-1]), scored, found.path)
             plan.lane.root = found.tokens[-1]
-            self.budget.observe_accepted(plan.predicted, len(found.path) - 1)
+            if plan.predicted > 0:
+                self.budget.observe_accepted(plan.predicted, len(found.path) - 1)
         seconds = perf_counter() - started
         planned[0].lane.active.count_pass(rows)
         if accepted:
             self.pace.add_round(started, sum(len(found.tokens) for _, _, found in accepted) / len(accepted))
         for plan, _, found in accepted:
-            if plan.lane.policy is not None:
+            if plan.lane.policy is not None and plan.chosen:
                 plan.lane.policy.observe(Outcome(plan.spec, len(plan.tree), len(found.tokens), seconds))
             round_ = Round(found.tokens, plan.spec, len(plan.tree), drafted - started, verified - drafted, seconds)
             plan.lane.chunks.put(plan.lane.request.chunk(found.tokens, round_))

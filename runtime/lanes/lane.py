@@ -19,6 +19,7 @@ from ..errors import SAMPLE
 from ..request import Chunk, Request
 from ..stream import ActiveRequest
 from .draft import DraftLane
+from .policy import LanePolicy
 
 Delivery = Chunk | BaseException | None
 """What a lane sends its reader: chunks, and at the end None or the error that ended the request."""
@@ -70,6 +71,11 @@ class Lane:
         if self.policy is not None:
             wanted = self.policy.choose(Observation(self.cache.length, self.room, partial(np.asarray, self.features)))
         return wanted.within(max_nodes, self.room - 1)
+
+    @property
+    def fault(self) -> Exception | None:
+        """What its policy raised."""
+        return self.policy.fault if isinstance(self.policy, LanePolicy) else None
 
     @property
     def plain(self) -> bool:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 
-from policy import FixedPolicy, LatencyModel, LookupGate, Policy, TreeSpec
+from policy import LatencyModel, LookupGate, Policy, TreeSpec
 
 from ..backends.base import dtype_of
 from ..backends.cpu.backend import CpuBackend
@@ -29,6 +28,7 @@ from .driver import Driver
 from .forest import Forest
 from .lane import Lane
 from .plan import Planner
+from .policy import lane_policy
 from .target import LanesTarget
 
 ROWS_OF_A_LANE = 8
@@ -44,18 +44,18 @@ class Lanes:
     _make_own: Callable[[], Drafter]
 
     def start(self, active: ActiveRequest, request: Request, policy: Policy | None) -> Iterator[Chunk]:
-        """Begin a request; returns its chunks. ``policy``: None leaves its trees to the row budget. A policy that learns is copied,
-        because requests that run at the same time must not mix their rounds."""
+        """Begin a request; returns its chunks. ``policy``: None leaves its trees to the row budget. Raises DecoderClosed."""
         forest = self.driver.forest
-        if not (policy is None or isinstance(policy, FixedPolicy)):
-            policy = deepcopy(policy)
-            policy.begin()
+        policy = None if policy is None else lane_policy(policy)
         request.open(forest.tokenizer)
         draft = DraftLane(LaneCache(forest.draft.cache)) if forest.draft else None
         lane = Lane(active, request, policy, forest.limits.context, LaneCache(forest.target.cache), draft, self._make_own())
         if lane.plain:
             lane.draft, lane.own = None, NoDrafter()
         return self.driver.start(lane)
+
+    def __del__(self) -> None:
+        self.driver.release()
 
 
 def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:

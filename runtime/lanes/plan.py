@@ -23,12 +23,13 @@ from .target import LanesTarget
 @dataclass(frozen=True)
 class Planned:
     """One lane's tree of a round. ``spec``: its bounds. ``predicted``: how many of its tokens the draft expects to be accepted; 0 if the
-    row budget did not size it."""
+    row budget did not size it. ``chosen``: whether the lane's policy chose it, if it has one; a lookup's tree it did not."""
 
     lane: Lane
     tree: Tree
     spec: TreeSpec
     predicted: float = 0.0
+    chosen: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Planner:
                 if lane.policy is None and isinstance(lane.own, SuffixDrafter):
                     offers.append(_Offer(lane, np.array(lane.own.probabilities), len(lookup), spec, _front_of(lookup), False))
                 else:
-                    planned.append(Planned(lane, lookup, spec))
+                    planned.append(Planned(lane, lookup, spec, chosen=False))
                 continue
             spec = lane.spec(min(self.limits.tree_nodes, self.target.max_nodes(lane.cache)), self.bounds)
             waiting = lane.draft is not None and bool(lane.draft.waiting_tokens)
@@ -74,7 +75,8 @@ class Planner:
                 wishes.append(self._wish(lane, spec))
                 wishing.append(lane)
             else:
-                planned.append(Planned(lane, _on_host(lane.own.draft(lane.root, spec)), spec))
+                own = _on_host(lane.own.draft(lane.root, spec))
+                planned.append(Planned(lane, own, spec if lane.policy else spec.within(len(own), spec.depth)))
         for lane, wish, tree in zip(wishing, wishes, self._grown(wishes), strict=True):
             if tree is None:
                 planned.append(Planned(lane, Tree.chain([wish.root]), wish.spec))

@@ -76,6 +76,29 @@ print(os.waitstatus_to_exitcode(os.wait()[1]), expected, flush=True)
 """
 
 
+LANES = """
+import os, sys, threading
+from runtime import Decoder, DecoderClosed, SamplingParams
+decoder = Decoder(sys.argv[1], threads=2, lanes=4)
+streams = [decoder.stream("the cat", SamplingParams(max_new_tokens=None)) for _ in range(4)]
+next(streams[0])
+if os.fork() == 0:
+    for call in (decoder.warmup, decoder.forget, decoder.fork, lambda: next(streams[0]), lambda: decoder.generate("the cat")):
+        try:
+            call()
+        except DecoderClosed as error:
+            print(error, flush=True)
+    decoder.close()
+    sys.exit(3)
+print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+threading.Thread(target=lambda: [list(stream) for stream in streams], daemon=True).start()
+if sys.argv[2] == "with":
+    with decoder:
+        sys.exit(5)
+sys.exit(5)
+"""
+
+
 def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A program in a process of its own. What it would wait for for ever ends it with an error."""
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
@@ -103,6 +126,16 @@ def test_a_forked_child_is_told_so_and_can_load_its_own(tiny_engine: Path) -> No
     assert len(lines) == 10
     assert {*lines} == {"this Decoder was loaded before this process was forked — load it after the fork, or start processes by spawn"}
     assert end == f"3 {own}"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.parametrize("way", ["exit", "with"])
+def test_lanes_may_run_when_the_process_ends_and_a_forked_child_is_told_so(tiny_engine: Path, way: str) -> None:
+    done = run(LANES, str(tiny_engine), way)
+    assert (done.returncode, done.stderr) == (5, "")
+    *lines, end = done.stdout.splitlines()
+    assert (len(lines), len({*lines}), end) == (5, 1, "3")
+    assert lines[0].startswith("this Decoder was loaded before this process was forked")
 
 
 def test_the_end_waits_for_running_calls_and_stops_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,12 @@
-"""Runs two forks under mixed requests for a long time and compares every answer with the same request's answer without load.
+"""Runs two forks, or the lanes of one Decoder, under mixed requests for a long time. Compares every answer with the answer without load.
 
-    python -m tests.stress.soak --engine-dir DIR --requests 2000
+    python -m tests.stress.soak --engine-dir DIR --requests 2000 [--lanes 8]
 
 The forks are loaded and warmed up as resps-serve does it. Requests are whole, sampled, ended by a stop string, cancelled, dropped, ended by
 a deadline, plain, with other trees, with log-probabilities, follow-up turns, or invalid (too long, empty, no token). Prints JSON: requests
 by kind and by end, wrong answers, resident memory (first, after the first fifth, last, most), its drift from the second to the third,
-threads, and the caches' lengths at the end. The exit code is 1 if anything is wrong or memory drifts by more than 1 %.
+threads, and the caches' lengths at the end
+(of lanes: pages in use). The exit code is 1 if anything is wrong or memory drifts by more than 1 %.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import random
 import sys
 import threading
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -178,6 +180,14 @@ def check(kind: str, result: Result, whole: Result, params: SamplingParams) -> t
     return result.stop, problem
 
 
+def pages_in_use(decoder: Decoder) -> int:
+    """Pages of the target's cache that are not free, without the prefix cache."""
+    assert decoder._lanes is not None
+    decoder.forget()
+    pool = decoder._lanes.driver.forest.target.cache.pool
+    return pool.count - pool.free
+
+
 def work(decoder: Decoder, known: list[KnownAnswer], log: Log, seed: int) -> None:
     draw = random.Random(seed)
     while (number := log.next()) is not None:
@@ -192,13 +202,16 @@ def work(decoder: Decoder, known: list[KnownAnswer], log: Log, seed: int) -> Non
             log.note(kind, "error", f"{kind}: {type(error).__name__}: {error}")
 
 
-def soak(engine_dir: Path, requests: int, questions: int, tokens: int = 64) -> dict[str, Any]:
+def soak(engine_dir: Path, requests: int, questions: int, tokens: int = 64, lanes: int = 1) -> dict[str, Any]:
     before = threading.active_count()
-    decoder, fork = load_replicas(engine_dir, 2)
-    with decoder, fork:
+    replicas = load_replicas(engine_dir, 2 if lanes == 1 else 1, lanes=lanes)
+    decoder = replicas[0]
+    with ExitStack() as cleanup:
+        for each in replicas:
+            cleanup.enter_context(each)
         known = cases(decoder, questions, tokens)
         loaded_threads, log, started = os_threads(), Log(requests), perf_counter()
-        workers = [threading.Thread(target=work, args=(each, known, log, seed)) for seed, each in enumerate((decoder, fork))]
+        workers = [threading.Thread(target=work, args=(each, known, log, seed)) for seed, each in enumerate(replicas * lanes)]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -206,11 +219,14 @@ def soak(engine_dir: Path, requests: int, questions: int, tokens: int = 64) -> d
         gc.collect()
         seconds, threads = perf_counter() - started, os_threads()
         lengths = []
-        for each in (decoder, fork):
+        for each in replicas:
             each.forget()
             each.generate([5, 6, 7], SamplingParams(max_new_tokens=1))
-            lengths.append(each.models.target.length)
-        totals = [each.totals.as_dict() for each in (decoder, fork)]
+            if lanes == 1:
+                lengths.append(each.models.target.length)
+            else:
+                lengths.append(pages_in_use(each))
+        totals = [each.totals.as_dict() for each in replicas]
     settled = log.memory[len(log.memory) // 5 :]
     part = max(1, len(settled) // 5)
     first, last = median(settled[:part]), median(settled[-part:])
@@ -239,12 +255,13 @@ def soak(engine_dir: Path, requests: int, questions: int, tokens: int = 64) -> d
 @click.option("--requests", type=click.IntRange(1), default=2000, show_default=True)
 @click.option("--questions", type=click.IntRange(1), default=6, show_default=True)
 @click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="Limit of an answer.")
-def main(engine_dir: Path, requests: int, questions: int, tokens: int) -> None:
-    """Soak two forks."""
-    report = soak(engine_dir, requests, questions, tokens)
+@click.option("--lanes", type=click.IntRange(1), default=1, show_default=True, help="Of one Decoder; 1: two forks.")
+def main(engine_dir: Path, requests: int, questions: int, tokens: int, lanes: int) -> None:
+    """Soak two forks, or the lanes of one Decoder."""
+    report = soak(engine_dir, requests, questions, tokens, lanes)
     click.echo(json.dumps(report))
     threads = report["threads"]
-    fine = not report["wrong"] and report["drift"] <= 0.01 and report["cache_length_at_the_end"] == [3, 3]
+    fine = not report["wrong"] and report["drift"] <= 0.01 and report["cache_length_at_the_end"] == ([3, 3] if lanes == 1 else [0])
     fine = fine and threads["after the requests"] <= threads["after loading"]
     sys.exit(0 if fine and threads["python, after closing"] == threads["python, before"] else 1)
 

@@ -175,3 +175,44 @@ def test_an_answer_may_fill_the_context() -> None:
         forest.admit(lane)
     run_all(forest)
     assert [len(lane.tokens) + 1 for lane in lanes] == [LIMITS.context] * 4
+
+
+def test_a_lane_that_is_put_aside_while_it_reads_its_prompt_reads_all_of_it() -> None:
+    forest = toy_forest(2, pages=10)
+    first, second = several(forest, [[1, 2, 3], [4, 5, 6] * 60])
+    forest.cycle()
+    while not second.tokens:
+        forest.cycle()
+    assert second.unread
+    taken = forest.target.cache.pool.take_highest(forest.target.cache.pool.free)
+    forest._reserve(first, 2 * LIMITS.tree_nodes + len(first.cache.pages) * 64)
+    assert forest.aside == [second]
+    forest.target.cache.pool.give_back(taken)
+    run_all(forest)
+    for lane in (first, second):
+        assert answer_of(lane)[0] == alone(lane.request.prompt, lane.request.params)
+        assert lane.request.counters.cached_prompt_tokens == 0
+
+
+def test_trees_that_the_row_budget_did_not_size_do_not_teach_it() -> None:
+    forest = toy_forest()
+    params = SamplingParams(max_new_tokens=60)
+    prompt = [1, 2, 3]
+    lane = toy_lane(forest, prompt, params, FixedPolicy(TreeSpec(16, 4, 4)), PlantedDrafter(3, alone(prompt, params), VOCAB, 1))
+    forest.admit(lane)
+    run_all(forest)
+    assert lane.request.counters.accepted > 2
+    assert forest.budget.trust == 1.0
+
+
+def test_nothing_is_kept_after_forget_of_a_lane_whose_reader_has_left() -> None:
+    forest = toy_forest()
+    for lane in (lanes := several(forest, [[1, 2, 3] * 20, [4, 5, 6]])):
+        while lane.reading:
+            forest.cycle()
+    lanes[0].active.end()
+    forest.forget()
+    forest.cycle()
+    assert not forest.prefixes.find([*lanes[0].tokens, 5], ()).tokens
+    run_all(forest)
+    assert answer_of(lanes[1])[0] == alone(lanes[1].request.prompt, lanes[1].request.params)
