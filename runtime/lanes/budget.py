@@ -1,9 +1,9 @@
 """The row budget: how many rows a pass has, and which lanes' candidates get them. A closed form; learned controllers may replace it.
 
 A candidate of the draft lies on the target's path with probability ``trust`` * exp(score), one that was copied from earlier text with the
-rates of `policy.LookupGate`. A round with the r best candidates of all lanes gives one
-token a lane and the sum of their probabilities; it takes the draft's time and that of a pass over lanes + r rows. The budget is the r with
-the most tokens per second. When even that is less than plain decoding gives, lanes decode plainly for some rounds.
+rates of `policy.LookupGate`. A round with the r best candidates of all lanes gives one token a lane and the sum of their probabilities; it
+takes the draft's time and that of a pass over lanes + r rows. The budget is the r with the most tokens per second. When even that is no
+more than a round without the draft gives, lanes decode plainly for some rounds.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def _terms(rows: int, seconds: float) -> np.ndarray:
 
 @dataclass
 class RowBudget:
-    """Chooses rows for the lanes that have no policy of their own. ``latency``: only its ratios matter, before the first passes."""
+    """Chooses rows for the lanes that have no policy of their own. ``latency``: used before the first passes; only its ratios matter.
+    ``max_rows``: of a pass. ``trust``: the factor on the draft's probabilities, by what was accepted so far."""
 
     latency: LatencyModel
     max_rows: int
@@ -116,7 +117,7 @@ class RowBudget:
         self._chunk.observe(rows, seconds)
 
     def chunk_rows(self, seconds: float) -> int:
-        """Rows of a chunk of a prompt that takes so long."""
+        """How many rows of a prompt take so long in a pass of their own."""
         whole, each_row = self._chunk.line()
         return int(min(max(0.0, seconds - whole) / max(each_row, 1e-6), 1e6))
 

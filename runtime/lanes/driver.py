@@ -17,7 +17,7 @@ CLOSED = "this Decoder was closed — make a new one"
 
 
 class Driver:
-    """Runs ``forest`` in a thread of its own, from the first request until ``close``."""
+    """Runs ``forest`` in a thread of its own, from the first request until ``close``. All methods may be called from any thread."""
 
     def __init__(self, forest: Forest) -> None:
         self.forest = forest
@@ -29,7 +29,7 @@ class Driver:
         self._started = False
 
     def start(self, lane: Lane) -> Iterator[Chunk]:
-        """Begin a request. Returns its chunks; iterating raises what ended it."""
+        """Begin a request. Returns its chunks; iterating raises the error that ended it, if any. Raises DecoderClosed."""
         with self._changed:
             if self._closed:
                 raise DecoderClosed(CLOSED)

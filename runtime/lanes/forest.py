@@ -49,7 +49,7 @@ def _mean(mean: float, value: float) -> float:
 
 @dataclass
 class Forest:
-    """The running lanes and what they share. For one thread at a time."""
+    """The running lanes and what they share. Only the driver's thread uses it, once it runs; ``pace`` may be read from any thread."""
 
     planner: Planner
     tokenizer: Tokenizer

@@ -33,8 +33,9 @@ class Planned:
 
 @dataclass(frozen=True)
 class _Offer:
-    """A tree whose size the row budget chooses. ``probabilities``: of its candidates, to lie on the target's path. ``tree``: of so many
-    nodes."""
+    """A tree whose size the row budget chooses. ``probabilities``: of its candidates, to lie on the target's path. ``most``: its largest
+    number of nodes. ``tree``: makes it with a number of nodes. ``drafted``: whether the draft made it; else its tokens were copied from
+    earlier text."""
 
     lane: Lane
     probabilities: np.ndarray
