@@ -43,14 +43,13 @@ _BUSY = "all Streams of this Decoder are still open — finish one, close() it, 
 class Decoder:
     """The draft-verify loop over one engine directory.
 
-    ``policy``: an object, or a name in POLICIES [default: what resps-tune found for this machine, else a fixed tree]. ``draft``: a drafter
-    in DRAFTERS [default: "eagle+ngram" on the CPU, "eagle" on a GPU, "ngram" if the directory has no draft]. ``backend`` (onnxruntime or
-    tensorrt) and ``device`` (cpu or cuda): [default: what the directory was exported for]. ``threads``: [default: the physical cores that
-    this process may use, its container's CPU quota included]. ``verify``: whether to hash every file [default: those that changed since
-    they were hashed]. ``engine_dir`` may also be a LoadedEngine, as `fork` passes it.
-
-    A Decoder runs ``lanes`` requests at a time; one more ``stream`` raises DecoderBusy. With several, ``stream`` may be called from any
-    thread, a thread of the Decoder's own runs passes that the requests share, and without a policy the row budget sizes the trees. An
+    ``policy``: an object, or a name in POLICIES [default: with one lane what resps-tune found for this machine, else a fixed tree; with
+    several the row budget, which sizes the trees of all requests together]. ``draft``: a drafter in DRAFTERS [default: "eagle+ngram" on
+    the CPU, "eagle" on a GPU, "ngram" if the directory has no draft]. ``backend`` (onnxruntime or tensorrt) and ``device`` (cpu or cuda):
+    [default: what the directory was exported for]. ``threads``: [default: the physical cores that this process may use, its container's
+    CPU quota included]. ``verify``: whether to hash every file [default: those that changed since they were hashed]. ``engine_dir`` may
+    also be a LoadedEngine, as `fork` passes it. ``lanes``: how many requests run at the same time; one more ``stream`` raises DecoderBusy.
+    With several, they share each pass, a thread of the Decoder's own runs the passes, and ``stream`` may be called from any thread. An
     answer is the same whoever else is running. ``fork`` makes another Decoder over the same weights.
 
     Raises EngineDirError if the directory is missing, incomplete, changed or for another device, GpuMemoryError if the GPU is too small,
@@ -266,7 +265,7 @@ class Decoder:
             raise ValueError(f"{token!r} is not a token id — ids are whole numbers from 0 to {self.manifest.shape.vocab - 1}")
 
     def close(self) -> None:
-        """Cancel the running request, wait for its current round, and free everything. May be called repeatedly and from any thread. Called
+        """Cancel all requests, wait for the current round, and free everything. May be called repeatedly and from any thread. Called
         inside a round of its own thread, as in a signal handler, it frees after that round. In a forked child it does nothing."""
         if self._process != os.getpid():
             return

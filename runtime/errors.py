@@ -5,7 +5,7 @@ RespsError                    base of everything raised on purpose
 ├── PromptError               a prompt that cannot be decoded; `kind` says why                (exit 2; also a ValueError)
 ├── GpuMemoryError            the GPU is too small; says how much is needed                   (exit 1)
 ├── BenchError                a benchmark that cannot be run, read or shown                   (exit 2)
-├── DecoderBusy               a Stream is open: finish it or close it                         (exit 1)
+├── DecoderBusy               every lane has an open Stream: finish or close one              (exit 1)
 ├── DecoderClosed             used after close()                                              (exit 1)
 └── EngineFailure             a pass failed or its logits are not finite; `stage` says where  (exit 1)
 """
@@ -57,7 +57,7 @@ class BenchError(RespsError):
 
 
 class DecoderBusy(RespsError):
-    """A Stream of this Decoder is still open."""
+    """Every lane of this Decoder has an open Stream."""
 
 
 class DecoderClosed(RespsError):

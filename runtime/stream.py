@@ -155,7 +155,17 @@ class LaneStream(Stream):
 
 
 async def chunks_of(open_stream: Callable[[], Stream]) -> AsyncIterator[Chunk]:
-    """The Chunks of the stream that ``open_stream`` opens, waited for in threads. Ends the request when the reader leaves."""
+    """The Chunks of the stream that ``open_stream`` opens, waited for in threads. Ends the request when the reader leaves, after the round
+    that runs then: the stream is never used by two threads."""
     with await asyncio.to_thread(open_stream) as stream:
-        while (chunk := await asyncio.to_thread(next, stream, None)) is not None:
-            yield chunk
+        step: asyncio.Task[Chunk | None] | None = None
+        try:
+            while True:
+                step = asyncio.create_task(asyncio.to_thread(next, stream, None))
+                if (chunk := await asyncio.shield(step)) is None:
+                    return
+                yield chunk
+        finally:
+            stream.cancel()
+            if step is not None and not step.done():
+                await asyncio.wait([step])

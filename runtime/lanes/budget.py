@@ -1,9 +1,9 @@
 """The row budget: how many rows a pass has, and which lanes' candidates get them. A closed form; learned controllers may replace it.
 
 A candidate of the draft lies on the target's path with probability ``trust`` * exp(score), one that was copied from earlier text with the
-rates of `policy.LookupGate`. A round with the r best candidates of all lanes gives one
-token a lane and the sum of their probabilities; it takes the draft's time and that of a pass over lanes + r rows. The budget is the r with
-the most tokens per second. When even that is less than plain decoding gives, lanes decode plainly for some rounds.
+rates of `policy.LookupGate`. A round with the r best candidates of all lanes gives one token a lane and the sum of their probabilities; it
+takes the draft's time and that of a pass over lanes + r rows. The budget is the r with the most tokens per second. When even that is no
+more than a round without the draft gives, lanes decode plainly for some rounds.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def _terms(rows: int, seconds: float) -> np.ndarray:
 
 @dataclass
 class RowBudget:
-    """Chooses rows for the lanes that have no policy of their own. ``latency``: only its ratios matter, before the first passes."""
+    """Chooses rows for the lanes that have no policy of their own. ``latency``: used before the first passes; only its ratios matter.
+    ``max_rows``: of a pass. ``trust``: the factor on the draft's probabilities, by what was accepted so far."""
 
     latency: LatencyModel
     max_rows: int
@@ -75,29 +76,29 @@ class RowBudget:
         """Whether lanes decode plainly for now."""
         return self._paused > 0
 
-    def nodes(self, offers: Sequence[np.ndarray], most: Sequence[int], drafted: Sequence[bool], other_rows: int) -> list[int]:
+    def nodes(self, offers: Sequence[np.ndarray], most: Sequence[int], drafted: Sequence[bool], others: Sequence[int]) -> list[int]:
         """The nodes of each tree, roots included: the likeliest candidates of all, at most ``most`` nodes a tree. ``offers``: their
-        candidates' probabilities, which never rise from parent to child. ``drafted``: which of them the draft made. ``other_rows``: rows
-        of lanes that do not share the budget."""
+        candidates' probabilities, which never rise from parent to child. ``drafted``: which of them the draft made. ``others``: rows of
+        each lane that does not share the budget."""
         best = [np.sort(each)[::-1][: limit - 1] for each, limit in zip(offers, most, strict=True)]
         lane = np.repeat(np.arange(len(best)), [len(each) for each in best])
         flat = np.concatenate(best)
-        order = np.argsort(-flat, kind="stable")[: max(0, self.max_rows - other_rows - len(best))]
-        base = len(best) + other_rows
-        chosen, rate = self._best(flat[order], base, self._draft_seconds if any(drafted) else 0.0)
+        order = np.argsort(-flat, kind="stable")[: max(0, self.max_rows - sum(others) - len(best))]
+        lanes, base = len(best) + len(others), len(best) + sum(others)
+        chosen, rate = self._best(flat[order], lanes, base, self._draft_seconds if any(drafted) else 0.0)
         if any(drafted):
             copied = order[~np.asarray(drafted)[lane[order]]]
-            if rate > self._best(flat[copied], base, 0.0)[1]:
+            if rate > self._best(flat[copied], lanes, base, 0.0)[1]:
                 self._pause = _FIRST_PAUSE
             else:
                 self._paused, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
         counts = 1 + np.bincount(lane[order[:chosen]], minlength=len(best))
         return [int(count) for count in counts]
 
-    def _best(self, probabilities: np.ndarray, base: int, seconds: float) -> tuple[int, float]:
+    def _best(self, probabilities: np.ndarray, lanes: int, base: int, seconds: float) -> tuple[int, float]:
         """How many candidates, the likeliest first, give the most tokens per second in a round that takes ``seconds`` beside its pass, and
-        how many that is. ``base``: rows without candidates."""
-        tokens = base + np.concatenate([[0.0], np.cumsum(probabilities)])
+        how many that is. ``lanes`` give a token each; ``base``: rows without candidates."""
+        tokens = lanes + np.concatenate([[0.0], np.cumsum(probabilities)])
         whole, each_row = self._pass.line()
         rates = tokens / np.maximum(whole + each_row * (base + np.arange(len(tokens))) + seconds, 1e-9)
         chosen = int(np.argmax(rates))
@@ -116,7 +117,7 @@ class RowBudget:
         self._chunk.observe(rows, seconds)
 
     def chunk_rows(self, seconds: float) -> int:
-        """Rows of a chunk of a prompt that takes so long."""
+        """How many rows of a prompt take so long in a pass of their own."""
         whole, each_row = self._chunk.line()
         return int(min(max(0.0, seconds - whole) / max(each_row, 1e-6), 1e6))
 

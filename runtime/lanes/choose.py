@@ -48,7 +48,10 @@ def expect_lanes(manifest: Manifest, device: str | None, drafted: bool) -> None:
     if manifest.tensorrt is not None or device == "cuda":
         raise EngineDirError("several lanes run on the CPU only — use one lane, or forks, on a GPU")
     if not {"target_lanes", *(("draft_lanes",) if drafted and manifest.draft else ())} <= manifest.graphs.keys():
-        raise EngineDirError(f"the engine has no graphs for several lanes, it is older than they are — rebuild it: {manifest.rebuild}")
+        raise EngineDirError(
+            "the engine has no graphs for several lanes: it is older than they are, or its precision has none (docs/troubleshooting.md) — "
+            f"rebuild it: {manifest.rebuild}"
+        )
 
 
 def lane_bytes(manifest: Manifest, draft: str | None = None) -> int:

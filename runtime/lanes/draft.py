@@ -30,8 +30,9 @@ T = TypeVar("T")
 
 @dataclass
 class DraftLane:
-    """One lane's part of the draft. ``length``: committed tokens of the target that it was told. ``whole``: how many of the first of them
-    are in the cache without a gap; a request with the same beginning may copy these."""
+    """One lane's part of the draft. ``waiting_tokens``, ``waiting_features``: committed tokens that are not in the draft's cache yet.
+    ``length``: all committed tokens, the waiting and the forgotten ones included. ``whole``: how many of the first of them are in the cache
+    without a gap; a request with the same beginning may copy these."""
 
     cache: LaneCache
     waiting_tokens: list[int] = field(default_factory=list)
@@ -48,7 +49,7 @@ class DraftLane:
 
 @dataclass(frozen=True)
 class Wish:
-    """A tree that a lane wants. ``expand``: asked after every level whether to draft another."""
+    """A tree that a lane wants. ``growth``: asked after every level whether to draft another; None drafts all levels of ``spec``."""
 
     lane: DraftLane
     root: int

@@ -61,7 +61,7 @@ def _mean(mean: float, value: float) -> float:
 
 @dataclass
 class Forest:
-    """The running lanes and what they share. For one thread at a time."""
+    """The running lanes and what they share. Only the driver's thread uses it, once it runs; ``pace`` may be read from any thread."""
 
     planner: Planner
     tokenizer: Tokenizer
@@ -188,7 +188,9 @@ class Forest:
         """Commit a chunk of a prompt; ``rounds``: of the running lanes, how long it may take."""
         if not lane.cache.pages and not self._begin(lane):
             return
-        rows = min(self.limits.prefill_rows, max(_LEAST_CHUNK, self.budget.chunk_rows(rounds * self.pace.round_seconds)))
+        rows = self.limits.prefill_rows
+        if self.pace.round_seconds and rounds < math.inf:
+            rows = min(rows, max(_LEAST_CHUNK, self.budget.chunk_rows(rounds * self.pace.round_seconds)))
         chunk, started = lane.unread[:rows], perf_counter()
         self._reserve(lane, len(chunk))
         if lane not in self.lanes:

@@ -37,7 +37,7 @@ ROWS_OF_A_LANE = 8
 
 @dataclass(frozen=True)
 class Lanes:
-    """The lanes of one Decoder. ``make_sampler``: makes the Sampler of a request."""
+    """The lanes of one Decoder. ``make_sampler``: makes the Sampler of a request. ``_make_own``: makes a lane's drafter without a model."""
 
     driver: Driver
     make_sampler: Callable[[SamplingParams], Sampler]

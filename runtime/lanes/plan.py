@@ -34,8 +34,9 @@ class Planned:
 
 @dataclass(frozen=True)
 class _Offer:
-    """A tree whose size the row budget chooses. ``probabilities``: of its candidates, to lie on the target's path. ``tree``: of so many
-    nodes."""
+    """A tree whose size the row budget chooses. ``probabilities``: of its candidates, to lie on the target's path. ``most``: its largest
+    number of nodes. ``tree``: makes it with a number of nodes. ``drafted``: whether the draft made it; else its tokens were copied from
+    earlier text."""
 
     lane: Lane
     probabilities: np.ndarray
@@ -86,7 +87,7 @@ class Planner:
             else:
                 nodes = wish.growth.num_nodes(tree.partial) if wish.growth else wish.spec.nodes
                 planned.append(self._sized(lane, tree.tree(max(1, min(nodes, wish.spec.nodes, len(tree.scores) + 1))), wish.spec))
-        return planned + self._shared(offers, sum(len(each.tree) for each in planned))
+        return planned + self._shared(offers, [len(each.tree) for each in planned])
 
     def _wish(self, lane: Lane, spec: TreeSpec) -> Wish:
         assert self.draft is not None
@@ -104,12 +105,12 @@ class Planner:
         self.budget.observe_draft(perf_counter() - started)
         return trees or [None] * len(wishes)
 
-    def _shared(self, offers: Sequence[_Offer], other_rows: int) -> list[Planned]:
-        """The trees that share the row budget; ``other_rows`` are rows of lanes that do not."""
+    def _shared(self, offers: Sequence[_Offer], others: Sequence[int]) -> list[Planned]:
+        """The trees that share the row budget; ``others`` are rows of each lane that does not."""
         if not offers:
             return []
         probabilities = [offer.probabilities for offer in offers]
-        sizes = self.budget.nodes(probabilities, [each.most for each in offers], [each.drafted for each in offers], other_rows)
+        sizes = self.budget.nodes(probabilities, [each.most for each in offers], [each.drafted for each in offers], others)
         planned = []
         for offer, nodes in zip(offers, sizes, strict=True):
             spec = offer.spec.within(nodes, offer.spec.depth)

@@ -39,7 +39,7 @@ def kept_by(lane: Lane) -> Kept:
 
 
 class PrefixCache:
-    """Keeps finished lanes, the oldest first, until their pages are needed."""
+    """Keeps copies of finished lanes, the least recently used first, until their pages are needed."""
 
     def __init__(self, target: PagedCache, draft: PagedCache | None) -> None:
         self._target, self._draft = target, draft

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from policy import FixedPolicy, Policy, TreeSpec
-from runtime import Chunk, Decoder, DecoderBusy, SamplingParams
+from runtime import Chunk, Decoder, DecoderBusy, Result, SamplingParams
 from runtime.decoding.stats import RequestCounters
 from tests.support.decoder_lanes import LANES, LONG, PROMPT, Wandering, expect_same, forest_of
 from tests.support.serve.serving import until
@@ -186,6 +186,28 @@ def test_asyncio_readers_get_the_same_and_a_cancelled_task_frees_its_lane(decode
 
     for tokens in asyncio.run(all_of_them()):
         assert tuple(tokens) == expected.tokens
+
+
+def test_a_cancelled_task_of_one_lane_leaves_no_round_running(engine: Path) -> None:
+    """Its round runs in a thread, which cannot be cancelled: a request that began beside it would share its caches."""
+
+    async def leave(decoder: Decoder) -> None:
+        async for _ in decoder.astream(PROMPT, SamplingParams(max_new_tokens=300)):
+            pass
+
+    async def read_after_leaving(decoder: Decoder) -> Result:
+        leaving = asyncio.create_task(leave(decoder))
+        await asyncio.sleep(0.03)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert not any(each.in_pass for each in decoder._running)
+        return await asyncio.to_thread(decoder.generate, PROMPT, SamplingParams(max_new_tokens=30))
+
+    with Decoder(engine, threads=1) as decoder:
+        expected = decoder.generate(PROMPT, SamplingParams(max_new_tokens=30))
+        for _ in range(5):
+            expect_same(asyncio.run(read_after_leaving(decoder)), expected)
 
 
 def test_warm_up_counts_nothing_and_a_fork_has_lanes_of_its_own(decoder: Decoder) -> None:
