@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,16 @@ def test_the_shipped_draft_changes_no_token_and_is_often_right(
                     if shape.nodes == 16 and sampling.temperature == 0:
                         tokens, cycles = tokens + result.stats.new_tokens - 1, cycles + result.stats.cycles
         assert tokens > 1.5 * cycles
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_eight_lanes_answer_as_one_does(demo_engine: Engine, precision: str) -> None:
+    with Decoder(demo_engine(precision), lanes=8) as decoder:
+        wanted = [
+            (prompt, SamplingParams(max_new_tokens=24, **({"temperature": 0.9, "seed": number} if number % 2 else {})))
+            for number, prompt in enumerate(PROMPTS[:12])
+        ]
+        alone = [decoder.generate(*request, policy="none").tokens for request in wanted]
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(lambda request: decoder.generate(*request).tokens, wanted))
+        assert results == alone

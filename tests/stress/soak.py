@@ -5,8 +5,8 @@
 The forks are loaded and warmed up as resps-serve does it. Requests are whole, sampled, ended by a stop string, cancelled, dropped, ended by
 a deadline, plain, with other trees, with log-probabilities, follow-up turns, or invalid (too long, empty, no token). Prints JSON: requests
 by kind and by end, wrong answers, resident memory (first, after the first fifth, last, most), its drift from the second to the third,
-threads, and the caches' lengths at the end
-(of lanes: pages in use). The exit code is 1 if anything is wrong or memory drifts by more than 1 %.
+threads, and the caches' lengths at the end (of lanes: pages in use). The exit code is 1 if anything is
+wrong or memory drifts by more than 1 %.
 """
 
 from __future__ import annotations
