@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import export.tensorrt.plans
-import runtime.models
 from export.cli import command
 from export.directory.bundled_tuning import FILE, write_bundled
 from export.tensorrt.builder import build_plan
@@ -75,7 +74,7 @@ def test_its_networks_have_plans_and_change_no_token(made: Path, tmp_path: Path,
         assert graph.profiles == ({},)
         assert tuning.files[graph.file] == trained.files[trained.graphs[name].file]
     assert set(tuning.files) == {path.name for path in directory.glob("tuned-*")}
-    monkeypatch.setattr(runtime.models, "GumbelMaxSampler", DeviceDraws)
+    monkeypatch.setattr("runtime.decoding.gumbel.GumbelMaxSampler", DeviceDraws)
     place = EmulatedMachine(directory, monkeypatch)
     with Decoder(directory) as decoder:
         plain = decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=40), policy="none").tokens
