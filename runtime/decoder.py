@@ -113,7 +113,8 @@ class Decoder:
         if self.manifest.tokens.chats:
             with suppress(PromptError):  # a template may want a system turn, or tools
                 self._tokenizer.encode([{"role": "user", "content": "Say something."}])
-        trees = tuple(dict.fromkeys((*self._trees, *(() if self.manifest.tensorrt else (PLAIN,)))))
+        chosen = self._trees if self._lanes is None else (self.default_tree,)  # nothing is prepared for each tree of a lane
+        trees = tuple(dict.fromkeys((*chosen, *(() if self.manifest.tensorrt else (PLAIN,)))))
         make_sampler = (self._lanes or self.models).make_sampler
         for requests in warm_up_requests(self.manifest.limits, self.manifest.shape.vocab, trees, self.lanes, make_sampler):
             for stream in [self._start(request, TotalsRecorder()) for request in requests]:
