@@ -7,12 +7,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..decoding.stats import Stats
 from ..errors import BenchError
 from ..manifest.typed_json import Malformed, decode
 from ..text_files import read_text
+
+T = TypeVar("T")
 
 SCHEMA = 2
 BASELINE = "none"
@@ -147,12 +149,18 @@ def from_dict(data: Mapping[str, Any], file: Path) -> Measurement:
     """The inverse of `as_dict`, without the figures. ``file``: where ``data`` comes from. Raises BenchError."""
     if data["schema"] != SCHEMA:
         raise BenchError(f"{file} is not a measurement of schema {SCHEMA} — give what resps-bench --json of this version printed")
-    try:
-        measurement: Measurement = decode(Measurement, {key: value for key, value in data.items() if key != "table"}, "measurement")
-    except Malformed as problem:
-        raise BenchError(f"{file} is malformed: {problem} — give what resps-bench --json printed, unchanged") from None
+    measurement = decoded(Measurement, data, file)
     _check(measurement, file)
     return measurement
+
+
+def decoded(kind: type[T], data: Mapping[str, Any], file: Path) -> T:
+    """``data`` as a ``kind``, its table left out. ``file``: where it comes from. Raises BenchError."""
+    try:
+        found: T = decode(kind, {key: value for key, value in data.items() if key != "table"}, "measurement")
+    except Malformed as problem:
+        raise BenchError(f"{file} is malformed: {problem} — give what resps-bench --json printed, unchanged") from None
+    return found
 
 
 def _check(measurement: Measurement, file: Path) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BenchError
-from ...manifest.typed_json import Malformed, decode
-from ..record import EngineRecord, Machine, Skipped
+from ..record import EngineRecord, Machine, Skipped, decoded
 
 KIND = "load"
 """``kind`` in the file, which distinguishes it from a run of one request at a time."""
@@ -134,10 +133,7 @@ def from_dict(data: dict[str, Any], file: Path) -> LoadMeasurement:
         raise BenchError(
             f"{file} is a run with clients of another schema than {SCHEMA} — give what resps-bench --json of this version printed"
         )
-    try:
-        measurement: LoadMeasurement = decode(LoadMeasurement, {key: value for key, value in data.items() if key != "table"}, "measurement")
-    except Malformed as problem:
-        raise BenchError(f"{file} is malformed: {problem} — give what resps-bench --json printed, unchanged") from None
+    measurement = decoded(LoadMeasurement, data, file)
     _check(measurement, file)
     return measurement
 
