@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 
 from runtime.backends.cpu.processor import usable_memory
+from runtime.backends.cpu.sums import adds_in_order, adds_pages_in_order
 from runtime.errors import EngineDirError
 from runtime.manifest.graphs import FILE_NAME, File, Graph, Tensor, sha256_of
 from runtime.manifest.load import load_manifest
@@ -41,7 +42,6 @@ from .graphs.sample import build_sample
 from .graphs.target import TargetWriter, is_ordered
 from .graphs.weights import WeightFile
 from .parity.lanes import check_target_lanes
-from .parity.summation_order import adds_in_order, adds_pages_in_order
 from .parity.target import check_target
 from .plan import Plan
 from .tensorrt.builder import TIMING_CACHE, Progress

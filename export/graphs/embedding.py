@@ -15,11 +15,10 @@ from .weights import quantize_outputs
 @dataclass(frozen=True)
 class Embedding:
     """The tensors that hold the table. ``table``: [V, H], or [H, V] where it is the int8 head as well. ``scale``: float32 [V] if the table
-    is int8, one a token. ``factor``: what the scales have to be multiplied by."""
+    is int8, one a token."""
 
     table: onnx.TensorProto
     scale: onnx.TensorProto | None = None
-    factor: float = 1.0
 
     def rows(self, g: GraphBuilder, tokens: str, compute: int, out: str | None = None) -> str:
         """The rows [n, H] of ``tokens`` [1, n], in the ONNX type ``compute``."""
@@ -31,8 +30,6 @@ class Embedding:
             return g.op("Cast", stored, to=compute, out=out) if casts else stored
         values = g.op("Cast", g.op("Transpose", stored, perm=[1, 0]) if turned else stored, to=FLOAT)
         scale = g.op("Unsqueeze", g.op("Gather", g.initializer(self.scale), flat), g.const([1]))
-        if self.factor != 1.0:
-            scale = g.op("Mul", scale, g.const(self.factor, np.float32))
         return g.op("Mul", values, scale, out=out)
 
 

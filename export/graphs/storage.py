@@ -88,8 +88,8 @@ class StorageWriter:
     def _integers(
         self, stem: str, shape: tuple[int, int], parts: list[str], kind: int, quantize: Quantize, scales: tuple[int, ...]
     ) -> tuple[str, str]:
-        """Integers [inputs, outputs] and scales of the shape ``scales``, [..., outputs], of a matrix [outputs, inputs]. Only this small
-        form of it is in memory."""
+        """Integers [inputs, outputs] and scales of the shape ``scales``, [..., outputs], of a matrix [outputs, inputs]. uint8 has 128 added
+        to all. Only this small form of it is in memory."""
         found: list[np.ndarray] = []
 
         def turned(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +102,7 @@ class StorageWriter:
                 whole[:, end : end + value.shape[1]] = value
                 found.append(scale)
                 end += value.shape[1]
-            yield pack_int4(whole) if kind == INT4 else whole
+            yield pack_int4(whole) if kind == INT4 else whole.view(np.uint8) ^ np.uint8(128) if kind == UINT8 else whole
 
         def joined() -> Iterator[np.ndarray]:
             yield np.concatenate(found, axis=-1)

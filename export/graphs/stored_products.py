@@ -13,7 +13,7 @@ from ..checkpoints.quantized.stored import BITS, INT4, INT8, HasIntegers, Stored
 from ..checkpoints.safetensors import Weights
 from . import builder
 from .builder import FLOAT, FLOAT8, FLOAT16, INT64, UINT8, GraphBuilder
-from .int8_matmul import FINE, integer_product
+from .int8_matmul import integer_product
 from .kept_integers import Piece, is_whole_rows, product_block
 from .weights import BLOCK, WeightCount, pack_int4, pack_values, row_ranges
 
@@ -89,7 +89,7 @@ class StoredProducts:
             values, scales, start = np.empty((inputs, piece.outputs), np.int8), np.empty(piece.outputs, np.float32), 0
             for rows in self._rows(piece):
                 stop = start + len(rows.values)
-                values[:, start:stop], scales[start:stop] = rows.values.T, rows.scales[:, 0].astype(np.float64) * FINE
+                values[:, start:stop], scales[start:stop] = rows.values.T, rows.scales[:, 0]
                 start = stop
             yield values
             yield scales

@@ -17,27 +17,28 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from runtime.backends.cpu.sums import ORDERED_WIDTH
+
 from ..checkpoints.arch import Arch
 from ..checkpoints.safetensors import Weights
-from .builder import BOOL, FLOAT, INT4, INT8, INT64
+from .builder import BOOL, FLOAT, INT4, INT8, INT64, UINT8
 from .embedding import Embedding
 from .int4_offsets import quantize_widened, wide, widened
-from .int8_matmul import FINE, integer_product
+from .int8_matmul import integer_product
 from .kept_integers import pieces
 from .layers import LayerWriter
 from .precision import Precision, is_quantized
+from .rounding import TWO_DIGITS, Rounding
 from .stored_products import StoredProducts
 from .weights import WeightCount, quantize_outputs
 
 EMBEDDING = "model.embed_tokens.weight"
-ORDERED_WIDTH = 16
-"""Number of columns of a value matrix. ONNX Runtime's products (MLAS) sum such a narrow matrix in blocks of 1,024 rows. With 64 columns the
-blocks have only 256 rows, and matrices are split if there are more threads than matrices."""
 
 
 class TargetWriter(LayerWriter):
     """Writes the target's graph. ``captured``: the layers whose incoming residual streams are the output ``features``; the number of layers
     means the stream that leaves the last layer. ``keep_integers``: store a quantized checkpoint's integers where the graph can hold them.
+    ``rounding``: of all others to int8.
     """
 
     graph_name = "target"
@@ -53,9 +54,10 @@ class TargetWriter(LayerWriter):
         captured: tuple[int, ...] | None = None,
         static: bool = False,
         keep_integers: bool = True,
+        rounding: Rounding = TWO_DIGITS,
     ) -> None:
         super().__init__(self.graph_name, arch, source, precision, capacity, weights, static)
-        self.keep_integers = keep_integers
+        self.keep_integers, self.rounding = keep_integers, rounding
         self.captured = captured or arch.captured
         self.ordered = is_ordered(precision) and not static
         self._blanks: dict[int, str] = {}
@@ -100,9 +102,9 @@ class TargetWriter(LayerWriter):
         """Add the table. A tied head of integers is the table too: a row of one is a column of the other, with the same scale."""
         arch = self.arch
         if arch.tied_head and self.ordered and is_quantized(self.precision.head, arch.hidden):
-            self.tied = self._integers(EMBEDDING, (arch.vocab, arch.hidden), [EMBEDDING], INT8, _quantize_fine, (arch.vocab,))
+            self.tied = self._integers(EMBEDDING, (arch.vocab, arch.hidden), [EMBEDDING], INT8, quantize_outputs, (arch.vocab,))
             table, scale = map(self.g.tensor, self.tied)
-            return Embedding(table, scale, 1 / FINE)
+            return Embedding(table, scale)
         return self._table(EMBEDDING, (arch.vocab, arch.hidden))
 
     def _prepare_attention(self, slots: str) -> None:
@@ -137,8 +139,10 @@ class TargetWriter(LayerWriter):
             x = wide(self.g, x, shape[1], self._blank)
             product = self._blocks_product(x, stem, shape, parts, 4, quantize_widened, widened(shape[1]))
         else:
-            weight, scale = self._integers(stem, shape, parts, INT8, _quantize_fine, shape[:1])
-            product = integer_product(self.g, x, weight, scale)
+            digits = self.rounding.digits(stem)
+            stored = UINT8 if digits == 1 and self.rounding.unsigned else INT8
+            weight, scale = self._integers(stem, shape, parts, stored, self.rounding.quantizer(stem), shape[:1])
+            product = integer_product(self.g, x, weight, scale, digits)
         return self.g.op("Add", product, *bias) if bias else product
 
     def _blank(self, width: int) -> str:
@@ -218,12 +222,6 @@ class TargetWriter(LayerWriter):
 def is_ordered(precision: Precision) -> bool:
     """Whether a graph for the CPU needs attention with ordered sums: it does if its weights are integers."""
     return precision.matrix is not None and precision.compute == FLOAT
-
-
-def _quantize_fine(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 values, and the scales as `integer_product` expects them."""
-    values, scale = quantize_outputs(weight)
-    return values, scale * FINE
 
 
 def stream(layer: int) -> str:

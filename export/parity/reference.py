@@ -5,13 +5,19 @@ It shares nothing with the exported graph but the checkpoint: it has no cache an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from ..checkpoints.arch import Arch
 from ..checkpoints.safetensors import Checkpoint, Weights
 from ..graphs.weights import row_chunks
+
+Seen = Callable[[str, np.ndarray], None]
+"""Called with the name of a layer's matrix, as in Arch.linears, and its inputs [n, inputs]."""
+
+
+def _ignore(matrix: str, inputs: np.ndarray) -> None: ...
 
 
 def reference_logits(checkpoint: Checkpoint, tokens: np.ndarray, depth: np.ndarray, mask: np.ndarray, layers: Iterable[int]) -> np.ndarray:
@@ -37,20 +43,25 @@ def decoder_layer(
     cos: np.ndarray,
     sin: np.ndarray,
     mask: np.ndarray,
+    seen: Seen = _ignore,
 ) -> np.ndarray:
     """One transformer layer over all n rows. Attention reads ``normed`` (wider than H in a draft's first layer); its result is added to
     ``residual`` [n, H]. cos and sin [n, 1, head_dim / 2], mask [n, n]. Returns [n, H]."""
-    hidden = residual + _attention(weights, arch, prefix, normed, cos, sin, mask)
+    hidden = residual + _attention(weights, arch, prefix, normed, cos, sin, mask, seen)
     normed = norm(weights, arch, prefix + "post_attention_layernorm", hidden)
+    seen("gate_up", normed)
     gate = linear(weights, prefix + "mlp.gate_proj", normed)
     up = linear(weights, prefix + "mlp.up_proj", normed)
-    return np.asarray(hidden + linear(weights, prefix + "mlp.down_proj", gate / (1 + np.exp(-gate)) * up))
+    activated = gate / (1 + np.exp(-gate)) * up
+    seen("down", activated)
+    return np.asarray(hidden + linear(weights, prefix + "mlp.down_proj", activated))
 
 
 def _attention(
-    checkpoint: Weights, arch: Arch, prefix: str, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, mask: np.ndarray
+    checkpoint: Weights, arch: Arch, prefix: str, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, mask: np.ndarray, seen: Seen
 ) -> np.ndarray:
     name = prefix + "self_attn."
+    seen("qkv", x)
     q, k, v = (linear(checkpoint, f"{name}{part}_proj", x, arch.qkv_bias).reshape(len(x), -1, arch.head_dim) for part in "qkv")
     if arch.qk_norm:
         q, k = norm(checkpoint, arch, name + "q_norm", q), norm(checkpoint, arch, name + "k_norm", k)
@@ -60,8 +71,9 @@ def _attention(
     scores = np.where(mask, scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    context = np.einsum("hij,jhd->ihd", weights, v.repeat(groups, axis=1)).reshape(len(x), -1)
-    return linear(checkpoint, name + "o_proj", context.astype(np.float32), arch.output_bias)
+    context = np.einsum("hij,jhd->ihd", weights, v.repeat(groups, axis=1)).reshape(len(x), -1).astype(np.float32)
+    seen("o", context)
+    return linear(checkpoint, name + "o_proj", context, arch.output_bias)
 
 
 def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:

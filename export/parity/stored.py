@@ -18,7 +18,6 @@ from ..checkpoints.safetensors import Checkpoint
 from ..errors import ParityError
 from ..graphs.builder import FLOAT8, INT4, UINT8
 from ..graphs.int4_offsets import offset_columns
-from ..graphs.int8_matmul import FINE
 from ..graphs.target import EMBEDDING
 from ..graphs.weights import BLOCK, unpack_values
 from .kept import kept_sample, places, products_of
@@ -116,7 +115,7 @@ class _Stored:
             return weights, self.rounding(whole) * np.abs(weights) * _SLACK + np.float32(6e-8)
         values, scale = self.read(f"{stem}.quantized"), self.read(f"{stem}.scale")
         kind, shape = self.tensors[f"{stem}.quantized"].data_type, tuple(self.tensors[f"{stem}.quantized"].dims)
-        if kind == UINT8:
+        if kind == UINT8 and len(shape) == 3:
             return _of_blocks(values, scale, rows, columns, inputs)
         if kind == FLOAT8:
             step = np.asarray(scale[rows], np.float32)[:, None]
@@ -129,10 +128,11 @@ class _Stored:
             integers = np.where(integers > 7, integers - 16, integers).T
         else:
             integers = values[np.ix_(columns, rows)].T if turned else values[rows][:, columns]
+            integers = integers.view(np.int8) ^ np.int8(-128) if kind == UINT8 else integers
         if scale.ndim == 2:  # blocks along the inputs, whose scales were rounded to 16 bits after the values
             step = np.asarray(scale, np.float32)[columns // BLOCK][:, rows].T
             return integers * step, np.abs(step) * (_WHOLE_STEP if kind == INT4 else _HALF_STEP + np.float32(127 * 2.0**-11))
-        step = np.asarray(scale[rows], np.float32)[:, None] / np.float32(FINE if turned else 1.0)
+        step = np.asarray(scale[rows], np.float32)[:, None]
         return integers * step, step * np.float32(_HALF_STEP)
 
 

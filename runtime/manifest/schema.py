@@ -122,7 +122,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """An engine directory. ``rebuild``: the command that exports it again."""
+    """An engine directory. ``rebuild``: the command that exports it again. ``exact_pairs``: it needs a processor that adds pairs of integer
+    products in 32 bits, as with VNNI."""
 
     schema: int
     model: str
@@ -141,6 +142,7 @@ class Manifest:
     built_with: Mapping[str, str]
     source: Source
     rebuild: str
+    exact_pairs: bool = False
 
     @property
     def may_grow(self) -> bool:

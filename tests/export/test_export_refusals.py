@@ -272,3 +272,12 @@ def test_dry_run_needs_no_place_to_write(run: Run, engines: Path, monkeypatch: p
     monkeypatch.setattr(os, "access", lambda place, mode: not mode & os.W_OK)
     assert "cannot be written to" in run().complaint
     assert run("--dry-run").code == 0
+
+
+def test_int8_is_refused_on_a_processor_with_another_order(run: Run, engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export.build, "adds_in_order", lambda: False)
+    ended = run("--precision", "int8")
+    assert (ended.code, names_in(engines)) == (1, set())
+    assert "do not sum in a fixed order" in ended.err
+    assert "use --precision fp32 or bf16" in ended.err
+    assert run().code == 0

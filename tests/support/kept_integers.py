@@ -10,8 +10,6 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from export.graphs.int8_matmul import FINE
-
 PARTS = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "o": ("self_attn.o_proj",),
          "gate_up": ("mlp.gate_proj", "mlp.up_proj"), "down": ("mlp.down_proj",)}  # fmt: skip
 
@@ -46,7 +44,7 @@ def matrices(file: Path) -> dict[str, np.ndarray]:
                 found[stem][:, arrays[f"{stem}.order"]] = dense
         elif node.op_type == "MatMulInteger":
             stem = node.input[1].removesuffix(".quantized")
-            found[stem] = (arrays[node.input[1]] * (arrays[f"{stem}.scale"].astype(np.float64) / FINE)).T
+            found[stem] = (arrays[node.input[1]] * arrays[f"{stem}.scale"].astype(np.float64)).T
     return found
 
 

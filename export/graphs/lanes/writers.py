@@ -72,6 +72,7 @@ def target_lanes(standard: TargetWriter) -> onnx.ModelProto | None:
         _same_weights(standard),
         standard.captured,
         keep_integers=standard.keep_integers,
+        rounding=standard.rounding,
     )
     deque(writer.build(), 0)
     assert writer.weights.size == standard.weights.size

@@ -15,6 +15,8 @@ from .memory import HostMemory
 from .onnxruntime import OrtEngine, open_session
 from .paged_cache import PagedCache
 from .paged_engine import PagedEngine
+from .processor import processor_name
+from .sums import adds_in_order, adds_pages_in_order, adds_pairs_exactly
 
 _WITH_WEIGHTS = ("target", "target_lanes", "fuse", "draft", "draft_lanes")  # all other graphs are too small to gain from a second thread
 
@@ -29,6 +31,8 @@ class CpuBackend:
     def __init__(self, directory: Path, manifest: Manifest, threads: int, sessions: dict[str, Any] | None = None) -> None:
         if manifest.tensorrt is not None:
             raise EngineDirError(f"{directory} is for a GPU — for the CPU export again without --backend tensorrt")
+        if sessions is None:
+            _expect_exact(manifest, threads)
         self._directory, self._manifest, self._threads = directory, manifest, threads
         self._sessions: dict[str, Any] = {} if sessions is None else sessions
         self.memory = HostMemory()
@@ -63,3 +67,15 @@ class CpuBackend:
     def close(self) -> None:
         self._cleanup.close()
         self._sessions = {}  # forks keep the sessions they share
+
+
+def _expect_exact(manifest: Manifest, threads: int) -> None:
+    """Raises EngineDirError if a quantized engine came from a processor that adds in another way: its answers could depend on the draft."""
+    if not manifest.quantized:
+        return
+    ordered = adds_in_order(threads) and ("target_lanes" not in manifest.graphs or adds_pages_in_order(manifest.shape.head_dim, threads))
+    if not ordered or (manifest.exact_pairs and not adds_pairs_exactly()):
+        raise EngineDirError(
+            f"the engine was exported on another kind of processor, and this one ({processor_name()}) adds its products in another way — "
+            f"export again here: {manifest.rebuild}"
+        )

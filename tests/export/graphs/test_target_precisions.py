@@ -11,7 +11,6 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export.graphs.int8_matmul import FINE
 from export.graphs.weights import BLOCK
 from policy import TreeSpec
 from runtime.decoding.target import SUM_BLOCK
@@ -65,7 +64,7 @@ def dequantized(graph: TargetGraph) -> dict[str, np.ndarray]:
     assert head.data_type == onnx.TensorProto.INT8
     table, scale = (numpy_helper.to_array(arrays[f"model.embed_tokens.weight.{kind}"]) for kind in ("quantized", "scale"))
     found["embedding"] = table * scale[:, None]
-    return {**found, "head": numpy_helper.to_array(head) * numpy_helper.to_array(arrays["head.scale"]) / FINE}
+    return {**found, "head": numpy_helper.to_array(head) * numpy_helper.to_array(arrays["head.scale"])}
 
 
 def with_matrices(model: Any, matrices: dict[str, np.ndarray]) -> Any:

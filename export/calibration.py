@@ -1,0 +1,81 @@
+"""How the inputs of a target's matrices vary together in usual text, for rounding with error feedback (export/graphs/feedback.py).
+
+The texts go through the target layer by layer, in numpy and float32, so that memory stays small for any model.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .checkpoints.safetensors import Checkpoint
+from .checkpoints.target_tensors import EMBEDDING
+from .graphs.feedback import inverse_root
+from .parity.reference import decoder_layer, norm
+
+LARGEST = 1 << 30  # weights; calibrating a larger model takes longer than exporting it
+
+
+class HeldLayer:
+    """Weights that stay in memory after they were first read, until the next ``begin``."""
+
+    def __init__(self, source: Checkpoint) -> None:
+        self._source = source
+        self._held: dict[str, np.ndarray] = {}
+
+    @property
+    def path(self) -> Path:
+        return self._source.path
+
+    def begin(self) -> None:
+        """Forget everything."""
+        self._held.clear()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._source.shape(name)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        if name not in self._held:
+            self._held[name] = self._source.read(name)
+        return self._held[name][start:stop]
+
+    def fingerprint(self) -> list[list[object]]:
+        return self._source.fingerprint()
+
+
+class InputMoments:
+    """The Calibration of a checkpoint on ``texts``, token ids each. Layers are computed when they are asked for, one after the other."""
+
+    def __init__(self, checkpoint: Checkpoint, texts: Sequence[Sequence[int]]) -> None:
+        self._checkpoint, self._weights = checkpoint, HeldLayer(checkpoint)
+        self._streams = [np.concatenate([checkpoint.read(EMBEDDING, token, token + 1) for token in text]) for text in texts]
+        self._layer = -1
+        self._moments: dict[str, np.ndarray] = {}
+
+    def inverse_root(self, stem: str) -> np.ndarray:
+        name, _, matrix = stem.removeprefix("layers.").partition(".")
+        layer = int(name) if matrix else self._checkpoint.arch.layers  # "head" comes behind the last layer
+        while self._layer < layer:
+            self._next_layer()
+        return inverse_root(self._moments[matrix or stem])
+
+    def _next_layer(self) -> None:
+        arch, moments = self._checkpoint.arch, defaultdict[str, np.ndarray](lambda: np.zeros(()))
+        self._layer, prefix = self._layer + 1, f"model.layers.{self._layer + 1}."
+        self._weights.begin()
+
+        def add(matrix: str, inputs: np.ndarray) -> None:
+            moments[matrix] = moments[matrix] + (inputs.T @ inputs).astype(np.float64)
+
+        for index, stream in enumerate(self._streams):
+            if self._layer == arch.layers:
+                add("head", norm(self._checkpoint, arch, "model.norm", stream))
+                continue
+            cos, sin = (table[:, None, :] for table in arch.rope.tables(arch.head_dim, len(stream)))
+            normed = norm(self._weights, arch, prefix + "input_layernorm", stream)
+            mask = np.tri(len(stream), dtype=bool)
+            self._streams[index] = decoder_layer(self._weights, arch, prefix, normed, stream, cos, sin, mask, add)
+        self._moments = moments

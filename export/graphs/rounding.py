@@ -1,0 +1,45 @@
+"""How a target's matrices are rounded to int8, and how many digits their inputs have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from .feedback import round_with_feedback
+from .weights import quantize_outputs
+
+_TWO_DIGITS = ("down",)  # its inputs have outliers that no rotation of the residual stream reaches (docs/lab/int8.md, "One digit")
+
+
+class Calibration(Protocol):
+    """Says how the inputs of each product vary together in usual text."""
+
+    def inverse_root(self, stem: str) -> np.ndarray:
+        """What `round_with_feedback` needs for the matrix ``stem``. Asked in the order in which a graph has them."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """``rotated``: the residual stream was rotated, so one digit is enough for most inputs. ``unsigned``: matrices with one digit are
+    stored as uint8, for processors that add pairs of products in 16 bits. ``calibration``: None rounds each weight to the nearest integer."""
+
+    rotated: bool = False
+    unsigned: bool = False
+    calibration: Calibration | None = None
+
+    def digits(self, stem: str) -> int:
+        """Of the inputs of the matrix ``stem``."""
+        return 1 if self.rotated and stem.rpartition(".")[2] not in _TWO_DIGITS else 2
+
+    def quantizer(self, stem: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Rounds rows of the matrix ``stem``, [n, inputs], to int8 with one scale a row."""
+        if self.calibration is None:
+            return quantize_outputs
+        return partial(round_with_feedback, root=self.calibration.inverse_root(stem))
+
+
+TWO_DIGITS = Rounding()

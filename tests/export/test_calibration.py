@@ -1,0 +1,40 @@
+"""The statistics of a target's inputs: those that transformers sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export.calibration import InputMoments
+from export.checkpoints.hugging_face import HuggingFaceCheckpoint
+from export.graphs.feedback import inverse_root
+from tests.support.tiny import tiny_model
+
+TEXTS = ([5, 17, 3, 99, 20, 41, 7], [8, 8, 1], [60])
+PRODUCTS = {"qkv": "self_attn.q_proj", "o": "self_attn.o_proj", "gate_up": "mlp.gate_proj", "down": "mlp.down_proj"}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_moments_are_those_of_the_model(tmp_path: Path, kind: str) -> None:
+    model = tiny_model(kind)
+    model.save_pretrained(tmp_path)
+    found = InputMoments(HuggingFaceCheckpoint(tmp_path), TEXTS)
+    inputs: dict[str, list[np.ndarray]] = {}
+
+    def keep(stem: str):  # type: ignore[no-untyped-def]
+        return lambda module, given, result: inputs.setdefault(stem, []).append(given[0][0].double().numpy())
+
+    for layer, block in enumerate(model.model.layers):
+        for matrix, name in PRODUCTS.items():
+            block.get_submodule(name).register_forward_hook(keep(f"layers.{layer}.{matrix}"))
+    model.lm_head.register_forward_hook(keep("head"))
+    with torch.no_grad():
+        for text in TEXTS:
+            model(torch.tensor([text]))
+    for stem, parts in inputs.items():  # in the order of a graph
+        seen = np.concatenate(parts)
+        expected = inverse_root(seen.T @ seen)
+        np.testing.assert_allclose(found.inverse_root(stem), expected, atol=1e-3 * np.abs(expected).max())
