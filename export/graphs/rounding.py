@@ -25,7 +25,8 @@ class Calibration(Protocol):
 @dataclass(frozen=True)
 class Rounding:
     """``rotated``: the residual stream was rotated, so one digit is enough for most inputs. ``unsigned``: matrices with one digit are
-    stored as uint8, for processors that add pairs of products in 16 bits. ``calibration``: None rounds each weight to the nearest integer."""
+    stored as uint8, for processors that add pairs of products in 16 bits. ``calibration``: None rounds each weight to the nearest
+    integer."""
 
     rotated: bool = False
     unsigned: bool = False

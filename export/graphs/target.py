@@ -186,7 +186,7 @@ class TargetWriter(LayerWriter):
         order than in plain decoding. The results differ by 1e-7, and rounding the activations to integers amplifies that to 1e-2 and more,
         which changes tokens (docs/design.md, section 7). ONNX Runtime's float32 matrix products add one slot after the other, and a slot
         with weight zero changes nothing. So both sums over slots are matrix products here: of the weights with the values, and of the
-        weights with ones. Sums are in order within a block of slots (runtime.decoding.target.SUM_BLOCK). Blocks are that long only if a
+        weights with ones. Sums are in order within a block of slots (runtime.manifest.graphs.SUM_BLOCK). Blocks are that long only if a
         matrix has few columns, so the cache stores the values in matrices of ORDERED_WIDTH columns.
         """
         g, arch = self.g, self.arch

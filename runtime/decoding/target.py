@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ..backends.base import Buffer, Cache, Call, Engine, Memory
+from ..manifest.graphs import SUM_BLOCK
 from ..manifest.schema import Limits
 from .sampling import TargetOutput
 from .tree import DeviceTree, Tree
@@ -15,9 +16,6 @@ ARANGE = "arange"
 """Name of the buffer that holds 0, 1, 2, ..., bound to index inputs (slots, rows, beams) that select everything."""
 TREE_TENSORS = ("tokens", "parent", "depth", "tree_mask")
 """Outputs of the tree graph, in the order of Tree's fields."""
-SUM_BLOCK = 1024
-"""Slots that ordered attention on the CPU sums as one block. Rows of a tree on both sides of a multiple of it would be summed in other
-groups than in plain decoding."""
 # Graph input -> the buffer it is bound to, where the names differ.
 _VERIFY = {"slots": ARANGE, "rows": ARANGE}
 _VERIFY_DEVICE_TREE = {**_VERIFY, **{name: f"tree.{name}" for name in TREE_TENSORS if name != "parent"}}

@@ -10,6 +10,9 @@ from pathlib import Path
 FILE_NAME = "manifest.json"
 PAGE_SLOTS = 128
 """Slots of a page of the cache, in the graphs that compute several requests in one pass."""
+SUM_BLOCK = 1024
+"""Slots that ordered attention on the CPU sums as one block. Rows of a tree on both sides of a multiple of it would be summed in other
+groups than in plain decoding."""
 _READ_BYTES = 1 << 20
 
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...decoding.target import SUM_BLOCK
-from ...manifest.graphs import PAGE_SLOTS
+from ...manifest.graphs import PAGE_SLOTS, SUM_BLOCK
 from ..ort_process import import_onnxruntime
 
 ORDERED_WIDTH = 16

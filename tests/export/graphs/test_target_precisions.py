@@ -13,8 +13,8 @@ from onnx import numpy_helper
 
 from export.graphs.weights import BLOCK
 from policy import TreeSpec
-from runtime.decoding.target import SUM_BLOCK
 from runtime.decoding.tree import Tree
+from runtime.manifest.graphs import SUM_BLOCK
 from tests.support.planted import PlantedDrafter
 from tests.support.target_graphs import PROMPT, TargetGraph, expect_rows
 from tests.support.tiny import VOCAB, reference, tiny_model, weights_of
