@@ -31,6 +31,7 @@ class LayerWriter(StorageWriter):
     span: str  # number of slots that attention reads, [1]; only in the static form
     rope: list[str]  # cos and sin
     window: int | None = None  # number of slots before ``past`` that a row attends to; None means all
+    batch: int | str = 1  # first dimension of the caches
 
     def __init__(
         self, name: str, arch: Arch, source: Weights | None, precision: Precision, capacity: int, weights: WeightCount, static: bool = False
@@ -63,20 +64,27 @@ class LayerWriter(StorageWriter):
         yield from self.arch.rope.tables(self.arch.head_dim, self.capacity)
 
     def _attention_mask(self, tree_mask: str, slots: str) -> str:
-        """Mask [1,1,n,span] bool of all layers: the slots before ``past``, then those that tree_mask [n, columns] allows."""
+        """Mask [1,1,n,span] bool of all layers."""
+        return self.g.op("Unsqueeze", self._attended(tree_mask, slots), self.g.const([0, 1]))
+
+    def _attended(self, tree_mask: str, slots: str) -> str:
+        """Bool [n,span]: the slots before ``past``, then those that tree_mask [n, columns] allows."""
         g = self.g
         if self.static:
             self.span = g.op("Shape", slots)
         relative = g.op("Sub", slots, self.past)
-        columns = g.op("Shape", tree_mask, start=1, end=2)
+        columns = g.op("Shape", tree_mask, start=-1)
         inside = g.op("And", g.op("GreaterOrEqual", relative, g.const([0])), g.op("Less", relative, columns))
         column = g.op("Min", g.op("Max", relative, g.const([0])), g.op("Sub", columns, g.const([1])))
-        of_tree = g.op("And", g.op("Gather", tree_mask, column, axis=1), inside)
+        of_tree = g.op("And", self._columns(tree_mask, column), inside)
         before = g.op("Less", relative, g.const([0]))
         if self.window is not None:
             before = g.op("And", before, g.op("GreaterOrEqual", relative, g.const([-self.window])))
-        attend = g.op("Or", of_tree, before)
-        return g.op("Unsqueeze", attend, g.const([0, 1]))
+        return g.op("Or", of_tree, before)
+
+    def _columns(self, tree_mask: str, column: str) -> str:
+        """The chosen columns of ``tree_mask``."""
+        return self.g.op("Gather", tree_mask, column, axis=1)
 
     def _layer(self, layer: int, normed: str, residual: str, out: str | None = None) -> str:
         """One decoder layer. ``normed``: input of the attention. ``residual`` [n, H]: the attention's output is added to it."""
@@ -92,18 +100,25 @@ class LayerWriter(StorageWriter):
         g, arch = self.g, self.arch
         joined = self._linear(layer, "qkv", normed)
         query, key, value = self._heads(layer, joined)
-        keys = self._cached(layer, "key", key, (1, arch.kv_heads), arch.head_dim)
+        keys = self._cached(layer, "key", key, (self.batch, arch.kv_heads), arch.head_dim)
         values = self._cached(layer, "value", value, *self._value_form())
         attended = g.op("Reshape", self._attend(query, keys, values), g.const([-1, arch.heads * arch.head_dim]))
-        return self._linear(layer, "o", attended)
+        return self._linear(layer, "o", self._unpadded(attended))
+
+    def _unpadded(self, attended: str) -> str:
+        """The pass's rows of the attention's output."""
+        return attended
 
     def _heads(self, layer: int, joined: str) -> tuple[str, str, str]:
         """Split the joined QKV product into rotated queries, rotated keys, and values, each [1, heads, n, D]."""
         g, arch = self.g, self.arch
-        heads = arch.heads + 2 * arch.kv_heads
-        by_head = g.op("Transpose", g.op("Reshape", joined, g.const([1, -1, heads, arch.head_dim])), perm=[0, 2, 1, 3])
+        by_head = g.op("Transpose", self._by_head(joined, arch.heads + 2 * arch.kv_heads), perm=[0, 2, 1, 3])
         query, key, value = g.ops("Split", by_head, g.const([arch.heads, arch.kv_heads, arch.kv_heads]), outs=(None,) * 3, axis=1)
         return *self._positioned(layer, query, key), value
+
+    def _by_head(self, joined: str, heads: int) -> str:
+        """The joined QKV product as [1, n, heads, D]."""
+        return self.g.op("Reshape", joined, self.g.const([1, -1, heads, self.arch.head_dim]))
 
     def _positioned(self, layer: int, query: str, key: str) -> tuple[str, str]:
         """Apply the norms of queries and keys, if the model has them, and the rotary embedding. Both are [1, heads, n, D]."""
@@ -115,9 +130,9 @@ class LayerWriter(StorageWriter):
     def _turned(self, heads: str) -> str:
         return self.g.op("RotaryEmbedding", heads, *self.rope, self.positions)
 
-    def _value_form(self) -> tuple[tuple[int, int], int]:
+    def _value_form(self) -> tuple[tuple[int | str, int], int]:
         """Sizes of the value cache: its dimensions before the slots, and the one after them."""
-        return (1, self.arch.kv_heads), self.arch.head_dim
+        return (self.batch, self.arch.kv_heads), self.arch.head_dim
 
     def _attend(self, query: str, keys: str, values: str) -> str:
         """Attention output, [1, n, heads, D]."""
@@ -126,7 +141,7 @@ class LayerWriter(StorageWriter):
         attended = self.g.op("Attention", query, keys, values, self.mask, scale=self.arch.head_dim**-0.5)
         return self.g.op("Transpose", attended, perm=[0, 2, 1, 3])
 
-    def _cached(self, layer: int, kind: str, update: str, heads: tuple[int, int], width: int) -> str:
+    def _cached(self, layer: int, kind: str, update: str, heads: tuple[int | str, int], width: int) -> str:
         """Write the new rows [*heads, n, width] into the cache in place, and return the cache with its `span` slots.
 
         TensorScatter must be directly between a graph input and a graph output, or the cache is copied.
@@ -137,7 +152,7 @@ class LayerWriter(StorageWriter):
         g.op("TensorScatter", past, update, write, out=present, axis=-2, mode="linear")
         return g.op("Slice", present, g.const([0]), self.span, g.const([2])) if self.static else present
 
-    def _cache(self, layer: int, kind: str, heads: tuple[int, int], width: int) -> tuple[str, str]:
+    def _cache(self, layer: int, kind: str, heads: tuple[int | str, int], width: int) -> tuple[str, str]:
         """Declare the cache of a layer's keys or values. Returns the names of its input and its output; the caller must write the
         output."""
         shape: list[int | str] = [*heads, self.capacity if self.static else "span", width]

@@ -166,7 +166,7 @@ class TargetWriter(LayerWriter):
         query, key = g.ops("Split", by_head, g.const([arch.heads, kv_heads]), outs=(None, None), axis=1)
         return *(self._positioned(layer, query, key) if arch.qk_norm else (query, key)), value
 
-    def _value_form(self) -> tuple[tuple[int, int], int]:
+    def _value_form(self) -> tuple[tuple[int | str, int], int]:
         if not self.ordered:
             return super()._value_form()
         width = math.gcd(self.arch.head_dim, ORDERED_WIDTH)

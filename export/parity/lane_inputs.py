@@ -1,4 +1,5 @@
-"""The inputs of a pass of the graphs with lanes, in numpy (export/graphs/lanes/paged_attention.py says what they mean)."""
+"""The inputs of a pass of the graphs with lanes, in numpy (paged_attention.py and padded_attention.py in export/graphs/lanes say what they
+mean)."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from runtime.manifest.graphs import PAGE_SLOTS
 
 @dataclass(frozen=True)
 class LaneRows:
-    """Rows of one lane in a pass. ``past``: committed slots. ``pages``: the lane's pages of the pool, in the order of its slots."""
+    """Rows of one lane in a pass. ``past``: committed slots. ``pages``: the lane's pages of the pool, in the order of its slots; one with
+    TensorRT."""
 
     tree: Tree
     past: int
@@ -49,9 +51,7 @@ def lane_inputs(lanes: Sequence[LaneRows], pool: int, kv_heads: int, columns: in
             attend[page] = lane.attended(at)[row_of_column[index]]
     slots = [(lane, lane.past + row) for lane in lanes for row in range(len(lane))]
     places = np.array([[(lane.pages[slot // PAGE_SLOTS], head, slot % PAGE_SLOTS) for head in range(kv_heads)] for lane, slot in slots])
-    inputs = {
-        "tokens": np.concatenate([lane.tree.tokens for lane in lanes])[None],
-        "positions": np.concatenate([lane.past + lane.tree.depth for lane in lanes])[None],
+    inputs = _rows(lanes) | {
         "places": places,
         "queries": queries,
         "attend": attend,
@@ -63,3 +63,25 @@ def lane_inputs(lanes: Sequence[LaneRows], pool: int, kv_heads: int, columns: in
     if len(slots) == 1:
         inputs |= {name: np.repeat(inputs[name], 2, axis) for name, axis in (("tokens", 1), ("positions", 1), ("places", 0), ("flat", 0))}
     return inputs
+
+
+def padded_inputs(lanes: Sequence[LaneRows], lengths: Sequence[int], span: int, columns: int = 0) -> dict[str, np.ndarray]:
+    """The same in the form for TensorRT, for a draft whose rows are a whole tree too. ``lengths``: committed slots of every page of the
+    pass; those of ``lanes`` count instead where they are. ``span``: slots that attention reads."""
+    n, past, start = max(columns, *map(len, lanes)), np.array(lengths), 0
+    pad, tree_mask, flat = np.zeros((len(past), n), np.int64), np.zeros((len(past), n, n), bool), []
+    for lane in lanes:
+        page, own = lane.pages[0], np.minimum(np.arange(n), len(lane) - 1)
+        past[page], pad[page] = lane.past, start + own
+        tree_mask[page, :, : len(lane)] = lane.tree.mask[own]
+        flat.append(page * n + np.arange(len(lane)))
+        start += len(lane)
+    masks = {"pad": pad, "flat": np.concatenate(flat), "tree_mask": tree_mask}
+    return _rows(lanes) | masks | {"past": past, "write": past, "slots": np.arange(span)}
+
+
+def _rows(lanes: Sequence[LaneRows]) -> dict[str, np.ndarray]:
+    return {
+        "tokens": np.concatenate([lane.tree.tokens for lane in lanes])[None],
+        "positions": np.concatenate([lane.past + lane.tree.depth for lane in lanes])[None],
+    }

@@ -71,7 +71,7 @@ def _attention(
     scores = np.where(mask, scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    context = np.einsum("hij,jhd->ihd", weights, v.repeat(groups, axis=1)).reshape(len(x), -1).astype(np.float32)
+    context = np.einsum("hij,jhd->ihd", weights, v.repeat(groups, axis=1)).reshape(len(x), -1).astype(x.dtype)
     seen("o", context)
     return linear(checkpoint, name + "o_proj", context, arch.output_bias)
 

@@ -78,7 +78,7 @@ LAYERS = {
         ["checkpoints"],
         ["graphs", "text"],
         ["graph_files", "parity", "tensorrt"],
-        ["directory"],
+        ["directory", "calibration"],
         ["draft_build"],
         ["plan"],
         ["build"],

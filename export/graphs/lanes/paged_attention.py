@@ -25,16 +25,15 @@ import numpy as np
 from runtime.manifest.graphs import PAGE_SLOTS
 
 from ..builder import BOOL, FLOAT, INT64
-from ..layers import LayerWriter
+from .lane_attention import LaneAttention
 
 _ONES = 16  # columns of the matrix that sums the weights; the smallest number that MLAS computes at once
 
 
-class PagedAttention(LayerWriter):
+class PagedAttention(LaneAttention):
     """Writes the attention of a LayerWriter over pages."""
 
-    def _page_inputs(self) -> None:
-        """Declare the inputs of all layers, and write the nodes that the layers share."""
+    def _lane_inputs(self) -> None:
         g, heads, each = self.g, self.arch.heads, self.arch.heads // self.arch.kv_heads
         self.places = g.input("places", INT64, ["N", self.arch.kv_heads, 3])
         queries = g.input("queries", INT64, ["P", "n"])

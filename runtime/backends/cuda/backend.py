@@ -166,9 +166,12 @@ def check_gpu(manifest: Manifest, gpu: Gpu, free: int, weights_loaded: bool = Fa
 
 
 def _weight_and_cache_bytes(manifest: Manifest) -> tuple[int, int]:
-    """Bytes of weights and of KV caches. The weights of ONNX graphs are in .data files, those of plans inside the plans."""
-    files = [file for name, file in manifest.files.items() if name.endswith(".plan" if manifest.tensorrt else ".data")]
-    caches = [tensor for graph in manifest.graphs.values() for name, tensor in graph.inputs.items() if name.startswith("past.")]
+    """Bytes of weights and of KV caches for one lane. The weights of ONNX graphs are in .data files, those of plans inside the plans. The
+    graphs with lanes are not loaded."""
+    graphs = {name: graph for name, graph in manifest.graphs.items() if not name.endswith("_lanes")}
+    plans = {graph.plan for graph in graphs.values()}
+    files = [file for name, file in manifest.files.items() if (name in plans if manifest.tensorrt else name.endswith(".data"))]
+    caches = [tensor for graph in graphs.values() for name, tensor in graph.inputs.items() if name.startswith("past.")]
     return sum(file.bytes for file in files), sum(_tensor_bytes(tensor, manifest.limits.capacity) for tensor in caches)
 
 
