@@ -16,14 +16,16 @@ import onnx
 import onnxruntime
 
 from runtime.backends.cpu.processor import usable_memory
-from runtime.backends.cpu.sums import adds_in_order, adds_pages_in_order
+from runtime.backends.cpu.sums import adds_in_order, adds_pages_in_order, adds_pairs_exactly
 from runtime.errors import EngineDirError
 from runtime.manifest.graphs import FILE_NAME, File, Graph, Tensor, sha256_of
 from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import SCHEMA, Check, Draft, Limits, Manifest, Source, TargetShape
 from runtime.manifest.tuning import Tuning
 from runtime.manifest.tuning_fit import policy_limits
+from runtime.text.tokenizer import Tokenizer
 
+from .calibration import InputMoments, own_texts
 from .checkpoints.draft_checkpoint import DraftCheckpoint
 from .checkpoints.safetensors import Checkpoint
 from .directory.bundled_tuning import bundled_tuning
@@ -38,6 +40,7 @@ from .graph_files import graph_file, save_graphs
 from .graphs.fused import fused_target
 from .graphs.lanes.writers import TARGET_LANES, target_lanes
 from .graphs.precision import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
+from .graphs.rounding import Rounding
 from .graphs.sample import build_sample
 from .graphs.target import TargetWriter, is_ordered
 from .graphs.weights import WeightFile
@@ -135,7 +138,8 @@ def _write(scratch: Path, job: ExportJob) -> Manifest:
     plan, arch = job.plan, job.checkpoint.arch
     captured = job.draft.arch.captured if job.draft else arch.captured
     tokens = job.text.write(scratch)
-    written = _write_graphs(scratch, job, captured)
+    rounding = _rounding(job, Tokenizer(scratch, tokens))
+    written = _write_graphs(scratch, job, captured, rounding)
     graphs = {name: _described(graph_file(name), model) for name, model in written.models.items()}
     if (scratch / FUSED_FILE).is_file():
         graphs["target"] = replace(graphs["target"], fused=FUSED_FILE)
@@ -168,6 +172,8 @@ def _write(scratch: Path, job: ExportJob) -> Manifest:
         built_with=versions,
         source=job.source,
         rebuild=job.rebuild,
+        rotated=plan.rotated,
+        exact_pairs=plan.rotated and not rounding.unsigned,
     )
     manifest = replace(manifest, tuning=_tuning(scratch, job, manifest))
     (scratch / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
@@ -185,7 +191,13 @@ def _tuning(scratch: Path, job: ExportJob, manifest: Manifest) -> Tuning | None:
     return adopt(found, manifest.engine_id, scratch, job.platform, job.progress) if found else None
 
 
-def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...]) -> _Written:
+def _rounding(job: ExportJob, tokenizer: Tokenizer) -> Rounding:
+    """How the target's matrices are rounded to int8 on this processor."""
+    calibration = InputMoments(job.checkpoint, own_texts(tokenizer, job.checkpoint.arch)) if job.plan.calibrated else None
+    return Rounding(job.plan.rotated, job.plan.rotated and not adds_pairs_exactly(), calibration)
+
+
+def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], rounding: Rounding) -> _Written:
     """Write and check all graphs with their weights. Raises ExportError."""
     plan, arch, progress = job.plan, job.checkpoint.arch, job.progress
     precision = BACKENDS[plan.backend][plan.precision]
@@ -196,7 +208,7 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...]) -> _
         )
     with WeightFile(scratch / "target.data") as weights:
         static, keep = plan.backend == TENSORRT, not plan.requantize
-        writer = TargetWriter(arch, job.checkpoint, precision, plan.capacity, weights, captured, static, keep)
+        writer = TargetWriter(arch, job.checkpoint, precision, plan.capacity, weights, captured, static, keep, rounding)
         for done in writer.build():
             progress("target", done, arch.layers + 1)
     progress("target", arch.layers + 1, arch.layers + 1)
@@ -207,7 +219,7 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...]) -> _
     fused = fused_target(writer)
     if fused:
         onnx.save(fused, scratch / FUSED_FILE)
-    check = check_target(scratch / "target.onnx", job.checkpoint, precision, partial(progress, "check"))
+    check = check_target(scratch / "target.onnx", job.checkpoint, precision, partial(progress, "check"), plan.calibrated)
     if lanes:
         check_target_lanes(scratch / "target.onnx", scratch / graph_file(TARGET_LANES), job.checkpoint, precision, plan.capacity, static)
     if fused and not _fits(scratch / FUSED_FILE, job.checkpoint, precision):

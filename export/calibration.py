@@ -11,12 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.errors import PromptError
+from runtime.text.tokenizer import Tokenizer
+
+from .checkpoints.arch import Arch
 from .checkpoints.safetensors import Checkpoint
 from .checkpoints.target_tensors import EMBEDDING
 from .graphs.feedback import inverse_root
 from .parity.reference import decoder_layer, norm
 
-LARGEST = 1 << 30  # weights; calibrating a larger model takes longer than exporting it
+_TEXT = 256
+PROMPTS = Path(__file__).with_name("prompts.txt")
+"""Prompts of several kinds, a line each: what resps-tune tunes with if no others are given, too."""
 
 
 class HeldLayer:
@@ -63,19 +69,30 @@ class InputMoments:
         return inverse_root(self._moments[matrix or stem])
 
     def _next_layer(self) -> None:
-        arch, moments = self._checkpoint.arch, defaultdict[str, np.ndarray](lambda: np.zeros(()))
+        arch, inputs = self._checkpoint.arch, defaultdict[str, list[np.ndarray]](list)
         self._layer, prefix = self._layer + 1, f"model.layers.{self._layer + 1}."
         self._weights.begin()
 
-        def add(matrix: str, inputs: np.ndarray) -> None:
-            moments[matrix] = moments[matrix] + (inputs.T @ inputs).astype(np.float64)
-
         for index, stream in enumerate(self._streams):
             if self._layer == arch.layers:
-                add("head", norm(self._checkpoint, arch, "model.norm", stream))
+                inputs["head"].append(norm(self._checkpoint, arch, "model.norm", stream))
                 continue
             cos, sin = (table[:, None, :] for table in arch.rope.tables(arch.head_dim, len(stream)))
             normed = norm(self._weights, arch, prefix + "input_layernorm", stream)
-            mask = np.tri(len(stream), dtype=bool)
-            self._streams[index] = decoder_layer(self._weights, arch, prefix, normed, stream, cos, sin, mask, add)
-        self._moments = moments
+            mask, seen = np.tri(len(stream), dtype=bool), lambda matrix, rows: inputs[matrix].append(rows)
+            self._streams[index] = decoder_layer(self._weights, arch, prefix, normed, stream, cos, sin, mask, seen)
+        joined = {matrix: np.concatenate(parts) for matrix, parts in inputs.items()}
+        self._moments = {matrix: (rows.T @ rows).astype(np.float64) for matrix, rows in joined.items()}
+
+
+def own_texts(tokenizer: Tokenizer, arch: Arch) -> list[list[int]]:
+    """The built-in prompts as token ids, rendered as chats if the model has a template for them, and joined to texts of _TEXT tokens."""
+    joined: list[int] = []
+    for line in PROMPTS.read_text(encoding="utf-8").splitlines():
+        try:
+            tokens = tokenizer.encode([{"role": "user", "content": line}])
+        except PromptError:  # no template, or one that needs more than this
+            tokens = tokenizer.encode(line)
+        joined += [token for token in tokens if token < arch.vocab]
+    length = min(_TEXT, arch.longest_context)
+    return [joined[start : start + length] for start in range(0, len(joined), length)]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
-import unicodedata
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,8 @@ from runtime import options
 from runtime.console import progress, run_command, usage_errors
 from runtime.options import ENGINE, OUTPUT, option
 from runtime.standard_streams import say
+
+from .asked import DEFAULT_PRECISIONS, Asked, checked
 
 if TYPE_CHECKING:
     from runtime.manifest.schema import Manifest
@@ -33,11 +33,9 @@ if TYPE_CHECKING:
 
     Named = tuple[str, DraftArch] | None
 
-LONGEST_NAME = 200  # bytes; file systems allow about 255, and a scratch directory's name is longer
 DEFAULT_OUT, DEFAULT_CONTEXT, DEFAULT_PREFILL_ROWS, DEFAULT_TREE_SIZES = Path("engines"), 4096, 128, "1,2,4,8,16,32,64"
 PRECISION_NAMES = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
-DEFAULT_PRECISIONS = {"onnxruntime": "fp32", "tensorrt": "fp16"}
-LARGEST_TREE, MOST_LANES = 512, 64
+MOST_LANES = 64
 CHECKPOINTS = "Checkpoints"
 
 
@@ -60,6 +58,9 @@ resps-export --model llama3-8b --backend tensorrt --precision fp8 --dry-run""",
 @option(ENGINE, "--precision", type=click.Choice(PRECISION_NAMES), show_default="fp32; fp16 with tensorrt",
         help="Precision of the target. fp8, int8 and int4 quantize the weights; fp8 needs tensorrt.")  # fmt: skip
 @option(ENGINE, "--requantize", is_flag=True, help="Round a quantized checkpoint's weights again instead of keeping its integers.")
+@option(ENGINE, "--no-rotation", is_flag=True, help="Leave the residual stream as it is, in int8 on the CPU.")
+@option(ENGINE, "--rounding", type=click.Choice(("nearest", "feedback")), show_default="feedback up to a billion weights",
+        help="To int8 on the CPU; feedback is closer to the model and slower to export.")  # fmt: skip
 @option(ENGINE, "--draft-precision", type=click.Choice(PRECISION_NAMES),
         show_default="int8 with a target of fp32, int8 or int4; fp16 with tensorrt", help="Precision of the draft.")  # fmt: skip
 @option(ENGINE, "--max-context", type=click.IntRange(16, 1 << 20), default=DEFAULT_CONTEXT, help="Most tokens of prompt and answer.")
@@ -79,78 +80,13 @@ resps-export --model llama3-8b --backend tensorrt --precision fp8 --dry-run""",
 @options.general
 def command(force: bool, dry_run: bool, as_json: bool, **given: Any) -> None:
     """Turn a target model and its draft into an engine directory that resps-run and runtime.Decoder load."""
-    asked = _checked(Asked(**given))
+    asked = checked(Asked(**given))
     prepared = _prepare(asked, dry_run)
     if dry_run:
         plan = {**asdict(prepared.plan), "text": prepared.text.summary()}
         click.echo(json.dumps(plan, default=str) if as_json else "\n".join([*prepared.plan.lines(), *prepared.text.lines()]))
         return
     _export(asked, prepared, force, as_json)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is to be exported, as it was typed."""
-
-    model: str | None
-    weights: str | None
-    draft_weights: str | None
-    no_draft: bool
-    draft_precision: str | None
-    policy: Path | None
-    out: Path
-    name: str | None
-    backend: str
-    precision: str | None
-    requantize: bool
-    max_context: int
-    prefill_rows: int
-    tree_sizes: str
-    lanes: int
-    compute_capability: str | None
-
-    @property
-    def chosen_precision(self) -> str:
-        return self.precision or DEFAULT_PRECISIONS[self.backend]
-
-    @property
-    def label(self) -> str:
-        """The model's name in the manifest."""
-        return self.model or Path(self.weights or "").name.removesuffix(".gguf") or "model"
-
-    @property
-    def folder(self) -> str:
-        """Of the engine directory."""
-        trt = ["trt"] if self.backend == "tensorrt" else []
-        special = [self.chosen_precision] if self.chosen_precision != DEFAULT_PRECISIONS[self.backend] else []
-        return self.name or "-".join([self.label, *trt, *special])
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Of trees, ascending. Raises UsageError."""
-        parts = [part.strip() for part in self.tree_sizes.split(",")]
-        sizes = [int(part) for part in parts if part.isdecimal() and len(part) < 6]
-        if len(sizes) != len(parts) or len(set(sizes)) != len(sizes) or not all(1 <= size <= LARGEST_TREE for size in sizes):
-            raise click.UsageError(f"--tree-sizes are different whole numbers from 1 to {LARGEST_TREE}, not {self.tree_sizes!r}")
-        return tuple(sorted(sizes))
-
-    @property
-    def capabilities(self) -> tuple[str, ...]:
-        """GPUs that were asked for. Raises UsageError."""
-        from .tensorrt.gpu import parse_capabilities
-
-        with usage_errors():
-            return parse_capabilities(self.compute_capability) if self.compute_capability is not None else ()
-
-    @property
-    def command_line(self) -> str:
-        """The call with the options that are not their defaults, for whoever has to make the engine again."""
-        words = ["resps-export"]
-        for parameter in command.params:
-            value = getattr(self, parameter.name or "", None)
-            if value not in (None, False, parameter.default):
-                words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
-        return shlex.join([*words, "--force"])
 
 
 @dataclass(frozen=True)
@@ -165,27 +101,6 @@ class CheckedExport:
     platform: Platform | None
 
 
-def _checked(asked: Asked) -> Asked:
-    """Raises UsageError for options that do not go together."""
-    if asked.model is None and asked.weights is None:
-        raise click.UsageError("give --model NAME or --weights DIR, FILE.gguf or a hub id")
-    if asked.no_draft and (asked.draft_weights or asked.draft_precision or asked.policy):
-        raise click.UsageError("--no-draft goes with none of --draft-weights, --draft-precision and --policy")
-    if asked.backend != "tensorrt" and "fp8" in (asked.precision, asked.draft_precision):
-        raise click.UsageError("fp8 needs --backend tensorrt; for the CPU there is int8")
-    for name, given in (("--compute-capability", asked.compute_capability is not None), ("--lanes", asked.lanes > 1)):
-        if given and asked.backend != "tensorrt":
-            raise click.UsageError(f"{name} needs --backend tensorrt")
-    if Path(asked.folder).name != asked.folder or asked.folder.startswith("."):
-        raise click.UsageError(f"--name must be a plain directory name, not {asked.folder!r}")
-    if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in asked.folder):
-        raise click.UsageError(f"--name must be without line breaks and control characters, not {asked.folder!r}")
-    if len(os.fsencode(asked.folder)) > LONGEST_NAME:
-        raise click.UsageError(f"--name must have at most {LONGEST_NAME} bytes, not {len(os.fsencode(asked.folder))}")
-    _ = asked.sizes, asked.capabilities
-    return asked
-
-
 def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     """Find weights and TensorRT, and plan. A dry run downloads no weights, needs no TensorRT and writes nothing."""
     from .checkpoints.fetch import local_checkpoint, locate, open_checkpoint, planned_arch
@@ -194,7 +109,9 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     from .directory.install import destination, expect_folder
     from .directory.owned import expect_replaceable
     from .graphs.precision import BACKENDS
-    from .plan import PlannedDraft, default_draft_precision, make_plan, planned_limits
+    from .plan import PlannedDraft, default_draft_precision, make_plan, planned_limits, rotates
+    from .rotation.draft import rotated_draft
+    from .rotation.target import RotatedTarget
     from .tensorrt.gpu import choose_platform
     from .text.read import planned_text, text_of
 
@@ -215,20 +132,26 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         say(f"weights: {note}")
     for warning in text.all_warnings:
         say(f"warning: {warning}")
+    precision = BACKENDS[asked.backend][asked.chosen_precision]
     draft, found = _draft(asked, entry, opened, arch, dry_run)
     if found is None and (asked.draft_precision or asked.policy):
         option = "--draft-precision" if asked.draft_precision else "--policy"
         raise click.UsageError(f"{option} needs a draft: give --draft-weights, or a --model that has one")
+    rotated = not asked.no_rotation and rotates(arch, precision, asked.backend, opened, asked.requantize)
+    if rotated:
+        arch = replace(arch, tied_head=False)
+        opened = RotatedTarget(opened) if opened else None
+        draft = rotated_draft(draft, opened) if draft and opened else None
     policy = None
     if found and asked.policy:
-        limits = planned_limits(found[1], asked.sizes, asked.backend)
+        limits = planned_limits(found[1], asked.sizes, asked.backend, rotated)
         policy = given_tuning(asked.policy, draft.sha256 if draft else None, limits)
     chosen = asked.draft_precision or default_draft_precision(asked.chosen_precision, asked.backend)
     plan = make_plan(
         directory,
         asked.label,
         arch,
-        BACKENDS[asked.backend][asked.chosen_precision],
+        precision,
         asked.max_context,
         asked.prefill_rows,
         PlannedDraft(*found, chosen) if found else None,
@@ -238,6 +161,8 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         lanes=asked.lanes,
         source=opened,
         requantize=asked.requantize,
+        rotated=rotated,
+        rounding=asked.rounding,
     )
     return CheckedExport(plan, opened, text, draft, policy, platform)
 
@@ -265,6 +190,7 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
     options: dict[str, object] = {"model": plan.model, "precision": plan.precision, "draft_precision": plan.draft_precision}
     options |= {"max_context": asked.max_context, "prefill_rows": asked.prefill_rows, "tree_sizes": list(plan.tree_sizes)}
     options |= {"requantize": asked.requantize, "longest_context": plan.longest_context, "lanes": plan.lanes}
+    options |= {"rotated": plan.rotated, "calibrated": plan.calibrated}
     options["policy"] = prepared.policy.digest if prepared.policy else None
     if platform:
         gpu = platform.gpu.name if platform.gpu else None
@@ -280,9 +206,19 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
         say("\n".join(plan.lines()))
     elif plan.stored:
         say("\n".join(f"weights: {line}" for line in plan.stored))
-    job = ExportJob(plan, checkpoint, prepared.draft, prepared.policy, source, asked.command_line, prepared.text, platform, progress)
+    job = ExportJob(plan, checkpoint, prepared.draft, prepared.policy, source, _command_line(asked), prepared.text, platform, progress)
     manifest = export(job)
     click.echo(manifest.to_json().rstrip() if as_json else f"{plan.directory} is ready: {_closeness(manifest)}")
+
+
+def _command_line(asked: Asked) -> str:
+    """The call with the options that are not their defaults, for whoever has to make the engine again."""
+    words = ["resps-export"]
+    for parameter in command.params:
+        value = getattr(asked, parameter.name or "", None)
+        if value not in (None, False, parameter.default):
+            words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
+    return shlex.join([*words, "--force"])
 
 
 def _closeness(manifest: Manifest) -> str:

@@ -12,12 +12,12 @@ from .checkpoints.arch import Arch
 from .checkpoints.draft_arch import DraftArch
 from .checkpoints.safetensors import Weights
 from .draft_build import MAX_WIDTH, draft_writers, max_width
-from .graphs.kept_integers import notes
+from .graphs.kept_integers import keeps_integers, notes
 from .graphs.precision import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.target import TargetWriter
 from .graphs.tree_growth import MAX_DEPTH
 from .graphs.weights import WeightCount
-from .parity.target import PIECE_BYTES
+from .parity.target import PIECE_BYTES, is_small
 from .tensorrt.profiles import WIDTHS, draft_lane_rows, lane_columns, target_lane_rows
 
 TREE_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -40,6 +40,7 @@ class Plan:
     weight_bytes, draft_bytes: target.data and draft.data. policy_bytes: networks of --policy. plan_bytes: TensorRT's plans, estimated.
     cache_bytes: of all lanes. memory: peak during the export. run_memory: weights and full caches at run time.
     longest_context: the largest context that --max-context can ask for.
+    rotated: the residual stream is (export/rotation). calibrated: int8 is rounded with error feedback.
     stored: how a quantized checkpoint's values are stored, one line for each form.
     """
 
@@ -66,6 +67,8 @@ class Plan:
     run_memory: int
     stored: tuple[str, ...] = ()
     requantize: bool = False
+    rotated: bool = False
+    calibrated: bool = False
 
     def lines(self) -> list[str]:
         """Human-readable summary, one line per entry."""
@@ -80,6 +83,7 @@ class Plan:
             + (", the model's own limit" if self.context == self.longest_context else ""),
             f"  target.onnx, target.data   {_mib(self.weight_bytes)} of weights",
             *(f"  quantized weights          {line}" for line in self.stored),
+            *(["  rounding to int8           " + self.rounding] if self.precision == "int8" and self.backend == ONNXRUNTIME else []),
             *([f"  draft.onnx, draft.data     {_mib(self.draft_bytes)} of {self.draft} in {self.draft_precision}"] if self.draft else []),
             *([f"  tuned-*.onnx               {_mib(self.policy_bytes)} of policy networks"] if self.policy_bytes else []),
             "  sample.onnx, tokenizer.json, manifest.json" + (", fuse.onnx, expand.onnx, tree.onnx" if self.draft else ""),
@@ -87,6 +91,12 @@ class Plan:
             f"  tree sizes {', '.join(map(str, self.tree_sizes))} rows; prefill in chunks of {self.prefill_rows}",
             f"  disk {_mib(self.disk_bytes)}; peak memory about {_mib(self.memory)} to export, {_mib(self.run_memory)} to decode",
         ]
+
+    @property
+    def rounding(self) -> str:
+        """How weights are rounded to int8, in words."""
+        stream = "rotated" if self.rotated else "not rotated"
+        return f"residual stream {stream}, {'with error feedback' if self.calibrated else 'to the nearest'}"
 
 
 def _mib(size: int) -> str:
@@ -108,10 +118,13 @@ def make_plan(
     lanes: int = 1,
     source: Weights | None = None,
     requantize: bool = False,
+    rotated: bool = False,
+    rounding: str | None = None,
 ) -> Plan:
     """Plan an export without reading any tensor. A sliding window limits the context, because full attention is exact only within it.
 
-    source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``.
+    source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``. ``rotated``: whether arch
+    and source are those of a rotated model. ``rounding``: "nearest" or "feedback", None for what is usual at this size.
     """
     context = min(max_context, arch.longest_context)
     columns = lane_columns(prefill_rows, MAX_DEPTH) if lanes > 1 else 0
@@ -151,6 +164,8 @@ def make_plan(
         run_memory=_BASE_MEMORY + weights * compute // NUMPY_TYPES[precision.stored].itemsize + cache + draft_weights,
         stored=tuple(notes(source, arch, precision, static, requantize)) if source else (),
         requantize=requantize,
+        rotated=rotated,
+        calibrated=rounding == "feedback" or (rounding is None and precision.name == "int8" and not static and is_small(arch)),
     )
 
 
@@ -183,10 +198,16 @@ def _target_memory(arch: Arch, precision: Precision, weights: int) -> int:
     )
 
 
-def planned_limits(draft: DraftArch, tree_sizes: tuple[int, ...], backend: str) -> PolicyLimits:
+def rotates(arch: Arch, precision: Precision, backend: str, source: Weights | None, requantize: bool) -> bool:
+    """Whether a rotated residual stream gains something: int8 products on a CPU then need one digit (export/graphs/int8_matmul.py). A
+    checkpoint's integers that are kept belong to a stream that is not rotated."""
+    return backend == ONNXRUNTIME and precision.name == "int8" and (requantize or not (source and keeps_integers(source, arch, precision)))
+
+
+def planned_limits(draft: DraftArch, tree_sizes: tuple[int, ...], backend: str, rotated: bool) -> PolicyLimits:
     """The limits that the exported engine will set for its policies."""
     largest = (max(tree_sizes), MAX_DEPTH, max_width(draft))
-    return PolicyLimits(len(draft.captured) * draft.target_hidden, largest, tree_sizes if backend == TENSORRT else None)
+    return PolicyLimits(len(draft.captured) * draft.target_hidden, largest, tree_sizes if backend == TENSORRT else None, rotated)
 
 
 @dataclass(frozen=True)

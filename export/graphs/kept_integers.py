@@ -80,17 +80,30 @@ def notes(source: Weights, arch: Arch, precision: Precision, static: bool, requa
     """A line for every way in which matrices are stored quantized, which says what becomes of their values."""
     if not isinstance(source, HasIntegers):
         return
-    wanted = [(f"model.layers.{layer}.{part}.weight", precision.matrix) for layer in range(arch.layers) for part in _linears(arch)]
-    wanted.append((EMBEDDING, precision.head))
-    if not arch.tied_head:
-        wanted.append((HEAD, precision.head))
     counts: Counter[tuple[str, str]] = Counter()
-    for name, kind in wanted:
+    for name, kind in _quantized(arch, precision):
         if (form := source.form(name)) is not None:
             inputs, is_table = source.shape(name)[1], name == EMBEDDING and not static
             counts[described(form, inputs), _fate(form, inputs, kind, static, requantize, is_table)] += 1
     for (form_text, fate), count in counts.items():
         yield f"{count} matrices of {form_text}: {fate}"
+
+
+def keeps_integers(source: Weights, arch: Arch, precision: Precision) -> bool:
+    """Whether a graph for the CPU keeps any of a checkpoint's integers."""
+    return isinstance(source, HasIntegers) and any(
+        name != EMBEDDING and _kept(source, name, kind, static=False) for name, kind in _quantized(arch, precision)
+    )
+
+
+def _quantized(arch: Arch, precision: Precision) -> Iterator[tuple[str, int | None]]:
+    """The checkpoint's matrices, each with the ONNX type that it is to be stored in."""
+    for layer in range(arch.layers):
+        for part in _linears(arch):
+            yield f"model.layers.{layer}.{part}.weight", precision.matrix
+    yield EMBEDDING, precision.head
+    if not arch.tied_head:
+        yield HEAD, precision.head
 
 
 def _linears(arch: Arch) -> Iterator[str]:

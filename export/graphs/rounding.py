@@ -32,6 +32,11 @@ class Rounding:
     unsigned: bool = False
     calibration: Calibration | None = None
 
+    @property
+    def chunks(self) -> int:
+        """Size of the row blocks that are rounded at once (`converted_rows`). Feedback goes through all inputs of each, one by one."""
+        return 1 if self.calibration is None else 32
+
     def digits(self, stem: str) -> int:
         """Of the inputs of the matrix ``stem``."""
         return 1 if self.rotated and stem.rpartition(".")[2] not in _TWO_DIGITS else 2

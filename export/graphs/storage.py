@@ -86,7 +86,7 @@ class StorageWriter:
         return self.g.op("DequantizeLinear", value, scale, axis=0, block_size=BLOCK)
 
     def _integers(
-        self, stem: str, shape: tuple[int, int], parts: list[str], kind: int, quantize: Quantize, scales: tuple[int, ...]
+        self, stem: str, shape: tuple[int, int], parts: list[str], kind: int, quantize: Quantize, scales: tuple[int, ...], chunks: int = 1
     ) -> tuple[str, str]:
         """Integers [inputs, outputs] and scales of the shape ``scales``, [..., outputs], of a matrix [outputs, inputs]. uint8 has 128 added
         to all. Only this small form of it is in memory."""
@@ -98,7 +98,7 @@ class StorageWriter:
 
         def values() -> Iterator[np.ndarray]:
             whole, end = np.empty(shape[::-1], np.int8), 0
-            for value, scale in self._rows(shape, parts, turned):
+            for value, scale in self._rows(shape, parts, turned, chunks):
                 whole[:, end : end + value.shape[1]] = value
                 found.append(scale)
                 end += value.shape[1]
@@ -139,14 +139,16 @@ class StorageWriter:
         chunks = self._rows(shape, parts, lambda rows: rows.astype(kind, copy=False))
         return self.g.initializer(self.weights.add(name, self.precision.stored, shape, chunks))
 
-    def _rows(self, shape: tuple[int, ...], parts: list[str], convert: Callable[[np.ndarray], Converted]) -> Iterator[Converted]:
+    def _rows(
+        self, shape: tuple[int, ...], parts: list[str], convert: Callable[[np.ndarray], Converted], chunks: int = 1
+    ) -> Iterator[Converted]:
         """``convert`` of checkpoint tensors, joined along the first axis, as float32 row blocks. Raises CheckpointError unless that has
         ``shape``."""
         assert self.source is not None  # only a WeightFile iterates
         found = [self.source.shape(part) for part in parts]
         if any(each[1:] != shape[1:] for each in found) or sum(each[0] for each in found) != shape[0]:
             raise CheckpointError(f"{', '.join(parts)} have shapes {found}, the config asks for {shape} — config and weights differ")
-        yield from converted_rows(self.source, parts, convert)
+        yield from converted_rows(self.source, parts, convert, chunks)
 
     def _computable(self, stored: str) -> str:
         same = self.precision.stored == self.precision.compute

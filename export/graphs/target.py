@@ -141,7 +141,7 @@ class TargetWriter(LayerWriter):
         else:
             digits = self.rounding.digits(stem)
             stored = UINT8 if digits == 1 and self.rounding.unsigned else INT8
-            weight, scale = self._integers(stem, shape, parts, stored, self.rounding.quantizer(stem), shape[:1])
+            weight, scale = self._integers(stem, shape, parts, stored, self.rounding.quantizer(stem), shape[:1], self.rounding.chunks)
             product = integer_product(self.g, x, weight, scale, digits)
         return self.g.op("Add", product, *bias) if bias else product
 

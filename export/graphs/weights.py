@@ -102,15 +102,17 @@ def row_chunks(checkpoint: Weights, name: str, chunks: int = 1) -> Iterator[np.n
         yield checkpoint.read(name, start, stop)
 
 
-def converted_rows(checkpoint: Weights, names: Sequence[str], convert: Callable[[np.ndarray], Converted]) -> Iterator[Converted]:
-    """``convert`` of the tensors' float32 row blocks, in order. Threads read and convert a few blocks ahead: numpy and the disk leave the
+def converted_rows(
+    checkpoint: Weights, names: Sequence[str], convert: Callable[[np.ndarray], Converted], chunks: int = 1
+) -> Iterator[Converted]:
+    """``convert`` of the tensors' float32 row blocks of at most ``chunks`` times CHUNK_BYTES, in order. Threads read and convert a few blocks ahead: numpy and the disk leave the
     interpreter's lock alone meanwhile."""
 
     def one(name: str, start: int, stop: int) -> Converted:
         with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, which WeightFile reports
             return convert(checkpoint.read(name, start, stop))
 
-    blocks = [(name, *rows) for name in names for rows in row_ranges(checkpoint, name)]
+    blocks = [(name, *rows) for name in names for rows in row_ranges(checkpoint, name, chunks)]
     if 4 * sum(math.prod(checkpoint.shape(name)) for name in names) <= CHUNK_BYTES:  # starting threads would take longer
         yield from (one(*block) for block in blocks)
         return

@@ -38,16 +38,18 @@ SLOTS = 64
 TREE_PARENTS = (-1, 0, 1, 2, 2, 1, 5, 0)  # parent of each node. The branches test mask and positions; a chain would test causality only.
 
 
-def check_target(file: Path, checkpoint: Checkpoint, precision: Precision, report: Report = lambda done, total: None) -> Check:
+def check_target(
+    file: Path, checkpoint: Checkpoint, precision: Precision, report: Report = lambda done, total: None, feedback: bool = False
+) -> Check:
     """Compare the graph in ``file`` with the reference, on a small tree with an empty cache. Of a small model all layers are run, else the
     first, the middle and the last one between embedding and head; then the stored weights and the wiring of all layers are checked as well.
-    Raises ParityError if the difference is more than rounding."""
+    ``feedback``: whether int8 weights were rounded with error feedback. Raises ParityError if the difference is more than rounding."""
     arch = checkpoint.arch
     layers = sampled_layers(arch) if layers_are_stored_alike(checkpoint) else range(arch.layers)
     half, sampled = len(layers) + 1, len(layers) < arch.layers
     report(0, 2 * half)
     if sampled:
-        check_stored(file, checkpoint)
+        check_stored(file, checkpoint, feedback)
         check_wiring(onnx.load(file, load_external_data=False), arch.layers)
 
     def reported() -> Iterator[int]:
@@ -75,8 +77,12 @@ def check_target(file: Path, checkpoint: Checkpoint, precision: Precision, repor
 
 def sampled_layers(arch: Arch) -> Sequence[int]:
     """The layers that the check runs."""
-    weights = arch.layers * sum(outputs * inputs for _, outputs, inputs in arch.linears.values()) + arch.vocab * arch.hidden
-    return range(arch.layers) if weights <= FULL_CHECK else sorted({0, arch.layers // 2, arch.layers - 1})
+    return range(arch.layers) if is_small(arch) else sorted({0, arch.layers // 2, arch.layers - 1})
+
+
+def is_small(arch: Arch) -> bool:
+    """Whether the check runs the whole model."""
+    return arch.layers * sum(outputs * inputs for _, outputs, inputs in arch.linears.values()) + arch.vocab * arch.hidden <= FULL_CHECK
 
 
 def compare(

@@ -1,7 +1,8 @@
-"""A target with a rotated residual stream: QuaRot (arXiv 2404.00456) and SpinQuant (arXiv 2405.16406), the part that costs nothing at run time.
+"""A target with a rotated residual stream: the part of QuaRot (arXiv 2404.00456) and SpinQuant (arXiv 2405.16406) that costs nothing at run
+time.
 
-With R orthogonal, the embedding is multiplied by R. What reads the stream takes the weight of the norm before it and R; what writes it takes
-R transposed. Another orthogonal matrix stands between the values and `o`, in every head. In exact arithmetic it is the same model.
+With R orthogonal, the embedding is multiplied by R. What reads the stream takes the weight of the norm before it and R; what writes it
+takes R transposed. Another orthogonal matrix stands between the values and `o`, in every head. In exact arithmetic it is the same model.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class RotatedTarget:
         return EMBEDDING if name == HEAD and self.plain.arch.tied_head else name
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        layer, _, part = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")
+        part = name.split(".")[-2]
         if name == NORM or part.endswith("_layernorm"):
             return np.ones_like(self.plain.read(name, start, stop))
         if name == EMBEDDING:

@@ -68,6 +68,7 @@ def tuning_result(
         ratios=ratios,
         graphs={},
         files={},
+        rotated=manifest.rotated,
     )
     trees = fixed_trees(grid.widths, grid.depths, grid.max_nodes, grid.sizes)
     replays = [(tree, replay(FixedPolicy(tree), answers, latency)) for tree in trees]

@@ -8,15 +8,14 @@ from typing import Any
 
 from runtime.text_files import read_text
 
+from ..calibration import PROMPTS
 from .errors import TuningError
-
-COLLECTION = Path(__file__).with_name("prompts.txt")
 
 
 def read_prompts(file: Path | None) -> list[str]:
     """Read ``file``, or the built-in collection if None. Each line is plain text or a JSON object with ``prompt`` or ``turns`` (the first
     turn is used). Raises TuningError if it cannot be read."""
-    path = file or COLLECTION
+    path = file or PROMPTS
     try:
         lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

@@ -124,8 +124,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """An engine directory. ``rebuild``: the command that exports it again. ``exact_pairs``: it needs a processor that adds pairs of integer
-    products in 32 bits, as with VNNI."""
+    """An engine directory. ``rebuild``: the command that exports it again. ``rotated``: whether the residual stream is (export/rotation),
+    and with it the features. ``exact_pairs``: it needs a processor that adds pairs of integer products in 32 bits, as with VNNI."""
 
     schema: int
     model: str
@@ -144,6 +144,7 @@ class Manifest:
     built_with: Mapping[str, str]
     source: Source
     rebuild: str
+    rotated: bool = False
     exact_pairs: bool = False
 
     @property

@@ -69,8 +69,8 @@ class Tuning:
 
     ``engine``: the manifest's engine_id. ``portable``: whether it came with the model and is valid on any machine (behind a watchdog) until
     resps-tune replaces it. ``policy``: the name of the fastest one. ``static``: the best fixed tree, which a watchdog falls back to.
-    ``learned``: trained policies by name. ``ratios``: tokens/s of each policy over plain decoding, timed on held-out prompts. ``graphs``,
-    ``files``: of the networks.
+    ``rotated``: whether it was made with a target whose features are rotated. ``learned``: trained policies by name. ``ratios``: tokens/s
+    of each policy over plain decoding, timed on held-out prompts. ``graphs``, ``files``: of the networks.
     """
 
     engine: str
@@ -85,6 +85,7 @@ class Tuning:
     ratios: Mapping[str, float]
     graphs: Mapping[str, Graph]
     files: Mapping[str, File]
+    rotated: bool = False
 
     @property
     def reads_known_inputs(self) -> bool:

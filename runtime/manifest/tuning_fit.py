@@ -15,11 +15,12 @@ from .tuning import LearnedPolicy, Tuning
 @dataclass(frozen=True)
 class PolicyLimits:
     """What an engine offers to policies. ``features``: numbers of the target's features at one token; ``largest``: bounds of every tree;
-    ``sizes``: the numbers of nodes that the engine was built for, None where any may be verified."""
+    ``sizes``: the numbers of nodes that the engine was built for, None where any may be verified. ``rotated``: whether the features are."""
 
     features: int
     largest: Action
     sizes: tuple[int, ...] | None
+    rotated: bool = False
 
 
 def policy_limits(manifest: Manifest) -> PolicyLimits | None:
@@ -28,7 +29,7 @@ def policy_limits(manifest: Manifest) -> PolicyLimits | None:
     if draft is None or not isinstance(features, int):
         return None
     sizes = manifest.tree_sizes if manifest.tensorrt else None
-    return PolicyLimits(features, (manifest.limits.tree_nodes, draft.max_depth, draft.max_width), sizes)
+    return PolicyLimits(features, (manifest.limits.tree_nodes, draft.max_depth, draft.max_width), sizes, manifest.rotated)
 
 
 def misfit(tuning: Tuning, limits: PolicyLimits) -> str | None:
@@ -50,6 +51,8 @@ def misfit(tuning: Tuning, limits: PolicyLimits) -> str | None:
     for learned in tuning.learned.values():
         tree_bounds = TreeSpec(*learned.fast.tree) if learned.fast else PLAIN
         for net, _, _ in learned.nets():
+            if "target_features" in net.inputs and tuning.rotated != limits.rotated:
+                return f"its network {net.graph} reads features that were rotated in another way (resps-export --no-rotation)"
             given = inputs.width(net.inputs, limits.features, tree_bounds)
             found = tuning.graphs[net.graph].inputs["x"].shape
             if found != (1, given):

@@ -76,7 +76,7 @@ LAYERS = {
     "export": [
         ["errors"],
         ["checkpoints"],
-        ["graphs", "text"],
+        ["graphs", "text", "rotation", "asked"],
         ["graph_files", "parity", "tensorrt"],
         ["directory", "calibration"],
         ["draft_build"],

@@ -13,6 +13,7 @@ selects only slots within its training length.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 import onnx
 
@@ -92,7 +93,7 @@ def target_lanes(standard: TargetWriter) -> onnx.ModelProto | None:
         standard.captured,
         standard.static,
         standard.keep_integers,
-        standard.rounding,
+        replace(standard.rounding, calibration=None),  # no weight is rounded
     )
     deque(writer.build(), 0)
     assert writer.weights.size == standard.weights.size
