@@ -56,10 +56,12 @@ class Wish:
 
 
 class LanesDraft:
-    """Runs the graphs `fuse` and `draft_lanes`. ``chunk``: rows that may wait in a lane, and that one draft pass reads of it."""
+    """Runs the graphs `fuse` and `draft_lanes`. ``chunk``: rows that may wait in a lane, and that one draft pass reads of it.
+    ``any_size``: whether a call with a new number of rows costs nothing, as on a CPU."""
 
-    def __init__(self, fuse: Engine, engine: LanesEngine, cache: Pages, draft: Draft, chunk: int) -> None:
+    def __init__(self, fuse: Engine, engine: LanesEngine, cache: Pages, draft: Draft, chunk: int, any_size: bool) -> None:
         self._fuse, self._engine, self.cache, self.chunk = fuse, engine, cache, chunk
+        self._any_size = any_size
         self.max_depth, self.max_width, self._window = draft.max_depth, draft.max_width, draft.trained_length
 
     def extend(self, lane: DraftLane, tokens: Sequence[int], features: np.ndarray, read: bool) -> None:
@@ -160,8 +162,10 @@ class LanesDraft:
         parts = []
         for start in range(0, len(features), self.chunk):
             part = features[start : start + self.chunk]
-            call = self._fuse.prepare({"features": "lanes.features"}, n=len(part), m=len(part))
-            call.inputs["features"][0], call.inputs["rows"][:] = part, np.arange(len(part))
+            count = len(part)
+            rows = count if self._any_size else min(1 << (count - 1).bit_length(), self.chunk)
+            call = self._fuse.prepare({"features": "lanes.features"}, n=rows, m=rows)
+            call.inputs["features"][0, :count], call.inputs["rows"][:] = part, np.minimum(np.arange(rows), count - 1)
             call.run()
-            parts.append(call.outputs["hidden"][0].copy())
+            parts.append(call.outputs["hidden"][0, :count].copy())
         return np.concatenate(parts)

@@ -76,7 +76,8 @@ def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
 def _load_draft(backend: Backend, manifest: Manifest, draft: Draft, lanes: int) -> LanesDraft:
     limits = manifest.limits
     fuse = backend.engine("fuse", {}, {"n": limits.prefill_rows, "m": limits.prefill_rows})
-    return LanesDraft(fuse, *backend.lanes("draft_lanes", lanes, draft_slots(limits, draft)), draft, limits.prefill_rows)
+    graph = backend.lanes("draft_lanes", lanes, draft_slots(limits, draft))
+    return LanesDraft(fuse, *graph, draft, limits.prefill_rows, backend.memory.on_host)
 
 
 def _own_drafters(kind: str, latency: LatencyModel, tree: TreeSpec) -> Callable[[], Drafter]:

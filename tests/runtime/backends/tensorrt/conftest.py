@@ -22,7 +22,18 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write_echo(folder / "target", folder / "draft")
     sizes = "--max-context", "250", "--prefill-rows", "16"
     host = export(folder / "target", folder / "draft", folder / "host", *sizes)
-    precise = "--backend", "tensorrt", "--precision", "fp32", "--draft-precision", "fp32", "--tree-sizes", ",".join(map(str, SIZES))
+    precise = (
+        "--backend",
+        "tensorrt",
+        "--precision",
+        "fp32",
+        "--draft-precision",
+        "fp32",
+        "--tree-sizes",
+        ",".join(map(str, SIZES)),
+        "--lanes",
+        "4",
+    )
     return host, export(folder / "target", folder / "draft", folder / "device", *sizes, *precise)
 
 
