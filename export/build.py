@@ -144,7 +144,9 @@ def _write(scratch: Path, job: ExportJob) -> Manifest:
     versions = {"resps": version("resps"), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
     if job.platform:
         timings = plan.directory / TIMING_CACHE
-        graphs, plans = build_plans(scratch, graphs, limits, plan.tree_sizes, written.draft, job.platform, timings, job.progress)
+        graphs, plans = build_plans(
+            scratch, graphs, limits, plan.tree_sizes, written.draft, plan.lanes, job.platform, timings, job.progress
+        )
         written.known |= plans
         versions[job.platform.flavour] = job.platform.version
     files = {file.name: written.known.get(file.name) or File(sha256_of(file), file.stat().st_size) for file in sorted(scratch.iterdir())}
@@ -159,7 +161,7 @@ def _write(scratch: Path, job: ExportJob) -> Manifest:
         tokens=tokens,
         draft=written.draft,
         tuning=None,
-        tensorrt=describe(job.platform) if job.platform else None,
+        tensorrt=describe(job.platform, plan.lanes) if job.platform else None,
         graphs=graphs,
         files=files,
         check=written.check,
@@ -199,7 +201,7 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...]) -> _
             progress("target", done, arch.layers + 1)
     progress("target", arch.layers + 1, arch.layers + 1)
     models = {"target": writer.model(), "sample": build_sample(arch.vocab)}
-    if lanes := target_lanes(writer):
+    if lanes := target_lanes(writer) if plan.backend == ONNXRUNTIME or plan.lanes > 1 else None:
         models[TARGET_LANES] = lanes
     save_graphs(scratch, models)
     fused = fused_target(writer)
@@ -207,14 +209,14 @@ def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...]) -> _
         onnx.save(fused, scratch / FUSED_FILE)
     check = check_target(scratch / "target.onnx", job.checkpoint, precision, partial(progress, "check"))
     if lanes:
-        check_target_lanes(scratch / "target.onnx", scratch / graph_file(TARGET_LANES), job.checkpoint, precision, plan.capacity)
+        check_target_lanes(scratch / "target.onnx", scratch / graph_file(TARGET_LANES), job.checkpoint, precision, plan.capacity, static)
     if fused and not _fits(scratch / FUSED_FILE, job.checkpoint, precision):
         (scratch / FUSED_FILE).unlink()
     written = _Written(models, {"target.data": File(weights.sha256, weights.size)}, check)
     if job.draft and plan.draft_precision:
         progress("draft", 0, 1)
         drafts, written.known["draft.data"], written.draft = write_draft(
-            scratch, job.draft, plan.draft_precision, precision, plan.context, writer.embedding, plan.backend
+            scratch, job.draft, plan.draft_precision, precision, plan.context, writer.embedding, plan.backend, plan.lane_columns
         )
         models |= drafts
         progress("draft", 1, 1)

@@ -37,7 +37,7 @@ LONGEST_NAME = 200  # bytes; file systems allow about 255, and a scratch directo
 DEFAULT_OUT, DEFAULT_CONTEXT, DEFAULT_PREFILL_ROWS, DEFAULT_TREE_SIZES = Path("engines"), 4096, 128, "1,2,4,8,16,32,64"
 PRECISION_NAMES = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
 DEFAULT_PRECISIONS = {"onnxruntime": "fp32", "tensorrt": "fp16"}
-LARGEST_TREE = 512
+LARGEST_TREE, MOST_LANES = 512, 64
 CHECKPOINTS = "Checkpoints"
 
 
@@ -66,6 +66,8 @@ resps-export --model llama3-8b --backend tensorrt --precision fp8 --dry-run""",
 @option(ENGINE, "--prefill-rows", type=click.IntRange(1, 4096), default=DEFAULT_PREFILL_ROWS, help="Prompt tokens per forward pass.")
 @option(ENGINE, "--tree-sizes", metavar="N,N,...", default=DEFAULT_TREE_SIZES,
         help="Nodes of draft trees, with the root. The last is the largest; tensorrt tunes for each.")  # fmt: skip
+@option(ENGINE, "--lanes", type=click.IntRange(1, MOST_LANES), default=1,
+        help="Requests that may share a pass, tensorrt only: more than 1 makes two more plans.")  # fmt: skip
 @option(ENGINE, "--compute-capability", metavar="X.Y,...", show_default="of the GPU that is here, else 8.9,12.0",
         help="GPUs to build for, TensorRT-RTX only.")  # fmt: skip
 @option(OUTPUT, "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, help="Folder of the engine directories.")
@@ -104,6 +106,7 @@ class Asked:
     max_context: int
     prefill_rows: int
     tree_sizes: str
+    lanes: int
     compute_capability: str | None
 
     @property
@@ -170,8 +173,9 @@ def _checked(asked: Asked) -> Asked:
         raise click.UsageError("--no-draft goes with none of --draft-weights, --draft-precision and --policy")
     if asked.backend != "tensorrt" and "fp8" in (asked.precision, asked.draft_precision):
         raise click.UsageError("fp8 needs --backend tensorrt; for the CPU there is int8")
-    if asked.backend != "tensorrt" and asked.compute_capability is not None:
-        raise click.UsageError("--compute-capability needs --backend tensorrt")
+    for name, given in (("--compute-capability", asked.compute_capability is not None), ("--lanes", asked.lanes > 1)):
+        if given and asked.backend != "tensorrt":
+            raise click.UsageError(f"{name} needs --backend tensorrt")
     if Path(asked.folder).name != asked.folder or asked.folder.startswith("."):
         raise click.UsageError(f"--name must be a plain directory name, not {asked.folder!r}")
     if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in asked.folder):
@@ -191,6 +195,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     from .directory.owned import expect_replaceable
     from .graphs.precision import BACKENDS
     from .plan import PlannedDraft, default_draft_precision, make_plan, planned_limits
+    from .tensorrt.gpu import choose_platform
     from .text.read import planned_text, text_of
 
     entry = model_entry(asked.model) if asked.model is not None else ModelEntry(asked.weights or "", None)
@@ -198,7 +203,10 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     expect_folder(directory.parent, writable=not dry_run)
     if dry_run:  # an export does without if the directory is up to date
         expect_replaceable(directory)
-    platform = _platform(asked) if asked.backend == "tensorrt" and not dry_run else None
+    platform = None
+    if asked.backend == "tensorrt" and not dry_run:
+        with usage_errors():
+            platform = choose_platform(asked.capabilities)
     say("weights: locating")
     opened = local_checkpoint(entry, asked.weights) if dry_run else open_checkpoint(locate(entry, asked.weights))
     arch = opened.arch if opened else planned_arch(entry, asked.weights)
@@ -227,6 +235,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         policy.bytes if policy else 0,
         backend=asked.backend,
         tree_sizes=asked.sizes,
+        lanes=asked.lanes,
         source=opened,
         requantize=asked.requantize,
     )
@@ -247,13 +256,6 @@ def _draft(asked: Asked, entry: ModelEntry, target: Checkpoint | None, arch: Arc
     return None, planned_draft(entry, asked.draft_weights, arch) if dry_run else None
 
 
-def _platform(asked: Asked) -> Platform:
-    from .tensorrt.gpu import choose_platform
-
-    with usage_errors():
-        return choose_platform(asked.capabilities)
-
-
 def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -> None:
     """Write the directory, unless it is up to date."""
     from .build import ExportJob, export, is_current, source_of
@@ -262,7 +264,7 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
     assert checkpoint is not None
     options: dict[str, object] = {"model": plan.model, "precision": plan.precision, "draft_precision": plan.draft_precision}
     options |= {"max_context": asked.max_context, "prefill_rows": asked.prefill_rows, "tree_sizes": list(plan.tree_sizes)}
-    options |= {"requantize": asked.requantize, "longest_context": plan.longest_context}
+    options |= {"requantize": asked.requantize, "longest_context": plan.longest_context, "lanes": plan.lanes}
     options["policy"] = prepared.policy.digest if prepared.policy else None
     if platform:
         gpu = platform.gpu.name if platform.gpu else None

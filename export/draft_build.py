@@ -40,16 +40,17 @@ def draft_writers(
     weights: WeightCount,
     embedding: Embedding,
     static: bool,
+    columns: int = 0,
 ) -> tuple[FuseWriter, DraftWriter]:
     """Build the `fuse` and `draft` graphs and return their writers.
 
     ``target``: the target's precision. ``context``: most committed tokens. ``embedding``: the target's embedding tensor, which draft.onnx
-    shares unless the draft has its own. ``static``: the form for TensorRT. The cache has slots for all committed tokens and for the rows of
-    the largest tree, rounded up to a multiple of 64.
+    shares unless the draft has its own. ``static``: the form for TensorRT. ``columns``: most rows of one lane in a pass with lanes. The
+    cache has slots for all committed tokens, the rows of the largest tree and those of such a pass, rounded up to a multiple of 64.
     """
     fuse = FuseWriter(draft, source, precision, target.compute, weights)
     fuse.build()
-    capacity = -(-(context + max_width(draft) * (MAX_DEPTH - 1)) // 64) * 64
+    capacity = -(-(context + max_width(draft) * (MAX_DEPTH - 1) + columns) // 64) * 64
     writer = DraftWriter(draft, source, precision, capacity, weights, embedding, static)
     writer.build()
     return fuse, writer
@@ -63,19 +64,22 @@ def write_draft(
     context: int,
     embedding: Embedding,
     backend: str = ONNXRUNTIME,
+    columns: int = 0,
 ) -> tuple[dict[str, onnx.ModelProto], File, Draft]:
     """Write and check all files of the draft. ``target``: the target's precision. ``embedding``: the target's embedding tensor, which
-    draft.onnx shares. Returns the graphs by name, and the manifest's entries for draft.data and for the draft. Raises ParityError."""
+    draft.onnx shares. ``columns``: rows of one lane in a pass with lanes; 0: no such graph for TensorRT. Returns the graphs by name, and
+    the manifest's entries for draft.data and for the draft. Raises ParityError."""
     precision, layer = BACKENDS[backend][precision_name], draft.arch.layer
     with WeightFile(scratch / "draft.data") as weights:
-        fuse, writer = draft_writers(draft.arch, draft, precision, target, context, weights, embedding, backend == TENSORRT)
+        fuse, writer = draft_writers(draft.arch, draft, precision, target, context, weights, embedding, backend == TENSORRT, columns)
     models = {"fuse": fuse.model(), "draft": writer.model(), "expand": build_expand(layer.hidden, precision.compute), "tree": build_tree()}
-    if target.compute == FLOAT and (lanes := draft_lanes(writer)):
+    wanted = columns > 0 if backend == TENSORRT else target.compute == FLOAT
+    if wanted and (lanes := draft_lanes(writer)):
         models[DRAFT_LANES] = lanes
     save_graphs(scratch, models)
     check = check_draft(scratch, draft, precision, target)
     if DRAFT_LANES in models:
-        check_draft_lanes(scratch, draft, precision, writer.capacity)
+        check_draft_lanes(scratch, draft, precision, writer.capacity, writer.static)
     described = Draft(
         name=draft.path.name,
         weights_sha256=draft.sha256,

@@ -11,14 +11,14 @@ from runtime.manifest.tuning_fit import PolicyLimits
 from .checkpoints.arch import Arch
 from .checkpoints.draft_arch import DraftArch
 from .checkpoints.safetensors import Weights
-from .draft_build import draft_writers, max_width
+from .draft_build import MAX_WIDTH, draft_writers, max_width
 from .graphs.kept_integers import notes
 from .graphs.precision import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.target import TargetWriter
 from .graphs.tree_growth import MAX_DEPTH
 from .graphs.weights import WeightCount
 from .parity.target import PIECE_BYTES
-from .tensorrt.profiles import WIDTHS
+from .tensorrt.profiles import WIDTHS, draft_lane_rows, lane_columns, target_lane_rows
 
 TREE_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _BASE_MEMORY = 350 << 20  # interpreter, numpy, onnx, onnxruntime, and the streaming buffers
@@ -36,8 +36,9 @@ _NETWORK_PLANS = 2  # a policy network's plan, as a multiple of its ONNX file
 class Plan:
     """Settings of an export and its sizes in bytes.
 
+    lanes: requests that share a pass with TensorRT; lane_columns: rows of one of them in a pass, 0 without lanes.
     weight_bytes, draft_bytes: target.data and draft.data. policy_bytes: networks of --policy. plan_bytes: TensorRT's plans, estimated.
-    memory: peak during the export. run_memory: weights and a full cache at run time.
+    cache_bytes: of all lanes. memory: peak during the export. run_memory: weights and full caches at run time.
     longest_context: the largest context that --max-context can ask for.
     stored: how a quantized checkpoint's values are stored, one line for each form.
     """
@@ -51,6 +52,8 @@ class Plan:
     capacity: int
     tree_sizes: tuple[int, ...]
     prefill_rows: int
+    lanes: int
+    lane_columns: int
     draft: str | None
     draft_precision: str | None
     weight_bytes: int
@@ -66,8 +69,9 @@ class Plan:
 
     def lines(self) -> list[str]:
         """Human-readable summary, one line per entry."""
+        lanes = [f"; target and draft are there twice: for one request, and for up to {self.lanes} in a pass"] if self.lanes > 1 else []
         built = (
-            f"  *.plan, one a graph        about {_mib(self.plan_bytes)}",
+            f"  *.plan, one a graph        about {_mib(self.plan_bytes)}{''.join(lanes)}",
             f"  on the GPU                 {_mib(self.weight_bytes + self.draft_bytes)} of weights, {_mib(self.cache_bytes)} of KV cache; "
             "scratch memory is known once the plans are built",
         )
@@ -101,6 +105,7 @@ def make_plan(
     *,
     backend: str = ONNXRUNTIME,
     tree_sizes: tuple[int, ...] = TREE_SIZES,
+    lanes: int = 1,
     source: Weights | None = None,
     requantize: bool = False,
 ) -> Plan:
@@ -109,21 +114,18 @@ def make_plan(
     source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``.
     """
     context = min(max_context, arch.longest_context)
-    capacity = -(-(context + max(tree_sizes)) // 64) * 64
+    columns = lane_columns(prefill_rows, MAX_DEPTH) if lanes > 1 else 0
+    capacity = -(-(context + max(*tree_sizes, columns)) // 64) * 64
     compute, static = NUMPY_TYPES[precision.compute].itemsize, backend == TENSORRT
-    count, draft_count = WeightCount("target.data"), WeightCount("draft.data")
-    target = TargetWriter(arch, source, precision, capacity, count, static=static, keep_integers=not requantize)
+    target = TargetWriter(arch, source, precision, capacity, WeightCount("target.data"), static=static, keep_integers=not requantize)
     deque(target.build(), 0)
-    weights, cache = count.size, target.cache_bytes
-    memory = _target_memory(arch, precision, weights)
-    if draft:
-        kind, embedding = BACKENDS[backend][draft.precision], target.embedding
-        _, writer = draft_writers(draft.arch, None, kind, precision, context, draft_count, embedding, static)
-        cache += writer.cache_bytes
-        memory = max(memory, _BASE_MEMORY + 3 * draft_count.size)  # its parity check loads the whole draft
-    draft_weights, plans = draft_count.size, 0
+    weights = target.weights.size
+    draft_weights, draft_cache = _draft_bytes(draft, target, context, backend, columns) if draft else (0, 0)
+    cache = (target.cache_bytes + draft_cache) * lanes
+    memory = max(_target_memory(arch, precision, weights), _BASE_MEMORY + 3 * draft_weights)  # the draft's parity check loads it whole
+    plans = 0
     if static:
-        plans = weights + draft_weights + _added_by_plans(arch, draft, compute, tree_sizes, policy_bytes)
+        plans = _plan_bytes(target, draft, tree_sizes, lanes, weights + draft_weights) + _NETWORK_PLANS * policy_bytes
         memory = max(memory, _BUILD_MEMORY + _BUILD_COPIES * weights)
     return Plan(
         directory=directory,
@@ -135,6 +137,8 @@ def make_plan(
         capacity=capacity,
         tree_sizes=tree_sizes,
         prefill_rows=prefill_rows,
+        lanes=lanes,
+        lane_columns=columns,
         draft=draft.name if draft else None,
         draft_precision=draft.precision if draft else None,
         weight_bytes=weights,
@@ -150,13 +154,25 @@ def make_plan(
     )
 
 
-def _added_by_plans(arch: Arch, draft: PlannedDraft | None, compute: int, tree_sizes: tuple[int, ...], policy_bytes: int) -> int:
-    """Estimated bytes of TensorRT's plans beside their weights. ``compute``: bytes of a value of the compute type."""
-    texts, shared = (len(tree_sizes) + 1) * (_PROFILE_BYTES + arch.layers * _LAYER_BYTES), 0
+def _draft_bytes(draft: PlannedDraft, target: TargetWriter, context: int, backend: str, columns: int) -> tuple[int, int]:
+    """Bytes of the draft's weights, and of its cache for one lane."""
+    count, kind = WeightCount("draft.data"), BACKENDS[backend][draft.precision]
+    _, writer = draft_writers(draft.arch, None, kind, target.precision, context, count, target.embedding, target.static, columns)
+    return count.size, writer.cache_bytes
+
+
+def _plan_bytes(target: TargetWriter, draft: PlannedDraft | None, tree_sizes: tuple[int, ...], lanes: int, weights: int) -> int:
+    """Estimated bytes of TensorRT's plans. ``weights``: bytes of all weights; plans for several lanes have them once more."""
+    profiles, draft_profiles, copies = len(tree_sizes) + 1, len(WIDTHS) + 1, 1
+    if lanes > 1:
+        profiles, copies = profiles + len(target_lane_rows(tree_sizes, lanes)) + 1, 2
+        draft_profiles += len(draft_lane_rows(MAX_WIDTH, MAX_DEPTH, lanes)) + 1
+    texts = profiles * (_PROFILE_BYTES + target.arch.layers * _LAYER_BYTES)
     if draft:
-        texts += (len(WIDTHS) + 1) * (_PROFILE_BYTES + draft.arch.layer.layers * _LAYER_BYTES)
-        shared = 0 if draft.arch.own_embedding else arch.vocab * arch.hidden * compute  # TensorRT copies it
-    return texts + shared + _SMALL_PLANS + _NETWORK_PLANS * policy_bytes
+        texts += draft_profiles * (_PROFILE_BYTES + draft.arch.layer.layers * _LAYER_BYTES)
+        if not draft.arch.own_embedding:  # TensorRT copies the target's
+            weights += target.arch.vocab * target.arch.hidden * NUMPY_TYPES[target.precision.compute].itemsize
+    return _SMALL_PLANS + copies * weights + texts
 
 
 def _target_memory(arch: Arch, precision: Precision, weights: int) -> int:

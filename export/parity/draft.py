@@ -17,7 +17,7 @@ from ..graphs.embedding import rounded_embedding
 from ..graphs.precision import NUMPY_TYPES, Precision
 from .bf16_as_fp32 import float32_copy
 from .reference import decoder_layer, linear, norm
-from .target import accuracy_option, compare, log_softmax
+from .target import accuracy_option, compare, log_softmax, shorten_caches
 
 COMMITTED, BEAMS, SLOTS = 5, 3, 16  # rows already accepted, nodes of the level below the last of them, cache slots
 
@@ -65,7 +65,7 @@ def check_draft(directory: Path, draft: DraftCheckpoint, precision: Precision, t
     embedding the draft reads. Raises ParityError if the difference is more than rounding."""
     random = np.random.default_rng(0)
     width = len(draft.arch.captured) * draft.arch.target_hidden
-    features = random.standard_normal((COMMITTED, width), np.float32).astype(NUMPY_TYPES[_cpu_type(target)])
+    features = random.standard_normal((COMMITTED, width), np.float32).astype(NUMPY_TYPES[cpu_type(target)])
     tokens = random.choice(draft.arch.layer.vocab, COMMITTED, replace=False)
     causal = np.tri(COMMITTED, dtype=bool)
 
@@ -89,7 +89,7 @@ class _ExportedDraft:
     """The graphs `fuse` and `draft` in ONNX Runtime."""
 
     def __init__(self, directory: Path, draft: DraftCheckpoint, precision: Precision) -> None:
-        self.directory, self.draft, self.dtype = directory, draft, NUMPY_TYPES[_cpu_type(precision)]
+        self.directory, self.draft, self.dtype = directory, draft, NUMPY_TYPES[cpu_type(precision)]
 
     def run(self, features: np.ndarray, tokens: np.ndarray, beams: np.ndarray) -> np.ndarray:
         """Log-probabilities [COMMITTED + BEAMS, Vd] of the committed rows and of the ``beams``, which are children of the last."""
@@ -130,22 +130,26 @@ def by_draft_id(draft: DraftCheckpoint, log_probs: np.ndarray, candidates: np.nd
     return ordered
 
 
-def _cpu_type(precision: Precision) -> int:
+def cpu_type(precision: Precision) -> int:
     """The ONNX type that the check computes in: float32 in place of bfloat16."""
     return FLOAT if precision.compute == BFLOAT16 else precision.compute
 
 
-def open_session(file: Path, dtype: np.dtype) -> Any:
-    """An ONNX Runtime session of a graph that computes in ``dtype``. A bfloat16 graph is replaced by its float32 copy."""
+def open_session(file: Path, dtype: np.dtype, slots: int | None = None) -> Any:
+    """An ONNX Runtime session of a graph that computes in ``dtype``. A bfloat16 graph is replaced by its float32 copy. ``slots``: of static
+    caches, in place of their capacity."""
     model = onnx.load(file, load_external_data=False)
-    if any(value.type.tensor_type.elem_type == BFLOAT16 for value in (*model.graph.input, *model.graph.output)):
-        copy = file.with_name(f"check.{file.name}")
-        onnx.save(float32_copy(model), copy)
-        try:
-            return _open(copy, dtype)
-        finally:
-            copy.unlink()
-    return _open(file, dtype)
+    bfloat16 = any(value.type.tensor_type.elem_type == BFLOAT16 for value in (*model.graph.input, *model.graph.output))
+    if not bfloat16 and slots is None:
+        return _open(file, dtype)
+    if slots is not None:
+        shorten_caches(model, slots)
+    copy = file.with_name(f"check.{file.name}")
+    onnx.save(float32_copy(model) if bfloat16 else model, copy)
+    try:
+        return _open(copy, dtype)
+    finally:
+        copy.unlink()
 
 
 def _open(file: Path, dtype: np.dtype) -> Any:

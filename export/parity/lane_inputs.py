@@ -71,7 +71,7 @@ def padded_inputs(lanes: Sequence[LaneRows], lengths: Sequence[int], span: int, 
     n, past, start = max(columns, *map(len, lanes)), np.array(lengths), 0
     pad, tree_mask, flat = np.zeros((len(past), n), np.int64), np.zeros((len(past), n, n), bool), []
     for lane in lanes:
-        (page,), own = lane.pages, np.minimum(np.arange(n), len(lane) - 1)
+        page, own = lane.pages[0], np.minimum(np.arange(n), len(lane) - 1)
         past[page], pad[page] = lane.past, start + own
         tree_mask[page, :, : len(lane)] = lane.tree.mask[own]
         flat.append(page * n + np.arange(len(lane)))

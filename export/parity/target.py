@@ -154,7 +154,8 @@ def logits_by_pieces(
     model = onnx.load(file, load_external_data=False)
     if precision.compute == BFLOAT16:
         model = float32_copy(model)
-    _shorten_caches(model, size)
+    if "slots" in inputs:
+        shorten_caches(model, 2 * len(inputs["slots"]))
     compute = NUMPY_TYPES[_stream_type(model)]
     caches = {value.name: _cache_shape(value, size) for value in model.graph.input if value.name.startswith("past.")}
     zeros = {shape: np.zeros(shape, compute) for shape in set(caches.values())}
@@ -172,13 +173,13 @@ def logits_by_pieces(
     return np.asarray(hidden[0])
 
 
-def _shorten_caches(model: onnx.ModelProto, slots: int) -> None:
-    """Caches of a fixed capacity, in graphs for TensorRT, may be large. They get fewer slots, but more than the ``slots`` that are read."""
-    for value in model.graph.input:
-        if value.name.startswith("past."):
+def shorten_caches(model: onnx.ModelProto, slots: int) -> None:
+    """Caches of a fixed capacity, in graphs for TensorRT, may be large. They get so many slots, which must be more than are read."""
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name.startswith(("past.", "present.")):
             dims = value.type.tensor_type.shape.dim
-            if all(dim.dim_value for dim in dims):
-                dims[2].dim_value = 2 * slots
+            if dims[2].dim_value:
+                dims[2].dim_value = slots
 
 
 def _cache_shape(cache: onnx.ValueInfoProto, size: int) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ def build_plans(
     limits: Limits,
     tree_sizes: tuple[int, ...],
     draft: Draft | None,
+    lanes: int,
     platform: Platform,
     timings: Path,
     progress: Progress,
@@ -31,7 +32,7 @@ def build_plans(
     ``timings``: the timing cache of the engine that this one replaces. TensorRT measures kernels on the GPU and keeps the results in that
     cache; TensorRT-RTX has none. Raises EngineBuildError.
     """
-    profiles = all_profiles(limits, tree_sizes, draft)
+    profiles = all_profiles(limits, tree_sizes, draft, lanes)
     cache = None if platform.rtx else scratch / TIMING_CACHE
     if cache and timings.is_file():
         shutil.copyfile(timings, cache)
@@ -51,7 +52,7 @@ def plan_network(directory: Path, graph: Graph, platform: Platform, progress: Pr
     return dataclasses.replace(partial, plan=name)
 
 
-def describe(platform: Platform) -> TensorRT:
-    """The manifest's entry of the platform."""
+def describe(platform: Platform, lanes: int) -> TensorRT:
+    """The manifest's entry of the platform and of what the plans are for."""
     gpu = platform.gpu.name if platform.gpu else None
-    return TensorRT(platform.flavour, platform.version, platform.capabilities, gpu)
+    return TensorRT(platform.flavour, platform.version, platform.capabilities, gpu, lanes)

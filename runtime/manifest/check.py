@@ -37,30 +37,23 @@ _DRAFT_TENSORS = {
     "tree": ({"pool_scores", "pool_tokens", "pool_parents", "nodes"}, {"tokens", "parent", "depth", "tree_mask"}),
 }
 # Graphs with lanes. A directory without them runs one request at a time.
-_PAGE_TENSORS = {
-    "tokens",
-    "positions",
-    "places",
-    "queries",
-    "attend",
-    "owner",
-    "pages",
-    "counted",
-    "flat",
-    "rows",
-    "past.0.key",
-    "past.0.value",
-}
+_OF_ROWS = {"tokens", "positions", "flat", "rows", "past.0.key", "past.0.value"}
+_PAGED, _PADDED = {"places", "queries", "attend", "owner", "pages", "counted"}, {"pad", "tree_mask", "past", "slots"}
 _LANES_TENSORS = {
-    "target_lanes": (_PAGE_TENSORS, _TENSORS["target"][1]),
-    "draft_lanes": (_PAGE_TENSORS | {"hidden", "beam"}, _DRAFT_TENSORS["draft"][1]),
+    backend: {
+        "target_lanes": (_OF_ROWS | form, _TENSORS["target"][1]),
+        "draft_lanes": (_OF_ROWS | form | {"hidden", "beam"} | more, _DRAFT_TENSORS["draft"][1]),
+    }
+    for backend, form, more in (("onnxruntime", _PAGED, set()), ("tensorrt", _PADDED, {"write"}))
 }
 
 
 def check_contract(manifest: Manifest) -> None:
     """Check what the rest of the runtime relies on: graphs, their tensors, and consistent limits. Raises Malformed."""
     needed = _TENSORS | (_DRAFT_TENSORS if manifest.draft else {})
-    needed |= {name: tensors for name, tensors in _LANES_TENSORS.items() if name in manifest.graphs}
+    if manifest.backend not in BACKENDS or (manifest.backend == "tensorrt") != (manifest.tensorrt is not None):
+        raise Malformed(f"manifest.backend is {manifest.backend!r}")
+    needed |= {name: tensors for name, tensors in _LANES_TENSORS[manifest.backend].items() if name in manifest.graphs}
     for name, (inputs, outputs) in needed.items():
         graph = manifest.graphs.get(name)
         if graph is None or not inputs <= graph.inputs.keys() or not outputs <= graph.outputs.keys():
@@ -69,10 +62,11 @@ def check_contract(manifest: Manifest) -> None:
         _check_cache("target", manifest.graphs["target"].inputs[f"past.0.{kind}"], manifest.shape)
         if manifest.draft:
             _check_cache("draft", manifest.graphs["draft"].inputs[f"past.0.{kind}"], manifest.draft)
-        for name, model in (("target_lanes", manifest.shape), ("draft_lanes", manifest.draft)):
-            if name in manifest.graphs and model:
-                _check_pages(name, manifest.graphs[name].inputs[f"past.0.{kind}"], model)
-    limits = manifest.limits
+        for name, model, slots in _with_pages(manifest):
+            tensor = manifest.graphs[name].inputs[f"past.0.{kind}"]
+            if tensor.shape[1:] != (model.kv_heads, slots, model.head_dim) or (not manifest.tensorrt and tensor.dtype != "float32"):
+                raise Malformed(f"manifest.graphs.{name} has a cache of shape {list(tensor.shape)}, which does not fit the model")
+    limits, draft = manifest.limits, manifest.draft
     if min(limits.context, limits.tree_nodes, limits.prefill_rows, limits.span_step, manifest.shape.layers) < 1:
         raise Malformed("manifest.limits contains a zero")
     sizes = (*dataclasses.astuple(limits), *_numbers(manifest.shape), *(_numbers(manifest.draft) if manifest.draft else ()))
@@ -80,13 +74,16 @@ def check_contract(manifest: Manifest) -> None:
         raise Malformed("manifest.limits, shape or draft contains a size that is too large")
     if limits.context + limits.tree_nodes > limits.capacity:
         raise Malformed("manifest.limits.capacity is less than the context plus one tree")
-    if manifest.backend not in BACKENDS or (manifest.backend == "tensorrt") != (manifest.tensorrt is not None):
-        raise Malformed(f"manifest.backend is {manifest.backend!r}")
-    if manifest.tensorrt and any(graph.plan is None or not graph.profiles for graph in manifest.graphs.values()):
-        raise Malformed("manifest.graphs has a graph without plan or profiles")
+    if manifest.tensorrt:
+        if any(graph.plan is None or not graph.profiles for graph in manifest.graphs.values()):
+            raise Malformed("manifest.graphs has a graph without plan or profiles")
+        if (manifest.tensorrt.lanes > 1) != ("target_lanes" in manifest.graphs):
+            raise Malformed(f"manifest.tensorrt.lanes is {manifest.tensorrt.lanes}, which does not fit the graphs")
+        for name, _, slots in _with_pages(manifest):
+            drafted = draft.max_width * (draft.max_depth - 1) if draft and name == "draft_lanes" else 0
+            _check_passes(name, manifest.graphs[name], manifest.tensorrt.lanes, slots - limits.context - drafted)
     if manifest.tree_sizes != tuple(sorted(set(manifest.tree_sizes))) or not manifest.tree_sizes or manifest.tree_sizes[0] < 1:
         raise Malformed("manifest.tree_sizes must ascend from 1 or more")
-    draft = manifest.draft
     if draft and not (
         draft.layers >= 1 <= draft.max_depth <= _MAX_TREE_NODES and 1 <= draft.max_width <= min(_MAX_TREE_WIDTH, draft.vocab)
     ):
@@ -107,10 +104,20 @@ def _check_cache(name: str, tensor: Tensor, model: TargetShape | Draft) -> None:
         raise Malformed(f"manifest.graphs.{name} has a cache of shape {list(tensor.shape)}, which does not fit the model")
 
 
-def _check_pages(name: str, tensor: Tensor, model: TargetShape | Draft) -> None:
-    """Raises Malformed unless keys or values are [pages, heads, PAGE_SLOTS, head_dim] of the model."""
-    if tensor.dtype != "float32" or tensor.shape[1:] != (model.kv_heads, PAGE_SLOTS, model.head_dim):
-        raise Malformed(f"manifest.graphs.{name} has a cache of shape {list(tensor.shape)}, which does not fit the model")
+def _with_pages(manifest: Manifest) -> list[tuple[str, TargetShape | Draft, int]]:
+    """The graphs with lanes that there are: name, model and slots of a page."""
+    target, draft, plans = manifest.shape, manifest.draft, manifest.tensorrt is not None
+    found: list[tuple[str, TargetShape | Draft, int]] = [("target_lanes", target, manifest.limits.capacity if plans else PAGE_SLOTS)]
+    if draft:
+        found.append(("draft_lanes", draft, draft.capacity if plans else PAGE_SLOTS))
+    return [each for each in found if each[0] in manifest.graphs]
+
+
+def _check_passes(name: str, graph: Graph, lanes: int, room: int) -> None:
+    """Raises Malformed unless the largest pass has all ``lanes``, and at most ``room`` columns, which lie behind everything else."""
+    most = [max(profile[size][2] for profile in graph.profiles) for size in ("B", "n") if all(size in each for each in graph.profiles)]
+    if len(most) < 2 or most[0] != lanes or most[1] > room:
+        raise Malformed(f"manifest.graphs.{name} has profiles that do not fit tensorrt.lanes or the capacity")
 
 
 def _numbers(sizes: TargetShape | Draft) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 FILE_NAME = "manifest.json"
 PAGE_SLOTS = 128
-"""Slots of a page of the cache, in the graphs that compute several requests in one pass."""
+"""Slots of a page of the cache, in the graphs for a CPU that compute several requests in one pass."""
 _READ_BYTES = 1 << 20
 
 
@@ -33,6 +33,11 @@ class Graph:
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
     fused: str | None = None
+
+    @property
+    def page_slots(self) -> int:
+        """Slots of a page of the cache, in a graph with lanes. With TensorRT a page is a whole lane."""
+        return int(self.inputs["past.0.key"].shape[2])
 
 
 @dataclass(frozen=True)

@@ -103,12 +103,14 @@ class Draft:
 @dataclass(frozen=True)
 class TensorRT:
     """What the plans were built with and for. ``flavour``: the Python module, tensorrt or tensorrt_rtx. ``compute_capabilities``: of the
-    GPUs they run on, such as "8.9". ``gpu``: the name of the GPU they were built on, if any."""
+    GPUs they run on, such as "8.9". ``gpu``: the name of the GPU they were built on, if any. ``lanes``: most lanes of a pass of the graphs
+    with lanes; 1 if there are none."""
 
     flavour: str
     version: str
     compute_capabilities: tuple[str, ...]
     gpu: str | None
+    lanes: int = 1
 
 
 @dataclass(frozen=True)

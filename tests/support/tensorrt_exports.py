@@ -14,7 +14,7 @@ from runtime.console import run_command
 from runtime.manifest.graphs import File, Graph, sha256_of
 from tests.support.ended import Ended
 
-LAYERS, SIZES = 6, (1, 2, 4, 8, 16)
+LAYERS, SIZES, LANES = 6, (1, 2, 4, 8, 16), 6
 GRAPHS = ("target", "sample", "fuse", "draft", "expand", "tree")
 Run = Callable[..., Ended]
 
@@ -44,11 +44,12 @@ def export_to(out: Path, source: TinyModels, *more: str, draft: bool = True) -> 
     return directory
 
 
-def expect_caches_updated_in_place(engine: Path, target_layers: int) -> None:
-    """TensorRT has a cache update, not a copy, for the keys and the values of every layer of target and draft."""
+def expect_caches_updated_in_place(engine: Path, target_layers: int, kind: str = "") -> None:
+    """TensorRT has a cache update, not a copy, for the keys and the values of every layer of target and draft. ``kind``: .lanes for those
+    with lanes."""
     import tensorrt_rtx as trt
 
-    for name, layers in (("target", target_layers), ("draft", 1)):
+    for name, layers in ((f"target{kind}", target_layers), (f"draft{kind}", 1)):
         network = parse_graph(trt, engine / f"{name}.onnx").network
         kinds = Counter(network.get_layer(index).type for index in range(network.num_layers))
         assert kinds[trt.LayerType.KV_CACHE_UPDATE] == 2 * layers

@@ -11,7 +11,7 @@ from runtime.console import run_command
 from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import Manifest
 from tests.support.ended import Ended
-from tests.support.tensorrt_exports import LAYERS, SIZES, Run, TinyModels, export_to
+from tests.support.tensorrt_exports import LANES, LAYERS, SIZES, Run, TinyModels, export_to
 from tests.support.tiny import write_checkpoint
 from tests.support.tiny_drafts import write_draft
 
@@ -28,6 +28,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
 def engine(source: TinyModels) -> Path:
     """The exported engine. A test that changes it must copy it first."""
     return export_to(source.root / "engines", source, "--tree-sizes", ",".join(map(str, SIZES)))
+
+
+@pytest.fixture(scope="session")
+def lanes_engine(source: TinyModels) -> Path:
+    """The exported engine with plans for several lanes. A test that changes it must copy it first."""
+    return export_to(source.root / "lanes", source, "--tree-sizes", ",".join(map(str, SIZES)), "--lanes", str(LANES))
 
 
 @pytest.fixture(scope="session")

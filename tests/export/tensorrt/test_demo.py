@@ -26,8 +26,9 @@ from tests.support.tensorrt_exports import expect_caches_updated_in_place
 trt = pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.real
 LAYERS = 30
-# What a profile adds to a plan whatever the weights are: the source text of its kernels, 11 MiB for these thirty layers.
-PROFILE_BYTES = 14 << 20
+# What a profile adds to a plan whatever the weights are: the source text of its kernels, 11 MiB for these thirty layers, 16 with lanes.
+PROFILE_BYTES = 18 << 20
+LANES = ("--lanes", "8")
 BOUND_SECONDS = 240  # the goal is 60 on two cores
 
 
@@ -49,10 +50,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory, seconds: dict[str, float]) 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.tensorrt.plans, "build_plan", timed)
-        line = ["--model", "smollm2-135m", "--backend", "tensorrt", "--compute-capability", "8.9,12.0", "--max-context", "1024"]
+        line = ["--model", "smollm2-135m", "--backend", "tensorrt", "--compute-capability", "8.9,12.0", "--max-context", "1024", *LANES]
         assert run_command(command, "resps-export", [*line, "--out", str(root)]) == 0
     yield root / "smollm2-135m-trt"
-    for path in (root / "smollm2-135m-trt").iterdir():  # 740 MB, which pytest would keep for three more runs
+    for path in (root / "smollm2-135m-trt").iterdir():  # 1.3 GB, which pytest would keep for three more runs
         path.unlink()
 
 
@@ -74,10 +75,13 @@ def test_one_profile_for_each_tree_size(manifest: Manifest) -> None:
     target = manifest.graphs["target"].profiles
     assert [profile["n"][1] for profile in target] == [1, 2, 4, 8, 16, 32, 64, 128]
     assert [profile["m"][1] for profile in manifest.graphs["draft"].profiles] == [1, 2, 4, 8, 16, 128]
+    assert [profile["N"][1] for profile in manifest.graphs["target_lanes"].profiles] == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert [profile["N"][1] for profile in manifest.graphs["draft_lanes"].profiles] == [1, 2, 4, 8, 16, 32, 64, 136, 128]
 
 
 def test_every_cache_tensor_is_updated_in_place(engine: Path) -> None:
     expect_caches_updated_in_place(engine, LAYERS)
+    expect_caches_updated_in_place(engine, LAYERS, ".lanes")
 
 
 def test_no_weights_are_stored_twice(engine: Path, manifest: Manifest, seconds: dict[str, float]) -> None:
@@ -85,12 +89,13 @@ def test_no_weights_are_stored_twice(engine: Path, manifest: Manifest, seconds: 
         plan, weights = manifest.files[str(graph.plan)].bytes, weight_bytes(engine, graph)
         print(f"{graph.plan}: {plan / 1e6:.1f} MB for {weights / 1e6:.1f} MB of weights, {seconds[str(graph.plan)]:.1f} s")  # noqa: T201
         assert seconds[str(graph.plan)] < BOUND_SECONDS
-        if name in ("target", "draft"):
+        if name.startswith(("target", "draft")):
             assert weights < plan < 1.05 * weights + len(graph.profiles) * PROFILE_BYTES
 
 
 def test_plan_bytes_are_foreseen(engine: Path, manifest: Manifest, capfd: pytest.CaptureFixture[str]) -> None:
-    line = ["--model", "smollm2-135m", "--backend", "tensorrt", "--max-context", "1024", "--dry-run", "--json", "--out", str(engine.parent)]
+    line = ["--model", "smollm2-135m", "--backend", "tensorrt", "--max-context", "1024", *LANES, "--dry-run", "--json"]
+    line += ["--out", str(engine.parent)]
     assert run_command(command, "resps-export", line) == 0
     plan = json.loads(capfd.readouterr().out)
     plans = sum(file.bytes for name, file in manifest.files.items() if name.endswith(".plan"))

@@ -37,7 +37,7 @@ def test_values_are_kept_and_plans_are_built(tmp_path: Path, scheme: str, precis
     """But for scales that float16 does not hold: TensorRT's graphs compute in it."""
     model = tiny_model("llama", tied=False, num_hidden_layers=2)
     write_quantized(tmp_path / "tiny", model, scheme)
-    more = ["--precision", precision, "--tree-sizes", "2", "--compute-capability", "8.9"]
+    more = ["--precision", precision, "--tree-sizes", "2", "--lanes", "2", "--compute-capability", "8.9"]
     directory = export_to(tmp_path / "e", TinyModels(tmp_path, None), *more, draft=False)
     assert "14 matrices" in (told := capfd.readouterr().err)
     assert "kept as they are" in told

@@ -19,7 +19,7 @@ def test_plans_of_odd_heads_are_built(tmp_path: Path, head_dim: int, precision: 
     """The export compares each graph with the reference before it builds the plan."""
     source = TinyModels(tmp_path, write_checkpoint(tmp_path / "tiny", num_hidden_layers=4, head_dim=head_dim))
     write_draft(tmp_path / "draft", "specforge", source.model)
-    more = ("--tree-sizes", "4", "--compute-capability", "8.9", "--precision", precision)
+    more = ("--tree-sizes", "4", "--lanes", "2", "--compute-capability", "8.9", "--precision", precision)
     engine = export_to(tmp_path / "engines", source, *more, draft=head_dim == 10)
     assert (engine / "target.plan").stat().st_size > 0
     operators = {node.op_type for node in onnx.load(engine / "target.onnx", load_external_data=False).graph.node}

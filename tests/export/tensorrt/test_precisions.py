@@ -45,7 +45,7 @@ def test_every_precision_builds_and_equals_the_reference(tmp_path: Path, precisi
     """Logits are compared with float32 on the rounded weights, so only activations (in bf16 also rotary tables) are rounded."""
     path = tmp_path / "tiny"
     write_checkpoint(path, tied=False, num_hidden_layers=2)
-    more = ["--precision", precision, "--tree-sizes", "2", "--compute-capability", "8.9"]
+    more = ["--precision", precision, "--tree-sizes", "2", "--lanes", "2", "--compute-capability", "8.9"]
     directory = export_to(tmp_path / "e", TinyModels(tmp_path, None), *more, draft=False)
     assert directory.name == ("tiny-trt" if precision == "fp16" else f"tiny-trt-{precision}")
     manifest = load_manifest(directory)
