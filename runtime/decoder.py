@@ -76,8 +76,7 @@ class Decoder:
             choice = choose_engine(Path(engine_dir), draft=draft, backend=backend, device=device, threads=threads, verify=verify)
             check_policy(policy, choice)  # before anything is loaded
             if lanes > 1:
-                place = {"draft": choice.drafter.name, "device": choice.device, "backend": choice.backend}
-                choose_lanes(choice.manifest, lanes, replicas=1, threads=choice.threads, **place)
+                choose_lanes(choice.manifest, lanes, 1, choice.threads, choice.drafter.name, choice.device, choice.backend)
             with NATIVE_CALLS:
                 loaded = load_engine(choice, lanes)
         choice = loaded.choice

@@ -18,7 +18,6 @@ PROCESS_BYTES = 512 << 20  # what a server needs beside weights and caches, for 
 def choose_lanes(
     manifest: Manifest,
     asked: int | None,
-    *,
     replicas: int,
     threads: int,
     draft: str | None = None,

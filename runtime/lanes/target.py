@@ -67,6 +67,7 @@ class LanesTarget:
             rows.append(LaneRows(lane, tree.tokens, lane.length + tree.depth, lane.length, lane.length, tree.mask, scored))
         results = []
         for (lane, tree), head, tensors in zip(lanes, heads, self._engine.run(rows), strict=True):
+            _ = tensors["next_token"]  # waits for a device, so that its time counts as the pass's
             results.append(LanePass(lane, tree, TargetOutput(tensors, tree, lane.length, head)))
         return results
 

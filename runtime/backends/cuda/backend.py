@@ -189,7 +189,7 @@ def check_gpu(manifest: Manifest, gpu: Gpu, free: int, lanes: int = 1, weights_l
         )
 
 
-def _weight_and_cache_bytes(manifest: Manifest, lanes: int) -> tuple[int, int]:
+def _weight_and_cache_bytes(manifest: Manifest, lanes: int = 1) -> tuple[int, int]:
     """Bytes of weights and of KV caches. The weights of ONNX graphs are in .data files, those of plans inside the plans, of which a Decoder
     with several lanes loads others than one with a single lane."""
     graphs = {name: graph for name, graph in manifest.graphs.items() if name.endswith("_lanes") == (lanes > 1)}

@@ -77,17 +77,14 @@ class DeviceLanesEngine:
 
     def _sizes(self, lanes: Sequence[LaneRows], block: Block, width: int) -> dict[str, int] | None:
         """Sizes of the call, by the smallest profile that admits the pass. None if there is none."""
-        columns = max(map(len, lanes))
-        needed = {"N": sum(map(len, lanes)), "B": block.count, "n": columns, "r": sum(len(lane.heads) for lane in lanes)}
+        rows, heads = sum(map(len, lanes)), sum(len(lane.heads) for lane in lanes)
+        needed = {"N": rows, "B": block.count, "n": max(map(len, lanes)), "r": heads}
         needed["span"] = next(span for span in self._spans if span >= max(lane.start + len(lane) for lane in lanes))
         if width:
             needed |= {"w": max(lane.mask.shape[1] for lane in lanes), "k": width}
         for profile in self._profiles:
             if all(needed[dim] <= most for dim, (_, _, most) in profile.items()):
-                sizes = {dim: _filled(dim, size, profile[dim]) for dim, size in needed.items()}
-                if any(lane.start + sizes["n"] > self._pages.page_slots for lane in lanes):
-                    sizes["n"] = columns
-                return sizes
+                return {dim: _filled(dim, size, profile[dim]) for dim, size in needed.items()}
         return None
 
     def _fill(self, inputs: Mapping[str, np.ndarray], lanes: Sequence[LaneRows], block: Block) -> None:

@@ -16,6 +16,7 @@ import export.build
 import export.draft_build
 from export.cli import command
 from export.tensorrt.profiles import draft_lanes_profiles, target_lanes_profiles
+from runtime.backends.cuda.backend import _weight_and_cache_bytes
 from runtime.console import run_command
 from runtime.errors import EngineDirError
 from runtime.manifest.load import load_manifest
@@ -53,6 +54,16 @@ def test_plans_for_lanes_are_beside_those_for_one(lanes_engine: Path, with_lanes
 
 def test_every_cache_tensor_is_updated_in_place(lanes_engine: Path) -> None:
     expect_caches_updated_in_place(lanes_engine, LAYERS, ".lanes")
+
+
+def test_one_request_needs_no_memory_for_lanes(with_lanes: Manifest) -> None:
+    graphs = {name: graph for name, graph in with_lanes.graphs.items() if name not in GRAPHS}
+    files = {name: file for name, file in with_lanes.files.items() if name not in FILES}
+    without = dataclasses.replace(with_lanes, graphs=graphs, files=files)
+    assert _weight_and_cache_bytes(with_lanes) == _weight_and_cache_bytes(without)
+    assert _weight_and_cache_bytes(dataclasses.replace(with_lanes, tensorrt=None)) == _weight_and_cache_bytes(
+        dataclasses.replace(without, tensorrt=None)
+    )
 
 
 def admits(profiles: tuple[Mapping[str, Any], ...], **sizes: int) -> int | None:

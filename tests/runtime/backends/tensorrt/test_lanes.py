@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import runtime.backends.cuda.backend
 from policy import FixedPolicy, Policy, TreeSpec
 from policy.base import Observation
-from runtime import Decoder, EngineFailure, SamplingParams
+from runtime import Decoder, EngineDirError, EngineFailure, SamplingParams
+from runtime.backends.cuda.bindings import LazyOutputs
+from runtime.backends.lane_cache import LaneCache
+from runtime.decoding.tree import Tree
+from runtime.errors import GpuMemoryError
+from runtime.lanes.choose import choose_lanes, lane_bytes
+from runtime.manifest.load import load_manifest
 from tests.support.decoder_lanes import LANES, Wandering, expect_same, forest_of
 from tests.support.eagle_engines import prompt_of
-from tests.support.gpu.emulated_tensorrt import EmulatedMachine
+from tests.support.gpu.both_engines import make_engines
+from tests.support.gpu.emulated_tensorrt import EmulatedMachine, altered
 from tests.support.serve.serving import until
+from tests.support.tensorrt_exports import unbuilt
 
 WIDE = FixedPolicy(TreeSpec(40, 9, 3))
 POLICIES: list[Policy | str | None] = [None, "none", "fixed", FixedPolicy(TreeSpec(16, 4, 4)), Wandering(), WIDE]
@@ -31,6 +43,14 @@ def requests(count: int, seed: int) -> list[tuple[list[int], SamplingParams]]:
         sampling = SamplingParams() if number % 2 else SamplingParams(temperature=float(random.uniform(0.4, 1.3)), top_p=0.95, seed=number)
         made.append((prompt, replace(sampling, max_new_tokens=int(random.integers(1, 50)), logprobs=2 if number % 4 < 2 else None)))
     return made
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Without building plans, which the emulated GPU does not run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.tensorrt.plans.build_plan", unbuilt)
+        return make_engines(tmp_path_factory.mktemp("lanes"), "--lanes", str(LANES))
 
 
 @pytest.fixture
@@ -126,8 +146,6 @@ def test_a_failing_pass_ends_its_requests_and_the_decoder_stays_usable(
 
 def test_numbers_that_are_not_finite_end_only_their_request(host: Decoder, machine: EmulatedMachine, device: Decoder) -> None:
     """They leave nothing in the cache."""
-    import ctypes
-
     with device.stream(prompt_of(33), SamplingParams(max_new_tokens=150)) as first:
         broken = device.stream(prompt_of(20), SamplingParams(max_new_tokens=150))
         next(broken)
@@ -164,17 +182,85 @@ def test_a_fork_has_lanes_of_its_own(host: Decoder, machine: EmulatedMachine, de
     assert {engine.file.name for engine in machine.trt.engines} == {"target.lanes.onnx", "draft.lanes.onnx", "fuse.onnx"}
 
 
-def test_rounds_of_greedy_requests_read_no_logits(machine: EmulatedMachine) -> None:
-    """A round copies the choices, the features and one logit of each lane to the host; sampled lanes add their own scores."""
-    with machine.decoder(lanes=2, draft="none") as device:
+def test_scores_are_read_of_sampled_requests_only(machine: EmulatedMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choices, and the features, are copied once for all lanes of a pass."""
+    read: list[tuple[str, int]] = []
+    rows = LazyOutputs.rows
 
-        def downloads(params: SamplingParams) -> float:
-            with device.stream(prompt_of(9), params) as stream:
-                next(stream)
-                before = machine.cuda.downloads
-                rounds = stream.result().stats.cycles
-            return (machine.cuda.downloads - before) / rounds
+    def counted(self: LazyOutputs, name: str, axis: int, part: slice) -> np.ndarray:
+        read.append((name, part.stop - part.start))
+        return rows(self, name, axis, part)
 
-        device.generate(prompt_of(9), SHORT)
-        assert downloads(replace(SHORT, max_new_tokens=100)) <= 3
-        assert 3 < downloads(SamplingParams(max_new_tokens=100, temperature=0.9, seed=1)) <= 4
+    with machine.decoder(draft="none", lanes=LANES) as device:
+        monkeypatch.setattr(LazyOutputs, "rows", counted)
+        streams = [device.stream(prompt_of(9), replace(SHORT, max_new_tokens=20)) for _ in range(3)]
+        assert all(len(stream.result().tokens) == 20 for stream in streams)
+        assert {name for name, _ in read} == {"next_token", "features"}
+        passes = device.totals.passes
+        assert passes < 3 * 19
+        assert len(read) == 2 * (passes + 3)  # one more for each prompt
+        sampled = device.stream(prompt_of(9), SamplingParams(max_new_tokens=20, temperature=0.9, seed=1))
+        device.generate(prompt_of(9), replace(SHORT, max_new_tokens=20))
+        sampled.result()
+        assert [count for name, count in read if name == "logits"] == [1] * 20
+
+
+def test_a_page_without_rows_in_a_pass_keeps_what_is_committed(machine: EmulatedMachine) -> None:
+    """Whatever lies in its last slots, which are written; also where it has more rows than a tree."""
+    with machine.decoder(draft="none", lanes=LANES) as device:
+        target, cuda = forest_of(device).target, machine.cuda
+        lanes = [LaneCache(target.cache) for _ in range(LANES)]
+        for lane in lanes:
+            lane.begin(1)
+            for start in range(0, 250, 16):
+                chunk = prompt_of(250)[start : start + 16]
+                target.read_chunk(lane, chunk)
+                target.commit([(lane, range(len(chunk)))])
+        cuda.synchronize()
+        whole = ctypes.string_at(target.cache._buffer.address, target.cache._buffer.bytes)
+        for nodes in (1, 16, 40):
+            target.verify([(lane, Tree.chain([5] * nodes)) for lane in (lanes[0], lanes[3])])
+        cuda.synchronize()
+        after = ctypes.string_at(target.cache._buffer.address, target.cache._buffer.bytes)
+        shape = -1, LANES, target.cache._heads, target.cache.page_slots, target.cache._row // 4
+        before, now = (np.frombuffer(each, np.float32).reshape(shape)[..., :250, :] for each in (whole, after))
+        np.testing.assert_array_equal(now, before)
+        for lane in lanes:
+            lane.free()
+
+
+def test_one_lane_loads_no_graph_with_lanes(host: Decoder, machine: EmulatedMachine) -> None:
+    with machine.decoder() as device:
+        expect_same(device.generate(prompt_of(9), SHORT), host.generate(prompt_of(9), SHORT))
+    assert not [engine for engine in machine.trt.engines if ".lanes." in engine.file.name]
+
+
+def test_lanes_that_the_plans_do_not_have_are_refused(machine: EmulatedMachine, tmp_path: Path) -> None:
+    machine.cuda.closed = True
+    with pytest.raises(EngineDirError, match=r"the engine's plans have 1 to 4 lanes, not 5 — use fewer, .* --lanes 5"):
+        machine.decoder(lanes=5)
+    with pytest.raises(EngineDirError, match="ONNX Runtime has several lanes on the CPU only"):
+        machine.decoder(lanes=2, backend="onnxruntime")
+
+    def without_lanes(manifest: dict[str, Any]) -> None:
+        manifest["tensorrt"]["lanes"] = 1
+        for name in ("target_lanes", "draft_lanes"):
+            del manifest["graphs"][name]
+
+    with pytest.raises(EngineDirError, match=r"no plans for several lanes — rebuild it: resps-export .* --lanes 2$"):
+        Decoder(altered(machine, tmp_path, without_lanes), lanes=2)
+    manifest = load_manifest(machine.directory)
+    assert choose_lanes(manifest, None, 1, threads=1) == LANES
+    assert choose_lanes(load_manifest(tmp_path / "copy"), None, 1, threads=1) == 1
+
+
+def test_memory_for_the_caches_of_all_lanes_is_counted(machine: EmulatedMachine) -> None:
+    manifest, overhead = load_manifest(machine.directory), runtime.backends.cuda.backend._OVERHEAD
+    (weights, cache), (_, one) = (runtime.backends.cuda.backend._weight_and_cache_bytes(manifest, lanes) for lanes in (LANES, 1))
+    assert cache == LANES * lane_bytes(manifest) == LANES * one
+    with machine.decoder(lanes=LANES) as device:
+        models = forest_of(device).target, forest_of(device).draft
+        assert sum(model.cache._buffer.bytes for model in models) == cache
+        machine.cuda.memory = machine.cuda.used() + weights + overhead + cache // 2
+        with pytest.raises(GpuMemoryError, match=rf"{cache >> 20} cache of 4 times 250 tokens\) — use 2 lanes, or export again"):
+            device.fork()

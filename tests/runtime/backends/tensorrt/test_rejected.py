@@ -81,7 +81,7 @@ def test_a_tree_without_a_profile_raises_and_lists_the_sizes(machine: EmulatedMa
 
 def test_too_little_memory_names_the_needed_size_and_what_would_fit(machine: EmulatedMachine) -> None:
     manifest, overhead = load_manifest(machine.directory), runtime.backends.cuda.backend._OVERHEAD
-    weights, cache = runtime.backends.cuda.backend._weight_and_cache_bytes(manifest, 1)
+    weights, cache = runtime.backends.cuda.backend._weight_and_cache_bytes(manifest)
     gpu = Gpu("Emulated", "9.0", 1 << 33)
     runtime.backends.cuda.backend.check_gpu(manifest, gpu, weights + cache + overhead)
     smaller = {weights + cache // 2 + overhead: "export again with --max-context 64", weights: "use a smaller model or precision"}
