@@ -15,19 +15,19 @@ from runtime.decoding.tree import Tree
 
 
 class StaticGraph:
-    """A graph in the static form and its cache of ``pages`` lanes, of which the first ``span`` slots are read. Behind them is NaN."""
+    """A graph in the static form and its cache of ``pages`` lanes, of which the first ``span`` slots are read. Behind them is NaN.
+    ``compute``: float32 in place of bfloat16."""
 
     def __init__(self, file: Path, compute: np.dtype[Any], pages: int, span: int) -> None:
-        self.session, self.span, self.lengths = open_session(file, compute), span, [0] * pages
+        self.session, self.compute, self.span, self.lengths = open_session(file, compute), compute, span, [0] * pages
         self.outputs = [each.name for each in self.session.get_outputs()]
-        self.compute = np.dtype({"tensor(float)": np.float32, "tensor(float16)": np.float16}[self.session.get_inputs()[-1].type])
         shapes = {each.name: each.shape[1:] for each in self.session.get_inputs() if each.name.startswith("past.")}
-        self.cache = {name: np.full((pages, *shape), np.nan, self.compute) for name, shape in shapes.items()}
+        self.cache = {name: np.full((pages, *shape), np.nan, compute) for name, shape in shapes.items()}
         for array in self.cache.values():
             array[:, :, :span] = 0
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One pass; the outputs without dimensions of one, in float32 where they are not integers."""
+        """One pass. Every output as [rows, ...], one row for each of the pass."""
         count = feeds["tokens"].shape[1]
         given = {"rows": np.arange(count), **feeds, **self.cache}
         given = {each.name: given[each.name] for each in self.session.get_inputs()}

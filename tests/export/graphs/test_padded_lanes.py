@@ -18,6 +18,7 @@ from export.graphs.lanes.writers import draft_lanes, target_lanes
 from export.graphs.precision import NUMPY_TYPES, TENSORRT_PRECISIONS
 from export.graphs.target import TargetWriter
 from export.graphs.weights import WeightFile
+from export.parity.draft import cpu_type
 from export.parity.lane_inputs import LaneRows, padded_inputs
 from export.parity.target import tree_inputs
 from runtime.decoding.tree import Tree
@@ -59,7 +60,7 @@ def graphs(directory: Path, variant: str, precision: str) -> tuple[StaticGraph, 
     with WeightFile(directory / "target.data") as weights:
         writer = TargetWriter(checkpoint.arch, checkpoint, kind, CAPACITY, weights, static=True)
         list(writer.build())
-    one, several = save(directory, "target", writer.model(), target_lanes(writer), NUMPY_TYPES[kind.compute])
+    one, several = save(directory, "target", writer.model(), target_lanes(writer), NUMPY_TYPES[cpu_type(kind)])
     for index in range(3):
         several.together([LaneRows(Tree.chain(prompt(index)), 0, [PAGE_OF[index]])])
         several.lengths[PAGE_OF[index]] = PASTS[index]
@@ -149,7 +150,7 @@ def draft_graphs(directory: Path, precision: str, trained: int) -> tuple[StaticG
         list(target.build())
     with WeightFile(directory / "draft.data") as weights:
         _, writer = draft_writers(draft.arch, draft, kind, kind, CAPACITY, weights, target.embedding, True)
-    return save(directory, "draft", writer.model(), draft_lanes(writer), NUMPY_TYPES[kind.compute])
+    return save(directory, "draft", writer.model(), draft_lanes(writer), NUMPY_TYPES[cpu_type(kind)])
 
 
 @dataclass(frozen=True)
