@@ -78,8 +78,7 @@ class CudaBackend:
 
     def lanes(self, name: str, lanes: int, slots: int) -> tuple[DeviceLanesEngine, DevicePages]:
         graph = self._manifest.graph(name)
-        keys = [tensor for each, tensor in graph.inputs.items() if each.endswith(".key")]
-        pages = DevicePages(self._cuda, self.memory, len(keys), lanes, keys[0])
+        pages = DevicePages(self._cuda, self.memory, lanes, graph)
         arange = self.memory.zeros(pages.page_slots, "int64")
         self.memory.write(arange, np.arange(pages.page_slots))
         most = {dim: max(profile[dim][2] for profile in graph.profiles) for dim in graph.profiles[0]}

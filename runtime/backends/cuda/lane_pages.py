@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...manifest.graphs import Tensor
+from ...manifest.graphs import Graph
 from ..base import dtype_of
 from ..page_pool import PagePool
 from .driver import Cuda
@@ -16,12 +16,12 @@ from .memory import DeviceBuffer, DeviceMemory
 class DevicePages:
     """Pages with keys and values [layers, 2, pages, Hkv, page_slots, D] of one model, in one allocation."""
 
-    def __init__(self, cuda: Cuda, memory: DeviceMemory, layers: int, pages: int, tensor: Tensor) -> None:
-        """``tensor``: the keys of a layer in the graph."""
-        _, heads, slots, width = (int(size) if isinstance(size, int) else 0 for size in tensor.shape)
-        dtype = dtype_of(tensor.dtype)
+    def __init__(self, cuda: Cuda, memory: DeviceMemory, pages: int, graph: Graph) -> None:
+        caches = [tensor for name, tensor in graph.inputs.items() if name.endswith((".key", ".value"))]
+        heads, slots, width = (int(size) for size in caches[0].shape[1:])
+        dtype = dtype_of(caches[0].dtype)
         self.page_slots, self.pool = slots, PagePool(pages)
-        self._cuda, self._heads, self._tensors = cuda, heads, 2 * layers
+        self._cuda, self._heads, self._tensors = cuda, heads, len(caches)
         self._row, self._page = width * dtype.itemsize, heads * slots * width * dtype.itemsize  # bytes
         self._buffer = memory.zeros(self._tensors * pages * heads * slots * width, dtype.name)
 
