@@ -26,7 +26,7 @@ class Pages(Protocol):
         """Copy whole pages, one after the other."""
 
     def copy_slots(self, sources: np.ndarray, targets: np.ndarray) -> None:
-        """Copy slots. No target comes before it was read as a source."""
+        """Copy slots. No target is the source of a later copy."""
 
     def clear(self, pages: Sequence[int]) -> None:
         """Set pages to zero. Masked slots have weight zero, but zero times NaN is NaN."""

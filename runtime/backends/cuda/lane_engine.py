@@ -49,11 +49,10 @@ class DeviceLanesEngine:
         if hidden is not None:
             call.inputs["hidden"][0, : len(hidden)] = hidden
         call.run()
-        outputs = call.outputs
+        outputs, read, parts = call.outputs, dict[str, np.ndarray](), shares(lanes)
         assert isinstance(outputs, LazyOutputs)
-        read: dict[str, np.ndarray] = {}
-        ends = shares(lanes)[-1]
-        return [LaneOutputs(outputs, self._outputs, own, {dim: part.stop for dim, part in ends.items()}, read) for own in shares(lanes)]
+        counts = {dim: part.stop for dim, part in parts[-1].items()}
+        return [LaneOutputs(outputs, self._outputs, own, counts, read) for own in parts]
 
     def _divided(self, lanes: Sequence[LaneRows], hidden: np.ndarray | None, width: int) -> list[dict[str, np.ndarray]]:
         """Several passes. What the first ones gave is read before the next one overwrites it."""
