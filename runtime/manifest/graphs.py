@@ -34,6 +34,11 @@ class Graph:
     outputs: Mapping[str, Tensor]
     fused: str | None = None
 
+    @property
+    def page_slots(self) -> int:
+        """Slots of a page of the cache, in a graph with lanes. With TensorRT a page is a whole lane."""
+        return int(self.inputs["past.0.key"].shape[2])
+
 
 @dataclass(frozen=True)
 class File:

@@ -18,8 +18,8 @@ class DevicePages:
 
     def __init__(self, cuda: Cuda, memory: DeviceMemory, pages: int, graph: Graph) -> None:
         caches = [tensor for name, tensor in graph.inputs.items() if name.endswith((".key", ".value"))]
-        heads, slots, width = (int(size) for size in caches[0].shape[1:])
-        dtype = dtype_of(caches[0].dtype)
+        _, heads, _, width = (int(size) if isinstance(size, int) else 0 for size in caches[0].shape)
+        slots, dtype = graph.page_slots, dtype_of(caches[0].dtype)
         self.page_slots, self.pool = slots, PagePool(pages)
         self._cuda, self._heads, self._tensors = cuda, heads, len(caches)
         self._row, self._page = width * dtype.itemsize, heads * slots * width * dtype.itemsize  # bytes
