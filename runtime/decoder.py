@@ -76,9 +76,9 @@ class Decoder:
             choice = choose_engine(Path(engine_dir), draft=draft, backend=backend, device=device, threads=threads, verify=verify)
             check_policy(policy, choice)  # before anything is loaded
             if lanes > 1:
-                choose_lanes(choice.manifest, lanes, replicas=1, threads=choice.threads, draft=choice.drafter.name, device=choice.device)
+                choose_lanes(choice.manifest, lanes, 1, choice.threads, choice.drafter.name, choice.device, choice.backend)
             with NATIVE_CALLS:
-                loaded = load_engine(choice)
+                loaded = load_engine(choice, lanes)
         choice = loaded.choice
         self.manifest: Manifest = choice.manifest
         self.backend, self.device, self.draft = choice.backend, choice.device, choice.drafter.name

@@ -107,15 +107,16 @@ def choose_engine(
     return EngineChoice(directory, manifest, backend or manifest.backend, device, drafter, threads, tuning)
 
 
-def load_engine(choice: EngineChoice) -> LoadedEngine:
-    """Load the tokenizer and open the backend. Raises EngineDirError, and GpuMemoryError if the GPU is too small."""
+def load_engine(choice: EngineChoice, lanes: int = 1) -> LoadedEngine:
+    """Load the tokenizer and open the backend for ``lanes`` requests at a time. Raises EngineDirError, and GpuMemoryError if the GPU is too
+    small."""
     tokenizer = Tokenizer(choice.directory, choice.manifest.tokens)
     size, memory = sum(file.bytes for file in choice.manifest.files.values()), usable_memory()
     if choice.device == "cpu" and memory is not None and size > memory:  # the system would kill the process without a word
         text = "the engine has %d MiB, this process may use %d — give it more memory, or export with a lower --precision"
         _log.warning(text, size >> 20, memory >> 20)
     with memory_errors():
-        backend = open_backend(choice.directory, choice.manifest, choice.backend, choice.device, choice.threads)
+        backend = open_backend(choice.directory, choice.manifest, choice.backend, choice.device, choice.threads, lanes)
         return LoadedEngine(choice, tokenizer, backend)
 
 

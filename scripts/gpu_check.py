@@ -1,11 +1,12 @@
 """Does everything work on this machine's GPU, and how fast? Prints one JSON object, progress on stderr.
 
-    python scripts/gpu_check.py --work DIR [--weights SmolLM2.gguf] [--only environment,rtx,demo,plans,large,torch] [--layers 32] > gpu.json
+    python scripts/gpu_check.py --work DIR [--weights SmolLM2.gguf] [--only PART,PART,...] [--layers 32] > gpu.json
 
 environment  the GPU, its driver, the versions installed
 rtx          do both forms of TensorRT build and run a plan here, and do plans built without a GPU run
 demo         the demo model with TensorRT and with ONNX Runtime's CUDA provider: same text as on the CPU, losslessness, speed, memory
 plans        the demo model's plans compared with their ONNX files by polygraphy
+lanes        the demo model with several lanes: same answers as with one, tokens/s, memory
 large        a Llama-3-8B-shaped target and draft with random weights: passes, draft steps, host time, profile switches
 torch        the same target in transformers on this GPU, in CUDA graphs
 
@@ -26,7 +27,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is not an installed package
 
-PARTS = ("environment", "rtx", "demo", "plans", "large", "torch")
+PARTS = ("environment", "rtx", "demo", "plans", "lanes", "large", "torch")
 
 
 @click.command()
@@ -40,6 +41,7 @@ def command(work: Path, weights: str | None, only: str, layers: int, precision: 
     from scripts.gpu.compare_plan import compare_demo
     from scripts.gpu.demo import demo
     from scripts.gpu.environment import environment, runs_plans
+    from scripts.gpu.lanes import lanes
     from scripts.gpu.large import large
     from scripts.gpu.torch_peer import torch_peer
 
@@ -52,6 +54,7 @@ def command(work: Path, weights: str | None, only: str, layers: int, precision: 
         "rtx": lambda: runs_plans(work / "plans"),
         "demo": lambda: demo(work / "demo", weights),
         "plans": lambda: compare_demo(work / "demo", weights),
+        "lanes": lambda: lanes(work / "demo", weights),
         "large": lambda: large(work / "large", layers, precision),
         "torch": lambda: torch_peer(work / "large" / f"weights-{layers}"),
     }

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .lane_cache import LanesEngine, Pages
+
 Buffer = Any
 """A flat piece of a Memory: a numpy array on the host, an address range on a device."""
 
@@ -182,6 +184,10 @@ class Backend(Protocol):
 
     def cache(self, layers: int, keys: CacheLayout, values: CacheLayout, capacity: int) -> Cache:
         """An empty cache of ``capacity`` slots, with the layouts of its keys and values."""
+
+    def lanes(self, name: str, lanes: int, slots: int) -> tuple[LanesEngine, Pages]:
+        """Load a graph with lanes, over empty pages for ``lanes`` lanes. ``slots``: of a lane with a full context, unless the graph says
+        it. Raises EngineDirError."""
 
     def fork(self) -> Backend:
         """A Backend over the same weights, for another thread. Raises GpuMemoryError if the GPU has no room for it."""

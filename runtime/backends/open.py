@@ -9,9 +9,9 @@ from ..manifest.schema import Manifest
 from .base import Backend
 
 
-def open_backend(directory: Path, manifest: Manifest, name: str, device: str, threads: int) -> Backend:
-    """The backend ``name`` (onnxruntime or tensorrt) on ``device`` (cpu or cuda). Raises EngineDirError if the directory cannot run
-    there."""
+def open_backend(directory: Path, manifest: Manifest, name: str, device: str, threads: int, lanes: int = 1) -> Backend:
+    """The backend ``name`` (onnxruntime or tensorrt) on ``device`` (cpu or cuda), with memory for ``lanes`` requests at a time. Raises
+    EngineDirError if the directory cannot run there."""
     if name == "tensorrt" and (manifest.tensorrt is None or device == "cpu"):
         if manifest.tensorrt is not None:
             raise EngineDirError(f"{directory} holds TensorRT plans, which need a GPU — leave --device cpu out, or export for the CPU")
@@ -22,4 +22,4 @@ def open_backend(directory: Path, manifest: Manifest, name: str, device: str, th
         return CpuBackend(directory, manifest, threads)
     from .cuda.backend import CudaBackend
 
-    return CudaBackend(directory, manifest, with_plans=name == "tensorrt")
+    return CudaBackend(directory, manifest, with_plans=name == "tensorrt", lanes=lanes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..backends.base import dtype_of
 from ..backends.cpu.paged_cache import pages_of
 from ..backends.cpu.processor import usable_memory
 from ..drafters.registry import DRAFTERS
@@ -15,21 +16,30 @@ PROCESS_BYTES = 512 << 20  # what a server needs beside weights and caches, for 
 
 
 def choose_lanes(
-    manifest: Manifest, asked: int | None, *, replicas: int, threads: int, draft: str | None = None, device: str | None = None
+    manifest: Manifest,
+    asked: int | None,
+    replicas: int,
+    threads: int,
+    draft: str | None = None,
+    device: str | None = None,
+    backend: str | None = None,
 ) -> int:
     """The lanes of each of ``replicas`` Decoders with this many ``threads``.
 
-    ``asked``: [default: at most 8 and 4 for each thread, as many as fit into the memory; 1 for an engine without lanes]. ``draft``,
-    ``device``: the Decoder's options. Raises ValueError if there is too little memory, EngineDirError if the engine has no lanes.
+    ``asked``: [default: at most 8 and 4 for each thread, as many as fit into the memory; on a GPU as many as the plans have, at most 8;
+    1 for an engine without lanes]. ``draft``, ``device``, ``backend``: the Decoder's options. Raises ValueError if there is too little
+    memory, EngineDirError if the engine has no lanes. On a GPU the backend finds out whether there is memory.
     """
     if asked == 1:
         return 1
     try:
-        expect_lanes(manifest, device, _uses_draft(draft))
+        expect_lanes(manifest, asked or 2, device, backend or manifest.backend, _uses_draft(draft))
     except EngineDirError:
         if asked is None:
             return 1
         raise
+    if manifest.tensorrt is not None:
+        return asked or min(DEFAULT_LANES, manifest.tensorrt.lanes)
     each, memory = lane_bytes(manifest, draft) * replicas, usable_memory()
     if memory is None:
         return asked or min(DEFAULT_LANES, LANES_OF_A_CORE * threads)
@@ -43,22 +53,34 @@ def choose_lanes(
     return asked or min(DEFAULT_LANES, LANES_OF_A_CORE * threads, fit)
 
 
-def expect_lanes(manifest: Manifest, device: str | None, drafted: bool) -> None:
-    """Raises EngineDirError if the engine has no graphs with lanes for ``device``. ``drafted``: whether the drafter needs the draft's."""
-    if manifest.tensorrt is not None or device == "cuda":
-        raise EngineDirError("several lanes run on the CPU only — use one lane, or forks, on a GPU")
+def expect_lanes(manifest: Manifest, lanes: int, device: str | None, backend: str, drafted: bool) -> None:
+    """Raises EngineDirError if the engine has no graphs for so many lanes on ``device`` and ``backend``. ``drafted``: whether the drafter
+    needs the draft's."""
+    plans = manifest.tensorrt
+    if (plans is not None or device == "cuda") and backend != "tensorrt":
+        raise EngineDirError(
+            "ONNX Runtime has several lanes on the CPU only — use one lane or --replicas, or export with --backend tensorrt"
+        )
     if not {"target_lanes", *(("draft_lanes",) if drafted and manifest.draft else ())} <= manifest.graphs.keys():
+        if plans is not None:
+            raise EngineDirError(f"the engine has no plans for several lanes — rebuild it: {manifest.rebuild} --lanes {lanes}")
         raise EngineDirError(
             "the engine has no graphs for several lanes: it is older than they are, or its precision has none (docs/troubleshooting.md) — "
             f"rebuild it: {manifest.rebuild}"
+        )
+    if plans is not None and lanes > plans.lanes:
+        raise EngineDirError(
+            f"the engine's plans have 1 to {plans.lanes} lanes, not {lanes} — use fewer, or --replicas, or export with --lanes {lanes}"
         )
 
 
 def lane_bytes(manifest: Manifest, draft: str | None = None) -> int:
     """Bytes of a lane's keys and values when the context is full, those of the draft model included if ``draft`` uses it."""
-    size = _cache_bytes(manifest.shape, manifest.limits.capacity)
+    limits, plans = manifest.limits, manifest.tensorrt is not None
+    size = _cache_bytes(manifest, "target", manifest.shape, limits.capacity)
     if manifest.draft is not None and _uses_draft(draft):
-        size += _cache_bytes(manifest.draft, draft_slots(manifest.limits, manifest.draft))
+        slots = manifest.draft.capacity if plans else draft_slots(limits, manifest.draft)
+        size += _cache_bytes(manifest, "draft", manifest.draft, slots)
     return size
 
 
@@ -71,9 +93,12 @@ def _uses_draft(draft: str | None) -> bool:
     return draft is None or DRAFTERS[draft].uses_draft_model
 
 
-def _cache_bytes(model: TargetShape | Draft, slots: int) -> int:
-    """Bytes of the pages for ``slots`` tokens' keys and values in float32."""
-    return pages_of(slots) * PAGE_SLOTS * model.layers * 2 * model.kv_heads * model.head_dim * 4
+def _cache_bytes(manifest: Manifest, graph: str, model: TargetShape | Draft, slots: int) -> int:
+    """Bytes of ``slots`` tokens' keys and values: in pages of float32, or in one page of the plan's type."""
+    if manifest.tensorrt is None:
+        return pages_of(slots) * PAGE_SLOTS * model.layers * 2 * model.kv_heads * model.head_dim * 4
+    width = dtype_of(manifest.graphs[graph].inputs["past.0.key"].dtype).itemsize
+    return slots * model.layers * 2 * model.kv_heads * model.head_dim * width
 
 
 def described(replicas: int, lanes: int, each: int) -> str:

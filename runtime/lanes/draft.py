@@ -8,7 +8,7 @@ them: its draft then attends to a gap in the text, which makes its trees worse a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -17,12 +17,10 @@ import numpy as np
 from policy import GrowthPolicy, TreeSpec
 
 from ..backends.base import Engine
-from ..backends.cpu.paged_cache import LaneCache, PagedCache
-from ..backends.cpu.paged_engine import PagedEngine
+from ..backends.lane_cache import LaneCache, LaneRows, LanesEngine, Pages
 from ..errors import DRAFT, EngineFailure
 from ..manifest.schema import Draft
 from .growth import GrowingTree
-from .rows import LaneRows, pages_bound, pass_inputs
 
 _log = logging.getLogger("resps")
 T = TypeVar("T")
@@ -58,10 +56,12 @@ class Wish:
 
 
 class LanesDraft:
-    """Runs the graphs `fuse` and `draft_lanes`. ``chunk``: rows that may wait in a lane, and that one draft pass reads of it."""
+    """Runs the graphs `fuse` and `draft_lanes`. ``chunk``: rows that may wait in a lane, and that one draft pass reads of it.
+    ``any_size``: whether a call with a new number of rows costs nothing, as on a CPU."""
 
-    def __init__(self, fuse: Engine, engine: PagedEngine, cache: PagedCache, draft: Draft, chunk: int) -> None:
+    def __init__(self, fuse: Engine, engine: LanesEngine, cache: Pages, draft: Draft, chunk: int, any_size: bool) -> None:
         self._fuse, self._engine, self.cache, self.chunk = fuse, engine, cache, chunk
+        self._any_size = any_size
         self.max_depth, self.max_width, self._window = draft.max_depth, draft.max_width, draft.trained_length
 
     def extend(self, lane: DraftLane, tokens: Sequence[int], features: np.ndarray, read: bool) -> None:
@@ -70,11 +70,10 @@ class LanesDraft:
         lane.waiting_tokens.extend(tokens)
         lane.waiting_features.extend(features.copy())
         lane.length += len(tokens)
-        if len(lane.waiting_tokens) > self.chunk:
-            if read:
-                self._safely([lane], lambda: self._read([lane], [None]))
-            else:
-                del lane.waiting_tokens[: -self.chunk], lane.waiting_features[: -self.chunk]
+        if not read:
+            del lane.waiting_tokens[: -self.chunk], lane.waiting_features[: -self.chunk]
+        while len(lane.waiting_tokens) > self.chunk:
+            self._safely([lane], lambda: self._read([lane], [None]))
 
     def draft(self, wishes: Sequence[Wish]) -> list[GrowingTree] | None:
         """Grow the wished trees, all lanes' levels in one pass. None if a pass failed."""
@@ -105,9 +104,9 @@ class LanesDraft:
 
     def _grow(self, wishes: Sequence[Wish]) -> list[GrowingTree]:
         trees = [GrowingTree(wish.root, wish.spec, wish.lane.length) for wish in wishes]
-        log_probs, candidates, hidden = self._read([wish.lane for wish in wishes], [wish.root for wish in wishes])
-        for index, tree in enumerate(trees):
-            tree.add(log_probs[index : index + 1], candidates[index : index + 1], hidden[index : index + 1])
+        outputs = self._read([wish.lane for wish in wishes], [wish.root for wish in wishes])
+        for tree, found in zip(trees, outputs, strict=True):
+            tree.add(found["log_probs"], found["candidates"], found["next_hidden"][0, -1:].copy())
         growing = self._growing(wishes, trees)
         while growing:
             self._add_level(growing)
@@ -131,49 +130,42 @@ class LanesDraft:
             start = last + tree.beam_mask.shape[1] - width
             cache.reserve(start + width)
             positions = np.full(width, wish.lane.length - 1 + tree.level)
-            rows.append(LaneRows(cache, tree.beam_tokens, positions, start, last, tree.beam_mask, self._window))
+            rows.append(LaneRows(cache, tree.beam_tokens, positions, start, last, tree.beam_mask, range(width), self._window))
         hidden = np.concatenate([tree.beam_hidden for _, tree in growing])
-        outputs = self._run(rows, hidden, np.arange(len(hidden)), max(tree.spec.width for _, tree in growing))
-        start = 0
-        for _, tree in growing:
-            own = slice(start, start + len(tree.beam_tokens))
-            tree.add(outputs["log_probs"][own], outputs["candidates"][own], outputs["next_hidden"][0, own].copy())
-            start = own.stop
+        outputs = self._engine.run(rows, hidden, max(tree.spec.width for _, tree in growing))
+        for (_, tree), found in zip(growing, outputs, strict=True):
+            tree.add(found["log_probs"], found["candidates"], found["next_hidden"][0].copy())
 
-    def _read(self, lanes: Sequence[DraftLane], following: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Compute the waiting rows. ``following``: the token after the last of them; None: it is not known yet, and the last row goes on
-        waiting. Returns log-probabilities [B, k], candidates [B, k] and hidden states [B, H] after each lane's last row."""
-        counts = [len(lane.waiting_tokens) - (token is None) for lane, token in zip(lanes, following, strict=True)]
+    def _read(self, lanes: Sequence[DraftLane], following: Sequence[int | None]) -> Sequence[Mapping[str, np.ndarray]]:
+        """Compute the waiting rows, at most a chunk of each lane. ``following``: the token after the last of them; None: it is not known
+        yet, and the last row goes on waiting. Returns what the draft gives each lane, with candidates after its last row."""
+        counts = [min(len(lane.waiting_tokens) - (token is None), self.chunk) for lane, token in zip(lanes, following, strict=True)]
         features = np.stack([row for lane, count in zip(lanes, counts, strict=True) for row in lane.waiting_features[:count]])
         rows = []
         for lane, token, count in zip(lanes, following, counts, strict=True):
             cache, order = lane.cache, np.arange(count)
             cache.reserve(cache.length + count)
-            tokens = np.array([*lane.waiting_tokens[1:], *([] if token is None else [token])], np.int64)
+            tokens = np.array([*lane.waiting_tokens[1:], *([] if token is None else [token])][:count], np.int64)
             positions = lane.length - len(lane.waiting_tokens) + order
-            rows.append(LaneRows(cache, tokens, positions, cache.length, cache.length, np.tri(count, dtype=bool), self._window))
-        last = np.cumsum(counts) - 1
-        outputs = self._run(rows, self._fused(features), last, self.max_width)
+            mask, last = np.tri(count, dtype=bool), range(count - 1, count)
+            rows.append(LaneRows(cache, tokens, positions, cache.length, cache.length, mask, last, self._window))
+        outputs = self._engine.run(rows, self._fused(features), self.max_width)
         for lane, count in zip(lanes, counts, strict=True):
             if lane.whole == lane.cache.length and lane.length - len(lane.waiting_tokens) == lane.cache.length:
                 lane.whole += count
             lane.cache.length += count
             del lane.waiting_tokens[:count], lane.waiting_features[:count]
-        return outputs["log_probs"].copy(), outputs["candidates"].copy(), outputs["next_hidden"][0, last].copy()
+        return outputs
 
     def _fused(self, features: np.ndarray) -> np.ndarray:
         """The draft's input from the target's features [m, F]: [m, H]; valid until the next call."""
         parts = []
         for start in range(0, len(features), self.chunk):
             part = features[start : start + self.chunk]
-            call = self._fuse.prepare({"features": "lanes.features"}, n=len(part), m=len(part))
-            call.inputs["features"][0], call.inputs["rows"][:] = part, np.arange(len(part))
+            count = len(part)
+            rows = count if self._any_size else min(1 << (count - 1).bit_length(), self.chunk)
+            call = self._fuse.prepare({"features": "lanes.features"}, n=rows, m=rows)
+            call.inputs["features"][0, :count], call.inputs["rows"][:] = part, np.minimum(np.arange(rows), count - 1)
             call.run()
-            parts.append(call.outputs["hidden"][0].copy())
+            parts.append(call.outputs["hidden"][0, :count].copy())
         return np.concatenate(parts)
-
-    def _run(self, rows: Sequence[LaneRows], hidden: np.ndarray, heads: np.ndarray, width: int) -> dict[str, np.ndarray]:
-        pages = pages_bound(rows)
-        inputs = pass_inputs(rows, pages, self.cache.heads)
-        inputs |= {"hidden": np.ascontiguousarray(hidden)[None], "rows": heads, "beam": np.arange(width)}
-        return self._engine.run(inputs, pages, N=len(hidden), r=len(heads), k=width)

@@ -10,7 +10,7 @@ from time import perf_counter
 
 from policy import Outcome
 
-from ..backends.cpu.page_pool import OutOfPages
+from ..backends.page_pool import OutOfPages
 from ..decoding.loop import Round
 from ..errors import COMMIT, PREFILL, VERIFY, EngineFailure
 from ..manifest.schema import Limits

@@ -35,7 +35,7 @@ class GrowingTree:
         own = log_probs[:, :width] - LEVEL_PENALTY
         own = np.where(own > LEAST, own, LEAST)  # NaN is not greater
         summed = (self._beam_scores[:, None] + own).reshape(-1)
-        tokens = candidates[:, :width].reshape(-1)
+        tokens = candidates[:, :width].flatten()  # a copy: the next pass overwrites the engine's
         self._scores.append(summed)
         self._tokens.append(tokens)
         self._parents.append(np.repeat(self._beam_ids, width))

@@ -11,7 +11,7 @@ import numpy as np
 
 from policy import FixedPolicy, GrowthPolicy, Observation, Policy, TreeSpec
 
-from ..backends.cpu.paged_cache import LaneCache
+from ..backends.lane_cache import LaneCache
 from ..decoding.drafter import Drafter
 from ..decoding.sampling import TargetOutput
 from ..decoding.tree import Acceptance, Tree, accept

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from policy import LatencyModel, LookupGate, Policy, TreeSpec
 
-from ..backends.base import dtype_of
-from ..backends.cpu.backend import CpuBackend
-from ..backends.cpu.paged_cache import LaneCache, PagedCache, pages_of
+from ..backends.base import Backend
+from ..backends.lane_cache import LaneCache
 from ..decoding.drafter import Drafter
 from ..decoding.gumbel import host_samplers
 from ..decoding.sampling import Sampler
@@ -62,10 +61,9 @@ def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
     """Load the graphs with lanes, after `choose_lanes` found that the engine has them."""
     choice, manifest, backend = engine.choice, engine.choice.manifest, engine.backend
     kind = choice.drafter
-    assert isinstance(backend, CpuBackend)
-    cache = _cache(manifest, "target_lanes", manifest.shape.layers, manifest.limits.capacity, lanes)
-    target = LanesTarget(backend.paged_engine("target_lanes", cache), cache)
-    target.use_one_kernel()
+    target = LanesTarget(*backend.lanes("target_lanes", lanes, manifest.limits.capacity))
+    if backend.memory.on_host:
+        target.use_one_kernel()
     draft = _load_draft(backend, manifest, manifest.draft, lanes) if manifest.draft and kind.uses_draft_model else None
     tree = choice.fixed_tree
     if draft is not None:  # the row budget decides how many nodes
@@ -75,17 +73,11 @@ def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
     return Lanes(Driver(Forest(planner, engine.tokenizer)), host_samplers(manifest.shape.vocab), own)
 
 
-def _cache(manifest: Manifest, graph: str, layers: int, capacity: int, lanes: int) -> PagedCache:
-    keys = manifest.graphs[graph].inputs["past.0.key"]
-    _, heads, _, width = keys.shape
-    return PagedCache(layers, int(heads), int(width), dtype_of(keys.dtype), lanes * pages_of(capacity))
-
-
-def _load_draft(backend: CpuBackend, manifest: Manifest, draft: Draft, lanes: int) -> LanesDraft:
+def _load_draft(backend: Backend, manifest: Manifest, draft: Draft, lanes: int) -> LanesDraft:
     limits = manifest.limits
-    cache = _cache(manifest, "draft_lanes", draft.layers, draft_slots(limits, draft), lanes)
     fuse = backend.engine("fuse", {}, {"n": limits.prefill_rows, "m": limits.prefill_rows})
-    return LanesDraft(fuse, backend.paged_engine("draft_lanes", cache), cache, draft, limits.prefill_rows)
+    graph = backend.lanes("draft_lanes", lanes, draft_slots(limits, draft))
+    return LanesDraft(fuse, *graph, draft, limits.prefill_rows, backend.memory.on_host)
 
 
 def _own_drafters(kind: str, latency: LatencyModel, tree: TreeSpec) -> Callable[[], Drafter]:

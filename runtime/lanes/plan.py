@@ -134,5 +134,5 @@ def _front_of(chain: Tree) -> Callable[[int], Tree]:
 
 
 def _on_host(tree: Tree | DeviceTree) -> Tree:
-    assert isinstance(tree, Tree)  # lanes run on the CPU
+    assert isinstance(tree, Tree)  # no lane has a drafter that leaves its tree on a device
     return tree

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..backends.cpu.page_pool import OutOfPages
-from ..backends.cpu.paged_cache import LaneCache, PagedCache
+from ..backends.lane_cache import LaneCache, Pages
+from ..backends.page_pool import OutOfPages
 from ..decoding.target import common_prefix_length
 from .draft import DraftLane
 from .lane import Lane
@@ -41,7 +41,7 @@ def kept_by(lane: Lane) -> Kept:
 class PrefixCache:
     """Keeps copies of finished lanes, the least recently used first, until their pages are needed."""
 
-    def __init__(self, target: PagedCache, draft: PagedCache | None) -> None:
+    def __init__(self, target: Pages, draft: Pages | None) -> None:
         self._target, self._draft = target, draft
         self._kept: list[Kept] = []
 

@@ -7,12 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..backends.cpu.paged_cache import LaneCache, PagedCache
-from ..backends.cpu.paged_engine import PagedEngine
+from ..backends.lane_cache import LaneCache, LaneRows, LanesEngine, Pages
 from ..decoding.sampling import TargetOutput
 from ..decoding.tree import Tree
-from ..manifest.graphs import PAGE_SLOTS
-from .rows import LaneRows, pages_bound, pass_inputs
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class LanePass:
 class LanesTarget:
     """Runs the graph `target_lanes`. Commits nothing: `commit` does, for all lanes at once."""
 
-    def __init__(self, engine: PagedEngine, cache: PagedCache) -> None:
+    def __init__(self, engine: LanesEngine, cache: Pages) -> None:
         self._engine, self.cache = engine, cache
         self._min_rows = 1
 
@@ -49,7 +46,7 @@ class LanesTarget:
     def max_nodes(self, lane: LaneCache) -> int:
         """Nodes of the largest tree that may be verified now: a tree does not lie on two pages, or its rows would be summed in other groups
         than in plain decoding."""
-        return PAGE_SLOTS - lane.length % PAGE_SLOTS
+        return self.cache.page_slots - lane.length % self.cache.page_slots
 
     def verify(self, lanes: Sequence[tuple[LaneCache, Tree]]) -> list[LanePass]:
         """Score every node of the lanes' trees in one pass. Raises EngineFailure and OutOfPages."""
@@ -64,22 +61,14 @@ class LanesTarget:
         if sum(map(len, trees)) < self._min_rows:  # the second row lies behind the first and is overwritten
             trees = [Tree.chain([int(trees[0].tokens[0])] * self._min_rows)]
         rows = []
-        for (lane, _), tree in zip(lanes, trees, strict=True):
+        for (lane, own), tree, head in zip(lanes, trees, heads, strict=True):
             lane.reserve(lane.length + len(tree))
-            rows.append(LaneRows(lane, tree.tokens, lane.length + tree.depth, lane.length, lane.length, tree.mask))
-        pages = pages_bound(rows)
-        inputs = pass_inputs(rows, pages, self.cache.heads)
-        ends = np.cumsum([len(tree) for tree in trees])
-        inputs["rows"] = np.concatenate([np.arange(end - len(tree), end)[len(own) - head : len(own)]
-                                         for end, tree, (_, own), head in zip(ends, trees, lanes, heads, strict=True)])  # fmt: skip
-        outputs = self._engine.run(inputs, pages, N=int(ends[-1]), r=len(inputs["rows"]))
-        results, scored = [], 0
-        for (lane, tree), end, padded, head in zip(lanes, ends, trees, heads, strict=True):
-            first = int(end) - len(padded)
-            tensors = {name: outputs[name][:, scored : scored + head] for name in ("next_token", "logits")}
-            tensors["features"] = outputs["features"][:, first : first + len(tree)]
+            scored = range(len(own) - head, len(own))
+            rows.append(LaneRows(lane, tree.tokens, lane.length + tree.depth, lane.length, lane.length, tree.mask, scored))
+        results = []
+        for (lane, tree), head, tensors in zip(lanes, heads, self._engine.run(rows), strict=True):
+            _ = tensors["next_token"]  # waits for a device, so that its time counts as the pass's
             results.append(LanePass(lane, tree, TargetOutput(tensors, tree, lane.length, head)))
-            scored += head
         return results
 
     def commit(self, paths: Sequence[tuple[LaneCache, Sequence[int]]]) -> None:

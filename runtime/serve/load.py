@@ -22,7 +22,7 @@ def load_replicas(
     Decoder's default]. ``options`` go to the Decoder. Raises EngineDirError, and ValueError if the memory is too small for ``lanes``.
     """
     threads, manifest = threads or (1 if replicas > 1 else None), read_manifest(find_engine_dir(engine_dir))
-    place = {name: options.get(name) for name in ("draft", "device")}
+    place = {name: options.get(name) for name in ("draft", "device", "backend")}
     lanes = choose_lanes(manifest, lanes, replicas=replicas, threads=threads or usable_cores(), **place)
     first = Decoder(engine_dir, threads=threads, lanes=lanes, **options)
     decoders = [first]

@@ -28,7 +28,7 @@ lanes = option(
     ENGINE,
     "--lanes",
     type=click.IntRange(1, 1024),
-    show_default="8, or fewer: 4 for each thread, and what fits into the memory",
+    show_default="8, or fewer: 4 for each thread, what fits into the memory; on a GPU what the plans have",
     help="Requests that share each forward pass.",
 )
 replicas = option(ENGINE, "--replicas", type=click.IntRange(1, 256), default=1, help="Engines side by side over shared weights.")

@@ -40,11 +40,12 @@ def demo(work: Path, weights: str | None) -> dict[str, Any]:
     return report
 
 
-def export_demo(work: Path, weights: str | None, name: str, precision: str | None = None) -> Path:
-    """``work``/``name``: the demo model for the CPU or, with a ``precision``, for TensorRT. Kept if up to date. Raises RuntimeError."""
+def export_demo(work: Path, weights: str | None, name: str, precision: str | None = None, *more: str) -> Path:
+    """``work``/``name``: the demo model for the CPU or, with a ``precision``, for TensorRT. ``more``: options. Kept if up to date. Raises
+    RuntimeError."""
     source = ["--model", "smollm2-135m", *(["--weights", weights] if weights else [])]
     backend = ["--backend", "tensorrt", "--precision", precision] if precision else []
-    export(*source, *backend, "--out", str(work), "--name", name)
+    export(*source, *backend, *more, "--out", str(work), "--name", name)
     return work / name
 
 

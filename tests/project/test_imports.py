@@ -72,7 +72,7 @@ LAYERS = {
         ["options"],
         ["cli", "bench", "serve"],
     ],
-    "runtime/backends": [["base", "spanned_cache", "ort_process"], ["cpu", "cuda"], ["open"]],
+    "runtime/backends": [["page_pool"], ["lane_cache"], ["base", "spanned_cache", "ort_process"], ["cpu", "cuda"], ["open"]],
     "export": [
         ["errors"],
         ["checkpoints"],

@@ -13,11 +13,15 @@ import runtime.backends.cuda.backend
 import runtime.backends.cuda.tensorrt_module
 import scripts.gpu.demo
 import scripts.gpu.environment
+import scripts.gpu.lanes
 import scripts.gpu.large
 from scripts.gpu.random_model import RandomShape, write_model
 from scripts.gpu_check import command
+from tests.support.eagle_engines import prompt_of
+from tests.support.gpu.both_engines import make_engines
 from tests.support.gpu.emulated_gpu import EmulatedCuda
 from tests.support.gpu.emulated_tensorrt import EmulatedRtx
+from tests.support.tensorrt_exports import unbuilt
 
 TINY = RandomShape(hidden=64, mlp=96, heads=4, kv_heads=2, head_dim=16, vocab=512, draft_vocab=96)
 
@@ -37,7 +41,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     real = runtime.backends.cuda.backend.CudaBackend
     monkeypatch.setattr(runtime.backends.cuda.backend, "CudaBackend", backend)
-    for module in (runtime.backends.cuda.backend, scripts.gpu.large, scripts.gpu.demo):
+    for module in (runtime.backends.cuda.backend, scripts.gpu.large, scripts.gpu.demo, scripts.gpu.lanes):
         monkeypatch.setattr(module, "Cuda", cuda)
     monkeypatch.setattr(scripts.gpu.large, "bandwidth", lambda cuda: 3.0)
     monkeypatch.setattr(scripts.gpu.large, "TIMES", 2)
@@ -62,6 +66,18 @@ def test_large_part_measures_passes_drafts_and_cycles(gpu: None, tmp_path: Path,
     assert {"plain_over_floor", "pass_32_over_plain", "profile_switch_ms", "prefill_chunk_ms"} <= report.keys()
     assert report["drafting"]["8"]["tree_ms"].keys() == {"1", "2", "4", "8"}
     assert set(report["cycles"]) == {"1,0,0", "8,4,4", "16,5,8", "32,7,8", "64,8,10"}
+
+
+@pytest.mark.trt
+def test_lanes_part_compares_answers_and_measures(gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.tensorrt.plans.build_plan", unbuilt)
+    monkeypatch.setattr(scripts.gpu.lanes, "PROMPTS", [prompt_of(length) for length in (3, 9, 20)])
+    monkeypatch.setattr(scripts.gpu.lanes, "NEW_TOKENS", 8)
+    _, directory = make_engines(tmp_path, "--lanes", "2")
+    report = scripts.gpu.lanes.measure_lanes(directory, 2)
+    assert report["answers_equal_to_one_lane"] == report["answers_equal_to_plain_alone"] == "3 of 3"
+    assert report["sampled_answers_equal_to_alone"] == "3 of 3"
+    assert report["tokens_per_second_to_one_lane"].keys() == {1, 2}
 
 
 def test_random_model_can_be_exported(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from policy import LookupGate, Policy, TreeSpec, default_latency
-from runtime.backends.cpu.paged_cache import LaneCache, PagedCache, pages_of
+from runtime.backends.cpu.paged_cache import PagedCache, pages_of
+from runtime.backends.cpu.paged_inputs import pages_bound, pass_inputs
+from runtime.backends.lane_cache import LaneCache, LaneRows, shares
 from runtime.decoding.drafter import Drafter
 from runtime.decoding.gumbel import host_samplers
 from runtime.decoding.totals import TotalsRecorder
@@ -43,7 +45,9 @@ class ToyLanesEngine:
     nan: int | None = None
     passes: list[int] = field(default_factory=list)  # lanes of each
 
-    def run(self, inputs: Mapping[str, np.ndarray], pages: range, **sizes: int) -> dict[str, np.ndarray]:
+    def run(self, rows: Sequence[LaneRows], hidden: np.ndarray | None = None, width: int = 0) -> list[dict[str, np.ndarray]]:
+        pages = pages_bound(rows)
+        inputs = pass_inputs(rows, pages, self.cache.heads)
         tokens, positions = inputs["tokens"][0], inputs["positions"][0]
         if self.broken in tokens:
             raise EngineFailure("a pass failed inside the toy")
@@ -65,28 +69,36 @@ class ToyLanesEngine:
             logits[0, row] = np.nan if self.nan in context else toy_logits(context)
             features[0, row] = [positions[row], tokens[row]] * 3
         chosen = logits[:, inputs["rows"]]
-        return {"logits": chosen, "next_token": np.nan_to_num(chosen).argmax(-1), "features": features}
+        best = np.nan_to_num(chosen).argmax(-1)
+        return [{"logits": chosen[:, own["r"]], "next_token": best[:, own["r"]], "features": features[:, own["N"]]} for own in shares(rows)]
 
 
 class ToyLanesDraft(LanesDraft):
-    """Drafts random candidates, and now and then the target's own next token. Its pages are taken and freed like those of a real draft."""
+    """Drafts random candidates, and now and then the target's own next token. Its pages are taken and freed like those of a real draft.
+    It is its own engine."""
 
     def __init__(self, cache: PagedCache, seed: int) -> None:
         self.cache, self.chunk, self.max_depth, self.max_width, self._window = cache, 16, 6, 4, 64
         self._random = np.random.default_rng(seed)
-        self.failing = False
+        self._engine, self.failing = self, False
 
     def _fused(self, features: np.ndarray) -> np.ndarray:
         return features[:, :2]
 
-    def _run(self, rows: Sequence[object], hidden: np.ndarray, heads: np.ndarray, width: int) -> dict[str, np.ndarray]:
+    def run(self, lanes: Sequence[LaneRows], hidden: np.ndarray | None = None, width: int = 0) -> list[dict[str, np.ndarray]]:
+        assert hidden is not None
+        assert max(map(len, lanes)) <= self.chunk
         if self.failing and self._random.random() < 0.3:
             raise EngineFailure("a draft pass failed inside the toy")
-        log_probs = -np.sort(self._random.exponential(size=(len(heads), width))).astype(np.float32)
+        heads = sum(len(lane.heads) for lane in lanes)
+        log_probs = -np.sort(self._random.exponential(size=(heads, width))).astype(np.float32)
         if self.failing and self._random.random() < 0.2:
             log_probs[0] = np.nan
-        candidates = np.stack([self._random.permutation(VOCAB)[:width] for _ in heads])
-        return {"log_probs": log_probs, "candidates": candidates, "next_hidden": hidden[None].copy()}
+        candidates = np.stack([self._random.permutation(VOCAB)[:width] for _ in range(heads)])
+        return [
+            {"log_probs": log_probs[own["r"]], "candidates": candidates[own["r"]], "next_hidden": hidden[None, own["N"]]}
+            for own in shares(lanes)
+        ]
 
 
 class ToyTokenizer:

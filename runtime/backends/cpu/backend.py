@@ -9,11 +9,11 @@ from typing import Any
 
 from ...errors import EngineDirError
 from ...manifest.schema import Manifest
-from ..base import Buffer, CacheLayout
+from ..base import Buffer, CacheLayout, dtype_of
 from .kv import KVCache
 from .memory import HostMemory
 from .onnxruntime import OrtEngine, open_session
-from .paged_cache import PagedCache
+from .paged_cache import PagedCache, pages_of
 from .paged_engine import PagedEngine
 from .processor import processor_name
 from .sums import adds_in_order, adds_pages_in_order, adds_pairs_exactly
@@ -44,11 +44,14 @@ class CpuBackend:
         self._cleanup.callback(engine.close)
         return engine
 
-    def paged_engine(self, name: str, cache: PagedCache) -> PagedEngine:
-        """Load a graph with lanes over ``cache``. Raises EngineDirError."""
-        engine = PagedEngine(self._session(name), self._manifest.graph(name), cache)
+    def lanes(self, name: str, lanes: int, slots: int) -> tuple[PagedEngine, PagedCache]:
+        graph = self._manifest.graph(name)
+        keys = [tensor for each, tensor in graph.inputs.items() if each.endswith(".key")]
+        _, heads, _, width = keys[0].shape
+        cache = PagedCache(len(keys), int(heads), int(width), dtype_of(keys[0].dtype), lanes * pages_of(slots))
+        engine = PagedEngine(self._session(name), graph, cache)
         self._cleanup.callback(engine.close)
-        return engine
+        return engine, cache
 
     def _session(self, name: str) -> Any:
         graph = self._manifest.graph(name)

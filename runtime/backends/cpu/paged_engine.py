@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ...errors import EngineFailure
 from ...manifest.graphs import Graph
+from ..lane_cache import LaneRows, row_axis, shares
 from .paged_cache import PagedCache
+from .paged_inputs import pages_bound, pass_inputs
 
 _MAX_BINDINGS = 32  # ranges of pages whose tensors are kept
 
@@ -24,10 +26,14 @@ class PagedEngine:
         self._buffers: dict[str, np.ndarray] = {}
         self._bound: OrderedDict[tuple[int, int], dict[str, Any]] = OrderedDict()
 
-    def run(self, inputs: Mapping[str, np.ndarray], pages: range, **sizes: int) -> dict[str, np.ndarray]:
-        """One pass; returns its outputs, valid until the next. ``sizes``: of their symbolic dimensions. Raises EngineFailure."""
+    def run(self, lanes: Sequence[LaneRows], hidden: np.ndarray | None = None, width: int = 0) -> list[dict[str, np.ndarray]]:
         from onnxruntime import OrtValue
 
+        pages = pages_bound(lanes)
+        inputs = pass_inputs(lanes, pages, self._cache.heads)
+        if hidden is not None:
+            inputs |= {"hidden": np.ascontiguousarray(hidden)[None], "beam": np.arange(width)}
+        sizes = {"N": inputs["tokens"].shape[1], "r": len(inputs["rows"]), "k": width}
         binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
@@ -36,15 +42,16 @@ class PagedEngine:
             binding.bind_ortvalue_output(name.replace("past", "present"), value)
         outputs = {}
         for name, tensor in self._outputs.items():
-            outputs[name] = view = self._buffer(
-                name, tensor.dtype, tuple(sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape)
-            )
+            view = self._buffer(name, tensor.dtype, tuple(sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape))
+            outputs[name] = view, *row_axis(tensor)
             binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(view))
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime raises its own unrelated classes
             raise EngineFailure(f"a pass failed inside ONNX Runtime: {error} — run resps-run with -vv for details") from error
-        return outputs
+        return [
+            {name: view[:, own[dim]] if axis else view[own[dim]] for name, (view, axis, dim) in outputs.items()} for own in shares(lanes)
+        ]
 
     def _cache_values(self, pages: range) -> dict[str, Any]:
         from onnxruntime import OrtValue

@@ -10,16 +10,21 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
 from ...errors import EngineDirError, GpuMemoryError
 from ...manifest.graphs import Tensor
 from ...manifest.schema import Manifest
 from ..base import Buffer, CacheLayout, Engine, dtype_of
 from .driver import Cuda, Gpu
-from .kv import DeviceKVCache
+from .kv import DeviceKVCache, doubling_spans
+from .lane_engine import DeviceLanesEngine
+from .lane_pages import DevicePages
 from .memory import DeviceMemory
 from .onnxruntime import OrtCudaEngine, open_session
 from .tensorrt import Scratch, TrtEngine, read_plan
 
+_WITH_LANES = ("target", "draft")  # graphs that exist for one lane and for several
 _OVERHEAD = 256 << 20  # bytes: CUDA's context, scratch memory and small buffers
 
 
@@ -30,15 +35,18 @@ class CudaBackend:
     run at the same time. ONNX Runtime's sessions belong to one stream, so there forks take turns.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, *, with_plans: bool, fork_of: CudaBackend | None = None) -> None:
-        """``with_plans``: whether TensorRT runs the plans; otherwise ONNX Runtime runs the ONNX files. ``fork_of``: shares its weights."""
-        self._directory, self._manifest, self._with_plans = directory, manifest, with_plans
+    def __init__(
+        self, directory: Path, manifest: Manifest, *, with_plans: bool, lanes: int = 1, fork_of: CudaBackend | None = None
+    ) -> None:
+        """``with_plans``: whether TensorRT runs the plans; otherwise ONNX Runtime runs the ONNX files. ``lanes``: requests at the same
+        time. ``fork_of``: shares its weights."""
+        self._directory, self._manifest, self._with_plans, self._lanes = directory, manifest, with_plans, lanes
         with ExitStack() as cleanup:
             self._stream: _Stream = _Stream() if fork_of is None or with_plans else fork_of._stream
             self._stream.enter(cleanup)
             self._cuda = self._stream.cuda
             used_manifest = manifest if with_plans else replace(manifest, tensorrt=None)
-            check_gpu(used_manifest, self._cuda.gpu(), self._cuda.free_memory(), weights_loaded=fork_of is not None)
+            check_gpu(used_manifest, self._cuda.gpu(), self._cuda.free_memory(), lanes, weights_loaded=fork_of is not None)
             self.memory = DeviceMemory(self._cuda)
             cleanup.callback(self.memory.close)
             cleanup.callback(self._cuda.synchronize)
@@ -68,8 +76,20 @@ class CudaBackend:
         shape, step = (layers, keys.heads, capacity, keys.width), self._manifest.limits.span_step
         return DeviceKVCache(self._cuda, self.memory, shape, keys.dtype, step, static=self._manifest.tensorrt is not None)
 
+    def lanes(self, name: str, lanes: int, slots: int) -> tuple[DeviceLanesEngine, DevicePages]:
+        graph = self._manifest.graph(name)
+        pages = DevicePages(self._cuda, self.memory, lanes, graph)
+        arange = self.memory.zeros(pages.page_slots, "int64")
+        self.memory.write(arange, np.arange(pages.page_slots))
+        most = {dim: max(profile[dim][2] for profile in graph.profiles) for dim in graph.profiles[0]}
+        plan = self.engine(name, {**pages.buffers(), "slots": arange, "beam": arange}, most)
+        assert isinstance(plan, TrtEngine)  # ONNX Runtime's provider has no lanes (lanes/choose.py)
+        engine = DeviceLanesEngine(name, plan, graph, pages, doubling_spans(self._manifest.limits.span_step, pages.page_slots))
+        engine.warm_up()
+        return engine, pages
+
     def fork(self) -> CudaBackend:
-        return CudaBackend(self._directory, self._manifest, with_plans=self._with_plans, fork_of=self)
+        return CudaBackend(self._directory, self._manifest, with_plans=self._with_plans, lanes=self._lanes, fork_of=self)
 
     def close(self) -> None:
         self._cleanup.close()
@@ -144,8 +164,9 @@ class _TensorRT:
         return plan.create_execution_context(config)
 
 
-def check_gpu(manifest: Manifest, gpu: Gpu, free: int, weights_loaded: bool = False) -> None:
-    """Raises EngineDirError if the plans are for another GPU, and GpuMemoryError if ``free`` bytes are too few for the engines."""
+def check_gpu(manifest: Manifest, gpu: Gpu, free: int, lanes: int = 1, weights_loaded: bool = False) -> None:
+    """Raises EngineDirError if the plans are for another GPU, and GpuMemoryError if ``free`` bytes are too few for the engines and the
+    caches of ``lanes`` requests."""
     built = manifest.tensorrt
     # A plan of TensorRT-RTX is compiled on the GPU that loads it; read_plan checks whether it can be.
     if built is not None and built.flavour == "tensorrt" and gpu.compute_capability not in built.compute_capabilities:
@@ -153,27 +174,32 @@ def check_gpu(manifest: Manifest, gpu: Gpu, free: int, weights_loaded: bool = Fa
         raise EngineDirError(
             f"the engines were built for {made_for}, this is {gpu.name} ({gpu.compute_capability}) — export again here: {manifest.rebuild}"
         )
-    weights, cache = _weight_and_cache_bytes(manifest)
+    weights, cache = _weight_and_cache_bytes(manifest, lanes)
     weights = 0 if weights_loaded else weights
     needed = weights + cache + _OVERHEAD
     if needed > free:
-        context = manifest.limits.context * max(0, free - weights - _OVERHEAD) // cache // 64 * 64
+        room = max(0, free - weights - _OVERHEAD)
+        context, fit = manifest.limits.context * room // cache // 64 * 64, room * lanes // cache
         advice = f"export again with --max-context {context}" if context >= 64 else "use a smaller model or precision"
+        several, fewer = (f"{lanes} times ", f"use {fit} lanes, or " if fit else "") if lanes > 1 else ("", "")
         raise GpuMemoryError(
             f"{gpu.name} has {free >> 20} MiB free of {gpu.memory >> 20}, the engines need about {needed >> 20} ({weights >> 20} weights, "
-            f"{cache >> 20} cache of {manifest.limits.context} tokens) — {advice}"
+            f"{cache >> 20} cache of {several}{manifest.limits.context} tokens) — {fewer}{advice}"
         )
 
 
-def _weight_and_cache_bytes(manifest: Manifest) -> tuple[int, int]:
-    """Bytes of weights and of KV caches for one lane. The weights of ONNX graphs are in .data files, those of plans inside the plans. The
-    graphs with lanes are not loaded."""
-    graphs = {name: graph for name, graph in manifest.graphs.items() if not name.endswith("_lanes")}
-    plans = {graph.plan for graph in graphs.values()}
-    files = [file for name, file in manifest.files.items() if (name in plans if manifest.tensorrt else name.endswith(".data"))]
+def _weight_and_cache_bytes(manifest: Manifest, lanes: int = 1) -> tuple[int, int]:
+    """Bytes of weights and of KV caches. The weights of ONNX graphs are in .data files, those of plans inside the plans, of which a Decoder
+    with several lanes loads others than one with a single lane."""
+    graphs = {name: graph for name, graph in manifest.graphs.items() if name.endswith("_lanes") == (lanes > 1)}
     caches = [tensor for graph in graphs.values() for name, tensor in graph.inputs.items() if name.startswith("past.")]
-    return sum(file.bytes for file in files), sum(_tensor_bytes(tensor, manifest.limits.capacity) for tensor in caches)
+    unused = {graph.plan for name, graph in manifest.graphs.items() if name.removesuffix("_lanes") in _WITH_LANES and name not in graphs}
+    ending = ".plan" if manifest.tensorrt else ".data"
+    weights = sum(file.bytes for name, file in manifest.files.items() if name.endswith(ending) and name not in unused)
+    return weights, lanes * sum(_tensor_bytes(tensor, manifest.limits.capacity) for tensor in caches)
 
 
 def _tensor_bytes(tensor: Tensor, capacity: int) -> int:
-    return prod(capacity if isinstance(dim, str) else dim for dim in tensor.shape) * dtype_of(tensor.dtype).itemsize
+    """Bytes of one lane's cache. ``capacity``: slots, unless the graph says it."""
+    sizes = {"B": 1}  # a graph with lanes has any number of them
+    return prod(sizes.get(dim, capacity) if isinstance(dim, str) else dim for dim in tensor.shape) * dtype_of(tensor.dtype).itemsize

@@ -31,6 +31,14 @@ class LazyOutputs(DeviceOutputs):
         tensor = self._tensors[name]
         return self._memory.read(tensor.buffer, tensor.shape)
 
+    def rows(self, name: str, axis: int, rows: slice) -> np.ndarray:
+        """A part of an output whose dimensions before ``axis`` are 1; a copy."""
+        tensor = self._tensors[name]
+        width, count = prod(tensor.shape[axis + 1 :]), rows.stop - rows.start
+        start = tensor.buffer.address + rows.start * width * tensor.buffer.dtype.itemsize
+        shape = (*tensor.shape[:axis], count, *tensor.shape[axis + 1 :])
+        return self._memory.read(DeviceBuffer(start, count * width, tensor.buffer.dtype), shape)
+
     def element(self, name: str, row: int, column: int) -> float:
         tensor = self._tensors[name]
         address = tensor.buffer.address + (row * tensor.shape[-1] + column) * tensor.buffer.dtype.itemsize

@@ -83,6 +83,15 @@ class Cuda:
         """Copy ``rows`` rows of ``width`` bytes that start ``pitch`` bytes apart on both sides."""
         self._call(self._api.cudaMemcpy2DAsync, target, pitch, source, pitch, width, rows, self._kind, self.stream)
 
+    def copy_blocks(self, target: int, source: int, width: int, rows: tuple[int, int], blocks: tuple[int, int]) -> None:
+        """Copy pieces of ``width`` bytes of device memory: ``rows`` and ``blocks`` are how many there are, and how many bytes apart they
+        start. Blocks start a whole number of rows apart."""
+        (count, pitch), (depth, apart) = rows, blocks
+        api, copy = self._api, self._api.cudaMemcpy3DParms()
+        copy.srcPtr, copy.dstPtr = (api.make_cudaPitchedPtr(address, pitch, width, apart // pitch) for address in (source, target))
+        copy.extent, copy.kind = api.make_cudaExtent(width, count, depth), self._kind
+        self._call(api.cudaMemcpy3DAsync, copy, self.stream)
+
     def clear(self, target: int, size: int) -> None:
         """Fill memory with zeros."""
         self._call(self._api.cudaMemsetAsync, target, 0, size, self.stream)

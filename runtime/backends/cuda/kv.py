@@ -57,10 +57,7 @@ class DeviceKVCache(SpannedCache):
 
     def spans(self) -> list[int]:
         """All possible spans."""
-        spans = [min(self._step, self.capacity)]
-        while spans[-1] < self.capacity:
-            spans.append(min(2 * spans[-1], self.capacity))
-        return spans
+        return doubling_spans(self._step, self.capacity)
 
     def _change_span(self, span: int) -> None:
         if self._staging is not None and self._length and span != self._span:
@@ -107,3 +104,11 @@ class DeviceKVCache(SpannedCache):
         whole = self._memory.read(self._buffer, (self._layers, 2, self._heads * self.capacity * self._head_dim))
         used = whole[..., : self._heads * stride * self._head_dim]
         return used.reshape(self._layers, 2, 1, self._heads, stride, self._head_dim)[..., : self._length, :]
+
+
+def doubling_spans(step: int, capacity: int) -> list[int]:
+    """``step`` slots, twice as many, and so on, up to ``capacity``."""
+    spans = [min(step, capacity)]
+    while spans[-1] < capacity:
+        spans.append(min(2 * spans[-1], capacity))
+    return spans

@@ -83,7 +83,7 @@ class TrtEngine(PreparedCalls):
         for index, ranges in enumerate(self._graph.profiles):
             if all(low <= sizes[dim] <= high for dim, (low, _, high) in ranges.items()):
                 return index
-        raise EngineFailure(f"no optimization profile of {self._name} admits {dict(sizes)} — export again with larger --tree-sizes")
+        raise no_profile(self._name, sizes)
 
     def run(self, call: TrtCall) -> None:
         """Upload the call's inputs and start its pass in the stream. Raises EngineFailure."""
@@ -148,6 +148,11 @@ class TrtEngine(PreparedCalls):
         self._contexts.clear()
         self._buffers.clear()
         self._plan = None
+
+
+def no_profile(name: str, sizes: Mapping[str, int]) -> EngineFailure:
+    """The error of a pass for which the plan ``name`` was not built."""
+    return EngineFailure(f"no optimization profile of {name} admits {dict(sizes)} — export again with larger --tree-sizes")
 
 
 def _aliases(name: str, plan: Any, graph: Graph) -> dict[str, str]:

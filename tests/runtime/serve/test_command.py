@@ -137,7 +137,7 @@ def test_replicas_are_loaded_with_the_lanes_that_were_chosen(tiny_engine: Path, 
     monkeypatch.setattr("runtime.serve.load.Decoder", lambda directory, **given: asked.append(given) or ToyDecoder(lanes=given["lanes"]))
     (decoder,) = load_replicas(tiny_engine, 1, 7, warm=False, threads=3, draft="ngram")
     assert decoder.lanes == 5
-    assert asked[0] == {"lanes": 7, "replicas": 1, "threads": 3, "draft": "ngram", "device": None}
+    assert asked[0] == {"lanes": 7, "replicas": 1, "threads": 3, "draft": "ngram", "device": None, "backend": None}
     assert (asked[1]["lanes"], asked[1]["threads"], asked[1]["draft"]) == (5, 3, "ngram")
 
 

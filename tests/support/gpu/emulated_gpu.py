@@ -113,6 +113,22 @@ class EmulatedCuda:
 
         self.put(work)
 
+    def copy_blocks(self, target: int, source: int, width: int, rows: tuple[int, int], blocks: tuple[int, int]) -> None:
+        self.calls["copy_blocks"] += 1
+        (count, pitch), (depth, apart) = rows, blocks
+        assert apart % pitch == 0
+        assert width <= pitch
+        offsets = [block * apart + row * pitch for block in range(depth) for row in range(count)]
+        for offset in offsets:
+            self.check(target + offset, width)
+            self.check(source + offset, width)
+
+        def work() -> None:
+            for offset in offsets:
+                ctypes.memmove(target + offset, source + offset, width)
+
+        self.put(work)
+
     def clear(self, target: int, size: int) -> None:
         self.clear_rows(target, size, size, 1)
 

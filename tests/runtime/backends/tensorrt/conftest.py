@@ -8,22 +8,14 @@ from pathlib import Path
 import pytest
 
 from runtime import Decoder
-from tests.support.eagle_engines import export, write_echo
+from tests.support.gpu.both_engines import make_engines
 from tests.support.gpu.device_draws import DeviceDraws
 from tests.support.gpu.emulated_tensorrt import EmulatedMachine
-
-SIZES = (1, 2, 5, 16, 40)
 
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Engine directories for the CPU and for TensorRT, with the same weights in fp32."""
-    folder = tmp_path_factory.mktemp("trt")
-    write_echo(folder / "target", folder / "draft")
-    sizes = "--max-context", "250", "--prefill-rows", "16"
-    host = export(folder / "target", folder / "draft", folder / "host", *sizes)
-    precise = "--backend", "tensorrt", "--precision", "fp32", "--draft-precision", "fp32", "--tree-sizes", ",".join(map(str, SIZES))
-    return host, export(folder / "target", folder / "draft", folder / "device", *sizes, *precise)
+    return make_engines(tmp_path_factory.mktemp("trt"))
 
 
 @pytest.fixture

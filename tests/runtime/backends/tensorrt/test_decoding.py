@@ -23,10 +23,10 @@ from runtime.errors import GpuMemoryError
 from runtime.manifest.load import load_manifest
 from tests.support.eagle_engines import prompt_of
 from tests.support.gpu.beside_host import expect_one_conversation
+from tests.support.gpu.both_engines import SIZES
 from tests.support.gpu.emulated_tensorrt import EmulatedMachine, EmulatedTrt, altered
 from tests.support.tunings import FAST, SLOW, a_tuning
 
-SIZES = (1, 2, 5, 16, 40)
 TREES = [PLAIN, TreeSpec(2, 1, 1), TreeSpec(5, 3, 2), TreeSpec(16, 4, 4), TreeSpec(40, 9, 3)]
 
 

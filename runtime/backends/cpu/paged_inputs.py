@@ -1,43 +1,13 @@
-"""The rows of a pass over several lanes, and the inputs of a graph with lanes that say where they lie and what they attend to."""
+"""The inputs of a graph with lanes on the CPU: where rows lie in the pages, and what they attend to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from ..backends.cpu.paged_cache import LaneCache
-from ..manifest.graphs import PAGE_SLOTS
-
-
-@dataclass(frozen=True)
-class LaneRows:
-    """The rows of one lane in a pass.
-
-    ``tokens``, ``positions``: int64 [n]. Row j's key and value go to slot ``start`` + j. It attends to the last ``window`` slots before
-    ``past`` (None: to all of them), and to slot ``past`` + i where ``mask`` [n, w] has row j, column i.
-    """
-
-    cache: LaneCache
-    tokens: np.ndarray
-    positions: np.ndarray
-    start: int
-    past: int
-    mask: np.ndarray
-    window: int | None = None
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def attended(self, rows: int) -> np.ndarray:
-        """Bool [pages, rows, PAGE_SLOTS]; rows behind the lane's own are like its last."""
-        count, slots = len(self), len(self.cache.pages) * PAGE_SLOTS
-        seen = np.zeros((rows, slots), dtype=bool)
-        seen[:, max(0, self.past - self.window) if self.window is not None else 0 : self.past] = True
-        seen[:count, self.past : self.past + self.mask.shape[1]] = self.mask
-        seen[count:] = seen[count - 1]
-        return seen.reshape(rows, -1, PAGE_SLOTS).transpose(1, 0, 2)
+from ...manifest.graphs import PAGE_SLOTS
+from ..lane_cache import LaneRows, head_rows
 
 
 def pages_bound(lanes: Sequence[LaneRows]) -> range:
@@ -46,7 +16,7 @@ def pages_bound(lanes: Sequence[LaneRows]) -> range:
 
 
 def pass_inputs(lanes: Sequence[LaneRows], pages: range, heads: int) -> dict[str, np.ndarray]:
-    """The inputs of a graph with lanes, without its tokens' features, ``rows`` and caches. ``heads``: key heads.
+    """The inputs of a graph with lanes, without what only a draft has and without caches. ``heads``: key heads.
 
     Pages of the range that belong to none of the lanes have owner 0 and attend to nothing.
     """
@@ -61,7 +31,7 @@ def pass_inputs(lanes: Sequence[LaneRows], pages: range, heads: int) -> dict[str
     for index, lane in enumerate(lanes):
         own = np.asarray(lane.cache.pages) - pages.start
         owner[own] = index
-        attend[own] = lane.attended(widest)
+        attend[own] = _attended(lane, widest)
         in_order[index] = own[0]
         in_order[index, : len(own)] = own
         counted[index, :, : len(own)] = 1
@@ -80,4 +50,15 @@ def pass_inputs(lanes: Sequence[LaneRows], pages: range, heads: int) -> dict[str
         "pages": in_order,
         "counted": counted,
         "flat": np.concatenate([index * widest + np.arange(count) for index, count in enumerate(counts)]),
+        "rows": head_rows(lanes),
     }
+
+
+def _attended(lane: LaneRows, rows: int) -> np.ndarray:
+    """Bool [pages, rows, PAGE_SLOTS]; rows behind the lane's own are like its last."""
+    count, slots = len(lane), len(lane.cache.pages) * PAGE_SLOTS
+    seen = np.zeros((rows, slots), dtype=bool)
+    seen[:, max(0, lane.past - lane.window) if lane.window is not None else 0 : lane.past] = True
+    seen[:count, lane.past : lane.past + lane.mask.shape[1]] = lane.mask
+    seen[count:] = seen[count - 1]
+    return seen.reshape(rows, -1, PAGE_SLOTS).transpose(1, 0, 2)
