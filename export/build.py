@@ -38,9 +38,9 @@ from .draft_build import write_draft
 from .errors import ExportError, ParityError
 from .graph_files import graph_file, save_graphs
 from .graphs.fused import fused_target
+from .graphs.int8.rounding import Rounding
 from .graphs.lanes.writers import TARGET_LANES, target_lanes
 from .graphs.precision import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
-from .graphs.rounding import Rounding
 from .graphs.sample import build_sample
 from .graphs.target import TargetWriter, is_ordered
 from .graphs.weights import WeightFile

@@ -1,4 +1,4 @@
-"""How the inputs of a target's matrices vary together in usual text, for rounding with error feedback (export/graphs/feedback.py).
+"""How the inputs of a target's matrices vary together in usual text, for rounding with error feedback (export/graphs/int8/feedback.py).
 
 The texts go through the target layer by layer, in numpy and float32, so that memory stays small for any model.
 """
@@ -17,7 +17,7 @@ from runtime.text.tokenizer import Tokenizer
 from .checkpoints.arch import Arch
 from .checkpoints.safetensors import Checkpoint
 from .checkpoints.target_tensors import EMBEDDING
-from .graphs.feedback import inverse_root
+from .graphs.int8.feedback import inverse_root
 from .parity.reference import decoder_layer, norm
 
 _TEXT = 256

@@ -109,11 +109,10 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     from .directory.install import destination, expect_folder
     from .directory.owned import expect_replaceable
     from .graphs.precision import BACKENDS
-    from .plan import PlannedDraft, default_draft_precision, make_plan, planned_limits, rotates
+    from .plan import PlannedDraft, calibrates, default_draft_precision, make_plan, planned_limits, rotates
     from .rotation.draft import rotated_draft
     from .rotation.target import RotatedTarget
     from .tensorrt.gpu import choose_platform
-    from .text.read import planned_text, text_of
 
     entry = model_entry(asked.model) if asked.model is not None else ModelEntry(asked.weights or "", None)
     directory = destination(asked.out / asked.folder)
@@ -127,11 +126,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     say("weights: locating")
     opened = local_checkpoint(entry, asked.weights) if dry_run else open_checkpoint(locate(entry, asked.weights))
     arch = opened.arch if opened else planned_arch(entry, asked.weights)
-    text = text_of(opened, entry.chat_template) if opened else planned_text(entry, asked.weights)
-    for note in opened.notes if opened else ():
-        say(f"weights: {note}")
-    for warning in text.all_warnings:
-        say(f"warning: {warning}")
+    text = _text(asked, entry, opened)
     precision = BACKENDS[asked.backend][asked.chosen_precision]
     draft, found = _draft(asked, entry, opened, arch, dry_run)
     if found is None and (asked.draft_precision or asked.policy):
@@ -161,10 +156,22 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         lanes=asked.lanes,
         source=opened,
         requantize=asked.requantize,
-        rotated=rotated,
-        rounding=asked.rounding,
     )
+    calibrated = asked.rounding == "feedback" or (asked.rounding is None and calibrates(arch, precision, asked.backend))
+    plan = replace(plan, rotated=rotated, calibrated=calibrated)
     return CheckedExport(plan, opened, text, draft, policy, platform)
+
+
+def _text(asked: Asked, entry: ModelEntry, opened: Checkpoint | None) -> TextSide:
+    """The checkpoint's text side. Says what a user should know about it and about the weights."""
+    from .text.read import planned_text, text_of
+
+    text = text_of(opened, entry.chat_template) if opened else planned_text(entry, asked.weights)
+    for note in opened.notes if opened else ():
+        say(f"weights: {note}")
+    for warning in text.all_warnings:
+        say(f"warning: {warning}")
+    return text
 
 
 def _draft(asked: Asked, entry: ModelEntry, target: Checkpoint | None, arch: Arch, dry_run: bool) -> tuple[DraftCheckpoint | None, Named]:

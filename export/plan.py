@@ -18,6 +18,7 @@ from .graphs.target import TargetWriter
 from .graphs.tree_growth import MAX_DEPTH
 from .graphs.weights import WeightCount
 from .parity.target import PIECE_BYTES, is_small
+from .rotation.target import RotatedTarget
 from .tensorrt.profiles import WIDTHS, draft_lane_rows, lane_columns, target_lane_rows
 
 TREE_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -118,13 +119,10 @@ def make_plan(
     lanes: int = 1,
     source: Weights | None = None,
     requantize: bool = False,
-    rotated: bool = False,
-    rounding: str | None = None,
 ) -> Plan:
     """Plan an export without reading any tensor. A sliding window limits the context, because full attention is exact only within it.
 
-    source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``. ``rotated``: whether arch
-    and source are those of a rotated model. ``rounding``: "nearest" or "feedback", None for what is usual at this size.
+    source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``.
     """
     context = min(max_context, arch.longest_context)
     columns = lane_columns(prefill_rows, MAX_DEPTH) if lanes > 1 else 0
@@ -162,10 +160,8 @@ def make_plan(
         disk_bytes=weights + draft_weights + policy_bytes + plans + _SMALL_FILES,
         memory=memory,
         run_memory=_BASE_MEMORY + weights * compute // NUMPY_TYPES[precision.stored].itemsize + cache + draft_weights,
-        stored=tuple(notes(source, arch, precision, static, requantize)) if source else (),
+        stored=_stored(source, arch, precision, static, requantize),
         requantize=requantize,
-        rotated=rotated,
-        calibrated=rounding == "feedback" or (rounding is None and precision.name == "int8" and not static and is_small(arch)),
     )
 
 
@@ -190,6 +186,12 @@ def _plan_bytes(target: TargetWriter, draft: PlannedDraft | None, tree_sizes: tu
     return _SMALL_PLANS + copies * weights + texts
 
 
+def _stored(source: Weights | None, arch: Arch, precision: Precision, static: bool, requantize: bool) -> tuple[str, ...]:
+    if isinstance(source, RotatedTarget):
+        return _stored(source.plain, source.plain.arch, precision, static, requantize)
+    return tuple(notes(source, arch, precision, static, requantize)) if source else ()
+
+
 def _target_memory(arch: Arch, precision: Precision, weights: int) -> int:
     """Peak bytes while the target is written and checked: twice the largest part that is in memory as a whole."""
     widest = max(outputs * inputs for _, outputs, inputs in arch.linears.values())
@@ -199,9 +201,14 @@ def _target_memory(arch: Arch, precision: Precision, weights: int) -> int:
 
 
 def rotates(arch: Arch, precision: Precision, backend: str, source: Weights | None, requantize: bool) -> bool:
-    """Whether a rotated residual stream gains something: int8 products on a CPU then need one digit (export/graphs/int8_matmul.py). A
+    """Whether a rotated residual stream gains something: int8 products on a CPU then need one digit (export/graphs/int8/products.py). A
     checkpoint's integers that are kept belong to a stream that is not rotated."""
     return backend == ONNXRUNTIME and precision.name == "int8" and (requantize or not (source and keeps_integers(source, arch, precision)))
+
+
+def calibrates(arch: Arch, precision: Precision, backend: str) -> bool:
+    """Whether int8 weights are rounded with error feedback unless asked otherwise. Of a large model that takes longer than the rest."""
+    return backend == ONNXRUNTIME and precision.name == "int8" and is_small(arch)
 
 
 def planned_limits(draft: DraftArch, tree_sizes: tuple[int, ...], backend: str, rotated: bool) -> PolicyLimits:

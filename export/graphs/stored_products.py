@@ -13,7 +13,7 @@ from ..checkpoints.quantized.stored import BITS, INT4, INT8, HasIntegers, Stored
 from ..checkpoints.safetensors import Weights
 from . import builder
 from .builder import FLOAT, FLOAT8, FLOAT16, INT64, UINT8, GraphBuilder
-from .int8_matmul import integer_product
+from .int8.products import integer_product
 from .kept_integers import Piece, is_whole_rows, product_block
 from .weights import BLOCK, WeightCount, pack_int4, pack_values, row_ranges
 

@@ -24,11 +24,11 @@ from ..checkpoints.safetensors import Weights
 from .builder import BOOL, FLOAT, INT4, INT8, INT64, UINT8
 from .embedding import Embedding
 from .int4_offsets import quantize_widened, wide, widened
-from .int8_matmul import integer_product
+from .int8.products import integer_product
+from .int8.rounding import TWO_DIGITS, Rounding
 from .kept_integers import pieces
 from .layers import LayerWriter
 from .precision import Precision, is_quantized
-from .rounding import TWO_DIGITS, Rounding
 from .stored_products import StoredProducts
 from .weights import WeightCount, quantize_outputs
 

@@ -105,8 +105,8 @@ def row_chunks(checkpoint: Weights, name: str, chunks: int = 1) -> Iterator[np.n
 def converted_rows(
     checkpoint: Weights, names: Sequence[str], convert: Callable[[np.ndarray], Converted], chunks: int = 1
 ) -> Iterator[Converted]:
-    """``convert`` of the tensors' float32 row blocks of at most ``chunks`` times CHUNK_BYTES, in order. Threads read and convert a few blocks
-    ahead: numpy and the disk leave the interpreter's lock alone meanwhile."""
+    """``convert`` of the tensors' float32 row blocks of at most ``chunks`` times CHUNK_BYTES, in order. Threads read and convert a few
+    blocks ahead: numpy and the disk leave the interpreter's lock alone meanwhile."""
 
     def one(name: str, start: int, stop: int) -> Converted:
         with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, which WeightFile reports

@@ -10,7 +10,7 @@ import torch
 
 from export.calibration import InputMoments
 from export.checkpoints.hugging_face import HuggingFaceCheckpoint
-from export.graphs.feedback import inverse_root
+from export.graphs.int8.feedback import inverse_root
 from tests.support.tiny import tiny_model
 
 TEXTS = ([5, 17, 3, 99, 20, 41, 7], [8, 8, 1], [60])

@@ -136,7 +136,15 @@ def test_unknown_model_lists_the_known_ones(run: Run, engines: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--model"], ["--weights", "x", "--precision", "int3"], ["--weights", "x", "--max-context", "1"], ["--weights", "x", "--depth"]],
+    [
+        [],
+        ["--model"],
+        ["--weights", "x", "--precision", "int3"],
+        ["--weights", "x", "--max-context", "1"],
+        ["--weights", "x", "--depth"],
+        ["--weights", "x", "--no-rotation"],
+        ["--weights", "x", "--rounding", "feedback", "--precision", "int4"],
+    ],
 )
 def test_usage_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     monkeypatch.chdir(tmp_path)

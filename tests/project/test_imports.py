@@ -76,9 +76,9 @@ LAYERS = {
     "export": [
         ["errors"],
         ["checkpoints"],
-        ["graphs", "text", "rotation", "asked"],
+        ["graphs", "text", "rotation"],
         ["graph_files", "parity", "tensorrt"],
-        ["directory", "calibration"],
+        ["directory", "calibration", "asked"],
         ["draft_build"],
         ["plan"],
         ["build"],

@@ -3,7 +3,7 @@
 * int8 and int4 graphs are lossless only if float32 products add their terms one after the other (export/graphs/target.py,
   `_ordered_attention`; export/graphs/lanes/paged_attention.py; docs/design.md).
 * Products of one digit are exact only if pairs of integer products are added in 32 bits, unless the weights are unsigned
-  (export/graphs/int8_matmul.py).
+  (export/graphs/int8/products.py).
 """
 
 from __future__ import annotations

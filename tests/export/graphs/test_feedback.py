@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.graphs.feedback import inverse_root, round_with_feedback
+from export.graphs.int8.feedback import inverse_root, round_with_feedback
 from export.graphs.weights import quantize_outputs
 
 OUTPUTS, INPUTS = 40, 300  # more than one block of inputs

@@ -84,7 +84,7 @@ def with_matrices(model: Any, matrices: dict[str, np.ndarray]) -> Any:
 
 def test_four_bits_are_the_model_dequantized(tmp_path: Path) -> None:
     """The graph with float32 activations equals transformers with the dequantized weights, except for the rounding of the head's input.
-    Those weights are within one step of the original ones. For int8 see tests/export/graphs/test_int8_matmul.py."""
+    Those weights are within one step of the original ones. For int8 see tests/export/graphs/test_int8_products.py."""
     model = tiny_model("llama-bias", tied=False)
     graph = TargetGraph(tmp_path, model, "int4", level="1")
     exact, _ = reference(model, PROMPT)

@@ -10,9 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
+from export.calibration import InputMoments
 from export.checkpoints.arch import Arch
 from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.errors import ParityError
+from export.graphs.int8.rounding import TWO_DIGITS, Rounding
 from export.graphs.precision import PRECISIONS, TENSORRT_PRECISIONS, Precision
 from export.graphs.target import TargetWriter
 from export.graphs.weights import WeightFile
@@ -20,6 +22,7 @@ from export.parity import target
 from export.parity.stored import check_stored
 from export.parity.target import check_target, sampled_layers
 from export.parity.wiring import check_wiring
+from export.rotation.target import RotatedTarget
 from tests.support.tiny import tiny_model
 
 LAYER, OTHER = "model.layers.2.", "model.layers.4."  # the check runs layers 0, 3 and 5
@@ -63,10 +66,10 @@ FAULTS: dict[str, Callable[[Callable[[str], np.ndarray]], Tensors]] = {
 }
 
 
-def written(directory: Path, checkpoint: Any, precision: Precision, static: bool = False) -> Path:
+def written(directory: Path, checkpoint: Any, precision: Precision, static: bool = False, rounding: Rounding = TWO_DIGITS) -> Path:
     """target.onnx and target.data."""
     with WeightFile(directory / "target.data") as weights:
-        writer = TargetWriter(checkpoint.arch, checkpoint, precision, 128, weights, static=static)
+        writer = TargetWriter(checkpoint.arch, checkpoint, precision, 128, weights, static=static, rounding=rounding)
         for _ in writer.build():
             pass
     onnx.save(writer.model(), directory / "target.onnx")
@@ -98,6 +101,28 @@ def test_what_tensorrt_reads_passes(tmp_path: Path, precision: str, tied: bool) 
     tiny_model("qwen2", tied=tied).save_pretrained(tmp_path)
     opened = HuggingFaceCheckpoint(tmp_path)
     check_stored(written(tmp_path, opened, TENSORRT_PRECISIONS[precision], static=True), opened)
+
+
+def calibrated(checkpoint: Any) -> Rounding:
+    texts = np.random.default_rng(0).integers(0, checkpoint.arch.vocab, (4, 50)).tolist()
+    return Rounding(rotated=True, unsigned=True, calibration=InputMoments(checkpoint, texts))
+
+
+def test_error_feedback_passes(tmp_path: Path, checkpoint: HuggingFaceCheckpoint) -> None:
+    opened = RotatedTarget(checkpoint)
+    file = written(tmp_path, opened, PRECISIONS["int8"], rounding=calibrated(opened))
+    check_stored(file, opened, feedback=True)
+    with pytest.raises(ParityError, match="differ from the checkpoint's"):
+        check_stored(file, opened)  # weights were moved by more than half a step
+    assert check_target(file, opened, PRECISIONS["int8"], feedback=True).mean_kl < 0.1
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_beside_error_feedback(tmp_path: Path, checkpoint: HuggingFaceCheckpoint, fault: str) -> None:
+    planted = Planted(checkpoint, FAULTS[fault](checkpoint.read))
+    file = written(tmp_path, planted, PRECISIONS["int8"], rounding=calibrated(planted))
+    with pytest.raises(ParityError, match="differ from the checkpoint's"):
+        check_stored(file, checkpoint, feedback=True)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])

@@ -67,7 +67,7 @@ def features(checkpoint: Checkpoint, layers: tuple[int, ...]) -> np.ndarray:
 SWITCHES: dict[str, dict[str, Any]] = {
     "own norms": {"fc_norm": True},
     "a norm before fc": {"norm_before_fc": True},
-    "its own embedding": {"embed_requires_grad": True},
+    "its own embedding": {"embedding": "own"},
 }
 CASES = [*((family, {}) for family in FAMILIES), *(("specforge", switches) for switches in SWITCHES.values())]
 

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ..weights import quantize_outputs
 from .feedback import round_with_feedback
-from .weights import quantize_outputs
 
 _TWO_DIGITS = ("down",)  # its inputs have outliers that no rotation of the residual stream reaches (docs/lab/int8.md, "One digit")
 

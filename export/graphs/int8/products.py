@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .builder import FLOAT, UINT8, GraphBuilder
+from ..builder import FLOAT, UINT8, GraphBuilder
 
 _ZERO = 64  # the digit of seven bits that stands for zero
 _STEPS = 63  # on each side of it

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from export.graphs.builder import FLOAT, GraphBuilder
-from export.graphs.int8_matmul import integer_product
+from export.graphs.int8.products import integer_product
 from export.graphs.weights import quantize_outputs
 from tests.support.target_graphs import PROMPT, TargetGraph
 from tests.support.tiny import reference, tiny_model, weights_of
