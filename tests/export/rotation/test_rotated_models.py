@@ -105,7 +105,7 @@ def test_two_norms_before_fc_are_refused(tmp_path: Path) -> None:
         rotated_draft(open_draft(tmp_path / "draft", target), RotatedTarget(target))
 
 
-def test_vocabulary(tmp_path: Path) -> None:
+def test_a_head_of_the_targets_rows_is_not_rotated(tmp_path: Path) -> None:
     """A head made of the target's rows is that of the target as it was: the draft's own stream is not rotated."""
     model = write_checkpoint(tmp_path / "target", "llama", tied=False)
     write_draft(tmp_path / "draft", "specforge", model)
