@@ -195,13 +195,14 @@ def test_asyncio_readers_get_the_same_and_a_cancelled_task_frees_its_lane(decode
 def test_a_cancelled_task_of_one_lane_leaves_no_round_running(engine: Path) -> None:
     """Its round runs in a thread, which cannot be cancelled: a request that began beside it would share its caches."""
 
-    async def leave(decoder: Decoder) -> None:
+    async def leave(decoder: Decoder, begun: asyncio.Event) -> None:
         async for _ in decoder.astream(PROMPT, SamplingParams(max_new_tokens=300)):
-            pass
+            begun.set()
 
     async def read_after_leaving(decoder: Decoder) -> Result:
-        leaving = asyncio.create_task(leave(decoder))
-        await asyncio.sleep(0.03)
+        begun = asyncio.Event()
+        leaving = asyncio.create_task(leave(decoder, begun))
+        await begun.wait()
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
