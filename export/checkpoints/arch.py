@@ -22,6 +22,7 @@ class Arch:
     """Sizes and switches of a decoder-only transformer of the Llama family.
 
     ``window``: tokens in the sliding attention window, None for full attention. ``tied_head``: the output matrix is the embedding.
+    ``spread``: the inputs of `down` are multiplied by a Hadamard matrix in blocks of this size; 1 leaves them as they are.
     """
 
     model_type: str
@@ -40,6 +41,7 @@ class Arch:
     output_bias: bool = False
     qk_norm: bool = False
     window: int | None = None
+    spread: int = 1
 
     @property
     def longest_context(self) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from ..checkpoints.arch import Arch
+from ..checkpoints.hadamard import hadamard
 from ..checkpoints.safetensors import Weights
 from .plain_attention import builds_attention, plain_attention
 from .precision import Precision
@@ -93,8 +94,17 @@ class LayerWriter(StorageWriter):
         normed = self._norm(hidden, f"model.layers.{layer}.post_attention_layernorm.weight")
         gate_up = self._linear(layer, "gate_up", normed)
         gate, up = g.ops("Split", gate_up, outs=(None, None), axis=1, num_outputs=2)
-        swish = g.op("Mul", gate, g.op("Sigmoid", gate))
-        return g.op("Add", hidden, self._linear(layer, "down", g.op("Mul", swish, up)), out=out)
+        activated = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
+        return g.op("Add", hidden, self._linear(layer, "down", self._spread(activated)), out=out)
+
+    def _spread(self, activated: str) -> str:
+        """The inputs of `down` times the Hadamard matrix that its weights were multiplied by."""
+        g, size = self.g, self.arch.spread
+        if size == 1:
+            return activated
+        matrix = g.op("Cast", g.const(hadamard(size), np.float32), to=self.precision.compute)
+        blocks = g.op("MatMul", g.op("Reshape", activated, g.const([-1, size])), matrix)
+        return g.op("Reshape", blocks, g.const([-1, self.arch.intermediate]))
 
     def _attention(self, layer: int, normed: str) -> str:
         g, arch = self.g, self.arch

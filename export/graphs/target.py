@@ -139,7 +139,7 @@ class TargetWriter(LayerWriter):
             x = wide(self.g, x, shape[1], self._blank)
             product = self._blocks_product(x, stem, shape, parts, 4, quantize_widened, widened(shape[1]))
         else:
-            digits = self.rounding.digits(stem)
+            digits = self.rounding.digits(stem, self.arch.spread)
             stored = UINT8 if digits == 1 and self.rounding.unsigned else INT8
             weight, scale = self._integers(stem, shape, parts, stored, self.rounding.quantizer(stem), shape[:1], self.rounding.chunks)
             product = integer_product(self.g, x, weight, scale, digits)

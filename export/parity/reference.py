@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from ..checkpoints.arch import Arch
+from ..checkpoints.hadamard import spread
 from ..checkpoints.safetensors import Checkpoint, Weights
 from ..graphs.weights import row_chunks
 
@@ -52,7 +53,7 @@ def decoder_layer(
     seen("gate_up", normed)
     gate = linear(weights, prefix + "mlp.gate_proj", normed)
     up = linear(weights, prefix + "mlp.up_proj", normed)
-    activated = gate / (1 + np.exp(-gate)) * up
+    activated = spread(gate / (1 + np.exp(-gate)) * up, arch.spread)
     seen("down", activated)
     return np.asarray(hidden + linear(weights, prefix + "mlp.down_proj", activated))
 

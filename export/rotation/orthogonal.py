@@ -11,6 +11,8 @@ from functools import cache
 
 import numpy as np
 
+from ..checkpoints.hadamard import hadamard
+
 
 def rotated(x: np.ndarray) -> np.ndarray:
     """x [..., size] times the orthogonal matrix of this size, in x's type."""
@@ -38,14 +40,7 @@ def _factors(size: int) -> tuple[np.ndarray, ...]:
     """Symmetric orthogonal matrices, the Kronecker product of which has the size."""
     power = size & -size
     first = 1 << (power.bit_length() // 2)
-    return tuple(each for each in (_hartley(size // power), _hadamard(power // first), _hadamard(first)) if len(each) > 1) or (np.eye(1),)
-
-
-def _hadamard(size: int) -> np.ndarray:
-    matrix = np.ones((1, 1))
-    while len(matrix) < size:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix / math.sqrt(size)
+    return tuple(each for each in (_hartley(size // power), hadamard(power // first), hadamard(first)) if len(each) > 1) or (np.eye(1),)
 
 
 def _hartley(size: int) -> np.ndarray:

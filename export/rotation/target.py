@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints.arch import Arch
+from ..checkpoints.hadamard import spread
 from ..checkpoints.safetensors import Checkpoint
 from ..checkpoints.target_tensors import EMBEDDING, HEAD
 from .orthogonal import rotated, rotated_outputs
 
 NORM = "model.norm.weight"
 _READERS = {"q_proj": "input", "k_proj": "input", "v_proj": "input", "gate_proj": "post_attention", "up_proj": "post_attention"}
+
+_SPREAD = int(__import__("os").environ.get("SPREAD", "32"))
 
 
 class RotatedTarget:
@@ -33,7 +36,8 @@ class RotatedTarget:
 
     @property
     def arch(self) -> Arch:
-        return replace(self.plain.arch, tied_head=False)
+        plain = self.plain.arch
+        return replace(plain, tied_head=False, spread=min(_SPREAD, plain.intermediate & -plain.intermediate))
 
     @property
     def path(self) -> Path:
@@ -89,5 +93,7 @@ class RotatedTarget:
                 weight = self.plain.read(name)
                 if name.endswith("o_proj.weight"):
                     weight = rotated(weight.reshape(len(weight), -1, self.arch.head_dim)).reshape(weight.shape)
+                if name.endswith("down_proj.weight"):
+                    weight = spread(weight, self.arch.spread)
                 self._written = name, np.ascontiguousarray(rotated_outputs(weight))
             return self._written[1]

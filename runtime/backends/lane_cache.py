@@ -54,6 +54,11 @@ class LaneCache:
         while len(self.pages) < self._cache.pages_of(slots):
             self.pages.append(self._cache.pool.take_lowest())
 
+    @property
+    def room(self) -> int:
+        """Slots of its pages that are not committed."""
+        return len(self.pages) * self._cache.page_slots - self.length
+
     def slot_numbers(self, slots: np.ndarray) -> np.ndarray:
         """The numbers in the cache of this lane's ``slots``."""
         size = self._cache.page_slots

@@ -23,6 +23,7 @@ from .prefix import PrefixCache, begin
 from .target import LanePass, LanesTarget
 
 _LEAST_CHUNK = 32  # rows
+_AHEAD = 16  # slots that a lane has at least behind its committed ones; a pass reads whole pages, so more of them would slow all lanes
 _CHUNK_ROUNDS = 1.5  # the chunk of a prompt may take as long as this many rounds of the running lanes, unless others wait for it
 
 
@@ -90,7 +91,7 @@ class Forest:
         while True:
             prefix = self.prefixes.find(known, self.lanes)
             try:
-                begin(lane.cache, lane.draft, prefix, len(known) + self.limits.tree_nodes)
+                begin(lane.cache, lane.draft, prefix, len(known) + _AHEAD)
                 break
             except OutOfPages:
                 if not self.prefixes.evict():
@@ -112,7 +113,7 @@ class Forest:
         if reading := [lane for lane in self.lanes if lane.reading]:
             self._read_chunk(reading[0], _CHUNK_ROUNDS if decoding and len(reading) == 1 else math.inf)
         for lane in decoding:
-            self._reserve(lane, self.limits.tree_nodes)
+            self._reserve(lane, _AHEAD)
         if decoding := [lane for lane in decoding if lane in self.lanes]:
             self._round(decoding)
         self._end_finished()

@@ -62,7 +62,7 @@ class Planner:
         drafts = self.draft is not None and self.budget.drafts()
         for lane in lanes:
             assert lane.root is not None
-            lookup = lane.own.lookup(lane.root, min(lane.room, self.limits.tree_nodes))
+            lookup = lane.own.lookup(lane.root, min(lane.room, self.limits.tree_nodes, lane.cache.room))
             if lookup is not None:
                 spec = TreeSpec(len(lookup), len(lookup) - 1, 1)
                 if lane.policy is None and isinstance(lane.own, SuffixDrafter):

@@ -12,7 +12,8 @@ import numpy as np
 from ..weights import quantize_outputs
 from .feedback import round_with_feedback
 
-_TWO_DIGITS = ("down",)  # its inputs have outliers that no rotation of the residual stream reaches (docs/lab/int8.md, "One digit")
+_LEAST_SPREAD = 16
+"""Size of the blocks in which outliers of `down`'s inputs must be spread for one digit. Rotating the residual stream does not reach them."""
 
 
 class Calibration(Protocol):
@@ -37,9 +38,9 @@ class Rounding:
         """Size of the row blocks that are rounded at once (`converted_rows`). Feedback goes through all inputs of each, one by one."""
         return 1 if self.calibration is None else 32
 
-    def digits(self, stem: str) -> int:
-        """Of the inputs of the matrix ``stem``."""
-        return 1 if self.rotated and stem.rpartition(".")[2] not in _TWO_DIGITS else 2
+    def digits(self, stem: str, spread: int) -> int:
+        """Of the inputs of the matrix ``stem``. ``spread``: Arch's, of the inputs of `down`."""
+        return 1 if self.rotated and (spread >= _LEAST_SPREAD or not stem.endswith(".down")) else 2
 
     def quantizer(self, stem: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """Rounds rows of the matrix ``stem``, [n, inputs], to int8 with one scale a row."""

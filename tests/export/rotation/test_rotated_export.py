@@ -42,7 +42,7 @@ def test_one_digit_takes_the_form_that_this_processor_adds_exactly(
     graph = onnx.load(engines / "tiny-int8" / "target.onnx", load_external_data=False).graph
     types = {weight.name: weight.data_type for weight in graph.initializer if weight.name.endswith(".quantized")}
     wide = {name for name, kind in types.items() if kind == onnx.TensorProto.UINT8}
-    assert wide == (set() if exact else {name for name in types if "down" not in name and "embed" not in name})
+    assert wide == (set() if exact else {name for name in types if "embed" not in name})
     assert load_manifest(engines / "tiny-int8").exact_pairs == exact
     if exact:
         monkeypatch.setattr(runtime.backends.cpu.backend, "adds_pairs_exactly", lambda: False)
