@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 
 from ..checkpoints.arch import Arch
-from ..checkpoints.hadamard import hadamard
 from ..checkpoints.safetensors import Weights
+from ..hadamard import hadamard
 from .plain_attention import builds_attention, plain_attention
 from .precision import Precision
 from .storage import StorageWriter

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from ..checkpoints.arch import Arch
-from ..checkpoints.hadamard import spread
 from ..checkpoints.safetensors import Checkpoint, Weights
 from ..graphs.weights import row_chunks
+from ..hadamard import spread
 
 Seen = Callable[[str, np.ndarray], None]
 """Called with the name of a layer's matrix, as in Arch.linears, and its inputs [n, inputs]."""

@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from ..checkpoints.hadamard import hadamard
+from ..hadamard import hadamard
 
 
 def rotated(x: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""A target with a rotated residual stream: the part of QuaRot (arXiv 2404.00456) and SpinQuant (arXiv 2405.16406) that costs nothing at run
-time.
+"""A target with a rotated residual stream, as in QuaRot (arXiv 2404.00456) and SpinQuant (arXiv 2405.16406).
 
 With R orthogonal, the embedding is multiplied by R. What reads the stream takes the weight of the norm before it and R; what writes it
 takes R transposed. Another orthogonal matrix stands between the values and `o`, in every head. In exact arithmetic it is the same model.
+
+Only the inputs of `down` are rotated at run time, as no matrix before them can be: Arch.spread, a small Hadamard matrix for each block.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints.arch import Arch
-from ..checkpoints.hadamard import spread
 from ..checkpoints.safetensors import Checkpoint
 from ..checkpoints.target_tensors import EMBEDDING, HEAD
+from ..hadamard import spread
 from .orthogonal import rotated, rotated_outputs
 
 NORM = "model.norm.weight"
 _READERS = {"q_proj": "input", "k_proj": "input", "v_proj": "input", "gate_proj": "post_attention", "up_proj": "post_attention"}
 
-_SPREAD = int(__import__("os").environ.get("SPREAD", "32"))
+_SPREAD = 32  # larger blocks are nearer to float32, but a pass takes longer (docs/lab/int8.md, "One digit")
 
 
 class RotatedTarget:

@@ -74,7 +74,7 @@ LAYERS = {
     ],
     "runtime/backends": [["page_pool"], ["lane_cache"], ["base", "spanned_cache", "ort_process"], ["cpu", "cuda"], ["open"]],
     "export": [
-        ["errors"],
+        ["errors", "hadamard"],
         ["checkpoints"],
         ["graphs", "text", "rotation"],
         ["graph_files", "parity", "tensorrt"],
