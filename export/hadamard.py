@@ -17,4 +17,4 @@ def hadamard(size: int) -> np.ndarray:
 
 def spread(x: np.ndarray, size: int) -> np.ndarray:
     """x [..., inputs] times a Hadamard matrix, in blocks of ``size`` numbers, in x's type."""
-    return (x.reshape(-1, size) @ hadamard(size).astype(x.dtype)).reshape(x.shape)
+    return np.asarray(x.reshape(-1, size) @ hadamard(size).astype(x.dtype)).reshape(x.shape)

@@ -13,7 +13,7 @@ from ..weights import quantize_outputs
 from .feedback import round_with_feedback
 
 _LEAST_SPREAD = 16
-"""Size of the blocks in which outliers of `down`'s inputs must be spread for one digit; rotating the residual stream does not help there."""
+"""Size of the blocks in which outliers of `down`'s inputs must be spread for one digit; rotating the stream does not reach them."""
 
 
 class Calibration(Protocol):
