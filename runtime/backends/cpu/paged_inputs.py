@@ -11,8 +11,15 @@ from ..lane_cache import LaneRows, head_rows
 
 
 def pages_bound(lanes: Sequence[LaneRows]) -> range:
-    """The range of pages that holds those of all ``lanes``."""
-    return range(min(min(lane.cache.pages) for lane in lanes), max(max(lane.cache.pages) for lane in lanes) + 1)
+    """The range of pages that holds those that the ``lanes`` use in this pass."""
+    used = [_used(lane) for lane in lanes]
+    return range(min(map(min, used)), max(map(max, used)) + 1)
+
+
+def _used(lane: LaneRows) -> list[int]:
+    """The lane's pages up to the last slot that is written or attended to. A pass reads whole pages, so others would slow it."""
+    slots = max(lane.start + len(lane), lane.past + lane.mask.shape[1])
+    return lane.cache.pages[: -(-slots // PAGE_SLOTS)]
 
 
 def pass_inputs(lanes: Sequence[LaneRows], pages: range, heads: int) -> dict[str, np.ndarray]:
@@ -22,16 +29,17 @@ def pass_inputs(lanes: Sequence[LaneRows], pages: range, heads: int) -> dict[str
     """
     counts = np.array([len(lane) for lane in lanes])
     starts, widest = np.cumsum(counts) - counts, int(counts.max())
-    most = max(len(lane.cache.pages) for lane in lanes)
+    used = [_used(lane) for lane in lanes]
+    most = max(map(len, used))
     owner = np.zeros(len(pages), np.int64)
     attend = np.zeros((len(pages), widest, PAGE_SLOTS), dtype=bool)
     in_order = np.empty((len(lanes), most), np.int64)
     counted = np.zeros((len(lanes), 2, most), np.float32)
     slots = []
     for index, lane in enumerate(lanes):
-        own = np.asarray(lane.cache.pages) - pages.start
+        own = np.asarray(used[index]) - pages.start
         owner[own] = index
-        attend[own] = _attended(lane, widest)
+        attend[own] = _attended(lane, widest, len(own))
         in_order[index] = own[0]
         in_order[index, : len(own)] = own
         counted[index, :, : len(own)] = 1
@@ -54,9 +62,9 @@ def pass_inputs(lanes: Sequence[LaneRows], pages: range, heads: int) -> dict[str
     }
 
 
-def _attended(lane: LaneRows, rows: int) -> np.ndarray:
+def _attended(lane: LaneRows, rows: int, pages: int) -> np.ndarray:
     """Bool [pages, rows, PAGE_SLOTS]; rows behind the lane's own are like its last."""
-    count, slots = len(lane), len(lane.cache.pages) * PAGE_SLOTS
+    count, slots = len(lane), pages * PAGE_SLOTS
     seen = np.zeros((rows, slots), dtype=bool)
     seen[:, max(0, lane.past - lane.window) if lane.window is not None else 0 : lane.past] = True
     seen[:count, lane.past : lane.past + lane.mask.shape[1]] = lane.mask
