@@ -12,6 +12,7 @@ from .checkpoints.arch import Arch
 from .checkpoints.draft_arch import DraftArch
 from .checkpoints.safetensors import Weights
 from .draft_build import MAX_WIDTH, draft_writers, max_width
+from .graphs.int8.rounding import Rounding
 from .graphs.kept_integers import keeps_integers, notes
 from .graphs.precision import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.target import TargetWriter
@@ -84,7 +85,7 @@ class Plan:
             + (", the model's own limit" if self.context == self.longest_context else ""),
             f"  target.onnx, target.data   {_mib(self.weight_bytes)} of weights",
             *(f"  quantized weights          {line}" for line in self.stored),
-            *(["  rounding to int8           " + self.rounding] if self.precision == "int8" and self.backend == ONNXRUNTIME else []),
+            *(["  rounding to int8           " + self.rounding] if self.precision == "int8" else []),
             *([f"  draft.onnx, draft.data     {_mib(self.draft_bytes)} of {self.draft} in {self.draft_precision}"] if self.draft else []),
             *([f"  tuned-*.onnx               {_mib(self.policy_bytes)} of policy networks"] if self.policy_bytes else []),
             "  sample.onnx, tokenizer.json, manifest.json" + (", fuse.onnx, expand.onnx, tree.onnx" if self.draft else ""),
@@ -119,16 +120,29 @@ def make_plan(
     lanes: int = 1,
     source: Weights | None = None,
     requantize: bool = False,
+    rotated: bool = False,
+    calibrated: bool = False,
 ) -> Plan:
     """Plan an export without reading any tensor. A sliding window limits the context, because full attention is exact only within it.
 
-    source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``.
+    source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``. rotated, calibrated: the
+    plan's.
     """
     context = min(max_context, arch.longest_context)
     columns = lane_columns(prefill_rows, MAX_DEPTH) if lanes > 1 else 0
     capacity = -(-(context + max(*tree_sizes, columns)) // 64) * 64
     compute, static = NUMPY_TYPES[precision.compute].itemsize, backend == TENSORRT
-    target = TargetWriter(arch, source, precision, capacity, WeightCount("target.data"), static=static, keep_integers=not requantize)
+    target = TargetWriter(
+        arch,
+        source,
+        precision,
+        capacity,
+        WeightCount("target.data"),
+        None,
+        static,
+        keep_integers=not requantize,
+        rounding=Rounding(rotated),
+    )
     deque(target.build(), 0)
     weights = target.weights.size
     draft_weights, draft_cache = _draft_bytes(draft, target, context, backend, columns) if draft else (0, 0)
@@ -162,6 +176,8 @@ def make_plan(
         run_memory=_BASE_MEMORY + weights * compute // NUMPY_TYPES[precision.stored].itemsize + cache + draft_weights,
         stored=_stored(source, arch, precision, static, requantize),
         requantize=requantize,
+        rotated=rotated,
+        calibrated=calibrated,
     )
 
 
@@ -201,14 +217,15 @@ def _target_memory(arch: Arch, precision: Precision, weights: int) -> int:
 
 
 def rotates(arch: Arch, precision: Precision, backend: str, source: Weights | None, requantize: bool) -> bool:
-    """Whether a rotated residual stream gains something: int8 products on a CPU then need one digit (export/graphs/int8/products.py). A
-    checkpoint's integers that are kept belong to a stream that is not rotated."""
-    return backend == ONNXRUNTIME and precision.name == "int8" and (requantize or not (source and keeps_integers(source, arch, precision)))
+    """Whether a rotated residual stream gains something: the inputs of int8 products can then be rounded to eight bits
+    (export/graphs/int8). A checkpoint's integers that are kept belong to a stream that is not rotated."""
+    keeps = source is not None and not requantize and keeps_integers(source, arch, precision, backend == TENSORRT)
+    return precision.name == "int8" and not keeps
 
 
-def calibrates(arch: Arch, precision: Precision, backend: str) -> bool:
+def calibrates(arch: Arch, precision: Precision) -> bool:
     """Whether int8 weights are rounded with error feedback unless asked otherwise. Of a large model that takes longer than the rest."""
-    return backend == ONNXRUNTIME and precision.name == "int8" and is_small(arch)
+    return precision.name == "int8" and is_small(arch)
 
 
 def planned_limits(draft: DraftArch, tree_sizes: tuple[int, ...], backend: str, rotated: bool) -> PolicyLimits:

@@ -86,10 +86,18 @@ class StorageWriter:
         return self.g.op("DequantizeLinear", value, scale, axis=0, block_size=BLOCK)
 
     def _integers(
-        self, stem: str, shape: tuple[int, int], parts: list[str], kind: int, quantize: Quantize, scales: tuple[int, ...], chunks: int = 1
+        self,
+        stem: str,
+        shape: tuple[int, int],
+        parts: list[str],
+        kind: int,
+        quantize: Quantize,
+        scales: tuple[int, ...],
+        chunks: int = 1,
+        scale_type: int | None = None,
     ) -> tuple[str, str]:
         """Integers [inputs, outputs] and scales of the shape ``scales``, [..., outputs], of a matrix [outputs, inputs]. uint8 has 128 added
-        to all. Only this small form of it is in memory."""
+        to all. Only this small form of it is in memory. ``scale_type``: the compute type if None."""
         found: list[np.ndarray] = []
 
         def turned(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +116,7 @@ class StorageWriter:
             yield np.concatenate(found, axis=-1)
 
         quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", kind, shape[::-1], values()))
-        return quantized, self._computed(f"{stem}.scale", scales, joined())
+        return quantized, self._computed(f"{stem}.scale", scales, joined(), scale_type)
 
     def _table(self, name: str, shape: tuple[int, int]) -> Embedding:
         """A checkpoint's table of embeddings [V, H]."""
@@ -121,17 +129,27 @@ class StorageWriter:
         """float8 weights with one scale an output behind a DequantizeLinear."""
         return self.g.op("DequantizeLinear", *self._by_rows(stem, FLOAT8, shape, parts, quantize_rows), axis=0)
 
-    def _by_rows(self, stem: str, kind: int, shape: tuple[int, int], parts: list[str], quantize: Quantize) -> tuple[str, str]:
-        """What ``quantize`` makes of a matrix [outputs, inputs]: values of its shape and one scale an output, in the compute type."""
+    def _by_rows(
+        self,
+        stem: str,
+        kind: int,
+        shape: tuple[int, int],
+        parts: list[str],
+        quantize: Quantize,
+        chunks: int = 1,
+        scale_type: int | None = None,
+    ) -> tuple[str, str]:
+        """What ``quantize`` makes of a matrix [outputs, inputs]: values of its shape and one scale an output. ``scale_type``: the compute
+        type if None."""
         scales: list[np.ndarray] = []
 
         def values() -> Iterator[np.ndarray]:
-            for value, scale in self._rows(shape, parts, quantize):
+            for value, scale in self._rows(shape, parts, quantize, chunks):
                 scales.append(scale)
                 yield value
 
         quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", kind, shape, values()))
-        return quantized, self._computed(f"{stem}.scale", shape[:1], scales)
+        return quantized, self._computed(f"{stem}.scale", shape[:1], scales, scale_type)
 
     def _stored(self, name: str, shape: tuple[int, ...], parts: list[str]) -> str:
         """Checkpoint tensors, joined along the first axis, in the stored type."""
@@ -154,7 +172,8 @@ class StorageWriter:
         same = self.precision.stored == self.precision.compute
         return stored if same else self.g.op("Cast", stored, to=self.precision.compute)
 
-    def _computed(self, name: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> str:
-        """A tensor in the compute type."""
-        kind = NUMPY_TYPES[self.precision.compute]
-        return self.g.initializer(self.weights.add(name, self.precision.compute, shape, (chunk.astype(kind) for chunk in chunks)))
+    def _computed(self, name: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray], kind: int | None = None) -> str:
+        """A tensor in the type ``kind``, the compute type if None."""
+        kind = self.precision.compute if kind is None else kind
+        stored = NUMPY_TYPES[kind]
+        return self.g.initializer(self.weights.add(name, kind, shape, (chunk.astype(stored) for chunk in chunks)))

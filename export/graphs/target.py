@@ -21,11 +21,12 @@ from runtime.backends.cpu.sums import ORDERED_WIDTH
 
 from ..checkpoints.arch import Arch
 from ..checkpoints.safetensors import Weights
-from .builder import BOOL, FLOAT, INT4, INT8, INT64, UINT8
+from .builder import BOOL, FLOAT, FLOAT8, INT4, INT8, INT64, UINT8
 from .embedding import Embedding
 from .int4_offsets import quantize_widened, wide, widened
 from .int8.products import integer_product
 from .int8.rounding import TWO_DIGITS, Rounding
+from .int8.row_products import row_product
 from .kept_integers import pieces
 from .layers import LayerWriter
 from .precision import Precision, is_quantized
@@ -38,7 +39,7 @@ EMBEDDING = "model.embed_tokens.weight"
 class TargetWriter(LayerWriter):
     """Writes the target's graph. ``captured``: the layers whose incoming residual streams are the output ``features``; the number of layers
     means the stream that leaves the last layer. ``keep_integers``: store a quantized checkpoint's integers where the graph can hold them.
-    ``rounding``: of all others to int8.
+    ``rounding``: of all others to eight bits.
     """
 
     graph_name = "target"
@@ -133,15 +134,21 @@ class TargetWriter(LayerWriter):
 
     def _rounded_product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int | None, *bias: str) -> str:
         """The product with a matrix that is rounded here, from float32."""
-        if not self.ordered or not is_quantized(kind, shape[1]):
+        by_row = self.static and self.rounding.rounds_inputs(stem, kind)
+        if not (self.ordered or by_row) or not is_quantized(kind, shape[1]):
             return super()._product(x, stem, shape, parts, kind, *bias)
-        if kind == INT4:
+        quantize, chunks = self.rounding.quantizer(stem, kind), self.rounding.chunks
+        if by_row and kind == FLOAT8:
+            product = row_product(self.g, x, *self._by_rows(stem, FLOAT8, shape, parts, quantize, chunks, FLOAT), FLOAT8)
+        elif by_row:
+            product = row_product(self.g, x, *self._integers(stem, shape, parts, INT8, quantize, shape[:1], chunks, FLOAT), INT8)
+        elif kind == INT4:
             x = wide(self.g, x, shape[1], self._blank)
             product = self._blocks_product(x, stem, shape, parts, 4, quantize_widened, widened(shape[1]))
         else:
             digits = self.rounding.digits(stem)
             stored = UINT8 if digits == 1 and self.rounding.unsigned else INT8
-            weight, scale = self._integers(stem, shape, parts, stored, self.rounding.quantizer(stem), shape[:1], self.rounding.chunks)
+            weight, scale = self._integers(stem, shape, parts, stored, quantize, shape[:1], chunks)
             product = integer_product(self.g, x, weight, scale, digits)
         return self.g.op("Add", product, *bias) if bias else product
 

@@ -1,4 +1,4 @@
-"""How a target's matrices are rounded to int8, and how many digits their inputs have."""
+"""How a target's matrices are rounded to eight bits, and in which products their inputs are."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Protocol
 
 import numpy as np
 
-from ..weights import quantize_outputs
+from ..builder import FLOAT8, INT8
+from ..weights import quantize_outputs, quantize_rows
 from .feedback import round_with_feedback
 
 _TWO_DIGITS = ("down",)  # its inputs have outliers that no rotation of the residual stream reaches (docs/lab/int8.md, "One digit")
+
+
+_HEAD = "head"  # its inputs stay as they are with TensorRT
 
 
 class Calibration(Protocol):
@@ -41,8 +45,17 @@ class Rounding:
         """Of the inputs of the matrix ``stem``."""
         return 1 if self.rotated and stem.rpartition(".")[2] not in _TWO_DIGITS else 2
 
-    def quantizer(self, stem: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        """Rounds rows of the matrix ``stem``, [n, inputs], to int8 with one scale a row."""
+    def rounds_inputs(self, stem: str, kind: int | None) -> bool:
+        """Whether the product of the matrix ``stem``, stored as ``kind``, has inputs of eight bits with TensorRT. Float8 needs no rotation,
+        because its steps are larger for larger numbers."""
+        if kind == INT8:
+            return stem != _HEAD and self.digits(stem) == 1
+        return kind == FLOAT8 and stem != _HEAD
+
+    def quantizer(self, stem: str, kind: int | None = INT8) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Rounds rows of the matrix ``stem``, [n, inputs], to ``kind`` with one scale a row."""
+        if kind == FLOAT8:
+            return quantize_rows
         if self.calibration is None:
             return quantize_outputs
         return partial(round_with_feedback, root=self.calibration.inverse_root(stem))
