@@ -19,7 +19,7 @@ from ..errors import CheckpointError, ParityError
 from ..graphs.builder import BFLOAT16, FLOAT
 from ..graphs.precision import NUMPY_TYPES, Precision
 from ..graphs.target import stream
-from .bf16_as_fp32 import float32_copy
+from .as_float32 import float32_copy
 from .kept import layers_are_stored_alike
 from .reference import reference_logits
 from .stored import check_stored
