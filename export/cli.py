@@ -157,8 +157,8 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         source=opened,
         requantize=asked.requantize,
         rotated=rotated,
-        calibrated=asked.rounding == "feedback" or (asked.rounding is None and calibrates(arch, precision)),
     )
+    plan = replace(plan, calibrated=asked.rounding == "feedback" or (asked.rounding is None and calibrates(arch, precision)))
     return CheckedExport(plan, opened, text, draft, policy, platform)
 
 

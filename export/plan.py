@@ -121,36 +121,23 @@ def make_plan(
     source: Weights | None = None,
     requantize: bool = False,
     rotated: bool = False,
-    calibrated: bool = False,
 ) -> Plan:
     """Plan an export without reading any tensor. A sliding window limits the context, because full attention is exact only within it.
 
-    source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``. rotated, calibrated: the
-    plan's.
+    source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``. rotated: see Plan.
     """
     context = min(max_context, arch.longest_context)
     columns = lane_columns(prefill_rows, MAX_DEPTH) if lanes > 1 else 0
     capacity = -(-(context + max(*tree_sizes, columns)) // 64) * 64
     compute, static = NUMPY_TYPES[precision.compute].itemsize, backend == TENSORRT
-    target = TargetWriter(
-        arch,
-        source,
-        precision,
-        capacity,
-        WeightCount("target.data"),
-        None,
-        static,
-        keep_integers=not requantize,
-        rounding=Rounding(rotated),
-    )
+    target = TargetWriter(arch, source, precision, capacity, WeightCount("target.data"), None, static, not requantize, Rounding(rotated))
     deque(target.build(), 0)
     weights = target.weights.size
     draft_weights, draft_cache = _draft_bytes(draft, target, context, backend, columns) if draft else (0, 0)
     cache = (target.cache_bytes + draft_cache) * lanes
     memory = max(_target_memory(arch, precision, weights), _BASE_MEMORY + 3 * draft_weights)  # the draft's parity check loads it whole
-    plans = 0
+    plans = _plan_bytes(target, draft, tree_sizes, lanes, weights + draft_weights) + _NETWORK_PLANS * policy_bytes if static else 0
     if static:
-        plans = _plan_bytes(target, draft, tree_sizes, lanes, weights + draft_weights) + _NETWORK_PLANS * policy_bytes
         memory = max(memory, _BUILD_MEMORY + _BUILD_COPIES * weights)
     return Plan(
         directory=directory,
@@ -177,7 +164,6 @@ def make_plan(
         stored=_stored(source, arch, precision, static, requantize),
         requantize=requantize,
         rotated=rotated,
-        calibrated=calibrated,
     )
 
 
