@@ -11,6 +11,7 @@ from ..checkpoints.safetensors import Weights
 from ..errors import CheckpointError
 from .builder import FLOAT, FLOAT8, FLOAT16, INT4, INT8, UINT8, GraphBuilder
 from .embedding import Embedding, is_quantized_embedding
+from .int8.row_products import weight_product
 from .precision import NUMPY_TYPES, Precision, is_quantized
 from .weights import (
     BLOCK,
@@ -47,7 +48,7 @@ class StorageWriter:
                     x, stem, shape, parts, bits, partial(quantize_blocks, bits=bits, stored=np.float16), shape[1]
                 )
             else:
-                product = self.g.op("MatMul", x, self._blocked(stem, shape, parts, kind))
+                product = self._static_product(x, stem, shape, parts, kind)
             return self.g.op("Add", product, *bias) if bias else product
         weight = self._computable(self._stored(f"{stem}.weight", shape, parts))
         return self.g.op("Gemm", x, weight, *bias, transB=1)
@@ -79,11 +80,13 @@ class StorageWriter:
             "MatMulNBits", x, value, scale, domain="com.microsoft", N=outputs, K=inputs, bits=bits, block_size=BLOCK, accuracy_level=4
         )
 
-    def _blocked(self, stem: str, shape: tuple[int, int], parts: list[str], kind: int) -> str:
-        """Blocked int8 or int4 weights [inputs, outputs] behind a DequantizeLinear."""
-        quantize = partial(quantize_blocks, bits=4 if kind == INT4 else 8)
+    def _static_product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int) -> str:
+        """x times integers [inputs, outputs] behind a DequantizeLinear, for TensorRT: int4 in blocks, int8 with one scale an output."""
+        if kind == INT8:
+            return weight_product(self.g, x, *self._integers(stem, shape, parts, kind, quantize_outputs, shape[:1]), kind)
+        quantize = partial(quantize_blocks, bits=4)
         value, scale = self._integers(stem, shape, parts, kind, quantize, (shape[1] // BLOCK, shape[0]))
-        return self.g.op("DequantizeLinear", value, scale, axis=0, block_size=BLOCK)
+        return self.g.op("MatMul", x, self.g.op("DequantizeLinear", value, scale, axis=0, block_size=BLOCK))
 
     def _integers(
         self,
@@ -136,7 +139,6 @@ class StorageWriter:
         shape: tuple[int, int],
         parts: list[str],
         quantize: Quantize,
-        chunks: int = 1,
         scale_type: int | None = None,
     ) -> tuple[str, str]:
         """What ``quantize`` makes of a matrix [outputs, inputs]: values of its shape and one scale an output. ``scale_type``: the compute
@@ -144,7 +146,7 @@ class StorageWriter:
         scales: list[np.ndarray] = []
 
         def values() -> Iterator[np.ndarray]:
-            for value, scale in self._rows(shape, parts, quantize, chunks):
+            for value, scale in self._rows(shape, parts, quantize):
                 scales.append(scale)
                 yield value
 

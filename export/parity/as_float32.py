@@ -8,30 +8,29 @@ from __future__ import annotations
 
 import onnx
 
-from ..graphs.builder import BFLOAT16, FLOAT, FLOAT16
+from ..graphs.builder import BFLOAT16, FLOAT
 
 _SUFFIX = ".float32"
-_HALF = (BFLOAT16, FLOAT16)
 
 
-def float32_copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A float32 copy of a graph of 16-bit numbers: stored weights are cast before use, inputs and outputs are float32. The graph must have
-    no subgraphs (nodes such as If or Loop)."""
+def float32_copy(model: onnx.ModelProto, kind: int = BFLOAT16) -> onnx.ModelProto:
+    """A copy of a graph in which all that has the ONNX type ``kind`` is float32: stored weights are cast before use, inputs and outputs are
+    float32. The graph must have no subgraphs (nodes such as If or Loop)."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    weights = {initializer.name for initializer in copy.graph.initializer if initializer.data_type in _HALF}
+    weights = {initializer.name for initializer in copy.graph.initializer if initializer.data_type == kind}
     for node in copy.graph.node:
         for index, name in enumerate(node.input):
             if name in weights:
                 node.input[index] = name + _SUFFIX
         for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _HALF:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == kind:
                 attribute.i = FLOAT
     nodes = list(copy.graph.node)
     del copy.graph.node[:]
     copy.graph.node.extend(onnx.helper.make_node("Cast", [name], [name + _SUFFIX], to=FLOAT) for name in sorted(weights))
     copy.graph.node.extend(nodes)
     for value in (*copy.graph.input, *copy.graph.output):
-        if value.type.tensor_type.elem_type in _HALF:
+        if value.type.tensor_type.elem_type == kind:
             value.type.tensor_type.elem_type = FLOAT
     return copy

@@ -52,7 +52,7 @@ class Rounding:
             return stem != _HEAD and self.digits(stem) == 1
         return kind == FLOAT8 and stem != _HEAD
 
-    def quantizer(self, stem: str, kind: int | None = INT8) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def quantizer(self, stem: str, kind: int = INT8) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """Rounds rows of the matrix ``stem``, [n, inputs], to ``kind`` with one scale a row."""
         if kind == FLOAT8:
             return quantize_rows

@@ -1,10 +1,13 @@
-"""Products for TensorRT whose inputs are rounded to eight bits as well, int8 or float8, with one scale a row.
+"""Products for TensorRT with matrices of eight bits, int8 or float8, and one scale an output. Inputs may be rounded to eight bits as well.
 
-A row of inputs is divided by its largest number, as on the CPU, so one step serves all rows: QuantizeLinear and DequantizeLinear with a
-constant. TensorRT makes a product of eight-bit numbers of them and of the weights' DequantizeLinear, and puts the divisions into the
-kernels before and behind. A row's result does not depend on the other rows of a pass.
+TensorRT-RTX fuses a DequantizeLinear with one scale an output into the product. With scales of blocks it does so for int4, but dequantizes
+a whole int8 matrix in every pass (docs/lab/tensorrt.md).
 
-All is float32 around the product: TensorRT stores the sums in the type of the DequantizeLinear, before it multiplies them by the scales.
+Where inputs are rounded, they have one scale a row. A row is divided by its largest number, as on the CPU, so one step serves all rows:
+QuantizeLinear and DequantizeLinear with a constant. TensorRT makes a product of eight-bit numbers of them and of the weights'
+DequantizeLinear, and puts the divisions into the kernels before and behind. A row's result does not depend on the other rows of a pass.
+
+All is float32 around such a product: TensorRT stores the sums in the type of the DequantizeLinear, before it multiplies them by the scales.
 Sums of eight-bit products overflow float16, and the product of two scales is too small for it (docs/lab/tensorrt.md).
 """
 
@@ -21,15 +24,18 @@ _NUMPY = {INT8: np.dtype(np.int8), FLOAT8: np.dtype(float8_e4m3fn)}
 _SMALLEST = 2.0**-24  # of float16, above zero: a row of zeros is not divided by zero
 
 
+def weight_product(g: GraphBuilder, x: str, weight: str, scale: str, kind: int) -> str:
+    """x [n, inputs] times a matrix with ``scale`` [outputs] of x's type. ``kind``: INT8 with ``weight`` [inputs, outputs], or FLOAT8 with
+    [outputs, inputs]."""
+    if kind == FLOAT8:
+        return g.op("Gemm", x, g.op("DequantizeLinear", weight, scale, axis=0), transB=1)
+    return g.op("MatMul", x, g.op("DequantizeLinear", weight, scale, axis=1))
+
+
 def row_product(g: GraphBuilder, x: str, weight: str, scale: str, kind: int) -> str:
-    """float16 x [n, inputs] times a matrix with float32 ``scale`` [outputs], as float16 [n, outputs]. ``kind``: INT8 with ``weight``
-    [inputs, outputs], or FLOAT8 with [outputs, inputs]; the inputs are rounded to the same type."""
+    """The same of float16 x and a float32 ``scale``, as float16; x is rounded to ``kind``, too."""
     step, zero = g.const(1 / LARGEST[kind], np.float32), g.const(0, _NUMPY[kind])
     wide = g.op("Cast", x, to=FLOAT)
     peak = g.op("Max", g.op("ReduceMax", g.op("Abs", wide), g.const([-1])), g.const(_SMALLEST, np.float32))
     rounded = g.op("DequantizeLinear", g.op("QuantizeLinear", g.op("Div", wide, peak), step, zero), step, zero)
-    if kind == FLOAT8:
-        product = g.op("Gemm", rounded, g.op("DequantizeLinear", weight, scale, axis=0), transB=1)
-    else:
-        product = g.op("MatMul", rounded, g.op("DequantizeLinear", weight, scale, axis=1))
-    return g.op("Cast", g.op("Mul", product, peak), to=FLOAT16)
+    return g.op("Cast", g.op("Mul", weight_product(g, rounded, weight, scale, kind), peak), to=FLOAT16)

@@ -11,7 +11,7 @@ from ml_dtypes import float8_e4m3fn
 from onnx import ModelProto, numpy_helper
 
 from export.graphs.builder import FLOAT8, FLOAT16, INT8, GraphBuilder
-from export.graphs.int8.row_products import LARGEST, row_product
+from export.graphs.int8.row_products import LARGEST, row_product, weight_product
 from export.graphs.weights import quantize_outputs, quantize_rows
 from export.parity.target import accuracy_option
 
@@ -83,18 +83,36 @@ def test_a_row_has_the_same_bits_among_any_others(kind: int) -> None:
 @kinds
 def test_plan_multiplies_eight_bit_numbers_and_sums_in_float32(kind: int) -> None:
     """TensorRT-RTX describes its kernels in a plan. A product in float16 would overflow, and one of dequantized numbers would be slow."""
+    plan = plan_of(product(some_weight(), kind)[0])
+    types = dict(re.findall(r' tensor=\{[^\n]* name="([^"]*)"[^\n]* type=(\w+) \}', plan))
+    (found,) = re.findall(r'fully_connected=\{ name="[^"]*" output=\{"([^"]*)" \} input=\{"([^"]*)" "([^"]*)"', plan)
+    eight_bits = "fp8_e4m3" if kind == FLOAT8 else "int8"
+    assert [types[name] for name in found] == ["float", eight_bits, eight_bits]
+
+
+@kinds
+def test_plan_dequantizes_weights_inside_the_product(kind: int) -> None:
+    """Where inputs keep their type. A kernel of its own would write the whole matrix in float16 in every pass."""
+    values, scale = quantize_rows(some_weight()) if kind == FLOAT8 else quantize_outputs(some_weight())
+    g = GraphBuilder("product")
+    stored = np.ascontiguousarray(values if kind == FLOAT8 else values.T)
+    tensors = [g.initializer(numpy_helper.from_array(*each)) for each in ((stored, "weight"), (scale.astype(np.float16), "scale"))]
+    g.output(weight_product(g, g.input("x", FLOAT16, ["n", INPUTS]), *tensors, kind), FLOAT16, ["n", OUTPUTS])
+    plan = plan_of(g.model("test"))
+    assert re.search(r"runtime_fusion=\{ name=__myl_CastMulCastFc ", plan)
+    assert not re.search(r" function=\{ name=__myl_\w*Cast", plan)
+
+
+def plan_of(model: ModelProto) -> str:
+    """What TensorRT-RTX builds of a graph with an input x, as text."""
     trt = pytest.importorskip("tensorrt_rtx")
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(0)
-    assert trt.OnnxParser(network, logger).parse(product(some_weight(), kind)[0].SerializeToString())
+    assert trt.OnnxParser(network, logger).parse(model.SerializeToString())
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     profile.set_shape("x", (1, INPUTS), (16, INPUTS), (16, INPUTS))
     config.add_optimization_profile(profile)
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    plan = bytes(builder.build_serialized_network(network, config)).decode("latin-1")
-    types = dict(re.findall(r' tensor=\{[^\n]* name="([^"]*)"[^\n]* type=(\w+) \}', plan))
-    (found,) = re.findall(r'fully_connected=\{ name="[^"]*" output=\{"([^"]*)" \} input=\{"([^"]*)" "([^"]*)"', plan)
-    eight_bits = "fp8_e4m3" if kind == FLOAT8 else "int8"
-    assert [types[name] for name in found] == ["float", eight_bits, eight_bits]
+    return bytes(builder.build_serialized_network(network, config)).decode("latin-1")

@@ -15,9 +15,9 @@ import export.parity.target
 from export.checkpoints.fetch import open_checkpoint
 from export.checkpoints.rope import Rope
 from export.checkpoints.safetensors import Checkpoint
-from export.graphs.builder import FLOAT8, INT8
+from export.graphs.builder import FLOAT8, FLOAT16, INT8
 from export.graphs.precision import TENSORRT_PRECISIONS
-from export.graphs.weights import BLOCK, quantize_blocks, quantize_outputs, quantize_rows
+from export.graphs.weights import quantize_outputs, quantize_rows
 from export.parity.as_float32 import float32_copy
 from export.parity.reference import reference_logits
 from export.parity.target import TREE_PARENTS, accuracy_option, exported_logits
@@ -66,11 +66,9 @@ class RoundedCheckpoint:
         weight = self.plain.read(name, start, stop)
         if weight.ndim < 2 or "embed" in name:
             return half(weight)
-        if self.precision == "int8" and name.split(".")[-2] in PLAIN["int8"]:
-            values, scales = quantize_blocks(weight, 8)
-            return values * half(scales).repeat(BLOCK, axis=1)
         values, scale = quantize_rows(weight) if self.precision == "fp8" else quantize_outputs(weight)
-        return values.astype(np.float32) * scale.astype(np.float32)[:, None]
+        scale = half(scale) if name.split(".")[-2] in PLAIN[self.precision] else scale.astype(np.float32)
+        return np.asarray(values.astype(np.float32) * scale[:, None])
 
 
 def numpy_logits(checkpoint: Any, tree: Tree, precision: str, monkeypatch: pytest.MonkeyPatch, inputs: bool) -> np.ndarray:
@@ -107,7 +105,7 @@ def test_plans_build_and_the_graph_rounds_as_numpy(
     tree = Tree.from_parents(list(range(3, 3 + len(TREE_PARENTS))), TREE_PARENTS)
     expected, unrounded = (numpy_logits(checkpoint, tree, precision, monkeypatch, inputs) for inputs in (True, False))
     twin = directory / "twin.onnx"
-    onnx.save(float32_copy(onnx.load(directory / "target.onnx", load_external_data=False)), twin)
+    onnx.save(float32_copy(onnx.load(directory / "target.onnx", load_external_data=False), FLOAT16), twin)
     as_it_stands = accuracy_option(np.dtype(np.float16))
     monkeypatch.setattr(export.parity.target, "accuracy_option", lambda compute: as_it_stands)
     in_float32, in_float16 = (
