@@ -26,8 +26,8 @@ TREE_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _BASE_MEMORY = 350 << 20  # interpreter, numpy, onnx, onnxruntime, and the streaming buffers
 _SMALL_FILES = 8 << 20  # graphs, tokenizer, manifest
 # Rounded up from builds with TensorRT-RTX 1.7.1 (tests/export/tensorrt). A plan contains kernel source text: so many bytes for each
-# profile, and so many for each layer of a profile. _SMALL_PLANS: the plans of all graphs without layers. Building takes _BUILD_MEMORY and
-# copies of the weights.
+# profile, and so many for each layer of a profile, twice as many if its weights are quantized: products that dequantize have much text.
+# _SMALL_PLANS: the plans of all graphs without layers. Building takes _BUILD_MEMORY and copies of the weights.
 _PROFILE_BYTES, _LAYER_BYTES = 4 << 20, 512 << 10
 _SMALL_PLANS = 12 << 20
 _BUILD_MEMORY, _BUILD_COPIES = 1000 << 20, 4
@@ -180,7 +180,7 @@ def _plan_bytes(target: TargetWriter, draft: PlannedDraft | None, tree_sizes: tu
     if lanes > 1:
         profiles, copies = profiles + len(target_lane_rows(tree_sizes, lanes)) + 1, 2
         draft_profiles += len(draft_lane_rows(MAX_WIDTH, MAX_DEPTH, lanes)) + 1
-    texts = profiles * (_PROFILE_BYTES + target.arch.layers * _LAYER_BYTES)
+    texts = profiles * (_PROFILE_BYTES + target.arch.layers * _LAYER_BYTES * (2 if target.precision.matrix else 1))
     if draft:
         texts += draft_profiles * (_PROFILE_BYTES + draft.arch.layer.layers * _LAYER_BYTES)
         if not draft.arch.own_embedding:  # TensorRT copies the target's
