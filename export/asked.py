@@ -79,8 +79,8 @@ def checked(asked: Asked) -> Asked:
         raise click.UsageError("give --model NAME or --weights DIR, FILE.gguf or a hub id")
     if asked.no_draft and (asked.draft_weights or asked.draft_precision or asked.policy):
         raise click.UsageError("--no-draft goes with none of --draft-weights, --draft-precision and --policy")
-    if (asked.no_rotation or asked.rounding) and (asked.backend == "tensorrt" or asked.chosen_precision != "int8"):
-        raise click.UsageError("--no-rotation and --rounding need --precision int8 for the CPU")
+    if (asked.no_rotation or asked.rounding) and asked.chosen_precision != "int8":
+        raise click.UsageError("--no-rotation and --rounding need --precision int8")
     if asked.backend != "tensorrt" and "fp8" in (asked.precision, asked.draft_precision):
         raise click.UsageError("fp8 needs --backend tensorrt; for the CPU there is int8")
     for name, given in (("--compute-capability", asked.compute_capability is not None), ("--lanes", asked.lanes > 1)):

@@ -173,7 +173,7 @@ def _write(scratch: Path, job: ExportJob) -> Manifest:
         source=job.source,
         rebuild=job.rebuild,
         rotated=plan.rotated,
-        exact_pairs=plan.rotated and not rounding.unsigned,
+        exact_pairs=plan.rotated and plan.backend == ONNXRUNTIME and not rounding.unsigned,
     )
     manifest = replace(manifest, tuning=_tuning(scratch, job, manifest))
     (scratch / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
@@ -194,7 +194,8 @@ def _tuning(scratch: Path, job: ExportJob, manifest: Manifest) -> Tuning | None:
 def _rounding(job: ExportJob, tokenizer: Tokenizer) -> Rounding:
     """How the target's matrices are rounded to int8 on this processor."""
     calibration = InputMoments(job.checkpoint, own_texts(tokenizer, job.checkpoint.arch)) if job.plan.calibrated else None
-    return Rounding(job.plan.rotated, job.plan.rotated and not adds_pairs_exactly(), calibration)
+    unsigned = job.plan.rotated and job.plan.backend == ONNXRUNTIME and not adds_pairs_exactly()
+    return Rounding(job.plan.rotated, unsigned, calibration)
 
 
 def _write_graphs(scratch: Path, job: ExportJob, captured: tuple[int, ...], rounding: Rounding) -> _Written:

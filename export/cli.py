@@ -58,9 +58,9 @@ resps-export --model llama3-8b --backend tensorrt --precision fp8 --dry-run""",
 @option(ENGINE, "--precision", type=click.Choice(PRECISION_NAMES), show_default="fp32; fp16 with tensorrt",
         help="Precision of the target. fp8, int8 and int4 quantize the weights; fp8 needs tensorrt.")  # fmt: skip
 @option(ENGINE, "--requantize", is_flag=True, help="Round a quantized checkpoint's weights again instead of keeping its integers.")
-@option(ENGINE, "--no-rotation", is_flag=True, help="Leave the residual stream as it is, in int8 on the CPU.")
+@option(ENGINE, "--no-rotation", is_flag=True, help="Leave the residual stream as it is, in int8.")
 @option(ENGINE, "--rounding", type=click.Choice(("nearest", "feedback")), show_default="feedback up to a billion weights",
-        help="To int8 on the CPU; feedback is closer to the model and slower to export.")  # fmt: skip
+        help="To int8; feedback is closer to the model and slower to export.")  # fmt: skip
 @option(ENGINE, "--draft-precision", type=click.Choice(PRECISION_NAMES),
         show_default="int8 with a target of fp32, int8 or int4; fp16 with tensorrt", help="Precision of the draft.")  # fmt: skip
 @option(ENGINE, "--max-context", type=click.IntRange(16, 1 << 20), default=DEFAULT_CONTEXT, help="Most tokens of prompt and answer.")
@@ -156,9 +156,9 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         lanes=asked.lanes,
         source=opened,
         requantize=asked.requantize,
+        rotated=rotated,
     )
-    calibrated = asked.rounding == "feedback" or (asked.rounding is None and calibrates(arch, precision, asked.backend))
-    plan = replace(plan, rotated=rotated, calibrated=calibrated)
+    plan = replace(plan, calibrated=asked.rounding == "feedback" or (asked.rounding is None and calibrates(arch, precision)))
     return CheckedExport(plan, opened, text, draft, policy, platform)
 
 

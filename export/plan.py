@@ -12,6 +12,7 @@ from .checkpoints.arch import Arch
 from .checkpoints.draft_arch import DraftArch
 from .checkpoints.safetensors import Weights
 from .draft_build import MAX_WIDTH, draft_writers, max_width
+from .graphs.int8.rounding import Rounding
 from .graphs.kept_integers import keeps_integers, notes
 from .graphs.precision import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.target import TargetWriter
@@ -25,8 +26,8 @@ TREE_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _BASE_MEMORY = 350 << 20  # interpreter, numpy, onnx, onnxruntime, and the streaming buffers
 _SMALL_FILES = 8 << 20  # graphs, tokenizer, manifest
 # Rounded up from builds with TensorRT-RTX 1.7.1 (tests/export/tensorrt). A plan contains kernel source text: so many bytes for each
-# profile, and so many for each layer of a profile. _SMALL_PLANS: the plans of all graphs without layers. Building takes _BUILD_MEMORY and
-# copies of the weights.
+# profile, and so many for each layer of a profile, twice as many if its weights are quantized: products that dequantize have much text.
+# _SMALL_PLANS: the plans of all graphs without layers. Building takes _BUILD_MEMORY and copies of the weights.
 _PROFILE_BYTES, _LAYER_BYTES = 4 << 20, 512 << 10
 _SMALL_PLANS = 12 << 20
 _BUILD_MEMORY, _BUILD_COPIES = 1000 << 20, 4
@@ -84,7 +85,7 @@ class Plan:
             + (", the model's own limit" if self.context == self.longest_context else ""),
             f"  target.onnx, target.data   {_mib(self.weight_bytes)} of weights",
             *(f"  quantized weights          {line}" for line in self.stored),
-            *(["  rounding to int8           " + self.rounding] if self.precision == "int8" and self.backend == ONNXRUNTIME else []),
+            *(["  rounding to int8           " + self.rounding] if self.precision == "int8" else []),
             *([f"  draft.onnx, draft.data     {_mib(self.draft_bytes)} of {self.draft} in {self.draft_precision}"] if self.draft else []),
             *([f"  tuned-*.onnx               {_mib(self.policy_bytes)} of policy networks"] if self.policy_bytes else []),
             "  sample.onnx, tokenizer.json, manifest.json" + (", fuse.onnx, expand.onnx, tree.onnx" if self.draft else ""),
@@ -119,24 +120,24 @@ def make_plan(
     lanes: int = 1,
     source: Weights | None = None,
     requantize: bool = False,
+    rotated: bool = False,
 ) -> Plan:
     """Plan an export without reading any tensor. A sliding window limits the context, because full attention is exact only within it.
 
-    source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``.
+    source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``. rotated: see Plan.
     """
     context = min(max_context, arch.longest_context)
     columns = lane_columns(prefill_rows, MAX_DEPTH) if lanes > 1 else 0
     capacity = -(-(context + max(*tree_sizes, columns)) // 64) * 64
     compute, static = NUMPY_TYPES[precision.compute].itemsize, backend == TENSORRT
-    target = TargetWriter(arch, source, precision, capacity, WeightCount("target.data"), static=static, keep_integers=not requantize)
+    target = TargetWriter(arch, source, precision, capacity, WeightCount("target.data"), None, static, not requantize, Rounding(rotated))
     deque(target.build(), 0)
     weights = target.weights.size
     draft_weights, draft_cache = _draft_bytes(draft, target, context, backend, columns) if draft else (0, 0)
     cache = (target.cache_bytes + draft_cache) * lanes
     memory = max(_target_memory(arch, precision, weights), _BASE_MEMORY + 3 * draft_weights)  # the draft's parity check loads it whole
-    plans = 0
+    plans = _plan_bytes(target, draft, tree_sizes, lanes, weights + draft_weights) + _NETWORK_PLANS * policy_bytes if static else 0
     if static:
-        plans = _plan_bytes(target, draft, tree_sizes, lanes, weights + draft_weights) + _NETWORK_PLANS * policy_bytes
         memory = max(memory, _BUILD_MEMORY + _BUILD_COPIES * weights)
     return Plan(
         directory=directory,
@@ -162,6 +163,7 @@ def make_plan(
         run_memory=_BASE_MEMORY + weights * compute // NUMPY_TYPES[precision.stored].itemsize + cache + draft_weights,
         stored=_stored(source, arch, precision, static, requantize),
         requantize=requantize,
+        rotated=rotated,
     )
 
 
@@ -178,7 +180,7 @@ def _plan_bytes(target: TargetWriter, draft: PlannedDraft | None, tree_sizes: tu
     if lanes > 1:
         profiles, copies = profiles + len(target_lane_rows(tree_sizes, lanes)) + 1, 2
         draft_profiles += len(draft_lane_rows(MAX_WIDTH, MAX_DEPTH, lanes)) + 1
-    texts = profiles * (_PROFILE_BYTES + target.arch.layers * _LAYER_BYTES)
+    texts = profiles * (_PROFILE_BYTES + target.arch.layers * _LAYER_BYTES * (2 if target.precision.matrix else 1))
     if draft:
         texts += draft_profiles * (_PROFILE_BYTES + draft.arch.layer.layers * _LAYER_BYTES)
         if not draft.arch.own_embedding:  # TensorRT copies the target's
@@ -201,14 +203,15 @@ def _target_memory(arch: Arch, precision: Precision, weights: int) -> int:
 
 
 def rotates(arch: Arch, precision: Precision, backend: str, source: Weights | None, requantize: bool) -> bool:
-    """Whether a rotated residual stream gains something: int8 products on a CPU then need one digit (export/graphs/int8/products.py). A
-    checkpoint's integers that are kept belong to a stream that is not rotated."""
-    return backend == ONNXRUNTIME and precision.name == "int8" and (requantize or not (source and keeps_integers(source, arch, precision)))
+    """Whether a rotated residual stream gains something: the inputs of int8 products can then be rounded to eight bits
+    (export/graphs/int8). A checkpoint's integers that are kept belong to a stream that is not rotated."""
+    keeps = source is not None and not requantize and keeps_integers(source, arch, precision, backend == TENSORRT)
+    return precision.name == "int8" and not keeps
 
 
-def calibrates(arch: Arch, precision: Precision, backend: str) -> bool:
+def calibrates(arch: Arch, precision: Precision) -> bool:
     """Whether int8 weights are rounded with error feedback unless asked otherwise. Of a large model that takes longer than the rest."""
-    return backend == ONNXRUNTIME and precision.name == "int8" and is_small(arch)
+    return precision.name == "int8" and is_small(arch)
 
 
 def planned_limits(draft: DraftArch, tree_sizes: tuple[int, ...], backend: str, rotated: bool) -> PolicyLimits:

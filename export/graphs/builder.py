@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ class GraphBuilder:
     def const(self, value: Any, dtype: Any = np.int64) -> str:
         """A small constant inside the graph. Equal constants share one initializer."""
         array = np.asarray(value, dtype)
-        name = f"const_{array.dtype}_{'x'.join(map(str, array.shape))}_{array.tobytes().hex()}"
+        digest = blake2b(array.tobytes(), digest_size=16).hexdigest()  # TensorRT bounds the length of names
+        name = f"const_{array.dtype}_{'x'.join(map(str, array.shape))}_{digest}"
         if name not in self._initializers:
             self._initializers[name] = numpy_helper.from_array(array, name)
         return name

@@ -89,10 +89,10 @@ def notes(source: Weights, arch: Arch, precision: Precision, static: bool, requa
         yield f"{count} matrices of {form_text}: {fate}"
 
 
-def keeps_integers(source: Weights, arch: Arch, precision: Precision) -> bool:
-    """Whether a graph for the CPU keeps any of a checkpoint's integers."""
+def keeps_integers(source: Weights, arch: Arch, precision: Precision, static: bool) -> bool:
+    """Whether a graph keeps any of a checkpoint's integers. ``static``: for TensorRT."""
     return isinstance(source, HasIntegers) and any(
-        name != EMBEDDING and _kept(source, name, kind, static=False) for name, kind in _quantized(arch, precision)
+        name != EMBEDDING and _kept(source, name, kind, static) for name, kind in _quantized(arch, precision)
     )
 
 

@@ -11,6 +11,7 @@ from ..checkpoints.safetensors import Weights
 from ..errors import CheckpointError
 from .builder import FLOAT, FLOAT8, FLOAT16, INT4, INT8, UINT8, GraphBuilder
 from .embedding import Embedding, is_quantized_embedding
+from .int8.row_products import weight_product
 from .precision import NUMPY_TYPES, Precision, is_quantized
 from .weights import (
     BLOCK,
@@ -47,7 +48,7 @@ class StorageWriter:
                     x, stem, shape, parts, bits, partial(quantize_blocks, bits=bits, stored=np.float16), shape[1]
                 )
             else:
-                product = self.g.op("MatMul", x, self._blocked(stem, shape, parts, kind))
+                product = self._static_product(x, stem, shape, parts, kind)
             return self.g.op("Add", product, *bias) if bias else product
         weight = self._computable(self._stored(f"{stem}.weight", shape, parts))
         return self.g.op("Gemm", x, weight, *bias, transB=1)
@@ -79,17 +80,27 @@ class StorageWriter:
             "MatMulNBits", x, value, scale, domain="com.microsoft", N=outputs, K=inputs, bits=bits, block_size=BLOCK, accuracy_level=4
         )
 
-    def _blocked(self, stem: str, shape: tuple[int, int], parts: list[str], kind: int) -> str:
-        """Blocked int8 or int4 weights [inputs, outputs] behind a DequantizeLinear."""
-        quantize = partial(quantize_blocks, bits=4 if kind == INT4 else 8)
+    def _static_product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int) -> str:
+        """x times integers [inputs, outputs] behind a DequantizeLinear, for TensorRT: int4 in blocks, int8 with one scale an output."""
+        if kind == INT8:
+            return weight_product(self.g, x, *self._integers(stem, shape, parts, kind, quantize_outputs, shape[:1]), kind)
+        quantize = partial(quantize_blocks, bits=4)
         value, scale = self._integers(stem, shape, parts, kind, quantize, (shape[1] // BLOCK, shape[0]))
-        return self.g.op("DequantizeLinear", value, scale, axis=0, block_size=BLOCK)
+        return self.g.op("MatMul", x, self.g.op("DequantizeLinear", value, scale, axis=0, block_size=BLOCK))
 
     def _integers(
-        self, stem: str, shape: tuple[int, int], parts: list[str], kind: int, quantize: Quantize, scales: tuple[int, ...], chunks: int = 1
+        self,
+        stem: str,
+        shape: tuple[int, int],
+        parts: list[str],
+        kind: int,
+        quantize: Quantize,
+        scales: tuple[int, ...],
+        chunks: int = 1,
+        scale_type: int | None = None,
     ) -> tuple[str, str]:
         """Integers [inputs, outputs] and scales of the shape ``scales``, [..., outputs], of a matrix [outputs, inputs]. uint8 has 128 added
-        to all. Only this small form of it is in memory."""
+        to all. Only this small form of it is in memory. ``scale_type``: the compute type if None."""
         found: list[np.ndarray] = []
 
         def turned(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +119,7 @@ class StorageWriter:
             yield np.concatenate(found, axis=-1)
 
         quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", kind, shape[::-1], values()))
-        return quantized, self._computed(f"{stem}.scale", scales, joined())
+        return quantized, self._computed(f"{stem}.scale", scales, joined(), scale_type)
 
     def _table(self, name: str, shape: tuple[int, int]) -> Embedding:
         """A checkpoint's table of embeddings [V, H]."""
@@ -121,8 +132,17 @@ class StorageWriter:
         """float8 weights with one scale an output behind a DequantizeLinear."""
         return self.g.op("DequantizeLinear", *self._by_rows(stem, FLOAT8, shape, parts, quantize_rows), axis=0)
 
-    def _by_rows(self, stem: str, kind: int, shape: tuple[int, int], parts: list[str], quantize: Quantize) -> tuple[str, str]:
-        """What ``quantize`` makes of a matrix [outputs, inputs]: values of its shape and one scale an output, in the compute type."""
+    def _by_rows(
+        self,
+        stem: str,
+        kind: int,
+        shape: tuple[int, int],
+        parts: list[str],
+        quantize: Quantize,
+        scale_type: int | None = None,
+    ) -> tuple[str, str]:
+        """What ``quantize`` makes of a matrix [outputs, inputs]: values of its shape and one scale an output. ``scale_type``: the compute
+        type if None."""
         scales: list[np.ndarray] = []
 
         def values() -> Iterator[np.ndarray]:
@@ -131,7 +151,7 @@ class StorageWriter:
                 yield value
 
         quantized = self.g.initializer(self.weights.add(f"{stem}.quantized", kind, shape, values()))
-        return quantized, self._computed(f"{stem}.scale", shape[:1], scales)
+        return quantized, self._computed(f"{stem}.scale", shape[:1], scales, scale_type)
 
     def _stored(self, name: str, shape: tuple[int, ...], parts: list[str]) -> str:
         """Checkpoint tensors, joined along the first axis, in the stored type."""
@@ -154,7 +174,8 @@ class StorageWriter:
         same = self.precision.stored == self.precision.compute
         return stored if same else self.g.op("Cast", stored, to=self.precision.compute)
 
-    def _computed(self, name: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> str:
-        """A tensor in the compute type."""
-        kind = NUMPY_TYPES[self.precision.compute]
-        return self.g.initializer(self.weights.add(name, self.precision.compute, shape, (chunk.astype(kind) for chunk in chunks)))
+    def _computed(self, name: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray], kind: int | None = None) -> str:
+        """A tensor in the type ``kind``, the compute type if None."""
+        kind = self.precision.compute if kind is None else kind
+        stored = NUMPY_TYPES[kind]
+        return self.g.initializer(self.weights.add(name, kind, shape, (chunk.astype(stored) for chunk in chunks)))

@@ -14,7 +14,9 @@ from ..checkpoints.safetensors import Weights
 from . import builder
 from .builder import FLOAT, FLOAT8, FLOAT16, INT64, UINT8, GraphBuilder
 from .int8.products import integer_product
+from .int8.row_products import weight_product
 from .kept_integers import Piece, is_whole_rows, product_block
+from .precision import NUMPY_TYPES
 from .weights import BLOCK, WeightCount, pack_int4, pack_values, row_ranges
 
 _CHUNKS = 32  # row blocks that are read at a time
@@ -36,10 +38,12 @@ class StoredProducts:
             x = self.g.op("Gather", x, places, axis=1)
         if form.kind not in _INTEGER_TYPES:
             return self.g.op("Gemm", x, self._float8(stem, piece, inputs), transB=1)
+        if is_whole_rows(form, inputs):
+            if static:
+                return weight_product(self.g, x, *self._whole_rows(stem, piece, inputs, FLOAT16), builder.INT8)
+            return integer_product(self.g, x, *self._whole_rows(stem, piece, inputs, FLOAT))
         if static:
             return self.g.op("MatMul", x, self._blocked(stem, piece, inputs))
-        if is_whole_rows(form, inputs):
-            return integer_product(self.g, x, *self._whole_rows(stem, piece, inputs))
         return self._blocks(x, stem, piece, inputs)
 
     def _rows(self, piece: Piece) -> Iterator[StoredIntegers]:
@@ -82,11 +86,11 @@ class StoredProducts:
         tensor = self.g.initializer(self.weights.add(name, stored, shape, (chunk.astype(kind) for chunk in chunks)))
         return tensor if stored == FLOAT else self.g.op("Cast", tensor, to=FLOAT)
 
-    def _whole_rows(self, stem: str, piece: Piece, inputs: int) -> tuple[str, str]:
-        """int8 [inputs, outputs] and scales [outputs] for `integer_product`."""
+    def _whole_rows(self, stem: str, piece: Piece, inputs: int, scale_type: int) -> tuple[str, str]:
+        """int8 [inputs, outputs] and scales [outputs] for `integer_product` and `weight_product`."""
 
         def arrays() -> Iterator[np.ndarray]:
-            values, scales, start = np.empty((inputs, piece.outputs), np.int8), np.empty(piece.outputs, np.float32), 0
+            values, scales, start = np.empty((inputs, piece.outputs), np.int8), np.empty(piece.outputs, NUMPY_TYPES[scale_type]), 0
             for rows in self._rows(piece):
                 stop = start + len(rows.values)
                 values[:, start:stop], scales[start:stop] = rows.values.T, rows.scales[:, 0]
@@ -96,7 +100,7 @@ class StoredProducts:
 
         made = arrays()
         weight = self.weights.add(f"{stem}.quantized", builder.INT8, (inputs, piece.outputs), islice(made, 1))
-        scale = self.weights.add(f"{stem}.scale", FLOAT, (piece.outputs,), made)
+        scale = self.weights.add(f"{stem}.scale", scale_type, (piece.outputs,), made)
         return self.g.initializer(weight), self.g.initializer(scale)
 
     def _blocked(self, stem: str, piece: Piece, inputs: int) -> str:

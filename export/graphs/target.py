@@ -21,11 +21,12 @@ from runtime.backends.cpu.sums import ORDERED_WIDTH
 
 from ..checkpoints.arch import Arch
 from ..checkpoints.safetensors import Weights
-from .builder import BOOL, FLOAT, INT4, INT8, INT64, UINT8
+from .builder import BOOL, FLOAT, FLOAT8, INT4, INT8, INT64, UINT8
 from .embedding import Embedding
 from .int4_offsets import quantize_widened, wide, widened
 from .int8.products import integer_product
 from .int8.rounding import TWO_DIGITS, Rounding
+from .int8.row_products import row_product, weight_product
 from .kept_integers import pieces
 from .layers import LayerWriter
 from .precision import Precision, is_quantized
@@ -38,7 +39,7 @@ EMBEDDING = "model.embed_tokens.weight"
 class TargetWriter(LayerWriter):
     """Writes the target's graph. ``captured``: the layers whose incoming residual streams are the output ``features``; the number of layers
     means the stream that leaves the last layer. ``keep_integers``: store a quantized checkpoint's integers where the graph can hold them.
-    ``rounding``: of all others to int8.
+    ``rounding``: of all others to eight bits.
     """
 
     graph_name = "target"
@@ -133,9 +134,12 @@ class TargetWriter(LayerWriter):
 
     def _rounded_product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int | None, *bias: str) -> str:
         """The product with a matrix that is rounded here, from float32."""
-        if not self.ordered or not is_quantized(kind, shape[1]):
+        eight_bits = self.static and kind in (INT8, FLOAT8)
+        if not (self.ordered or eight_bits) or kind is None or not is_quantized(kind, shape[1]):
             return super()._product(x, stem, shape, parts, kind, *bias)
-        if kind == INT4:
+        if eight_bits:
+            product = self._eight_bit_product(x, stem, shape, parts, kind)
+        elif kind == INT4:
             x = wide(self.g, x, shape[1], self._blank)
             product = self._blocks_product(x, stem, shape, parts, 4, quantize_widened, widened(shape[1]))
         else:
@@ -144,6 +148,16 @@ class TargetWriter(LayerWriter):
             weight, scale = self._integers(stem, shape, parts, stored, self.rounding.quantizer(stem), shape[:1], self.rounding.chunks)
             product = integer_product(self.g, x, weight, scale, digits)
         return self.g.op("Add", product, *bias) if bias else product
+
+    def _eight_bit_product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int) -> str:
+        """For TensorRT: the product with int8 or float8 weights that have one scale an output."""
+        by_row, quantize = self.rounding.rounds_inputs(stem, kind, self.arch.spread), self.rounding.quantizer(stem, kind)
+        scale_type = FLOAT if by_row else self.precision.compute
+        if kind == FLOAT8:
+            weight, scale = self._by_rows(stem, FLOAT8, shape, parts, quantize, scale_type)
+        else:
+            weight, scale = self._integers(stem, shape, parts, INT8, quantize, shape[:1], self.rounding.chunks, scale_type)
+        return (row_product if by_row else weight_product)(self.g, x, weight, scale, kind)
 
     def _blank(self, width: int) -> str:
         """Zeros [n, width]. The node is written when it is first needed."""

@@ -15,7 +15,7 @@ from ..checkpoints.draft_checkpoint import EMBEDDING, HEAD, DraftCheckpoint
 from ..graphs.builder import BFLOAT16, FLOAT
 from ..graphs.embedding import rounded_embedding
 from ..graphs.precision import NUMPY_TYPES, Precision
-from .bf16_as_fp32 import float32_copy
+from .as_float32 import float32_copy
 from .reference import decoder_layer, linear, norm
 from .target import accuracy_option, compare, log_softmax, shorten_caches
 

@@ -135,7 +135,8 @@ class _Stored:
             step = np.asarray(scale, np.float32)[columns // BLOCK][:, rows].T
             return integers * step, np.abs(step) * (_WHOLE_STEP if kind == INT4 else _HALF_STEP + np.float32(127 * 2.0**-11))
         step = np.asarray(scale[rows], np.float32)[:, None]
-        return integers * step, step * np.float32(_HALF_STEP)
+        rounding = 127 * (2.0**-11 * step + 2.0**-25) if scale.dtype == np.float16 else 0.0
+        return integers * step, np.asarray(step * _HALF_STEP + rounding, np.float32)
 
 
 def _of_blocks(values: np.ndarray, scale: np.ndarray, rows: np.ndarray, columns: np.ndarray, inputs: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from ..errors import CheckpointError, ParityError
 from ..graphs.builder import BFLOAT16, FLOAT
 from ..graphs.precision import NUMPY_TYPES, Precision
 from ..graphs.target import stream
-from .bf16_as_fp32 import float32_copy
+from .as_float32 import float32_copy
 from .kept import layers_are_stored_alike
 from .reference import reference_logits
 from .stored import check_stored
@@ -235,9 +235,9 @@ def _stream_type(model: onnx.ModelProto) -> int:
 
 
 def accuracy_option(compute: np.dtype) -> tuple[str, str]:
-    """The session option for the activations of quantized products: rounded to eight bits in float32 graphs, as at run time, and not
-    rounded in graphs that TensorRT runs."""
-    return "session.qdq_matmulnbits_accuracy_level", "4" if compute == np.float32 else "1"
+    """The session option for quantized products: activations are rounded to eight bits in float32 graphs, as at run time. In graphs that
+    TensorRT runs, all nodes are computed as they stand, in float32, without ONNX Runtime's own products of integers."""
+    return ("session.qdq_matmulnbits_accuracy_level", "4") if compute == np.float32 else ("session.disable_quant_qdq", "1")
 
 
 def _run(file: Path, piece: onnx.ModelProto, feeds: dict[str, Any], compute: np.dtype[Any]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How a target's matrices are rounded to int8, and how many digits their inputs have."""
+"""How a target's matrices are rounded to eight bits, and in which products their inputs are."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Protocol
 
 import numpy as np
 
-from ..weights import quantize_outputs
+from ..builder import FLOAT8, INT8
+from ..weights import quantize_outputs, quantize_rows
 from .feedback import round_with_feedback
 
 _LEAST_SPREAD = 16
 """Size of the blocks in which outliers of `down`'s inputs must be spread for one digit; rotating the stream does not reach them."""
+
+_HEAD = "head"  # its inputs stay as they are with TensorRT
 
 
 class Calibration(Protocol):
@@ -42,8 +45,15 @@ class Rounding:
         """Of the inputs of the matrix ``stem``. ``spread``: Arch's, of the inputs of `down`."""
         return 1 if self.rotated and (spread >= _LEAST_SPREAD or not stem.endswith(".down")) else 2
 
-    def quantizer(self, stem: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        """Rounds rows of the matrix ``stem``, [n, inputs], to int8 with one scale a row."""
+    def rounds_inputs(self, stem: str, kind: int, spread: int) -> bool:
+        """Whether the product of the matrix ``stem``, stored as ``kind``, has inputs of eight bits with TensorRT. ``spread``: as in
+        `digits`. Float8 needs no rotation, because its steps are larger for larger numbers."""
+        return stem != _HEAD and (kind == FLOAT8 or self.digits(stem, spread) == 1)
+
+    def quantizer(self, stem: str, kind: int = INT8) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Rounds rows of the matrix ``stem``, [n, inputs], to ``kind`` with one scale a row."""
+        if kind == FLOAT8:
+            return quantize_rows
         if self.calibration is None:
             return quantize_outputs
         return partial(round_with_feedback, root=self.calibration.inverse_root(stem))

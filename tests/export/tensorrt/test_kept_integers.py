@@ -24,8 +24,8 @@ def stored_down(directory: Path) -> np.ndarray:
     model = onnx.load(directory / "target.onnx")
     arrays = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer if each.name.startswith("layers.1.down.")}
     values, scales = (arrays[f"layers.1.down.{part}"].astype(np.float64) for part in ("quantized", "scale"))
-    if scales.ndim == 1:
-        return np.asarray(values * scales[:, None])
+    if scales.ndim == 1:  # float8 is [outputs, inputs]
+        return np.asarray((values if values.shape[0] == len(scales) else values.T) * scales[:, None])
     return np.asarray((values * np.repeat(scales, BLOCK, axis=0)).T)
 
 
