@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .decoding.logprobs import TokenLogprob
     from .decoding.stats import Stats
     from .decoding.totals import Totals
-    from .errors import DecoderBusy, DecoderClosed, EngineDirError, EngineFailure, PromptError, RespsError
+    from .errors import DecoderBusy, DecoderClosed, EngineDirError, EngineFailure, ParameterError, PromptError, RespsError
     from .request import Chunk
     from .sampling_params import SamplingParams
     from .stream import Result, Stream
@@ -25,6 +25,7 @@ _MODULES = {
     "DecoderClosed": "errors",
     "EngineDirError": "errors",
     "EngineFailure": "errors",
+    "ParameterError": "errors",
     "PromptError": "errors",
     "RespsError": "errors",
     "Result": "stream",
@@ -42,6 +43,7 @@ __all__ = [
     "DecoderClosed",
     "EngineDirError",
     "EngineFailure",
+    "ParameterError",
     "PromptError",
     "RespsError",
     "Result",

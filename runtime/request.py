@@ -140,7 +140,7 @@ class Request:
             piece = self._detokenizer.push(token)
             if token in self._stops.marks:  # bytes before it will not become a character
                 piece += self._detokenizer.flush()
-            shown += self._stops.push(piece, token)
+            shown += piece if self.counters.new_tokens + kept <= self.params.min_tokens else self._stops.push(piece, token)
             if self._stops.found:
                 self.stop = "stop_string"
         logprobs = None if self._logprob_recorder is None else self._logprob_recorder.take()[:kept]

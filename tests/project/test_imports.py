@@ -65,7 +65,7 @@ LAYERS = {
         ["request"],
         ["stream"],
         ["lanes"],
-        ["arguments", "warm_up"],
+        ["arguments", "new_request", "warm_up"],
         ["decoder"],
         ["__init__"],
         ["console"],
