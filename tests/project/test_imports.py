@@ -70,6 +70,7 @@ LAYERS = {
         ["__init__"],
         ["console"],
         ["options"],
+        ["sampling_options"],
         ["cli", "bench", "serve"],
     ],
     "runtime/backends": [["page_pool"], ["lane_cache"], ["base", "spanned_cache", "ort_process"], ["cpu", "cuda"], ["open"]],
