@@ -42,8 +42,16 @@ def client(url: str) -> Iterator[openai.OpenAI]:
             {"temperature": 0.8, "seed": 6, "extra_body": {"top_k": 9, "speculation": False}},
             SamplingParams(temperature=0.8, top_k=9, seed=6),
         ),
+        (
+            {"temperature": 0, "frequency_penalty": 1.5, "presence_penalty": 0.5, "logit_bias": {"7": 3}, "extra_body": {"min_tokens": 12}},
+            SamplingParams(frequency_penalty=1.5, presence_penalty=0.5, logit_bias={7: 3}, min_tokens=12),
+        ),
+        (
+            {"temperature": 1.1, "seed": 7, "extra_body": {"repetition_penalty": 1.3, "min_p": 0.05, "typical_p": 0.9, "ignore_eos": True}},
+            SamplingParams(temperature=1.1, seed=7, repetition_penalty=1.3, min_p=0.05, typical_p=0.9, ignore_eos=True),
+        ),
     ],
-    ids=["greedy", "sampled", "top-k, plain"],
+    ids=["greedy", "sampled", "top-k, plain", "penalties", "typical"],
 )
 def test_chat_gives_the_decoder_s_answer_whole_and_streamed(
     client: openai.OpenAI, decoder: Decoder, fields: dict[str, Any], sampling: SamplingParams
@@ -65,6 +73,39 @@ def test_chat_gives_the_decoder_s_answer_whole_and_streamed(
     assert (
         expected.stats.cycles + 1 <= rounds <= expected.stats.cycles + 2
     )  # the first token, one event per round, perhaps the rest of the text
+
+
+def test_several_answers_whole_and_streamed(client: openai.OpenAI, decoder: Decoder) -> None:
+    params = SamplingParams(temperature=1.2, seed=8, max_new_tokens=16, presence_penalty=0.4)
+    expected = decoder.answers(MESSAGES, 4, params)
+    fields: dict[str, Any] = {"temperature": 1.2, "seed": 8, "max_tokens": 16, "presence_penalty": 0.4, "n": 4, "logprobs": True}
+    whole = client.chat.completions.create(model="tiny", messages=MESSAGES, **fields)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
+    assert [choice.message.content for choice in whole.choices] == [each.text for each in expected]
+    assert [len(choice.logprobs.content or ()) for choice in whole.choices if choice.logprobs] == [len(each.tokens) for each in expected]
+    assert whole.usage is not None
+    tokens = sum(len(each.tokens) for each in expected)
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (expected[0].stats.prompt_tokens, tokens)
+    options: Any = {"include_usage": True}
+    events = list(client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True, stream_options=options, **fields))
+    assert events[-1].usage is not None
+    assert events[-1].usage.completion_tokens == tokens
+    choices = [event.choices[0] for event in events[:-1]]
+    for index, each in enumerate(expected):
+        own = [choice for choice in choices if choice.index == index]
+        assert "".join(choice.delta.content or "" for choice in own) == each.text
+        assert [choice.finish_reason is not None for choice in own] == [False] * (len(own) - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"logit_bias": {"320": 1}}, "logit_bias"), ({"stop_token_ids": [5000]}, "stop_token_ids"), ({"n": 120}, "n")],
+    ids=str,
+)
+def test_what_this_server_cannot_follow_is_refused_by_name(url: str, fields: dict[str, Any], param: str) -> None:
+    answer = httpx.post(f"{url}/chat/completions", json={"messages": MESSAGES, **fields})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert answer.json()["error"]["message"].startswith(f"{param}: ")
 
 
 def test_logprobs_and_stop(client: openai.OpenAI, decoder: Decoder) -> None:
@@ -173,8 +214,8 @@ def test_the_options_and_metrics_in_the_guide_exist(url: str) -> None:
 
 
 def test_errors_are_openai_s_exceptions(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="n: one answer"):
-        client.chat.completions.create(model="tiny", messages=MESSAGES, n=2)
+    with pytest.raises(openai.BadRequestError, match="best_of is not supported"):
+        client.chat.completions.create(model="tiny", messages=MESSAGES, extra_body={"best_of": 2})
     with pytest.raises(openai.NotFoundError, match="no model 'other'"):
         client.chat.completions.create(model="other", messages=MESSAGES)
     with pytest.raises(openai.BadRequestError, match="unknown policy"):
