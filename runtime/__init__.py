@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from .decoding.totals import Totals
     from .errors import DecoderBusy, DecoderClosed, EngineDirError, EngineFailure, ParameterError, PromptError, RespsError
     from .request import Chunk
-    from .sampling_params import SamplingParams
+    from .sampling_params import Constraint, SamplingParams
     from .stream import Result, Stream
 
 _MODULES = {
     "Chunk": "request",
+    "Constraint": "sampling_params",
     "Decoder": "decoder",
     "DecoderBusy": "errors",
     "DecoderClosed": "errors",
@@ -38,6 +39,7 @@ _MODULES = {
 
 __all__ = [
     "Chunk",
+    "Constraint",
     "Decoder",
     "DecoderBusy",
     "DecoderClosed",

@@ -15,7 +15,8 @@ from typing import NoReturn, SupportsIndex
 
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec, trees_of
 
-from .arguments import check_policy, check_types
+from .arguments import check_params, check_policy, check_types, new_request
+from .constraints.drafter import constrained_drafter
 from .decoding.totals import Totals, TotalsRecorder
 from .engine import LoadedEngine, check_one_of, choose_engine, load_engine
 from .errors import DecoderBusy, DecoderClosed, PromptError, memory_errors
@@ -26,7 +27,6 @@ from .lanes.load import load_lanes
 from .manifest.schema import Manifest
 from .models import check_tree_size, load_models
 from .native_calls import NATIVE_CALLS, expect_own_process
-from .new_request import check_params, new_request
 from .policies.load import Policies
 from .policies.registry import main_policies
 from .request import Chunk, Request
@@ -216,7 +216,8 @@ class Decoder:
             self._running.append(active)
             if self._closed:  # asked only now: close() must find the request
                 raise DecoderClosed(CLOSED)
-            return Stream(active, request.run(self.models.target, self.models.drafter_for(request.policy), self._tokenizer))
+            drafter = constrained_drafter(self.models.drafter_for(request.policy), request.constraint, request.policy)
+            return Stream(active, request.run(self.models.target, drafter, self._tokenizer))
 
     def generate(self, prompt: Prompt, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None) -> Result:
         """The complete answer: ``stream``, collected."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -14,11 +15,76 @@ MAX_LOGPROBS = 20
 MAX_ANSWERS = 128
 """The most answers to one prompt, as in OpenAI's API."""
 
+MAX_CONSTRAINT, MAX_REGEX, MAX_DEPTH = 1 << 16, 1 << 13, 64
+"""The most characters of a constraint and of a regular expression, and the deepest nesting of brackets."""
+
 MAX_LISTED = 1024
 """The most entries of ``logit_bias``, ``stop_token_ids`` and ``bad_words``."""
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this decode greedily: logits divided by less leave float32's range, and only the likeliest token could be drawn."""
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """The form that an answer must have. Make it by one of the class methods; whether it can be compiled is found out with an engine.
+
+    ``kind``: json_schema, json_object, regex, choice or grammar. ``text``: the schema or the choices as JSON, the regular expression, or
+    the grammar. Raises ValueError and TypeError.
+    """
+
+    kind: str
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("json_schema", "json_object", "regex", "choice", "grammar"):
+            raise ValueError(f"constraint: there is no kind {self.kind!r}")
+        if not isinstance(self.text, str):
+            raise TypeError(f"constraint: a {self.kind} must be text, not {type(self.text).__name__}")
+        most = MAX_REGEX if self.kind == "regex" else MAX_CONSTRAINT
+        if len(self.text) > most:
+            raise ValueError(f"constraint: the {self.kind} has {len(self.text)} characters, at most {most} are accepted")
+        depth = deepest = 0
+        for character in self.text:
+            depth += (character in "([{") - (character in ")]}")
+            deepest = max(depth, deepest)
+        if deepest > MAX_DEPTH:
+            raise ValueError(f"constraint: the {self.kind} is nested {deepest} levels deep, at most {MAX_DEPTH} are accepted")
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any] | str) -> Constraint:
+        """JSON that follows a schema, given as an object or as its text."""
+        try:
+            parsed = json.loads(schema) if isinstance(schema, str) else schema
+            text = json.dumps(parsed, ensure_ascii=False, allow_nan=False)
+            text.encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"constraint: the json_schema is not JSON: {error}") from None
+        if not isinstance(parsed, Mapping):
+            raise ValueError("constraint: the json_schema must be an object")
+        return cls("json_schema", text)
+
+    @classmethod
+    def json_object(cls) -> Constraint:
+        """Any JSON object."""
+        return cls("json_object", "")
+
+    @classmethod
+    def regex(cls, expression: str) -> Constraint:
+        """Text that matches a regular expression from its beginning to its end."""
+        return cls("regex", expression)
+
+    @classmethod
+    def choice(cls, texts: Sequence[str]) -> Constraint:
+        """One of these texts."""
+        if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
+            raise ValueError("constraint: a choice must be a sequence of texts that are not empty")
+        return cls("choice", json.dumps(list(dict.fromkeys(texts))))
+
+    @classmethod
+    def grammar(cls, grammar: str) -> Constraint:
+        """Text of a grammar, in Lark's notation as llguidance has it, or in llama.cpp's (GBNF)."""
+        return cls("grammar", grammar)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +104,8 @@ class SamplingParams:
     answer, once, and for each time. ``repetition_penalty`` (above 0): divides positive and multiplies negative scores of tokens in prompt
     and answer. ``logit_bias``: added to scores, by token id (-100 to 100). ``min_tokens``: before so many tokens no stop token is chosen
     and no stop string counts. ``ignore_eos``: only ``stop_token_ids`` end the answer, not the model's own stop tokens. ``bad_words``:
-    texts that the answer may not have, with or without a space before them, as the tokenizer divides them.
+    texts that the answer may not have, with or without a space before them, as the tokenizer divides them. ``constraint``: the form that
+    the answer must have; only the limits of tokens, time and context cut it.
 
     Raises ValueError or TypeError, which name the field.
     """
@@ -61,6 +128,7 @@ class SamplingParams:
     ignore_eos: bool = False
     stop_token_ids: Sequence[int] = ()
     bad_words: Sequence[str] = ()
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         self._check_draw()
@@ -119,6 +187,10 @@ class SamplingParams:
         if not all(isinstance(word, str) and word.strip() for word in words):
             raise ValueError("bad_words must be a sequence of strings with more than white space")
         object.__setattr__(self, "bad_words", words)
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise TypeError(f"constraint must be a Constraint, such as Constraint.regex('[0-9]+'), not {type(self.constraint).__name__}")
+        if self.constraint is not None and self.ignore_eos:
+            raise ValueError("ignore_eos does not go with a constraint, which says where the answer ends")
 
     def _listed(self, name: str) -> tuple[Any, ...]:
         """The entries of a field that is a sequence."""
@@ -142,7 +214,7 @@ class SamplingParams:
     def changes_scores(self) -> bool:
         """Whether the scores of a token depend on the text before it, or are changed at all."""
         penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
-        return bool(penalties or self.logit_bias or self.min_tokens or self.bad_words)
+        return bool(penalties or self.logit_bias or self.min_tokens or self.bad_words or self.constraint)
 
     @property
     def greedy(self) -> bool:

@@ -72,8 +72,7 @@ class PathSampler:
 
     def __call__(self, output: TargetOutput, row: int, position: int) -> int:
         scores = self._scores
-        scores[:] = output.scores(row)
-        self._rules.apply(scores)
+        self._rules.apply(output.scores(row), scores)
         token = int(scores.argmax()) if self._draw is None else self._draw(scores, position)
         self._rules.push(token)
         return token

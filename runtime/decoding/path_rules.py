@@ -1,28 +1,44 @@
 """What changes the target's scores along one answer: functions of the tokens so far, applied before a token is chosen.
 
-The order is vLLM's: bad words, logit_bias and min_tokens first, then the penalties.
+The order is vLLM's: bad words, logit_bias and min_tokens first, then the penalties. A constraint has the last word.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from ..sampling_params import SamplingParams
 
 
+class Constrained(Protocol):
+    """The form of an answer, at its present end."""
+
+    def mask(self, scores: np.ndarray) -> None:
+        """Set to minus infinity, in place, the ``scores`` [V] of tokens that may not come next."""
+
+    def push(self, token: int) -> None:
+        """``token`` was chosen."""
+
+
 class PathRules:
     """The rules of one request, and the tokens that they look at.
 
     ``prompt``: its token ids. ``stop_tokens``: those that end the answer, which it may not have before ``params.min_tokens``.
-    ``bad_words``: token sequences that it may not have.
+    ``bad_words``: token sequences that it may not have. ``constraint``: its form.
     """
 
     def __init__(
-        self, params: SamplingParams, prompt: Sequence[int], stop_tokens: Collection[int], bad_words: Sequence[Sequence[int]] = ()
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        stop_tokens: Collection[int],
+        bad_words: Sequence[Sequence[int]] = (),
+        constraint: Constrained | None = None,
     ) -> None:
-        self._params = params
+        self._params, self._constraint = params, constraint
         self._answer: list[int] = []
         self._stop_tokens = np.array(sorted(stop_tokens), np.int64)
         self._bad_tokens = np.array([word[0] for word in bad_words if len(word) == 1], np.int64)
@@ -32,8 +48,17 @@ class PathRules:
         self._in_answer = _Counted()
         self._in_text = _Counted(prompt if params.repetition_penalty != 1 else ())
 
-    def apply(self, scores: np.ndarray) -> None:
-        """Change ``scores`` [V], the target's for the next token of the answer, in place."""
+    def apply(self, logits: np.ndarray, scores: np.ndarray) -> None:
+        """Write into ``scores`` [V] what becomes of ``logits`` [V], the target's for the next token of the answer."""
+        scores[:] = logits
+        self._change(scores)
+        if self._constraint is not None:
+            self._constraint.mask(scores)
+            if scores.max() == -np.inf:  # the other rules leave no token that the constraint allows
+                scores[:] = logits
+                self._constraint.mask(scores)
+
+    def _change(self, scores: np.ndarray) -> None:
         scores[self._bad_tokens] = -np.inf
         for beginning, last in self._bad_words:
             if self._answer[-len(beginning) :] == beginning:
@@ -55,6 +80,8 @@ class PathRules:
 
     def push(self, token: int) -> None:
         """``token`` was chosen: the answer goes on behind it."""
+        if self._constraint is not None:
+            self._constraint.push(token)
         self._answer.append(token)
         self._in_answer.add(token)
         self._in_text.add(token)

@@ -9,6 +9,7 @@ from policy import LatencyModel, LookupGate, Policy, TreeSpec
 
 from ..backends.base import Backend
 from ..backends.lane_cache import LaneCache
+from ..constraints.drafter import constrained_drafter
 from ..decoding.drafter import Drafter
 from ..decoding.gumbel import MakeSampler, host_samplers
 from ..drafters.ngram import NgramDrafter
@@ -46,7 +47,8 @@ class Lanes:
         policy = None if policy is None else lane_policy(policy)
         request.open(forest.tokenizer)
         draft = DraftLane(LaneCache(forest.draft.cache)) if forest.draft else None
-        lane = Lane(active, request, policy, forest.limits.context, LaneCache(forest.target.cache), draft, self._make_own())
+        own = constrained_drafter(self._make_own(), request.constraint, policy)
+        lane = Lane(active, request, policy, forest.limits.context, LaneCache(forest.target.cache), draft, own)
         if lane.plain:
             lane.draft, lane.own = None, NoDrafter()
         return self.driver.start(lane)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from runtime.decoding.path_rules import PathRules
+from runtime.decoding.path_rules import Constrained, PathRules
 from runtime.sampling_params import SamplingParams
+
+from .constraints import allowed_after
 
 
 def letters(words: Sequence[str]) -> list[list[int]]:
@@ -16,15 +18,17 @@ def letters(words: Sequence[str]) -> list[list[int]]:
     return [[ord(letter) - 97 for letter in word] for word in words]
 
 
-def toy_rules(params: SamplingParams, prompt: Sequence[int], stop_tokens: Collection[int]) -> PathRules | None:
+def toy_rules(
+    params: SamplingParams, prompt: Sequence[int], stop_tokens: Collection[int], constraint: Constrained | None = None
+) -> PathRules | None:
     """What a Decoder makes of ``params``, with the toy's tokens of bad words."""
-    return PathRules(params, prompt, stop_tokens, letters(params.bad_words)) if params.changes_scores else None
+    return PathRules(params, prompt, stop_tokens, letters(params.bad_words), constraint) if params.changes_scores else None
 
 
 def ruled(
     logits: np.ndarray, prompt: Sequence[int], answer: Sequence[int], params: SamplingParams, stop_tokens: Collection[int]
 ) -> np.ndarray:
-    """The scores [V] after bad words, logit_bias, min_tokens and penalties."""
+    """The scores [V] after bad words, logit_bias, min_tokens, penalties and the toy's constraint."""
     scores = [float(each) for each in logits]
     for word in letters(params.bad_words):
         if list(answer)[len(answer) - len(word) + 1 :] == word[:-1] and len(answer) >= len(word) - 1:
@@ -38,7 +42,11 @@ def ruled(
         scores[token] = scores[token] / factor if scores[token] > 0 else scores[token] * factor
     for token, count in Counter(answer).items():
         scores[token] -= params.frequency_penalty * count + params.presence_penalty
-    return np.array(scores)
+    if params.constraint is None:
+        return np.array(scores)
+    allowed = allowed_after(params, answer)
+    constrained = np.where(allowed, scores, -np.inf)
+    return constrained if np.isfinite(constrained).any() else np.where(allowed, logits, -np.inf).astype(np.float64)
 
 
 def probabilities(scores: np.ndarray, params: SamplingParams) -> np.ndarray:

@@ -12,6 +12,7 @@ from policy import LookupGate, Policy, TreeSpec, default_latency
 from runtime.backends.cpu.paged_cache import PagedCache, pages_of
 from runtime.backends.cpu.paged_inputs import pages_bound, pass_inputs
 from runtime.backends.lane_cache import LaneCache, LaneRows, shares
+from runtime.constraints.drafter import constrained_drafter
 from runtime.decoding.drafter import Drafter
 from runtime.decoding.gumbel import host_samplers
 from runtime.decoding.totals import TotalsRecorder
@@ -29,6 +30,7 @@ from runtime.request import Chunk, Request
 from runtime.sampling_params import SamplingParams
 from runtime.stream import ActiveRequest
 
+from .constraints import toy_constraint
 from .fakes import HIDDEN, VOCAB, toy_logits
 from .plain_sampling import plain_answer, toy_rules
 
@@ -126,11 +128,13 @@ def toy_lane(
     forest: Forest, prompt: Sequence[int], params: SamplingParams, policy: Policy | None = None, own: Drafter | None = None
 ) -> Lane:
     """A lane that is ready to be admitted. ``own``: its drafter without a model [default: lookups]."""
-    sampler = SAMPLERS(params, toy_rules(params, prompt, STOP))
-    request = Request(list(prompt), params, sampler, policy, STOP)  # type: ignore[arg-type]
+    constraint = toy_constraint(params)
+    sampler = SAMPLERS(params, toy_rules(params, prompt, STOP, constraint))
+    request = Request(list(prompt), params, sampler, policy, STOP, constraint=constraint)  # type: ignore[arg-type]
     request.open(forest.tokenizer)
     draft = DraftLane(LaneCache(forest.draft.cache)) if forest.draft and own is None else None
     own = own or (SuffixDrafter(NoDrafter(), LookupGate(default_latency(False), TreeSpec(5, 3, 2))) if draft else NoDrafter())
+    own = constrained_drafter(own, constraint, policy)
     return Lane(
         ActiveRequest(request, TotalsRecorder()), request, policy, forest.limits.context, LaneCache(forest.target.cache), draft, own
     )

@@ -46,8 +46,8 @@ def scores_of(params: SamplingParams, logits: np.ndarray, prompt: list[int], ans
     assert rules is not None
     for token in answer:
         rules.push(token)
-    scores = logits.astype(np.float64)
-    rules.apply(scores)
+    scores = np.empty(len(logits))
+    rules.apply(logits, scores)
     return scores
 
 

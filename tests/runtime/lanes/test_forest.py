@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from runtime.errors import EngineFailure
 from runtime.lanes.forest import Forest
 from runtime.lanes.lane import Lane
 from runtime.sampling_params import SamplingParams
+from tests.support.constraints import TOY_CONSTRAINTS
 from tests.support.fakes import VOCAB
 from tests.support.plain_sampling import any_rules
 from tests.support.planted import PlantedDrafter
@@ -50,6 +53,8 @@ def any_request(random: np.random.Generator, forest: Forest) -> tuple[Lane, list
     params = SamplingParams(max_new_tokens=int(random.integers(1, 60)), **sampling)
     if random.random() < 0.4:
         params = any_rules(random, VOCAB, params.max_new_tokens or 1)
+    if random.random() < 0.3:
+        params = replace(params, constraint=TOY_CONSTRAINTS[int(random.integers(len(TOY_CONSTRAINTS)))])
     policies: list[Policy | None] = [
         None,
         None,
