@@ -36,6 +36,7 @@ resps-run --json --policy none --max-new-tokens 64 < prompt.txt""",
 @sampling_options.truncation
 @options.seed("The same seed gives the same text, whatever the tree.", show_default="a new one")
 @sampling_options.rules
+@sampling_options.constraints
 @sampling_options.ends
 @sampling_options.answers
 @options.draft()
@@ -104,6 +105,7 @@ def _parsed(given: dict[str, Any]) -> tuple[Any, Any]:
     from .sampling_params import SamplingParams
 
     with usage_errors():
+        given["constraint"] = sampling_options.constraint_of(given)
         params = SamplingParams(**{each.name: given[each.name] for each in fields(SamplingParams) if each.name in given})
         return params, FixedPolicy(TreeSpec.parse(given["tree"])) if given["tree"] else None
 

@@ -16,7 +16,6 @@ from typing import NoReturn, SupportsIndex
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec, trees_of
 
 from .arguments import check_params, check_policy, check_types, new_request
-from .constraints.drafter import constrained_drafter
 from .decoding.totals import Totals, TotalsRecorder
 from .engine import LoadedEngine, check_one_of, choose_engine, load_engine
 from .errors import DecoderBusy, DecoderClosed, PromptError, memory_errors
@@ -216,7 +215,7 @@ class Decoder:
             self._running.append(active)
             if self._closed:  # asked only now: close() must find the request
                 raise DecoderClosed(CLOSED)
-            drafter = constrained_drafter(self.models.drafter_for(request.policy), request.constraint, request.policy)
+            drafter = self.models.drafter_for(request.policy, request.constraint)
             return Stream(active, request.run(self.models.target, drafter, self._tokenizer))
 
     def generate(self, prompt: Prompt, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None) -> Result:

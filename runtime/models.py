@@ -11,6 +11,8 @@ import numpy as np
 from policy import FixedPolicy, LatencyModel, Policy, TreeSpec
 
 from .backends.base import Backend, Buffer, CacheLayout, dtype_of
+from .constraints.drafter import constrained_drafter
+from .constraints.state import ConstraintState
 from .decoding.drafter import Drafter
 from .decoding.gumbel import MakeSampler, host_samplers
 from .decoding.path_rules import PathRules
@@ -36,10 +38,12 @@ class Models:
     make_sampler: MakeSampler
     eagle: EagleDrafter | None
 
-    def drafter_for(self, policy: Policy) -> Drafter:
-        """NoDrafter for plain decoding, which then need not keep the EAGLE-3 draft's cache up to date, else the Decoder's drafter."""
+    def drafter_for(self, policy: Policy, constraint: ConstraintState | None = None) -> Drafter:
+        """NoDrafter for plain decoding, which then need not keep the EAGLE-3 draft's cache up to date, else the Decoder's drafter. On a
+        device a ``constraint`` changes no tree: trees lie there, and only some sizes are prepared."""
         plain = isinstance(policy, FixedPolicy) and policy.spec.nodes == 1
-        return NoDrafter() if plain and self.eagle is not None else self.drafter
+        drafter = NoDrafter() if plain and self.eagle is not None else self.drafter
+        return constrained_drafter(drafter, constraint, policy) if self.target.on_host else drafter
 
 
 def load_models(

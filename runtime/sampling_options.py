@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import click
 
-from .options import SAMPLING, combined, option
-from .sampling_params import MAX_ANSWERS
+from .options import FILE, SAMPLING, combined, option
+from .sampling_params import MAX_ANSWERS, Constraint
+from .text_files import read_text
 
 
 def _biases(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[int, float], ...]:
@@ -40,3 +45,21 @@ ends = combined(
 answers = option(
     SAMPLING, "--n", "count", type=click.IntRange(1, MAX_ANSWERS), default=1, help="Number of answers; the prompt is read once."
 )
+constraints = combined(
+    option(SAMPLING, "--json-schema", type=FILE, help="A JSON schema that the answer must follow."),
+    option(SAMPLING, "--regex", metavar="REGEX", help="A regular expression that the whole answer must match."),
+    option(SAMPLING, "--choice", multiple=True, metavar="TEXT", help="A text that the answer may be; may be repeated."),
+    option(SAMPLING, "--grammar", type=FILE, help="A grammar (Lark or GBNF) of the answer."),
+)
+
+
+def constraint_of(given: dict[str, Any]) -> Constraint | None:
+    """The constraint of these options. Raises UsageError for several, ValueError for one that cannot be."""
+    asked = {name: given.pop(name) for name in ("json_schema", "regex", "choice", "grammar")}
+    chosen = {name: value for name, value in asked.items() if value not in (None, ())}
+    if len(chosen) > 1:
+        raise click.UsageError(f"{' and '.join(f'--{name}'.replace('_', '-') for name in chosen)} do not go together")
+    for name, value in chosen.items():
+        make: Callable[[Any], Constraint] = getattr(Constraint, name)
+        return make(read_text(value) if isinstance(value, Path) else value)
+    return None

@@ -14,6 +14,9 @@ from ..decoding.tree import DeviceTree, Tree
 from ..drafters.suffix import SuffixDrafter
 from .state import ConstraintState
 
+MOST_ROWS = 12
+"""Of a chain of forced tokens: as many as the longest lookup has."""
+
 
 class ConstrainedDrafter:
     """Another drafter's trees, as far as ``constraint`` allows them. Forced tokens are a chain that needs no drafting."""
@@ -29,7 +32,7 @@ class ConstrainedDrafter:
 
     def lookup(self, root: int, max_rows: int) -> Tree | None:
         if max_rows > 1 and (forced := self._constraint.forced()):
-            return Tree.chain([root, *forced[: max_rows - 1]])
+            return Tree.chain([root, *forced][: min(max_rows, MOST_ROWS)])
         found = self._drafter.lookup(root, max_rows)
         if found is None:
             return None

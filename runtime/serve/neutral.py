@@ -40,7 +40,6 @@ NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "tool_choice": ("none", "auto"),  # there are no tools to choose from
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
         "reasoning_effort": ("none",),

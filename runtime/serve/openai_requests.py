@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo
 
 from ..sampling_params import MAX_ANSWERS, MAX_LISTED, MAX_LOGPROBS, SamplingParams
+from .constraint_fields import FIELDS, constraint_of
 from .errors import invalid
 from .neutral import NEUTRAL, is_neutral
 
@@ -58,8 +59,9 @@ class StreamOptions(_Body):
 
 
 class SamplingBody(_Body):
-    """The fields of both bodies. ``policy``, ``speculation``, ``deadline`` (seconds) and ``typical_p`` are our additions; ``top_k``,
-    ``priority``, ``repetition_penalty``, ``min_p`` and those from ``min_tokens`` on are vLLM's (extra_body in OpenAI's client)."""
+    """The fields of both bodies. ``policy``, ``speculation``, ``deadline`` (seconds) and ``typical_p`` are our additions; ``grammar`` and
+    ``json_schema`` are llama.cpp's; ``top_k``, ``priority``, ``repetition_penalty``, ``min_p``, and those from ``min_tokens`` on but
+    ``response_format``, are vLLM's (extra_body in OpenAI's client)."""
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -86,6 +88,14 @@ class SamplingBody(_Body):
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=MAX_LISTED)] | None = None
     bad_words: Annotated[list[BadWord], Field(max_length=MAX_LISTED)] | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | str | None = None
 
 
 class TextPart(_Body):
@@ -129,7 +139,8 @@ class CompletionBody(SamplingBody):
 class GenerationRequest:
     """A checked request in the Decoder's terms. ``model`` None: the server's model. ``policy`` None: the server's policy. ``user``: for
     whom it is sent, if the client says so. ``priority``: the lowest number goes first. ``deadline``: seconds in which the whole answer must
-    come, if the client says so. ``count``: of answers."""
+    come, if the client says so. ``count``: of answers. ``constraint_field``: the body's
+    field that held the form of the answer."""
 
     prompt: str | list[int] | list[dict[str, str]]
     model: str | None
@@ -141,6 +152,7 @@ class GenerationRequest:
     priority: int = 0
     deadline: float | None = None
     count: int = 1
+    constraint_field: str | None = None
 
     @property
     def prompt_field(self) -> str:
@@ -244,6 +256,9 @@ def _generation_request(
         raise invalid("policy: speculation is false, so there is nothing for a policy to decide — leave one of them out", "policy")
     if max_tokens is not None and (body.min_tokens or 0) > max_tokens:
         raise invalid(f"min_tokens: {body.min_tokens} is more than the {max_tokens} that the answer may have", "min_tokens")
+    form = constraint_of({name: value for name in FIELDS if (value := getattr(body, name)) is not None})
+    if form is not None and body.ignore_eos:
+        raise invalid(f"ignore_eos: {form[0]} says where the answer ends — leave one of them out", "ignore_eos")
     params = SamplingParams(
         temperature=1.0 if body.temperature is None else body.temperature,
         top_k=max(0, body.top_k or 0),
@@ -252,6 +267,7 @@ def _generation_request(
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         logprobs=logprobs,
         logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
+        constraint=form[1] if form else None,
         **{name: value for name in SAME_NAMES if (value := getattr(body, name)) is not None},
     )
     return GenerationRequest(
@@ -265,4 +281,5 @@ def _generation_request(
         priority=body.priority or 0,
         deadline=body.deadline,
         count=body.n or 1,
+        constraint_field=form[0] if form else None,
     )

@@ -15,6 +15,7 @@ from ..decoding.stats import Stats
 from ..errors import DecoderClosed, EngineFailure
 from ..request import Chunk
 from ..stream import Stream
+from .constraint_fields import renamed
 from .errors import LOG, ApiError, logged, shutting_down
 from .openai_requests import GenerationRequest
 
@@ -67,7 +68,7 @@ class RunningRequest:
                     self._send(chunk)
             self._send(Finished(stream.stop or "cancelled", stream.stats))
         except BaseException as error:  # the reader gets it; the thread goes on
-            self._send(logged(error, self.generation.prompt_field))
+            self._send(renamed(logged(error, self.generation.prompt_field), self.generation.constraint_field))
             return error
         return None
 

@@ -18,6 +18,7 @@ from ..request import Chunk
 from .admission.line import Turn
 from .admission.pool import Pool
 from .answers import Answers
+from .constraint_fields import renamed
 from .errors import ApiError, deadline_exceeded, invalid, logged, shutting_down
 from .metrics import Metrics
 from .openai_requests import GenerationRequest, expect_policy
@@ -201,7 +202,7 @@ def _encode(decoder: Decoder, generation: GenerationRequest) -> list[int]:
         decoder.check(generation.params)
         return decoder.encode(generation.prompt)
     except BaseException as error:  # a panic of the tokenizer is not an Exception
-        raise logged(error, generation.prompt_field) from None
+        raise renamed(logged(error, generation.prompt_field), generation.constraint_field) from None
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -120,6 +121,20 @@ def test_sampler_parameters_and_several_answers(run: Run, tiny_engine: Path, dec
     shown = run(tiny_engine, *given, "--n", "3", "--stats", PROMPT)
     assert shown.stdout.decode() == "---\n".join(f"{each.text}\n" for each in expected)
     assert shown.stderr.decode().count("new tokens") == 3
+
+
+def test_the_form_of_an_answer(run: Run, tiny_engine: Path, tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 3}')
+    grammar.write_text('start: "the" " cat"+')
+    assert len(json.loads(run(tiny_engine, "--json-schema", str(schema), PROMPT).stdout)) in (2, 3)
+    assert re.fullmatch(r"[0-9]{3}\n", run(tiny_engine, "--regex", "[0-9]{3}", PROMPT).stdout.decode())
+    assert run(tiny_engine, "--choice", "yes", "--choice", "no", PROMPT).stdout in (b"yes\n", b"no\n")
+    assert run(tiny_engine, "--grammar", str(grammar), "--max-new-tokens", "9", PROMPT).stdout.startswith(b"the cat")
+    assert "do not go together" in complaint(run(tiny_engine, "--regex", "a", "--choice", "b", PROMPT), 2)
+    assert "constraint: the regex cannot be compiled" in complaint(run(tiny_engine, "--regex", "(a", PROMPT), 2)
+    schema.write_text("{")
+    assert "constraint: the json_schema is not JSON" in complaint(run(tiny_engine, "--json-schema", str(schema), PROMPT), 2)
 
 
 def test_stop_string(run: Run, tiny_engine: Path) -> None:

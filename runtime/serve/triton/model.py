@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from ...decoder import Decoder
+from ...errors import ParameterError
+from ..constraint_fields import renamed
 from ..errors import deadline_exceeded, invalid, logged, queue_timeout
 from ..load import load_replicas
 from ..openai_requests import CompletionBody, GenerationRequest, completion_request, expect_policy, parse_body
@@ -114,7 +116,10 @@ class TritonPythonModel:
         """Decode one answer after the other, send all responses but the last, and return that."""
         request = generation_request(inputs["text_input"], bool(inputs["chat"]), inputs["sampling_parameters"])
         expect_policy(request, decoder.policies)
-        decoder.check(request.params)
+        try:
+            decoder.check(request.params)
+        except ParameterError as error:
+            raise renamed(logged(error), request.constraint_field) from None
         ids, last = decoder.encode(request.prompt), None
         for number in range(request.count):
             if last is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from runtime import Decoder, SamplingParams
+from runtime import Constraint, Decoder, SamplingParams
 from runtime.serve.cli import command
 from tests.support.serve.process import running
 from tests.support.serve.serving import until
@@ -106,6 +107,47 @@ def test_what_this_server_cannot_follow_is_refused_by_name(url: str, fields: dic
     answer = httpx.post(f"{url}/chat/completions", json={"messages": MESSAGES, **fields})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
     assert answer.json()["error"]["message"].startswith(f"{param}: ")
+
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["colour", "count"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_answers_have_the_form_that_is_asked_for(client: openai.OpenAI, decoder: Decoder, temperature: float) -> None:
+    fields: dict[str, Any] = {"temperature": temperature, "seed": 2, "max_tokens": 150}
+    params = SamplingParams(temperature=temperature, seed=2, max_new_tokens=150)
+    schema: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    whole = client.chat.completions.create(model="tiny", messages=MESSAGES, response_format=schema, n=2, **fields)
+    expected = decoder.answers(MESSAGES, 2, replace(params, constraint=Constraint.json_schema(SCHEMA)))
+    assert [choice.message.content for choice in whole.choices] == [each.text for each in expected]
+    for each in expected:
+        assert set(json.loads(each.text)) == {"colour", "count"}
+    events = list(client.chat.completions.create(model="tiny", messages=MESSAGES, response_format=schema, stream=True, **fields))
+    assert "".join(event.choices[0].delta.content or "" for event in events) == expected[0].text
+    chosen = client.completions.create(model="tiny", prompt="the", extra_body={"guided_choice": ["the mat", "a cat"]}, **fields)
+    assert chosen.choices[0].text in ("the mat", "a cat")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strange"}}}},
+         "response_format.json_schema.schema"),
+        ({"guided_regex": "(a"}, "guided_regex"),
+        ({"grammar": "start: foo"}, "grammar"),
+        ({"structured_outputs": {"json": {"$ref": "#"}}}, "structured_outputs.json"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_form_that_cannot_be_compiled_is_refused_by_name(url: str, fields: dict[str, Any], param: str) -> None:
+    answer = httpx.post(f"{url}/chat/completions", json={"messages": MESSAGES, **fields})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert answer.json()["error"]["message"].startswith(f"{param}: the ")
 
 
 def test_logprobs_and_stop(client: openai.OpenAI, decoder: Decoder) -> None:
