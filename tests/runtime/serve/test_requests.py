@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime import Constraint, SamplingParams
+from runtime import SamplingParams
 from runtime.serve.errors import ApiError
 from runtime.serve.openai_requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request, parse_body
 
@@ -62,37 +62,6 @@ def test_every_sampler_parameter_reaches_the_request() -> None:
     assert completion(**nothing) == completion()
 
 
-@pytest.mark.parametrize(
-    ("fields", "constraint", "field"),
-    [
-        ({"response_format": {"type": "json_object"}}, Constraint.json_object(), "response_format"),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "null"}, "strict": True}}},
-            Constraint.json_schema({"type": "null"}),
-            "response_format.json_schema.schema",
-        ),
-        ({"structured_outputs": {"json": {"type": "null"}}}, Constraint.json_schema('{"type": "null"}'), "structured_outputs.json"),
-        ({"structured_outputs": {"choice": ["a", "b"], "regex": None}}, Constraint.choice(["a", "b"]), "structured_outputs.choice"),
-        ({"structured_outputs": {"json_object": True}}, Constraint.json_object(), "structured_outputs.json_object"),
-        ({"guided_json": '{"type": "null"}'}, Constraint.json_schema({"type": "null"}), "guided_json"),
-        ({"guided_regex": "a+"}, Constraint.regex("a+"), "guided_regex"),
-        ({"guided_choice": ["a"]}, Constraint.choice(["a"]), "guided_choice"),
-        ({"guided_grammar": "start: A"}, Constraint.grammar("start: A"), "guided_grammar"),
-        ({"grammar": 'root ::= "a"'}, Constraint.grammar('root ::= "a"'), "grammar"),
-        ({"json_schema": {"type": "null"}}, Constraint.json_schema({"type": "null"}), "json_schema"),
-    ],
-    ids=str,
-)
-def test_the_form_of_an_answer_in_openai_s_vllm_s_and_llama_cpp_s_names(fields: dict[str, Any], constraint: Constraint, field: str) -> None:
-    for request in (chat(**fields), completion(**fields)):
-        assert (request.params.constraint, request.constraint_field) == (constraint, field)
-    assert chat(response_format={"type": "text"}, **fields if "response_format" not in fields else {}).params.constraint in (
-        None,
-        constraint,
-    )
-    assert chat(**dict.fromkeys(fields)) == chat()
-
-
 def test_the_name_of_a_message_reaches_the_template() -> None:
     messages = [{"role": "user", "content": "hi", "name": "bob"}]
     assert chat(messages=messages).prompt == messages
@@ -113,26 +82,6 @@ def test_text_parts_are_joined_and_developer_is_system() -> None:
         ({"best_of": 2}, "best_of"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "xml"}}, "response_format"),
-        ({"response_format": {}}, "response_format"),
-        ({"response_format": {"type": "json_object", "extra": 1}}, "response_format.extra"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema.schema"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": 5}}}, "response_format.json_schema.schema"),
-        ({"response_format": "json"}, "response_format"),
-        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
-        ({"structured_outputs": {}}, "structured_outputs"),
-        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
-        ({"structured_outputs": {"structural_tag": {}}}, "structured_outputs.structural_tag"),
-        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
-        ({"structured_outputs": {"json_object": 1}}, "structured_outputs.json_object"),
-        ({"guided_json": "{"}, "guided_json"),
-        ({"guided_json": "[1]"}, "guided_json"),
-        ({"guided_regex": 5}, "guided_regex"),
-        ({"guided_choice": [""]}, "guided_choice"),
-        ({"grammar": "(" * 65}, "grammar"),
-        ({"json_schema": {"description": "x" * 70_000}}, "json_schema"),
-        ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos"),
         ({"frequency_penalty": 2.1}, "frequency_penalty"),
         ({"presence_penalty": -2.1}, "presence_penalty"),
         ({"presence_penalty": True}, "presence_penalty"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from policy import FixedPolicy, TreeSpec
-from runtime import Decoder, SamplingParams
+from runtime import Constraint, Decoder, SamplingParams
 from runtime.backends.base import DeviceOutputs
 from tests.support.eagle_engines import prompt_of
 from tests.support.plain_sampling import any_rules
@@ -38,6 +38,8 @@ def expect_ruled_answers(host: Decoder, device: Decoder, outputs: type[DeviceOut
     monkeypatch.setattr(outputs, "row", counted)
     for at in range(9):
         params, tree = replace(any_rules(random, 96, 25), bad_words=()), (TreeSpec(1, 0, 0), TreeSpec(5, 3, 2), TreeSpec(16, 4, 4))[at % 3]
+        if at % 4 == 3:
+            params = replace(params, constraint=Constraint.regex("[a-z ]{4,60}"))
         draws = params.changes_scores or (not params.greedy and (params.min_p > 0 or params.typical_p < 1))
         expected, came = (each.generate(prompt_of(20 + at), params, policy=FixedPolicy(tree)) for each in (host, device))
         assert came.tokens == expected.tokens
