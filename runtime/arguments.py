@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from policy import FixedPolicy, Policy
 
@@ -11,6 +12,7 @@ from .decoding.gumbel import MakeSampler
 from .decoding.path_rules import PathRules
 from .engine import EngineChoice, LoadedEngine, check_one_of
 from .errors import ParameterError, PromptError
+from .manifest.schema import Manifest
 from .models import check_tree_size
 from .policies.registry import main_policies
 from .request import Request
@@ -37,27 +39,38 @@ def check_policy(policy: Policy | str | None, choice: EngineChoice) -> None:
         check_one_of("policy", policy, tuple(dict.fromkeys((*main_policies(), *learned))))
 
 
-def new_request(
-    engine: LoadedEngine, make_sampler: MakeSampler, prompt: Sequence[int], params: SamplingParams, policy: Policy, deadline: float | None
-) -> Request:
-    """The request. ``deadline``: in perf_counter's seconds. Raises ParameterError."""
-    bad_words, constraint = check_params(engine, params)
-    own = () if params.ignore_eos else engine.choice.manifest.tokens.stop
-    stop_tokens = frozenset((*own, *params.stop_token_ids))
-    rules = PathRules(params, prompt, stop_tokens, bad_words, constraint) if params.changes_scores else None
-    return Request(prompt, params, make_sampler(params, rules), policy, stop_tokens, deadline, constraint)
+@dataclass(frozen=True)
+class Parts:
+    """What an engine makes of a request's parameters. ``bad_words``: their tokens. ``constraint``: at the beginning of an answer."""
+
+    bad_words: Sequence[Sequence[int]]
+    constraint: ConstraintState | None
 
 
-def check_params(engine: LoadedEngine, params: SamplingParams) -> tuple[list[list[int]], ConstraintState | None]:
-    """Returns the tokens of ``bad_words``, and the constraint at the beginning of an answer. Raises ParameterError for what this engine's
-    tokenizer does not have, and for a constraint that cannot be compiled."""
+def check_params(engine: LoadedEngine, params: SamplingParams) -> Parts:
+    """Raises ParameterError for what this engine's tokenizer does not have, and for a constraint that cannot be compiled."""
     vocab = engine.choice.manifest.shape.vocab
     for name, tokens in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.biases)):
         for token in tokens:
             if token >= vocab:
                 raise ParameterError(f"{name}: {token} is not a token id — ids are whole numbers from 0 to {vocab - 1}", name)
     bad_words = [tokens for word in params.bad_words for tokens in _spellings(engine.tokenizer, word, vocab)]
-    return bad_words, None if params.constraint is None else engine.grammars.state(params.constraint)
+    return Parts(bad_words, None if params.constraint is None else engine.grammars.state(params.constraint))
+
+
+def new_request(
+    manifest: Manifest,
+    make_sampler: MakeSampler,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    parts: Parts,
+    policy: Policy,
+    deadline: float | None,
+) -> Request:
+    """The request. ``parts``: of ``params``. ``deadline``: in perf_counter's seconds."""
+    stop_tokens = frozenset((*(() if params.ignore_eos else manifest.tokens.stop), *params.stop_token_ids))
+    rules = PathRules(params, prompt, stop_tokens, parts.bad_words, parts.constraint) if params.changes_scores else None
+    return Request(prompt, params, make_sampler(params, rules), policy, stop_tokens, deadline, parts.constraint)
 
 
 def _spellings(tokenizer: Tokenizer, word: str, vocab: int) -> list[list[int]]:

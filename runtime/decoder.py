@@ -15,7 +15,7 @@ from typing import NoReturn, SupportsIndex
 
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec, trees_of
 
-from .arguments import check_params, check_policy, check_types, new_request
+from .arguments import Parts, check_params, check_policy, check_types, new_request
 from .decoding.totals import Totals, TotalsRecorder
 from .engine import LoadedEngine, check_one_of, choose_engine, load_engine
 from .errors import DecoderBusy, DecoderClosed, PromptError, memory_errors
@@ -184,11 +184,11 @@ class Decoder:
         """
         check_types(params, policy)
         deadline = None if params.deadline is None else perf_counter() + params.deadline
-        ids = self.encode(prompt)
+        ids, parts = self.encode(prompt), self.check(params)
         with self._opened():
             self._check_free()
             chosen = self._policy if policy is None else self.policy(policy)
-            request = new_request(self._engine, (self._lanes or self.models).make_sampler, ids, params, chosen, deadline)
+            request = new_request(self.manifest, (self._lanes or self.models).make_sampler, ids, params, parts, chosen, deadline)
             return self._start(request, self._totals_recorder, by_budget=policy is None and self._policy_argument is None)
 
     def astream(
@@ -236,10 +236,11 @@ class Decoder:
         with NATIVE_CALLS:
             return encode(prompt, self._tokenizer, self.manifest.shape.vocab, self.manifest.limits.context, self.manifest.may_grow)
 
-    def check(self, params: SamplingParams) -> None:
-        """Raises ParameterError for a parameter that this engine cannot follow, as ``stream`` does. Safe from any thread."""
+    def check(self, params: SamplingParams) -> Parts:
+        """Raises ParameterError for a parameter that this engine cannot follow, as ``stream`` does. Safe from any thread. What it compiles
+        is kept for a while, so that ``stream`` finds it."""
         with NATIVE_CALLS:
-            check_params(self._engine, params)
+            return check_params(self._engine, params)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids, without special tokens. Raises ValueError for an id outside the vocabulary."""

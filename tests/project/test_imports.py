@@ -19,6 +19,7 @@ HEAVY = {
     "tensorrt",
     "numpy",
     "tokenizers",
+    "llguidance",
     "matplotlib",
     "starlette",
     "uvicorn",
