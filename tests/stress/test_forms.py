@@ -117,13 +117,13 @@ def test_any_form_is_compiled_or_refused(make: Callable[[object], Constraint], t
     @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
     @given(texts)
     def check(text: object) -> None:
-        began, refusal = time.monotonic(), "constraint: "
+        began, refusal = time.process_time(), "constraint: "
         try:
             answer(make(text), 0, limit=12)
         except ValueError as error:
             refusal = str(error)
         assert refusal.startswith("constraint: ")
         assert "\n" not in refusal
-        assert time.monotonic() - began < 5
+        assert time.process_time() - began < 5
 
     check()

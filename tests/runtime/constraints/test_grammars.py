@@ -117,10 +117,10 @@ def test_the_constraint_wins_over_the_other_rules() -> None:
 )
 def test_what_cannot_be_compiled_is_one_line_within_a_second(make: Any) -> None:
     GRAMMARS.state(Constraint.regex("warm"))
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises((ValueError, TypeError), match=r"^constraint: ") as refused:
         GRAMMARS.state(make())
-    assert time.monotonic() - began < 2.5  # a second, on a busy machine
+    assert time.process_time() - began < 2.5  # a second, on a busy machine
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 500
 
