@@ -13,18 +13,20 @@ if TYPE_CHECKING:
     from .decoding.logprobs import TokenLogprob
     from .decoding.stats import Stats
     from .decoding.totals import Totals
-    from .errors import DecoderBusy, DecoderClosed, EngineDirError, EngineFailure, PromptError, RespsError
+    from .errors import DecoderBusy, DecoderClosed, EngineDirError, EngineFailure, ParameterError, PromptError, RespsError
     from .request import Chunk
-    from .sampling_params import SamplingParams
+    from .sampling_params import Constraint, SamplingParams
     from .stream import Result, Stream
 
 _MODULES = {
     "Chunk": "request",
+    "Constraint": "sampling_params",
     "Decoder": "decoder",
     "DecoderBusy": "errors",
     "DecoderClosed": "errors",
     "EngineDirError": "errors",
     "EngineFailure": "errors",
+    "ParameterError": "errors",
     "PromptError": "errors",
     "RespsError": "errors",
     "Result": "stream",
@@ -37,11 +39,13 @@ _MODULES = {
 
 __all__ = [
     "Chunk",
+    "Constraint",
     "Decoder",
     "DecoderBusy",
     "DecoderClosed",
     "EngineDirError",
     "EngineFailure",
+    "ParameterError",
     "PromptError",
     "RespsError",
     "Result",

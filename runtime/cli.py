@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import options
+from . import options, sampling_options
 from .console import run_command, usage_errors
 from .errors import PromptError
 from .options import OUTPUT, SAMPLING, option
@@ -17,6 +17,7 @@ from .text_files import decoded
 
 if TYPE_CHECKING:
     from .decoding.stats import Stats
+    from .stream import Result
 
 
 @click.command(
@@ -32,15 +33,12 @@ resps-run --json --policy none --max-new-tokens 64 < prompt.txt""",
 @options.max_new_tokens(512)
 @option(SAMPLING, "--stop", multiple=True, help="End the answer before this text; may be repeated.")
 @options.temperature
-@option(
-    SAMPLING,
-    "--top-k",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Sample among the k likeliest tokens; 0 disables it.",
-)
-@option(SAMPLING, "--top-p", type=float, default=1.0, help="Nucleus sampling threshold; 1 disables it.")
+@sampling_options.truncation
 @options.seed("The same seed gives the same text, whatever the tree.", show_default="a new one")
+@sampling_options.rules
+@sampling_options.constraints
+@sampling_options.ends
+@sampling_options.answers
 @options.draft()
 @options.policy()
 @options.tree()
@@ -48,15 +46,15 @@ resps-run --json --policy none --max-new-tokens 64 < prompt.txt""",
 @options.backend_and_device
 @options.threads()
 @options.verify
-@option(OUTPUT, "--json", "as_json", is_flag=True, help="Print one JSON object: schema, text, tokens, stop, stats, logprobs.")
+@option(OUTPUT, "--json", "as_json", is_flag=True, help="Print a JSON object per answer: schema, text, tokens, stop, stats, logprobs.")
 @option(OUTPUT, "--no-stream", is_flag=True, help="Print the answer when it is complete.")
 @option(OUTPUT, "--stats", is_flag=True, help="Print a summary to stderr.")
 @options.general
 def command(prompt: str | None, **given: Any) -> None:
     """Continue or answer PROMPT. Lossless: the text is what the target model alone would write.
 
-    Without PROMPT, or with "-", the prompt is read from standard input, in UTF-8. Where the encoding of standard output lacks a
-    character "?" is printed; --json escapes it.
+    With --n above 1 a line of three dashes is printed between the answers. Without PROMPT, or with "-", the prompt is read from standard
+    input, in UTF-8. Where the encoding of standard output lacks a character "?" is printed; --json escapes it.
     """
     if given["system"] and not given["chat"]:
         raise click.UsageError("--system needs --chat")
@@ -74,21 +72,30 @@ def command(prompt: str | None, **given: Any) -> None:
     chosen = {name: given[name] for name in ("draft", "backend", "device", "threads")}
     with usage_errors():
         opened = Decoder(given["engine_dir"], policy=fixed or given["policy"], verify=given["verify"] or None, **chosen)
-    with (
-        opened as decoder,
-        decoder.stream(asked, params) as stream,
-    ):
-        if given["as_json"]:
-            print_json(stream.result().as_dict())
-        elif given["no_stream"]:
-            sys.stdout.write(f"{stream.result().text}\n")
-        else:
+    with opened as decoder:
+        if given["count"] > 1:
+            for number, result in enumerate(decoder.answers(asked, given["count"], params)):
+                _print_answer(result, given, "" if number == 0 or given["as_json"] else "---\n")
+            return
+        with decoder.stream(asked, params) as stream:
+            if given["as_json"] or given["no_stream"]:
+                _print_answer(stream.result(), given)
+                return
             for chunk in stream:
                 sys.stdout.write(chunk.text)
                 sys.stdout.flush()
             click.echo()
-        if given["stats"]:
-            say(summary(stream.stats))
+            if given["stats"]:
+                say(summary(stream.stats))
+
+
+def _print_answer(result: Result, given: dict[str, Any], before: str = "") -> None:
+    if given["as_json"]:
+        print_json(result.as_dict())
+    else:
+        sys.stdout.write(f"{before}{result.text}\n")
+    if given["stats"]:
+        say(summary(result.stats))
 
 
 def _parsed(given: dict[str, Any]) -> tuple[Any, Any]:
@@ -98,6 +105,7 @@ def _parsed(given: dict[str, Any]) -> tuple[Any, Any]:
     from .sampling_params import SamplingParams
 
     with usage_errors():
+        given["constraint"] = sampling_options.constraint_of(given)
         params = SamplingParams(**{each.name: given[each.name] for each in fields(SamplingParams) if each.name in given})
         return params, FixedPolicy(TreeSpec.parse(given["tree"])) if given["tree"] else None
 

@@ -15,10 +15,8 @@ from typing import NoReturn, SupportsIndex
 
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec, trees_of
 
-from .arguments import check_policy, check_types
-from .decoding.drafter import Drafter
+from .arguments import Parts, check_params, check_policy, check_types, new_request
 from .decoding.totals import Totals, TotalsRecorder
-from .drafters.none import NoDrafter
 from .engine import LoadedEngine, check_one_of, choose_engine, load_engine
 from .errors import DecoderBusy, DecoderClosed, PromptError, memory_errors
 from .lanes.choose import choose_lanes
@@ -32,7 +30,7 @@ from .policies.load import Policies
 from .policies.registry import main_policies
 from .request import Chunk, Request
 from .sampling_params import SamplingParams
-from .stream import ActiveRequest, LaneStream, Result, Stream, chunks_of
+from .stream import ActiveRequest, LaneStream, Result, Stream, answers_of, chunks_of
 from .text.prompt import Prompt as Prompt
 from .text.prompt import encode, expect_form, is_token_id
 from .warm_up import warm_up_requests
@@ -180,23 +178,17 @@ class Decoder:
         """Start a request. Iterate over the returned Stream for its Chunks.
 
         ``prompt``: plain text, chat messages (rendered by the model's template), or token ids. ``params``: how to sample and when to stop
-        (greedy by default). ``policy``: an object or a name, instead of the Decoder's own. Raises PromptError, ValueError,
+        (greedy by default). ``policy``: an object or a name, instead of the Decoder's own. Raises PromptError, ParameterError, ValueError,
         TypeError, EngineDirError (a policy that was not tuned), DecoderBusy or DecoderClosed at once, not at the first chunk. Iterating may
         raise EngineFailure.
         """
         check_types(params, policy)
         deadline = None if params.deadline is None else perf_counter() + params.deadline
-        ids = self.encode(prompt)
+        ids, parts = self.encode(prompt), self.check(params)
         with self._opened():
             self._check_free()
-            request = Request(
-                prompt=ids,
-                params=params,
-                sampler=(self._lanes or self.models).make_sampler(params),
-                policy=self._policy if policy is None else self.policy(policy),
-                stop_tokens=frozenset(self.manifest.tokens.stop),
-                deadline=deadline,
-            )
+            chosen = self._policy if policy is None else self.policy(policy)
+            request = new_request(self.manifest, (self._lanes or self.models).make_sampler, ids, params, parts, chosen, deadline)
             return self._start(request, self._totals_recorder, by_budget=policy is None and self._policy_argument is None)
 
     def astream(
@@ -223,17 +215,19 @@ class Decoder:
             self._running.append(active)
             if self._closed:  # asked only now: close() must find the request
                 raise DecoderClosed(CLOSED)
-            return Stream(active, request.run(self.models.target, self._drafter_for(request.policy), self._tokenizer))
-
-    def _drafter_for(self, policy: Policy) -> Drafter:
-        """NoDrafter for plain decoding, which then need not keep the EAGLE-3 draft's cache up to date, else the Decoder's drafter."""
-        plain = isinstance(policy, FixedPolicy) and policy.spec.nodes == 1
-        return NoDrafter() if plain and self.models.eagle is not None else self.models.drafter
+            drafter = self.models.drafter_for(request.policy, request.constraint)
+            return Stream(active, request.run(self.models.target, drafter, self._tokenizer))
 
     def generate(self, prompt: Prompt, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None) -> Result:
         """The complete answer: ``stream``, collected."""
         with self.stream(prompt, params, policy=policy) as stream:
             return stream.result()
+
+    def answers(
+        self, prompt: Prompt, count: int, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None
+    ) -> list[Result]:
+        """``count`` answers (1 to 128) to a prompt, which is read once. With a seed they are those of ``params.for_answer(0)``, (1), ..."""
+        return answers_of(partial(self.stream, self.encode(prompt), policy=policy), params, count, self.lanes)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt in any form, checked against vocabulary and context. Raises PromptError."""
@@ -241,6 +235,12 @@ class Decoder:
         expect_form(prompt)
         with NATIVE_CALLS:
             return encode(prompt, self._tokenizer, self.manifest.shape.vocab, self.manifest.limits.context, self.manifest.may_grow)
+
+    def check(self, params: SamplingParams) -> Parts:
+        """Raises ParameterError for a parameter that this engine cannot follow, as ``stream`` does. Safe from any thread. What it compiles
+        is kept for a while, so that ``stream`` finds it."""
+        with NATIVE_CALLS:
+            return check_params(self._engine, params)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids, without special tokens. Raises ValueError for an id outside the vocabulary."""

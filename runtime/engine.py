@@ -13,6 +13,7 @@ from policy import LatencyModel, TreeSpec, default_latency
 from .backends.base import Backend
 from .backends.cpu.processor import usable_cores, usable_memory
 from .backends.open import open_backend
+from .constraints.grammars import Grammars
 from .drafters.registry import DRAFTERS, DrafterKind, default_drafter
 from .errors import EngineDirError, memory_errors
 from .manifest.load import find_engine_dir, load_manifest
@@ -56,10 +57,11 @@ class EngineChoice:
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """A loaded engine. ``backend``: holds its memory and graphs; forks share its weights."""
+    """A loaded engine. ``grammars``: compiled constraints. ``backend``: holds its memory and graphs; forks share its weights."""
 
     choice: EngineChoice
     tokenizer: Tokenizer
+    grammars: Grammars
     backend: Backend
 
     def fork(self) -> LoadedEngine:
@@ -117,7 +119,8 @@ def load_engine(choice: EngineChoice, lanes: int = 1) -> LoadedEngine:
         _log.warning(text, size >> 20, memory >> 20)
     with memory_errors():
         backend = open_backend(choice.directory, choice.manifest, choice.backend, choice.device, choice.threads, lanes)
-        return LoadedEngine(choice, tokenizer, backend)
+        grammars = Grammars(tokenizer, choice.manifest.shape.vocab, choice.manifest.tokens.stop)
+        return LoadedEngine(choice, tokenizer, grammars, backend)
 
 
 def check_one_of(what: str, value: str | None, choices: Sequence[str]) -> None:

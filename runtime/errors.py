@@ -3,6 +3,7 @@
 RespsError                    base of everything raised on purpose
 ├── EngineDirError            engine directory missing, incomplete, changed or incompatible   (exit 3)
 ├── PromptError               a prompt that cannot be decoded; `kind` says why                (exit 2; also a ValueError)
+├── ParameterError            a parameter that this engine cannot follow; `field` names it     (exit 2; also a ValueError)
 ├── GpuMemoryError            the GPU is too small; says how much is needed                   (exit 1)
 ├── BenchError                a benchmark that cannot be run, read or shown                   (exit 2)
 ├── DecoderBusy               every lane has an open Stream: finish or close one              (exit 1)
@@ -44,6 +45,16 @@ class PromptError(RespsError, ValueError):
     def __init__(self, message: str, kind: PromptKind = "unreadable") -> None:
         super().__init__(message)
         self.kind: PromptKind = kind
+
+
+class ParameterError(RespsError, ValueError):
+    """A parameter of a request that this engine cannot follow. ``field``: its name in SamplingParams."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class GpuMemoryError(RespsError):

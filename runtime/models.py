@@ -8,15 +8,19 @@ from importlib import import_module
 
 import numpy as np
 
-from policy import LatencyModel, TreeSpec
+from policy import FixedPolicy, LatencyModel, Policy, TreeSpec
 
 from .backends.base import Backend, Buffer, CacheLayout, dtype_of
+from .constraints.drafter import constrained_drafter
+from .constraints.state import ConstraintState
 from .decoding.drafter import Drafter
-from .decoding.gumbel import host_samplers
-from .decoding.sampling import InverseCdfSampler, Sampler, greedy
+from .decoding.gumbel import MakeSampler, host_samplers
+from .decoding.path_rules import PathRules
+from .decoding.sampling import InverseCdfSampler, Sampler
 from .decoding.target import ARANGE, TREE_TENSORS, Target
 from .drafters.base import DrafterParts
 from .drafters.eagle import DraftEngines, EagleDrafter, max_draft_rows, max_pool_size, shared_buffers
+from .drafters.none import NoDrafter
 from .drafters.registry import DrafterKind
 from .errors import EngineDirError
 from .manifest.graphs import Graph, Tensor
@@ -31,8 +35,15 @@ class Models:
 
     target: Target
     drafter: Drafter
-    make_sampler: Callable[[SamplingParams], Sampler]
+    make_sampler: MakeSampler
     eagle: EagleDrafter | None
+
+    def drafter_for(self, policy: Policy, constraint: ConstraintState | None = None) -> Drafter:
+        """NoDrafter for plain decoding, which then need not keep the EAGLE-3 draft's cache up to date, else the Decoder's drafter. On a
+        device a ``constraint`` changes no tree: trees lie there, and only some sizes are prepared."""
+        plain = isinstance(policy, FixedPolicy) and policy.spec.nodes == 1
+        drafter = NoDrafter() if plain and self.eagle is not None else self.drafter
+        return constrained_drafter(drafter, constraint, policy) if self.target.on_host else drafter
 
 
 def load_models(
@@ -83,16 +94,19 @@ def _layout(tensor: Tensor) -> CacheLayout:
     return CacheLayout(int(parts), int(heads), int(width), dtype_of(tensor.dtype))
 
 
-def _sampler_factory(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer) -> Callable[[SamplingParams], Sampler]:
+def _sampler_factory(backend: Backend, manifest: Manifest, logits: Buffer, token: Buffer) -> MakeSampler:
     memory, positions, nodes = backend.memory, manifest.limits.capacity, manifest.limits.tree_nodes
+    on_host = host_samplers(manifest.shape.vocab)
     if memory.on_host:
-        return host_samplers(manifest.shape.vocab)
+        return on_host
     uniforms = memory.zeros(positions, "float32")
     shared = {"logits": logits, "uniforms": uniforms, "token": token}
     engine = backend.engine("sample", shared, {"n": nodes, "p": positions})
 
-    def make_sampler(params: SamplingParams) -> Sampler:
-        return greedy if params.greedy else InverseCdfSampler(engine, memory, uniforms, params, positions)
+    def make_sampler(params: SamplingParams, rules: PathRules | None = None) -> Sampler:
+        if params.greedy or rules is not None or params.min_p > 0 or params.typical_p < 1:  # which the sample graph does not know
+            return on_host(params, rules)
+        return InverseCdfSampler(engine, memory, uniforms, params, positions)
 
     return make_sampler
 

@@ -9,6 +9,7 @@ from time import perf_counter
 
 from policy import Policy, TreeSpec
 
+from .constraints.state import ConstraintState
 from .decoding.drafter import Drafter
 from .decoding.logprobs import LogprobRecorder, TokenLogprob
 from .decoding.loop import Root, Round, begin, prefill, rounds
@@ -41,8 +42,8 @@ class Chunk:
 @dataclass
 class Request:
     """A request and its state. ``sampler``: samples as ``params`` say. ``stop_tokens``: ids that end the answer. ``deadline``: in
-    perf_counter's seconds. ``counters``: its statistics so far. ``stop``: why it ended (eos, length, stop_string, cancelled or deadline),
-    None while it runs."""
+    perf_counter's seconds. ``constraint``: the form of the answer, which the sampler moves along. ``counters``: its statistics so far.
+    ``stop``: why it ended (eos, length, stop_string, cancelled or deadline), None while it runs."""
 
     prompt: Sequence[int]
     params: SamplingParams
@@ -50,6 +51,7 @@ class Request:
     policy: Policy
     stop_tokens: frozenset[int]
     deadline: float | None = None
+    constraint: ConstraintState | None = None
     counters: RequestCounters = field(init=False)
     stop: str | None = None
     cancelled: bool = False
@@ -140,7 +142,7 @@ class Request:
             piece = self._detokenizer.push(token)
             if token in self._stops.marks:  # bytes before it will not become a character
                 piece += self._detokenizer.flush()
-            shown += self._stops.push(piece, token)
+            shown += piece if self.counters.new_tokens + kept <= self.params.min_tokens else self._stops.push(piece, token)
             if self._stops.found:
                 self.stop = "stop_string"
         logprobs = None if self._logprob_recorder is None else self._logprob_recorder.take()[:kept]

@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, NoReturn, SupportsIndex
@@ -15,6 +16,7 @@ from .decoding.stats import Stats
 from .decoding.totals import TotalsRecorder
 from .native_calls import NATIVE_CALLS, expect_own_process
 from .request import Chunk, Request
+from .sampling_params import MAX_ANSWERS, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,19 @@ class LaneStream(Stream):
     def close(self) -> None:
         self._left = True  # what is in the queue is not read any more
         super().close()
+
+
+def answers_of(open_stream: Callable[[SamplingParams], Stream], params: SamplingParams, count: int, at_once: int) -> list[Result]:
+    """``count`` answers with ``params``, at most ``at_once`` at the same time."""
+    if not 1 <= count <= MAX_ANSWERS:
+        raise ValueError(f"count must be from 1 to {MAX_ANSWERS}, not {count}")
+    results: list[Result] = []
+    while len(results) < count:
+        with ExitStack() as opened:
+            numbers = range(len(results), min(count, len(results) + at_once))
+            streams = [opened.enter_context(open_stream(params.for_answer(number))) for number in numbers]
+            results += [stream.result() for stream in streams]
+    return results
 
 
 async def chunks_of(open_stream: Callable[[], Stream]) -> AsyncIterator[Chunk]:

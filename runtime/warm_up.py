@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from policy import FixedPolicy, TreeSpec
 
-from .decoding.sampling import Sampler
+from .decoding.gumbel import MakeSampler
 from .manifest.schema import Limits
 from .request import Request
 from .sampling_params import SamplingParams
@@ -15,7 +15,7 @@ WARM_UP_TOKENS = 8
 
 
 def warm_up_requests(
-    limits: Limits, vocab: int, trees: Sequence[TreeSpec], lanes: int, make_sampler: Callable[[SamplingParams], Sampler]
+    limits: Limits, vocab: int, trees: Sequence[TreeSpec], lanes: int, make_sampler: MakeSampler
 ) -> Iterator[list[Request]]:
     """Groups of requests that run at the same time: one with two chunks of prompt, then short ones with each of ``trees``."""
     params = SamplingParams(max_new_tokens=WARM_UP_TOKENS)

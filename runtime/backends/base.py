@@ -56,6 +56,10 @@ class DeviceOutputs(Mapping[str, np.ndarray]):
         """Copy a single number of a tensor [1, rows, columns]."""
         raise NotImplementedError
 
+    def row(self, name: str, row: int) -> np.ndarray:
+        """Copy one row of a tensor [1, rows, columns]: [columns]."""
+        raise NotImplementedError
+
 
 class Call(Protocol):
     """A graph prepared for fixed sizes. Fill ``inputs``, ``run()``, read ``outputs``; the buffers are the same every time."""

@@ -1,4 +1,4 @@
-"""Sampling on the host: temperature, top-k, top-p and the Gumbel-max trick, with noise that depends on seed and position only.
+"""Sampling on the host: temperature and the Gumbel-max trick, with noise that depends on seed and position only.
 
 The token with the largest sum of scaled logit and Gumbel noise has the wanted distribution. Logits differ in their last bits from tree to
 tree; that changes the token only if two sums lie within 1e-5 of each other. The inverse CDF, which devices use, has a step at every token:
@@ -8,14 +8,14 @@ with a vocabulary of 49,152 and a long tail, one draw in a thousand fell on a ne
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
 from ..sampling_params import SamplingParams
+from .path_rules import PathRules
 from .sampling import Sampler, TargetOutput, greedy
-
-_NUCLEUS_GUESS = 1024  # tokens that usually hold the wanted mass: sorting a whole vocabulary takes milliseconds
+from .truncation import truncate
 
 
 def scratch_buffers(vocab: int) -> np.ndarray:
@@ -27,17 +27,19 @@ def scratch_buffers(vocab: int) -> np.ndarray:
     return np.empty((3, vocab))
 
 
-class GumbelMaxSampler:
-    """A Sampler for one request. ``scratch``: from `scratch_buffers`; no other draw may use it at the same time."""
+class GumbelDraws:
+    """Draws tokens from rows of scores, as ``params`` say. ``scratch``: from `scratch_buffers`; no other draw may use it at the same
+    time."""
 
     def __init__(self, params: SamplingParams, scratch: np.ndarray) -> None:
         self._params, self._scratch = params, scratch
         self._key = secrets.randbits(64) if params.seed is None else params.seed
 
-    def __call__(self, output: TargetOutput, row: int, position: int) -> int:
+    def __call__(self, scores: np.ndarray, position: int) -> int:
+        """The token for ``position``. ``scores``: logits [V]; they may lie in the first row of ``scratch``."""
         scaled, noise, _ = self._scratch
-        np.divide(output.logits[row], self._params.temperature, out=scaled, dtype=np.float64)
-        apply_top_k_top_p(scaled, self._params.top_k, self._params.top_p, self._scratch[1:])
+        np.divide(scores, self._params.temperature, out=scaled, dtype=np.float64)
+        truncate(scaled, self._params, self._scratch[1:])
         self._draw_noise(position, noise)
         return int(np.argmax(np.add(scaled, noise, out=noise)))
 
@@ -49,46 +51,46 @@ class GumbelMaxSampler:
             np.negative(np.log(noise, out=noise), out=noise)
 
 
-def host_samplers(vocab: int) -> Callable[[SamplingParams], Sampler]:
+class GumbelMaxSampler:
+    """A Sampler for one request that draws from the target's own scores."""
+
+    def __init__(self, params: SamplingParams, scratch: np.ndarray) -> None:
+        self._draw = GumbelDraws(params, scratch)
+
+    def __call__(self, output: TargetOutput, row: int, position: int) -> int:
+        return self._draw(output.scores(row), position)
+
+
+class PathSampler:
+    """A Sampler for one request whose scores depend on its answer so far. Greedy unless there is ``draw``.
+
+    Every choice is the answer's next token: `accept` asks for no other. So the tokens of the path above a row are those chosen before.
+    """
+
+    def __init__(self, rules: PathRules, draw: GumbelDraws | None, scratch: np.ndarray) -> None:
+        self._rules, self._draw, self._scores = rules, draw, scratch[0]
+
+    def __call__(self, output: TargetOutput, row: int, position: int) -> int:
+        scores = self._scores
+        self._rules.apply(output.scores(row), scores)
+        token = int(scores.argmax()) if self._draw is None else self._draw(scores, position)
+        self._rules.push(token)
+        return token
+
+
+class MakeSampler(Protocol):
+    """Makes the Sampler of a request. ``rules``: what changes its scores, if something does."""
+
+    def __call__(self, params: SamplingParams, rules: PathRules | None = None) -> Sampler: ...
+
+
+def host_samplers(vocab: int) -> MakeSampler:
     """Makes the Samplers of requests that run in one thread."""
     scratch = scratch_buffers(vocab)
-    return lambda params: greedy if params.greedy else GumbelMaxSampler(params, scratch)
 
+    def make_sampler(params: SamplingParams, rules: PathRules | None = None) -> Sampler:
+        if rules is not None:
+            return PathSampler(rules, None if params.greedy else GumbelDraws(params, scratch), scratch)
+        return greedy if params.greedy else GumbelMaxSampler(params, scratch)
 
-def apply_top_k_top_p(scaled: np.ndarray, top_k: int, top_p: float, scratch: np.ndarray) -> None:
-    """Set to minus infinity, in place, the ``scaled`` logits [V] outside the ``top_k`` likeliest tokens (0: all) and, of these, outside the
-    smallest set with a total probability of ``top_p``, as transformers and vLLM do. Ties at a threshold stay. ``scratch``: [2, V]."""
-    if 0 < top_k < len(scaled):
-        scratch[0] = scaled
-        scratch[0].partition(-top_k)
-        _mask_below(scaled, scratch[0, -top_k])
-    if top_p < 1:
-        _mask_below(scaled, _top_p_threshold(scaled, top_p, scratch))
-
-
-def _mask_below(scaled: np.ndarray, threshold: np.floating) -> None:
-    np.copyto(scaled, -np.inf, where=~(scaled >= threshold))
-
-
-def _top_p_threshold(scaled: np.ndarray, top_p: float, scratch: np.ndarray) -> np.floating:
-    """The smallest logit inside the nucleus."""
-    peak = scaled.max()
-    wanted = top_p * _exp(scaled, peak, scratch[0]).sum()
-    for count in (min(_NUCLEUS_GUESS, len(scaled)), len(scaled)):
-        scratch[0] = scaled
-        if count < len(scaled):
-            scratch[0].partition(-count)
-        largest, mass = scratch[0, -count:], scratch[1, :count]
-        largest.sort()
-        _exp(largest[::-1], peak, mass)
-        np.cumsum(mass, out=mass)
-        if mass[-1] >= wanted:
-            break
-    threshold: np.floating = largest[-1 - min(int(np.searchsorted(mass, wanted)), len(largest) - 1)]
-    return threshold
-
-
-def _exp(scaled: np.ndarray, peak: np.floating, out: np.ndarray) -> np.ndarray:
-    """exp(scaled - peak), into ``out``."""
-    np.subtract(scaled, peak, out=out)
-    return np.asarray(np.exp(out, out=out))
+    return make_sampler

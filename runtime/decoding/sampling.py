@@ -46,6 +46,10 @@ class TargetOutput:
         """Captured hidden states of the tree's rows, [n, 3H], without the rows that pad a pass."""
         return self._without_batch("features")[: len(self.tree)]
 
+    def scores(self, row: int) -> np.ndarray:
+        """The logits of one row, float32 [V]. From a device only they are copied."""
+        return self.tensors.row("logits", row) if isinstance(self.tensors, DeviceOutputs) else np.asarray(self.logits[row])
+
     def check_logits(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
         """Raises EngineFailure if the logits at ``rows`` hold NaN or plus infinity; ``tokens`` were chosen there.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from policy import Outcome
 
 from ..backends.page_pool import OutOfPages
+from ..constraints.drafter import allowed_part
 from ..decoding.loop import Round
 from ..errors import COMMIT, PREFILL, VERIFY, EngineFailure
 from ..manifest.schema import Limits
@@ -58,6 +59,15 @@ def _copied(error: BaseException | None) -> BaseException | None:
 
 def _mean(mean: float, value: float) -> float:
     return value if mean == 0 else 0.9 * mean + 0.1 * value
+
+
+def _constrained(planned: Planned) -> Planned:
+    """The plan without what the lane's constraint does not allow."""
+    constraint = planned.lane.request.constraint
+    tree = planned.tree if constraint is None else allowed_part(planned.tree, constraint)
+    if len(tree) == len(planned.tree):
+        return planned
+    return replace(planned, tree=tree, spec=planned.spec.within(len(tree), planned.spec.depth), predicted=0.0)
 
 
 @dataclass
@@ -219,7 +229,7 @@ class Forest:
 
     def _round(self, lanes: Sequence[Lane]) -> None:
         started = perf_counter()
-        planned = self.planner.plan(lanes)
+        planned = [_constrained(each) for each in self.planner.plan(lanes)]
         drafted = perf_counter()
         passes = self._verify(planned)
         verified = perf_counter()

@@ -9,16 +9,15 @@ from policy import LatencyModel, LookupGate, Policy, TreeSpec
 
 from ..backends.base import Backend
 from ..backends.lane_cache import LaneCache
+from ..constraints.drafter import constrained_drafter
 from ..decoding.drafter import Drafter
-from ..decoding.gumbel import host_samplers
-from ..decoding.sampling import Sampler
+from ..decoding.gumbel import MakeSampler, host_samplers
 from ..drafters.ngram import NgramDrafter
 from ..drafters.none import NoDrafter
 from ..drafters.suffix import SuffixDrafter
 from ..engine import LoadedEngine
 from ..manifest.schema import Draft, Manifest
 from ..request import Chunk, Request
-from ..sampling_params import SamplingParams
 from ..stream import ActiveRequest
 from .budget import RowBudget
 from .choose import draft_slots
@@ -39,7 +38,7 @@ class Lanes:
     """The lanes of one Decoder. ``make_sampler``: makes the Sampler of a request. ``_make_own``: makes a lane's drafter without a model."""
 
     driver: Driver
-    make_sampler: Callable[[SamplingParams], Sampler]
+    make_sampler: MakeSampler
     _make_own: Callable[[], Drafter]
 
     def start(self, active: ActiveRequest, request: Request, policy: Policy | None) -> Iterator[Chunk]:
@@ -48,7 +47,8 @@ class Lanes:
         policy = None if policy is None else lane_policy(policy)
         request.open(forest.tokenizer)
         draft = DraftLane(LaneCache(forest.draft.cache)) if forest.draft else None
-        lane = Lane(active, request, policy, forest.limits.context, LaneCache(forest.target.cache), draft, self._make_own())
+        own = constrained_drafter(self._make_own(), request.constraint, policy)
+        lane = Lane(active, request, policy, forest.limits.context, LaneCache(forest.target.cache), draft, own)
         if lane.plain:
             lane.draft, lane.own = None, NoDrafter()
         return self.driver.start(lane)

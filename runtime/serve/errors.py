@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import DecoderClosed, EngineFailure, PromptError, PromptKind, RespsError
+from ..errors import DecoderClosed, EngineFailure, ParameterError, PromptError, PromptKind, RespsError
 
 LOG = logging.getLogger("runtime.serve")
 
@@ -91,6 +91,8 @@ def as_api_error(error: BaseException, param: str = "prompt") -> ApiError:
             return error
         case PromptError():
             return invalid(str(error), param, PROMPT_CODES.get(error.kind, "invalid_prompt"))
+        case ParameterError():
+            return invalid(str(error), error.field)
         case EngineFailure():
             return ApiError(500, str(error), code="engine_failure")
         case DecoderClosed():

@@ -33,21 +33,13 @@ HARMLESS: Mapping[str, frozenset[str]] = {
 
 NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "body": {
-        "n": (1,),
         "best_of": (1,),
         "echo": (False,),
         "suffix": ("",),
-        "frequency_penalty": (0,),
-        "presence_penalty": (0,),
-        "repetition_penalty": (1,),
-        "logit_bias": ({},),
-        "min_p": (0,),
-        "min_tokens": (0,),
         "tools": ([],),
         "tool_choice": ("none", "auto"),  # there are no tools to choose from
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
         "reasoning_effort": ("none",),
@@ -55,8 +47,6 @@ NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "web_search_options": (),
         "moderation": (),
         "top_logprobs": (0,),
-        "stop_token_ids": ([],),
-        "ignore_eos": (False,),
         "skip_special_tokens": (True,),
         "include_stop_str_in_output": (False,),
         "use_beam_search": (False,),

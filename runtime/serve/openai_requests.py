@@ -12,7 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo
 
-from ..sampling_params import MAX_LOGPROBS, SamplingParams
+from ..sampling_params import MAX_ANSWERS, MAX_LISTED, MAX_LOGPROBS, SamplingParams
+from .constraint_fields import FIELDS, constraint_of
 from .errors import invalid
 from .neutral import NEUTRAL, is_neutral
 
@@ -23,8 +24,24 @@ CODES = {
     "string_too_long": "string_above_max_length",
 }
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+BadWord = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"\S")]
+TokenKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 Count = Annotated[int, Field(ge=1, le=1 << 30)]
 MAX_PRIORITY = 1000
+SAME_NAMES = (
+    "top_p",
+    "min_p",
+    "typical_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "min_tokens",
+    "ignore_eos",
+    "stop_token_ids",
+    "bad_words",
+)
+"""Fields of the bodies that SamplingParams has too, with the same meaning and default."""
 
 
 class _Body(BaseModel):
@@ -42,8 +59,9 @@ class StreamOptions(_Body):
 
 
 class SamplingBody(_Body):
-    """The fields of both bodies. ``policy``, ``speculation`` and ``deadline`` (seconds) are our additions, ``top_k`` and ``priority`` are
-    vLLM's (extra_body in OpenAI's client)."""
+    """The fields of both bodies. ``policy``, ``speculation``, ``deadline`` (seconds) and ``typical_p`` are our additions; ``grammar`` and
+    ``json_schema`` are llama.cpp's; ``top_k``, ``priority``, ``repetition_penalty``, ``min_p``, and those from ``min_tokens`` on but
+    ``response_format``, are vLLM's (extra_body in OpenAI's client)."""
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -59,6 +77,25 @@ class SamplingBody(_Body):
     user: str | None = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
     deadline: Annotated[float, Field(gt=0, le=86400)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    logit_bias: Annotated[dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_LISTED)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=1 << 30)] | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=MAX_LISTED)] | None = None
+    bad_words: Annotated[list[BadWord], Field(max_length=MAX_LISTED)] | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | str | None = None
 
 
 class TextPart(_Body):
@@ -102,7 +139,8 @@ class CompletionBody(SamplingBody):
 class GenerationRequest:
     """A checked request in the Decoder's terms. ``model`` None: the server's model. ``policy`` None: the server's policy. ``user``: for
     whom it is sent, if the client says so. ``priority``: the lowest number goes first. ``deadline``: seconds in which the whole answer must
-    come, if the client says so."""
+    come, if the client says so. ``count``: of answers. ``constraint_field``: the body's
+    field that held the form of the answer."""
 
     prompt: str | list[int] | list[dict[str, str]]
     model: str | None
@@ -113,6 +151,8 @@ class GenerationRequest:
     user: str | None = None
     priority: int = 0
     deadline: float | None = None
+    count: int = 1
+    constraint_field: str | None = None
 
     @property
     def prompt_field(self) -> str:
@@ -160,8 +200,6 @@ def _expect_supported(body: _Body, prefix: str) -> None:
         if is_neutral(body.kind, name, value):
             continue
         path = f"{prefix}{name}"[:80]
-        if name == "n":
-            raise invalid("n: one answer a request — send the request several times, with different seeds", "n", "unsupported_value")
         if name in NEUTRAL[body.kind]:
             raise invalid(f"{path} is not supported here and would change the answer — leave it out", path, "unsupported_parameter")
         raise invalid(f"unknown parameter {path} — leave it out", path, "unknown_parameter")
@@ -216,14 +254,21 @@ def _generation_request(
         raise invalid('stream_options needs "stream": true', "stream_options")
     if body.speculation is False and body.policy not in (None, "none"):
         raise invalid("policy: speculation is false, so there is nothing for a policy to decide — leave one of them out", "policy")
+    if max_tokens is not None and (body.min_tokens or 0) > max_tokens:
+        raise invalid(f"min_tokens: {body.min_tokens} is more than the {max_tokens} that the answer may have", "min_tokens")
+    form = constraint_of({name: value for name in FIELDS if (value := getattr(body, name)) is not None})
+    if form is not None and body.ignore_eos:
+        raise invalid(f"ignore_eos: {form[0]} says where the answer ends — leave one of them out", "ignore_eos")
     params = SamplingParams(
         temperature=1.0 if body.temperature is None else body.temperature,
         top_k=max(0, body.top_k or 0),
-        top_p=1.0 if body.top_p is None else body.top_p,
         seed=None if body.seed is None else body.seed % 2**64,
         max_new_tokens=max_tokens,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         logprobs=logprobs,
+        logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
+        constraint=form[1] if form else None,
+        **{name: value for name in SAME_NAMES if (value := getattr(body, name)) is not None},
     )
     return GenerationRequest(
         prompt=prompt,
@@ -235,4 +280,6 @@ def _generation_request(
         user=body.user,
         priority=body.priority or 0,
         deadline=body.deadline,
+        count=body.n or 1,
+        constraint_field=form[0] if form else None,
     )

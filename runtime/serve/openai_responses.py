@@ -11,7 +11,6 @@ from typing import Any
 
 from ..decoder import Decoder
 from ..decoding.logprobs import TokenLogprob
-from ..decoding.stats import Stats
 from ..request import Chunk
 from .openai_requests import GenerationRequest
 from .replica import Finished
@@ -62,8 +61,17 @@ class TokenSpeller:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """One whole answer. ``speller``: a new one."""
+
+    chunks: Sequence[Chunk]
+    finished: Finished
+    speller: TokenSpeller
+
+
+@dataclass(frozen=True)
 class ResponseFormat:
-    """Writes one answer in the format of its endpoint."""
+    """Writes the answers of one request in the format of its endpoint."""
 
     is_chat: bool
     model: str
@@ -74,36 +82,37 @@ class ResponseFormat:
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", f"{'chatcmpl' if self.is_chat else 'cmpl'}-{uuid.uuid4().hex}")
 
-    def whole(self, chunks: Sequence[Chunk], finished: Finished, queued: float, speller: TokenSpeller) -> dict[str, Any]:
-        """The whole answer as one object. ``queued``: seconds in the queue. ``speller``: a new one."""
-        text = "".join(chunk.text for chunk in chunks)
-        if self.is_chat:
-            choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text, "refusal": None}}
-        else:
-            choice = {"index": 0, "text": text}
-        choice |= {"logprobs": self._logprobs(chunks, speller), "finish_reason": FINISH_REASONS[finished.stop]}
-        return {**self._header(""), "choices": [choice], "usage": usage(finished.stats), "resps": extension(finished, queued)}
+    def whole(self, answers: Sequence[Answered], queued: float) -> dict[str, Any]:
+        """All answers as one object. ``queued``: seconds in the queue."""
+        choices, every = [], [each.finished for each in answers]
+        for index, answer in enumerate(answers):
+            text = "".join(chunk.text for chunk in answer.chunks)
+            own: dict[str, Any] = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.is_chat else {"text": text}
+            logprobs = self._logprobs(answer.chunks, answer.speller)
+            choices.append({"index": index, **own, "logprobs": logprobs, "finish_reason": FINISH_REASONS[answer.finished.stop]})
+        extensions = [extension(each, queued) for each in every]
+        return {**self._header(""), "choices": choices, "usage": usage(every), "resps": extensions if len(every) > 1 else extensions[0]}
 
-    def chunk_event(self, chunk: Chunk, speller: TokenSpeller) -> dict[str, Any]:
-        """The event of one round. ``speller``: the same object for all events of this answer."""
+    def chunk_event(self, chunk: Chunk, speller: TokenSpeller, index: int) -> dict[str, Any]:
+        """The event of one round. ``speller``: the same object for all events of this answer. ``index``: of the answer."""
         if self.is_chat:
             delta = {"content": chunk.text} if speller.started else {"role": "assistant", "content": chunk.text}
-            choice: dict[str, Any] = {"index": 0, "delta": delta}
+            choice: dict[str, Any] = {"index": index, "delta": delta}
         else:
-            choice = {"index": 0, "text": chunk.text}
+            choice = {"index": index, "text": chunk.text}
         choice |= {"logprobs": self._logprobs([chunk], speller), "finish_reason": None}
         speller.started = True
         return {**self._header(".chunk"), "choices": [choice], **self._no_usage}
 
-    def final_event(self, finished: Finished, queued: float) -> dict[str, Any]:
-        """The last event of the choice: its finish reason and statistics."""
+    def final_event(self, finished: Finished, queued: float, index: int) -> dict[str, Any]:
+        """The last event of a choice: its finish reason and statistics."""
         empty: dict[str, Any] = {"delta": {}} if self.is_chat else {"text": ""}
-        choice = {"index": 0, **empty, "logprobs": None, "finish_reason": FINISH_REASONS[finished.stop]}
+        choice = {"index": index, **empty, "logprobs": None, "finish_reason": FINISH_REASONS[finished.stop]}
         return {**self._header(".chunk"), "choices": [choice], **self._no_usage, "resps": extension(finished, queued)}
 
-    def usage_event(self, finished: Finished) -> dict[str, Any]:
-        """The event after it, sent if the request set ``stream_options.include_usage``."""
-        return {**self._header(".chunk"), "choices": [], "usage": usage(finished.stats)}
+    def usage_event(self, finished: Sequence[Finished]) -> dict[str, Any]:
+        """The event after all of them, sent if the request set ``stream_options.include_usage``."""
+        return {**self._header(".chunk"), "choices": [], "usage": usage(finished)}
 
     @property
     def _no_usage(self) -> dict[str, Any]:
@@ -150,14 +159,16 @@ def _chat_logprob(token: TokenLogprob, speller: TokenSpeller) -> dict[str, Any]:
     return content
 
 
-def usage(stats: Stats) -> dict[str, Any]:
-    """Token counts; the stop token counts as a completion token. ``accepted_prediction_tokens``: accepted draft tokens."""
+def usage(answers: Sequence[Finished]) -> dict[str, Any]:
+    """Token counts; the prompt counts once, a stop token as a completion token. ``accepted_prediction_tokens``: accepted draft tokens."""
+    prompt, cached = answers[0].stats.prompt_tokens, min(each.stats.cached_prompt_tokens for each in answers)
+    completion, accepted = sum(each.stats.new_tokens for each in answers), sum(each.stats.accepted for each in answers)
     return {
-        "prompt_tokens": stats.prompt_tokens,
-        "completion_tokens": stats.new_tokens,
-        "total_tokens": stats.prompt_tokens + stats.new_tokens,
-        "prompt_tokens_details": {"cached_tokens": stats.cached_prompt_tokens},
-        "completion_tokens_details": {"accepted_prediction_tokens": stats.accepted},
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"accepted_prediction_tokens": accepted},
     }
 
 

@@ -1,4 +1,4 @@
-"""A Decoder with a thread for each lane, and a running request, which passes chunks from such a thread to asyncio."""
+"""A Decoder with a thread for each lane, and a running answer, which passes chunks from such a thread to asyncio."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..decoding.stats import Stats
 from ..errors import DecoderClosed, EngineFailure
 from ..request import Chunk
 from ..stream import Stream
+from .constraint_fields import renamed
 from .errors import LOG, ApiError, logged, shutting_down
 from .openai_requests import GenerationRequest
 
@@ -27,26 +28,23 @@ class Finished:
     stats: Stats
 
 
-class RunningRequest:
-    """One request on a lane, as asyncio sees it. Call ``next`` until it returns Finished; ``cancel`` ends it after the current round.
+Inbox = asyncio.Queue[tuple[int, Chunk | Finished | ApiError]]
+"""Where the chunks and ends of a request's answers arrive, with the answer's number."""
 
-    ``deadline``: by the clock ``monotonic``. The lane never waits for the reader: unread chunks are kept here, at most one context.
+
+class RunningRequest:
+    """One answer on a lane. What comes of it goes to ``inbox``, with its ``number``; ``cancel`` ends it after the current round.
+
+    ``deadline``: by the clock ``monotonic``. The lane never waits for the reader: unread chunks are kept there, at most one context.
     """
 
-    def __init__(self, prompt: Sequence[int], generation: GenerationRequest, deadline: float) -> None:
+    def __init__(self, prompt: Sequence[int], generation: GenerationRequest, deadline: float, inbox: Inbox, number: int) -> None:
         self.prompt, self.generation, self.deadline = prompt, generation, deadline
         self.tokens: list[int] = []
-        self._unread: asyncio.Queue[Chunk | Finished | ApiError] = asyncio.Queue()
+        self._inbox, self._number = inbox, number
         self._loop = asyncio.get_running_loop()
         self._cancelled = threading.Event()
         self._stream: Stream | None = None
-
-    async def next(self) -> Chunk | Finished:
-        """Wait for the next chunk or the end. Raises ApiError when the Decoder failed."""
-        item = await self._unread.get()
-        if isinstance(item, ApiError):
-            raise item
-        return item
 
     def cancel(self) -> None:
         """End the request after the current round, from any thread. Does nothing to a finished request."""
@@ -70,12 +68,12 @@ class RunningRequest:
                     self._send(chunk)
             self._send(Finished(stream.stop or "cancelled", stream.stats))
         except BaseException as error:  # the reader gets it; the thread goes on
-            self._send(logged(error, self.generation.prompt_field))
+            self._send(renamed(logged(error, self.generation.prompt_field), self.generation.constraint_field))
             return error
         return None
 
     def _send(self, item: Chunk | Finished | ApiError) -> None:
-        post(self._loop, self._unread.put_nowait, item)
+        post(self._loop, self._inbox.put_nowait, (self._number, item))
 
 
 class Replica:

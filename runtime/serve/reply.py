@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -16,11 +17,13 @@ from ..decoder import Decoder
 from ..request import Chunk
 from .admission.line import Turn
 from .admission.pool import Pool
-from .errors import ApiError, deadline_exceeded, logged, shutting_down
+from .answers import Answers
+from .constraint_fields import renamed
+from .errors import ApiError, deadline_exceeded, invalid, logged, shutting_down
 from .metrics import Metrics
 from .openai_requests import GenerationRequest, expect_policy
-from .openai_responses import FINISH_REASONS, ResponseFormat, TokenSpeller
-from .replica import Finished, RunningRequest
+from .openai_responses import FINISH_REASONS, Answered, ResponseFormat, TokenSpeller
+from .replica import Finished
 from .settings import ServerSettings
 
 
@@ -47,7 +50,7 @@ class SlowReader(Exception):
 
 
 class Reply(Response):
-    """The answer to ``generation``, as one object or as server-sent events.
+    """The answers to ``generation``, as one object or as server-sent events.
 
     A failure before the first byte raises ApiError, which becomes an HTTP status. A later failure becomes an event with an error. A client
     that leaves ends its request: at once in the queue, after the current round on a lane. ``arrived``: by the clock ``monotonic``.
@@ -62,7 +65,7 @@ class Reply(Response):
         self._turn = _turn(services, generation, arrived, client)
         self._outcome = "error"
         self._queued = 0.0  # seconds
-        self._last_chunk = 0.0  # when the last chunk arrived, by the clock ``monotonic``; 0 before the first
+        self._last_chunk: dict[int, float] = {}  # by answer: when its last chunk arrived, by the clock ``monotonic``
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         disconnect = asyncio.create_task(_disconnected(receive))
@@ -86,28 +89,34 @@ class Reply(Response):
             self._services.metrics.request_seconds.observe(monotonic() - self._arrived)
 
     async def _answer(self, send: Send) -> None:
-        with self._services.pool.admit(self._turn):
-            request = await self._start()
+        pool, count, most = self._services.pool, self._generation.count, self._services.pool.lanes + self._services.settings.queue
+        if count > most:
+            raise invalid(f"n: this server has room for {most} answers at once — ask for fewer", "n")
+        with ExitStack() as admitted:
+            for _ in range(count):
+                admitted.enter_context(pool.admit(self._turn))
+            answers = await self._start()
             try:
-                await (self._send_events if self._generation.stream else self._send_whole)(request, send)
+                await (self._send_events if self._generation.stream else self._send_whole)(answers, send)
             finally:
-                request.cancel()
+                answers.cancel()
 
-    async def _start(self) -> RunningRequest:
+    async def _start(self) -> Answers:
         """Tokenize the prompt, wait for a lane and start decoding."""
         services, generation = self._services, self._generation
         expect_policy(generation, services.decoder.policies)
         prompt = await asyncio.to_thread(_encode, services.decoder, generation)
-        request = RunningRequest(prompt, generation, self._turn.deadline)
-        replica = await services.pool.acquire(prompt, self._turn)
-        self._queued = monotonic() - self._arrived
-        services.metrics.queue_seconds.observe(self._queued)
-        services.pool.run(replica, request)
-        return request
+        answers = Answers(services.pool, prompt, generation, self._turn, self._on_lane)
+        await answers.start()
+        return answers
 
-    async def _next(self, request: RunningRequest) -> Chunk | Finished:
-        """The next chunk or the regular end of the answer. Raises ApiError for a failure, and for an answer that a shutdown cut off."""
-        item = await request.next()
+    def _on_lane(self) -> None:
+        self._queued = monotonic() - self._arrived
+        self._services.metrics.queue_seconds.observe(self._queued)
+
+    async def _next(self, answers: Answers) -> tuple[int, Chunk | Finished]:
+        """The next chunk or the regular end of an answer. Raises ApiError for a failure, and for an answer that a shutdown cut off."""
+        number, item = await answers.next()
         now = monotonic()
         if isinstance(item, Finished):
             if item.stop == "deadline" and not item.stats.new_tokens:
@@ -116,42 +125,55 @@ class Reply(Response):
                 raise shutting_down()
             self._outcome = item.stop
         elif item.tokens:
-            if self._last_chunk:
-                seconds_per_token = (now - self._last_chunk) / len(item.tokens)
+            if number in self._last_chunk:
+                seconds_per_token = (now - self._last_chunk[number]) / len(item.tokens)
                 for _ in item.tokens:
                     self._services.metrics.between_seconds.observe(seconds_per_token)
             else:
                 self._services.metrics.first_seconds.observe(now - self._arrived)
-            self._last_chunk = now
-        return item
+            self._last_chunk[number] = now
+        return number, item
 
-    async def _send_whole(self, request: RunningRequest, send: Send) -> None:
-        chunks = []
-        while not isinstance(item := await self._next(request), Finished):
-            chunks.append(item)
-        body = json.dumps(
-            self._format.whole(chunks, item, self._queued, TokenSpeller(self._services.decoder, request.prompt)), ensure_ascii=False
-        ).encode()
+    async def _send_whole(self, answers: Answers, send: Send) -> None:
+        count = self._generation.count
+        chunks: list[list[Chunk]] = [[] for _ in range(count)]
+        finished: dict[int, Finished] = {}
+        while len(finished) < count:
+            number, item = await self._next(answers)
+            if isinstance(item, Finished):
+                finished[number] = item
+            else:
+                chunks[number].append(item)
+        every = [Answered(chunks[number], finished[number], self._speller(answers)) for number in range(count)]
+        body = json.dumps(self._format.whole(every, self._queued), ensure_ascii=False).encode()
         await self._send(send, {"type": "http.response.start", "status": 200, "headers": _headers("application/json", len(body))})
         await self._send(send, {"type": "http.response.body", "body": body})
 
-    async def _send_events(self, request: RunningRequest, send: Send) -> None:
-        speller = TokenSpeller(self._services.decoder, request.prompt)
-        item = await self._next(request)
+    async def _send_events(self, answers: Answers, send: Send) -> None:
+        spellers, finished = [self._speller(answers) for _ in range(self._generation.count)], list[Finished]()
+        number, item = await self._next(answers)
         await self._send(send, {"type": "http.response.start", "status": 200, "headers": _headers("text/event-stream; charset=utf-8")})
         try:
-            while not isinstance(item, Finished):
-                await self._send_event(send, self._format.chunk_event(item, speller))
-                item = await self._next(request)
+            while True:
+                if isinstance(item, Finished):
+                    finished.append(item)
+                    await self._send_event(send, self._format.final_event(item, self._queued, number))
+                    if len(finished) == len(spellers):
+                        break
+                else:
+                    await self._send_event(send, self._format.chunk_event(item, spellers[number], number))
+                number, item = await self._next(answers)
         except ApiError as error:
             self._outcome = error.outcome
             await self._send_event(send, error.body)
         else:
-            await self._send_event(send, self._format.final_event(item, self._queued))
             if self._generation.include_usage:
-                await self._send_event(send, self._format.usage_event(item))
+                await self._send_event(send, self._format.usage_event(finished))
             await self._send(send, {"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
         await self._send(send, {"type": "http.response.body", "body": b""})
+
+    def _speller(self, answers: Answers) -> TokenSpeller:
+        return TokenSpeller(self._services.decoder, answers.prompt)
 
     async def _send_event(self, send: Send, event: Mapping[str, Any]) -> None:
         data = b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
@@ -177,9 +199,10 @@ def _turn(services: Services, generation: GenerationRequest, arrived: float, cli
 
 def _encode(decoder: Decoder, generation: GenerationRequest) -> list[int]:
     try:
+        decoder.check(generation.params)
         return decoder.encode(generation.prompt)
     except BaseException as error:  # a panic of the tokenizer is not an Exception
-        raise logged(error, generation.prompt_field) from None
+        raise renamed(logged(error, generation.prompt_field), generation.constraint_field) from None
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from runtime import Decoder, SamplingParams
 from runtime.cli import command
 from runtime.console import run_command
 
@@ -106,6 +108,35 @@ def test_chat_and_seed_and_tree_flags(run: Run, tiny_engine: Path) -> None:
     assert answers[2]["stats"]["drafted"] == 0
 
 
+def test_sampler_parameters_and_several_answers(run: Run, tiny_engine: Path, decoder: Decoder) -> None:
+    given = ["--max-new-tokens", "12", "--temperature", "1.1", "--seed", "3", "--frequency-penalty", "1.2", "--logit-bias", "7=2.5"]
+    given += ["--bad-word", "cat", "--bad-word", "the", "--stop-token-id", "9", "--min-tokens", "4", "--ignore-eos", "--min-p", "0.01"]
+    params = SamplingParams(
+        max_new_tokens=12, temperature=1.1, seed=3, frequency_penalty=1.2, logit_bias={7: 2.5}, bad_words=("cat", "the"),
+        stop_token_ids=(9,), min_tokens=4, ignore_eos=True, min_p=0.01,
+    )  # fmt: skip
+    expected = decoder.answers(PROMPT, 3, params)
+    lines = run(tiny_engine, *given, "--n", "3", "--json", PROMPT).stdout.splitlines()
+    assert [json.loads(line)["tokens"] for line in lines] == [list(each.tokens) for each in expected]
+    shown = run(tiny_engine, *given, "--n", "3", "--stats", PROMPT)
+    assert shown.stdout.decode() == "---\n".join(f"{each.text}\n" for each in expected)
+    assert shown.stderr.decode().count("new tokens") == 3
+
+
+def test_the_form_of_an_answer(run: Run, tiny_engine: Path, tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 3}')
+    grammar.write_text('start: "the" " cat"+')
+    assert len(json.loads(run(tiny_engine, "--json-schema", str(schema), PROMPT).stdout)) in (2, 3)
+    assert re.fullmatch(r"[0-9]{3}\n", run(tiny_engine, "--regex", "[0-9]{3}", PROMPT).stdout.decode())
+    assert run(tiny_engine, "--choice", "yes", "--choice", "no", PROMPT).stdout in (b"yes\n", b"no\n")
+    assert run(tiny_engine, "--grammar", str(grammar), "--max-new-tokens", "9", PROMPT).stdout.startswith(b"the cat")
+    assert "do not go together" in complaint(run(tiny_engine, "--regex", "a", "--choice", "b", PROMPT), 2)
+    assert "constraint: the regex cannot be compiled" in complaint(run(tiny_engine, "--regex", "(a", PROMPT), 2)
+    schema.write_text("{")
+    assert "constraint: the json_schema is not JSON" in complaint(run(tiny_engine, "--json-schema", str(schema), PROMPT), 2)
+
+
 def test_stop_string(run: Run, tiny_engine: Path) -> None:
     text = json.loads(run(tiny_engine, "--json", "--max-new-tokens", "30", PROMPT).stdout)["text"]
     stop = text[8:11]
@@ -136,6 +167,17 @@ def test_stop_string(run: Run, tiny_engine: Path) -> None:
         (["--policy", "best", PROMPT], "unknown policy 'best' — choose from none, fixed"),
         (["--system", "x", PROMPT], "--chat"),
         (["--stop", "", PROMPT], "stop"),
+        (["--min-p", "2", PROMPT], "min_p"),
+        (["--typical-p", "0", PROMPT], "typical_p"),
+        (["--presence-penalty", "3", PROMPT], "presence_penalty"),
+        (["--repetition-penalty", "0", PROMPT], "repetition_penalty"),
+        (["--logit-bias", "x=1", PROMPT], "'x=1' is not a token id and a number"),
+        (["--logit-bias", "5=200", PROMPT], "logit_bias"),
+        (["--logit-bias", "5000=1", PROMPT], "logit_bias: 5000 is not a token id"),
+        (["--stop-token-id", "5000", PROMPT], "stop_token_ids: 5000"),
+        (["--bad-word", " ", PROMPT], "bad_words"),
+        (["--min-tokens", "600", PROMPT], "min_tokens"),
+        (["--n", "129", PROMPT], "--n"),
         (["--nonsense", PROMPT], "nonsense"),
         ([PROMPT, "and more"], "more"),
         ([""], "empty"),

@@ -64,6 +64,12 @@ good = {
     "speculation": st.just(True),
     "model": st.just("toy"),
     "n": st.just(1),
+    "presence_penalty": st.floats(-2, 2),
+    "repetition_penalty": st.floats(0.1, 100),
+    "logit_bias": st.dictionaries(st.integers(0, 255).map(str), st.floats(-100, 100), max_size=3),
+    "min_p": st.floats(0, 1),
+    "stop_token_ids": st.lists(st.integers(0, 255), max_size=3),
+    "bad_words": st.lists(st.text("abc", min_size=1), max_size=3),
     "user": texts,
     "priority": st.integers(-1000, 1000),
 }

@@ -12,6 +12,7 @@ from policy import LookupGate, Policy, TreeSpec, default_latency
 from runtime.backends.cpu.paged_cache import PagedCache, pages_of
 from runtime.backends.cpu.paged_inputs import pages_bound, pass_inputs
 from runtime.backends.lane_cache import LaneCache, LaneRows, shares
+from runtime.constraints.drafter import constrained_drafter
 from runtime.decoding.drafter import Drafter
 from runtime.decoding.gumbel import host_samplers
 from runtime.decoding.totals import TotalsRecorder
@@ -29,10 +30,13 @@ from runtime.request import Chunk, Request
 from runtime.sampling_params import SamplingParams
 from runtime.stream import ActiveRequest
 
+from .constraints import toy_constraint
 from .fakes import HIDDEN, VOCAB, toy_logits
+from .plain_sampling import plain_answer, toy_rules
 
 LIMITS = Limits(context=400, capacity=464, tree_nodes=64, prefill_rows=48, span_step=16)
 SAMPLERS = host_samplers(VOCAB)
+STOP = frozenset({VOCAB - 1})
 
 
 @dataclass
@@ -124,10 +128,13 @@ def toy_lane(
     forest: Forest, prompt: Sequence[int], params: SamplingParams, policy: Policy | None = None, own: Drafter | None = None
 ) -> Lane:
     """A lane that is ready to be admitted. ``own``: its drafter without a model [default: lookups]."""
-    request = Request(list(prompt), params, SAMPLERS(params), policy, frozenset({VOCAB - 1}))  # type: ignore[arg-type]
+    constraint = toy_constraint(params)
+    sampler = SAMPLERS(params, toy_rules(params, prompt, STOP, constraint))
+    request = Request(list(prompt), params, sampler, policy, STOP, constraint=constraint)  # type: ignore[arg-type]
     request.open(forest.tokenizer)
     draft = DraftLane(LaneCache(forest.draft.cache)) if forest.draft and own is None else None
     own = own or (SuffixDrafter(NoDrafter(), LookupGate(default_latency(False), TreeSpec(5, 3, 2))) if draft else NoDrafter())
+    own = constrained_drafter(own, constraint, policy)
     return Lane(
         ActiveRequest(request, TotalsRecorder()), request, policy, forest.limits.context, LaneCache(forest.target.cache), draft, own
     )
@@ -156,27 +163,6 @@ def run_all(forest: Forest, arrive: Callable[[], None] = lambda: None) -> None:
 
 
 def alone(prompt: Sequence[int], params: SamplingParams) -> list[int]:
-    """The answer by plain decoding, without lanes or caches."""
-    forest = toy_forest(1, draft=False)
-    lane = toy_lane(forest, prompt, params)
-    context, tokens = list(prompt), list[int]()
+    """The answer by plain decoding, without lanes or caches, and without the samplers."""
     limit = min(params.max_new_tokens or 10**9, LIMITS.context - len(prompt))
-    while len(tokens) < limit and (not tokens or tokens[-1] != VOCAB - 1):
-        logits = toy_logits(context)[None, None]
-        output = _Scores(logits)
-        tokens.append(lane.request.sampler(output, 0, len(context)))  # type: ignore[arg-type]
-        context.append(tokens[-1])
-    return tokens
-
-
-@dataclass(frozen=True)
-class _Scores:
-    all: np.ndarray
-
-    @property
-    def logits(self) -> np.ndarray:
-        return np.asarray(self.all[0])
-
-    @property
-    def next_token(self) -> np.ndarray:
-        return np.asarray(self.all[0].argmax(-1))
+    return plain_answer(toy_logits, prompt, params, STOP, limit)

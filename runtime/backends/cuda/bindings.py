@@ -39,6 +39,9 @@ class LazyOutputs(DeviceOutputs):
         shape = (*tensor.shape[:axis], count, *tensor.shape[axis + 1 :])
         return self._memory.read(DeviceBuffer(start, count * width, tensor.buffer.dtype), shape)
 
+    def row(self, name: str, row: int) -> np.ndarray:
+        return np.asarray(self.rows(name, 1, slice(row, row + 1))[0, 0])
+
     def element(self, name: str, row: int, column: int) -> float:
         tensor = self._tensors[name]
         address = tensor.buffer.address + (row * tensor.shape[-1] + column) * tensor.buffer.dtype.itemsize

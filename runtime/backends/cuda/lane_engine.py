@@ -164,6 +164,9 @@ class LaneOutputs(DeviceOutputs):
         _, dim = row_axis(self.tensors[name])
         return self.outputs.element(name, self.own[dim].start + row, column)
 
+    def row(self, name: str, row: int) -> np.ndarray:
+        return np.asarray(self[name][0, row])
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
 

@@ -2,7 +2,7 @@
 
 Inputs: ``text_input``; ``chat``: apply the model's chat template; ``stream``: send a response per round instead of one at the end;
 ``sampling_parameters``: a JSON object with the fields of /v1/completions, checked in the same way. Outputs: ``text_output``; ``report``, a
-JSON object with the stop reason and the statistics, in the last response only.
+JSON object with the stop reason and the statistics, in the last response of each answer only, with its index if there are several (`n`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from ...decoder import Decoder
+from ...errors import ParameterError
+from ..constraint_fields import renamed
 from ..errors import deadline_exceeded, invalid, logged, queue_timeout
 from ..load import load_replicas
 from ..openai_requests import CompletionBody, GenerationRequest, completion_request, expect_policy, parse_body
@@ -111,24 +113,40 @@ class TritonPythonModel:
         self._send_last(sender, last)
 
     def _decode(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, arrived: float) -> Any:
-        """Decode, send the rounds if ``stream`` asks for them, and return the last response."""
+        """Decode one answer after the other, send all responses but the last, and return that."""
         request = generation_request(inputs["text_input"], bool(inputs["chat"]), inputs["sampling_parameters"])
         expect_policy(request, decoder.policies)
-        ids = decoder.encode(request.prompt)
+        try:
+            decoder.check(request.params)
+        except ParameterError as error:
+            raise renamed(logged(error), request.constraint_field) from None
+        ids, last = decoder.encode(request.prompt), None
+        for number in range(request.count):
+            if last is not None:
+                sender.send(last)
+            own = replace(request, params=request.params.for_answer(number))
+            last = self._decode_answer(decoder, ids, own, number, sender, arrived, bool(inputs["stream"]))
+        return last
+
+    def _decode_answer(
+        self, decoder: Decoder, ids: list[int], request: GenerationRequest, number: int, sender: Any, arrived: float, streamed: bool
+    ) -> Any:
+        """Decode an answer, send its rounds if they are ``streamed``, and return its last response."""
         seconds = min(self._request_seconds, request.deadline or self._request_seconds)
         unsent, params = "", replace(request.params, logprobs=None, deadline=max(0.0, arrived + seconds - monotonic()))
         with decoder.stream(ids, params, policy=request.policy) as stream:
             for chunk in stream:
                 if sender.is_cancelled():
                     raise Cancelled(stream.stats.new_tokens)
-                if inputs["stream"]:
+                if streamed:
                     sender.send(self._response(chunk.text))
                 else:
                     unsent += chunk.text
         if stream.stop == "deadline" and not stream.stats.new_tokens:
             raise deadline_exceeded(seconds)
         self._counters.count(str(stream.stop), stream.stats.new_tokens)
-        return self._response(unsent, json.dumps({"stop": stream.stop, "stats": stream.stats.as_dict()}))
+        report = {"stop": stream.stop, "stats": stream.stats.as_dict(), **({"index": number} if request.count > 1 else {})}
+        return self._response(unsent, json.dumps(report))
 
     def _send_last(self, sender: Any, last: Any) -> None:
         sender.send(last, flags=self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -17,9 +17,10 @@ import runtime.backends.cuda.onnxruntime
 import runtime.models
 from policy import FixedPolicy, TreeSpec
 from runtime import Decoder, EngineDirError, SamplingParams
+from runtime.backends.cuda.bindings import LazyOutputs
 from runtime.backends.cuda.onnxruntime import open_session
 from tests.support.eagle_engines import prompt_of
-from tests.support.gpu.beside_host import expect_one_conversation
+from tests.support.gpu.beside_host import expect_one_conversation, expect_ruled_answers
 from tests.support.gpu.device_draws import DeviceDraws
 from tests.support.gpu.emulated_gpu import EmulatedCuda
 
@@ -73,6 +74,11 @@ def test_device_answers_as_the_host_does(
 def test_a_conversation_reuses_the_cached_prefix(echo_engine: Path, gpu: EmulatedCuda) -> None:
     with Decoder(echo_engine, threads=1) as host, Decoder(echo_engine, device="cuda") as device:
         expect_one_conversation(host, device, TREES[2])
+
+
+def test_rules_give_the_host_s_answer(echo_engine: Path, gpu: EmulatedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Decoder(echo_engine, threads=1) as host, Decoder(echo_engine, device="cuda") as device:
+        expect_ruled_answers(host, device, LazyOutputs, monkeypatch)
 
 
 def test_forks_share_sessions_and_their_stream(echo_engine: Path, gpu: EmulatedCuda, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,11 @@ import onnxruntime
 import pytest
 
 from export.graphs.sample import build_sample
-from runtime.decoding.gumbel import GumbelMaxSampler, apply_top_k_top_p, scratch_buffers
+from runtime.decoding.gumbel import GumbelMaxSampler, scratch_buffers
 from runtime.decoding.logprobs import token_logprob
 from runtime.decoding.sampling import TargetOutput, uniforms
 from runtime.decoding.tree import Tree
+from runtime.decoding.truncation import apply_top_k_top_p
 from runtime.sampling_params import SamplingParams
 
 SETTINGS = [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 7, 1.0), (1.3, 0, 0.8), (0.8, 20, 0.9), (1.0, 1, 1.0), (1.0, 0, 1e-6), (2.0, 10_000, 1.0)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,9 @@ from runtime.errors import EngineFailure
 from runtime.lanes.forest import Forest
 from runtime.lanes.lane import Lane
 from runtime.sampling_params import SamplingParams
+from tests.support.constraints import TOY_CONSTRAINTS
 from tests.support.fakes import VOCAB
+from tests.support.plain_sampling import any_rules
 from tests.support.planted import PlantedDrafter
 from tests.support.toy_lanes import LIMITS, ToyLanesDraft, ToyLanesEngine, alone, answer_of, run_all, toy_forest, toy_lane
 
@@ -47,6 +51,10 @@ def any_request(random: np.random.Generator, forest: Forest) -> tuple[Lane, list
     prompt = [*shared, *random.integers(0, VOCAB - 1, int(random.integers(1, 40))).tolist()]
     sampling = {} if random.random() < 0.5 else {"temperature": float(random.uniform(0.3, 1.5)), "seed": int(random.integers(1000))}
     params = SamplingParams(max_new_tokens=int(random.integers(1, 60)), **sampling)
+    if random.random() < 0.4:
+        params = any_rules(random, VOCAB, params.max_new_tokens or 1)
+    if random.random() < 0.3:
+        params = replace(params, constraint=TOY_CONSTRAINTS[int(random.integers(len(TOY_CONSTRAINTS)))])
     policies: list[Policy | None] = [
         None,
         None,

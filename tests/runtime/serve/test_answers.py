@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from runtime import Decoder, SamplingParams
+from runtime import Constraint, Decoder, SamplingParams
 from runtime.serve.cli import command
 from tests.support.serve.process import running
 from tests.support.serve.serving import until
@@ -42,8 +43,16 @@ def client(url: str) -> Iterator[openai.OpenAI]:
             {"temperature": 0.8, "seed": 6, "extra_body": {"top_k": 9, "speculation": False}},
             SamplingParams(temperature=0.8, top_k=9, seed=6),
         ),
+        (
+            {"temperature": 0, "frequency_penalty": 1.5, "presence_penalty": 0.5, "logit_bias": {"7": 3}, "extra_body": {"min_tokens": 12}},
+            SamplingParams(frequency_penalty=1.5, presence_penalty=0.5, logit_bias={7: 3}, min_tokens=12),
+        ),
+        (
+            {"temperature": 1.1, "seed": 7, "extra_body": {"repetition_penalty": 1.3, "min_p": 0.05, "typical_p": 0.9, "ignore_eos": True}},
+            SamplingParams(temperature=1.1, seed=7, repetition_penalty=1.3, min_p=0.05, typical_p=0.9, ignore_eos=True),
+        ),
     ],
-    ids=["greedy", "sampled", "top-k, plain"],
+    ids=["greedy", "sampled", "top-k, plain", "penalties", "typical"],
 )
 def test_chat_gives_the_decoder_s_answer_whole_and_streamed(
     client: openai.OpenAI, decoder: Decoder, fields: dict[str, Any], sampling: SamplingParams
@@ -65,6 +74,80 @@ def test_chat_gives_the_decoder_s_answer_whole_and_streamed(
     assert (
         expected.stats.cycles + 1 <= rounds <= expected.stats.cycles + 2
     )  # the first token, one event per round, perhaps the rest of the text
+
+
+def test_several_answers_whole_and_streamed(client: openai.OpenAI, decoder: Decoder) -> None:
+    params = SamplingParams(temperature=1.2, seed=8, max_new_tokens=16, presence_penalty=0.4)
+    expected = decoder.answers(MESSAGES, 4, params)
+    fields: dict[str, Any] = {"temperature": 1.2, "seed": 8, "max_tokens": 16, "presence_penalty": 0.4, "n": 4, "logprobs": True}
+    whole = client.chat.completions.create(model="tiny", messages=MESSAGES, **fields)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
+    assert [choice.message.content for choice in whole.choices] == [each.text for each in expected]
+    assert [len(choice.logprobs.content or ()) for choice in whole.choices if choice.logprobs] == [len(each.tokens) for each in expected]
+    assert whole.usage is not None
+    tokens = sum(len(each.tokens) for each in expected)
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (expected[0].stats.prompt_tokens, tokens)
+    options: Any = {"include_usage": True}
+    events = list(client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True, stream_options=options, **fields))
+    assert events[-1].usage is not None
+    assert events[-1].usage.completion_tokens == tokens
+    choices = [event.choices[0] for event in events[:-1]]
+    for index, each in enumerate(expected):
+        own = [choice for choice in choices if choice.index == index]
+        assert "".join(choice.delta.content or "" for choice in own) == each.text
+        assert [choice.finish_reason is not None for choice in own] == [False] * (len(own) - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"logit_bias": {"320": 1}}, "logit_bias"), ({"stop_token_ids": [5000]}, "stop_token_ids"), ({"n": 120}, "n")],
+    ids=str,
+)
+def test_what_this_server_cannot_follow_is_refused_by_name(url: str, fields: dict[str, Any], param: str) -> None:
+    answer = httpx.post(f"{url}/chat/completions", json={"messages": MESSAGES, **fields})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert answer.json()["error"]["message"].startswith(f"{param}: ")
+
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["colour", "count"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_answers_have_the_form_that_is_asked_for(client: openai.OpenAI, decoder: Decoder, temperature: float) -> None:
+    fields: dict[str, Any] = {"temperature": temperature, "seed": 2, "max_tokens": 150}
+    params = SamplingParams(temperature=temperature, seed=2, max_new_tokens=150)
+    schema: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    whole = client.chat.completions.create(model="tiny", messages=MESSAGES, response_format=schema, n=2, **fields)
+    expected = decoder.answers(MESSAGES, 2, replace(params, constraint=Constraint.json_schema(SCHEMA)))
+    assert [choice.message.content for choice in whole.choices] == [each.text for each in expected]
+    for each in expected:
+        assert set(json.loads(each.text)) == {"colour", "count"}
+    events = list(client.chat.completions.create(model="tiny", messages=MESSAGES, response_format=schema, stream=True, **fields))
+    assert "".join(event.choices[0].delta.content or "" for event in events) == expected[0].text
+    chosen = client.completions.create(model="tiny", prompt="the", extra_body={"guided_choice": ["the mat", "a cat"]}, **fields)
+    assert chosen.choices[0].text in ("the mat", "a cat")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strange"}}}},
+         "response_format.json_schema.schema"),
+        ({"guided_regex": "(a"}, "guided_regex"),
+        ({"grammar": "start: foo"}, "grammar"),
+        ({"structured_outputs": {"json": {"$ref": "#"}}}, "structured_outputs.json"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_form_that_cannot_be_compiled_is_refused_by_name(url: str, fields: dict[str, Any], param: str) -> None:
+    answer = httpx.post(f"{url}/chat/completions", json={"messages": MESSAGES, **fields})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert answer.json()["error"]["message"].startswith(f"{param}: the ")
 
 
 def test_logprobs_and_stop(client: openai.OpenAI, decoder: Decoder) -> None:
@@ -173,8 +256,8 @@ def test_the_options_and_metrics_in_the_guide_exist(url: str) -> None:
 
 
 def test_errors_are_openai_s_exceptions(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="n: one answer"):
-        client.chat.completions.create(model="tiny", messages=MESSAGES, n=2)
+    with pytest.raises(openai.BadRequestError, match="best_of is not supported"):
+        client.chat.completions.create(model="tiny", messages=MESSAGES, extra_body={"best_of": 2})
     with pytest.raises(openai.NotFoundError, match="no model 'other'"):
         client.chat.completions.create(model="other", messages=MESSAGES)
     with pytest.raises(openai.BadRequestError, match="unknown policy"):

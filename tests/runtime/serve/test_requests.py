@@ -46,6 +46,22 @@ def test_every_field_reaches_the_request() -> None:
     assert completion(prompt=[]).prompt == []  # refused by the Decoder
 
 
+def test_every_sampler_parameter_reaches_the_request() -> None:
+    fields: dict[str, Any] = {
+        "min_p": 0.1, "typical_p": 0.9, "presence_penalty": 0.5, "frequency_penalty": -0.5, "repetition_penalty": 1.2, "min_tokens": 3,
+        "ignore_eos": True, "stop_token_ids": [5, 6], "bad_words": ["bad"],
+    }  # fmt: skip
+    request = chat(**fields, logit_bias={"7": 2}, n=3)
+    assert request.params == SamplingParams(temperature=1.0, max_new_tokens=None, logit_bias={7: 2}, **fields)
+    assert request.count == 3
+    nothing: dict[str, Any] = {
+        "presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1, "logit_bias": {}, "min_p": 0, "typical_p": 1,
+        "min_tokens": 0, "ignore_eos": False, "stop_token_ids": [], "bad_words": [], "n": 1, "best_of": 1,
+    }  # fmt: skip
+    assert chat(**nothing) == chat(**dict.fromkeys(nothing)) == chat()
+    assert completion(**nothing) == completion()
+
+
 def test_the_name_of_a_message_reaches_the_template() -> None:
     messages = [{"role": "user", "content": "hi", "name": "bob"}]
     assert chat(messages=messages).prompt == messages
@@ -60,14 +76,33 @@ def test_text_parts_are_joined_and_developer_is_system() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
         ({"n": True}, "n"),
+        ({"best_of": 2}, "best_of"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"presence_penalty": -1}, "presence_penalty"),
-        ({"logit_bias": {"5": 100}}, "logit_bias"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty"),
+        ({"presence_penalty": -2.1}, "presence_penalty"),
+        ({"presence_penalty": True}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 101}, "repetition_penalty"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": [5]}, "logit_bias"),
+        ({"logit_bias": {str(at): 0 for at in range(1025)}}, "logit_bias"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"typical_p": 0}, "typical_p"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stop_token_ids": 5}, "stop_token_ids"),
+        ({"stop_token_ids": [1] * 1025}, "stop_token_ids"),
+        ({"bad_words": [" "]}, "bad_words"),
+        ({"bad_words": "word"}, "bad_words"),
+        ({"bad_words": ["x" * 257]}, "bad_words"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"audio": {"voice": "x"}}, "audio"),
@@ -137,7 +172,9 @@ def test_unsupported_and_invalid_fields_are_refused_by_name(fields: dict[str, An
         ({"stop": ["a"] * 5}, "stop", "array_above_max_length"),
         ({"stop": 3}, "stop", "invalid_type"),
         ({"policy": "x" * 99}, "policy", "string_above_max_length"),
-        ({"n": 2}, "n", "unsupported_value"),
+        ({"n": 0}, "n", "integer_below_min_value"),
+        ({"best_of": 2}, "best_of", "unsupported_parameter"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "invalid_value"),
         ({"tools": [1]}, "tools", "unsupported_parameter"),
         ({"nonsense": 1}, "nonsense", "unknown_parameter"),
     ],

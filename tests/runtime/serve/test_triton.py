@@ -106,7 +106,7 @@ def test_sampling_parameters_are_the_fields_of_completions() -> None:
     assert generation_request("hello", True, None).prompt == [{"role": "user", "content": "hello"}]
     neutral = '{"n": 1, "stop": [], "tools": [], "logit_bias": {}, "logprobs": false, "response_format": {"type": "text"}}'
     assert generation_request("hello", True, neutral) == generation_request("hello", True, "null") == generation_request("hello", True, "")
-    for wrong in ("[]", "{", '{"n": 2}', '{"max_tokens": "x"}', "[" * 100_000):
+    for wrong in ("[]", "{", '{"n": 0}', '{"best_of": 2}', '{"max_tokens": "x"}', "[" * 100_000):
         with pytest.raises(ApiError):
             generation_request("hello", False, wrong)
 
@@ -156,6 +156,19 @@ def test_a_request_has_a_time_limit(model: Callable[[float], TritonPythonModel],
     assert json.loads(last.report)["stop"] == "deadline"
     assert 0 < len(last.text_output) < len(whole.text)
     assert whole.text.startswith(last.text_output)
+
+
+def test_several_answers_have_a_last_response_each(model: Callable[[float], TritonPythonModel], decoder: Decoder) -> None:
+    expected = decoder.answers(PROMPT, 3, SamplingParams(max_new_tokens=6, temperature=1.0, seed=3, frequency_penalty=1))
+    asked = request_for(6, temperature=1.0, seed=3, frequency_penalty=1, n=3)
+    model(60.0).execute([asked])
+    for index, each in enumerate(expected):
+        response = asked.sent.get(timeout=60)
+        assert response.error is None
+        assert (response.text_output, json.loads(response.report)["index"]) == (each.text, index)
+    refused = request_for(6, logit_bias={"99999": 1})
+    model(60.0).execute([refused])
+    assert "logit_bias" in str(refused.sent.get(timeout=60).error)
 
 
 def test_a_time_limit_before_the_first_token_is_an_error(model: Callable[[float], TritonPythonModel]) -> None:

@@ -89,6 +89,26 @@ def test_a_disconnect_ends_the_answer_after_the_round(served: Served, toy: ToyDe
     assert post(served).status_code == 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_disconnect_ends_all_answers_of_a_request(stream: bool) -> None:
+    toy = ToyDecoder(lanes=2)
+    with serving([toy], queue=3) as served:
+        with toy.paused():
+            with unread(served, stream=stream, n=4):
+                served.wait("resps:num_requests_running", 2)
+                served.wait("resps:num_requests_waiting", 2)
+                assert post(served, n=2).status_code == 429  # each answer counts
+            served.wait('resps:requests_total{outcome="disconnected"}', 1)
+            served.wait("resps:num_requests_waiting", 0)
+        until(lambda: toy.ended == ["cancelled"] * 2)
+        until(lambda: served.services.pool._admitted == 0)
+        answers = post(served, n=5, seed=1)
+        assert [choice["text"] for choice in answers.json()["choices"]] == [text_of(toy_answer(LONG.encode(), 1 + at)) for at in range(5)]
+        toy.failing = engine_failure()
+        assert post(served, n=3).status_code == 500
+        until(lambda: served.services.pool._admitted == 0)
+
+
 def test_a_disconnect_in_the_queue_is_never_decoded(served: Served, toy: ToyDecoder) -> None:
     with unread(served, stream=True):
         with toy.paused():

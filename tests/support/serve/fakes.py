@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from runtime import Chunk, DecoderBusy, EngineFailure, PromptError, SamplingParams, Stats
+from runtime import Chunk, DecoderBusy, EngineFailure, ParameterError, PromptError, SamplingParams, Stats
 from runtime.decoding.logprobs import TokenLogprob
 from runtime.decoding.totals import Totals, TotalsRecorder
 from runtime.errors import PromptKind
@@ -122,6 +122,12 @@ class ToyDecoder:
             kind: PromptKind = "token_ids" if not all(0 <= each < 256 for each in ids) else "too_long" if ids else "empty"
             raise PromptError(f"a prompt of {len(ids)} tokens — between 1 and {CONTEXT - 1} bytes are accepted", kind)
         return ids
+
+    def check(self, params: SamplingParams) -> None:
+        """Tokens are bytes."""
+        for token in (*params.biases, *params.stop_token_ids):
+            if token >= 256:
+                raise ParameterError(f"{token} is no byte", "logit_bias" if token in params.biases else "stop_token_ids")
 
     def stream(self, prompt: Sequence[int], params: SamplingParams, *, policy: str | None = None) -> ToyStream:
         self.asked.append({"prompt": prompt, "params": params, "policy": policy})

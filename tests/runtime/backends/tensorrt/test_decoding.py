@@ -19,10 +19,11 @@ import runtime.models
 from export.tuning.install import install
 from policy import PLAIN, FixedPolicy, TreeSpec
 from runtime import Decoder, EngineFailure, SamplingParams
+from runtime.backends.cuda.bindings import LazyOutputs
 from runtime.errors import GpuMemoryError
 from runtime.manifest.load import load_manifest
 from tests.support.eagle_engines import prompt_of
-from tests.support.gpu.beside_host import expect_one_conversation
+from tests.support.gpu.beside_host import expect_one_conversation, expect_ruled_answers
 from tests.support.gpu.both_engines import SIZES
 from tests.support.gpu.emulated_tensorrt import EmulatedMachine, EmulatedTrt, altered
 from tests.support.tunings import FAST, SLOW, a_tuning
@@ -50,6 +51,11 @@ def test_device_answers_as_the_host_does(
 def test_a_conversation_reuses_the_cached_prefix(host: Decoder, machine: EmulatedMachine) -> None:
     with machine.decoder() as device:
         expect_one_conversation(host, device, TREES[-1])
+
+
+def test_rules_give_the_host_s_answer(host: Decoder, machine: EmulatedMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with machine.decoder() as device:
+        expect_ruled_answers(host, device, LazyOutputs, monkeypatch)
 
 
 def test_forks_run_at_the_same_time_over_the_same_plans(host: Decoder, machine: EmulatedMachine) -> None:

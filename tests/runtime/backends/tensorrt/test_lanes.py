@@ -17,6 +17,7 @@ from policy import FixedPolicy, Policy, TreeSpec
 from policy.base import Observation
 from runtime import Decoder, EngineDirError, EngineFailure, SamplingParams
 from runtime.backends.cuda.bindings import LazyOutputs
+from runtime.backends.cuda.lane_engine import LaneOutputs
 from runtime.backends.lane_cache import LaneCache
 from runtime.decoding.tree import Tree
 from runtime.errors import GpuMemoryError
@@ -24,6 +25,7 @@ from runtime.lanes.choose import choose_lanes, lane_bytes
 from runtime.manifest.load import load_manifest
 from tests.support.decoder_lanes import LANES, Wandering, expect_same, forest_of
 from tests.support.eagle_engines import prompt_of
+from tests.support.gpu.beside_host import expect_ruled_answers
 from tests.support.gpu.both_engines import make_engines
 from tests.support.gpu.emulated_tensorrt import EmulatedMachine, altered
 from tests.support.serve.serving import until
@@ -62,6 +64,10 @@ def device(machine: EmulatedMachine) -> Iterator[Decoder]:
         decoder.forget()
         for model in (forest_of(decoder).target, forest_of(decoder).draft):
             assert model.cache.pool.free == model.cache.pool.count == LANES
+
+
+def test_rules_give_the_host_s_answer(host: Decoder, device: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    expect_ruled_answers(host, device, LaneOutputs, monkeypatch)
 
 
 @pytest.mark.parametrize("draft", ["eagle", "ngram", "none"])
