@@ -3,7 +3,8 @@
 from .base import GrowthPolicy, Observation, Outcome, PartialTree, Policy, trees_of
 from .cost_model import Calibration, CostModel
 from .fixed import FixedPolicy
-from .latency import LatencyModel
+from .forest import LaneHistory, RowBudget
+from .latency import LanesLatency, LatencyModel
 from .lookup import LookupGate, default_latency
 from .ltd import Ltd
 from .persistence import ActionPersistence
@@ -26,7 +27,10 @@ __all__ = [
     "Policy",
     "LookupGate",
     "Resps",
+    "LaneHistory",
+    "LanesLatency",
     "LatencyModel",
+    "RowBudget",
     "TreeSpec",
     "Watchdog",
     "default_latency",

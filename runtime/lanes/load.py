@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from policy import LatencyModel, LookupGate, Policy, TreeSpec
+from policy import LatencyModel, LookupGate, Policy, RowBudget, TreeSpec
 
 from ..backends.base import Backend
 from ..backends.lane_cache import LaneCache
@@ -20,7 +20,6 @@ from ..manifest.schema import Draft, Manifest
 from ..request import Chunk, Request
 from ..sampling_params import SamplingParams
 from ..stream import ActiveRequest
-from .budget import RowBudget
 from .choose import draft_slots
 from .draft import DraftLane, LanesDraft
 from .driver import Driver
@@ -68,7 +67,9 @@ def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
     tree = choice.fixed_tree
     if draft is not None:  # the row budget decides how many nodes
         tree = TreeSpec(min(manifest.limits.tree_nodes, TreeSpec(1, tree.depth, tree.width).capacity), tree.depth, tree.width)
-    planner = Planner(target, draft, manifest.limits, RowBudget(choice.latency, ROWS_OF_A_LANE * lanes), tree)
+    calibration = choice.tuning.cost_model if choice.tuning else None
+    budget = RowBudget(choice.latency.for_lanes(), ROWS_OF_A_LANE * lanes, calibration)
+    planner = Planner(target, draft, manifest.limits, budget, tree)
     own = _own_drafters(kind.name, choice.latency, choice.fixed_tree)
     return Lanes(Driver(Forest(planner, engine.tokenizer)), host_samplers(manifest.shape.vocab), own)
 

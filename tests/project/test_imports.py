@@ -51,7 +51,7 @@ LAYERS = {
         ["spec"],
         ["base", "latency", "inputs"],
         ["backoff", "fixed", "cost_model", "lookup", "persistence", "resps"],
-        ["ltd", "watchdog"],
+        ["ltd", "watchdog", "forest"],
         ["__init__"],
     ],
     "runtime": [
