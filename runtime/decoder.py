@@ -23,7 +23,7 @@ from .engine import LoadedEngine, check_one_of, choose_engine, load_engine
 from .errors import DecoderBusy, DecoderClosed, PromptError, memory_errors
 from .lanes.choose import choose_lanes
 from .lanes.driver import CLOSED
-from .lanes.forest import Pace
+from .lanes.forest import Forest, Pace
 from .lanes.load import load_lanes
 from .manifest.schema import Manifest
 from .models import check_tree_size, load_models
@@ -135,7 +135,12 @@ class Decoder:
     @property
     def pace(self) -> Pace:
         """How long rounds take; zeros with one lane."""
-        return self._lanes.driver.forest.pace if self._lanes else Pace()
+        return self.forest.pace if self.forest else Pace()
+
+    @property
+    def forest(self) -> Forest | None:
+        """What the lanes share, for measurements while no request runs; None with one lane."""
+        return self._lanes.driver.forest if self._lanes else None
 
     @property
     def default_tree(self) -> TreeSpec:

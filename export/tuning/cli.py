@@ -17,11 +17,14 @@ from runtime.options import FILE, OUTPUT, option
 from runtime.policies.registry import POLICIES
 
 if TYPE_CHECKING:
+    from policy import LanesLatency
     from runtime import Decoder
+    from runtime.engine import LoadedEngine
 
     from .outcome import TuningResult
+    from .replay.grid import TreeGrid
 
-RECORDING, TRAINING = 0.35, 0.4  # shares of the minutes; the rest measures and confirms
+RECORDING, TRAINING, LANES = 0.35, 0.4, 0.05  # shares of the minutes; the rest measures and confirms
 LEARNED = tuple(name for name, kind in POLICIES.items() if kind.learned and not kind.variant)
 VARIANTS = tuple(name for name, kind in POLICIES.items() if kind.variant)  # as the papers compare them
 CANDIDATES = {name: POLICIES[name] for name in ("cost-model", *LEARNED, *VARIANTS)}
@@ -70,8 +73,9 @@ def command(engine_dir: Path, **given: Any) -> None:
     learned = (*LEARNED, *VARIANTS) if "all" in named else tuple(name for name in named if name != "cost-model") if named else LEARNED
     directory, threads = find_engine_dir(engine_dir), given["threads"] or usable_cores()
     choice = choose_engine(directory, draft=None, backend=None, device=None, threads=threads, verify=True, tuned=False)
-    with Decoder(load_engine(choice), policy="fixed") as decoder:
-        result = _tune(decoder, prompts, given["minutes"], learned, threads, given["seed"])
+    engine = load_engine(choice)
+    with Decoder(engine, policy="fixed") as decoder:
+        result = _tune(engine, decoder, prompts, given["minutes"], learned, threads, given["seed"])
         manifest = decoder.manifest
     if given["report"]:
         write_report(given["report"], manifest, result)
@@ -80,7 +84,9 @@ def command(engine_dir: Path, **given: Any) -> None:
     click.echo(json.dumps(dataclasses.asdict(tuning)) if given["as_json"] else "\n".join(summary(result)))
 
 
-def _tune(decoder: Decoder, prompts: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int) -> TuningResult:
+def _tune(
+    engine: LoadedEngine, decoder: Decoder, prompts: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int
+) -> TuningResult:
     from ..checkpoints.fetch import cache_directory
     from .errors import TuningError
     from .outcome import tuning_result
@@ -100,11 +106,29 @@ def _tune(decoder: Decoder, prompts: list[str], minutes: float, learned: tuple[s
     latency = measure_latency(
         decoder, grid.widths, grid.depths, grid.max_nodes, progress=lambda share: progress("measuring", round(100 * share), 100)
     )
+    latency = dataclasses.replace(latency, lanes=_lanes_latency(engine, grid, perf_counter() + 60 * minutes * LANES))
     candidates, rate = fit(parts, latency, grid)
     candidates = train(candidates, parts, latency, grid, rate, learned, 60 * minutes * TRAINING, seed, progress)
     ratios = confirm(decoder, held_out, candidates.policies(latency, grid.sizes), grid.new_tokens, started + 60 * minutes, progress)
     simulated = simulate(candidates, parts.test, latency, grid)
     return tuning_result(decoder.manifest, threads, candidates, latency, ratios, simulated, parts.train_and_validation, grid)
+
+
+def _lanes_latency(engine: LoadedEngine, grid: TreeGrid, deadline: float) -> LanesLatency | None:
+    """The latencies with several lanes; None if the engine has one only, or runs on a GPU."""
+    from runtime import Decoder
+    from runtime.lanes.choose import choose_lanes
+
+    from .replay.lanes_latency import measure_lanes
+
+    choice = engine.choice
+    lanes = choose_lanes(choice.manifest, None, 1, choice.threads, choice.drafter.name, choice.device, choice.backend)
+    if lanes == 1 or choice.device != "cpu":
+        return None
+    with Decoder(engine.fork(), lanes=lanes, policy="none") as decoder:
+        return measure_lanes(
+            decoder, grid.widths, grid.depths, deadline, lambda share: progress("measuring lanes", round(100 * share), 100)
+        )
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """The row budget: the cost model for several lanes, a closed form. Learned controllers may replace it.
 
 A candidate with the draft's score s lies on the target's path with the probability p = trust x exp(s), or trust x the sigmoid that
-resps-tune fitted; one that was copied from earlier text with the rates of `policy.LookupGate`. ``trust`` belongs to a lane: its accepted tokens over
-the expected ones. A millisecond is worth ``rate`` tokens, the tokens per millisecond that rounds with so many lanes gave (Dinkelbach's
-method). Three decisions follow, each for all lanes together:
+resps-tune fitted; one that was copied from earlier text with the rates of `policy.LookupGate`. ``trust`` belongs to a lane: its accepted
+tokens over the expected ones. A millisecond is worth ``rate`` tokens, the tokens per millisecond that rounds with so many lanes gave
+(Dinkelbach's method). Three decisions follow, each for all lanes together:
   - before drafting, who drafts: the lanes whose usual tree is worth more than its rows and its share of the draft's time;
   - between levels, who drafts on: the lanes for which ``gain`` times the best candidate's probability is worth the level;
   - before the pass, how many rows: the candidates of all lanes, the likeliest first, while they are worth the pass's time.
@@ -114,7 +114,7 @@ class RowBudget:
         """The same for an average text, without the lane's record."""
         fit = self.calibration
         if fit is None:
-            return np.exp(scores)
+            return np.asarray(np.exp(scores))
         promised = 1 / (1 + np.exp(-(fit.slope * scores + fit.level * levels + fit.bias)))
         order = np.argsort(-scores, kind="stable")
         promised[order] = np.minimum.accumulate(promised[order])

@@ -34,8 +34,8 @@ class CorrectedLatency:
         self._levels: dict[tuple[int, int, int], float] = {}
 
     def passes(self, base: int, more: int, lanes: int, length: float) -> np.ndarray:
-        """Milliseconds of passes with ``base`` to ``base`` + ``more`` rows of ``lanes`` lanes: [more + 1]. ``length``: mean committed tokens
-        of a lane."""
+        """Milliseconds of passes with ``base`` to ``base`` + ``more`` rows of ``lanes`` lanes: [more + 1]. ``length``: mean committed
+        tokens of a lane."""
         curve = self.model.curve(lanes, length)
         plain = interpolate(self.model.rows, curve, lanes)
         rows = np.arange(base, base + more + 1)

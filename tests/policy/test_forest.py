@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from policy import LanesLatency, LaneHistory, LatencyModel, RowBudget, default_latency
+from policy import LaneHistory, LanesLatency, LatencyModel, RowBudget, default_latency
 from policy.cost_model import Calibration
 from policy.forest import CorrectedLatency
 

@@ -46,6 +46,8 @@ def test_tuned_policy_is_installed_and_used(engine_dir: Path, capfd: pytest.Capt
     assert dataclasses.replace(after, tuning=None) == before
     assert (after.tuning.machine, after.tuning.threads) == (processor_name(), 1)
     assert after.tuning.policy in main_policies()
+    assert after.tuning.latency.lanes is not None
+    assert after.tuning.latency.lanes.lanes[-1] == 4  # of one core
     assert set(after.tuning.ratios) == set(main_policies())
     assert set(after.tuning.learned) == {"resps", "ltd", "resps+ltd"}
     with Decoder(engine_dir, threads=1) as decoder:
@@ -92,7 +94,7 @@ def test_interruption_changes_nothing(engine_dir: Path, monkeypatch: pytest.Monk
 def test_all_trains_every_recipe(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
 
-    def interrupted(decoder: Any, prompts: Any, minutes: Any, learned: tuple[str, ...], *_: Any) -> None:
+    def interrupted(engine: Any, decoder: Any, prompts: Any, minutes: Any, learned: tuple[str, ...], *_: Any) -> None:
         names.extend(learned)
         raise KeyboardInterrupt
 
