@@ -4,12 +4,14 @@ from .base import GrowthPolicy, Observation, Outcome, PartialTree, Policy, trees
 from .cost_model import Calibration, CostModel
 from .fixed import FixedPolicy
 from .forest import LaneHistory, RowBudget
+from .guard import Guarded
 from .latency import LanesLatency, LatencyModel
 from .lookup import LookupGate, default_latency
 from .ltd import Ltd
 from .persistence import ActionPersistence
 from .resps import Net, Resps
 from .spec import PLAIN, TreeSpec
+from .table import TablePolicy
 from .watchdog import Watchdog, watch
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "FixedPolicy",
     "PartialTree",
     "GrowthPolicy",
+    "Guarded",
     "ActionPersistence",
     "Ltd",
     "Net",
@@ -31,6 +34,7 @@ __all__ = [
     "LanesLatency",
     "LatencyModel",
     "RowBudget",
+    "TablePolicy",
     "TreeSpec",
     "Watchdog",
     "default_latency",

@@ -67,10 +67,11 @@ class RowBudget:
 
     def participants(self, lanes: Sequence[LaneHistory], width: int) -> list[bool]:
         """Which of ``lanes``, which could all draft trees of ``width`` beams, do. Asked once a round."""
-        worth = self._worth(lanes)
+        rate = self.rate
+        worth = self._worth(lanes, rate)
         order = sorted(range(len(lanes)), key=lambda index: -worth[index])
         depth = max(1, round(self._depth))
-        costs = [self.rate * self.latency.draft(count, width, depth) for count in range(len(lanes) + 1)]
+        costs = [rate * self.latency.draft(count, width, depth) for count in range(len(lanes) + 1)]
         totals = np.concatenate([[0.0], np.cumsum([worth[index] for index in order])]) - costs
         count = int(np.argmax(totals))
         chosen = set(order[:count])
@@ -85,23 +86,23 @@ class RowBudget:
             lane.drafting = index in chosen
         return [lane.drafting for lane in lanes]
 
-    def _worth(self, lanes: Sequence[LaneHistory]) -> list[float]:
+    def _worth(self, lanes: Sequence[LaneHistory], rate: float) -> list[float]:
         """Tokens that each lane's next tree gives, minus what its rows cost."""
         count, length = self.load
         rows = [lane.rows(self.pool) for lane in lanes]
         more = max(1, round(sum(rows)))
         passes = self.latency.passes(count, more, count, length)
-        row = self.rate * float(passes[-1] - passes[0]) / more
+        row = rate * float(passes[-1] - passes[0]) / more
         return [lane.tokens(self.pool) - row * each for lane, each in zip(lanes, rows, strict=True)]
 
     def deeper(self, best: Sequence[float], level: int, width: int) -> list[bool]:
         """Which trees get another level after ``level``. ``best``: the probability of each one's best candidate of the last level."""
         gain = self.calibration.gain if self.calibration else _GAIN
         order = sorted(range(len(best)), key=lambda index: -best[index])
-        totals = [0.0]
+        totals, gained, rate = [0.0], 0.0, self.rate
         for count, index in enumerate(order, 1):
-            cost = self.latency.draft(count, width, level + 1) - self.latency.draft(count, width, level)
-            totals.append(gain * sum(best[each] for each in order[: count - 1]) + gain * best[index] - self.rate * cost)
+            gained += gain * best[index]
+            totals.append(gained - rate * (self.latency.draft(count, width, level + 1) - self.latency.draft(count, width, level)))
         chosen = set(order[: int(np.argmax(totals))])
         return [index in chosen for index in range(len(best))]
 
@@ -112,13 +113,7 @@ class RowBudget:
 
     def promised(self, scores: np.ndarray, levels: np.ndarray) -> np.ndarray:
         """The same for an average text, without the lane's record."""
-        fit = self.calibration
-        if fit is None:
-            return np.asarray(np.exp(scores))
-        promised = 1 / (1 + np.exp(-(fit.slope * scores + fit.level * levels + fit.bias)))
-        order = np.argsort(-scores, kind="stable")
-        promised[order] = np.minimum.accumulate(promised[order])
-        return promised
+        return promise(scores, levels, self.calibration)
 
     def nodes(self, offers: Sequence[np.ndarray], most: Sequence[int], others: Sequence[int]) -> list[int]:
         """The nodes of each tree, roots included: the likeliest candidates of all, at most ``most`` nodes a tree. ``offers``: their
@@ -154,3 +149,13 @@ class RowBudget:
         spent = self.latency.verify(rows, lanes, length) + drafting + self.latency.host(lanes)
         before_tokens, before = self._rates.get(lanes) or self._plain_rate()
         self._rates[lanes] = _MEMORY * before_tokens + tokens, _MEMORY * before + spent
+
+
+def promise(scores: np.ndarray, levels: np.ndarray, calibration: Calibration | None) -> np.ndarray:
+    """How likely candidates with these scores on these levels are on the target's path, never more than one with a higher score."""
+    if calibration is None:
+        return np.asarray(np.exp(scores))
+    promised = 1 / (1 + np.exp(-(calibration.slope * scores + calibration.level * levels + calibration.bias)))
+    order = np.argsort(-scores, kind="stable")
+    promised[order] = np.minimum.accumulate(promised[order])
+    return np.asarray(promised)

@@ -19,6 +19,7 @@ _LEAST_ROUNDS = 5  # for a correction
 _EVERY = 4  # passes between two corrections
 _LEAST_SPREAD, _LEAST_PAIRS = 0.1, 24  # of passes whose rows differ enough to tell a row's price
 _LOWEST, _HIGHEST = 0.1, 10.0  # bounds of the factors
+_LENGTH_STEP = 64  # tokens
 
 
 class CorrectedLatency:
@@ -32,19 +33,22 @@ class CorrectedLatency:
         self._drafts: deque[float] = deque(maxlen=WINDOW)
         self._since = 0
         self._levels: dict[tuple[int, int, int], float] = {}
+        self._curves: dict[tuple[int, int], np.ndarray] = {}  # by lanes and length, for every number of rows in the model
 
     def passes(self, base: int, more: int, lanes: int, length: float) -> np.ndarray:
         """Milliseconds of passes with ``base`` to ``base`` + ``more`` rows of ``lanes`` lanes: [more + 1]. ``length``: mean committed
         tokens of a lane."""
-        curve = self.model.curve(lanes, length)
-        plain = interpolate(self.model.rows, curve, lanes)
-        rows = np.arange(base, base + more + 1)
-        costs = np.interp(rows, self.model.rows, curve)
-        last = self.model.rows[-1]
-        if rows[-1] > last and len(curve) > 1:
-            slope = (curve[-1] - curve[-2]) / (last - self.model.rows[-2])
-            costs = costs + np.maximum(rows - last, 0) * slope
-        return np.asarray(plain + self.row_factor * (costs - plain))
+        curve = self._curve(base + more, lanes, length)
+        return np.asarray(curve[lanes] + self.row_factor * (curve[base : base + more + 1] - curve[lanes]))
+
+    def _curve(self, rows: int, lanes: int, length: float) -> np.ndarray:
+        """The model's milliseconds of passes with 0 to ``rows`` rows, or more of them. Kept, for lengths in steps."""
+        key = lanes, round(length / _LENGTH_STEP)
+        if key not in self._curves or len(self._curves[key]) <= rows:
+            points, curve = self.model.rows, self.model.curve(lanes, key[1] * _LENGTH_STEP)
+            count = max(2 * rows, points[-1])
+            self._curves[key] = np.array([interpolate(points, curve, each) for each in range(count + 1)])
+        return self._curves[key]
 
     def verify(self, rows: int, lanes: int, length: float) -> float:
         """Milliseconds of one such pass."""
@@ -67,8 +71,9 @@ class CorrectedLatency:
 
     def observe_pass(self, rows: int, lanes: int, length: float, milliseconds: float) -> None:
         """Learn from a pass."""
-        plain = self.model.verify(lanes, lanes, length)
-        self._passes.append((self.model.verify(rows, lanes, length) / plain - 1, milliseconds / plain))
+        curve = self._curve(rows, lanes, length)
+        plain = float(curve[lanes])
+        self._passes.append((float(curve[rows]) / plain - 1, milliseconds / plain))
         self._since += 1
         if len(self._passes) < _LEAST_ROUNDS:
             self.scale = median(whole for _, whole in self._passes)

@@ -53,7 +53,7 @@ def test_interpolates_between_lanes_rows_and_spans() -> None:
     assert MODEL.verify(100, 8, 100) == pytest.approx(124)
     assert MODEL.draft(3, 2, 2) == pytest.approx(6)
     assert MODEL.draft(3, 2, 0) == 0
-    assert CorrectedLatency(MODEL).passes(8, 92, 8, 100)[[0, 4, 92]] == pytest.approx([32, 36, 124])
+    assert CorrectedLatency(MODEL).passes(8, 92, 8, 100)[[0, 4, 92]] == pytest.approx([32, 36, 124], rel=0.01)  # it knows lengths in steps
 
 
 def test_a_single_lane_says_what_several_may_cost() -> None:
@@ -175,17 +175,17 @@ def test_nobody_drafts_where_drafting_costs_too_much() -> None:
 def test_a_lane_that_gets_better_is_found_again() -> None:
     rows, lanes = budget(2), [LaneHistory(), LaneHistory()]
     drafted = []
-    for at in range(400):
+    for at in range(800):
         rows.begin_round(2, 100)
         who = rows.participants(lanes, 3)
         drafted.append(who[1])
-        tokens = [3, 0 if at < 150 else 3]
+        tokens = [3, 0 if at < 300 else 3]
         for lane, drafts, got in zip(lanes, who, tokens, strict=True):
             if drafts:
                 rows.observe_tree(lane, 1.0, got, 4)
         rows.observe_round(2 + sum(got for drafts, got in zip(who, tokens, strict=True) if drafts), 2 + 4 * sum(who), 30.0)
-    assert np.mean(drafted[60:150]) < 0.2
-    assert np.mean(drafted[350:]) == 1
+    assert np.mean(drafted[200:300]) < 0.2
+    assert np.mean(drafted[700:]) == 1
 
 
 def test_a_level_is_drafted_for_the_trees_that_it_pays_for() -> None:
