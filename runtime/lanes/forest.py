@@ -220,7 +220,7 @@ class Forest:
 
     def _round(self, lanes: Sequence[Lane]) -> None:
         started = perf_counter()
-        planned = self.planner.plan(lanes)
+        planned = self.planner.plan(lanes, len(self.lanes) + len(self.aside) - len(lanes))
         drafted = perf_counter()
         passes = self._verify(planned)
         verified = perf_counter()

@@ -66,12 +66,13 @@ class Lane:
         """Whether the request has ended, or its reader left."""
         return self.request.is_over() or self.active.ended or not (self.reading or self.room > 0)
 
-    def spec(self, max_nodes: int, bounds: TreeSpec) -> TreeSpec:
+    def spec(self, max_nodes: int, bounds: TreeSpec, lanes: int, waiting: int) -> TreeSpec:
         """The bounds of the tree that it wants in this round. ``max_nodes``: of a tree that may be verified now. ``bounds``: the row
-        budget's."""
+        budget's. ``lanes``, ``waiting``: as in `policy.Observation`."""
         wanted = bounds
         if self.policy is not None:
-            wanted = self.policy.choose(Observation(self.cache.length, self.room, partial(np.asarray, self.features)))
+            look = partial(np.asarray, self.features)
+            wanted = self.policy.choose(Observation(self.cache.length, self.room, look, lanes, waiting))
         return wanted.within(max_nodes, self.room - 1)
 
     @property

@@ -17,6 +17,7 @@ from ..drafters.none import NoDrafter
 from ..drafters.suffix import SuffixDrafter
 from ..engine import LoadedEngine
 from ..manifest.schema import Draft, Manifest
+from ..policies.registry import COST_MODEL
 from ..request import Chunk, Request
 from ..sampling_params import SamplingParams
 from ..stream import ActiveRequest
@@ -56,6 +57,11 @@ class Lanes:
         self.driver.release()
 
 
+def by_budget(lanes: int, policy: Policy | str | None) -> bool:
+    """Whether the row budget sizes the trees of requests with this policy: with several lanes it is the cost model, and the default."""
+    return lanes > 1 and (policy is None or policy == COST_MODEL)
+
+
 def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
     """Load the graphs with lanes, after `choose_lanes` found that the engine has them."""
     choice, manifest, backend = engine.choice, engine.choice.manifest, engine.backend
@@ -64,10 +70,10 @@ def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
     if backend.memory.on_host:
         target.use_one_kernel()
     draft = _load_draft(backend, manifest, manifest.draft, lanes) if manifest.draft and kind.uses_draft_model else None
-    tree = choice.fixed_tree
-    if draft is not None:  # the row budget decides how many nodes
-        tree = TreeSpec(min(manifest.limits.tree_nodes, TreeSpec(1, tree.depth, tree.width).capacity), tree.depth, tree.width)
-    calibration = choice.tuning.cost_model if choice.tuning else None
+    calibration, tree = choice.tuning.cost_model if choice.tuning else None, choice.fixed_tree
+    if draft is not None:  # the row budget decides how many levels and nodes
+        _, depth, width = calibration.tree if calibration else (0, tree.depth, tree.width)
+        tree = TreeSpec(min(manifest.limits.tree_nodes, TreeSpec(1, depth, width).capacity), depth, width)
     budget = RowBudget(choice.latency.for_lanes(), ROWS_OF_A_LANE * lanes, calibration)
     planner = Planner(target, draft, manifest.limits, budget, tree)
     own = _own_drafters(kind.name, choice.latency, choice.fixed_tree)

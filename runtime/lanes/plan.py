@@ -55,8 +55,8 @@ class Planner:
     budget: RowBudget
     bounds: TreeSpec
 
-    def plan(self, lanes: Sequence[Lane]) -> list[Planned]:
-        """The lanes' trees. All trees of the EAGLE-3 draft grow together."""
+    def plan(self, lanes: Sequence[Lane], waiting: int) -> list[Planned]:
+        """The lanes' trees. All trees of the EAGLE-3 draft grow together. ``waiting``: requests that do not decode yet."""
         self.budget.begin_round(len(lanes), sum(lane.cache.length for lane in lanes) / len(lanes))
         planned, offers = [], []
         able: list[tuple[Lane, TreeSpec]] = []
@@ -70,7 +70,8 @@ class Planner:
                 else:
                     planned.append(Planned(lane, lookup, spec, chosen=False))
                 continue
-            spec = lane.spec(min(self.limits.tree_nodes, self.target.max_nodes(lane.cache)), self.bounds)
+            most = min(self.limits.tree_nodes, self.target.max_nodes(lane.cache))
+            spec = lane.spec(most, self.bounds, len(lanes), waiting)
             if lane.draft is not None and lane.draft.waiting_tokens and spec.nodes > 1:
                 able.append((lane, spec))
             else:

@@ -7,7 +7,20 @@ from itertools import product
 import numpy as np
 import pytest
 
-from policy import LaneHistory, LanesLatency, LatencyModel, RowBudget, default_latency
+from policy import (
+    PLAIN,
+    FixedPolicy,
+    Guarded,
+    LaneHistory,
+    LanesLatency,
+    LatencyModel,
+    Observation,
+    Outcome,
+    RowBudget,
+    TablePolicy,
+    TreeSpec,
+    default_latency,
+)
 from policy.cost_model import Calibration
 from policy.forest import CorrectedLatency
 
@@ -182,8 +195,10 @@ def test_a_lane_that_gets_better_is_found_again() -> None:
         tokens = [3, 0 if at < 300 else 3]
         for lane, drafts, got in zip(lanes, who, tokens, strict=True):
             if drafts:
-                rows.observe_tree(lane, 1.0, got, 4)
-        rows.observe_round(2 + sum(got for drafts, got in zip(who, tokens, strict=True) if drafts), 2 + 4 * sum(who), 30.0)
+                rows.observe_tree(lane, 1.0, got, 8)
+        total = 2 + 8 * sum(who)
+        gained = 2 + sum(got for drafts, got in zip(who, tokens, strict=True) if drafts)
+        rows.observe_round(gained, total, MODEL.verify(total, 2, 100))
     assert np.mean(drafted[200:300]) < 0.2
     assert np.mean(drafted[700:]) == 1
 
@@ -213,3 +228,35 @@ def test_what_was_fitted_is_used_and_never_rises_below_a_better_score() -> None:
     assert promised[0] == pytest.approx(1 / (1 + np.exp(-1.0)))
     assert promised[1] == promised[0]  # alone it would be likelier than its parent
     assert promised[2] < promised[1]
+
+
+def observed(lanes: int) -> Observation:
+    return Observation(100, 50, lambda: np.zeros(0), lanes=lanes)
+
+
+def test_the_table_has_a_tree_for_every_number_of_lanes() -> None:
+    trees = (TreeSpec(8, 4, 2), TreeSpec(3, 2, 1), PLAIN)
+    policy = TablePolicy(trees)
+    assert [policy.choose(observed(lanes)) for lanes in (1, 2, 3, 9)] == [*trees, PLAIN]
+    assert policy.trees == trees
+
+
+@pytest.mark.parametrize(("lanes", "tokens", "paused"), [(1, 1, True), (1, 3, False), (8, 2, True), (8, 4, False)])
+def test_a_guarded_tree_pauses_where_it_loses_against_plain_decoding(lanes: int, tokens: int, paused: bool) -> None:
+    """At eight lanes a tree that would pay alone does not."""
+    policy, plain = Guarded(FixedPolicy(TreeSpec(6, 3, 2)), MODEL), 0
+    policy.begin()
+    for _ in range(100):
+        spec = policy.choose(observed(lanes))
+        plain += spec == PLAIN
+        policy.observe(Outcome(spec, spec.nodes, 1 if spec == PLAIN else tokens, 9.0))
+    assert (plain > 40) == paused
+
+
+def test_alone_the_guard_counts_as_the_watchdog_does() -> None:
+    policy = Guarded(FixedPolicy(TreeSpec(6, 3, 2)), MODEL)
+    policy.choose(observed(1))
+    policy.observe(Outcome(TreeSpec(6, 3, 2), 6, 2, 1.0))
+    plain = MODEL.verify(1, 1, 100) + MODEL.host(1)
+    whole = MODEL.verify(6, 1, 100) + MODEL.draft(1, 2, 3) + MODEL.host(1)
+    assert policy._backoff._mean_advantage * 32 == pytest.approx(2 * plain - whole)

@@ -41,6 +41,9 @@ class FixedTrees:
 
 def replay_trees(answers: Answers, trees: Sequence[TreeSpec]) -> FixedTrees:
     """What each of ``trees`` gains on recorded answers."""
-    lengths = [any_trace(traces).prompt_tokens + len(any_trace(traces)) / 2 for traces in answers]
-    tokens = {tree: replay(FixedPolicy(tree), answers, _ONE).tokens_per_cycle for tree in trees}
-    return FixedTrees(tokens, sum(lengths) / len(lengths))
+    return FixedTrees({tree: replay(FixedPolicy(tree), answers, _ONE).tokens_per_cycle for tree in trees}, mean_length(answers))
+
+
+def mean_length(answers: Answers) -> float:
+    """Committed tokens in the middle of an answer."""
+    return sum(any_trace(traces).prompt_tokens + len(any_trace(traces)) / 2 for traces in answers) / len(answers)

@@ -56,7 +56,7 @@ def test_leftovers_of_a_killed_tuning_are_removed(engine_dir: Path) -> None:
 def test_untuned_policy_and_unknown_name(echo_engine: Path) -> None:
     with pytest.raises(EngineDirError, match="cost-model has not been tuned"):
         Decoder(echo_engine, policy="cost-model")
-    with pytest.raises(ValueError, match="unknown policy 'best' — choose from none, fixed, cost-model"):
+    with pytest.raises(ValueError, match="unknown policy 'best' — choose from none, fixed, table, cost-model"):
         Decoder(echo_engine, policy="best")
 
 

@@ -207,6 +207,30 @@ def test_trees_that_the_row_budget_did_not_size_do_not_teach_it() -> None:
     assert forest.budget.pool == first_record()
 
 
+class Watching(AnyPolicy):
+    """Notes the load that it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.seen: list[tuple[int, int]] = []
+
+    def choose(self, observation: Observation) -> TreeSpec:
+        self.seen.append((observation.lanes, observation.waiting))
+        return super().choose(observation)
+
+
+def test_a_policy_sees_how_many_requests_run_and_wait() -> None:
+    forest, policy = toy_forest(), Watching()
+    forest.admit(toy_lane(forest, [1, 2, 3], SamplingParams(max_new_tokens=40), policy))
+    forest.cycle()
+    forest.cycle()
+    several(forest, [[4] * 60, [5] * 60])
+    run_all(forest)
+    assert policy.seen[0] == (1, 0)
+    assert (1, 2) in policy.seen
+    assert max(lanes for lanes, _ in policy.seen) > 1
+
+
 def test_nothing_is_kept_after_forget_of_a_lane_whose_reader_has_left() -> None:
     forest = toy_forest()
     for lane in (lanes := several(forest, [[1, 2, 3] * 20, [4, 5, 6]])):
