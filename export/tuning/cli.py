@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runtime import Decoder
     from runtime.engine import LoadedEngine
 
+    from .load.worlds import World
     from .outcome import TuningResult
     from .replay.grid import TreeGrid
 
@@ -44,6 +45,8 @@ resps-tune --policy resps --policy ltd --dry-run --json""",
 @option(TUNING, "--policy", "policies", multiple=True, metavar="NAME", type=click.Choice([*CANDIDATES, "all"]),
         show_default=", ".join(("cost-model", *LEARNED)),
         help=f"A candidate, or all; may be repeated. cost-model always is one. {options.summaries(CANDIDATES.values())}.")  # fmt: skip
+@option(TUNING, "--simulate", "world", metavar="WORLD",
+        help="Only say which policy would be fastest on a GPU, such as h100-8b, from published figures; installs nothing.")  # fmt: skip
 @option(TUNING, "--seed", type=click.IntRange(min=0), default=0, help="Seed of the training.")
 @options.engine_dir
 @options.threads("usable cores; a tuning holds for this number only")
@@ -68,12 +71,17 @@ def command(engine_dir: Path, **given: Any) -> None:
 
     if given["report"]:
         expect_writable(given["report"])
+    world = None if given["world"] is None else _world(given["world"])
     prompts = read_prompts(given["prompts"])
     named = tuple(dict.fromkeys(given["policies"]))
     learned = (*LEARNED, *VARIANTS) if "all" in named else tuple(name for name in named if name != "cost-model") if named else LEARNED
     directory, threads = find_engine_dir(engine_dir), given["threads"] or usable_cores()
     choice = choose_engine(directory, draft=None, backend=None, device=None, threads=threads, verify=True, tuned=False)
     engine = load_engine(choice)
+    if world is not None:
+        with Decoder(engine, policy="none") as decoder:
+            click.echo("\n".join(_simulate(world, decoder, prompts, perf_counter() + 60 * given["minutes"])))
+        return
     with Decoder(engine, policy="fixed") as decoder:
         result = _tune(engine, decoder, prompts, given["minutes"], learned, threads, given["seed"])
         manifest = decoder.manifest
@@ -84,21 +92,49 @@ def command(engine_dir: Path, **given: Any) -> None:
     click.echo(json.dumps(dataclasses.asdict(tuning)) if given["as_json"] else "\n".join(summary(result)))
 
 
-def _tune(
-    engine: LoadedEngine, decoder: Decoder, prompts: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int
-) -> TuningResult:
+def _world(name: str) -> World:
+    """The GPU world with this name. Raises UsageError for an unknown one."""
+    from .load.worlds import load_world, world_names
+
+    if name not in world_names():
+        raise click.UsageError(f"there is no world {name} — choose from {', '.join(world_names())}")
+    return load_world(name)
+
+
+def _simulate(world: World, decoder: Decoder, prompts: list[str], deadline: float) -> list[str]:
     from ..checkpoints.fetch import cache_directory
+    from .load.simulate import GRID, simulate
+    from .replay.record import record
+    from .tune import split
+
+    _expect_tunable(decoder, prompts)
+    cache = cache_directory() / "tuning" / decoder.manifest.engine_id
+    parts = split(record(decoder, prompts, GRID, cache, deadline, progress))
+    return simulate(world, parts.train_and_validation, parts.test, lambda done, steps: progress("simulating", done, steps))
+
+
+def _expect_tunable(decoder: Decoder, prompts: list[str]) -> None:
+    """Raises TuningError without a draft, or with too few prompts."""
     from .errors import TuningError
-    from .outcome import tuning_result
-    from .replay.grid import grid_for
-    from .replay.latency import measure_latency
-    from .replay.record import MIN_PROMPTS, record
-    from .tune import confirm, fit, simulate, split, train
+    from .replay.record import MIN_PROMPTS
 
     if decoder.manifest.draft is None:
         raise TuningError("the engine has no EAGLE-3 draft, so there is nothing to tune — export with --draft-weights")
     if len(prompts) < MIN_PROMPTS:
         raise TuningError(f"{len(prompts)} prompts are too few, tuning needs {MIN_PROMPTS} — give more with --prompts")
+
+
+def _tune(
+    engine: LoadedEngine, decoder: Decoder, prompts: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int
+) -> TuningResult:
+    from ..checkpoints.fetch import cache_directory
+    from .outcome import tuning_result
+    from .replay.grid import grid_for
+    from .replay.latency import measure_latency
+    from .replay.record import record
+    from .tune import confirm, fit, simulate, split, train
+
+    _expect_tunable(decoder, prompts)
     started, grid = perf_counter(), grid_for(decoder.manifest)
     cache = cache_directory() / "tuning" / decoder.manifest.engine_id
     held_out, others = prompts[::3], [prompt for index, prompt in enumerate(prompts) if index % 3]

@@ -1,11 +1,11 @@
 """The row budget: the cost model for several lanes, a closed form. Learned controllers may replace it.
 
-A candidate with the draft's score s lies on the target's path with the probability p = trust x exp(s), or trust x the sigmoid that
-resps-tune fitted; one that was copied from earlier text with the rates of `policy.LookupGate`. ``trust`` belongs to a lane: its accepted
-tokens over the expected ones. A millisecond is worth ``rate`` tokens, the tokens per millisecond that rounds with so many lanes gave
-(Dinkelbach's method). Three decisions follow, each for all lanes together:
+A candidate with the draft's score s lies on the target's path with the probability p = min(1, trust x exp(s)); one that was copied from
+earlier text with the rates of `policy.LookupGate`. ``trust`` belongs to a lane: its accepted tokens over those that exp(s) promised. A
+millisecond is worth ``rate`` tokens, the tokens per millisecond that rounds with so many lanes gave (Dinkelbach's method).
+Three decisions follow, each for all lanes together:
   - before drafting, who drafts: the lanes whose usual tree is worth more than its rows and its share of the draft's time;
-  - between levels, who drafts on: the lanes for which ``gain`` times the best candidate's probability is worth the level;
+  - between levels, who drafts on: the lanes for which a fifth of the best candidate's probability is worth the level;
   - before the pass, how many rows: the candidates of all lanes, the likeliest first, while they are worth the pass's time.
 Lanes that stay out are tried again after 4 rounds, then after more and more, at most 64.
 """
@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..cost_model import Calibration
 from ..latency import LanesLatency
 from .correction import CorrectedLatency
 from .history import LaneHistory, Record, add_to_pool, first_record
@@ -25,17 +24,16 @@ from .history import LaneHistory, Record, add_to_pool, first_record
 _MEMORY = 0.98  # weight of the past in the rates
 _PRIOR_ROUNDS = 8.0  # of plain decoding, in the rate of a number of lanes that did not occur yet
 _FIRST_PAUSE, _LONGEST_PAUSE = 4, 64  # rounds
-_GAIN = 0.5  # expected tokens of another level, per probability of its best candidate, without a tuning
+_GAIN = 0.2  # expected tokens of another level, per probability of the last level's best candidate
 
 
 @dataclass
 class RowBudget:
-    """Decides for the lanes that have no policy of their own. ``model``: only its ratios matter. ``max_rows``: of a pass. ``calibration``:
-    of the draft's scores, if they were fitted. ``load``: lanes of the round and their mean length, set by ``begin_round``."""
+    """Decides for the lanes that have no policy of their own. ``model``: only its ratios matter. ``max_rows``: of a pass. ``load``:
+    lanes of the round and their mean length, set by ``begin_round``."""
 
     model: LanesLatency
     max_rows: int
-    calibration: Calibration | None = None
     latency: CorrectedLatency = field(init=False)
     pool: Record = field(init=False, default_factory=first_record)
     load: tuple[int, float] = field(init=False, default=(1, 0.0))
@@ -97,23 +95,17 @@ class RowBudget:
 
     def deeper(self, best: Sequence[float], level: int, width: int) -> list[bool]:
         """Which trees get another level after ``level``. ``best``: the probability of each one's best candidate of the last level."""
-        gain = self.calibration.gain if self.calibration else _GAIN
         order = sorted(range(len(best)), key=lambda index: -best[index])
         totals, gained, rate = [0.0], 0.0, self.rate
         for count, index in enumerate(order, 1):
-            gained += gain * best[index]
+            gained += _GAIN * best[index]
             totals.append(gained - rate * (self.latency.draft(count, width, level + 1) - self.latency.draft(count, width, level)))
         chosen = set(order[: int(np.argmax(totals))])
         return [index in chosen for index in range(len(best))]
 
-    def probabilities(self, lane: LaneHistory, scores: np.ndarray, levels: np.ndarray) -> np.ndarray:
-        """How likely each of a lane's candidates is on the target's path, never more than a candidate with a higher score. ``levels``:
-        of each candidate, from 1."""
-        return np.minimum(lane.trust(self.pool) * self.promised(scores, levels), 1)
-
-    def promised(self, scores: np.ndarray, levels: np.ndarray) -> np.ndarray:
-        """The same for an average text, without the lane's record."""
-        return promise(scores, levels, self.calibration)
+    def probabilities(self, lane: LaneHistory, scores: np.ndarray) -> np.ndarray:
+        """How likely each of a lane's candidates is on the target's path."""
+        return np.asarray(np.minimum(lane.trust(self.pool) * np.exp(scores), 1))
 
     def nodes(self, offers: Sequence[np.ndarray], most: Sequence[int], others: Sequence[int]) -> list[int]:
         """The nodes of each tree, roots included: the likeliest candidates of all, at most ``most`` nodes a tree. ``offers``: their
@@ -137,7 +129,8 @@ class RowBudget:
             self._depth += 0.1 * (sum(growing) / growing[0] - self._depth)
 
     def observe_tree(self, lane: LaneHistory, promised: float, accepted: int, rows: int) -> None:
-        """Learn from a drafted tree of a lane. ``promised``: the sum of `promised` over the ``rows`` candidates that were verified."""
+        """Learn from a drafted tree of a lane. ``promised``: the sum of exp(score) over the ``rows`` candidates that were
+        verified."""
         lane.add(accepted, promised, rows)
         add_to_pool(self.pool, accepted, promised, rows)
 
@@ -149,13 +142,3 @@ class RowBudget:
         spent = self.latency.verify(rows, lanes, length) + drafting + self.latency.host(lanes)
         before_tokens, before = self._rates.get(lanes) or self._plain_rate()
         self._rates[lanes] = _MEMORY * before_tokens + tokens, _MEMORY * before + spent
-
-
-def promise(scores: np.ndarray, levels: np.ndarray, calibration: Calibration | None) -> np.ndarray:
-    """How likely candidates with these scores on these levels are on the target's path, never more than one with a higher score."""
-    if calibration is None:
-        return np.asarray(np.exp(scores))
-    promised = 1 / (1 + np.exp(-(calibration.slope * scores + calibration.level * levels + calibration.bias)))
-    order = np.argsort(-scores, kind="stable")
-    promised[order] = np.minimum.accumulate(promised[order])
-    return np.asarray(promised)

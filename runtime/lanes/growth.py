@@ -53,11 +53,6 @@ class GrowingTree:
         return np.concatenate(self._scores[1:])
 
     @property
-    def levels(self) -> np.ndarray:
-        """The level of each candidate, from 1."""
-        return np.repeat(np.arange(1, self.level + 1), [len(scores) for scores in self._scores[1:]])
-
-    @property
     def partial(self) -> PartialTree:
         """What a GrowthPolicy reads."""
         return PartialTree(self.spec, self.level, self.scores, self._length)

@@ -70,11 +70,11 @@ def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
     if backend.memory.on_host:
         target.use_one_kernel()
     draft = _load_draft(backend, manifest, manifest.draft, lanes) if manifest.draft and kind.uses_draft_model else None
-    calibration, tree = choice.tuning.cost_model if choice.tuning else None, choice.fixed_tree
+    tree = choice.fixed_tree
     if draft is not None:  # the row budget decides how many levels and nodes
-        _, depth, width = calibration.tree if calibration else (0, tree.depth, tree.width)
+        _, depth, width = choice.tuning.cost_model.tree if choice.tuning and choice.tuning.cost_model else (0, tree.depth, tree.width)
         tree = TreeSpec(min(manifest.limits.tree_nodes, TreeSpec(1, depth, width).capacity), depth, width)
-    budget = RowBudget(choice.latency.for_lanes(), ROWS_OF_A_LANE * lanes, calibration)
+    budget = RowBudget(choice.latency.for_lanes(), ROWS_OF_A_LANE * lanes)
     planner = Planner(target, draft, manifest.limits, budget, tree)
     own = _own_drafters(kind.name, choice.latency, choice.fixed_tree)
     return Lanes(Driver(Forest(planner, engine.tokenizer)), host_samplers(manifest.shape.vocab), own)

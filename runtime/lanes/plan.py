@@ -84,8 +84,8 @@ class Planner:
             if tree is None:
                 planned.append(Planned(lane, Tree.chain([wish.root]), wish.spec))
             elif lane.policy is None:
-                probabilities = self.budget.probabilities(lane.history, tree.scores, tree.levels)
-                promised = np.sort(self.budget.promised(tree.scores, tree.levels))[::-1]
+                probabilities = self.budget.probabilities(lane.history, tree.scores)
+                promised = np.exp(np.sort(tree.scores)[::-1])
                 offers.append(_Offer(lane, probabilities, wish.spec.nodes, wish.spec, tree.tree, promised))
             else:
                 nodes = wish.growth.num_nodes(tree.partial) if wish.growth else wish.spec.nodes
@@ -126,7 +126,7 @@ class Planner:
         for wish, tree in grown:
             assert wish.history is not None
             last = tree.partial.last_level_scores.max()
-            best.append(float(self.budget.probabilities(wish.history, np.array([last]), np.array([tree.level]))[0]))
+            best.append(float(self.budget.probabilities(wish.history, last)))
         return self.budget.deeper(best, grown[0][1].level, self.bounds.width)
 
     def _shared(self, offers: Sequence[_Offer], others: Sequence[int]) -> list[Planned]:

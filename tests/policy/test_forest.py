@@ -21,7 +21,6 @@ from policy import (
     TreeSpec,
     default_latency,
 )
-from policy.cost_model import Calibration
 from policy.forest import CorrectedLatency
 
 # Milliseconds: a pass costs 20, each row 1, each lane 0.5; a level of drafting 2, each lane 0.5 more.
@@ -211,23 +210,15 @@ def test_a_level_is_drafted_for_the_trees_that_it_pays_for() -> None:
 
 def test_trust_belongs_to_a_lane() -> None:
     rows, bold, shy = budget(2), LaneHistory(), LaneHistory()
-    scores, levels = np.log([0.5, 0.25]), np.array([1, 2])
-    assert rows.probabilities(bold, scores, levels) == pytest.approx([0.5, 0.25])
+    scores = np.log([0.5, 0.25])
+    assert rows.probabilities(bold, scores) == pytest.approx([0.5, 0.25])
     for _ in range(30):
         rows.observe_tree(bold, 1.0, 2, 4)
         rows.observe_tree(shy, 1.0, 0, 4)
-    good, bad = rows.probabilities(bold, scores, levels), rows.probabilities(shy, scores, levels)
+    good, bad = rows.probabilities(bold, scores), rows.probabilities(shy, scores)
     assert good[0] > 0.7
     assert bad[0] < 0.25
     assert (good <= 1).all()
-
-
-def test_what_was_fitted_is_used_and_never_rises_below_a_better_score() -> None:
-    rows = RowBudget(MODEL, 32, Calibration(1.0, 2.0, 0.0, 0.5, 0.1, (9, 4, 2)))
-    promised = rows.promised(np.array([-1.0, -1.1, -3.0]), np.array([1, 2, 1]))
-    assert promised[0] == pytest.approx(1 / (1 + np.exp(-1.0)))
-    assert promised[1] == promised[0]  # alone it would be likelier than its parent
-    assert promised[2] < promised[1]
 
 
 def observed(lanes: int) -> Observation:

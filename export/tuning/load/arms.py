@@ -64,8 +64,8 @@ class SharedBudget:
             trace, depth = lane.answer[width], levels[lane]
             count = num_candidates(width, depth)
             scores = trace.scores[lane.position, :count]
-            offers.append(budget.probabilities(lane.history, scores, trace.levels[:count]))
-            promised[lane] = np.sort(budget.promised(scores, trace.levels[:count]))[::-1]
+            offers.append(budget.probabilities(lane.history, scores))
+            promised[lane] = np.exp(np.sort(scores)[::-1])
         most = [min(self._bounds.nodes, 1 + len(offer)) for offer in offers]
         sizes = dict(zip(who, budget.nodes(offers, most, [1] * (len(lanes) - len(who))), strict=True)) if who else {}
         self._promised = [float(promised[lane][: sizes[lane] - 1].sum()) if lane in sizes else None for lane in lanes]
@@ -79,7 +79,7 @@ class SharedBudget:
             best = []
             for lane in growing:
                 last = _last_level(lane.answer[width], lane.position, level).max()
-                best.append(float(self.budget.probabilities(lane.history, np.array([last]), np.array([level]))[0]))
+                best.append(float(self.budget.probabilities(lane.history, last)))
             deeper = self.budget.deeper(best, level, width)
             growing = [lane for lane, wanted in zip(growing, deeper, strict=True) if wanted]
             level += 1

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from policy import Calibration, LanesLatency
-from policy.forest.budget import promise
 
 from ..replay.simulation import accepted_tokens, num_candidates
 from .simulation import Planned, RoundMs, SimulatedLane
@@ -111,7 +110,8 @@ def all_scores(width: int, calibration: Calibration) -> Values:
 
     def values(lane: SimulatedLane, depth: int, nodes: int) -> np.ndarray:
         trace, found = lane.answer[width], np.zeros((depth + 1, nodes))
-        promised = promise(trace.scores[lane.position], trace.levels, calibration)
+        fit = calibration.slope * trace.scores[lane.position] + calibration.level * trace.levels + calibration.bias
+        promised = 1 / (1 + np.exp(-fit))
         for levels in range(1, depth + 1):
             best = np.sort(promised[: num_candidates(width, levels)])[::-1][: nodes - 1]
             found[levels, 1 : len(best) + 1] = np.cumsum(best)
