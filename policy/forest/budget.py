@@ -5,7 +5,7 @@ earlier text with the rates of `policy.LookupGate`. ``trust`` belongs to a lane:
 millisecond is worth ``rate`` tokens, the tokens per millisecond that rounds with so many lanes gave (Dinkelbach's method).
 Three decisions follow, each for all lanes together:
   - before drafting, who drafts: the lanes whose usual tree is worth more than its rows and its share of the draft's time;
-  - between levels, who drafts on: the lanes for which a fifth of the best candidate's probability is worth the level;
+  - between levels, who drafts on: the lanes for which the level's likely tokens, less their rows, are worth the level's time;
   - before the pass, how many rows: the candidates of all lanes, the likeliest first, while they are worth the pass's time.
 Lanes that stay out are tried again after 4 rounds, then after more and more, at most 64.
 """
@@ -24,7 +24,7 @@ from .history import LaneHistory, Record, add_to_pool, first_record
 _MEMORY = 0.98  # weight of the past in the rates
 _PRIOR_ROUNDS = 8.0  # of plain decoding, in the rate of a number of lanes that did not occur yet
 _FIRST_PAUSE, _LONGEST_PAUSE = 4, 64  # rounds
-_GAIN = 0.2  # expected tokens of another level, per probability of the last level's best candidate
+_CHILD = 0.5  # probability that a candidate's best child is accepted if the candidate is
 
 
 @dataclass
@@ -44,6 +44,7 @@ class RowBudget:
     _before_trial: int | None = field(init=False, default=None)  # how many lanes drafted before the trial that was just made
     _growing: list[int] = field(init=False, default_factory=list)  # lanes that drafted each level of this round
     _width: int = field(init=False, default=0)
+    _row: float = field(init=False, default=0.0)  # what a row beyond one a lane costs in this round, in tokens
 
     def __post_init__(self) -> None:
         self.latency = CorrectedLatency(self.model)
@@ -90,18 +91,21 @@ class RowBudget:
         rows = [lane.rows(self.pool) for lane in lanes]
         more = max(1, round(sum(rows)))
         passes = self.latency.passes(count, more, count, length)
-        row = rate * float(passes[-1] - passes[0]) / more
-        return [lane.tokens(self.pool) - row * each for lane, each in zip(lanes, rows, strict=True)]
+        self._row = rate * float(passes[-1] - passes[0]) / more
+        return [lane.tokens(self.pool) - self._row * each for lane, each in zip(lanes, rows, strict=True)]
 
-    def deeper(self, best: Sequence[float], level: int, width: int) -> list[bool]:
-        """Which trees get another level after ``level``. ``best``: the probability of each one's best candidate of the last level."""
-        order = sorted(range(len(best)), key=lambda index: -best[index])
-        totals, gained, rate = [0.0], 0.0, self.rate
+    def deeper(self, beams: Sequence[np.ndarray], level: int, width: int) -> list[bool]:
+        """Which trees get another level after ``level``. ``beams``: for each tree the probabilities of the candidates that the level would
+        grow from."""
+        rate = self.rate
+        worth = [float(np.maximum(_CHILD * each - self._row, 0).sum()) for each in beams]
+        order = sorted(range(len(worth)), key=lambda index: -worth[index])
+        totals, gained = [0.0], 0.0
         for count, index in enumerate(order, 1):
-            gained += _GAIN * best[index]
+            gained += worth[index]
             totals.append(gained - rate * (self.latency.draft(count, width, level + 1) - self.latency.draft(count, width, level)))
         chosen = set(order[: int(np.argmax(totals))])
-        return [index in chosen for index in range(len(best))]
+        return [index in chosen for index in range(len(worth))]
 
     def probabilities(self, lane: LaneHistory, scores: np.ndarray) -> np.ndarray:
         """How likely each of a lane's candidates is on the target's path."""

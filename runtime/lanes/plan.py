@@ -122,12 +122,11 @@ class Planner:
 
     def _deeper(self, grown: Sequence[tuple[Wish, GrowingTree]]) -> list[bool]:
         """Which trees get another level. All have the same number of levels, because they grow together."""
-        best = []
+        beams = []
         for wish, tree in grown:
             assert wish.history is not None
-            last = tree.partial.last_level_scores.max()
-            best.append(float(self.budget.probabilities(wish.history, last)))
-        return self.budget.deeper(best, grown[0][1].level, self.bounds.width)
+            beams.append(self.budget.probabilities(wish.history, tree.beam_scores))
+        return self.budget.deeper(beams, grown[0][1].level, self.bounds.width)
 
     def _shared(self, offers: Sequence[_Offer], others: Sequence[int]) -> list[Planned]:
         """The trees that share the row budget; ``others`` are rows of each lane that does not."""

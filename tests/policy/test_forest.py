@@ -204,8 +204,9 @@ def test_a_lane_that_gets_better_is_found_again() -> None:
 
 def test_a_level_is_drafted_for_the_trees_that_it_pays_for() -> None:
     rows = budget(4)
-    assert rows.deeper([0.9, 0.01, 0.9, 0.02], 1, 3) == [True, False, True, False]
-    assert rows.deeper([0.01, 0.02], 1, 3) == [False, False]
+    likely, unlikely = np.array([0.9, 0.05]), np.array([0.02, 0.01])
+    assert rows.deeper([likely, unlikely, likely, unlikely], 1, 3) == [True, False, True, False]
+    assert rows.deeper([unlikely, unlikely], 1, 3) == [False, False]
 
 
 def test_trust_belongs_to_a_lane() -> None:

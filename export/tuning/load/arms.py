@@ -76,11 +76,11 @@ class SharedBudget:
         width, levels, level = self._bounds.width, dict.fromkeys(who, 1), 1
         growing = list(who)
         while growing := [lane for lane in growing if level < min(self._bounds.depth, lane.room - 1, lane.answer[width].depth)]:
-            best = []
+            beams = []
             for lane in growing:
-                last = _last_level(lane.answer[width], lane.position, level).max()
-                best.append(float(self.budget.probabilities(lane.history, last)))
-            deeper = self.budget.deeper(best, level, width)
+                scores = np.sort(_last_level(lane.answer[width], lane.position, level))[-width:]
+                beams.append(self.budget.probabilities(lane.history, scores))
+            deeper = self.budget.deeper(beams, level, width)
             growing = [lane for lane, wanted in zip(growing, deeper, strict=True) if wanted]
             level += 1
             levels |= dict.fromkeys(growing, level)
