@@ -17,7 +17,8 @@ LEAST = np.float32(-1e4)
 
 class GrowingTree:
     """The tree of one lane while it grows. ``beam_scores`` and ``beam_tokens`` [w], ``beam_hidden`` [w, H] and ``beam_mask``
-    [w, 1 + w * level] are the next draft pass's rows: the likeliest candidates of the last level. Column 0 of the mask is the last committed row, which all attend to."""
+    [w, 1 + w * level] are the next draft pass's rows: the likeliest candidates of the last level. Column 0 of the mask is the last
+    committed row, which all attend to."""
 
     def __init__(self, root: int, spec: TreeSpec, length: int) -> None:
         self.spec, self.level, self._length = spec, 0, length
