@@ -125,10 +125,12 @@ class RowBudget:
         counts = 1 + np.bincount(lane[order[:chosen]], minlength=len(best))
         return [int(count) for count in counts]
 
-    def observe_draft(self, growing: list[int], width: int, milliseconds: float) -> None:
-        """Learn what this round's drafting took. ``growing``: lanes that drafted each level; ``width``: beams of a level."""
+    def observe_draft(self, growing: list[int], width: int, milliseconds: float | None) -> None:
+        """Learn what this round's drafting took; None if that was no usual drafting, as after rounds without. ``growing``: lanes that
+        drafted each level; ``width``: beams of a level."""
         self._growing, self._width = growing, width
-        self.latency.observe_draft(growing, width, milliseconds)
+        if milliseconds is not None:
+            self.latency.observe_draft(growing, width, milliseconds)
         if growing:
             self._depth += 0.1 * (sum(growing) / growing[0] - self._depth)
 

@@ -111,13 +111,16 @@ class Planner:
     def _grown(self, wishes: Sequence[Wish]) -> Sequence[GrowingTree | None]:
         if not wishes or self.draft is None:
             return []
+        # A lane that did not draft for a while reads what waits first, which takes longer than drafting does.
+        usual = all(len(wish.lane.waiting_tokens) <= wish.spec.depth + 1 for wish in wishes)
         started = perf_counter()
         trees = self.draft.draft(wishes, self._deeper)
+        milliseconds = 1000 * (perf_counter() - started)
         if trees is None:
             return [None] * len(wishes)
         levels = [tree.level for tree in trees]
         growing = [sum(level > at for level in levels) for at in range(max(levels))]
-        self.budget.observe_draft(growing, max(wish.spec.width for wish in wishes), 1000 * (perf_counter() - started))
+        self.budget.observe_draft(growing, max(wish.spec.width for wish in wishes), milliseconds if usual else None)
         return trees
 
     def _deeper(self, grown: Sequence[tuple[Wish, GrowingTree]]) -> list[bool]:

@@ -252,3 +252,10 @@ def test_alone_the_guard_counts_as_the_watchdog_does() -> None:
     plain = MODEL.verify(1, 1, 100) + MODEL.host(1)
     whole = MODEL.verify(6, 1, 100) + MODEL.draft(1, 2, 3) + MODEL.host(1)
     assert policy._backoff._mean_advantage * 32 == pytest.approx(2 * plain - whole)
+
+
+def test_drafting_after_a_pause_teaches_no_cost() -> None:
+    rows = budget(2)
+    for _ in range(20):
+        rows.observe_draft([2, 2], 3, None)
+    assert rows.latency.draft_factor == 1
