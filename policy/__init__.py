@@ -3,12 +3,15 @@
 from .base import GrowthPolicy, Observation, Outcome, PartialTree, Policy, trees_of
 from .cost_model import Calibration, CostModel
 from .fixed import FixedPolicy
-from .latency import LatencyModel
+from .forest import LaneHistory, RowBudget
+from .guard import Guarded
+from .latency import LanesLatency, LatencyModel
 from .lookup import LookupGate, default_latency
 from .ltd import Ltd
 from .persistence import ActionPersistence
 from .resps import Net, Resps
 from .spec import PLAIN, TreeSpec
+from .table import TablePolicy
 from .watchdog import Watchdog, watch
 
 __all__ = [
@@ -18,6 +21,7 @@ __all__ = [
     "FixedPolicy",
     "PartialTree",
     "GrowthPolicy",
+    "Guarded",
     "ActionPersistence",
     "Ltd",
     "Net",
@@ -26,7 +30,11 @@ __all__ = [
     "Policy",
     "LookupGate",
     "Resps",
+    "LaneHistory",
+    "LanesLatency",
     "LatencyModel",
+    "RowBudget",
+    "TablePolicy",
     "TreeSpec",
     "Watchdog",
     "default_latency",

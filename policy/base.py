@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 class Observation:
     """What a policy may read before a round.
 
-    ``length``: committed tokens. ``room``: tokens that may still be generated. ``look``: reads ``features``.
+    ``length``: committed tokens. ``room``: tokens that may still be generated. ``look``: reads ``features``. ``lanes``: requests of the
+    round, this one included. ``waiting``: requests that wait until they can decode.
     """
 
     length: int
     room: int
     look: Callable[[], np.ndarray]
+    lanes: int = 1
+    waiting: int = 0
 
     @property
     def features(self) -> np.ndarray:

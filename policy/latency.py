@@ -1,4 +1,4 @@
-"""The latency model: milliseconds of a pass, of a draft tree and of a round on one machine, interpolated from resps-tune's measurements."""
+"""The latency models: milliseconds of passes, draft trees and rounds on one machine, interpolated from resps-tune's measurements."""
 
 from __future__ import annotations
 
@@ -8,13 +8,55 @@ from dataclasses import dataclass
 
 from .spec import TreeSpec
 
+_DERIVED_LANES = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class LanesLatency:
+    """Milliseconds of rounds in which several lanes share each pass.
+
+    ``verify_ms[span][lanes][rows]``: a target pass over ``rows`` rows in all, of lanes with ``span`` slots each. Points with fewer rows
+    than lanes repeat the first that has one row a lane. ``draft_ms[lanes][width][depth]``: drafting a tree in that many lanes at once, the
+    draft's catch-up included. ``host_ms[lanes]``: the rest of a round. Interpolated as in LatencyModel.
+    """
+
+    lanes: tuple[int, ...]
+    rows: tuple[int, ...]
+    spans: tuple[int, ...]
+    verify_ms: tuple[tuple[tuple[float, ...], ...], ...]
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    draft_ms: tuple[tuple[tuple[float, ...], ...], ...]
+    host_ms: tuple[float, ...]
+
+    def verify(self, rows: int, lanes: int, length: float) -> float:
+        """Milliseconds of a target pass over ``rows`` rows of ``lanes`` lanes, each behind ``length`` committed tokens."""
+        return interpolate(self.rows, self.curve(lanes, length), rows)
+
+    def curve(self, lanes: int, length: float) -> list[float]:
+        """The same for every number of rows in ``rows``."""
+        by_span = [_between(self.lanes, table, lanes) for table in self.verify_ms]
+        return _between(self.spans, by_span, length)
+
+    def draft(self, lanes: int, width: int, depth: int) -> float:
+        """Milliseconds to draft trees of ``depth`` levels in ``lanes`` lanes at once; 0 without levels or lanes."""
+        if depth == 0 or width == 0 or lanes == 0:
+            return 0.0
+        by_lanes = [interpolate(self.widths, [interpolate(self.depths, costs, depth) for costs in table], width) for table in self.draft_ms]
+        return interpolate(self.lanes, by_lanes, lanes)
+
+    def host(self, lanes: int) -> float:
+        """Milliseconds of a round outside drafting and verifying."""
+        return interpolate(self.lanes, self.host_ms, lanes)
+
 
 @dataclass(frozen=True)
 class LatencyModel:
     """Measured latencies in milliseconds.
 
     ``verify_ms[span][rows]``: a target pass. ``draft_ms[width][depth]``: drafting a tree, the draft's catch-up pass included. ``host_ms``:
-    the rest of a round. Linear interpolation between measured points; beyond the last point the last slope continues.
+    the rest of a round. Linear interpolation between measured points; beyond the last point the last slope continues. ``lanes``: the
+    same for several requests that share a pass, None if it was not measured.
     """
 
     rows: tuple[int, ...]
@@ -24,17 +66,18 @@ class LatencyModel:
     depths: tuple[int, ...]
     draft_ms: tuple[tuple[float, ...], ...]
     host_ms: float
+    lanes: LanesLatency | None = None
 
     def verify(self, nodes: int, length: int) -> float:
         """Milliseconds of a target pass over ``nodes`` rows after ``length`` committed tokens."""
-        by_span = [_interpolate(self.rows, costs, nodes) for costs in self.verify_ms]
-        return _interpolate(self.spans, by_span, length)
+        by_span = [interpolate(self.rows, costs, nodes) for costs in self.verify_ms]
+        return interpolate(self.spans, by_span, length)
 
     def draft(self, width: int, depth: int) -> float:
         """Milliseconds to draft a tree of ``depth`` levels; 0 for a tree without levels."""
         if depth == 0 or width == 0:
             return 0.0
-        return _interpolate(self.widths, [_interpolate(self.depths, costs, depth) for costs in self.draft_ms], width)
+        return interpolate(self.widths, [interpolate(self.depths, costs, depth) for costs in self.draft_ms], width)
 
     def round(self, nodes: int, depth: int, width: int, length: int) -> float:
         """Milliseconds of a whole round that drafts ``depth`` levels of ``width`` and verifies ``nodes`` rows."""
@@ -44,11 +87,28 @@ class LatencyModel:
         """Milliseconds of a whole round with a complete tree of ``spec``."""
         return self.round(spec.nodes, spec.depth, spec.width, length)
 
+    def for_lanes(self) -> LanesLatency:
+        """The model for several lanes: the measured one, or one derived from a single lane's passes. Derived, a pass depends on its rows
+        only, and the draft takes longer with more rows just as the target does."""
+        if self.lanes is not None:
+            return self.lanes
+        alone = self.verify(1, 0)
+        growth = [self.verify(lanes, 0) / alone for lanes in _DERIVED_LANES]
+        verify = tuple(tuple(costs for _ in _DERIVED_LANES) for costs in self.verify_ms)
+        draft = tuple(tuple(tuple(factor * cost for cost in costs) for costs in self.draft_ms) for factor in growth)
+        host = tuple(self.host_ms * lanes for lanes in _DERIVED_LANES)
+        return LanesLatency(_DERIVED_LANES, self.rows, self.spans, verify, self.widths, self.depths, draft, host)
 
-def _interpolate(points: Sequence[int], values: Sequence[float], at: float) -> float:
+
+def interpolate(points: Sequence[int], values: Sequence[float], at: float) -> float:
     """Piecewise linear over ascending ``points``: constant below the first point, the last slope above the last one."""
     if len(points) == 1 or at <= points[0]:
         return values[0]
     upper = min(max(1, bisect_left(points, at)), len(points) - 1)
     low, high = points[upper - 1], points[upper]
     return values[upper - 1] + (values[upper] - values[upper - 1]) * (at - low) / (high - low)
+
+
+def _between(points: Sequence[int], curves: Sequence[Sequence[float]], at: float) -> list[float]:
+    """`interpolate` between whole curves."""
+    return [interpolate(points, column, at) for column in zip(*curves, strict=True)]

@@ -22,7 +22,7 @@ from .errors import DecoderBusy, DecoderClosed, PromptError, memory_errors
 from .lanes.choose import choose_lanes
 from .lanes.driver import CLOSED
 from .lanes.forest import Pace
-from .lanes.load import load_lanes
+from .lanes.load import by_budget, load_lanes
 from .manifest.schema import Manifest
 from .models import check_tree_size, load_models
 from .native_calls import NATIVE_CALLS, expect_own_process
@@ -42,13 +42,13 @@ class Decoder:
     """The draft-verify loop over one engine directory.
 
     ``policy``: an object, or a name in POLICIES [default: with one lane what resps-tune found for this machine, else a fixed tree; with
-    several the row budget, which sizes the trees of all requests together]. ``draft``: a drafter in DRAFTERS [default: "eagle+ngram" on
-    the CPU, "eagle" on a GPU, "ngram" if the directory has no draft]. ``backend`` (onnxruntime or tensorrt) and ``device`` (cpu or cuda):
-    [default: what the directory was exported for]. ``threads``: [default: the physical cores that this process may use, its container's
-    CPU quota included]. ``verify``: whether to hash every file [default: those that changed since they were hashed]. ``engine_dir`` may
-    also be a LoadedEngine, as `fork` passes it. ``lanes``: how many requests run at the same time; one more ``stream`` raises DecoderBusy.
-    With several, they share each pass, a thread of the Decoder's own runs the passes, and ``stream`` may be called from any thread. An
-    answer is the same whoever else is running. ``fork`` makes another Decoder over the same weights.
+    several "cost-model", there the row budget, which sizes the trees of all requests together]. ``draft``: a drafter in DRAFTERS [default:
+    "eagle+ngram" on the CPU, "eagle" on a GPU, "ngram" if the directory has no draft]. ``backend`` (onnxruntime or tensorrt) and ``device``
+    (cpu or cuda): [default: what the directory was exported for]. ``threads``: [default: the physical cores that this process may use, its
+    container's CPU quota included]. ``verify``: whether to hash every file [default: those that changed since they were hashed].
+    ``engine_dir`` may also be a LoadedEngine, as `fork` passes it. ``lanes``: how many requests run at the same time; one more ``stream``
+    raises DecoderBusy. With several, they share each pass, a thread of the Decoder's own runs the passes, and ``stream`` may be called from
+    any thread. An answer is the same whoever else is running. ``fork`` makes another Decoder over the same weights.
 
     Raises EngineDirError if the directory is missing, incomplete, changed or for another device, GpuMemoryError if the GPU is too small,
     ValueError for an unknown name, and then leaves nothing loaded.
@@ -82,15 +82,14 @@ class Decoder:
         self.backend, self.device, self.draft = choice.backend, choice.device, choice.drafter.name
         self._engine, self._policy_argument, self._tokenizer = loaded, policy, loaded.tokenizer
         self._lock = threading.RLock()  # reentrant: a signal handler may call close() in the thread that holds it
-        self.lanes = lanes
-        self._running: list[ActiveRequest] = []
-        self._closed, self._process = False, os.getpid()
-        self._totals_recorder = TotalsRecorder()
+        self.lanes, self._running = lanes, list[ActiveRequest]()
+        self._closed, self._process, self._totals_recorder = False, os.getpid(), TotalsRecorder()
         with NATIVE_CALLS, ExitStack() as cleanup, memory_errors():
             cleanup.callback(loaded.backend.close)
-            self._policies = Policies(loaded.policy_context)
-            self._policy = self.policy(policy)
+            self._policies = Policies(loaded.policy_context, lanes)
+            self._policy = self.policy(None if by_budget(lanes, policy) else policy)
             self._lanes = load_lanes(loaded, lanes) if lanes > 1 else None
+            self.forest = self._lanes.driver.forest if self._lanes else None
             if self._lanes is None:
                 self.models = load_models(loaded.backend, self.manifest, choice.drafter, self._trees, choice.latency, choice.fixed_tree)
             self._resources = cleanup.pop_all()
@@ -133,7 +132,7 @@ class Decoder:
     @property
     def pace(self) -> Pace:
         """How long rounds take; zeros with one lane."""
-        return self._lanes.driver.forest.pace if self._lanes else Pace()
+        return self.forest.pace if self.forest else Pace()
 
     @property
     def default_tree(self) -> TreeSpec:
@@ -187,9 +186,10 @@ class Decoder:
         ids, parts = self.encode(prompt), self.check(params)
         with self._opened():
             self._check_free()
-            chosen = self._policy if policy is None else self.policy(policy)
+            shared = by_budget(self.lanes, self._policy_argument if policy is None else policy)
+            chosen = self._policy if policy is None or shared else self.policy(policy)
             request = new_request(self.manifest, (self._lanes or self.models).make_sampler, ids, params, parts, chosen, deadline)
-            return self._start(request, self._totals_recorder, by_budget=policy is None and self._policy_argument is None)
+            return self._start(request, self._totals_recorder, shared)
 
     def astream(
         self, prompt: Prompt, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None
@@ -202,14 +202,14 @@ class Decoder:
         if len(self._running) >= self.lanes:
             raise DecoderBusy(_BUSY)
 
-    def _start(self, request: Request, recorder: TotalsRecorder, by_budget: bool = False) -> Stream:
-        """``by_budget``: whether a lane's trees are left to the row budget."""
+    def _start(self, request: Request, recorder: TotalsRecorder, shared: bool = False) -> Stream:
+        """``shared``: whether a lane's trees are left to the row budget."""
         expect_own_process(self._process)
         with self._lock:
             self._check_free()
             active = ActiveRequest(request, recorder)
             if self._lanes is not None:
-                stream = LaneStream(active, self._lanes.start(active, request, None if by_budget else request.policy))
+                stream = LaneStream(active, self._lanes.start(active, request, None if shared else request.policy))
                 self._running.append(active)
                 return stream
             self._running.append(active)

@@ -17,11 +17,15 @@ from runtime.options import FILE, OUTPUT, option
 from runtime.policies.registry import POLICIES
 
 if TYPE_CHECKING:
+    from policy import LanesLatency
     from runtime import Decoder
+    from runtime.engine import LoadedEngine
 
+    from .load.worlds import World
     from .outcome import TuningResult
+    from .replay.grid import TreeGrid
 
-RECORDING, TRAINING = 0.35, 0.4  # shares of the minutes; the rest measures and confirms
+RECORDING, TRAINING, LANES = 0.35, 0.4, 0.05  # shares of the minutes; the rest measures and confirms
 LEARNED = tuple(name for name, kind in POLICIES.items() if kind.learned and not kind.variant)
 VARIANTS = tuple(name for name, kind in POLICIES.items() if kind.variant)  # as the papers compare them
 CANDIDATES = {name: POLICIES[name] for name in ("cost-model", *LEARNED, *VARIANTS)}
@@ -41,6 +45,8 @@ resps-tune --policy resps --policy ltd --dry-run --json""",
 @option(TUNING, "--policy", "policies", multiple=True, metavar="NAME", type=click.Choice([*CANDIDATES, "all"]),
         show_default=", ".join(("cost-model", *LEARNED)),
         help=f"A candidate, or all; may be repeated. cost-model always is one. {options.summaries(CANDIDATES.values())}.")  # fmt: skip
+@option(TUNING, "--simulate", "world", metavar="WORLD",
+        help="Only say which policy would be fastest on a GPU, such as h100-8b, from published figures; installs nothing.")  # fmt: skip
 @option(TUNING, "--seed", type=click.IntRange(min=0), default=0, help="Seed of the training.")
 @options.engine_dir
 @options.threads("usable cores; a tuning holds for this number only")
@@ -65,13 +71,19 @@ def command(engine_dir: Path, **given: Any) -> None:
 
     if given["report"]:
         expect_writable(given["report"])
+    world = None if given["world"] is None else _world(given["world"])
     prompts = read_prompts(given["prompts"])
     named = tuple(dict.fromkeys(given["policies"]))
     learned = (*LEARNED, *VARIANTS) if "all" in named else tuple(name for name in named if name != "cost-model") if named else LEARNED
     directory, threads = find_engine_dir(engine_dir), given["threads"] or usable_cores()
     choice = choose_engine(directory, draft=None, backend=None, device=None, threads=threads, verify=True, tuned=False)
-    with Decoder(load_engine(choice), policy="fixed") as decoder:
-        result = _tune(decoder, prompts, given["minutes"], learned, threads, given["seed"])
+    engine = load_engine(choice)
+    if world is not None:
+        with Decoder(engine, policy="none") as decoder:
+            click.echo("\n".join(_simulate(world, decoder, prompts, perf_counter() + 60 * given["minutes"])))
+        return
+    with Decoder(engine, policy="fixed") as decoder:
+        result = _tune(engine, decoder, prompts, given["minutes"], learned, threads, given["seed"])
         manifest = decoder.manifest
     if given["report"]:
         write_report(given["report"], manifest, result)
@@ -80,19 +92,49 @@ def command(engine_dir: Path, **given: Any) -> None:
     click.echo(json.dumps(dataclasses.asdict(tuning)) if given["as_json"] else "\n".join(summary(result)))
 
 
-def _tune(decoder: Decoder, prompts: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int) -> TuningResult:
+def _world(name: str) -> World:
+    """The GPU world with this name. Raises UsageError for an unknown one."""
+    from .load.worlds import load_world, world_names
+
+    if name not in world_names():
+        raise click.UsageError(f"there is no world {name} — choose from {', '.join(world_names())}")
+    return load_world(name)
+
+
+def _simulate(world: World, decoder: Decoder, prompts: list[str], deadline: float) -> list[str]:
     from ..checkpoints.fetch import cache_directory
+    from .load.simulate import GRID, simulate
+    from .replay.record import record
+    from .tune import split
+
+    _expect_tunable(decoder, prompts)
+    cache = cache_directory() / "tuning" / decoder.manifest.engine_id
+    parts = split(record(decoder, prompts, GRID, cache, deadline, progress))
+    return simulate(world, parts.train_and_validation, parts.test, lambda done, steps: progress("simulating", done, steps))
+
+
+def _expect_tunable(decoder: Decoder, prompts: list[str]) -> None:
+    """Raises TuningError without a draft, or with too few prompts."""
     from .errors import TuningError
-    from .outcome import tuning_result
-    from .replay.grid import grid_for
-    from .replay.latency import measure_latency
-    from .replay.record import MIN_PROMPTS, record
-    from .tune import confirm, fit, simulate, split, train
+    from .replay.record import MIN_PROMPTS
 
     if decoder.manifest.draft is None:
         raise TuningError("the engine has no EAGLE-3 draft, so there is nothing to tune — export with --draft-weights")
     if len(prompts) < MIN_PROMPTS:
         raise TuningError(f"{len(prompts)} prompts are too few, tuning needs {MIN_PROMPTS} — give more with --prompts")
+
+
+def _tune(
+    engine: LoadedEngine, decoder: Decoder, prompts: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int
+) -> TuningResult:
+    from ..checkpoints.fetch import cache_directory
+    from .outcome import tuning_result
+    from .replay.grid import grid_for
+    from .replay.latency import measure_latency
+    from .replay.record import record
+    from .tune import confirm, fit, simulate, split, train
+
+    _expect_tunable(decoder, prompts)
     started, grid = perf_counter(), grid_for(decoder.manifest)
     cache = cache_directory() / "tuning" / decoder.manifest.engine_id
     held_out, others = prompts[::3], [prompt for index, prompt in enumerate(prompts) if index % 3]
@@ -100,11 +142,29 @@ def _tune(decoder: Decoder, prompts: list[str], minutes: float, learned: tuple[s
     latency = measure_latency(
         decoder, grid.widths, grid.depths, grid.max_nodes, progress=lambda share: progress("measuring", round(100 * share), 100)
     )
+    latency = dataclasses.replace(latency, lanes=_lanes_latency(engine, grid, perf_counter() + 60 * minutes * LANES))
     candidates, rate = fit(parts, latency, grid)
     candidates = train(candidates, parts, latency, grid, rate, learned, 60 * minutes * TRAINING, seed, progress)
     ratios = confirm(decoder, held_out, candidates.policies(latency, grid.sizes), grid.new_tokens, started + 60 * minutes, progress)
     simulated = simulate(candidates, parts.test, latency, grid)
     return tuning_result(decoder.manifest, threads, candidates, latency, ratios, simulated, parts.train_and_validation, grid)
+
+
+def _lanes_latency(engine: LoadedEngine, grid: TreeGrid, deadline: float) -> LanesLatency | None:
+    """The latencies with several lanes; None if the engine has one only, or runs on a GPU."""
+    from runtime import Decoder
+    from runtime.lanes.choose import choose_lanes
+
+    from .replay.lanes_latency import measure_lanes
+
+    choice = engine.choice
+    lanes = choose_lanes(choice.manifest, None, 1, choice.threads, choice.drafter.name, choice.device, choice.backend)
+    if lanes == 1 or choice.device != "cpu":
+        return None
+    with Decoder(engine.fork(), lanes=lanes, policy="none") as decoder:
+        return measure_lanes(
+            decoder, grid.widths, grid.depths, deadline, lambda share: progress("measuring lanes", round(100 * share), 100)
+        )
 
 
 def main() -> None:

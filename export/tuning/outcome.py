@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from policy import FixedPolicy, LatencyModel, TreeSpec
+from policy.resps import Action
 from runtime.backends.cpu.processor import processor_name
 from runtime.manifest.schema import Manifest
 from runtime.manifest.tuning import Tuning
 from runtime.policies.registry import POLICIES
 
 from .learning.trained import TrainedPolicy
+from .load.trees import FixedTrees, mean_length
 from .replay.grid import TreeGrid
 from .replay.simulation import Answers, ReplayResult, fixed_trees, replay
 from .tune import Candidates
@@ -54,6 +56,8 @@ def tuning_result(
     if ratios[best] <= 1.0:
         best = "none"
     fixed_tree = candidates.fixed_tree
+    trees = fixed_trees(grid.widths, grid.depths, grid.max_nodes, grid.sizes)
+    replays = [(tree, replay(FixedPolicy(tree), answers, latency)) for tree in trees]
     learned = {name: trained.manifest_entry(name) for name, trained in candidates.learned.items()}
     tuning = Tuning(
         engine=manifest.engine_id,
@@ -69,10 +73,17 @@ def tuning_result(
         graphs={},
         files={},
         rotated=manifest.rotated,
+        table=_table(replays, answers, latency),
     )
-    trees = fixed_trees(grid.widths, grid.depths, grid.max_nodes, grid.sizes)
-    replays = [(tree, replay(FixedPolicy(tree), answers, latency)) for tree in trees]
     return TuningResult(tuning, candidates.learned, simulated, tuple(sorted(replays, key=lambda result: -result[1].rate)))
+
+
+def _table(replays: Sequence[tuple[TreeSpec, ReplayResult]], answers: Answers, latency: LatencyModel) -> tuple[Action, ...]:
+    """The best fixed tree for each number of lanes, if they were measured."""
+    if latency.lanes is None:
+        return ()
+    trees = FixedTrees({tree: result.tokens_per_cycle for tree, result in replays}, mean_length(answers))
+    return tuple((tree.nodes, tree.depth, tree.width) for tree in trees.table(latency.lanes.lanes[-1], latency.lanes))
 
 
 def label(name: str, fixed_tree: tuple[int, int, int]) -> str:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from policy import GrowthPolicy, TreeSpec
+from policy import GrowthPolicy, LaneHistory, TreeSpec
 
 from ..backends.base import Engine
 from ..backends.lane_cache import LaneCache, LaneRows, LanesEngine, Pages
@@ -47,12 +47,18 @@ class DraftLane:
 
 @dataclass(frozen=True)
 class Wish:
-    """A tree that a lane wants. ``growth``: asked after every level whether to draft another; None drafts all levels of ``spec``."""
+    """A tree that a lane wants. ``growth``: asked after every level whether to draft another. ``history``: of a lane that leaves this to
+    the row budget. With neither, all levels of ``spec`` are drafted."""
 
     lane: DraftLane
     root: int
     spec: TreeSpec
     growth: GrowthPolicy | None = None
+    history: LaneHistory | None = None
+
+
+Deeper = Callable[[Sequence[tuple[Wish, GrowingTree]]], Sequence[bool]]
+"""Which trees of the row budget's lanes get another level."""
 
 
 class LanesDraft:
@@ -75,10 +81,10 @@ class LanesDraft:
         while len(lane.waiting_tokens) > self.chunk:
             self._safely([lane], lambda: self._read([lane], [None]))
 
-    def draft(self, wishes: Sequence[Wish]) -> list[GrowingTree] | None:
+    def draft(self, wishes: Sequence[Wish], deeper: Deeper) -> list[GrowingTree] | None:
         """Grow the wished trees, all lanes' levels in one pass. None if a pass failed."""
         lanes = [wish.lane for wish in wishes]
-        trees = self._safely(lanes, lambda: self._grow(wishes))
+        trees = self._safely(lanes, lambda: self._grow(wishes, deeper))
         for lane, tree in zip(lanes, trees or (), strict=bool(trees)):
             if not tree.finite:
                 self._restart(lane)
@@ -102,24 +108,15 @@ class LanesDraft:
         lane.forget()
         lane.length = length
 
-    def _grow(self, wishes: Sequence[Wish]) -> list[GrowingTree]:
+    def _grow(self, wishes: Sequence[Wish], deeper: Deeper) -> list[GrowingTree]:
         trees = [GrowingTree(wish.root, wish.spec, wish.lane.length) for wish in wishes]
         outputs = self._read([wish.lane for wish in wishes], [wish.root for wish in wishes])
         for tree, found in zip(trees, outputs, strict=True):
             tree.add(found["log_probs"], found["candidates"], found["next_hidden"][0, -1:].copy())
-        growing = self._growing(wishes, trees)
-        while growing:
+        growing = list(zip(wishes, trees, strict=True))
+        while growing := _growing(growing, deeper):
             self._add_level(growing)
-            growing = self._growing(*zip(*growing, strict=True))
         return trees
-
-    def _growing(self, wishes: Sequence[Wish], trees: Sequence[GrowingTree]) -> list[tuple[Wish, GrowingTree]]:
-        """Those that get another level."""
-        return [
-            (wish, tree)
-            for wish, tree in zip(wishes, trees, strict=True)
-            if tree.level < wish.spec.depth and (wish.growth is None or wish.growth.should_expand(tree.partial))
-        ]
 
     def _add_level(self, growing: Sequence[tuple[Wish, GrowingTree]]) -> None:
         """One pass over the beams of all trees, each at the position after the level above."""
@@ -169,3 +166,15 @@ class LanesDraft:
             call.run()
             parts.append(call.outputs["hidden"][0, :count].copy())
         return np.concatenate(parts)
+
+
+def _growing(grown: Sequence[tuple[Wish, GrowingTree]], deeper: Deeper) -> list[tuple[Wish, GrowingTree]]:
+    """Those that get another level."""
+    able = [(wish, tree) for wish, tree in grown if tree.level < wish.spec.depth]
+    shared = [each for each in able if each[0].history is not None]
+    more = {id(tree) for (_, tree), wanted in zip(shared, deeper(shared) if shared else (), strict=True) if wanted}
+    return [
+        (wish, tree)
+        for wish, tree in able
+        if (id(tree) in more if wish.history is not None else wish.growth is None or wish.growth.should_expand(tree.partial))
+    ]

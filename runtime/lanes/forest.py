@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
-from policy import Outcome
+from policy import Outcome, RowBudget
 
 from ..backends.page_pool import OutOfPages
 from ..constraints.drafter import allowed_part
@@ -16,7 +16,7 @@ from ..decoding.loop import Round
 from ..errors import COMMIT, PREFILL, VERIFY, EngineFailure
 from ..manifest.schema import Limits
 from ..text.tokenizer import Tokenizer
-from .budget import RowBudget
+from .chunks import ChunkSeconds
 from .draft import LanesDraft
 from .lane import Lane
 from .plan import Planned, Planner
@@ -67,7 +67,7 @@ def _constrained(planned: Planned) -> Planned:
     tree = planned.tree if constraint is None else allowed_part(planned.tree, constraint)
     if len(tree) == len(planned.tree):
         return planned
-    return replace(planned, tree=tree, spec=planned.spec.within(len(tree), planned.spec.depth), predicted=0.0)
+    return replace(planned, tree=tree, spec=planned.spec.within(len(tree), planned.spec.depth), promised=None)
 
 
 @dataclass
@@ -83,11 +83,13 @@ class Forest:
     draft: LanesDraft | None = field(init=False)
     limits: Limits = field(init=False)
     budget: RowBudget = field(init=False)
+    chunks: ChunkSeconds = field(init=False)
     prefixes: PrefixCache = field(init=False)
 
     def __post_init__(self) -> None:
         planner = self.planner
         self.target, self.draft, self.limits, self.budget = planner.target, planner.draft, planner.limits, planner.budget
+        self.chunks = ChunkSeconds(self.budget.model)
         self.prefixes = PrefixCache(self.target.cache, self.draft.cache if self.draft else None)
 
     def admit(self, lane: Lane) -> None:
@@ -201,7 +203,7 @@ class Forest:
             return
         rows = self.limits.prefill_rows
         if self.pace.round_seconds and rounds < math.inf:
-            rows = min(rows, max(_LEAST_CHUNK, self.budget.chunk_rows(rounds * self.pace.round_seconds)))
+            rows = min(rows, max(_LEAST_CHUNK, self.chunks.rows(rounds * self.pace.round_seconds)))
         chunk, started = lane.unread[:rows], perf_counter()
         self._reserve(lane, len(chunk))
         if lane not in self.lanes:
@@ -216,7 +218,7 @@ class Forest:
                     lane.chunks.put(lane.first_token(found.output))
         except Exception as error:
             self._end(lane, error)
-        self.budget.observe_chunk(len(chunk), perf_counter() - started)
+        self.chunks.observe(len(chunk), perf_counter() - started)
 
     def _committed(self, lane: Lane, tokens: Sequence[int], found: LanePass, rows: Sequence[int]) -> None:
         """``tokens`` were committed; they are ``rows`` of a pass."""
@@ -225,16 +227,16 @@ class Forest:
         features = found.output.features[list(rows)]
         lane.features = features[-1].copy()
         if lane.draft is not None and self.draft is not None:
-            self.draft.extend(lane.draft, tokens, features, read=not (lane.plain or self.budget.paused))
+            self.draft.extend(lane.draft, tokens, features, read=lane.drafts)
 
     def _round(self, lanes: Sequence[Lane]) -> None:
         started = perf_counter()
-        planned = [_constrained(each) for each in self.planner.plan(lanes)]
+        waiting = len(self.lanes) + len(self.aside) - len(lanes)
+        planned = [_constrained(each) for each in self.planner.plan(lanes, waiting)]
         drafted = perf_counter()
         passes = self._verify(planned)
         verified = perf_counter()
         rows = sum(len(each.tree) for each in planned)
-        self.budget.observe_pass(rows, verified - drafted)
         accepted = []
         for plan in planned:
             if plan.lane not in passes:
@@ -250,8 +252,9 @@ class Forest:
             assert root is not None
             self._committed(plan.lane, (root, *found.tokens[:-1]), scored, found.path)
             plan.lane.root = found.tokens[-1]
-            if plan.predicted > 0:
-                self.budget.observe_accepted(plan.predicted, len(found.path) - 1)
+            if plan.promised is not None:
+                self.budget.observe_tree(plan.lane.history, plan.promised, len(found.path) - 1, len(plan.tree) - 1)
+        self.budget.observe_round(sum(len(found.tokens) for _, _, found in accepted), rows, 1000 * (verified - drafted))
         seconds = perf_counter() - started
         planned[0].lane.active.count_pass(rows)
         if accepted:

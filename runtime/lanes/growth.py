@@ -16,15 +16,16 @@ LEAST = np.float32(-1e4)
 
 
 class GrowingTree:
-    """The tree of one lane while it grows. ``beam_tokens`` [w], ``beam_hidden`` [w, H] and ``beam_mask`` [w, 1 + w * level] are the next
-    draft pass's rows: the likeliest candidates of the last level. Column 0 of the mask is the last committed row, which all attend to."""
+    """The tree of one lane while it grows. ``beam_scores`` and ``beam_tokens`` [w], ``beam_hidden`` [w, H] and ``beam_mask``
+    [w, 1 + w * level] are the next draft pass's rows: the likeliest candidates of the last level. Column 0 of the mask is the last
+    committed row, which all attend to."""
 
     def __init__(self, root: int, spec: TreeSpec, length: int) -> None:
         self.spec, self.level, self._length = spec, 0, length
         self.finite = True  # whether all scores so far are numbers
         self._scores, self._tokens, self._parents = [np.zeros(1, np.float32)], [np.array([root])], [np.array([-1])]
         self._count = 1  # candidates so far, the root included
-        self._beam_scores, self._beam_ids = np.zeros(1, np.float32), np.zeros(1, np.int64)
+        self.beam_scores, self._beam_ids = np.zeros(1, np.float32), np.zeros(1, np.int64)
         self.beam_mask = np.ones((1, 1), dtype=bool)
         self.beam_tokens, self.beam_hidden = np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
 
@@ -34,14 +35,14 @@ class GrowingTree:
         self.finite = self.finite and not math.isnan(np.add.reduce(log_probs, axis=None))
         own = log_probs[:, :width] - LEVEL_PENALTY
         own = np.where(own > LEAST, own, LEAST)  # NaN is not greater
-        summed = (self._beam_scores[:, None] + own).reshape(-1)
+        summed = (self.beam_scores[:, None] + own).reshape(-1)
         tokens = candidates[:, :width].flatten()  # a copy: the next pass overwrites the engine's
         self._scores.append(summed)
         self._tokens.append(tokens)
         self._parents.append(np.repeat(self._beam_ids, width))
         chosen = np.argsort(-summed, kind="stable")[:width]  # the lowest index wins ties
         source = chosen // width
-        self._beam_scores, self._beam_ids = summed[chosen], self._count + chosen
+        self.beam_scores, self._beam_ids = summed[chosen], self._count + chosen
         self.beam_tokens, self.beam_hidden = tokens[chosen], next_hidden[source]
         self.beam_mask = np.concatenate([self.beam_mask[source], np.eye(width, dtype=bool)], axis=1)
         self._count += len(summed)

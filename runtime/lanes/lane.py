@@ -9,7 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
-from policy import FixedPolicy, GrowthPolicy, Observation, Policy, TreeSpec
+from policy import FixedPolicy, GrowthPolicy, LaneHistory, Observation, Policy, TreeSpec
 
 from ..backends.lane_cache import LaneCache
 from ..decoding.drafter import Drafter
@@ -32,7 +32,8 @@ class Lane:
     ``context``: its longest text, in tokens. ``policy``: chooses its trees; None leaves that to the row budget. ``draft``: its part of the
     EAGLE-3 draft, None if it uses none. ``own``: a drafter without a model, for lookups or for all of its trees. ``unread``: tokens that
     must be committed before it decodes: the rest of the prompt, or of a lane that was put aside. ``root``: the last chosen token, which is
-    not committed yet; None before the first. ``features``: the target's captured features [F] at the position before the root.
+    not committed yet; None before the first. ``features``: the target's captured features [F] at the position before the root. ``history``:
+    what the row budget remembers of it.
     """
 
     active: ActiveRequest
@@ -47,6 +48,7 @@ class Lane:
     unread: list[int] = field(default_factory=list)
     root: int | None = None
     features: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    history: LaneHistory = field(default_factory=LaneHistory)
     began: float = field(default_factory=perf_counter)
 
     @property
@@ -64,12 +66,13 @@ class Lane:
         """Whether the request has ended, or its reader left."""
         return self.request.is_over() or self.active.ended or not (self.reading or self.room > 0)
 
-    def spec(self, max_nodes: int, bounds: TreeSpec) -> TreeSpec:
+    def spec(self, max_nodes: int, bounds: TreeSpec, lanes: int, waiting: int) -> TreeSpec:
         """The bounds of the tree that it wants in this round. ``max_nodes``: of a tree that may be verified now. ``bounds``: the row
-        budget's."""
+        budget's. ``lanes``, ``waiting``: as in `policy.Observation`."""
         wanted = bounds
         if self.policy is not None:
-            wanted = self.policy.choose(Observation(self.cache.length, self.room, partial(np.asarray, self.features)))
+            look = partial(np.asarray, self.features)
+            wanted = self.policy.choose(Observation(self.cache.length, self.room, look, lanes, waiting))
         return wanted.within(max_nodes, self.room - 1)
 
     @property
@@ -81,6 +84,11 @@ class Lane:
     def plain(self) -> bool:
         """Whether it never drafts."""
         return isinstance(self.policy, FixedPolicy) and self.policy.spec.nodes == 1
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it drafts: its policy decides that, or what the row budget found in the last round."""
+        return not self.plain and (self.policy is not None or self.history.drafting)
 
     @property
     def growth(self) -> GrowthPolicy | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from policy import LatencyModel, LookupGate, Policy, TreeSpec
+from policy import LatencyModel, LookupGate, Policy, RowBudget, TreeSpec
 
 from ..backends.base import Backend
 from ..backends.lane_cache import LaneCache
@@ -17,9 +17,9 @@ from ..drafters.none import NoDrafter
 from ..drafters.suffix import SuffixDrafter
 from ..engine import LoadedEngine
 from ..manifest.schema import Draft, Manifest
+from ..policies.registry import COST_MODEL
 from ..request import Chunk, Request
 from ..stream import ActiveRequest
-from .budget import RowBudget
 from .choose import draft_slots
 from .draft import DraftLane, LanesDraft
 from .driver import Driver
@@ -57,6 +57,11 @@ class Lanes:
         self.driver.release()
 
 
+def by_budget(lanes: int, policy: Policy | str | None) -> bool:
+    """Whether the row budget sizes the trees of requests with this policy: with several lanes it is the cost model, and the default."""
+    return lanes > 1 and (policy is None or policy == COST_MODEL)
+
+
 def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
     """Load the graphs with lanes, after `choose_lanes` found that the engine has them."""
     choice, manifest, backend = engine.choice, engine.choice.manifest, engine.backend
@@ -66,9 +71,11 @@ def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
         target.use_one_kernel()
     draft = _load_draft(backend, manifest, manifest.draft, lanes) if manifest.draft and kind.uses_draft_model else None
     tree = choice.fixed_tree
-    if draft is not None:  # the row budget decides how many nodes
-        tree = TreeSpec(min(manifest.limits.tree_nodes, TreeSpec(1, tree.depth, tree.width).capacity), tree.depth, tree.width)
-    planner = Planner(target, draft, manifest.limits, RowBudget(choice.latency, ROWS_OF_A_LANE * lanes), tree)
+    if draft is not None:  # the row budget decides how many levels and nodes
+        _, depth, width = choice.tuning.cost_model.tree if choice.tuning and choice.tuning.cost_model else (0, tree.depth, tree.width)
+        tree = TreeSpec(min(manifest.limits.tree_nodes, TreeSpec(1, depth, width).capacity), depth, width)
+    budget = RowBudget(choice.latency.for_lanes(), ROWS_OF_A_LANE * lanes)
+    planner = Planner(target, draft, manifest.limits, budget, tree)
     own = _own_drafters(kind.name, choice.latency, choice.fixed_tree)
     return Lanes(Driver(Forest(planner, engine.tokenizer)), host_samplers(manifest.shape.vocab), own)
 

@@ -70,7 +70,8 @@ class Tuning:
     ``engine``: the manifest's engine_id. ``portable``: whether it came with the model and is valid on any machine (behind a watchdog) until
     resps-tune replaces it. ``policy``: the name of the fastest one. ``static``: the best fixed tree, which a watchdog falls back to.
     ``rotated``: whether it was made with a target whose features are rotated. ``learned``: trained policies by name. ``ratios``: tokens/s
-    of each policy over plain decoding, timed on held-out prompts. ``graphs``, ``files``: of the networks.
+    of each policy over plain decoding, timed on held-out prompts. ``graphs``, ``files``: of the networks. ``table``: the best fixed tree
+    for each number of lanes from 1; empty if rounds of several lanes were not measured.
     """
 
     engine: str
@@ -86,6 +87,7 @@ class Tuning:
     graphs: Mapping[str, Graph]
     files: Mapping[str, File]
     rotated: bool = False
+    table: tuple[Action, ...] = ()
 
     @property
     def reads_known_inputs(self) -> bool:

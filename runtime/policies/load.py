@@ -24,15 +24,18 @@ _log = logging.getLogger("resps")
 class Policies:
     """The policies of one Decoder, built on first use and then kept, because a watchdog's verdict holds for later requests."""
 
-    def __init__(self, context: PolicyContext) -> None:
-        self._context = context
+    def __init__(self, context: PolicyContext, lanes: int) -> None:
+        self._context, self._lanes = context, lanes
         self._built: dict[str, Policy] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The available ones: plain decoding, a fixed tree, and the tuned ones."""
-        tuning = self._context.tuning
-        return ("none", "fixed", *(("cost-model",) if tuning and tuning.cost_model else ()), *(tuning.learned if tuning else ()))
+        """The available ones: plain decoding, a fixed tree, and the tuned ones. With several lanes the cost model needs no tuning, and
+        there may be a table, which with one lane is a fixed tree."""
+        tuning, several = self._context.tuning, self._lanes > 1
+        table = ("table",) if several and tuning and tuning.table else ()
+        cost_model = ("cost-model",) if several or (tuning and tuning.cost_model) else ()
+        return ("none", "fixed", *table, *cost_model, *(tuning.learned if tuning else ()))
 
     def get(self, name: str | None) -> Policy:
         """The policy with this name [default: the tuned one, else a fixed tree]. Raises EngineDirError for one that was not tuned."""

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ..manifest.tuning import LearnedPolicy, Tuning
 
 
+COST_MODEL = "cost-model"
+
+
 @dataclass(frozen=True)
 class PolicyContext:
     """What a policy is built from. ``tuning``: the tuning that is valid here, or None. ``fixed_tree``: the best known one. ``sizes``: the
@@ -47,6 +50,15 @@ def _fixed(name: str, context: PolicyContext) -> Policy:
     from policy import FixedPolicy
 
     return FixedPolicy(context.fixed_tree)
+
+
+def _table(name: str, context: PolicyContext) -> Policy | None:
+    from policy import Guarded, TablePolicy, TreeSpec
+
+    tuning = context.tuning
+    if tuning is None or not tuning.table:
+        return None
+    return Guarded(TablePolicy(tuple(TreeSpec(*tree) for tree in tuning.table)), tuning.latency.for_lanes())
 
 
 def _cost_model(name: str, context: PolicyContext) -> Policy | None:
@@ -86,7 +98,8 @@ def learned_policy(found: LearnedPolicy, load: Callable[[str], Net]) -> Policy:
 _KINDS = (
     PolicyKind("none", "plain decoding", "no speculation", _none),
     PolicyKind("fixed", "fixed tree", "always the same tree", _fixed),
-    PolicyKind("cost-model", "cost model", "weighs expected tokens against measured latency while the tree grows", _cost_model),
+    PolicyKind("table", "table of trees", "the best tree for the number of running requests", _table),
+    PolicyKind(COST_MODEL, "cost model", "weighs expected tokens against measured latency while the tree grows", _cost_model),
     PolicyKind("resps", "Re-SpS", "a network picks the tree from the target's hidden state", _learned, learned=True),
     PolicyKind("ltd", "LTD", "networks stop the tree's growth and pick its size", _learned, learned=True),
     PolicyKind("resps+ltd", "Re-SpS and LTD", "LTD within the tree that Re-SpS picks", _learned, learned=True),

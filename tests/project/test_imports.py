@@ -51,8 +51,8 @@ LAYERS = {
     "policy": [
         ["spec"],
         ["base", "latency", "inputs"],
-        ["backoff", "fixed", "cost_model", "lookup", "persistence", "resps"],
-        ["ltd", "watchdog"],
+        ["backoff", "fixed", "cost_model", "lookup", "persistence", "resps", "table"],
+        ["ltd", "watchdog", "forest", "guard"],
         ["__init__"],
     ],
     "runtime": [
@@ -88,7 +88,7 @@ LAYERS = {
         ["cli"],
         ["tuning", "training"],
     ],
-    "export/tuning": [["errors"], ["prompts"], ["replay"], ["learning"], ["tune"], ["outcome"], ["install", "report"], ["cli"]],
+    "export/tuning": [["errors"], ["prompts"], ["replay"], ["load"], ["learning"], ["tune"], ["outcome"], ["install", "report"], ["cli"]],
 }
 MODULES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from policy import LookupGate, Policy, TreeSpec, default_latency
+from policy import LookupGate, Policy, RowBudget, TreeSpec, default_latency
 from runtime.backends.cpu.paged_cache import PagedCache, pages_of
 from runtime.backends.cpu.paged_inputs import pages_bound, pass_inputs
 from runtime.backends.lane_cache import LaneCache, LaneRows, shares
@@ -19,7 +19,6 @@ from runtime.decoding.totals import TotalsRecorder
 from runtime.drafters.none import NoDrafter
 from runtime.drafters.suffix import SuffixDrafter
 from runtime.errors import EngineFailure
-from runtime.lanes.budget import RowBudget
 from runtime.lanes.draft import DraftLane, LanesDraft
 from runtime.lanes.forest import Forest
 from runtime.lanes.lane import Lane
@@ -120,7 +119,7 @@ def toy_forest(lanes: int = 4, *, draft: bool = True, pages: int | None = None, 
     cache = PagedCache(1, 1, 2, np.dtype(np.float32), count)
     target = LanesTarget(ToyLanesEngine(cache), cache)  # type: ignore[arg-type]
     drafting = ToyLanesDraft(PagedCache(1, 1, 2, np.dtype(np.float32), count), seed) if draft else None
-    budget = RowBudget(default_latency(False), 8 * lanes)
+    budget = RowBudget(default_latency(False).for_lanes(), 8 * lanes)
     return Forest(Planner(target, drafting, LIMITS, budget, TreeSpec(31, 4, 3)), ToyTokenizer())  # type: ignore[arg-type]
 
 

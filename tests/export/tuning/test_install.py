@@ -56,8 +56,25 @@ def test_leftovers_of_a_killed_tuning_are_removed(engine_dir: Path) -> None:
 def test_untuned_policy_and_unknown_name(echo_engine: Path) -> None:
     with pytest.raises(EngineDirError, match="cost-model has not been tuned"):
         Decoder(echo_engine, policy="cost-model")
-    with pytest.raises(ValueError, match="unknown policy 'best' — choose from none, fixed, cost-model"):
+    with pytest.raises(ValueError, match="unknown policy 'best' — choose from none, fixed, table, cost-model"):
         Decoder(echo_engine, policy="best")
+
+
+def test_lanes_use_the_table_of_a_tuning_and_an_older_tuning_has_none(engine_dir: Path) -> None:
+    install(engine_dir, load_manifest(engine_dir), a_tuning(engine_dir, table=((5, 3, 2), (3, 2, 1), (1, 0, 0))))
+    params = SamplingParams(max_new_tokens=40)
+    with Decoder(engine_dir, threads=2, lanes=2) as decoder:
+        assert {"table", "cost-model"} <= set(decoder.policies)
+        plain = decoder.generate(prompt_of(20), params, policy="none").tokens
+        found = decoder.generate(prompt_of(20), params, policy="table")
+        assert found.tokens == plain
+        assert "5,3,2" in found.stats.actions
+    edit_tuning(engine_dir, lambda tuning: (tuning.pop("table"), tuning["latency"].pop("lanes")))
+    with Decoder(engine_dir, threads=2, lanes=2) as decoder:
+        assert "table" not in decoder.policies
+        with pytest.raises(EngineDirError, match="table has not been tuned"):
+            decoder.policy("table")
+        assert decoder.generate(prompt_of(20), params, policy="cost-model").tokens == plain
 
 
 def test_learned_policies_decide_as_in_replay_and_change_no_token(engine_dir: Path, eagle_decoder: Decoder) -> None:

@@ -46,7 +46,10 @@ def test_tuned_policy_is_installed_and_used(engine_dir: Path, capfd: pytest.Capt
     assert dataclasses.replace(after, tuning=None) == before
     assert (after.tuning.machine, after.tuning.threads) == (processor_name(), 1)
     assert after.tuning.policy in main_policies()
-    assert set(after.tuning.ratios) == set(main_policies())
+    assert after.tuning.latency.lanes is not None
+    assert after.tuning.latency.lanes.lanes[-1] == 4  # of one core
+    assert set(after.tuning.ratios) == set(main_policies()) - {"table"}  # with one lane it is a fixed tree
+    assert len(after.tuning.table) == 4
     assert set(after.tuning.learned) == {"resps", "ltd", "resps+ltd"}
     with Decoder(engine_dir, threads=1) as decoder:
         plain = decoder.generate(prompt_of(20), SamplingParams(max_new_tokens=60), policy=FixedPolicy(PLAIN)).tokens
@@ -89,10 +92,22 @@ def test_interruption_changes_nothing(engine_dir: Path, monkeypatch: pytest.Monk
     assert capfd.readouterr().err.splitlines()[-1] == "resps-tune: interrupted"
 
 
+def test_a_gpu_is_simulated_and_nothing_installed(engine_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    manifest = (engine_dir / FILE_NAME).read_bytes()
+    assert tune(engine_dir, "--simulate", "h200-70b-fp8") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "simulated, not measured: 1x H200, Llama-3.3-70B, fp8"
+    assert [line.split()[0] for line in lines[3:8]] == ["none", "default", "fixed", "table", "cost-model"]
+    assert lines[-1].endswith("(simulated)")
+    assert (engine_dir / FILE_NAME).read_bytes() == manifest
+    assert tune(engine_dir, "--simulate", "h9000") == 2
+    assert "there is no world h9000 — choose from h100-70b, h100-70b-fp8, h100-8b" in capfd.readouterr().err
+
+
 def test_all_trains_every_recipe(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
 
-    def interrupted(decoder: Any, prompts: Any, minutes: Any, learned: tuple[str, ...], *_: Any) -> None:
+    def interrupted(engine: Any, decoder: Any, prompts: Any, minutes: Any, learned: tuple[str, ...], *_: Any) -> None:
         names.extend(learned)
         raise KeyboardInterrupt
 

@@ -17,7 +17,7 @@ from runtime.decoding.stats import RequestCounters
 from tests.support.decoder_lanes import LANES, LONG, PROMPT, Wandering, expect_same, forest_of
 from tests.support.serve.serving import until
 
-POLICIES: list[Policy | str | None] = [None, "none", "fixed", FixedPolicy(TreeSpec(12, 4, 3)), Wandering()]
+POLICIES: list[Policy | str | None] = [None, "none", "cost-model", "fixed", FixedPolicy(TreeSpec(12, 4, 3)), Wandering()]
 
 
 def requests(count: int, seed: int) -> list[tuple[list[int], SamplingParams]]:
@@ -40,13 +40,13 @@ def test_many_threads_get_what_each_request_gets_alone(engine: Path, draft: str)
             for policy in POLICIES:
                 expect_same(decoder.generate(*request, policy=policy), expected)
         with ThreadPoolExecutor(LANES) as pool:
-            results = list(pool.map(lambda at: decoder.generate(*wanted[at], policy=POLICIES[at % 5]), range(len(wanted))))
+            results = list(pool.map(lambda at: decoder.generate(*wanted[at], policy=POLICIES[at % len(POLICIES)]), range(len(wanted))))
         for result, expected in zip(results, alone, strict=True):
             expect_same(result, expected)
         totals = decoder.totals
         until(lambda: forest_of(decoder).idle)
     assert totals.generation_tokens == sum(len(each.tokens) for each in [*alone, *results]) + sum(
-        5 * len(each.tokens) for each in alone[:5]
+        len(POLICIES) * len(each.tokens) for each in alone[:5]
     )
     assert totals.passes < sum(totals.actions.values())
     assert totals.rows == totals.num_draft_tokens + sum(totals.actions.values())

@@ -9,6 +9,7 @@ import pytest
 
 from policy import PLAIN, FixedPolicy, PartialTree, Policy, TreeSpec
 from policy.base import Observation, Outcome
+from policy.forest.history import first_record
 from runtime.errors import EngineFailure
 from runtime.lanes.forest import Forest
 from runtime.lanes.lane import Lane
@@ -210,7 +211,32 @@ def test_trees_that_the_row_budget_did_not_size_do_not_teach_it() -> None:
     forest.admit(lane)
     run_all(forest)
     assert lane.request.counters.accepted > 2
-    assert forest.budget.trust == 1.0
+    assert lane.history.own.trees == 0
+    assert forest.budget.pool == first_record()
+
+
+class Watching(AnyPolicy):
+    """Notes the load that it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.seen: list[tuple[int, int]] = []
+
+    def choose(self, observation: Observation) -> TreeSpec:
+        self.seen.append((observation.lanes, observation.waiting))
+        return super().choose(observation)
+
+
+def test_a_policy_sees_how_many_requests_run_and_wait() -> None:
+    forest, policy = toy_forest(), Watching()
+    forest.admit(toy_lane(forest, [1, 2, 3], SamplingParams(max_new_tokens=40), policy))
+    forest.cycle()
+    forest.cycle()
+    several(forest, [[4] * 60, [5] * 60])
+    run_all(forest)
+    assert policy.seen[0] == (1, 0)
+    assert (1, 2) in policy.seen
+    assert max(lanes for lanes, _ in policy.seen) > 1
 
 
 def test_nothing_is_kept_after_forget_of_a_lane_whose_reader_has_left() -> None:

@@ -1,0 +1,1 @@
+"""Recorded answers replayed as lanes with arrivals, in simulated time: what policies bring under load."""

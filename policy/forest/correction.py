@@ -1,0 +1,104 @@
+"""Follows what rounds take in service: a machine that drifts, a noisy neighbour, costs that were measured on another machine.
+
+Decisions depend on ratios only, so the model's own milliseconds stay the unit, and a machine that is slower throughout changes nothing.
+Corrected are the price of a row beyond one a lane, and of drafting, both relative to a pass with one row a lane. Both are medians over the
+last rounds: a single slow round moves them no more than any other round does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+import numpy as np
+
+from ..latency import LanesLatency, interpolate
+
+WINDOW = 32  # passes, and rounds that drafted
+_LEAST_ROUNDS = 5  # for a correction
+_EVERY = 4  # passes between two corrections
+_LEAST_SPREAD, _LEAST_PAIRS = 0.1, 24  # of passes whose rows differ enough to tell a row's price
+_LOWEST, _HIGHEST = 0.1, 10.0  # bounds of the factors
+_LENGTH_STEP = 64  # tokens
+
+
+class CorrectedLatency:
+    """``model`` with two factors. ``row_factor``: on what rows beyond one a lane cost. ``draft_factor``: on drafting. ``scale``: measured
+    milliseconds of a pass with one row a lane, over the model's."""
+
+    def __init__(self, model: LanesLatency) -> None:
+        self.model = model
+        self.row_factor = self.draft_factor = self.scale = 1.0
+        self._passes: deque[tuple[float, float]] = deque(maxlen=WINDOW)  # (extra rows, the whole), over a pass with one row a lane
+        self._drafts: deque[float] = deque(maxlen=WINDOW)
+        self._since = 0
+        self._levels: dict[tuple[int, int, int], float] = {}
+        self._curves: dict[tuple[int, int], np.ndarray] = {}  # by lanes and length, for every number of rows in the model
+
+    def passes(self, base: int, more: int, lanes: int, length: float) -> np.ndarray:
+        """Milliseconds of passes with ``base`` to ``base`` + ``more`` rows of ``lanes`` lanes: [more + 1]. ``length``: mean committed
+        tokens of a lane."""
+        curve = self._curve(base + more, lanes, length)
+        return np.asarray(curve[lanes] + self.row_factor * (curve[base : base + more + 1] - curve[lanes]))
+
+    def _curve(self, rows: int, lanes: int, length: float) -> np.ndarray:
+        """The model's milliseconds of passes with 0 to ``rows`` rows, or more of them. Kept, for lengths in steps."""
+        key = lanes, round(length / _LENGTH_STEP)
+        if key not in self._curves or len(self._curves[key]) <= rows:
+            points, curve = self.model.rows, self.model.curve(lanes, key[1] * _LENGTH_STEP)
+            count = max(2 * rows, points[-1])
+            self._curves[key] = np.array([interpolate(points, curve, each) for each in range(count + 1)])
+        return self._curves[key]
+
+    def verify(self, rows: int, lanes: int, length: float) -> float:
+        """Milliseconds of one such pass."""
+        return float(self.passes(rows, 0, lanes, length)[0])
+
+    def draft(self, lanes: int, width: int, depth: int) -> float:
+        """Milliseconds to draft trees of ``depth`` levels in ``lanes`` lanes at once."""
+        key = lanes, width, depth
+        if key not in self._levels:
+            self._levels[key] = self.model.draft(*key)
+        return self.draft_factor * self._levels[key]
+
+    def drafting(self, growing: list[int], width: int) -> float:
+        """Milliseconds of drafting when ``growing[l]`` lanes have level l + 1."""
+        return sum(self.draft(lanes, width, at + 1) - self.draft(lanes, width, at) for at, lanes in enumerate(growing))
+
+    def host(self, lanes: int) -> float:
+        """Milliseconds of a round outside drafting and verifying."""
+        return self.model.host(lanes)
+
+    def observe_pass(self, rows: int, lanes: int, length: float, milliseconds: float) -> None:
+        """Learn from a pass."""
+        curve = self._curve(rows, lanes, length)
+        plain = float(curve[lanes])
+        self._passes.append((float(curve[rows]) / plain - 1, milliseconds / plain))
+        self._since += 1
+        if len(self._passes) < _LEAST_ROUNDS:
+            self.scale = median(whole for _, whole in self._passes)
+        elif self._since >= _EVERY:
+            self._since = 0
+            self._correct()
+
+    def observe_draft(self, growing: list[int], width: int, milliseconds: float) -> None:
+        """Learn from a round's drafting; arguments as in ``drafting``."""
+        expected = self.drafting(growing, width) / self.draft_factor
+        if expected > 0:
+            self._drafts.append(milliseconds / expected / self.scale)
+        if len(self._drafts) >= _LEAST_ROUNDS:
+            self.draft_factor = min(_HIGHEST, max(_LOWEST, median(self._drafts)))
+
+    def _correct(self) -> None:
+        """A line through the last passes: the median slope between passes whose rows differ (Theil and Sen), and the median height. While
+        passes are alike, the slope stays as it is."""
+        extra, whole = np.array(self._passes).T
+        first, second = np.triu_indices(len(extra), 1)
+        spread = extra[second] - extra[first]
+        telling = np.abs(spread) > _LEAST_SPREAD
+        if telling.sum() >= _LEAST_PAIRS:
+            slope = float(np.median((whole[second] - whole[first])[telling] / spread[telling]))
+            height = float(np.median(whole - slope * extra))
+            if height > 0:
+                self.row_factor = min(_HIGHEST, max(_LOWEST, slope / height))
+        self.scale = float(np.median(whole / (1 + self.row_factor * extra)))

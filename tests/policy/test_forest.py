@@ -1,0 +1,261 @@
+"""The closed form for several lanes: what it believes of a machine, who drafts, how deep, and who gets the rows."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from policy import (
+    PLAIN,
+    FixedPolicy,
+    Guarded,
+    LaneHistory,
+    LanesLatency,
+    LatencyModel,
+    Observation,
+    Outcome,
+    RowBudget,
+    TablePolicy,
+    TreeSpec,
+    default_latency,
+)
+from policy.forest import CorrectedLatency
+
+# Milliseconds: a pass costs 20, each row 1, each lane 0.5; a level of drafting 2, each lane 0.5 more.
+LANES, ROWS = (1, 2, 4, 8), (1, 2, 4, 8, 16, 64)
+MODEL = LanesLatency(
+    LANES,
+    ROWS,
+    (100, 1000),
+    tuple(tuple(tuple(20.0 + span + 0.5 * lanes + max(rows, lanes) for rows in ROWS) for lanes in LANES) for span in (0, 9)),
+    (1, 3),
+    (1, 6),
+    tuple(tuple(tuple(depth * (1.5 + 0.5 * lanes) for depth in (1, 6)) for _ in (1, 3)) for lanes in LANES),
+    tuple(0.1 * lanes for lanes in LANES),
+)
+
+
+class Machine:
+    """A machine on which rows and drafts cost other multiples of the model's, with noise and slow moments."""
+
+    def __init__(self, seed: int = 0, slow: float = 0.0) -> None:
+        self.random, self.slow = np.random.default_rng(seed), slow
+        self.all, self.row, self.draft = 1.0, 1.0, 1.0
+
+    def _noisy(self, milliseconds: float) -> float:
+        slow = 20.0 if self.random.random() < self.slow else 1.0
+        return self.all * milliseconds * slow * float(np.exp(0.05 * self.random.standard_normal()))
+
+    def run(self, latency: CorrectedLatency, rounds: int, lanes: int = 4) -> None:
+        for at in range(rounds):
+            growing = [lanes] * 3
+            latency.observe_draft(
+                growing, 3, self._noisy(self.draft * sum(MODEL.draft(lanes, 3, d + 1) - MODEL.draft(lanes, 3, d) for d in range(3)))
+            )
+            rows, plain = (lanes, 3 * lanes, 5 * lanes, 16)[at % 4], MODEL.verify(lanes, lanes, 100)
+            latency.observe_pass(rows, lanes, 100, self._noisy(plain + self.row * (MODEL.verify(rows, lanes, 100) - plain)))
+
+
+def test_interpolates_between_lanes_rows_and_spans() -> None:
+    assert MODEL.verify(8, 4, 100) == pytest.approx(30)
+    assert MODEL.verify(12, 3, 100) == pytest.approx(33.5)
+    assert MODEL.verify(12, 3, 550) == pytest.approx(38)
+    assert MODEL.verify(100, 8, 100) == pytest.approx(124)
+    assert MODEL.draft(3, 2, 2) == pytest.approx(6)
+    assert MODEL.draft(3, 2, 0) == 0
+    assert CorrectedLatency(MODEL).passes(8, 92, 8, 100)[[0, 4, 92]] == pytest.approx([32, 36, 124], rel=0.01)  # it knows lengths in steps
+
+
+def test_a_single_lane_says_what_several_may_cost() -> None:
+    derived = default_latency(False).for_lanes()
+    assert derived.verify(8, 8, 0) == default_latency(False).verify(8, 0)
+    assert derived.draft(1, 2, 3) == default_latency(False).draft(2, 3)
+    assert derived.draft(8, 2, 3) > derived.draft(2, 2, 3)
+    assert LatencyModel((1,), (0,), ((1.0,),), (1,), (1,), ((1.0,),), 0.0, MODEL).for_lanes() is MODEL
+
+
+@pytest.mark.parametrize("slow", [0.0, 0.1])
+def test_learns_what_rows_and_drafts_cost_here_whatever_the_unit(slow: float) -> None:
+    machine, latency = Machine(slow=slow), CorrectedLatency(MODEL)
+    machine.all, machine.row, machine.draft = 0.05, 2.5, 3.0
+    machine.run(latency, 40)
+    assert latency.row_factor == pytest.approx(2.5, rel=0.15)
+    assert latency.draft_factor == pytest.approx(3.0, rel=0.15)
+    assert latency.scale == pytest.approx(0.05, rel=0.1)
+
+
+def test_a_single_slow_round_changes_nothing() -> None:
+    machine, latency = Machine(), CorrectedLatency(MODEL)
+    machine.run(latency, 40)
+    before = latency.row_factor, latency.draft_factor
+    latency.observe_draft([4, 4, 4], 3, 5000.0)
+    latency.observe_pass(20, 4, 100, 20000.0)
+    machine.run(latency, 4)
+    assert (latency.row_factor, latency.draft_factor) == pytest.approx(before, rel=0.08)
+
+
+def test_follows_a_drift_within_a_window() -> None:
+    machine, latency = Machine(), CorrectedLatency(MODEL)
+    machine.run(latency, 60)
+    machine.all, machine.row = 1.8, 3.0
+    machine.run(latency, 36)
+    assert latency.row_factor == pytest.approx(3.0, rel=0.15)
+    assert latency.draft_factor == pytest.approx(1.0, rel=0.15)
+
+
+def test_passes_that_are_alike_leave_the_price_of_a_row_as_it_was() -> None:
+    machine, latency = Machine(), CorrectedLatency(MODEL)
+    machine.row = 2.0
+    machine.run(latency, 40)
+    before = latency.row_factor
+    for _ in range(60):
+        latency.observe_pass(4, 4, 100, 26.0)
+    assert latency.row_factor == pytest.approx(before, rel=0.1)
+    assert latency.scale == pytest.approx(1, rel=0.05)
+
+
+def budget(lanes: int, **changes: float) -> RowBudget:
+    made = RowBudget(MODEL, 8 * lanes)
+    made.begin_round(lanes, 100)
+    for name, value in changes.items():
+        setattr(made.latency, name, value)
+    return made
+
+
+def test_rows_go_to_the_best_set_of_candidates() -> None:
+    """Against every set of three lanes' trees, on costs with steps."""
+    random = np.random.default_rng(0)
+    stepped = tuple(
+        tuple(tuple(10.0 + 8 * (rows > 4) + 20 * (rows > 16) + 0.1 * rows for rows in range(1, 25)) for _ in LANES) for _ in (0,)
+    )
+    model = LanesLatency(LANES, tuple(range(1, 25)), (100,), stepped, (1,), (1,), tuple(((1.0,),) for _ in LANES), (0.0,) * 4)
+    for _ in range(20):
+        rows = RowBudget(model, 24)
+        rows.begin_round(3, 100)
+        offers = [np.sort(random.random(4) ** 3)[::-1] for _ in range(3)]
+        best = max(
+            product(range(1, 6), repeat=3),
+            key=lambda sizes: (
+                sum(offer[: n - 1].sum() for offer, n in zip(offers, sizes, strict=True)) - rows.rate * model.verify(sum(sizes), 3, 100)
+            ),
+        )
+        assert rows.nodes(offers, [5, 5, 5], []) == list(best)
+
+
+def play(rows: RowBudget, rounds: int, accepted: list[int]) -> list[list[bool]]:
+    """Rounds of lanes whose trees of four candidates have so many accepted; returns who drafted."""
+    lanes, drafted = [LaneHistory() for _ in accepted], []
+    for _ in range(rounds):
+        rows.begin_round(len(lanes), 100)
+        who = rows.participants(lanes, 3)
+        drafted.append(who)
+        if any(who):
+            rows.observe_draft([sum(who)] * 3, 3, rows.latency.scale * rows.latency.drafting([sum(who)] * 3, 3))
+        for lane, drafts, tokens in zip(lanes, who, accepted, strict=True):
+            if drafts:
+                rows.observe_tree(lane, 1.0, tokens, 4)
+        total = len(lanes) + 4 * sum(who)
+        gained = len(lanes) + sum(tokens for drafts, tokens in zip(who, accepted, strict=True) if drafts)
+        rows.observe_round(gained, total, MODEL.verify(total, len(lanes), 100))
+    return drafted
+
+
+def test_only_lanes_whose_trees_pay_draft() -> None:
+    drafted = np.array(play(budget(4), 120, [3, 0, 3, 0]))
+    assert drafted[40:, [0, 2]].all()
+    assert 0 < drafted[40:, [1, 3]].mean() < 0.1  # tried again now and then
+
+
+def test_one_lane_is_the_special_case() -> None:
+    assert np.array(play(budget(1), 60, [3])).all()
+    assert np.array(play(budget(1), 120, [0]))[60:].mean() < 0.1
+
+
+def test_nobody_drafts_where_drafting_costs_too_much() -> None:
+    assert np.array(play(budget(4), 60, [2, 2, 2, 2])).mean() == 1
+    rows = RowBudget(
+        LanesLatency(
+            **{**vars(MODEL), "draft_ms": tuple(tuple(tuple(30 * cost for cost in costs) for costs in table) for table in MODEL.draft_ms)}
+        ),
+        32,
+    )
+    assert np.array(play(rows, 200, [2, 2, 2, 2]))[60:].mean() < 0.05
+
+
+def test_a_lane_that_gets_better_is_found_again() -> None:
+    rows, lanes = budget(2), [LaneHistory(), LaneHistory()]
+    drafted = []
+    for at in range(800):
+        rows.begin_round(2, 100)
+        who = rows.participants(lanes, 3)
+        drafted.append(who[1])
+        tokens = [3, 0 if at < 300 else 3]
+        for lane, drafts, got in zip(lanes, who, tokens, strict=True):
+            if drafts:
+                rows.observe_tree(lane, 1.0, got, 8)
+        total = 2 + 8 * sum(who)
+        gained = 2 + sum(got for drafts, got in zip(who, tokens, strict=True) if drafts)
+        rows.observe_round(gained, total, MODEL.verify(total, 2, 100))
+    assert np.mean(drafted[200:300]) < 0.2
+    assert np.mean(drafted[700:]) == 1
+
+
+def test_a_level_is_drafted_for_the_trees_that_it_pays_for() -> None:
+    rows = budget(4)
+    likely, unlikely = np.array([0.9, 0.05]), np.array([0.02, 0.01])
+    assert rows.deeper([likely, unlikely, likely, unlikely], 1, 3) == [True, False, True, False]
+    assert rows.deeper([unlikely, unlikely], 1, 3) == [False, False]
+
+
+def test_trust_belongs_to_a_lane() -> None:
+    rows, bold, shy = budget(2), LaneHistory(), LaneHistory()
+    scores = np.log([0.5, 0.25])
+    assert rows.probabilities(bold, scores) == pytest.approx([0.5, 0.25])
+    for _ in range(30):
+        rows.observe_tree(bold, 1.0, 2, 4)
+        rows.observe_tree(shy, 1.0, 0, 4)
+    good, bad = rows.probabilities(bold, scores), rows.probabilities(shy, scores)
+    assert good[0] > 0.7
+    assert bad[0] < 0.25
+    assert (good <= 1).all()
+
+
+def observed(lanes: int) -> Observation:
+    return Observation(100, 50, lambda: np.zeros(0), lanes=lanes)
+
+
+def test_the_table_has_a_tree_for_every_number_of_lanes() -> None:
+    trees = (TreeSpec(8, 4, 2), TreeSpec(3, 2, 1), PLAIN)
+    policy = TablePolicy(trees)
+    assert [policy.choose(observed(lanes)) for lanes in (1, 2, 3, 9)] == [*trees, PLAIN]
+    assert policy.trees == trees
+
+
+@pytest.mark.parametrize(("lanes", "tokens", "paused"), [(1, 1, True), (1, 3, False), (8, 2, True), (8, 4, False)])
+def test_a_guarded_tree_pauses_where_it_loses_against_plain_decoding(lanes: int, tokens: int, paused: bool) -> None:
+    """At eight lanes a tree that would pay alone does not."""
+    policy, plain = Guarded(FixedPolicy(TreeSpec(6, 3, 2)), MODEL), 0
+    policy.begin()
+    for _ in range(100):
+        spec = policy.choose(observed(lanes))
+        plain += spec == PLAIN
+        policy.observe(Outcome(spec, spec.nodes, 1 if spec == PLAIN else tokens, 9.0))
+    assert (plain > 40) == paused
+
+
+def test_alone_the_guard_counts_as_the_watchdog_does() -> None:
+    policy = Guarded(FixedPolicy(TreeSpec(6, 3, 2)), MODEL)
+    policy.choose(observed(1))
+    policy.observe(Outcome(TreeSpec(6, 3, 2), 6, 2, 1.0))
+    plain = MODEL.verify(1, 1, 100) + MODEL.host(1)
+    whole = MODEL.verify(6, 1, 100) + MODEL.draft(1, 2, 3) + MODEL.host(1)
+    assert policy._backoff._mean_advantage * 32 == pytest.approx(2 * plain - whole)
+
+
+def test_drafting_after_a_pause_teaches_no_cost() -> None:
+    rows = budget(2)
+    for _ in range(20):
+        rows.observe_draft([2, 2], 3, None)
+    assert rows.latency.draft_factor == 1
