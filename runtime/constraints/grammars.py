@@ -20,6 +20,10 @@ KEPT = 64
 WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,8}"
 """Between the parts of JSON. Without a bound a small model writes spaces up to the token limit."""
 
+_NOT_FORCED = '%llguidance {"no_forcing": true}'
+"""Ends a grammar; the last such line applies. Otherwise llguidance computes the bytes that must come next without a bound, and never returns
+from `start: /a+/ /a+/`, whose second part no byte begins. JSON schemas and regular expressions have no such parts side by side."""
+
 SECONDS = 1.0
 """The longest that compiling may take."""
 
@@ -154,7 +158,7 @@ def _grammar(llguidance: Any, constraint: Constraint) -> str:
         case "choice":
             return str(matcher.grammar_from_lark("start: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in json.loads(text))))
         case _:
-            return str(llguidance.grammar_from("grammar", text))
+            return f"{llguidance.grammar_from('grammar', text)}\n{_NOT_FORCED}\n"
 
 
 def _refused(constraint: Constraint, reason: str) -> ParameterError:
