@@ -61,7 +61,7 @@ def test_other_kinds() -> None:
             assert isinstance(json.loads(text_of(PARTS, text)), dict)
 
 
-@pytest.mark.parametrize("text", ["start: /a+/ /a+/", 'start: "a" start', "%llguidance {\"no_forcing\": false}\nstart: /a+/ start"])
+@pytest.mark.parametrize("text", ["start: /a+/ /a+/", 'start: "a" start', '%llguidance {"no_forcing": false}\nstart: /a+/ start'])
 def test_a_grammar_that_never_ends_goes_on_to_the_limit(text: str) -> None:
     tokens = answer(Constraint.grammar(text), 0, limit=30)
     assert len(tokens) == 30
