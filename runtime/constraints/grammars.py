@@ -21,8 +21,8 @@ WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,8}"
 """Between the parts of JSON. Without a bound a small model writes spaces up to the token limit."""
 
 _NOT_FORCED = '%llguidance {"no_forcing": true}'
-"""Ends a grammar; the last such line applies. Otherwise llguidance computes the bytes that must come next without a bound, and never returns
-from `start: /a+/ /a+/`, whose second part no byte begins. JSON schemas and regular expressions have no such parts."""
+"""Ends a grammar; the last such line applies. Otherwise llguidance computes the bytes that must come next without a bound: it never
+returns from `start: /a+/ /a+/`, whose second part no byte begins. JSON schemas and regular expressions have no such parts."""
 
 SECONDS = 1.0
 """The longest that compiling may take."""
