@@ -116,13 +116,14 @@ def test_bad_words_do_not_occur(any_lanes: Decoder) -> None:
 
 
 def test_several_answers_read_the_prompt_once(any_lanes: Decoder) -> None:
-    prompt, params = [*PROMPT, *PROMPT, 9], SamplingParams(max_new_tokens=12, temperature=1.0, seed=4, presence_penalty=0.3)
+    prompt, params = [*PROMPT * 8, 9], SamplingParams(max_new_tokens=12, temperature=1.0, seed=4, presence_penalty=0.3)
     any_lanes.forget()
     results = any_lanes.answers(prompt, 5, params)
     assert [each.tokens for each in results] == [any_lanes.generate(prompt, params.for_answer(at)).tokens for at in range(5)]
     assert len({each.tokens for each in results}) > 1
     assert results[0].stats.cached_prompt_tokens == 0
-    assert all(each.stats.cached_prompt_tokens >= len(prompt) - 2 for each in results[1:])
+    again = 16  # tokens at most that are read again where the draft has not read them (runtime/lanes/prefix.py)
+    assert all(each.stats.cached_prompt_tokens >= len(prompt) - 2 - again for each in results[1:])
     for count in (0, 129):
         with pytest.raises(ValueError, match="count"):
             any_lanes.answers(prompt, count)

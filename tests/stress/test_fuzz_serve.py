@@ -6,7 +6,7 @@ from tests.stress.fuzz_serve import fuzz
 
 
 def test_no_request_breaks_the_server() -> None:
-    came = fuzz(300)
+    came = fuzz(400)
     assert came["answered"] > 10
     assert came["400"] > 10
     assert came["left"] > 10

@@ -32,7 +32,7 @@ def test_ray_serves_the_decoder_s_answers_and_replaces_a_killed_process(tiny_eng
     assert json.loads(result) == {
         "texts": texts,
         "stream": [texts[0], "[DONE]"],
-        "refused": [400, "n"],
+        "refused": [400, "best_of"],
         "replicas": [True, True],
         "texts_after_kill": texts,
         "processes": 3,

@@ -63,7 +63,7 @@ def server_processes(url: str, count: int, killed: Collection[int] = ()) -> set[
 
 def outcome(url: str, prompts: Sequence[str]) -> dict[str, Any]:
     before = server_processes(url, 2)
-    refused = httpx.post(f"{url}/v1/completions", json=body("the cat", n=2), timeout=60)
+    refused = httpx.post(f"{url}/v1/completions", json=body("the cat", best_of=2), timeout=60)
     seen: dict[str, Any] = {
         "texts": complete_all(url, prompts),
         "stream": stream(url, prompts[0]),
