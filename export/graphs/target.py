@@ -143,7 +143,7 @@ class TargetWriter(LayerWriter):
             x = wide(self.g, x, shape[1], self._blank)
             product = self._blocks_product(x, stem, shape, parts, 4, quantize_widened, widened(shape[1]))
         else:
-            digits = self.rounding.digits(stem, self.arch.spread)
+            digits = self.rounding.digits
             stored = UINT8 if digits == 1 and self.rounding.unsigned else INT8
             weight, scale = self._integers(stem, shape, parts, stored, self.rounding.quantizer(stem), shape[:1], self.rounding.chunks)
             product = integer_product(self.g, x, weight, scale, digits)
@@ -151,7 +151,7 @@ class TargetWriter(LayerWriter):
 
     def _eight_bit_product(self, x: str, stem: str, shape: tuple[int, int], parts: list[str], kind: int) -> str:
         """For TensorRT: the product with int8 or float8 weights that have one scale an output."""
-        by_row, quantize = self.rounding.rounds_inputs(stem, kind, self.arch.spread), self.rounding.quantizer(stem, kind)
+        by_row, quantize = self.rounding.rounds_inputs(stem, kind), self.rounding.quantizer(stem, kind)
         scale_type = FLOAT if by_row else self.precision.compute
         if kind == FLOAT8:
             weight, scale = self._by_rows(stem, FLOAT8, shape, parts, quantize, scale_type)

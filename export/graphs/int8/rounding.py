@@ -13,9 +13,6 @@ from ..builder import FLOAT8, INT8
 from ..weights import quantize_outputs, quantize_rows
 from .feedback import round_with_feedback
 
-_LEAST_SPREAD = 16
-"""Size of the blocks in which outliers of `down`'s inputs must be spread for one digit; rotating the stream does not reach them."""
-
 _HEAD = "head"  # its inputs stay as they are with TensorRT
 
 
@@ -28,7 +25,7 @@ class Calibration(Protocol):
 
 @dataclass(frozen=True)
 class Rounding:
-    """``rotated``: the residual stream was rotated, so one digit is enough for most inputs. ``unsigned``: matrices with one digit are
+    """``rotated``: the residual stream was rotated, so one digit is enough for inputs. ``unsigned``: matrices with one digit are
     stored as uint8, for processors that add pairs of products in 16 bits. ``calibration``: None rounds each weight to the nearest
     integer."""
 
@@ -41,14 +38,15 @@ class Rounding:
         """Size of the row blocks that are rounded at once (`converted_rows`). Feedback goes through all inputs of each, one by one."""
         return 1 if self.calibration is None else 32
 
-    def digits(self, stem: str, spread: int) -> int:
-        """Of the inputs of the matrix ``stem``. ``spread``: Arch's, of the inputs of `down`."""
-        return 1 if self.rotated and (spread >= _LEAST_SPREAD or not stem.endswith(".down")) else 2
+    @property
+    def digits(self) -> int:
+        """Of inputs on the CPU. Those of `down` are spread in a rotated model; whole blocks of weights are whole blocks of Arch.spread."""
+        return 1 if self.rotated else 2
 
-    def rounds_inputs(self, stem: str, kind: int, spread: int) -> bool:
-        """Whether the product of the matrix ``stem``, stored as ``kind``, has inputs of eight bits with TensorRT. ``spread``: as in
-        `digits`. Float8 needs no rotation, because its steps are larger for larger numbers."""
-        return stem != _HEAD and (kind == FLOAT8 or self.digits(stem, spread) == 1)
+    def rounds_inputs(self, stem: str, kind: int) -> bool:
+        """Whether the product of the matrix ``stem``, stored as ``kind``, has inputs of eight bits with TensorRT. Float8 needs no rotation,
+        because its steps are larger for larger numbers."""
+        return stem != _HEAD and (kind == FLOAT8 or self.rotated)
 
     def quantizer(self, stem: str, kind: int = INT8) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """Rounds rows of the matrix ``stem``, [n, inputs], to ``kind`` with one scale a row."""
