@@ -10,7 +10,7 @@ from ..request import Chunk
 from .admission.line import Turn
 from .admission.pool import Pool
 from .errors import ApiError, logged
-from .openai_requests import GenerationRequest
+from .openai.requests import GenerationRequest
 from .replica import Finished, Inbox, RunningRequest
 
 

@@ -20,8 +20,8 @@ from ..decoder import Decoder
 from .admission.pool import Pool
 from .errors import ApiError
 from .metrics import Metrics
-from .openai_requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request, parse_body
-from .openai_responses import ResponseFormat
+from .openai.requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request, parse_body
+from .openai.responses import ResponseFormat
 from .replica import Replica
 from .reply import Reply, Services
 from .settings import ServerSettings

@@ -15,9 +15,9 @@ from ..decoding.stats import Stats
 from ..errors import DecoderClosed, EngineFailure
 from ..request import Chunk
 from ..stream import Stream
-from .constraint_fields import renamed
 from .errors import LOG, ApiError, logged, shutting_down
-from .openai_requests import GenerationRequest
+from .openai.constraint_fields import renamed
+from .openai.requests import GenerationRequest
 
 
 @dataclass(frozen=True)

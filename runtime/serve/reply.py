@@ -18,11 +18,11 @@ from ..request import Chunk
 from .admission.line import Turn
 from .admission.pool import Pool
 from .answers import Answers
-from .constraint_fields import renamed
 from .errors import ApiError, deadline_exceeded, invalid, logged, shutting_down
 from .metrics import Metrics
-from .openai_requests import GenerationRequest, expect_policy
-from .openai_responses import FINISH_REASONS, Answered, ResponseFormat, TokenSpeller
+from .openai.constraint_fields import renamed
+from .openai.requests import GenerationRequest, expect_policy
+from .openai.responses import FINISH_REASONS, Answered, ResponseFormat, TokenSpeller
 from .replica import Finished
 from .settings import ServerSettings
 

@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.serve.app import make_app
-from runtime.serve.neutral import HARMLESS, NEUTRAL
-from runtime.serve.openai_requests import ChatBody, CompletionBody
+from runtime.serve.openai.neutral import HARMLESS, NEUTRAL
+from runtime.serve.openai.requests import ChatBody, CompletionBody
 from runtime.serve.settings import ServerSettings
 from tests.support.serve.fakes import ToyDecoder, toy_answer
 

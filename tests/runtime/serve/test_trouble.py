@@ -124,9 +124,9 @@ def test_a_disconnect_in_the_queue_is_never_decoded(served: Served, toy: ToyDeco
 
 def test_a_slow_reader_blocks_no_replica_and_is_disconnected(toy: ToyDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     filler = "x" * 300_000
-    monkeypatch.setattr("runtime.serve.openai_responses.extension", lambda *_: {"filler": filler})
+    monkeypatch.setattr("runtime.serve.openai.responses.extension", lambda *_: {"filler": filler})
     monkeypatch.setattr(
-        "runtime.serve.openai_responses.ResponseFormat._logprobs", lambda *_: {"filler": filler}
+        "runtime.serve.openai.responses.ResponseFormat._logprobs", lambda *_: {"filler": filler}
     )  # fills the socket buffers
     with serving([toy], write_seconds=0.3, queue=1) as served, unread(served, stream=True):
         until(lambda: toy.ended == ["eos"])  # decoded to the end although nobody reads

@@ -15,7 +15,7 @@ from policy import PLAIN, FixedPolicy
 from runtime import EngineDirError, PromptError, SamplingParams
 from runtime.manifest.schema import Tokens
 from runtime.request import Request
-from runtime.serve.openai_responses import TokenSpeller
+from runtime.serve.openai.responses import TokenSpeller
 from runtime.text.detokenizer import Detokenizer, StopStrings
 from runtime.text.prompt import encode
 from runtime.text.tokenizer import Tokenizer

@@ -12,9 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo
 
-from ..sampling_params import MAX_ANSWERS, MAX_LISTED, MAX_LOGPROBS, SamplingParams
+from ...sampling_params import MAX_ANSWERS, MAX_LISTED, MAX_LOGPROBS, SamplingParams
+from ..errors import invalid
 from .constraint_fields import FIELDS, constraint_of
-from .errors import invalid
 from .neutral import NEUTRAL, is_neutral
 
 CODES = {

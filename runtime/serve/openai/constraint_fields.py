@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..sampling_params import Constraint
-from .errors import ApiError, invalid
+from ...sampling_params import Constraint
+from ..errors import ApiError, invalid
 
 Found = tuple[str, Constraint]
 """A field's path in the body, and what it asks for."""

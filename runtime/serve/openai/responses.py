@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..decoder import Decoder
-from ..decoding.logprobs import TokenLogprob
-from ..request import Chunk
-from .openai_requests import GenerationRequest
-from .replica import Finished
+from ...decoder import Decoder
+from ...decoding.logprobs import TokenLogprob
+from ...request import Chunk
+from ..replica import Finished
+from .requests import GenerationRequest
 
 FINISH_REASONS = {"eos": "stop", "stop_string": "stop", "length": "length", "deadline": "length"}
 """OpenAI's finish_reason by the Decoder's stop reason. A deadline cuts an answer as a token limit does; ``resps.stop`` tells which."""

@@ -9,7 +9,7 @@ import pytest
 
 from runtime import Constraint
 from runtime.serve.errors import ApiError
-from runtime.serve.openai_requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request, parse_body
+from runtime.serve.openai.requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request, parse_body
 
 
 def chat(**fields: Any) -> GenerationRequest:

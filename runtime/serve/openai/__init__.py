@@ -1,0 +1,1 @@
+"""The HTTP bodies of OpenAI's interface: requests in, responses out."""
