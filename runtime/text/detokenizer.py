@@ -63,7 +63,7 @@ class StopStrings:
         if positions:
             shown, self._withheld, self.found = self._withheld[: min(positions)], "", True
             return shown.translate(self._visible)
-        end = len(self._withheld) - max(_overlap(self._withheld, stop) for stop in self._stops)
+        end = len(self._withheld) - max(overlap(self._withheld, stop) for stop in self._stops)
         shown, self._withheld = self._withheld[:end], self._withheld[end:]
         return shown.translate(self._visible)
 
@@ -73,6 +73,6 @@ class StopStrings:
         return shown.translate(self._visible)
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)
