@@ -13,16 +13,20 @@ class Detokenizer:
     """Turns tokens into text one by one, withholding incomplete characters.
 
     ``prompt``: the ids before the first token. SentencePiece decoders omit a space where a text begins, which is after a prompt without
-    text. The returned pieces plus ``flush()`` equal the decoded bytes of all tokens. A token costs the same wherever it stands.
+    text. ``shown``: texts of special tokens that are not left out, by id. The returned pieces plus ``flush()`` equal the decoded bytes of
+    all tokens. A token costs the same wherever it stands.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), shown: Mapping[int, str] = MappingProxyType({})) -> None:
         self._bytes = tokenizer.token_bytes
         self._first = not any(map(self._bytes, prompt))
         self._utf8 = getincrementaldecoder("utf-8")("replace")
+        self._shown = shown
 
     def push(self, token: int) -> str:
         """The text that ``token`` completes; it may be empty."""
+        if token in self._shown:
+            return self.flush() + self._shown[token]
         added = self._bytes(token, first=self._first)
         self._first = self._first and not self._bytes(token)  # a space that begins the text adds nothing, but it is the first token
         return self._utf8.decode(added)

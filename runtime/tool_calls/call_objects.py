@@ -131,4 +131,3 @@ def _read_object(reader: Reader, cursor: _Cursor, ends: Sequence[str], shown: bo
             reader.say(Arguments(taken))
         if ended or not (done or (yield from reader.more())):
             return
-

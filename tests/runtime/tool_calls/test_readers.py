@@ -73,7 +73,9 @@ def cut(draw: st.DrawFn, answer: str) -> list[str]:
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 @given(made, st.sampled_from(["", "Let me see — é."]), st.data())
 @settings(max_examples=60, deadline=None)
-def test_calls_are_found_wherever_the_answer_is_cut(form: CallFormat, wanted: list[tuple[str, Any]], said: str, data: st.DataObject) -> None:
+def test_calls_are_found_wherever_the_answer_is_cut(
+    form: CallFormat, wanted: list[tuple[str, Any]], said: str, data: st.DataObject
+) -> None:
     said = said if form.trigger else ""
     answer = said + "\n" * bool(said) + form.written(wanted)
     for pieces in (data.draw(cut(answer)), [answer], list(answer)):
@@ -83,9 +85,10 @@ def test_calls_are_found_wherever_the_answer_is_cut(form: CallFormat, wanted: li
 
 
 PIECES = [
-    "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "function",
-    "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", '{"name": "get", "arguments": {"a": "', '"}', "}", "{", "[", "]", ",", ";",
-    '{"name": "other", "parameters": {}}', '{"arguments": {}, "name": "get"}', "get", "{}", "```json", "```", " ", "\n", "é🙂", '"', "\\", "x",
+    "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>",
+    "function", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", '{"name": "get", "arguments": {"a": "', '"}', "}", "{",
+    "[", "]", ",", ";", '{"name": "other", "parameters": {}}', '{"arguments": {}, "name": "get"}', "get", "{}", "```json", "```", " ",
+    "\n", "é🙂", '"', "\\", "x",
 ]  # fmt: skip
 
 
@@ -108,7 +111,13 @@ def calls_begun(parts: Sequence[Part]) -> bool:
     ("form", "answer", "name", "arguments", "said"),
     [
         ("hermes", '<tool_call>\n{"name": "get", "arguments": {"a": 1}}', "get", '{"a": 1}', ""),  # no end
-        ("hermes", '<tool_call>{"name": "get", "arguments": {"a": 1}\n</tool_call>\nDone', "get", '{"a": 1}', "\nDone"),  # a bracket too few
+        (
+            "hermes",
+            '<tool_call>{"name": "get", "arguments": {"a": 1}\n</tool_call>\nDone',
+            "get",
+            '{"a": 1}',
+            "\nDone",
+        ),  # a bracket too few
         ("hermes", '<tool_call>{"name": "get", "arguments": {"a": 1</tool_call>Done', "get", '{"a": 1', "Done"),
         ("hermes", '<tool_call>\n{"arguments": {"a": 1}, "name": "get"}\n</tool_call>', "get", '{"a": 1}', ""),
         ("hermes", '<tool_call>[{"name": "get", "arguments": {"a": 1}}]</tool_call>', "get", '{"a": 1}', ""),  # SmolLM2's
