@@ -57,6 +57,6 @@ reasoning = option(
     metavar="MARKS",
     type=click.Choice((*MARKS, NO_REASONING)),
     show_default="what its tokens and its template tell",
-    help=f"What stands around the model's reasoning: {', '.join(f'{name} ({each.begin})' for name, each in MARKS.items())} or {NO_REASONING}.",
+    help=f"Marks around the model's reasoning: {', '.join(f'{name} ({each.begin})' for name, each in MARKS.items())} or {NO_REASONING}.",
 )
 request_seconds = seconds("--request-seconds", "Limit from arrival to the last token; then the answer is cut.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -17,14 +17,7 @@ from .body import Body
 from .constraint_fields import expect_known, made
 from .requests import Count, GenerationRequest, SamplingBody, generation_request
 from .response_items import messages_of
-from .tool_fields import MAX_TOOLS, FunctionBody, checked_functions, chosen, template_values
-
-
-class ResponseTool(FunctionBody):
-    """A function that the model may call."""
-
-    kind: ClassVar[str] = "response_tool"
-    type: Literal["function"]
+from .tool_fields import MAX_TOOLS, ResponseTool, checked_functions, chosen, template_values
 
 
 class TextBody(Body):

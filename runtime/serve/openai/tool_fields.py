@@ -36,6 +36,17 @@ class ToolBody(Body):
     function: FunctionBody
 
 
+class ResponseTool(Body):
+    """The same in /v1/responses."""
+
+    kind: ClassVar[str] = "response_tool"
+    type: Literal["function"]
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
 def tools_of(tools: Sequence[ToolBody] | None, choice: str | Mapping[str, Any] | None, parallel: bool | None) -> Tools | None:
     """What may be called; None if nothing. Raises ApiError."""
     functions = checked_functions([(f"tools[{at}].function", each.function) for at, each in enumerate(tools or ())])
@@ -60,7 +71,7 @@ def chosen(
     return Tools(tuple(functions), required=choice == "required", named=named, parallel=parallel is not False)
 
 
-def checked_functions(functions: Sequence[tuple[str, FunctionBody]]) -> list[Function]:
+def checked_functions(functions: Sequence[tuple[str, FunctionBody | ResponseTool]]) -> list[Function]:
     """Functions with their paths in the body. Raises ApiError for two of a name, and for what is no schema of an object."""
     made: list[Function] = []
     for path, body in functions:
@@ -70,7 +81,7 @@ def checked_functions(functions: Sequence[tuple[str, FunctionBody]]) -> list[Fun
     return made
 
 
-def _function(body: FunctionBody, path: str) -> Function:
+def _function(body: FunctionBody | ResponseTool, path: str) -> Function:
     where = f"{path}.parameters"
     function = Function(body.name, body.description, body.parameters, bool(body.strict), where)
     if function.schema["type"] != "object":
