@@ -65,6 +65,7 @@ more = {
     "chat_template_kwargs": values,
     "n": st.integers(0, 2),
 }
+USER = [{"role": "user", "content": "Hi"}]
 PIECES = [
     "<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>",
     "function", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", '{"name": "f", "arguments": {"a": "', '"}', "}", "[", "{", "f", "é🙂", "\n",
@@ -74,17 +75,25 @@ PIECES = [
 
 @dataclass(frozen=True)
 class Case:
-    """A request to a model that says ``answer``; None: a call of f as its family writes it."""
+    """A request to a model that says ``answer``, in which @CALL@ stands for a call of f as its family writes it."""
 
-    answer: str | None
+    answer: str
     path: str
     body: dict[str, Any]
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    answer = draw(st.one_of(st.none(), st.lists(st.sampled_from(PIECES), max_size=10).map("".join)))
-    path = draw(st.sampled_from([CHAT, RESPONSES]))
+    answer = draw(st.one_of(st.sampled_from(["@CALL@", "Hm.</think>@CALL@"]), st.lists(st.sampled_from(PIECES), max_size=10).map("".join)))
+    path, valid = draw(st.sampled_from([CHAT, RESPONSES])), draw(st.booleans())
+    if valid:
+        tools = draw(st.lists(good, max_size=2, unique_by=lambda each: each["name"]))
+        body = draw(st.fixed_dictionaries({}, optional={"stream": st.booleans(), "parallel_tool_calls": st.booleans()}))
+        if tools:
+            body["tool_choice"] = draw(st.sampled_from(["none", "auto", "required"]))
+        if path == CHAT:
+            return Case(answer, path, {**body, "messages": USER, "tools": [{"type": "function", "function": each} for each in tools]})
+        return Case(answer, path, {**body, "input": USER, "tools": [{"type": "function", **each} for each in tools]})
     usual = {CHAT: {"messages": st.lists(message, min_size=1, max_size=4), "tools": st.lists(chat_tool, max_size=3)}}
     usual[RESPONSES] = {"input": st.one_of(texts, st.lists(item, min_size=1, max_size=4)), "tools": st.lists(response_tool, max_size=3)}
     forms = {CHAT: {"response_format": form}, RESPONSES: {"text": st.fixed_dictionaries({"format": form})}}
@@ -196,20 +205,23 @@ def fuzz(count: int) -> Counter[str]:
     came: Counter[str] = Counter()
     for name in MODELS:
         with TemporaryDirectory() as directory:
-            decoder = PlantedDecoder(tool_model(name, Path(directory)), "")
-            form = choose(decoder.tokenizer)
-            with application(decoder) as (runner, app):
+            came += _fuzzed(PlantedDecoder(tool_model(name, Path(directory)), ""), count // len(MODELS))
+    return came
 
-                @settings(max_examples=count // len(MODELS), deadline=None, database=None, suppress_health_check=list(HealthCheck))
-                @given(cases())
-                def run(
-                    case: Case, decoder: PlantedDecoder = decoder, form: AnswerFormat = form, runner: Any = runner, app: Any = app
-                ) -> None:
-                    decoder.answers[:] = [form.calls.written([("f", {})]) if case.answer is None else case.answer]
-                    request = RawRequest("POST", case.path, (dumped(case.body),), False)
-                    came[judge(case, decoder, form, *runner.run(asked(app, request)))] += 1
 
-                run()
+def _fuzzed(decoder: PlantedDecoder, count: int) -> Counter[str]:
+    came: Counter[str] = Counter()
+    form = choose(decoder.tokenizer)
+    with application(decoder) as (runner, app):
+
+        @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(cases())
+        def run(case: Case) -> None:
+            decoder.answers[:] = [case.answer.replace("@CALL@", form.calls.written([("f", {})]))]
+            request = RawRequest("POST", case.path, (dumped(case.body),), False)
+            came[judge(case, decoder, form, *runner.run(asked(app, request)))] += 1
+
+        run()
     return came
 
 

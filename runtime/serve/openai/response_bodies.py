@@ -62,6 +62,8 @@ def response_request(body: ResponseBody, max_messages: int) -> ResponseRequest:
     if None not in (body.max_tokens, body.max_output_tokens) and body.max_tokens != body.max_output_tokens:
         raise invalid("max_tokens and max_output_tokens mean the same — give one of them", "max_tokens")
     messages = messages_of(body.input, body.instructions)
+    if not messages:
+        raise invalid("input: there is no message", "input", "empty_array")
     if len(messages) > max_messages:
         raise invalid(f"input: {len(messages)} messages, at most {max_messages} are accepted — shorten the conversation", "input")
     functions = checked_functions([(f"tools[{at}]", each) for at, each in enumerate(body.tools or ())])

@@ -50,7 +50,7 @@ class ResponseWriter:
         message: dict[str, Any] = {"role": "assistant", "content": []}
         status = "incomplete" if answer.finish_reason == "length" else "completed"
         if not any(each["type"] != "reasoning" for each in self._output) and status == "completed":  # nothing was said
-            events += self._begin("message", message)
+            events += self._finish(status) + self._begin("message", message)
         events += self._finish(status)
         response = self._response(status) | {"usage": _usage(answer), "resps": extension(answer.end, queued)}
         if status == "incomplete":

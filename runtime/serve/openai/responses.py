@@ -1,4 +1,4 @@
-"""Answers in OpenAI's format: whole objects and events of a stream."""
+"""Answers of /v1/chat/completions and /v1/completions: whole objects and events of a stream."""
 
 from __future__ import annotations
 

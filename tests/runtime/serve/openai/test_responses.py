@@ -145,6 +145,7 @@ def test_a_failure_in_a_stream_is_an_event(toy: ToyDecoder) -> None:
         ({"n": 2}, "n"),
         ({"input": []}, "input"),
         ({"input": 3}, "input"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
         ({"input": [{"role": "king", "content": "x"}]}, "input[0].role"),
         ({"input": [{"role": "user"}]}, "input[0].content"),
