@@ -21,8 +21,8 @@ from .engine import LoadedEngine, check_one_of, choose_engine, load_engine
 from .errors import DecoderBusy, DecoderClosed, PromptError, memory_errors
 from .lanes.choose import choose_lanes
 from .lanes.driver import CLOSED
-from .lanes.forest import Pace
 from .lanes.load import by_budget, load_lanes
+from .lanes.pace import Pace
 from .manifest.schema import Manifest
 from .models import check_tree_size, load_models
 from .native_calls import NATIVE_CALLS, expect_own_process

@@ -14,7 +14,7 @@ from runtime import Chunk, DecoderBusy, EngineFailure, ParameterError, PromptErr
 from runtime.decoding.logprobs import TokenLogprob
 from runtime.decoding.totals import Totals, TotalsRecorder
 from runtime.errors import PromptKind
-from runtime.lanes.forest import Pace
+from runtime.lanes.pace import Pace
 from runtime.text.detokenizer import StopStrings
 from runtime.text.tokenizer import Chat
 
