@@ -5,8 +5,10 @@ from __future__ import annotations
 from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from .tokenizer import Tokenizer
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 
 class Detokenizer:

@@ -6,10 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import PromptError
-from ..text.tokenizer import Tokenizer
 from .call_format import CallFormat
 from .deepseek import DEEPSEEK, DEEPSEEK_V31
 from .functions import Function, Tools
@@ -18,6 +17,9 @@ from .llama import LLAMA
 from .mistral import MISTRAL, MISTRAL_ARGS
 from .reader import AnswerParser, Reader, Steps
 from .reasoning import MARKS, ReasoningMarks, read_reasoning
+
+if TYPE_CHECKING:  # the options of commands list the formats, and nothing heavy is imported for them
+    from ..text.tokenizer import Tokenizer
 
 FORMATS: Mapping[str, CallFormat] = {each.name: each for each in (HERMES, LLAMA, MISTRAL, MISTRAL_ARGS, DEEPSEEK, DEEPSEEK_V31)}
 """By name."""
