@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from policy import PLAIN, Calibration, CostModel, FixedPolicy, LatencyModel, Policy, TreeSpec, watch
+from policy import PLAIN, Calibration, CostModel, FixedPolicy, Guarded, LatencyModel, Policy, TreeSpec, watch
 from runtime import Decoder, SamplingParams
 
 from .learning.curriculum import TrainingSetup, measure_policy_ms, num_runs, train_policies
@@ -50,16 +50,17 @@ class Candidates:
     learned: Mapping[str, TrainedPolicy]
 
     def policies(self, latency: LatencyModel, sizes: tuple[int, ...] | None) -> dict[str, Policy]:
-        """Every policy as it runs in service, with the watchdog; plain decoding and the fixed tree come first. ``sizes``: numbers of nodes
-        that may be verified (None: any)."""
+        """Every policy as it runs in service: those that decide have the watchdog, whose pauses the fixed tree has as well. Plain decoding
+        and the fixed tree come first. ``sizes``: numbers of nodes that may be verified (None: any)."""
         adaptive: dict[str, Policy] = {"cost-model": CostModel(self.calibration, latency, sizes)}
         adaptive |= {name: trained.runtime_policy() for name, trained in self.learned.items()}
         watched = {name: watch(policy, self.fixed_tree, latency) for name, policy in adaptive.items()}
-        return {"none": FixedPolicy(PLAIN), "fixed": FixedPolicy(self.fixed_tree), **watched}
+        fixed = Guarded(FixedPolicy(self.fixed_tree), latency.for_lanes())
+        return {"none": FixedPolicy(PLAIN), "fixed": fixed, **watched}
 
     def replay(self, name: str, answers: Answers, latency: LatencyModel, sizes: tuple[int, ...] | None) -> ReplayResult:
-        """Replay one of ``policies``."""
-        return replay(self.policies(latency, sizes)[name], answers, latency)
+        """Replay one of ``policies``, with the time of its decisions."""
+        return replay(self.policies(latency, sizes)[name], answers, latency, charge=True)
 
 
 def fit(parts: Split, latency: LatencyModel, grid: TreeGrid) -> tuple[Candidates, float]:
