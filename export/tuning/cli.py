@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from .load.worlds import World
     from .outcome import TuningResult
     from .replay.grid import TreeGrid
+    from .replay.traces import Trace
 
 RECORDING, TRAINING, LANES = 0.35, 0.4, 0.05  # shares of the minutes; the rest measures and confirms
 LEARNED = tuple(name for name, kind in POLICIES.items() if kind.learned and not kind.variant)
@@ -79,8 +82,8 @@ def command(engine_dir: Path, **given: Any) -> None:
     choice = choose_engine(directory, draft=None, backend=None, device=None, threads=threads, verify=True, tuned=False)
     engine = load_engine(choice)
     if world is not None:
-        with Decoder(engine, policy="none") as decoder:
-            click.echo("\n".join(_simulate(world, decoder, prompts, perf_counter() + 60 * given["minutes"])))
+        with Decoder(engine, policy="fixed") as decoder, _recorder(engine, decoder) as recorder:
+            click.echo("\n".join(_simulate(world, recorder, prompts, perf_counter() + 60 * given["minutes"])))
         return
     with Decoder(engine, policy="fixed") as decoder:
         result = _tune(engine, decoder, prompts, given["minutes"], learned, threads, given["seed"])
@@ -102,14 +105,11 @@ def _world(name: str) -> World:
 
 
 def _simulate(world: World, decoder: Decoder, prompts: list[str], deadline: float) -> list[str]:
-    from ..checkpoints.fetch import cache_directory
     from .load.simulate import GRID, simulate
-    from .replay.record import record
     from .tune import split
 
     _expect_tunable(decoder, prompts)
-    cache = cache_directory() / "tuning" / decoder.manifest.engine_id
-    parts = split(record(decoder, prompts, GRID, cache, deadline, progress))
+    parts = split(_recorded(decoder, prompts, GRID, deadline))
     return simulate(world, parts.train_and_validation, parts.test, lambda done, steps: progress("simulating", done, steps))
 
 
@@ -127,22 +127,21 @@ def _expect_tunable(decoder: Decoder, prompts: list[str]) -> None:
 def _tune(
     engine: LoadedEngine, decoder: Decoder, prompts: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int
 ) -> TuningResult:
-    from ..checkpoints.fetch import cache_directory
     from .outcome import tuning_result
     from .replay.grid import grid_for
     from .replay.latency import measure_latency
-    from .replay.record import record
     from .tune import confirm, fit, simulate, split, train
 
     _expect_tunable(decoder, prompts)
     started, grid = perf_counter(), grid_for(decoder.manifest)
-    cache = cache_directory() / "tuning" / decoder.manifest.engine_id
     held_out, others = prompts[::3], [prompt for index, prompt in enumerate(prompts) if index % 3]
-    parts = split(record(decoder, others, grid, cache, started + 60 * minutes * RECORDING, progress))
+    with _recorder(engine, decoder) as recorder:
+        parts = split(_recorded(recorder, others, grid, started + 60 * minutes * RECORDING))
+        lanes = _lanes_latency(recorder, grid, perf_counter() + 60 * minutes * LANES)
     latency = measure_latency(
         decoder, grid.widths, grid.depths, grid.max_nodes, progress=lambda share: progress("measuring", round(100 * share), 100)
     )
-    latency = dataclasses.replace(latency, lanes=_lanes_latency(engine, grid, perf_counter() + 60 * minutes * LANES))
+    latency = dataclasses.replace(latency, lanes=lanes)
     candidates, rate = fit(parts, latency, grid)
     candidates = train(candidates, parts, latency, grid, rate, learned, 60 * minutes * TRAINING, seed, progress)
     ratios = confirm(decoder, held_out, candidates.policies(latency, grid.sizes), grid.new_tokens, started + 60 * minutes, progress)
@@ -150,21 +149,36 @@ def _tune(
     return tuning_result(decoder.manifest, threads, candidates, latency, ratios, simulated, parts.train_and_validation, grid)
 
 
-def _lanes_latency(engine: LoadedEngine, grid: TreeGrid, deadline: float) -> LanesLatency | None:
-    """The latencies with several lanes; None if the engine has one only, or runs on a GPU."""
+@contextmanager
+def _recorder(engine: LoadedEngine, decoder: Decoder) -> Iterator[Decoder]:
+    """What records answers: a Decoder with lanes, which is several times as fast; ``decoder`` if the engine has one lane only, or runs on a
+    GPU."""
     from runtime import Decoder
     from runtime.lanes.choose import choose_lanes
-
-    from .replay.lanes_latency import measure_lanes
 
     choice = engine.choice
     lanes = choose_lanes(choice.manifest, None, 1, choice.threads, choice.drafter.name, choice.device, choice.backend)
     if lanes == 1 or choice.device != "cpu":
+        yield decoder
+        return
+    with Decoder(engine.fork(), lanes=lanes) as several:
+        yield several
+
+
+def _recorded(decoder: Decoder, prompts: list[str], grid: TreeGrid, deadline: float) -> list[dict[int, Trace]]:
+    from ..checkpoints.fetch import cache_directory
+    from .replay.record import record
+
+    return record(decoder, prompts, grid, cache_directory() / "tuning" / decoder.manifest.engine_id, deadline, progress)
+
+
+def _lanes_latency(decoder: Decoder, grid: TreeGrid, deadline: float) -> LanesLatency | None:
+    """The latencies with several lanes; None if ``decoder`` has one only."""
+    from .replay.lanes_latency import measure_lanes
+
+    if decoder.lanes == 1:
         return None
-    with Decoder(engine.fork(), lanes=lanes, policy="none") as decoder:
-        return measure_lanes(
-            decoder, grid.widths, grid.depths, deadline, lambda share: progress("measuring lanes", round(100 * share), 100)
-        )
+    return measure_lanes(decoder, grid.widths, grid.depths, deadline, lambda share: progress("measuring lanes", round(100 * share), 100))
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ def test_recorded_answers_are_reused(engine_dir: Path, monkeypatch: pytest.Monke
     def never(*_: Any) -> None:
         raise AssertionError("recorded again")
 
-    monkeypatch.setattr(export.tuning.replay.record, "_record_answer", never)
+    monkeypatch.setattr(export.tuning.replay.record, "_record_answers", never)
     assert tune(engine_dir, "--dry-run", "--policy", "resps") == 0
     assert "by the clock" in capfd.readouterr().out
     assert not list(engine_dir.glob("tuned-*"))
