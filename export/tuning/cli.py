@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from .replay.grid import TreeGrid
     from .replay.traces import Trace
 
-RECORDING, TRAINING, LANES = 0.35, 0.4, 0.05  # shares of the minutes; the rest measures and confirms
+RECORDING, SAMPLED, TRAINING, LANES = 0.25, 0.1, 0.35, 0.05  # shares of the minutes; the rest measures and confirms
+CONFIRMED = 0.85  # of the minutes, until greedy requests are confirmed; then sampled ones
 LEARNED = tuple(name for name, kind in POLICIES.items() if kind.learned and not kind.variant)
 VARIANTS = tuple(name for name, kind in POLICIES.items() if kind.variant)  # as the papers compare them
 CANDIDATES = {name: POLICIES[name] for name in ("cost-model", *LEARNED, *VARIANTS)}
@@ -127,7 +129,9 @@ def _expect_tunable(decoder: Decoder, prompts: list[str]) -> None:
 def _tune(
     engine: LoadedEngine, decoder: Decoder, prompts: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int
 ) -> TuningResult:
-    from .outcome import tuning_result
+    from runtime import SamplingParams
+
+    from .outcome import Findings, tuning_result
     from .replay.grid import grid_for
     from .replay.latency import measure_latency
     from .tune import confirm, fit, simulate, split, train
@@ -137,16 +141,21 @@ def _tune(
     held_out, others = prompts[::3], [prompt for index, prompt in enumerate(prompts) if index % 3]
     with _recorder(engine, decoder) as recorder:
         parts = split(_recorded(recorder, others, grid, started + 60 * minutes * RECORDING))
+        drawn = split(_recorded(recorder, others, grid, perf_counter() + 60 * minutes * SAMPLED, temperature=1.0))
         lanes = _lanes_latency(recorder, grid, perf_counter() + 60 * minutes * LANES)
     latency = measure_latency(
         decoder, grid.widths, grid.depths, grid.max_nodes, progress=lambda share: progress("measuring", round(100 * share), 100)
     )
-    latency = dataclasses.replace(latency, lanes=lanes)
+    latency = replace(latency, lanes=lanes)
     candidates, rate = fit(parts, latency, grid)
     candidates = train(candidates, parts, latency, grid, rate, learned, 60 * minutes * TRAINING, seed, progress)
-    ratios = confirm(decoder, held_out, candidates.policies(latency, grid.sizes), grid.new_tokens, started + 60 * minutes, progress)
-    simulated = simulate(candidates, parts.test, latency, grid)
-    return tuning_result(decoder.manifest, threads, candidates, latency, ratios, simulated, parts.train_and_validation, grid)
+    sampled_candidates = replace(fit(drawn, latency, grid)[0], learned=candidates.learned)
+    found = []
+    for each, test, share, temperature in ((candidates, parts.test, CONFIRMED, 0.0), (sampled_candidates, drawn.test, 1.0, 1.0)):
+        policies, params = each.policies(latency, grid.sizes), SamplingParams(max_new_tokens=grid.new_tokens, temperature=temperature)
+        clock = confirm(decoder, held_out, policies, params, started + 60 * minutes * share, progress)
+        found.append(Findings(each, clock, simulate(each, test, latency, grid)))
+    return tuning_result(decoder.manifest, threads, latency, found[0], found[1], parts.train_and_validation, grid)
 
 
 @contextmanager
@@ -165,11 +174,14 @@ def _recorder(engine: LoadedEngine, decoder: Decoder) -> Iterator[Decoder]:
         yield several
 
 
-def _recorded(decoder: Decoder, prompts: list[str], grid: TreeGrid, deadline: float) -> list[dict[int, Trace]]:
+def _recorded(decoder: Decoder, prompts: list[str], grid: TreeGrid, deadline: float, temperature: float = 0.0) -> list[dict[int, Trace]]:
+    from runtime import SamplingParams
+
     from ..checkpoints.fetch import cache_directory
     from .replay.record import record
 
-    return record(decoder, prompts, grid, cache_directory() / "tuning" / decoder.manifest.engine_id, deadline, progress)
+    cache = cache_directory() / "tuning" / decoder.manifest.engine_id
+    return record(decoder, prompts, grid, cache, deadline, progress, SamplingParams(temperature=temperature))
 
 
 def _lanes_latency(decoder: Decoder, grid: TreeGrid, deadline: float) -> LanesLatency | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -113,24 +112,23 @@ def simulate(candidates: Candidates, answers: Answers, latency: LatencyModel, gr
 
 
 def confirm(
-    decoder: Decoder, prompts: Sequence[str], policies: Mapping[str, Policy], new_tokens: int, deadline: float, progress: Progress
-) -> dict[str, float]:
-    """Time the policies, "none" among them, on ``prompts``. Returns tokens per second over plain decoding, by name.
+    decoder: Decoder, prompts: Sequence[str], policies: Mapping[str, Policy], params: SamplingParams, deadline: float, progress: Progress
+) -> dict[str, list[float]]:
+    """Time the policies on ``prompts``. Returns tokens per second on each prompt, by name.
 
-    All policies answer a prompt before the next one, in another order each time. The results are geometric means over prompts: the ratio of
-    two of them is the geometric mean of their ratios on each prompt. (Medians of a dozen prompts picked winners by luck.)
+    All policies answer a prompt before the next one, in another order each time. ``params``: with a temperature, each prompt has a seed.
     """
-    ratios: dict[str, list[float]] = {name: [] for name in policies}
+    found: dict[str, list[float]] = {name: [] for name in policies}
     names = list(policies)
     for done, prompt in enumerate(prompts):
         if done >= MIN_PROMPTS and perf_counter() > deadline:
             break
         rates = {}
         for name in names[done % len(names) :] + names[: done % len(names)]:
-            params = SamplingParams(max_new_tokens=new_tokens)
-            rates[name] = decoder.generate(as_chat(decoder, prompt), params, policy=policies[name]).stats.tokens_per_second
-        if rates["none"]:
+            seeded = replace(params, seed=done) if params.temperature else params
+            rates[name] = decoder.generate(as_chat(decoder, prompt), seeded, policy=policies[name]).stats.tokens_per_second
+        if all(rates.values()):
             for name, rate in rates.items():
-                ratios[name].append(rate / rates["none"])
+                found[name].append(rate)
         progress("confirming by wall clock", done + 1, len(prompts))
-    return {name: statistics.geometric_mean(values) for name, values in ratios.items()}
+    return found

@@ -151,7 +151,7 @@ class _Evaluation(BaseCallback):  # type: ignore[misc]
     @property
     def _share(self) -> float:
         """Of the run that is done."""
-        return max(self.num_timesteps / self._limits.steps, (perf_counter() - self._started) / self._limits.seconds)
+        return max(int(self.num_timesteps) / self._limits.steps, (perf_counter() - self._started) / self._limits.seconds)
 
     def _on_rollout_start(self) -> None:
         if (share := self._share) >= self._next:

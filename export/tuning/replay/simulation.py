@@ -24,12 +24,13 @@ Answers = Sequence[Mapping[int, Trace]]
 @dataclass
 class ReplayResult:
     """Totals of a replay. ``milliseconds``: of rounds, with the policy's own time if that was charged. ``trees``: (nodes verified, depth
-    drafted, width) -> number of rounds."""
+    drafted, width) -> number of rounds. ``answer_rates``: tokens per millisecond of each answer."""
 
     tokens: int = 0
     milliseconds: float = 0.0
     cycles: int = 0
     trees: Counter[tuple[int, int, int]] = field(default_factory=Counter)
+    answer_rates: list[float] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
@@ -55,9 +56,10 @@ def replay(policy: Policy, answers: Answers, latency: LatencyModel, charge: bool
     for traces in answers:
         length = len(any_trace(traces))
         policy.begin()
-        position = 0
+        position, before = 0, result.milliseconds
         while position < length:
             position += simulate_round(policy, traces, position, latency, result, charge)
+        result.answer_rates.append(position / (result.milliseconds - before))
     return result
 
 
