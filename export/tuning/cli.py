@@ -20,16 +20,18 @@ from runtime.options import FILE, OUTPUT, option
 from runtime.policies.registry import POLICIES
 
 if TYPE_CHECKING:
-    from policy import LanesLatency
+    from policy import LanesLatency, TreeSpec
     from runtime import Decoder
     from runtime.engine import LoadedEngine
 
+    from .load.compare import Fitted, Results
     from .load.worlds import World
     from .outcome import TuningResult
     from .replay.grid import TreeGrid
     from .replay.traces import Trace
 
 RECORDING, SAMPLED, TRAINING, LANES = 0.25, 0.1, 0.35, 0.05  # shares of the minutes; the rest measures and confirms
+MOST_LANES = 8  # of the report by load
 CONFIRMED = 0.85  # of the minutes, until greedy requests are confirmed; then sampled ones
 LEARNED = tuple(name for name, kind in POLICIES.items() if kind.learned and not kind.variant)
 VARIANTS = tuple(name for name, kind in POLICIES.items() if kind.variant)  # as the papers compare them
@@ -72,6 +74,7 @@ def command(engine_dir: Path, **given: Any) -> None:
     from .install import install
     from .outcome import summary
     from .prompts import read_prompts
+    from .replay.grid import grid_for
     from .report import expect_writable, write_report
 
     if given["report"]:
@@ -91,10 +94,28 @@ def command(engine_dir: Path, **given: Any) -> None:
         result = _tune(engine, decoder, prompts, given["minutes"], learned, threads, given["seed"])
         manifest = decoder.manifest
     if given["report"]:
-        write_report(given["report"], manifest, result)
+        write_report(given["report"], manifest, result, _compared(result, engine.choice.default_tree, grid_for(manifest)))
     tuning = result.tuning if given["dry_run"] else install(directory, manifest, result).tuning
     assert tuning is not None
     click.echo(json.dumps(dataclasses.asdict(tuning)) if given["as_json"] else "\n".join(summary(result)))
+
+
+def _compared(result: TuningResult, default: TreeSpec, grid: TreeGrid) -> tuple[Results, Fitted, TreeSpec] | None:
+    """What several lanes would gain on the test answers, if they were measured."""
+    from policy import TreeSpec
+
+    from .load.compare import Setting, compare, fit_load
+    from .replay.simulation import fixed_trees
+
+    lanes, answers = result.tuning.latency.lanes, result.answers
+    if lanes is None:
+        return None
+    trees = fixed_trees(grid.widths, grid.depths, grid.max_nodes, grid.sizes)
+    setting = Setting(lanes, trees, default, TreeSpec(*grid.largest_trees[-1]))
+    loads = tuple(count for count in lanes.lanes if count <= MOST_LANES)
+    fitted = fit_load(answers.train_and_validation, setting, loads)
+    found = compare(answers.test, setting, fitted, loads, lambda done, steps: progress("comparing by load", done, steps))
+    return found, fitted, default
 
 
 def _world(name: str) -> World:
@@ -155,7 +176,7 @@ def _tune(
         policies, params = each.policies(latency, grid.sizes), SamplingParams(max_new_tokens=grid.new_tokens, temperature=temperature)
         clock = confirm(decoder, held_out, policies, params, started + 60 * minutes * share, progress)
         found.append(Findings(each, clock, simulate(each, test, latency, grid)))
-    return tuning_result(decoder.manifest, threads, latency, found[0], found[1], parts.train_and_validation, grid)
+    return tuning_result(decoder.manifest, threads, latency, found[0], found[1], parts, grid)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from .learning.trained import TrainedPolicy
 from .load.trees import FixedTrees, mean_length
 from .replay.grid import TreeGrid
 from .replay.simulation import Answers, ReplayResult, fixed_trees, replay
-from .tune import Candidates
+from .tune import Candidates, Split
 
 CLOSED = ("none", "fixed", "cost-model")
 """Policies that are not trained, the simplest first."""
@@ -65,23 +65,26 @@ class Findings:
 class TuningResult:
     """What was measured and trained. ``tuning``: the manifest's entry, still without graphs and files; `install` adds those of ``learned``.
 
-    simulated: as in Findings. trees: replays of every fixed tree on the training and validation answers, best first.
+    simulated: as in Findings. trees: replays of every fixed tree on the training and validation answers, best first. answers: what was
+    recorded greedily.
     """
 
     tuning: Tuning
     learned: Mapping[str, TrainedPolicy]
     simulated: Mapping[str, ReplayResult]
     trees: tuple[tuple[TreeSpec, ReplayResult], ...]
+    answers: Split
 
 
 def tuning_result(
-    manifest: Manifest, threads: int, latency: LatencyModel, greedy: Findings, sampled: Findings, answers: Answers, grid: TreeGrid
+    manifest: Manifest, threads: int, latency: LatencyModel, greedy: Findings, sampled: Findings, answers: Split, grid: TreeGrid
 ) -> TuningResult:
-    """Choose the policies to install. ``answers``: greedy ones, to replay every fixed tree on, for the report."""
+    """Choose the policies to install. ``answers``: greedy ones."""
     candidates = greedy.candidates
     fixed_tree = candidates.fixed_tree
     trees = fixed_trees(grid.widths, grid.depths, grid.max_nodes, grid.sizes)
-    replays = [(tree, replay(FixedPolicy(tree), answers, latency)) for tree in trees]
+    fitted_to = answers.train_and_validation
+    replays = [(tree, replay(FixedPolicy(tree), fitted_to, latency)) for tree in trees]
     tuning = Tuning(
         engine=manifest.engine_id,
         machine=processor_name(),
@@ -96,11 +99,11 @@ def tuning_result(
         graphs={},
         files={},
         rotated=manifest.rotated,
-        table=_table(replays, answers, latency),
+        table=_table(replays, fitted_to, latency),
         intervals=greedy.intervals,
         sampled=sampled.sampled,
     )
-    return TuningResult(tuning, candidates.learned, greedy.simulated, tuple(sorted(replays, key=lambda result: -result[1].rate)))
+    return TuningResult(tuning, candidates.learned, greedy.simulated, tuple(sorted(replays, key=lambda each: -each[1].rate)), answers)
 
 
 def _table(replays: Sequence[tuple[TreeSpec, ReplayResult]], answers: Answers, latency: LatencyModel) -> tuple[Action, ...]:
