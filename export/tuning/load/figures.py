@@ -22,21 +22,19 @@ def load_section(found: Results, fitted: Fitted, default: TreeSpec, world: str =
 
     loads, best = [load for load in found if load != DAY], fastest(found)
     best = best if best not in ("none", "table") else "cost-model"
-    return (
-        jinja2.Environment(autoescape=True)
-        .from_string(TEMPLATE.read_text(encoding="utf-8"))
-        .render(
-            world=world,
-            loads=[f"{load} lanes" if load != DAY else load for load in found],
-            rows=[{"name": name, "cells": cells} for name, cells in rows_of(found, fitted, default)],
-            trees=trees_by_load(found, fitted),
-            most=loads[-1],
-            speed=svg_of(speed_figure(found, loads)),
-            day=svg_of(day_figure(found[DAY], best)),
-            shares=svg_of(share_figure(found[loads[-1]], ("table", best))),
-            regret=svg_of(regret_figure(found)),
-        )
+    page = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    text: str = page.render(
+        world=world,
+        loads=[f"{load} lanes" if load != DAY else load for load in found],
+        rows=[{"name": name, "cells": cells} for name, cells in rows_of(found, fitted, default)],
+        trees=trees_by_load(found, fitted),
+        most=loads[-1],
+        speed=svg_of(speed_figure(found, loads)),
+        day=svg_of(day_figure(found[DAY], best)),
+        shares=svg_of(share_figure(found[loads[-1]], ("table", best))),
+        regret=svg_of(regret_figure(found)),
     )
+    return text
 
 
 def speed_figure(found: Results, loads: Sequence[str]) -> Any:
