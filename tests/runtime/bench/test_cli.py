@@ -181,7 +181,9 @@ def test_tuned_policies_are_defaults_of_the_command(
 ) -> None:
     tuned = tmp_path / "engine"
     shutil.copytree(echo_engine, tuned)
-    install(tuned, load_manifest(tuned), TuningResult(a_tuning(engine=load_manifest(tuned).engine_id, threads=1), {}, {}, (), Split([], [], [])))
+    install(
+        tuned, load_manifest(tuned), TuningResult(a_tuning(engine=load_manifest(tuned).engine_id, threads=1), {}, {}, (), Split([], [], []))
+    )
     assert bench(tuned, "--prompts", asked_file, "--max-new-tokens", "12") == 0
     out, err = capfd.readouterr()
     assert err == ""
