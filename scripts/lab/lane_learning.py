@@ -1,7 +1,7 @@
 """What networks could decide in the place of the row budget, with labels for every choice: the records know how each would have ended.
 
 - *Who drafts*: the accepted tokens of a lane's next tree, before any of it is paid for.
-- *How deep*: whether the next level has an accepted token, given the candidates that it would grow from.
+- *How deep*: what the next level gives, its rows paid, given the candidates that it would grow from.
 - *Re-SpS with the load in its state*: the tree of the next rounds, from the target's features and the number of lanes.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from export.tuning.load.arms import LanePolicies, SharedBudget
 from export.tuning.load.arrivals import at_once
 from export.tuning.load.simulation import Arm, Planned, RoundMs, SimulatedLane, simulate_load
-from export.tuning.replay.simulation import Answers, accepted_tokens, any_trace
+from export.tuning.replay.simulation import Answers, accepted_tokens, any_trace, num_candidates
 from policy import ActionPersistence, LaneHistory, LanesLatency, Observation, Outcome, RowBudget, TreeSpec
 from policy.forest.history import Record
 
@@ -79,8 +79,7 @@ class LearnedBudget(RowBudget):
     def deeper(self, beams: Sequence[np.ndarray], level: int, width: int) -> list[bool]:
         if self.deep is None:
             return super().deeper(beams, level, width)
-        inputs = np.stack([beam_state(each, level, self.load[0], width) for each in beams])
-        worth = self.deep(inputs) - self._row * np.array([max(1, int((0.5 * each > self._row).sum())) for each in beams])
+        worth = self.deep(np.stack([beam_state(each, level, self.load[0], width, self._row) for each in beams]))
         order = sorted(range(len(beams)), key=lambda index: -worth[index])
         costs = [self.latency.draft(count, width, level + 1) - self.latency.draft(count, width, level) for count in range(len(beams) + 1)]
         totals = np.concatenate([[0.0], np.cumsum([worth[index] for index in order])]) - self.rate * np.array(costs)
@@ -88,11 +87,11 @@ class LearnedBudget(RowBudget):
         return [index in chosen for index in range(len(beams))]
 
 
-def beam_state(beams: np.ndarray, level: int, lanes: int, width: int) -> np.ndarray:
-    """What the network for the depth reads: the candidates' probabilities, best first, the level and the load."""
+def beam_state(beams: np.ndarray, level: int, lanes: int, width: int, row: float) -> np.ndarray:
+    """What the network for the depth reads: the candidates' probabilities, best first, the level, the load, and what a row costs."""
     best = np.zeros(width, np.float32)
     best[: len(beams)] = np.sort(beams)[::-1][:width]
-    return np.array([*best, *np.log(best + 1e-3), level, np.log2(lanes)], np.float32)
+    return np.array([*best, *np.log(best + 1e-3), level, np.log2(lanes), row], np.float32)
 
 
 class LearningBudget(SharedBudget):
@@ -141,12 +140,14 @@ class LearningBudget(SharedBudget):
             if not plan.depth:
                 continue
             self._examples.who.append((self._states[lane], float(count)))
-            trace, width = lane.answer[plan.width], plan.width
+            trace, width, row = lane.answer[plan.width], plan.width, self.budget._row
+            ends = [0, *(num_candidates(width, level) for level in range(1, trace.depth + 1))]
+            likely = self.budget.probabilities(lane.history, trace.scores[lane.position])
             for level in range(1, trace.depth):
-                begin, end = (width + (level - 2) * width**2, width + (level - 1) * width**2) if level > 1 else (0, width)
-                beams = self.budget.probabilities(lane.history, np.sort(trace.scores[lane.position, begin:end])[::-1][:width])
-                state = beam_state(beams, level, len(lanes), width)
-                self._examples.deep.append((state, float(trace.path[lane.position, level] >= 0)))
+                parents, children = (likely[ends[at] : ends[at + 1]] for at in (level - 1, level))
+                verified, right = children > row, int(trace.path[lane.position, level]) - ends[level]
+                gain = float(right >= 0 and verified[right]) - row * float(verified.sum())
+                self._examples.deep.append((beam_state(np.sort(parents)[::-1][:width], level, len(lanes), width, row), gain))
 
 
 def collected(answers: Answers, latency: LanesLatency, bounds: TreeSpec, loads: Sequence[int], rows: int, project: Projection) -> Examples:

@@ -41,7 +41,9 @@ def test_examples_hold_what_was_accepted() -> None:
     found = collected([EASY, HARD] * 3, LANES, BOUNDS, (1, 2), 8, PROJECT)
     accepted = np.array([label for _, label in found.who])
     assert set(accepted) >= {0.0, 6.0}
-    assert {label for _, label in found.deep} == {0.0, 1.0}
+    gains = np.array([label for _, label in found.deep])
+    assert gains.max() > 0.5  # an accepted token, less its row
+    assert gains.min() < 0  # a row for nothing
     assert len(found.deep) == 5 * len(found.who)  # every level that could follow another
     states = np.stack([state for state, _ in found.who])
     net = fitted(states, accepted.astype(np.float32), 16, 0, 40)
