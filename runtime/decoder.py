@@ -21,8 +21,8 @@ from .engine import LoadedEngine, check_one_of, choose_engine, load_engine
 from .errors import DecoderBusy, DecoderClosed, PromptError, memory_errors
 from .lanes.choose import choose_lanes
 from .lanes.driver import CLOSED
-from .lanes.forest import Pace
 from .lanes.load import by_budget, load_lanes
+from .lanes.pace import Pace
 from .manifest.schema import Manifest
 from .models import check_tree_size, load_models
 from .native_calls import NATIVE_CALLS, expect_own_process
@@ -80,7 +80,7 @@ class Decoder:
         choice = loaded.choice
         self.manifest: Manifest = choice.manifest
         self.backend, self.device, self.draft = choice.backend, choice.device, choice.drafter.name
-        self._engine, self._policy_argument, self._tokenizer = loaded, policy, loaded.tokenizer
+        self._engine, self._policy_argument, self.tokenizer = loaded, policy, loaded.tokenizer
         self._lock = threading.RLock()  # reentrant: a signal handler may call close() in the thread that holds it
         self.lanes, self._running = lanes, list[ActiveRequest]()
         self._closed, self._process, self._totals_recorder = False, os.getpid(), TotalsRecorder()
@@ -109,7 +109,7 @@ class Decoder:
         nothing. Raises DecoderBusy, DecoderClosed and EngineFailure."""
         if self.manifest.tokens.chats:
             with suppress(PromptError):  # a template may want a system turn, or tools
-                self._tokenizer.encode([{"role": "user", "content": "Say something."}])
+                self.tokenizer.encode([{"role": "user", "content": "Say something."}])
         chosen = self._trees if self._lanes is None else (self.default_tree,)  # nothing is prepared for each tree of a lane
         trees = tuple(dict.fromkeys((*chosen, *(() if self.manifest.tensorrt else (PLAIN,)))))
         make_sampler = (self._lanes or self.models).make_sampler
@@ -216,7 +216,7 @@ class Decoder:
             if self._closed:  # asked only now: close() must find the request
                 raise DecoderClosed(CLOSED)
             drafter = self.models.drafter_for(request.policy, request.constraint)
-            return Stream(active, request.run(self.models.target, drafter, self._tokenizer))
+            return Stream(active, request.run(self.models.target, drafter, self.tokenizer))
 
     def generate(self, prompt: Prompt, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None) -> Result:
         """The complete answer: ``stream``, collected."""
@@ -234,7 +234,7 @@ class Decoder:
         expect_own_process(self._process)
         expect_form(prompt)
         with NATIVE_CALLS:
-            return encode(prompt, self._tokenizer, self.manifest.shape.vocab, self.manifest.limits.context, self.manifest.may_grow)
+            return encode(prompt, self.tokenizer, self.manifest.shape.vocab, self.manifest.limits.context, self.manifest.may_grow)
 
     def check(self, params: SamplingParams) -> Parts:
         """Raises ParameterError for a parameter that this engine cannot follow, as ``stream`` does. Safe from any thread. What it compiles
@@ -248,7 +248,7 @@ class Decoder:
         for token in ids:
             self._check_token(token)
         with NATIVE_CALLS:
-            return self._tokenizer.decode([int(token) for token in ids])
+            return self.tokenizer.decode([int(token) for token in ids])
 
     def token_bytes(self, token: int, *, first: bool = False, special: bool = False) -> bytes:
         """The bytes that one token adds to a text. Bytes, because a character may need several tokens; joined, they equal the
@@ -259,7 +259,7 @@ class Decoder:
         vocabulary without a token return b"". Raises ValueError for an id outside the vocabulary.
         """
         self._check_token(token)
-        return self._tokenizer.token_bytes(token, first=first, special=special)
+        return self.tokenizer.token_bytes(token, first=first, special=special)
 
     def _check_token(self, token: int) -> None:
         if not is_token_id(token, self.manifest.shape.vocab):

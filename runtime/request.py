@@ -87,8 +87,10 @@ class Request:
 
     def open(self, tokenizer: Tokenizer) -> None:
         """Prepare for the first chunk."""
-        self._detokenizer = Detokenizer(tokenizer, self.prompt)
-        self._stops = StopStrings(self.params.stop, tokenizer.hidden if self.params.stop else {})
+        shown = {token: text for token, text in tokenizer.hidden.items() if text in self.params.shown}
+        self._detokenizer = Detokenizer(tokenizer, self.prompt, shown)
+        hidden = {token: text for token, text in tokenizer.hidden.items() if token not in shown} if self.params.stop else {}
+        self._stops = StopStrings(self.params.stop, hidden)
 
     def end(self) -> Chunk | None:
         """The last chunk, with text that was withheld; None if there is none."""

@@ -29,15 +29,16 @@ GREEDY_BELOW = 1e-5
 class Constraint:
     """The form that an answer must have. Make it by one of the class methods; whether it can be compiled is found out with an engine.
 
-    ``kind``: json_schema, json_object, regex, choice or grammar. ``text``: the schema or the choices as JSON, the regular expression, or
-    the grammar. Raises ValueError and TypeError.
+    ``kind``: json_schema, json_object, regex, choice, grammar or answer. ``text``: the schema or the choices as JSON, the regular
+    expression, or the grammar. ``form``: another constraint, which the grammar of an answer calls @form. Raises ValueError and TypeError.
     """
 
     kind: str
     text: str
+    form: Constraint | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("json_schema", "json_object", "regex", "choice", "grammar"):
+        if self.kind not in ("json_schema", "json_object", "regex", "choice", "grammar", "answer"):
             raise ValueError(f"constraint: there is no kind {self.kind!r}")
         if not isinstance(self.text, str):
             raise TypeError(f"constraint: a {self.kind} must be text, not {type(self.text).__name__}")
@@ -45,7 +46,7 @@ class Constraint:
         if len(self.text) > most:
             raise ValueError(f"constraint: the {self.kind} has {len(self.text)} characters, at most {most} are accepted")
         depth = deepest = 0
-        for character in self.text:
+        for character in self.text if self.kind != "answer" else "":  # whose brackets are not all pairs
             depth += (character in "([{") - (character in ")]}")
             deepest = max(depth, deepest)
         if deepest > MAX_DEPTH:
@@ -86,6 +87,11 @@ class Constraint:
         """Text of a grammar, in Lark's notation as llguidance has it, or in llama.cpp's (GBNF)."""
         return cls("grammar", grammar)
 
+    @classmethod
+    def answer(cls, grammar: str, form: Constraint | None = None) -> Constraint:
+        """An answer of several parts: llguidance's grammar in Lark's notation, in which @form stands for ``form``."""
+        return cls("answer", grammar, form)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
@@ -105,7 +111,8 @@ class SamplingParams:
     and answer. ``logit_bias``: added to scores, by token id (-100 to 100). ``min_tokens``: before so many tokens no stop token is chosen
     and no stop string counts. ``ignore_eos``: only ``stop_token_ids`` end the answer, not the model's own stop tokens. ``bad_words``:
     texts that the answer may not have, with or without a space before them, as the tokenizer divides them. ``constraint``: the form that
-    the answer must have; only the limits of tokens, time and context cut it.
+    the answer must have; only the limits of tokens, time and context cut it. ``shown``: texts of special tokens that the answer's text has,
+    too; those of others are left out.
 
     Raises ValueError or TypeError, which name the field.
     """
@@ -129,6 +136,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     bad_words: Sequence[str] = ()
     constraint: Constraint | None = None
+    shown: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._check_draw()
@@ -159,6 +167,9 @@ class SamplingParams:
         if isinstance(self.stop, str) or not isinstance(self.stop, Sequence) or not all(isinstance(s, str) and s for s in self.stop):
             raise ValueError("stop must be a sequence of non-empty strings")
         object.__setattr__(self, "stop", tuple(self.stop))  # the caller may change its list later
+        object.__setattr__(self, "shown", self._listed("shown"))
+        if not all(isinstance(text, str) for text in self.shown):
+            raise ValueError("shown must be a sequence of strings")
         if not 0 <= _integer("min_tokens", self.min_tokens) < 2**31:
             raise ValueError(f"min_tokens must be 0 or more, not {self.min_tokens}")
         if self.max_new_tokens is not None and self.min_tokens > self.max_new_tokens:

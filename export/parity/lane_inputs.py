@@ -65,6 +65,30 @@ def lane_inputs(lanes: Sequence[LaneRows], pool: int, kv_heads: int, columns: in
     return inputs
 
 
+def chunk_inputs(lanes: Sequence[LaneRows], pool: int, kv_heads: int, columns: int = 0, chunk_last: bool = False) -> dict[str, np.ndarray]:
+    """The same for a target. ``chunk_last``: the last of several lanes has the group of its own."""
+    if not chunk_last:
+        nothing = np.zeros(0, np.int64)
+        return lane_inputs(lanes, pool, kv_heads, columns) | {
+            "chunk": nothing,
+            "chunk_pages": nothing,
+            "chunk_attend": np.zeros((0, 0, PAGE_SLOTS), bool),
+        }
+    *others, chunk = lanes
+    inputs, own = lane_inputs(others, pool, kv_heads, columns), lane_inputs([chunk], pool, kv_heads, 2)
+    own_rows, flat = np.arange(len(chunk)), inputs["flat"][: sum(map(len, others))]
+    first, pages = len(flat), chunk.used()
+    for name, axis in (("tokens", 1), ("positions", 1), ("places", 0)):
+        both = np.take(inputs[name], range(first), axis), np.take(own[name], own_rows, axis)
+        inputs[name] = np.concatenate(both, axis)
+    return inputs | {
+        "flat": np.concatenate([flat, len(others) * inputs["queries"].shape[1] + own_rows]),
+        "chunk": first + own["queries"][pages[0]],
+        "chunk_pages": np.array(pages),
+        "chunk_attend": own["attend"][pages],
+    }
+
+
 def padded_inputs(lanes: Sequence[LaneRows], lengths: Sequence[int], span: int, columns: int = 0) -> dict[str, np.ndarray]:
     """The same in the form for TensorRT, for a draft whose rows are a whole tree too. ``lengths``: committed slots of every page of the
     pass; those of ``lanes`` count instead where they are. ``span``: slots that attention reads."""

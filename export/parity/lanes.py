@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,11 @@ from ..graphs.builder import FLOAT16
 from ..graphs.precision import NUMPY_TYPES, TENSORRT_PRECISIONS, Precision
 from .draft import by_draft_id, cpu_type, open_session
 from .kept import layers_are_stored_alike
-from .lane_inputs import LaneRows, lane_inputs, padded_inputs
+from .lane_inputs import LaneRows, chunk_inputs, lane_inputs, padded_inputs
 from .target import TREE_PARENTS, compare, log_softmax, logits_by_pieces, sampled_layers, tree_inputs
 from .wiring import check_wiring
 
-_ROWS, _SPAN, _POOL = len(TREE_PARENTS), PAGE_SLOTS + 64, 3  # rows of a lane; slots of the graph for one lane; pages
+_ROWS, _SPAN, _POOL = len(TREE_PARENTS), PAGE_SLOTS + 64, 5  # rows of a lane; slots of the graph for one lane; pages
 _REFERENCE = "graph for one lane"
 _MOST = 1e-2  # of a logit in fp32. Attention to many slots of zeros amplifies rounding: SmolLM2-135M has 1.1e-3. A wrong graph has more.
 
@@ -34,7 +35,7 @@ def _lanes(vocab: int, most: int) -> list[LaneRows]:
 
 
 def _inputs(rows: Sequence[LaneRows], kv_heads: int, static: bool) -> dict[str, np.ndarray]:
-    """Of a pass over all ``rows``. Only the static form has a page without rows."""
+    """Of a pass over all ``rows``."""
     return padded_inputs(rows, [0] * _POOL, _SPAN) if static else lane_inputs(rows, _POOL, kv_heads)
 
 
@@ -54,8 +55,13 @@ def check_target_lanes(
     if len(layers) < arch.layers:
         check_wiring(onnx.load(lanes, load_external_data=False), arch.layers)
     rows = _lanes(arch.vocab, capacity - _ROWS)
+    if static:
+        inputs = _inputs(rows, arch.kv_heads, static)
+    else:  # the chain once more, as the chunk of a prompt
+        rows.append(replace(rows[-1], pages=[4, 3]))
+        inputs = chunk_inputs(rows, _POOL, arch.kv_heads, chunk_last=True)
     alone = [logits_by_pieces(one_lane, precision, tree_inputs(each.tree, each.past, _SPAN), _SPAN, arch.layers, layers) for each in rows]
-    together = logits_by_pieces(lanes, precision, _inputs(rows, arch.kv_heads, static), _POOL, arch.layers, layers)
+    together = logits_by_pieces(lanes, precision, inputs, _POOL, arch.layers, layers)
     expected, actual = np.concatenate(alone).astype(np.float64), together.astype(np.float64)
     difference = float(np.abs(expected - actual).max())
     bounds = _bounds(precision, static)

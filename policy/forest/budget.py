@@ -30,13 +30,14 @@ _CHILD = 0.5  # probability that a candidate's best child is accepted if the can
 @dataclass
 class RowBudget:
     """Decides for the lanes that have no policy of their own. ``model``: only its ratios matter. ``max_rows``: of a pass. ``load``:
-    lanes of the round and their mean length, set by ``begin_round``."""
+    lanes of the round and their mean length; ``beside``: rows of a prompt in the same pass; both set by ``begin_round``."""
 
     model: LanesLatency
     max_rows: int
     latency: CorrectedLatency = field(init=False)
     pool: Record = field(init=False, default_factory=first_record)
     load: tuple[int, float] = field(init=False, default=(1, 0.0))
+    beside: int = field(init=False, default=0)
     _rates: dict[int, tuple[float, float]] = field(init=False, default_factory=dict)  # lanes -> tokens, milliseconds
     _depth: float = field(init=False, default=3.0)  # levels of the last drafts, their mean
     _pause: int = field(init=False, default=_FIRST_PAUSE)
@@ -60,9 +61,9 @@ class RowBudget:
         plain = self.latency.verify(lanes, lanes, length) + self.latency.host(lanes)
         return _PRIOR_ROUNDS * lanes, _PRIOR_ROUNDS * plain
 
-    def begin_round(self, lanes: int, length: float) -> None:
+    def begin_round(self, lanes: int, length: float, beside: int = 0) -> None:
         """A round of ``lanes`` lanes, ``length`` committed tokens long on average. Call it before any decision."""
-        self.load, self._growing = (lanes, length), []
+        self.load, self.beside, self._growing = (lanes, length), beside, []
 
     def participants(self, lanes: Sequence[LaneHistory], width: int) -> list[bool]:
         """Which of ``lanes``, which could all draft trees of ``width`` beams, do. Asked once a round."""
@@ -90,7 +91,7 @@ class RowBudget:
         count, length = self.load
         rows = [lane.rows(self.pool) for lane in lanes]
         more = max(1, round(sum(rows)))
-        passes = self.latency.passes(count, more, count, length)
+        passes = self.latency.passes(count + self.beside, more, count, length)
         self._row = rate * float(passes[-1] - passes[0]) / more
         return [lane.tokens(self.pool) - self._row * each for lane, each in zip(lanes, rows, strict=True)]
 
@@ -120,7 +121,7 @@ class RowBudget:
         base = len(best) + sum(others)
         order = np.argsort(-flat, kind="stable")[: max(0, self.max_rows - base)]
         lanes, length = self.load
-        costs = self.latency.passes(base, len(order), lanes, length)
+        costs = self.latency.passes(base + self.beside, len(order), lanes, length)
         chosen = int(np.argmax(np.concatenate([[0.0], np.cumsum(flat[order])]) - self.rate * costs))
         counts = 1 + np.bincount(lane[order[:chosen]], minlength=len(best))
         return [int(count) for count in counts]

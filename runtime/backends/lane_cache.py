@@ -102,12 +102,17 @@ class LaneRows:
 
 
 class LanesEngine(Protocol):
-    """A loaded graph with lanes."""
+    """A loaded graph with lanes. ``takes_chunks``: whether the last lane of a pass may be a chunk of a prompt, which does not slow the
+    attention of the others."""
 
-    def run(self, lanes: Sequence[LaneRows], hidden: np.ndarray | None = None, width: int = 0) -> Sequence[Mapping[str, np.ndarray]]:
+    takes_chunks: bool
+
+    def run(
+        self, lanes: Sequence[LaneRows], hidden: np.ndarray | None = None, width: int = 0, chunk_last: bool = False
+    ) -> Sequence[Mapping[str, np.ndarray]]:
         """One pass; what it gives each lane, valid until the next: rows of ``lanes`` in features and next_hidden, ``heads`` in all others.
         More rows or candidates may follow those that were asked for. ``hidden`` [N, H], ``width``: a draft's inputs for all rows, and its
-        candidates for each. Raises EngineFailure."""
+        candidates for each. ``chunk_last``: the last of several lanes is a chunk. Raises EngineFailure."""
 
 
 def head_rows(lanes: Sequence[LaneRows]) -> np.ndarray:

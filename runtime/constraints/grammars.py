@@ -157,6 +157,12 @@ def _grammar(llguidance: Any, constraint: Constraint) -> str:
             return str(matcher.grammar_from_regex(text))
         case "choice":
             return str(matcher.grammar_from_lark("start: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in json.loads(text))))
+        case "answer":
+            grammars = [{"name": "answer", "lark_grammar": text}]
+            if constraint.form is not None:
+                form = _grammar(llguidance, constraint.form)
+                grammars.append({**(json.loads(form)["grammars"][0] if form.startswith("{") else {"lark_grammar": form}), "name": "form"})
+            return json.dumps({"grammars": grammars})
         case _:
             return f"{llguidance.grammar_from('grammar', text)}\n{_NOT_FORCED}\n"
 

@@ -24,6 +24,7 @@ from .growth import GrowingTree
 
 _log = logging.getLogger("resps")
 T = TypeVar("T")
+_MANY_ROWS = 16  # rows of a lane; more of them have a pass of their own
 
 
 @dataclass
@@ -109,6 +110,9 @@ class LanesDraft:
         lane.length = length
 
     def _grow(self, wishes: Sequence[Wish], deeper: Deeper) -> list[GrowingTree]:
+        for wish in wishes:  # many waiting rows of one lane would widen the attention of all
+            if len(wishes) > 1 and len(wish.lane.waiting_tokens) > _MANY_ROWS:
+                self._read([wish.lane], [None])
         trees = [GrowingTree(wish.root, wish.spec, wish.lane.length) for wish in wishes]
         outputs = self._read([wish.lane for wish in wishes], [wish.root for wish in wishes])
         for tree, found in zip(trees, outputs, strict=True):

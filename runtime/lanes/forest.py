@@ -1,4 +1,5 @@
-"""The forest: the trees of all lanes. One cycle reads a chunk of one prompt and runs a round of every other lane: draft, verify, commit."""
+"""The forest: the trees of all lanes. One cycle reads a chunk of one prompt and runs a round of every other lane: draft, verify, commit;
+on a CPU in the same pass."""
 
 from __future__ import annotations
 
@@ -19,31 +20,22 @@ from ..text.tokenizer import Tokenizer
 from .chunks import ChunkSeconds
 from .draft import LanesDraft
 from .lane import Lane
+from .pace import Pace
 from .plan import Planned, Planner
 from .prefix import PrefixCache, begin
 from .target import LanePass, LanesTarget
 
 _LEAST_CHUNK = 32  # rows
 _AHEAD = 16  # slots that a lane has at least behind its committed ones; a pass reads whole pages, so more of them would slow all lanes
-_CHUNK_ROUNDS = 1.5  # the chunk of a prompt may take as long as this many rounds of the running lanes, unless others wait for it
+_CHUNK_ROUNDS = 1.5  # the chunk of a prompt may take as long as this many rounds of the running lanes, unless other prompts wait too
 
 
-@dataclass
-class Pace:
-    """Running means that say how long a round takes. ``round_seconds``: of the running lanes. ``token_seconds``: between the tokens
-    of a running answer, the chunks of prompts between its rounds included."""
+@dataclass(frozen=True)
+class Reading:
+    """The next ``tokens`` of a prompt, which one pass reads."""
 
-    round_seconds: float = 0.0
-    token_seconds: float = 0.0
-    _last: float = 0.0  # when the last round ended
-
-    def add_round(self, started: float, tokens_of_a_lane: float) -> None:
-        """Count a round of the running lanes that ends now. ``tokens_of_a_lane``: tokens that it gave each of them."""
-        now = perf_counter()
-        self.round_seconds = _mean(self.round_seconds, now - started)
-        if now - self._last < 4 * (now - started):  # else nothing ran before it
-            self.token_seconds = _mean(self.token_seconds, (now - self._last) / tokens_of_a_lane)
-        self._last = now
+    lane: Lane
+    tokens: list[int]
 
 
 def _copied(error: BaseException | None) -> BaseException | None:
@@ -55,10 +47,6 @@ def _copied(error: BaseException | None) -> BaseException | None:
     if copied is not None:
         copied.__cause__ = error
     return copied
-
-
-def _mean(mean: float, value: float) -> float:
-    return value if mean == 0 else 0.9 * mean + 0.1 * value
 
 
 def _constrained(planned: Planned) -> Planned:
@@ -122,12 +110,19 @@ class Forest:
         if self.aside and (not self.lanes or self.target.cache.pool.free > self.target.cache.pool.count // 4):
             self.admit(self.aside.pop(0))
         decoding = [lane for lane in self.lanes if not lane.reading]
-        if reading := [lane for lane in self.lanes if lane.reading]:
-            self._read_chunk(reading[0], _CHUNK_ROUNDS if decoding and len(reading) == 1 else math.inf)
+        waiting = [lane for lane in self.lanes if lane.reading]
+        reading = self._next_chunk(waiting[0], _CHUNK_ROUNDS if decoding and len(waiting) == 1 else math.inf) if waiting else None
         for lane in decoding:
             self._reserve(lane, _AHEAD)
+        if reading and reading.lane not in self.lanes:
+            reading = None
+        if reading and not (decoding and self.target.takes_chunks):
+            self._read(reading)
+            reading = None
         if decoding := [lane for lane in decoding if lane in self.lanes]:
-            self._round(decoding)
+            self._round(decoding, reading)
+        elif reading:
+            self._read(reading)
         self._end_finished()
 
     def _end_finished(self) -> None:
@@ -197,28 +192,44 @@ class Forest:
             self._end(lane, _copied(error))
         self.prefixes.clear()
 
-    def _read_chunk(self, lane: Lane, rounds: float) -> None:
-        """Commit a chunk of a prompt; ``rounds``: of the running lanes, how long it may take."""
+    def _next_chunk(self, lane: Lane, rounds: float) -> Reading | None:
+        """What to read of a prompt now, with pages for it; None if there are none. ``rounds``: of the running lanes, how much longer their
+        next token may take for it."""
         if not lane.cache.pages and not self._begin(lane):
-            return
-        rows = self.limits.prefill_rows
-        if self.pace.round_seconds and rounds < math.inf:
-            rows = min(rows, max(_LEAST_CHUNK, self.chunks.rows(rounds * self.pace.round_seconds)))
-        chunk, started = lane.unread[:rows], perf_counter()
+            return None
+        rows, pace = self.limits.prefill_rows, self.pace
+        if pace.round_seconds and rounds < math.inf:
+            longest = self.chunks.rows(rounds * pace.round_seconds)
+            if self.target.takes_chunks:
+                longest = self.chunks.rows((1 + rounds) * pace.round_seconds) - round(pace.round_rows)
+            rows = min(rows, max(_LEAST_CHUNK, longest))
+        chunk = lane.unread[:rows]
         self._reserve(lane, len(chunk))
-        if lane not in self.lanes:
-            return
+        return Reading(lane, chunk) if lane in self.lanes else None
+
+    def _read(self, reading: Reading) -> None:
+        """Read a chunk in a pass of its own."""
+        started = perf_counter()
         try:
             with PREFILL:
-                found = self.target.read_chunk(lane.cache, chunk)
-                self.target.commit([(lane.cache, range(len(chunk)))])
-                del lane.unread[: len(chunk)]
-                self._committed(lane, chunk, found, range(len(chunk)))
+                found = self.target.read_chunk(reading.lane.cache, reading.tokens)
+        except EngineFailure as error:
+            self._end(reading.lane, error)
+            return
+        self._commit_chunk(reading, found)
+        self.chunks.observe(len(reading.tokens), perf_counter() - started)
+
+    def _commit_chunk(self, reading: Reading, found: LanePass) -> None:
+        lane, rows = reading.lane, range(len(reading.tokens))
+        try:
+            with PREFILL:
+                self.target.commit([(lane.cache, rows)])
+                del lane.unread[: len(rows)]
+                self._committed(lane, reading.tokens, found, rows)
                 if not lane.unread and lane.root is None:
                     lane.chunks.put(lane.first_token(found.output))
         except Exception as error:
             self._end(lane, error)
-        self.chunks.observe(len(chunk), perf_counter() - started)
 
     def _committed(self, lane: Lane, tokens: Sequence[int], found: LanePass, rows: Sequence[int]) -> None:
         """``tokens`` were committed; they are ``rows`` of a pass."""
@@ -229,12 +240,13 @@ class Forest:
         if lane.draft is not None and self.draft is not None:
             self.draft.extend(lane.draft, tokens, features, read=lane.drafts)
 
-    def _round(self, lanes: Sequence[Lane]) -> None:
+    def _round(self, lanes: Sequence[Lane], reading: Reading | None) -> None:
+        """Run a round of ``lanes``; its pass reads a chunk of a prompt as well."""
         started = perf_counter()
         waiting = len(self.lanes) + len(self.aside) - len(lanes)
-        planned = [_constrained(each) for each in self.planner.plan(lanes, waiting)]
+        planned = [_constrained(each) for each in self.planner.plan(lanes, waiting, len(reading.tokens) if reading else 0)]
         drafted = perf_counter()
-        passes = self._verify(planned)
+        passes = self._verify(planned, reading)
         verified = perf_counter()
         rows = sum(len(each.tree) for each in planned)
         accepted = []
@@ -254,25 +266,35 @@ class Forest:
             plan.lane.root = found.tokens[-1]
             if plan.promised is not None:
                 self.budget.observe_tree(plan.lane.history, plan.promised, len(found.path) - 1, len(plan.tree) - 1)
-        self.budget.observe_round(sum(len(found.tokens) for _, _, found in accepted), rows, 1000 * (verified - drafted))
+        if reading and reading.lane in passes:
+            self._commit_chunk(reading, passes[reading.lane])
+            self.chunks.observe(rows + len(reading.tokens), verified - drafted)
+        else:
+            self.budget.observe_round(sum(len(found.tokens) for _, _, found in accepted), rows, 1000 * (verified - drafted))
         seconds = perf_counter() - started
         planned[0].lane.active.count_pass(rows)
         if accepted:
-            self.pace.add_round(started, sum(len(found.tokens) for _, _, found in accepted) / len(accepted))
+            tokens = sum(len(found.tokens) for _, _, found in accepted) / len(accepted)
+            self.pace.add_round(started, tokens, None if reading else rows)
         for plan, _, found in accepted:
             if plan.lane.policy is not None and plan.chosen:
                 plan.lane.policy.observe(Outcome(plan.spec, len(plan.tree), len(found.tokens), seconds))
             round_ = Round(found.tokens, plan.spec, len(plan.tree), drafted - started, verified - drafted, seconds)
             plan.lane.chunks.put(plan.lane.request.chunk(found.tokens, round_))
 
-    def _verify(self, planned: Sequence[Planned]) -> dict[Lane, LanePass]:
-        """Score all trees in one pass. If it fails, each tree has a pass of its own, and only the lanes that fail alone end."""
+    def _verify(self, planned: Sequence[Planned], reading: Reading | None) -> dict[Lane, LanePass]:
+        """Score all trees and read a chunk in one pass. If it fails, each has a pass of its own, and only the lanes that fail alone end."""
         try:
             with VERIFY:
-                found = self.target.verify([(plan.lane.cache, plan.tree) for plan in planned])
+                trees = [(plan.lane.cache, plan.tree) for plan in planned]
+                found = self.target.verify(trees, (reading.lane.cache, reading.tokens) if reading else None)
         except EngineFailure as error:
+            if reading:
+                passes = {lane: scored.copied() for lane, scored in self._verify(planned, None).items()}
+                self._read(reading)
+                return passes
             if len(planned) > 1:
-                return {lane: scored.copied() for plan in planned for lane, scored in self._verify([plan]).items()}
+                return {lane: scored.copied() for plan in planned for lane, scored in self._verify([plan], None).items()}
             self._end(planned[0].lane, error)
             return {}
-        return {plan.lane: scored for plan, scored in zip(planned, found, strict=True)}
+        return dict(zip([*(plan.lane for plan in planned), *([reading.lane] if reading else [])], found, strict=True))

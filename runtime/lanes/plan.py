@@ -55,9 +55,10 @@ class Planner:
     budget: RowBudget
     bounds: TreeSpec
 
-    def plan(self, lanes: Sequence[Lane], waiting: int) -> list[Planned]:
-        """The lanes' trees. All trees of the EAGLE-3 draft grow together. ``waiting``: requests that do not decode yet."""
-        self.budget.begin_round(len(lanes), sum(lane.cache.length for lane in lanes) / len(lanes))
+    def plan(self, lanes: Sequence[Lane], waiting: int, beside: int = 0) -> list[Planned]:
+        """The lanes' trees. All trees of the EAGLE-3 draft grow together. ``waiting``: requests that do not decode yet. ``beside``: rows of
+        a prompt in the same pass."""
+        self.budget.begin_round(len(lanes), sum(lane.cache.length for lane in lanes) / len(lanes), beside)
         planned, offers = [], []
         able: list[tuple[Lane, TreeSpec]] = []
         for lane in lanes:

@@ -31,6 +31,7 @@ class LanesTarget:
 
     def __init__(self, engine: LanesEngine, cache: Pages) -> None:
         self._engine, self.cache = engine, cache
+        self.takes_chunks = engine.takes_chunks
         self._min_rows = 1
 
     def use_one_kernel(self) -> None:
@@ -48,15 +49,22 @@ class LanesTarget:
         than in plain decoding."""
         return self.cache.page_slots - lane.length % self.cache.page_slots
 
-    def verify(self, lanes: Sequence[tuple[LaneCache, Tree]]) -> list[LanePass]:
-        """Score every node of the lanes' trees in one pass. Raises EngineFailure and OutOfPages."""
-        return self._run(lanes, [len(tree) for _, tree in lanes])
+    def verify(self, lanes: Sequence[tuple[LaneCache, Tree]], chunk: tuple[LaneCache, Sequence[int]] | None = None) -> list[LanePass]:
+        """Score every node of the lanes' trees in one pass. Raises EngineFailure and OutOfPages.
+
+        ``chunk``: the next tokens of another lane's prompt, which the same pass reads if the graph takes chunks; the result for it is the
+        last, with scores of its last token.
+        """
+        heads = [len(tree) for _, tree in lanes]
+        if chunk is None:
+            return self._run(lanes, heads)
+        return self._run([*lanes, (chunk[0], Tree.chain(chunk[1]))], [*heads, 1], chunk_last=True)
 
     def read_chunk(self, lane: LaneCache, tokens: Sequence[int]) -> LanePass:
-        """A pass over the next ``tokens`` of a prompt, with scores of the last. Raises EngineFailure and OutOfPages."""
+        """A pass over the next ``tokens`` of a prompt alone, with scores of the last. Raises EngineFailure and OutOfPages."""
         return self._run([(lane, Tree.chain(tokens))], [1])[0]
 
-    def _run(self, lanes: Sequence[tuple[LaneCache, Tree]], heads: Sequence[int]) -> list[LanePass]:
+    def _run(self, lanes: Sequence[tuple[LaneCache, Tree]], heads: Sequence[int], chunk_last: bool = False) -> list[LanePass]:
         trees = [tree for _, tree in lanes]
         if sum(map(len, trees)) < self._min_rows:  # the second row lies behind the first and is overwritten
             trees = [Tree.chain([int(trees[0].tokens[0])] * self._min_rows)]
@@ -66,7 +74,7 @@ class LanesTarget:
             scored = range(len(own) - head, len(own))
             rows.append(LaneRows(lane, tree.tokens, lane.length + tree.depth, lane.length, lane.length, tree.mask, scored))
         results = []
-        for (lane, tree), head, tensors in zip(lanes, heads, self._engine.run(rows), strict=True):
+        for (lane, tree), head, tensors in zip(lanes, heads, self._engine.run(rows, chunk_last=chunk_last), strict=True):
             _ = tensors["next_token"]  # waits for a device, so that its time counts as the pass's
             results.append(LanePass(lane, tree, TargetOutput(tensors, tree, lane.length, head)))
         return results

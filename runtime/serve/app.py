@@ -17,11 +17,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..decoder import Decoder
+from ..tool_calls.choose import choose
 from .admission.pool import Pool
 from .errors import ApiError
 from .metrics import Metrics
-from .openai.requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request, parse_body
+from .openai.body import parse_body
+from .openai.requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request
+from .openai.response_bodies import ResponseBody, response_request
+from .openai.response_writer import ResponseWriter
 from .openai.responses import ResponseFormat
+from .openai.writer import AnswerWriter
 from .replica import Replica
 from .reply import Reply, Services
 from .settings import ServerSettings
@@ -40,13 +45,15 @@ def make_app(settings: ServerSettings, load: Callable[[], Sequence[Decoder]]) ->
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         decoders = await asyncio.to_thread(load)
         pool = Pool([Replica(each, settings.failures) for each in decoders], settings)
-        app.state.services = Services(settings, pool, Metrics(pool), decoders[0], int(time.time()))
+        answer_format = await asyncio.to_thread(choose, decoders[0].tokenizer, settings.tool_calls, settings.reasoning)
+        app.state.services = Services(settings, pool, Metrics(pool), decoders[0], int(time.time()), answer_format)
         yield
         app.state.clean = await pool.close(CLOSE_SECONDS)
 
     routes = [
         Route("/v1/chat/completions", _chat_completions, methods=["POST"]),
         Route("/v1/completions", _completions, methods=["POST"]),
+        Route("/v1/responses", _responses, methods=["POST"]),
         Route("/v1/models", _models),
         Route("/v1/models/{name:path}", _model),
         Route("/healthz", _healthz),
@@ -62,26 +69,40 @@ def _services(request: Request) -> Services:
 
 
 async def _chat_completions(request: Request) -> Response:
-    max_messages = _services(request).settings.messages
-    return await _generate(request, True, lambda body: chat_request(parse_body(ChatBody, body), max_messages))
+    def parse(body: bytes, settings: ServerSettings) -> tuple[GenerationRequest, AnswerWriter]:
+        generation = chat_request(parse_body(ChatBody, body), settings.messages)
+        return generation, ResponseFormat(True, settings.model, generation)
+
+    return await _generate(request, parse)
 
 
 async def _completions(request: Request) -> Response:
-    return await _generate(request, False, lambda body: completion_request(parse_body(CompletionBody, body)))
+    def parse(body: bytes, settings: ServerSettings) -> tuple[GenerationRequest, AnswerWriter]:
+        generation = completion_request(parse_body(CompletionBody, body))
+        return generation, ResponseFormat(False, settings.model, generation)
+
+    return await _generate(request, parse)
 
 
-async def _generate(request: Request, is_chat: bool, parse: Callable[[bytes], GenerationRequest]) -> Response:
+async def _responses(request: Request) -> Response:
+    def parse(body: bytes, settings: ServerSettings) -> tuple[GenerationRequest, AnswerWriter]:
+        asked = response_request(parse_body(ResponseBody, body), settings.messages)
+        return asked.generation, ResponseWriter(settings.model, asked.echoed)
+
+    return await _generate(request, parse)
+
+
+async def _generate(request: Request, parse: Callable[[bytes, ServerSettings], tuple[GenerationRequest, AnswerWriter]]) -> Response:
     arrived = monotonic()
     services = _services(request)
     try:
-        generation = parse(await _read_body(request, services.settings))
+        generation, writer = parse(await _read_body(request, services.settings), services.settings)
         _expect_model(generation.model, services.settings.model)
     except ApiError as error:
         services.metrics.requests.labels(error.outcome).inc()
         raise
-    response_format = ResponseFormat(is_chat, services.settings.model, generation)
     address = request.client.host if request.client else ""
-    return Reply(services, generation, response_format, arrived, generation.user or request.headers.get("authorization") or address)
+    return Reply(services, generation, writer, arrived, generation.user or request.headers.get("authorization") or address)
 
 
 async def _read_body(request: Request, settings: ServerSettings) -> bytes:

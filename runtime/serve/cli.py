@@ -16,7 +16,9 @@ from . import options as serve_options
 from .options import LIMITS
 from .settings import ServerSettings
 
-SETTINGS = ("queue", "queue_seconds", "request_seconds", "target_ms_per_token", "drain_seconds", "write_seconds")
+SETTINGS = (
+    "queue", "queue_seconds", "request_seconds", "target_ms_per_token", "drain_seconds", "write_seconds", "tool_calls", "reasoning",
+)  # fmt: skip
 
 
 @click.command(
@@ -47,9 +49,11 @@ curl localhost:8000/v1/completions -d '{"model": "smollm2-135m", "prompt": "Once
 @serve_options.seconds("--write-seconds", "Longest time that a client may leave a piece of its answer unread.")
 @option(LIMITS, "--max-body", metavar="BYTES", type=click.IntRange(min=1024), default=ServerSettings.body_bytes, help="Largest request.")
 @option(LIMITS, "--max-messages", type=click.IntRange(min=1), default=ServerSettings.messages, help="Most messages of a conversation.")
+@serve_options.tool_calls
+@serve_options.reasoning
 @options.general
 def command(engine_dir: Path, host: str, port: int, model_name: str | None, **given: Any) -> None:
-    """Serve an engine over HTTP with OpenAI's interface: /v1/chat/completions, /v1/completions, /v1/models.
+    """Serve an engine over HTTP with OpenAI's interface: /v1/chat/completions, /v1/responses, /v1/completions, /v1/models.
 
     /healthz answers 200 when the server is ready; /metrics is for Prometheus. SIGTERM finishes running requests and exits. See
     docs/serving.md.

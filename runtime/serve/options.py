@@ -7,9 +7,11 @@ from collections.abc import Callable
 import click
 
 from ..options import ENGINE, F, option
+from ..tool_calls.choose import FORMATS, NO_REASONING
+from ..tool_calls.reasoning import MARKS
 from .settings import ServerSettings
 
-LIMITS = "Limits"
+LIMITS, ANSWERS = "Limits", "Answers"
 
 
 def seconds(name: str, meaning: str) -> Callable[[F], F]:
@@ -40,5 +42,21 @@ target = option(
     type=click.FloatRange(min=0, min_open=True),
     show_default="no target",
     help="While running requests wait longer for a token, no further one joins them.",
+)
+tool_calls = option(
+    ANSWERS,
+    "--tool-calls",
+    metavar="FORMAT",
+    type=click.Choice(tuple(FORMATS)),
+    show_default="what its chat template writes",
+    help=f"How the model writes calls of functions: {', '.join(FORMATS)}.",
+)
+reasoning = option(
+    ANSWERS,
+    "--reasoning",
+    metavar="MARKS",
+    type=click.Choice((*MARKS, NO_REASONING)),
+    show_default="what its tokens and its template tell",
+    help=f"Marks around the model's reasoning: {', '.join(f'{name} ({each.begin})' for name, each in MARKS.items())} or {NO_REASONING}.",
 )
 request_seconds = seconds("--request-seconds", "Limit from arrival to the last token; then the answer is cut.")

@@ -45,6 +45,8 @@ class Arguments(BaseModel):
     request_seconds: Seconds = ServerSettings.request_seconds
     drain_seconds: Seconds = ServerSettings.drain_seconds
     target_ms_per_token: Annotated[float, Field(gt=0)] | None = None
+    tool_calls: str | None = None
+    reasoning: str | None = None
 
 
 def application(arguments: Arguments) -> serve.Application:
@@ -82,6 +84,8 @@ def build_app(values: dict[str, Any]) -> Starlette:
         request_seconds=arguments.request_seconds,
         drain_seconds=arguments.drain_seconds,
         target_ms_per_token=arguments.target_ms_per_token,
+        tool_calls=arguments.tool_calls,
+        reasoning=arguments.reasoning,
     )
     options = {name: values[name] for name in ("replicas", "lanes", "threads", "policy", "draft")}
     app = make_app(settings, lambda: load_replicas(Path(arguments.engine_dir), **options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from time import monotonic
@@ -15,14 +15,16 @@ from starlette.types import Receive, Scope, Send
 
 from ..decoder import Decoder
 from ..request import Chunk
+from ..tool_calls.choose import AnswerFormat
 from .admission.line import Turn
 from .admission.pool import Pool
 from .answers import Answers
-from .errors import ApiError, deadline_exceeded, invalid, logged, shutting_down
+from .errors import ApiError, deadline_exceeded, invalid, shutting_down
 from .metrics import Metrics
-from .openai.constraint_fields import renamed
+from .openai.answer import FINISH_REASONS, OpenAnswer
 from .openai.requests import GenerationRequest, expect_policy
-from .openai.responses import FINISH_REASONS, Answered, ResponseFormat, TokenSpeller
+from .openai.writer import AnswerWriter
+from .prepare import Prepared, prepare
 from .replica import Finished
 from .settings import ServerSettings
 
@@ -30,13 +32,14 @@ from .settings import ServerSettings
 @dataclass(frozen=True)
 class Services:
     """What every request needs. ``decoder``: one of the replicas', for calls that are safe from several threads. ``created``: the time of
-    the start, in seconds since 1970."""
+    the start, in seconds since 1970. ``answer_format``: how the model writes answers."""
 
     settings: ServerSettings
     pool: Pool
     metrics: Metrics
     decoder: Decoder
     created: int
+    answer_format: AnswerFormat
 
     @property
     def model_card(self) -> dict[str, Any]:
@@ -57,11 +60,9 @@ class Reply(Response):
     ``client``: who shares a share of the lanes.
     """
 
-    def __init__(
-        self, services: Services, generation: GenerationRequest, response_format: ResponseFormat, arrived: float, client: str
-    ) -> None:
+    def __init__(self, services: Services, generation: GenerationRequest, writer: AnswerWriter, arrived: float, client: str) -> None:
         super().__init__()
-        self._services, self._generation, self._format, self._arrived = services, generation, response_format, arrived
+        self._services, self._generation, self._writer, self._arrived = services, generation, writer, arrived
         self._turn = _turn(services, generation, arrived, client)
         self._outcome = "error"
         self._queued = 0.0  # seconds
@@ -95,20 +96,20 @@ class Reply(Response):
         with ExitStack() as admitted:
             for _ in range(count):
                 admitted.enter_context(pool.admit(self._turn))
-            answers = await self._start()
+            prepared, answers = await self._start()
             try:
-                await (self._send_events if self._generation.stream else self._send_whole)(answers, send)
+                await (self._send_events if self._generation.stream else self._send_whole)(prepared, answers, send)
             finally:
                 answers.cancel()
 
-    async def _start(self) -> Answers:
+    async def _start(self) -> tuple[Prepared, Answers]:
         """Tokenize the prompt, wait for a lane and start decoding."""
         services, generation = self._services, self._generation
         expect_policy(generation, services.decoder.policies)
-        prompt = await asyncio.to_thread(_encode, services.decoder, generation)
-        answers = Answers(services.pool, prompt, generation, self._turn, self._on_lane)
+        prepared = await asyncio.to_thread(prepare, services.decoder, services.answer_format, generation)
+        answers = Answers(services.pool, prepared.prompt, prepared.generation, self._turn, self._on_lane)
         await answers.start()
-        return answers
+        return prepared, answers
 
     def _on_lane(self) -> None:
         self._queued = monotonic() - self._arrived
@@ -134,50 +135,48 @@ class Reply(Response):
             self._last_chunk[number] = now
         return number, item
 
-    async def _send_whole(self, answers: Answers, send: Send) -> None:
-        count = self._generation.count
-        chunks: list[list[Chunk]] = [[] for _ in range(count)]
-        finished: dict[int, Finished] = {}
-        while len(finished) < count:
+    async def _send_whole(self, prepared: Prepared, answers: Answers, send: Send) -> None:
+        opened = self._opened(prepared)
+        chunks: list[list[Chunk]] = [[] for _ in opened]
+        while any(each.finished is None for each in opened):
             number, item = await self._next(answers)
             if isinstance(item, Finished):
-                finished[number] = item
+                opened[number].finished = item
             else:
                 chunks[number].append(item)
-        every = [Answered(chunks[number], finished[number], self._speller(answers)) for number in range(count)]
-        body = json.dumps(self._format.whole(every, self._queued), ensure_ascii=False).encode()
+        body = json.dumps(self._writer.whole(opened, chunks, self._queued), ensure_ascii=False).encode()
         await self._send(send, {"type": "http.response.start", "status": 200, "headers": _headers("application/json", len(body))})
         await self._send(send, {"type": "http.response.body", "body": body})
 
-    async def _send_events(self, answers: Answers, send: Send) -> None:
-        spellers, finished = [self._speller(answers) for _ in range(self._generation.count)], list[Finished]()
+    async def _send_events(self, prepared: Prepared, answers: Answers, send: Send) -> None:
+        opened, writer = self._opened(prepared), self._writer
         number, item = await self._next(answers)
         await self._send(send, {"type": "http.response.start", "status": 200, "headers": _headers("text/event-stream; charset=utf-8")})
         try:
+            await self._send_each(send, writer.opening())
             while True:
+                answer = opened[number]
                 if isinstance(item, Finished):
-                    finished.append(item)
-                    await self._send_event(send, self._format.final_event(item, self._queued, number))
-                    if len(finished) == len(spellers):
+                    answer.finished = item
+                    await self._send_each(send, writer.end(answer, self._queued, number))
+                    if all(each.finished is not None for each in opened):
                         break
                 else:
-                    await self._send_event(send, self._format.chunk_event(item, spellers[number], number))
+                    await self._send_each(send, writer.chunk(item, answer, number))
                 number, item = await self._next(answers)
         except ApiError as error:
             self._outcome = error.outcome
-            await self._send_event(send, error.body)
+            await self._send_each(send, [writer.failure(error)])
         else:
-            if self._generation.include_usage:
-                await self._send_event(send, self._format.usage_event(finished))
-            await self._send(send, {"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
+            await self._send_each(send, [*writer.closing(opened), None])
         await self._send(send, {"type": "http.response.body", "body": b""})
 
-    def _speller(self, answers: Answers) -> TokenSpeller:
-        return TokenSpeller(self._services.decoder, answers.prompt)
+    def _opened(self, prepared: Prepared) -> list[OpenAnswer]:
+        return [prepared.answer(self._services.decoder) for _ in range(self._generation.count)]
 
-    async def _send_event(self, send: Send, event: Mapping[str, Any]) -> None:
-        data = b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
-        await self._send(send, {"type": "http.response.body", "body": data, "more_body": True})
+    async def _send_each(self, send: Send, events: Sequence[Mapping[str, Any] | None]) -> None:
+        for event in events:
+            await self._send(send, {"type": "http.response.body", "body": self._writer.encoded(event), "more_body": True})
 
     async def _send(self, send: Send, message: dict[str, Any]) -> None:
         """Raises SlowReader when the client does not read in time, so that the connection's buffer stays full."""
@@ -195,14 +194,6 @@ def _turn(services: Services, generation: GenerationRequest, arrived: float, cli
         seconds = min(seconds, generation.deadline)
         tokens = min(generation.params.max_new_tokens or 1, services.decoder.manifest.limits.context)
     return Turn(client, generation.priority, arrived + seconds, seconds, tokens)
-
-
-def _encode(decoder: Decoder, generation: GenerationRequest) -> list[int]:
-    try:
-        decoder.check(generation.params)
-        return decoder.encode(generation.prompt)
-    except BaseException as error:  # a panic of the tokenizer is not an Exception
-        raise renamed(logged(error, generation.prompt_field), generation.constraint_field) from None
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -14,7 +14,8 @@ class ServerSettings:
     ``read_seconds``: for a request body to arrive. ``write_seconds``: for a client to read one piece of its answer. ``body_bytes``: the
     largest request body. ``messages``: most messages of a conversation. ``failures``: consecutive engine failures after which a replica
     is given up. ``target_ms_per_token``: milliseconds; while the running requests of a replica get their tokens more slowly, it takes no
-    further one.
+    further one. ``tool_calls``, ``reasoning``: how the model writes calls and reasoning, by the names of runtime/tool_calls/choose.py;
+    None: what its template and its tokens tell.
     """
 
     model: str
@@ -28,3 +29,5 @@ class ServerSettings:
     messages: int = 256
     failures: int = 3
     target_ms_per_token: float | None = None
+    tool_calls: str | None = None
+    reasoning: str | None = None

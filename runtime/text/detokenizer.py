@@ -13,16 +13,20 @@ class Detokenizer:
     """Turns tokens into text one by one, withholding incomplete characters.
 
     ``prompt``: the ids before the first token. SentencePiece decoders omit a space where a text begins, which is after a prompt without
-    text. The returned pieces plus ``flush()`` equal the decoded bytes of all tokens. A token costs the same wherever it stands.
+    text. ``shown``: texts of special tokens that are not left out, by id. The returned pieces plus ``flush()`` equal the decoded bytes of
+    all tokens. A token costs the same wherever it stands.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), shown: Mapping[int, str] = MappingProxyType({})) -> None:
         self._bytes = tokenizer.token_bytes
         self._first = not any(map(self._bytes, prompt))
         self._utf8 = getincrementaldecoder("utf-8")("replace")
+        self._shown = shown
 
     def push(self, token: int) -> str:
         """The text that ``token`` completes; it may be empty."""
+        if token in self._shown:
+            return self.flush() + self._shown[token]
         added = self._bytes(token, first=self._first)
         self._first = self._first and not self._bytes(token)  # a space that begins the text adds nothing, but it is the first token
         return self._utf8.decode(added)
@@ -63,7 +67,7 @@ class StopStrings:
         if positions:
             shown, self._withheld, self.found = self._withheld[: min(positions)], "", True
             return shown.translate(self._visible)
-        end = len(self._withheld) - max(_overlap(self._withheld, stop) for stop in self._stops)
+        end = len(self._withheld) - max(overlap(self._withheld, stop) for stop in self._stops)
         shown, self._withheld = self._withheld[:end], self._withheld[end:]
         return shown.translate(self._visible)
 
@@ -73,6 +77,6 @@ class StopStrings:
         return shown.translate(self._visible)
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)

@@ -8,16 +8,16 @@ from typing import cast
 import numpy as np
 
 from ..errors import PromptError
-from .tokenizer import Message, Tokenizer
+from .tokenizer import Chat, Message, Tokenizer
 
-Prompt = str | Sequence[int] | Sequence[Message]
-"""Plain text, token ids, or chat messages."""
+Prompt = str | Sequence[int] | Sequence[Message] | Chat
+"""Plain text, token ids, or chat messages, alone or with tools."""
 
 
 def encode(prompt: Prompt, tokenizer: Tokenizer, vocab: int, context: int, may_grow: bool = True) -> list[int]:
     """The token ids of a prompt in any form. Raises PromptError for ids outside ``vocab``, whoever named them, and for prompts too long for
     ``context``. ``may_grow``: whether another export can have a longer context."""
-    if isinstance(prompt, str):
+    if isinstance(prompt, str | Chat):
         ids = tokenizer.encode(prompt)
     else:
         items = list(prompt)
@@ -52,7 +52,7 @@ def expect_form(prompt: object) -> None:
         raise PromptError("the prompt is bytes — decode it to text, or give a list of token ids", "not_text")
     if isinstance(prompt, Mapping):
         raise PromptError("the prompt is a single message — give a list of messages", "messages")
-    if not isinstance(prompt, Iterable):
+    if not isinstance(prompt, Iterable | Chat):
         raise PromptError(f"the prompt is {type(prompt).__name__} — give text, token ids or messages", "not_text")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of a message's reasoning; templates read the first two
@@ -18,6 +19,7 @@ class ChatTemplate:
     """A compiled template. Raises TemplateFault."""
 
     def __init__(self, source: str) -> None:
+        self.source = source
         try:
             self._compiled = _environment().from_string(source)
         except Exception as error:  # the template is a program from the model's authors; compiling it may raise anything
@@ -29,18 +31,23 @@ class ChatTemplate:
         special: Mapping[str, str],
         tools: Sequence[Any] | None = None,
         documents: Sequence[Any] | None = None,
+        values: Mapping[str, Any] = MappingProxyType({}),
+        null_content: bool = False,
     ) -> str:
-        """The text of a chat, up to where the model's answer begins. ``special``: texts of special tokens, such as bos_token.
+        """The text of a chat, up to where the model's answer begins. ``special``: texts of special tokens, such as bos_token. ``values``:
+        further variables that the template may read.
 
-        Keys of a message whose value is None count as absent. Raises TemplateFault.
+        Keys of a message whose value is None count as absent; its content only without ``null_content``. Raises TemplateFault.
         """
         try:
-            chat = [_reasoning({key: plain(value) for key, value in message.items() if value is not None}) for message in messages]
-            return str(
-                self._compiled.render(
-                    messages=chat, tools=plain(tools), documents=plain(documents), add_generation_prompt=True, **dict(special)
+            chat = [
+                _reasoning(
+                    {key: plain(value) for key, value in message.items() if value is not None or (key == "content" and null_content)}
                 )
-            )
+                for message in messages
+            ]
+            given = {"messages": chat, "tools": plain(tools), "documents": plain(documents), "add_generation_prompt": True}
+            return str(self._compiled.render({**plain(values), **special, **given}))
         except Exception as error:
             raise TemplateFault(_one_line(error)) from None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import EngineDirError, PromptError
@@ -13,6 +15,19 @@ from .token_bytes import TokenBytes
 
 Message = Mapping[str, Any]
 """One chat turn: {"role": "system" | "user" | "assistant", "content": text}. Other keys reach the template as they are."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation with what its template reads besides. ``tools``: descriptions of functions, as OpenAI's API has them. ``values``:
+    variables of this model's template, such as enable_thinking. ``null_content``: whether its template asks if content is none, not if it
+    is defined."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    null_content: bool = False
+
 
 _DEFAULT, _WITH_TOOLS = "default", "tool_use"  # names of templates
 
@@ -35,11 +50,13 @@ class Tokenizer:
         self.hidden: Mapping[int, str] = {token: each.content for token, each in added if each.special}
         """Special tokens, which ``decode`` leaves out, with their texts."""
 
-    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
+    def encode(self, prompt: str | Sequence[Message] | Chat) -> list[int]:
         """Token ids of plain text, or of chat messages rendered by the template. Raises PromptError."""
         if isinstance(prompt, str):
             return self._ids(prompt, special=True)
-        ids, bos = self._ids(self.render(prompt), special=False), self._tokens.bos
+        chat = prompt if isinstance(prompt, Chat) else Chat(prompt)
+        text = self.render(chat.messages, chat.tools, values=chat.values, null_content=chat.null_content)
+        ids, bos = self._ids(text, special=False), self._tokens.bos
         return [bos, *ids] if self._tokens.chat_bos and bos is not None and ids[:1] != [bos] else ids
 
     def _ids(self, text: str, special: bool) -> list[int]:
@@ -65,20 +82,37 @@ class Tokenizer:
             return self.token_bytes.join(tokens).decode("utf-8", "replace")
         return text
 
+    def token_id(self, text: str) -> int | None:
+        """The token that stands for ``text`` alone, special or not; None if there is none."""
+        found = self._tokenizer.token_to_id(text)
+        return None if found is None else int(found)
+
     def piece(self, token: int) -> str | None:
         """The name of a token in the vocabulary, None for an id without one."""
         name = self._tokenizer.id_to_token(token)
         return None if name is None else str(name)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None) -> str:
+    @property
+    def template_source(self) -> str:
+        """The text of the template for chats without tools; "" if there is none."""
+        return self._templates[_DEFAULT].source if _DEFAULT in self._templates else ""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
+        values: Mapping[str, Any] = MappingProxyType({}),
+        null_content: bool = False,
+    ) -> str:
         """Chat messages as the model's text, up to where its answer begins. ``tools`` (JSON schemas) choose the template for tools, if
-        there is one. Raises PromptError."""
+        there is one. ``values``, ``null_content``: as in Chat. Raises PromptError."""
         template = self._template(tools is not None)
         for message in messages:
             if not isinstance(message, Mapping) or not _is_turn(message):
                 raise PromptError(f'a chat message needs "role" and "content", both text; this one is {message!r}', "messages")
         try:
-            return template.render(messages, self._tokens.special, tools, documents)
+            return template.render(messages, self._tokens.special, tools, documents, values, null_content)
         except TemplateFault as error:
             raise PromptError(f"the chat template refuses these messages: {error}", "messages") from None
 

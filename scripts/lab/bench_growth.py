@@ -48,7 +48,7 @@ print(json.dumps([loaded, sizes]))
 def passage(decoder: Decoder, length: int, seed: int) -> list[int]:
     """A user turn of exactly ``length`` tokens that asks for a summary; the text's beginning is cut away."""
     choice, passages, words = random.Random(f"{length} {seed}"), library_passages(600), ""
-    while len(tokens := decoder._tokenizer.encode([{"role": "user", "content": f"{words}\n\nSummarize the text above."}])) < length:
+    while len(tokens := decoder.tokenizer.encode([{"role": "user", "content": f"{words}\n\nSummarize the text above."}])) < length:
         words = f"{choice.choice(passages)} {words}"
     return tokens[-length:]
 

@@ -62,6 +62,7 @@ LAYERS = {
         ["decoding"],
         ["drafters"],
         ["constraints"],
+        ["tool_calls"],
         ["policies"],
         ["models", "engine"],
         ["request"],

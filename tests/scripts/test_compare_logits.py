@@ -33,7 +33,7 @@ def file(tmp_path: Path) -> Path:
 def token_by_token(decoder: Decoder, line: dict[str, str], max_tokens: int) -> Iterator[np.ndarray]:
     """The distribution before each token of the answer."""
     prompt = decoder.encode([{"role": "user", "content": line["prompt"]}])
-    answer = decoder._tokenizer.encode_raw(line["answer"])
+    answer = decoder.tokenizer.encode_raw(line["answer"])
     for count in range(len(answer[: max(0, max_tokens - len(prompt))])):
         decoder.forget()
         decoder.models.target.cache.truncate(0)

@@ -28,7 +28,7 @@ def expect(truth: bool, otherwise: str) -> None:
 def check_text(decoder: Decoder) -> Callable[[Any], object]:
     def check(prompt: Any) -> None:
         ids = decoder.encode(prompt)
-        detokenizer = Detokenizer(decoder._tokenizer)
+        detokenizer = Detokenizer(decoder.tokenizer)
         pieces = [detokenizer.push(token) for token in ids]
         expect("".join(pieces) + detokenizer.flush() == decoder.decode(ids), "pieces are not the whole")
 

@@ -208,9 +208,9 @@ def unwrapped(prompt: Any) -> Any:
 
 
 @contextmanager
-def application() -> Iterator[tuple[asyncio.Runner, Any]]:
-    """The started application over a toy decoder, and the event loop it runs in."""
-    app = make_app(ServerSettings("toy", body_bytes=LARGEST), lambda: [ToyDecoder()])  # type: ignore[list-item]
+def application(decoder: ToyDecoder) -> Iterator[tuple[asyncio.Runner, Any]]:
+    """The started application over ``decoder``, and the event loop it runs in."""
+    app = make_app(ServerSettings("toy", body_bytes=LARGEST), lambda: [decoder])  # type: ignore[list-item]
     with asyncio.Runner() as runner:
         lifespan = app.router.lifespan_context(app)
         runner.run(lifespan.__aenter__())
@@ -224,7 +224,7 @@ def fuzz(count: int) -> Counter[str]:
     """Outcomes of ``count`` requests. Raises AssertionError for the smallest request that breaks a rule."""
     came: Counter[str] = Counter()
 
-    with application() as (runner, app):
+    with application(ToyDecoder()) as (runner, app):
 
         async def one(case: RawRequest) -> None:
             came[judge(case, *await asked(app, case))] += 1

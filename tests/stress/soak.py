@@ -117,7 +117,7 @@ def cases(decoder: Decoder, count: int, tokens: int) -> list[KnownAnswer]:
 
 def encoded(decoder: Decoder, prompt: Any, tokens: int) -> list[int]:
     """Token ids, cut so that two answers fit into the context."""
-    return decoder._tokenizer.encode(prompt)[: decoder.manifest.limits.context - 2 * tokens - 8]
+    return decoder.tokenizer.encode(prompt)[: decoder.manifest.limits.context - 2 * tokens - 8]
 
 
 def answered(decoder: Decoder, prompt: list[int], sampling: SamplingParams, tokens: int) -> KnownAnswer:

@@ -28,6 +28,11 @@ TOY_CONSTRAINTS = [
     Constraint.grammar('start: "{" ("a" | start)* "}"'),
     Constraint.grammar('root ::= "ab1" ("," [ab]+)+'),
     Constraint.json_object(),
+    Constraint.answer("start: thought @form\nthought[lazy]: /[ab1]*}/", Constraint.regex("(ab|1,){2,9}")),  # reasoning that ends with }
+    Constraint.answer(
+        'start: ("{" TEXT <[10]>)? said\nTEXT: /[ab1]*/\nsaid: @form | call+\ncall: "1" %json {"const": {"ab": 1}}',
+        Constraint.choice(["aabab", "b"]),
+    ),
 ]
 """What can be written with these."""
 

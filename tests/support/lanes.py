@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from export.parity.lane_inputs import LaneRows, lane_inputs
+from export.parity.lane_inputs import LaneRows, chunk_inputs, lane_inputs
 from runtime.decoding.tree import Tree
 
 
@@ -21,17 +21,26 @@ class LanesGraph:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self.takes_chunks = "chunk" in [each.name for each in self.session.get_inputs()]
         self.outputs = [each.name for each in self.session.get_outputs()]
         shapes = {each.name: tuple(each.shape[1:]) for each in self.session.get_inputs() if each.name.startswith("past.")}
         self.cache = {name: np.zeros((pool, *shape), np.float32) for name, shape in shapes.items()}
         self.kv_heads, self.pool = next(iter(shapes.values()))[0], pool
 
     def run(
-        self, lanes: Sequence[LaneRows], columns: int = 0, hidden: Sequence[np.ndarray] | None = None, **feeds: np.ndarray
+        self,
+        lanes: Sequence[LaneRows],
+        columns: int = 0,
+        hidden: Sequence[np.ndarray] | None = None,
+        chunk_last: bool = False,
+        **feeds: np.ndarray,
     ) -> list[dict[str, np.ndarray]]:
-        """Outputs of each lane, all with one row per row of its tree. ``hidden``: [rows, H] of each lane, for a draft. ``feeds``: other
-        inputs."""
-        pages = lane_inputs(lanes, self.pool, self.kv_heads, columns)
+        """Outputs of each lane, all with one row per row of its tree. ``hidden``: [rows, H] of each lane, for a draft. ``chunk_last``: the
+        last lane is the chunk of a prompt. ``feeds``: other inputs."""
+        if self.takes_chunks:
+            pages = chunk_inputs(lanes, self.pool, self.kv_heads, columns, chunk_last)
+        else:
+            pages = lane_inputs(lanes, self.pool, self.kv_heads, columns)
         count = pages["tokens"].shape[1]
         if hidden is not None:
             joined = np.concatenate(hidden)

@@ -10,7 +10,7 @@ import numpy as np
 
 from policy import LookupGate, Policy, RowBudget, TreeSpec, default_latency
 from runtime.backends.cpu.paged_cache import PagedCache, pages_of
-from runtime.backends.cpu.paged_inputs import pages_bound, pass_inputs
+from runtime.backends.cpu.paged_inputs import pages_bound, with_chunk
 from runtime.backends.lane_cache import LaneCache, LaneRows, shares
 from runtime.constraints.drafter import constrained_drafter
 from runtime.decoding.drafter import Drafter
@@ -47,10 +47,13 @@ class ToyLanesEngine:
     broken: int | None = None
     nan: int | None = None
     passes: list[int] = field(default_factory=list)  # lanes of each
+    takes_chunks: bool = True
 
-    def run(self, rows: Sequence[LaneRows], hidden: np.ndarray | None = None, width: int = 0) -> list[dict[str, np.ndarray]]:
+    def run(
+        self, rows: Sequence[LaneRows], hidden: np.ndarray | None = None, width: int = 0, chunk_last: bool = False
+    ) -> list[dict[str, np.ndarray]]:
         pages = pages_bound(rows)
-        inputs = pass_inputs(rows, pages, self.cache.heads)
+        inputs = with_chunk(rows, pages, self.cache.heads, chunk_last)
         tokens, positions = inputs["tokens"][0], inputs["positions"][0]
         if self.broken in tokens:
             raise EngineFailure("a pass failed inside the toy")
@@ -58,15 +61,21 @@ class ToyLanesEngine:
         page, _, slot = inputs["places"][:, 0].T
         keys[page, 0, slot, 0], keys[page, 0, slot, 1] = tokens, positions + 1
         lanes, widest = len(inputs["pages"]), inputs["queries"].shape[1]
-        self.passes.append(lanes)
+        self.passes.append(lanes + chunk_last)
         logits = np.empty((1, len(tokens), VOCAB), np.float32)
         features = np.empty((1, len(tokens), 3 * HIDDEN), np.float32)
         for row in range(len(tokens)):
             lane, column = divmod(int(inputs["flat"][row]), widest)
-            own = inputs["pages"][lane][inputs["counted"][lane, 0] > 0]
-            assert (inputs["owner"][own] == lane).all()
-            assert (inputs["queries"][own, column] == row).all()
-            seen = sorted((int(position) - 1, int(token)) for token, position in keys[own, 0][inputs["attend"][own, column]])
+            if chunk_last and row >= len(tokens) - len(rows[-1]):
+                own, column, attend = inputs["chunk_pages"], int(inputs["flat"][row]) - lanes * widest, inputs["chunk_attend"]
+                assert inputs["chunk"][column] == row
+                slots = keys[own, 0][attend[:, column]]
+            else:
+                own = inputs["pages"][lane][inputs["counted"][lane, 0] > 0]
+                assert (inputs["owner"][own] == lane).all()
+                assert (inputs["queries"][own, column] == row).all()
+                slots = keys[own, 0][inputs["attend"][own, column]]
+            seen = sorted((int(position) - 1, int(token)) for token, position in slots)
             assert [at for at, _ in seen] == list(range(int(positions[row]) + 1)), (row, positions[row], seen)
             context = [token for _, token in seen]
             logits[0, row] = np.nan if self.nan in context else toy_logits(context)

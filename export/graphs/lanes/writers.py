@@ -63,7 +63,7 @@ class DraftLanesWriter(LaneAttention, DraftWriter):
 
 
 class _PagedTarget(PagedAttention, TargetLanesWriter):
-    pass
+    reads_chunks = True
 
 
 class _PaddedTarget(PaddedAttention, TargetLanesWriter):

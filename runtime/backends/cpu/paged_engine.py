@@ -12,7 +12,7 @@ from ...errors import EngineFailure
 from ...manifest.graphs import Graph
 from ..lane_cache import LaneRows, row_axis, shares
 from .paged_cache import PagedCache
-from .paged_inputs import pages_bound, pass_inputs
+from .paged_inputs import pages_bound, pass_inputs, with_chunk
 
 _MAX_BINDINGS = 32  # ranges of pages whose tensors are kept
 
@@ -22,15 +22,18 @@ class PagedEngine:
 
     def __init__(self, session: Any, graph: Graph, cache: PagedCache) -> None:
         self._session, self._cache = session, cache
+        self.takes_chunks = "chunk" in graph.inputs
         self._outputs = {name: tensor for name, tensor in graph.outputs.items() if not name.startswith("present.")}
         self._buffers: dict[str, np.ndarray] = {}
         self._bound: OrderedDict[tuple[int, int], dict[str, Any]] = OrderedDict()
 
-    def run(self, lanes: Sequence[LaneRows], hidden: np.ndarray | None = None, width: int = 0) -> list[dict[str, np.ndarray]]:
+    def run(
+        self, lanes: Sequence[LaneRows], hidden: np.ndarray | None = None, width: int = 0, chunk_last: bool = False
+    ) -> list[dict[str, np.ndarray]]:
         from onnxruntime import OrtValue
 
-        pages = pages_bound(lanes)
-        inputs = pass_inputs(lanes, pages, self._cache.heads)
+        pages, heads = pages_bound(lanes), self._cache.heads
+        inputs = with_chunk(lanes, pages, heads, chunk_last) if self.takes_chunks else pass_inputs(lanes, pages, heads)
         if hidden is not None:
             inputs |= {"hidden": np.ascontiguousarray(hidden)[None], "beam": np.arange(width)}
         sizes = {"N": inputs["tokens"].shape[1], "r": len(inputs["rows"]), "k": width}

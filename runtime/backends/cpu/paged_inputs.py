@@ -23,10 +23,51 @@ def _used(lane: LaneRows) -> list[int]:
 
 
 def pass_inputs(lanes: Sequence[LaneRows], pages: range, heads: int) -> dict[str, np.ndarray]:
-    """The inputs of a graph with lanes, without what only a draft has and without caches. ``heads``: key heads.
+    """The inputs of a graph with lanes, without what only a draft or a chunk has and without caches. ``heads``: key heads.
 
     Pages of the range that belong to none of the lanes have owner 0 and attend to nothing.
     """
+    return _of_rows(lanes, pages, heads) | _attention(lanes, pages)
+
+
+def with_chunk(lanes: Sequence[LaneRows], pages: range, heads: int, chunk_last: bool) -> dict[str, np.ndarray]:
+    """The same with a group of its own for a chunk. ``chunk_last``: whether the last of ``lanes`` is one, behind others."""
+    if not chunk_last:
+        nothing = np.zeros(0, np.int64)
+        return pass_inputs(lanes, pages, heads) | {
+            "chunk": nothing,
+            "chunk_pages": nothing,
+            "chunk_attend": np.zeros((0, 0, PAGE_SLOTS), bool),
+        }
+    *others, chunk = lanes
+    inputs = _of_rows(lanes, pages, heads) | _attention(others, pages)
+    used, count = np.asarray(_used(chunk)) - pages.start, len(chunk)
+    columns = max(count, 2)
+    first = inputs["tokens"].shape[1] - count
+    inputs["flat"] = np.concatenate([inputs["flat"], len(others) * inputs["queries"].shape[1] + np.arange(count)])
+    return inputs | {
+        "chunk": first + np.minimum(np.arange(columns), count - 1),
+        "chunk_pages": used,
+        "chunk_attend": _attended(chunk, columns, len(used)),
+    }
+
+
+def _of_rows(lanes: Sequence[LaneRows], pages: range, heads: int) -> dict[str, np.ndarray]:
+    """What every row has: its token, its position, and where its key and value go."""
+    slots = [lane.cache.slot_numbers(np.arange(lane.start, lane.start + len(lane))) for lane in lanes]
+    page, slot = divmod(np.concatenate(slots) - pages.start * PAGE_SLOTS, PAGE_SLOTS)
+    places = np.empty((len(page), heads, 3), np.int64)
+    places[..., 0], places[..., 1], places[..., 2] = page[:, None], np.arange(heads), slot[:, None]
+    return {
+        "tokens": np.concatenate([lane.tokens for lane in lanes])[None],
+        "positions": np.concatenate([lane.positions for lane in lanes])[None],
+        "places": places,
+        "rows": head_rows(lanes),
+    }
+
+
+def _attention(lanes: Sequence[LaneRows], pages: range) -> dict[str, np.ndarray]:
+    """What the rows of ``lanes`` attend to, and where their results are."""
     counts = np.array([len(lane) for lane in lanes])
     starts, widest = np.cumsum(counts) - counts, int(counts.max())
     used = [_used(lane) for lane in lanes]
@@ -35,7 +76,6 @@ def pass_inputs(lanes: Sequence[LaneRows], pages: range, heads: int) -> dict[str
     attend = np.zeros((len(pages), widest, PAGE_SLOTS), dtype=bool)
     in_order = np.empty((len(lanes), most), np.int64)
     counted = np.zeros((len(lanes), 2, most), np.float32)
-    slots = []
     for index, lane in enumerate(lanes):
         own = np.asarray(used[index]) - pages.start
         owner[own] = index
@@ -43,22 +83,14 @@ def pass_inputs(lanes: Sequence[LaneRows], pages: range, heads: int) -> dict[str
         in_order[index] = own[0]
         in_order[index, : len(own)] = own
         counted[index, :, : len(own)] = 1
-        slots.append(lane.cache.slot_numbers(np.arange(lane.start, lane.start + len(lane))) - pages.start * PAGE_SLOTS)
-    page, slot = divmod(np.concatenate(slots), PAGE_SLOTS)
-    places = np.empty((len(page), heads, 3), np.int64)
-    places[..., 0], places[..., 1], places[..., 2] = page[:, None], np.arange(heads), slot[:, None]
     column = np.arange(widest)
     return {
-        "tokens": np.concatenate([lane.tokens for lane in lanes])[None],
-        "positions": np.concatenate([lane.positions for lane in lanes])[None],
-        "places": places,
         "queries": starts[owner][:, None] + np.minimum(column, counts[owner][:, None] - 1),
         "attend": attend,
         "owner": owner,
         "pages": in_order,
         "counted": counted,
         "flat": np.concatenate([index * widest + np.arange(count) for index, count in enumerate(counts)]),
-        "rows": head_rows(lanes),
     }
 
 

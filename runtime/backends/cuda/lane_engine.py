@@ -33,13 +33,18 @@ class DeviceLanesEngine:
     writes there lies in their last slots, which no text reaches (`manifest/check.py`).
     """
 
+    takes_chunks = False
+
     def __init__(self, name: str, engine: TrtEngine, graph: Graph, pages: DevicePages, spans: Sequence[int]) -> None:
         self._name, self._engine, self._pages, self._spans = name, engine, pages, spans
         self._profiles = sorted(graph.profiles, key=lambda profile: profile["N"][2])
         self._outputs = {name: tensor for name, tensor in graph.outputs.items() if not name.startswith("present.")}
         self._names = [pages.names(first) for first in range(pages.pool.count)]
 
-    def run(self, lanes: Sequence[LaneRows], hidden: np.ndarray | None = None, width: int = 0) -> Sequence[Mapping[str, np.ndarray]]:
+    def run(
+        self, lanes: Sequence[LaneRows], hidden: np.ndarray | None = None, width: int = 0, chunk_last: bool = False
+    ) -> Sequence[Mapping[str, np.ndarray]]:
+        assert not chunk_last
         block = self._block([lane.cache.pages[0] for lane in lanes])
         sizes = self._sizes(lanes, block, width)
         if sizes is None:

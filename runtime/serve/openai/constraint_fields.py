@@ -21,10 +21,11 @@ def constraint_of(fields: Mapping[str, Any]) -> Found | None:
 
 
 def _of(make: Callable[[Any], Constraint]) -> Callable[[str, Any], Found]:
-    return lambda name, value: (name, _made(name, make, value))
+    return lambda name, value: (name, made(name, make, value))
 
 
-def _made(field: str, make: Callable[[Any], Constraint], value: Any) -> Constraint:
+def made(field: str, make: Callable[[Any], Constraint], value: Any) -> Constraint:
+    """What ``make`` makes of ``field``'s value. Raises ApiError."""
     try:
         return make(value)
     except (TypeError, ValueError) as error:
@@ -34,7 +35,7 @@ def _made(field: str, make: Callable[[Any], Constraint], value: Any) -> Constrai
 def _response_format(name: str, value: Mapping[str, Any]) -> Found | None:
     """OpenAI's."""
     kind = value.get("type")
-    _expect_known(name, value, ("type", "json_schema") if kind == "json_schema" else ("type",))
+    expect_known(name, value, ("type", "json_schema") if kind == "json_schema" else ("type",))
     if kind == "text":
         return None
     if kind == "json_object":
@@ -45,24 +46,25 @@ def _response_format(name: str, value: Mapping[str, Any]) -> Found | None:
     described = value.get("json_schema")
     if not isinstance(described, Mapping):
         raise invalid(f"{within}: an object with name and schema is missing", within, "missing_required_parameter")
-    _expect_known(within, described, ("name", "description", "schema", "strict"))
+    expect_known(within, described, ("name", "description", "schema", "strict"))
     schema = described.get("schema")
     if not isinstance(schema, Mapping):
         raise invalid(f"{within}.schema: the schema is missing, or is no object", f"{within}.schema", "missing_required_parameter")
-    return f"{within}.schema", _made(f"{within}.schema", Constraint.json_schema, schema)
+    return f"{within}.schema", made(f"{within}.schema", Constraint.json_schema, schema)
 
 
 def _structured_outputs(name: str, value: Mapping[str, Any]) -> Found | None:
     """vLLM's."""
-    _expect_known(name, value, tuple(_MAKERS))
+    expect_known(name, value, tuple(_MAKERS))
     given = {f"{name}.{key}": (key, each) for key, each in value.items() if each is not None and each is not False}
     if len(given) != 1:
         raise invalid(f"{name}: give one of {', '.join(_MAKERS)}", name)
     ((path, (key, each)),) = given.items()
-    return path, _made(path, _MAKERS[key], each)
+    return path, made(path, _MAKERS[key], each)
 
 
-def _expect_known(name: str, value: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def expect_known(name: str, value: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Raises ApiError for another key in the object ``value``, which the body has as ``name``."""
     for key, each in value.items():
         if key not in known and each is not None:
             path = f"{name}.{key}"[:80]

@@ -9,25 +9,23 @@ from collections.abc import Mapping
 from typing import Any
 
 _CACHING = frozenset({"cache_control", "prompt_cache_breakpoint"})
-_NO_CALLS: Mapping[str, tuple[Any, ...]] = {"tool_calls": ([],), "function_call": ()}
+
+_STORING = frozenset(
+    {"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"}
+)
 
 HARMLESS: Mapping[str, frozenset[str]] = {
-    "body": frozenset(
-        {
-            "metadata",
-            "store",
-            "service_tier",
-            "safety_identifier",
-            "prompt_cache_key",
-            "prompt_cache_options",
-            "prompt_cache_retention",
-            "parallel_tool_calls",
-            "prediction",
-        }
-    ),
+    "body": _STORING | {"parallel_tool_calls", "prediction"},
+    "response": _STORING | {"max_tool_calls"},  # of tools that a server runs
+    "text": frozenset(),
+    "response_tool": frozenset(),
     "stream_options": frozenset({"include_obfuscation"}),
-    "message": _CACHING,
+    "message": _CACHING | {"parsed"},  # which OpenAI's client adds to messages that it parsed
     "part": _CACHING,
+    "tool": _CACHING,
+    "function": frozenset(),
+    "call": frozenset({"index"}),
+    "called_function": frozenset({"parsed_arguments"}),
 }
 """By kind of object: names whose value is not looked at."""
 
@@ -51,22 +49,35 @@ NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "include_stop_str_in_output": (False,),
         "use_beam_search": (False,),
         "length_penalty": (1,),
-        "chat_template_kwargs": ({},),
+        "chat_template_kwargs": ({},),  # of /v1/completions, as tools
         "add_generation_prompt": (True,),
         "continue_final_message": (False,),
     },
     "stream_options": {"continuous_usage_stats": (False,)},
     "message": {
-        **_NO_CALLS,
+        "function_call": (),
         "annotations": ([],),
         "audio": (),
         "refusal": ("",),
-        "reasoning_content": ("",),
-        "reasoning": ("",),
         "reasoning_details": ([],),
         "provider_specific_fields": ({},),
     },
     "part": {"annotations": ([],), "citations": ([],)},
+    "response": {
+        "background": (False,),
+        "include": ([],),
+        "truncation": ("disabled",),
+        "reasoning": ({}, {"effort": "none"}),
+        "prompt": (),
+        "top_logprobs": (0,),
+        "moderation": (),
+    },
+    "text": {"verbosity": ("medium",)},
+    "response_tool": {"defer_loading": (False,)},
+    "tool": {},
+    "function": {},
+    "call": {},
+    "called_function": {},
 }
 """By kind of object: names and the values that ask for nothing. Null always does."""
 

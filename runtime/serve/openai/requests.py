@@ -5,24 +5,20 @@ A parameter that would change the answer and is not supported is refused by name
 
 from __future__ import annotations
 
-from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from ...sampling_params import MAX_ANSWERS, MAX_LISTED, MAX_LOGPROBS, SamplingParams
+from ...tool_calls.functions import Tools
 from ..errors import invalid
+from .body import Body
 from .constraint_fields import FIELDS, constraint_of
-from .neutral import NEUTRAL, is_neutral
+from .messages import ChatMessage, template_messages
+from .tool_fields import MAX_TOOLS, ToolBody, template_values, tools_of
 
-CODES = {
-    "missing": "missing_required_parameter",
-    "too_short": "empty_array",
-    "too_long": "array_above_max_length",
-    "string_too_long": "string_above_max_length",
-}
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 BadWord = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"\S")]
 TokenKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
@@ -44,21 +40,14 @@ SAME_NAMES = (
 """Fields of the bodies that SamplingParams has too, with the same meaning and default."""
 
 
-class _Body(BaseModel):
-    """``kind``: of object, in neutral.py's tables."""
-
-    kind: ClassVar[str] = "body"
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """``include_usage``: send a last event with the usage and no choice."""
 
     kind: ClassVar[str] = "stream_options"
     include_usage: bool | None = None
 
 
-class SamplingBody(_Body):
+class SamplingBody(Body):
     """The fields of both bodies. ``policy``, ``speculation``, ``deadline`` (seconds) and ``typical_p`` are our additions; ``grammar`` and
     ``json_schema`` are llama.cpp's; ``top_k``, ``priority``, ``repetition_penalty``, ``min_p``, and those from ``min_tokens`` on but
     ``response_format``, are vLLM's (extra_body in OpenAI's client)."""
@@ -98,31 +87,14 @@ class SamplingBody(_Body):
     json_schema: dict[str, Any] | str | None = None
 
 
-class TextPart(_Body):
-    """A part of a message's content."""
-
-    kind: ClassVar[str] = "part"
-    type: Literal["text"]
-    text: str
-
-
-def _empty_of_assistant(content: Any, info: ValidationInfo) -> Any:
-    return "" if content is None and info.data.get("role") == "assistant" else content
-
-
-class ChatMessage(_Body):
-    """One message. The role developer is the same as system. Content may be null in an assistant's message, which then is empty."""
-
-    kind: ClassVar[str] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | list[TextPart], BeforeValidator(_empty_of_assistant)]
-    name: str | None = None
-
-
 class ChatBody(SamplingBody):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -139,10 +111,11 @@ class CompletionBody(SamplingBody):
 class GenerationRequest:
     """A checked request in the Decoder's terms. ``model`` None: the server's model. ``policy`` None: the server's policy. ``user``: for
     whom it is sent, if the client says so. ``priority``: the lowest number goes first. ``deadline``: seconds in which the whole answer must
-    come, if the client says so. ``count``: of answers. ``constraint_field``: the body's
-    field that held the form of the answer."""
+    come, if the client says so. ``count``: of answers. ``constraint_field``: the body's field that held the form of the answer.
+    ``tools``: that a chat's model may call. ``template_values``: further variables of the chat template. ``messages_field``: the body's
+    field that held a chat."""
 
-    prompt: str | list[int] | list[dict[str, str]]
+    prompt: str | list[int] | list[dict[str, Any]]
     model: str | None
     params: SamplingParams
     policy: str | None
@@ -153,61 +126,15 @@ class GenerationRequest:
     deadline: float | None = None
     count: int = 1
     constraint_field: str | None = None
+    tools: Tools | None = None
+    template_values: Mapping[str, Any] = field(default_factory=dict)
+    messages_field: str = "messages"
 
     @property
     def prompt_field(self) -> str:
         """The body's field that held the prompt."""
         is_chat = not isinstance(self.prompt, str) and any(isinstance(each, Mapping) for each in self.prompt)
-        return "messages" if is_chat else "prompt"
-
-
-Body = TypeVar("Body", bound=_Body)
-
-
-def parse_body(kind: type[Body], body: bytes) -> Body:
-    """Parse and check a JSON body. Raises ApiError, which names the first invalid field."""
-    try:
-        parsed = kind.model_validate_json(body.removeprefix(BOM_UTF8))
-    except ValidationError as error:
-        failures = error.errors(include_url=False, include_input=False)
-        # A value of a union type fails once per member. A failure inside a member says more than a mismatch of its type.
-        first = next((each for each in failures if each["loc"] == () or not each["type"].endswith("_type")), failures[0])
-        field = _field_path(first["loc"])
-        message = f"{field or 'the body is not a valid JSON object'}: {first['msg']}"
-        raise invalid(message, field, _error_code(first["type"], first.get("ctx", {}))) from None
-    _expect_supported(parsed, "")
-    return parsed
-
-
-def _field_path(location: tuple[int | str, ...]) -> str | None:
-    """Pydantic's location as OpenAI writes it, for example messages[0].role. Names of union members are left out."""
-    named = (step for step in location if isinstance(step, int) or (step != "str" and step.isidentifier()))
-    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in named)
-    return path.removeprefix(".")[:80] or None
-
-
-def _error_code(kind: str, context: Mapping[str, Any]) -> str:
-    """OpenAI's error code for pydantic's error type."""
-    if kind.startswith(("greater_than", "less_than")):
-        number = "decimal" if any(isinstance(each, float) for each in context.values()) else "integer"
-        return f"{number}_{'below_min' if kind.startswith('greater') else 'above_max'}_value"
-    return "invalid_type" if kind.endswith("_type") and kind != "model_type" else CODES.get(kind, "invalid_value")
-
-
-def _expect_supported(body: _Body, prefix: str) -> None:
-    """Raises ApiError for an unknown or unsupported parameter in ``body`` or nested in it. ``prefix``: the path of ``body``."""
-    for name, value in (body.model_extra or {}).items():
-        if is_neutral(body.kind, name, value):
-            continue
-        path = f"{prefix}{name}"[:80]
-        if name in NEUTRAL[body.kind]:
-            raise invalid(f"{path} is not supported here and would change the answer — leave it out", path, "unsupported_parameter")
-        raise invalid(f"unknown parameter {path} — leave it out", path, "unknown_parameter")
-    for name in type(body).model_fields:
-        value = getattr(body, name)
-        for at, each in enumerate(value) if isinstance(value, list) else ((None, value),):
-            if isinstance(each, _Body):
-                _expect_supported(each, f"{prefix}{name}." if at is None else f"{prefix}{name}[{at}].")
+        return self.messages_field if is_chat else "prompt"
 
 
 def expect_policy(request: GenerationRequest, policies: Sequence[str]) -> None:
@@ -224,17 +151,16 @@ def chat_request(body: ChatBody, max_messages: int) -> GenerationRequest:
         raise invalid('top_logprobs needs "logprobs": true', "top_logprobs")
     if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
         raise invalid("max_tokens and max_completion_tokens mean the same — give one of them", "max_tokens")
-    messages = [
-        {
-            "role": "system" if message.role == "developer" else message.role,
-            "content": message.content if isinstance(message.content, str) else "".join(part.text for part in message.content),
-            **({} if message.name is None else {"name": message.name}),
-        }
-        for message in body.messages
-    ]
-    return _generation_request(
-        body, messages, body.max_completion_tokens or body.max_tokens, (body.top_logprobs or 0) if body.logprobs else None
+    request = generation_request(
+        body,
+        template_messages(body.messages),
+        body.max_completion_tokens or body.max_tokens,
+        (body.top_logprobs or 0) if body.logprobs else None,
     )
+    tools = tools_of(body.tools, body.tool_choice, body.parallel_tool_calls)
+    if tools is not None and body.ignore_eos:
+        raise invalid("ignore_eos: a model with tools says where its answer ends — leave one of them out", "ignore_eos")
+    return replace(request, tools=tools, template_values=template_values(body.chat_template_kwargs))
 
 
 def completion_request(body: CompletionBody) -> GenerationRequest:
@@ -244,12 +170,13 @@ def completion_request(body: CompletionBody) -> GenerationRequest:
         if len(prompt) > 1:
             raise invalid(f"{len(prompt)} prompts, one is accepted — send them one by one", "prompt", "unsupported_value")
         prompt = prompt[0]
-    return _generation_request(body, prompt, body.max_tokens or 16, body.logprobs)  # type: ignore[arg-type]  # no list of prompts any more
+    return generation_request(body, prompt, body.max_tokens or 16, body.logprobs)  # type: ignore[arg-type]  # no list of prompts any more
 
 
-def _generation_request(
-    body: SamplingBody, prompt: str | list[int] | list[dict[str, str]], max_tokens: int | None, logprobs: int | None
+def generation_request(
+    body: SamplingBody, prompt: str | list[int] | list[dict[str, Any]], max_tokens: int | None, logprobs: int | None
 ) -> GenerationRequest:
+    """The request of what all bodies have. Raises ApiError."""
     if body.stream_options is not None and body.stream_options.include_usage and not body.stream:
         raise invalid('stream_options needs "stream": true', "stream_options")
     if body.speculation is False and body.policy not in (None, "none"):

@@ -1,72 +1,24 @@
-"""Answers in OpenAI's format: whole objects and events of a stream."""
+"""Answers of /v1/chat/completions and /v1/completions: whole objects and events of a stream."""
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
-from codecs import getincrementaldecoder
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...decoder import Decoder
 from ...decoding.logprobs import TokenLogprob
 from ...request import Chunk
+from ...tool_calls.parts import Arguments, Call, Part, Reasoning, Text
+from ..errors import ApiError
 from ..replica import Finished
+from .answer import OpenAnswer, TokenSpeller
 from .requests import GenerationRequest
 
-FINISH_REASONS = {"eos": "stop", "stop_string": "stop", "length": "length", "deadline": "length"}
-"""OpenAI's finish_reason by the Decoder's stop reason. A deadline cuts an answer as a token limit does; ``resps.stop`` tells which."""
 MIN_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON lacks. OpenAI's API uses the same number."""
-
-
-class TokenSpeller:
-    """Spells the tokens of one answer, in their order: the first one begins the text if ``prompt`` (its ids) has none, and a character may
-    take several tokens.
-
-    ``started``: the answer's first event was made. ``characters``: number of characters that the tokens so far completed.
-    """
-
-    def __init__(self, decoder: Decoder, prompt: Sequence[int]) -> None:
-        self._decoder = decoder
-        self._utf8 = getincrementaldecoder("utf-8")("replace")
-        self._first = not any(map(decoder.token_bytes, prompt))
-        self.started = False
-        self.characters = 0
-
-    def text_bytes(self, token: int) -> bytes:
-        """The bytes that ``token`` would add to the text here. Special tokens add none."""
-        return self._decoder.token_bytes(token, first=self._first)
-
-    def text(self, token: int) -> str:
-        """The token's text, or a special token's name. Invalid UTF-8 becomes U+FFFD."""
-        return self._name(token).decode("utf-8", "replace")
-
-    def key(self, token: int) -> str:
-        """Like ``text``, but a part of a character is written as its bytes: /v1/completions has no field for bytes."""
-        name = self._name(token)
-        try:
-            return name.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{each:02x}" for each in name)
-
-    def _name(self, token: int) -> bytes:
-        return self._decoder.token_bytes(token, first=self._first, special=True)
-
-    def advance(self, token: int) -> None:
-        """Move on to the position after ``token``, which was generated here."""
-        self.characters += len(self._utf8.decode(self.text_bytes(token)))
-        self._first = self._first and not self._decoder.token_bytes(token)
-
-
-@dataclass(frozen=True)
-class Answered:
-    """One whole answer. ``speller``: a new one."""
-
-    chunks: Sequence[Chunk]
-    finished: Finished
-    speller: TokenSpeller
 
 
 @dataclass(frozen=True)
@@ -82,37 +34,69 @@ class ResponseFormat:
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", f"{'chatcmpl' if self.is_chat else 'cmpl'}-{uuid.uuid4().hex}")
 
-    def whole(self, answers: Sequence[Answered], queued: float) -> dict[str, Any]:
-        """All answers as one object. ``queued``: seconds in the queue."""
-        choices, every = [], [each.finished for each in answers]
-        for index, answer in enumerate(answers):
-            text = "".join(chunk.text for chunk in answer.chunks)
-            own: dict[str, Any] = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.is_chat else {"text": text}
-            logprobs = self._logprobs(answer.chunks, answer.speller)
-            choices.append({"index": index, **own, "logprobs": logprobs, "finish_reason": FINISH_REASONS[answer.finished.stop]})
-        extensions = [extension(each, queued) for each in every]
-        return {**self._header(""), "choices": choices, "usage": usage(every), "resps": extensions if len(every) > 1 else extensions[0]}
+    def whole(self, answers: Sequence[OpenAnswer], chunks: Sequence[Sequence[Chunk]], queued: float) -> dict[str, Any]:
+        """All finished answers, of whose ``chunks`` nothing was sent, as one object. ``queued``: seconds in the queue."""
+        choices = []
+        for index, (answer, own) in enumerate(zip(answers, chunks, strict=True)):
+            parts = [part for chunk in own for part in answer.parts(chunk)] + answer.rest()
+            said = self._message(parts, answer) if self.is_chat else {"text": _text(parts)}
+            logprobs = self._logprobs(own, answer.speller)
+            choices.append({"index": index, **said, "logprobs": logprobs, "finish_reason": answer.finish_reason})
+        extensions = [extension(each.end, queued) for each in answers]
+        return {
+            **self._header(""),
+            "choices": choices,
+            "usage": usage(answers),
+            "resps": extensions if len(extensions) > 1 else extensions[0],
+        }
 
-    def chunk_event(self, chunk: Chunk, speller: TokenSpeller, index: int) -> dict[str, Any]:
-        """The event of one round. ``speller``: the same object for all events of this answer. ``index``: of the answer."""
-        if self.is_chat:
-            delta = {"content": chunk.text} if speller.started else {"role": "assistant", "content": chunk.text}
-            choice: dict[str, Any] = {"index": index, "delta": delta}
-        else:
-            choice = {"index": index, "text": chunk.text}
-        choice |= {"logprobs": self._logprobs([chunk], speller), "finish_reason": None}
-        speller.started = True
-        return {**self._header(".chunk"), "choices": [choice], **self._no_usage}
+    def _message(self, parts: Sequence[Part], answer: OpenAnswer) -> dict[str, Any]:
+        delta = _delta(parts, answer)
+        calls = [{key: value for key, value in call.items() if key != "index"} for call in delta.get("tool_calls", ())]
+        content = delta.get("content")
+        message: dict[str, Any] = {"role": "assistant", "content": content if content or calls else "", "refusal": None}
+        if "reasoning_content" in delta:
+            message["reasoning_content"] = delta["reasoning_content"]
+        return {"message": {**message, "tool_calls": calls} if calls else message}
 
-    def final_event(self, finished: Finished, queued: float, index: int) -> dict[str, Any]:
-        """The last event of a choice: its finish reason and statistics."""
+    def opening(self) -> list[dict[str, Any]]:
+        """Events before the first round."""
+        return []
+
+    def chunk(self, chunk: Chunk, answer: OpenAnswer, index: int) -> list[dict[str, Any]]:
+        """The event of one round. ``answer``: the same object for all events of this answer, ``index`` of all."""
+        return [self._event(answer.parts(chunk), self._logprobs([chunk], answer.speller), answer, index)]
+
+    def end(self, answer: OpenAnswer, queued: float, index: int) -> list[dict[str, Any]]:
+        """The last events of a finished answer: what was withheld, its finish reason and statistics."""
+        rest = answer.rest()
+        events = [self._event(rest, self._logprobs([], answer.speller), answer, index)] if rest else []
         empty: dict[str, Any] = {"delta": {}} if self.is_chat else {"text": ""}
-        choice = {"index": index, **empty, "logprobs": None, "finish_reason": FINISH_REASONS[finished.stop]}
-        return {**self._header(".chunk"), "choices": [choice], **self._no_usage, "resps": extension(finished, queued)}
+        choice = {"index": index, **empty, "logprobs": None, "finish_reason": answer.finish_reason}
+        return [*events, {**self._header(".chunk"), "choices": [choice], **self._no_usage, "resps": extension(answer.end, queued)}]
 
-    def usage_event(self, finished: Sequence[Finished]) -> dict[str, Any]:
-        """The event after all of them, sent if the request set ``stream_options.include_usage``."""
-        return {**self._header(".chunk"), "choices": [], "usage": usage(finished)}
+    def closing(self, answers: Sequence[OpenAnswer]) -> list[dict[str, Any]]:
+        """Events after all of them: the usage, if the request set ``stream_options.include_usage``."""
+        return [{**self._header(".chunk"), "choices": [], "usage": usage(answers)}] if self.request.include_usage else []
+
+    def failure(self, error: ApiError) -> dict[str, Any]:
+        """The event of a failure after the first byte."""
+        return error.body
+
+    @staticmethod
+    def encoded(event: Mapping[str, Any] | None) -> bytes:
+        """An event as it is sent; None stands for the end of a complete stream."""
+        return b"data: " + (b"[DONE]" if event is None else json.dumps(event, ensure_ascii=False).encode()) + b"\n\n"
+
+    def _event(self, parts: Sequence[Part], logprobs: dict[str, Any] | None, answer: OpenAnswer, index: int) -> dict[str, Any]:
+        if self.is_chat:
+            role = {} if answer.started else {"role": "assistant"}
+            own: dict[str, Any] = {"delta": {**role, **(_delta(parts, answer) or {"content": ""})}}
+        else:
+            own = {"text": _text(parts)}
+        answer.started = True
+        choice = {"index": index, **own, "logprobs": logprobs, "finish_reason": None}
+        return {**self._header(".chunk"), "choices": [choice], **self._no_usage}
 
     @property
     def _no_usage(self) -> dict[str, Any]:
@@ -159,16 +143,51 @@ def _chat_logprob(token: TokenLogprob, speller: TokenSpeller) -> dict[str, Any]:
     return content
 
 
-def usage(answers: Sequence[Finished]) -> dict[str, Any]:
-    """Token counts; the prompt counts once, a stop token as a completion token. ``accepted_prediction_tokens``: accepted draft tokens."""
-    prompt, cached = answers[0].stats.prompt_tokens, min(each.stats.cached_prompt_tokens for each in answers)
-    completion, accepted = sum(each.stats.new_tokens for each in answers), sum(each.stats.accepted for each in answers)
+def _text(parts: Sequence[Part]) -> str:
+    return "".join(part.text for part in parts if isinstance(part, Text))
+
+
+def _delta(parts: Sequence[Part], answer: OpenAnswer) -> dict[str, Any]:
+    """Parts as OpenAI's delta: of each call first its id and name, then pieces of its arguments."""
+    delta: dict[str, Any] = {}
+    for part in parts:
+        match part:
+            case Text(text):
+                delta["content"] = delta.get("content", "") + text
+            case Reasoning(text):
+                delta["reasoning_content"] = delta.get("reasoning_content", "") + text
+            case Call(name):
+                call = {
+                    "index": answer.written,
+                    "id": answer.new_call_id(),
+                    "type": "function",
+                    "function": {"name": name, "arguments": ""},
+                }
+                delta.setdefault("tool_calls", []).append(call)
+                answer.written += 1
+            case Arguments(text):
+                calls = delta.setdefault("tool_calls", [])
+                if not calls:
+                    calls.append({"index": answer.written - 1, "function": {"arguments": ""}})
+                calls[-1]["function"]["arguments"] += text
+    return delta
+
+
+def usage(answers: Sequence[OpenAnswer]) -> dict[str, Any]:
+    """Token counts of finished answers; the prompt counts once, a stop token as a completion token. ``accepted_prediction_tokens``:
+    accepted draft tokens."""
+    every = [each.end.stats for each in answers]
+    prompt, cached = every[0].prompt_tokens, min(each.cached_prompt_tokens for each in every)
+    completion, accepted = sum(each.new_tokens for each in every), sum(each.accepted for each in every)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
-        "completion_tokens_details": {"accepted_prediction_tokens": accepted},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": accepted,
+            "reasoning_tokens": sum(each.reasoning_tokens for each in answers),
+        },
     }
 
 

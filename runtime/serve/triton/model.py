@@ -22,8 +22,9 @@ from ...decoder import Decoder
 from ...errors import ParameterError
 from ..errors import deadline_exceeded, invalid, logged, queue_timeout
 from ..load import load_replicas
+from ..openai.body import parse_body
 from ..openai.constraint_fields import renamed
-from ..openai.requests import CompletionBody, GenerationRequest, completion_request, expect_policy, parse_body
+from ..openai.requests import CompletionBody, GenerationRequest, completion_request, expect_policy
 from .counters import Counters
 
 POLL_SECONDS = 0.05  # how often a request that waits for a lane checks whether its client has left

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 from export.graphs.lanes.writers import target_lanes
-from export.parity.lane_inputs import LaneRows, lane_inputs
+from export.parity.lane_inputs import LaneRows, chunk_inputs
 from runtime.decoding.tree import Tree
 from runtime.manifest.graphs import PAGE_SLOTS
 from tests.support.lanes import LanesGraph
@@ -114,13 +114,17 @@ def test_integers_of_a_quantized_checkpoint_are_kept(tmp_path: Path, scheme: str
 
 
 def expect_bits_of_alone(case: Case) -> None:
-    """Logits, features and what is written to the cache are the same together, alone, in another order and with more columns."""
+    """Logits, features and what is written to the cache are the same together, alone, in another order, with more columns, and as the
+    chunk of a prompt."""
     together = case.together()
     for index in range(3):
         (alone,) = case.restored([index])
         expect_same(alone, together[index])
     for index, found in zip((2, 0, 1), case.restored((2, 0, 1), columns=9), strict=True):
         expect_same(found, together[index])
+    for order in ((0, 1, 2), (2, 0, 1), (1, 0), (1, 2)):
+        for index, found in zip(order, case.restored(order, chunk_last=True), strict=True):
+            expect_same(found, together[index])
     case.lanes.run([case.rows(index) for index in range(3)])
     joint = dict(case.lanes.cache)
     for index in range(3):
@@ -243,7 +247,7 @@ def test_only_the_written_rows_of_a_bound_cache_change(tmp_path: Path, precision
     """With inputs and outputs bound to one buffer nothing is copied."""
     case = made(tmp_path, "grouped", precision)
     lanes = [case.rows(index) for index in range(3)]
-    feeds = lane_inputs(lanes, POOL, case.lanes.kv_heads)
+    feeds = chunk_inputs(lanes, POOL, case.lanes.kv_heads)
     feeds["rows"] = np.arange(feeds["tokens"].shape[1])
     random, binding = np.random.default_rng(0), case.lanes.session.io_binding()
     before = {name: random.standard_normal(array.shape, np.float32) for name, array in case.lanes.cache.items()}

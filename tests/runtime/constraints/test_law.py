@@ -24,7 +24,7 @@ SAMPLERS = host_samplers(VOCAB)
 assert len(FEW) == VOCAB - 1
 
 
-@pytest.mark.parametrize("constraint", TOY_CONSTRAINTS, ids=lambda each: each.kind)
+@pytest.mark.parametrize("constraint", TOY_CONSTRAINTS, ids=lambda each: f"{each.kind} {each.form.kind if each.form else ''}")
 @pytest.mark.parametrize("seed", range(6))
 def test_any_tree_gives_the_plain_answer(seed: int, constraint: object) -> None:
     random = np.random.default_rng(seed)

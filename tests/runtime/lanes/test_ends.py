@@ -152,7 +152,7 @@ def test_a_fault_of_the_forest_reaches_every_reader_and_the_next_request_runs(de
         for stream in streams:
             next(stream)
 
-        def fail(lanes: object, fault: BaseException = fault) -> None:
+        def fail(*_: object, fault: BaseException = fault) -> None:
             raise fault
 
         with monkeypatch.context() as patch:

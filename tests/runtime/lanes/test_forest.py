@@ -165,6 +165,38 @@ def test_a_prompt_does_not_stop_the_others() -> None:
     assert any(lane.reading for lane in forest.lanes)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_chunk_is_read_in_the_pass_over_the_trees_if_the_graph_takes_chunks(together: bool) -> None:
+    forest = toy_forest(draft=False)
+    forest.target.takes_chunks = together
+    running = several(forest, PROMPTS[:2])
+    while any(lane.reading for lane in running):
+        forest.cycle()
+    forest.admit(toy_lane(forest, [5] * 300, SamplingParams(max_new_tokens=5)))
+    engine = forest.target._engine
+    assert isinstance(engine, ToyLanesEngine)
+    engine.passes.clear()
+    forest.cycle()
+    assert engine.passes == ([3] if together else [1, 2])
+
+
+def test_a_chunk_that_fails_ends_only_its_request() -> None:
+    forest = toy_forest()
+    running = several(forest, PROMPTS[:2])
+    while any(lane.reading for lane in running):
+        forest.cycle()
+    failing = toy_lane(forest, [5] * 100 + [99], SamplingParams(max_new_tokens=5))
+    engine = forest.target._engine
+    assert isinstance(engine, ToyLanesEngine)
+    engine.broken = 99
+    forest.admit(failing)
+    run_all(forest)
+    with pytest.raises(EngineFailure, match="prefill: a pass failed inside the toy"):
+        answer_of(failing)
+    for lane in running:
+        assert answer_of(lane)[0] == alone(lane.request.prompt, lane.request.params)
+
+
 def test_a_lane_that_decodes_plainly_does_not_read_its_draft() -> None:
     forest = toy_forest()
     lane = toy_lane(forest, [1, 2, 3] * 20, SamplingParams(max_new_tokens=60), FixedPolicy(PLAIN))

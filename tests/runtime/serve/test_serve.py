@@ -109,7 +109,7 @@ def test_the_parameters_reach_the_decoder(served: Served, toy: ToyDecoder) -> No
     ("method", "path", "body", "status", "code"),
     [
         ("POST", "/v1/chat/completions", b"{", 400, "invalid_value"),
-        ("POST", "/v1/chat/completions", json.dumps({**CHAT, "tools": [1]}).encode(), 400, "unsupported_parameter"),
+        ("POST", "/v1/chat/completions", json.dumps({**CHAT, "functions": [1]}).encode(), 400, "unsupported_parameter"),
         ("POST", "/v1/chat/completions", json.dumps({**CHAT, "policy": "magic"}).encode(), 400, "invalid_value"),
         ("POST", "/v1/chat/completions", json.dumps({**CHAT, "model": "other"}).encode(), 404, "model_not_found"),
         ("POST", "/v1/completions", json.dumps({"prompt": "x" * 500}).encode(), 400, "context_length_exceeded"),

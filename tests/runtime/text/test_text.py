@@ -15,7 +15,7 @@ from policy import PLAIN, FixedPolicy
 from runtime import EngineDirError, PromptError, SamplingParams
 from runtime.manifest.schema import Tokens
 from runtime.request import Request
-from runtime.serve.openai.responses import TokenSpeller
+from runtime.serve.openai.answer import TokenSpeller
 from runtime.text.detokenizer import Detokenizer, StopStrings
 from runtime.text.prompt import encode
 from runtime.text.tokenizer import Tokenizer
@@ -227,6 +227,15 @@ def test_stop_strings_find_special_tokens_that_the_text_omits(tokenizer: Tokeniz
 def test_stop_strings_find_the_text_of_a_special_token_as_well(tokenizer: Tokenizer) -> None:
     stops = StopStrings(["<end>"], tokenizer.hidden)
     assert (stops.push("a<en"), stops.push("d>b"), stops.found) == ("a", "", True)
+
+
+@pytest.mark.parametrize(("stop", "text"), [((), "<end>th\ufffd<end>the"), (("d>t",), "<en"), (("<end>the",), "<end>th\ufffd")])
+def test_special_tokens_are_shown_to_whom_asks(tokenizer: Tokenizer, stop: tuple[str, ...], text: str) -> None:
+    (part,) = tokenizer.encode_raw("é")[:1]  # half of a character
+    request = Request([0], SamplingParams(shown=["<end>", "unknown"], stop=stop), None, None, frozenset())  # type: ignore[arg-type]
+    request.open(tokenizer)
+    chunk, rest = request.chunk((258, 256, part, 258, 257), None), request.end()
+    assert chunk.text + (rest.text if rest else "") == text
 
 
 def test_ids_of_a_text_are_within_the_models_vocabulary(tokenizer: Tokenizer) -> None:

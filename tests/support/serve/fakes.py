@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +14,9 @@ from runtime import Chunk, DecoderBusy, EngineFailure, ParameterError, PromptErr
 from runtime.decoding.logprobs import TokenLogprob
 from runtime.decoding.totals import Totals, TotalsRecorder
 from runtime.errors import PromptKind
-from runtime.lanes.forest import Pace
+from runtime.lanes.pace import Pace
 from runtime.text.detokenizer import StopStrings
+from runtime.text.tokenizer import Chat
 
 CONTEXT, EOS = 200, 0
 
@@ -79,6 +80,19 @@ class ToyStream(Iterator[Chunk]):
         self._decoder.ended.append(self.stop)
 
 
+class ToyTokenizer:
+    """What the server asks it. Its template knows no tools."""
+
+    hidden: Mapping[int, str] = {}
+    template_source = ""
+
+    def token_id(self, text: str) -> None:
+        """There is none."""
+
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: object = None, **_: Any) -> str:
+        return "".join(f"{each['role']}:{each['content']};" for each in messages)
+
+
 class ToyDecoder:
     """The part of a Decoder that the server uses.
 
@@ -88,6 +102,7 @@ class ToyDecoder:
     """
 
     policies = ("none", "fixed")
+    tokenizer: Any = ToyTokenizer()
 
     def __init__(self, seconds: float = 0.0, lanes: int = 1) -> None:
         self.seconds, self.lanes, self.rounds = seconds, lanes, 0
@@ -115,8 +130,9 @@ class ToyDecoder:
         return bytes([token]) if token != EOS or special else b""
 
     def encode(self, prompt: Any) -> list[int]:
+        prompt = prompt.messages if isinstance(prompt, Chat) else prompt
         if not isinstance(prompt, str) and prompt and not isinstance(prompt[0], int):
-            prompt = "".join(f"{each['role']}:{each['content']};" for each in prompt)
+            prompt = self.tokenizer.render(prompt)
         ids = list(prompt.encode()) if isinstance(prompt, str) else list(prompt)
         if not ids or len(ids) >= CONTEXT or not all(0 <= each < 256 for each in ids):
             kind: PromptKind = "token_ids" if not all(0 <= each < 256 for each in ids) else "too_long" if ids else "empty"

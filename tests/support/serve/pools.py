@@ -9,7 +9,7 @@ from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
-from runtime.lanes.forest import Pace
+from runtime.lanes.pace import Pace
 from runtime.serve.admission.line import Turn
 from runtime.serve.admission.pool import Pool
 from runtime.serve.settings import ServerSettings

@@ -9,7 +9,8 @@ import pytest
 
 from runtime import Constraint
 from runtime.serve.errors import ApiError
-from runtime.serve.openai.requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request, parse_body
+from runtime.serve.openai.body import parse_body
+from runtime.serve.openai.requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request
 
 
 def chat(**fields: Any) -> GenerationRequest:

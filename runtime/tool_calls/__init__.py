@@ -1,0 +1,1 @@
+"""Parts of an answer besides its text: calls of functions, in the forms that model families write them, and reasoning."""
