@@ -42,8 +42,8 @@ def test_examples_hold_what_was_accepted() -> None:
     accepted = np.array([label for _, label in found.who])
     assert set(accepted) >= {0.0, 6.0}
     gains = np.array([label for _, label in found.deep])
-    assert gains.max() > 0.5  # an accepted token, less its row
-    assert gains.min() < 0  # a row for nothing
+    assert 0.5 < gains.max() < 1  # an accepted token, less its row
+    assert gains.min() == 0  # what is unlikely is not verified
     assert len(found.deep) == 5 * len(found.who)  # every level that could follow another
     states = np.stack([state for state, _ in found.who])
     net = fitted(states, accepted.astype(np.float32), 16, 0, 40)
