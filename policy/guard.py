@@ -22,6 +22,11 @@ class Guarded:
     _paused: bool = field(default=False, init=False)
 
     @property
+    def state(self) -> str:
+        """As in Watchdog: "policy", or "paused" (decoding is plain)."""
+        return "paused" if self._paused else "policy"
+
+    @property
     def trees(self) -> tuple[TreeSpec, ...]:
         return trees_of(self.policy)
 

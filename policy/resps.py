@@ -1,7 +1,7 @@
 """Re-SpS (arXiv 2601.12212): a network reads the target's hidden state at the last accepted token and picks the next tree shape.
 
 With action persistence a choice lasts 30 rounds in service and 10 in training (the paper's action caching). The paper samples actions in
-service. Here the likeliest action is taken, with hysteresis: a change of trees has a cost, and nearly equal logits do not justify it.
+service. Here the likeliest action is taken; a ``margin`` above 0 keeps the last one while logits are nearly equal.
 """
 
 from __future__ import annotations

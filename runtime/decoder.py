@@ -141,15 +141,15 @@ class Decoder:
 
     @property
     def _trees(self) -> tuple[TreeSpec, ...]:
-        """The largest trees that the default policy is known to choose."""
-        return trees_of(self._policy) or (self.default_tree,)
+        """The largest trees that the default policy is known to choose, at any temperature."""
+        return (*trees_of(self._policy), *trees_of(self.policy(self._policy_argument, 1.0))) or (self.default_tree,)
 
-    def policy(self, policy: Policy | str | None = None) -> Policy:
-        """The policy with this name [default: the tuned one], built on first use and then kept. Raises ValueError for an unknown name,
-        EngineDirError for a policy that was not tuned and for a fixed tree of a size that the engines were not built for."""
+    def policy(self, policy: Policy | str | None = None, temperature: float = 0.0) -> Policy:
+        """The policy with this name [default: the tuned one] for requests of this temperature, built on first use and then kept. Raises
+        ValueError for an unknown name, EngineDirError for one that was not tuned, or a fixed tree that the engines were not built for."""
         if policy is None or isinstance(policy, str):
             check_one_of("policy", policy, tuple(dict.fromkeys((*main_policies(), *self.policies))))
-            policy = self._policies.get(policy)
+            policy = self._policies.get(policy, temperature)
         if isinstance(policy, FixedPolicy):
             check_tree_size(self.manifest, policy.spec)
         return policy
@@ -187,7 +187,7 @@ class Decoder:
         with self._opened():
             self._check_free()
             shared = by_budget(self.lanes, self._policy_argument if policy is None else policy)
-            chosen = self._policy if policy is None or shared else self.policy(policy)
+            chosen = self._policy if shared else self.policy(self._policy_argument if policy is None else policy, params.temperature)
             request = new_request(self.manifest, (self._lanes or self.models).make_sampler, ids, params, parts, chosen, deadline)
             return self._start(request, self._totals_recorder, shared)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -17,15 +20,19 @@ from runtime.options import FILE, OUTPUT, option
 from runtime.policies.registry import POLICIES
 
 if TYPE_CHECKING:
-    from policy import LanesLatency
+    from policy import LanesLatency, TreeSpec
     from runtime import Decoder
     from runtime.engine import LoadedEngine
 
+    from .load.compare import Fitted, Results
     from .load.worlds import World
     from .outcome import TuningResult
     from .replay.grid import TreeGrid
+    from .replay.traces import Trace
 
-RECORDING, TRAINING, LANES = 0.35, 0.4, 0.05  # shares of the minutes; the rest measures and confirms
+RECORDING, SAMPLED, TRAINING, LANES = 0.25, 0.1, 0.35, 0.05  # shares of the minutes; the rest measures and confirms
+MOST_LANES = 8  # of the report by load
+CONFIRMED = 0.85  # of the minutes, until greedy requests are confirmed; then sampled ones
 LEARNED = tuple(name for name, kind in POLICIES.items() if kind.learned and not kind.variant)
 VARIANTS = tuple(name for name, kind in POLICIES.items() if kind.variant)  # as the papers compare them
 CANDIDATES = {name: POLICIES[name] for name in ("cost-model", *LEARNED, *VARIANTS)}
@@ -67,6 +74,7 @@ def command(engine_dir: Path, **given: Any) -> None:
     from .install import install
     from .outcome import summary
     from .prompts import read_prompts
+    from .replay.grid import grid_for
     from .report import expect_writable, write_report
 
     if given["report"]:
@@ -79,17 +87,35 @@ def command(engine_dir: Path, **given: Any) -> None:
     choice = choose_engine(directory, draft=None, backend=None, device=None, threads=threads, verify=True, tuned=False)
     engine = load_engine(choice)
     if world is not None:
-        with Decoder(engine, policy="none") as decoder:
-            click.echo("\n".join(_simulate(world, decoder, prompts, perf_counter() + 60 * given["minutes"])))
+        with Decoder(engine, policy="fixed") as decoder, _recorder(engine, decoder) as recorder:
+            click.echo("\n".join(_simulate(world, recorder, prompts, perf_counter() + 60 * given["minutes"])))
         return
     with Decoder(engine, policy="fixed") as decoder:
         result = _tune(engine, decoder, prompts, given["minutes"], learned, threads, given["seed"])
         manifest = decoder.manifest
     if given["report"]:
-        write_report(given["report"], manifest, result)
+        write_report(given["report"], manifest, result, _compared(result, engine.choice.default_tree, grid_for(manifest)))
     tuning = result.tuning if given["dry_run"] else install(directory, manifest, result).tuning
     assert tuning is not None
     click.echo(json.dumps(dataclasses.asdict(tuning)) if given["as_json"] else "\n".join(summary(result)))
+
+
+def _compared(result: TuningResult, default: TreeSpec, grid: TreeGrid) -> tuple[Results, Fitted, TreeSpec] | None:
+    """What several lanes would gain on the test answers, if they were measured."""
+    from policy import TreeSpec
+
+    from .load.compare import Setting, compare, fit_load
+    from .replay.simulation import fixed_trees
+
+    lanes, answers = result.tuning.latency.lanes, result.answers
+    if lanes is None:
+        return None
+    trees = fixed_trees(grid.widths, grid.depths, grid.max_nodes, grid.sizes)
+    setting = Setting(lanes, trees, default, TreeSpec(*grid.largest_trees[-1]))
+    loads = tuple(count for count in lanes.lanes if count <= MOST_LANES)
+    fitted = fit_load(answers.train_and_validation, setting, loads)
+    found = compare(answers.test, setting, fitted, loads, lambda done, steps: progress("comparing by load", done, steps))
+    return found, fitted, default
 
 
 def _world(name: str) -> World:
@@ -102,14 +128,11 @@ def _world(name: str) -> World:
 
 
 def _simulate(world: World, decoder: Decoder, prompts: list[str], deadline: float) -> list[str]:
-    from ..checkpoints.fetch import cache_directory
     from .load.simulate import GRID, simulate
-    from .replay.record import record
     from .tune import split
 
     _expect_tunable(decoder, prompts)
-    cache = cache_directory() / "tuning" / decoder.manifest.engine_id
-    parts = split(record(decoder, prompts, GRID, cache, deadline, progress))
+    parts = split(_recorded(decoder, prompts, GRID, deadline))
     return simulate(world, parts.train_and_validation, parts.test, lambda done, steps: progress("simulating", done, steps))
 
 
@@ -127,44 +150,68 @@ def _expect_tunable(decoder: Decoder, prompts: list[str]) -> None:
 def _tune(
     engine: LoadedEngine, decoder: Decoder, prompts: list[str], minutes: float, learned: tuple[str, ...], threads: int, seed: int
 ) -> TuningResult:
-    from ..checkpoints.fetch import cache_directory
-    from .outcome import tuning_result
+    from runtime import SamplingParams
+
+    from .outcome import Findings, tuning_result
     from .replay.grid import grid_for
     from .replay.latency import measure_latency
-    from .replay.record import record
     from .tune import confirm, fit, simulate, split, train
 
     _expect_tunable(decoder, prompts)
     started, grid = perf_counter(), grid_for(decoder.manifest)
-    cache = cache_directory() / "tuning" / decoder.manifest.engine_id
     held_out, others = prompts[::3], [prompt for index, prompt in enumerate(prompts) if index % 3]
-    parts = split(record(decoder, others, grid, cache, started + 60 * minutes * RECORDING, progress))
+    with _recorder(engine, decoder) as recorder:
+        parts = split(_recorded(recorder, others, grid, started + 60 * minutes * RECORDING))
+        drawn = split(_recorded(recorder, others, grid, perf_counter() + 60 * minutes * SAMPLED, temperature=1.0))
+        lanes = _lanes_latency(recorder, grid, perf_counter() + 60 * minutes * LANES)
     latency = measure_latency(
         decoder, grid.widths, grid.depths, grid.max_nodes, progress=lambda share: progress("measuring", round(100 * share), 100)
     )
-    latency = dataclasses.replace(latency, lanes=_lanes_latency(engine, grid, perf_counter() + 60 * minutes * LANES))
+    latency = replace(latency, lanes=lanes)
     candidates, rate = fit(parts, latency, grid)
     candidates = train(candidates, parts, latency, grid, rate, learned, 60 * minutes * TRAINING, seed, progress)
-    ratios = confirm(decoder, held_out, candidates.policies(latency, grid.sizes), grid.new_tokens, started + 60 * minutes, progress)
-    simulated = simulate(candidates, parts.test, latency, grid)
-    return tuning_result(decoder.manifest, threads, candidates, latency, ratios, simulated, parts.train_and_validation, grid)
+    sampled_candidates = replace(fit(drawn, latency, grid)[0], learned=candidates.learned)
+    found = []
+    for each, test, share, temperature in ((candidates, parts.test, CONFIRMED, 0.0), (sampled_candidates, drawn.test, 1.0, 1.0)):
+        policies, params = each.policies(latency, grid.sizes), SamplingParams(max_new_tokens=grid.new_tokens, temperature=temperature)
+        clock = confirm(decoder, held_out, policies, params, started + 60 * minutes * share, progress)
+        found.append(Findings(each, clock, simulate(each, test, latency, grid)))
+    return tuning_result(decoder.manifest, threads, latency, found[0], found[1], parts, grid)
 
 
-def _lanes_latency(engine: LoadedEngine, grid: TreeGrid, deadline: float) -> LanesLatency | None:
-    """The latencies with several lanes; None if the engine has one only, or runs on a GPU."""
+@contextmanager
+def _recorder(engine: LoadedEngine, decoder: Decoder) -> Iterator[Decoder]:
+    """What records answers: a Decoder with lanes, which is several times as fast; ``decoder`` if the engine has one lane only, or runs on a
+    GPU."""
     from runtime import Decoder
     from runtime.lanes.choose import choose_lanes
-
-    from .replay.lanes_latency import measure_lanes
 
     choice = engine.choice
     lanes = choose_lanes(choice.manifest, None, 1, choice.threads, choice.drafter.name, choice.device, choice.backend)
     if lanes == 1 or choice.device != "cpu":
+        yield decoder
+        return
+    with Decoder(engine.fork(), lanes=lanes) as several:
+        yield several
+
+
+def _recorded(decoder: Decoder, prompts: list[str], grid: TreeGrid, deadline: float, temperature: float = 0.0) -> list[dict[int, Trace]]:
+    from runtime import SamplingParams
+
+    from ..checkpoints.fetch import cache_directory
+    from .replay.record import record
+
+    cache = cache_directory() / "tuning" / decoder.manifest.engine_id
+    return record(decoder, prompts, grid, cache, deadline, progress, SamplingParams(temperature=temperature))
+
+
+def _lanes_latency(decoder: Decoder, grid: TreeGrid, deadline: float) -> LanesLatency | None:
+    """The latencies with several lanes; None if ``decoder`` has one only."""
+    from .replay.lanes_latency import measure_lanes
+
+    if decoder.lanes == 1:
         return None
-    with Decoder(engine.fork(), lanes=lanes, policy="none") as decoder:
-        return measure_lanes(
-            decoder, grid.widths, grid.depths, deadline, lambda share: progress("measuring lanes", round(100 * share), 100)
-        )
+    return measure_lanes(decoder, grid.widths, grid.depths, deadline, lambda share: progress("measuring lanes", round(100 * share), 100))
 
 
 def main() -> None:

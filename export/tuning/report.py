@@ -5,19 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from policy import LatencyModel
+from policy import LatencyModel, TreeSpec
 from runtime.bench.svg import expect_matplotlib, new_figure, svg_of
 from runtime.manifest.schema import Manifest
 
 from .errors import TuningError
+from .load.compare import Fitted, Results
+from .load.figures import load_section
 from .outcome import TuningResult, label, verdict
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MAX_TREES, MAX_ACTIONS = 12, 14  # rows of the table of trees, bars of each chart of chosen trees
 
 
-def write_report(file: Path, manifest: Manifest, result: TuningResult) -> None:
-    """Write the report as one self-contained HTML file. Raises TuningError if it cannot be written."""
+def write_report(file: Path, manifest: Manifest, result: TuningResult, load: tuple[Results, Fitted, TreeSpec] | None) -> None:
+    """Write the report as one self-contained HTML file. ``load``: what several lanes would gain, what was fitted to find out, and the
+    default tree. Raises TuningError if it cannot be written."""
     import jinja2
 
     page = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -31,6 +34,7 @@ def write_report(file: Path, manifest: Manifest, result: TuningResult) -> None:
         latency=svg_of(latency_figure(result.tuning.latency)),
         gains=svg_of(tree_figure(result)),
         actions=svg_of(action_figure(result)),
+        load=load_section(*load) if load else "",
     )
     try:
         file.write_text(text, encoding="utf-8")

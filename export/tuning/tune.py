@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from policy import PLAIN, Calibration, CostModel, FixedPolicy, LatencyModel, Policy, TreeSpec, watch
+from policy import PLAIN, Calibration, CostModel, FixedPolicy, Guarded, LatencyModel, Policy, TreeSpec, watch
 from runtime import Decoder, SamplingParams
 
 from .learning.curriculum import TrainingSetup, measure_policy_ms, num_runs, train_policies
@@ -50,16 +49,17 @@ class Candidates:
     learned: Mapping[str, TrainedPolicy]
 
     def policies(self, latency: LatencyModel, sizes: tuple[int, ...] | None) -> dict[str, Policy]:
-        """Every policy as it runs in service, with the watchdog; plain decoding and the fixed tree come first. ``sizes``: numbers of nodes
-        that may be verified (None: any)."""
+        """Every policy as it runs in service: those that decide have the watchdog, whose pauses the fixed tree has as well. Plain decoding
+        and the fixed tree come first. ``sizes``: numbers of nodes that may be verified (None: any)."""
         adaptive: dict[str, Policy] = {"cost-model": CostModel(self.calibration, latency, sizes)}
         adaptive |= {name: trained.runtime_policy() for name, trained in self.learned.items()}
         watched = {name: watch(policy, self.fixed_tree, latency) for name, policy in adaptive.items()}
-        return {"none": FixedPolicy(PLAIN), "fixed": FixedPolicy(self.fixed_tree), **watched}
+        fixed = Guarded(FixedPolicy(self.fixed_tree), latency.for_lanes())
+        return {"none": FixedPolicy(PLAIN), "fixed": fixed, **watched}
 
     def replay(self, name: str, answers: Answers, latency: LatencyModel, sizes: tuple[int, ...] | None) -> ReplayResult:
-        """Replay one of ``policies``."""
-        return replay(self.policies(latency, sizes)[name], answers, latency)
+        """Replay one of ``policies``, with the time of its decisions."""
+        return replay(self.policies(latency, sizes)[name], answers, latency, charge=True)
 
 
 def fit(parts: Split, latency: LatencyModel, grid: TreeGrid) -> tuple[Candidates, float]:
@@ -112,24 +112,23 @@ def simulate(candidates: Candidates, answers: Answers, latency: LatencyModel, gr
 
 
 def confirm(
-    decoder: Decoder, prompts: Sequence[str], policies: Mapping[str, Policy], new_tokens: int, deadline: float, progress: Progress
-) -> dict[str, float]:
-    """Time the policies, "none" among them, on ``prompts``. Returns tokens per second over plain decoding, by name.
+    decoder: Decoder, prompts: Sequence[str], policies: Mapping[str, Policy], params: SamplingParams, deadline: float, progress: Progress
+) -> dict[str, list[float]]:
+    """Time the policies on ``prompts``. Returns tokens per second on each prompt, by name.
 
-    All policies answer a prompt before the next one, in another order each time. The results are geometric means over prompts: the ratio of
-    two of them is the geometric mean of their ratios on each prompt. (Medians of a dozen prompts picked winners by luck.)
+    All policies answer a prompt before the next one, in another order each time. ``params``: with a temperature, each prompt has a seed.
     """
-    ratios: dict[str, list[float]] = {name: [] for name in policies}
+    found: dict[str, list[float]] = {name: [] for name in policies}
     names = list(policies)
     for done, prompt in enumerate(prompts):
         if done >= MIN_PROMPTS and perf_counter() > deadline:
             break
         rates = {}
         for name in names[done % len(names) :] + names[: done % len(names)]:
-            params = SamplingParams(max_new_tokens=new_tokens)
-            rates[name] = decoder.generate(as_chat(decoder, prompt), params, policy=policies[name]).stats.tokens_per_second
-        if rates["none"]:
+            seeded = replace(params, seed=done) if params.temperature else params
+            rates[name] = decoder.generate(as_chat(decoder, prompt), seeded, policy=policies[name]).stats.tokens_per_second
+        if all(rates.values()):
             for name, rate in rates.items():
-                ratios[name].append(rate / rates["none"])
+                found[name].append(rate)
         progress("confirming by wall clock", done + 1, len(prompts))
-    return {name: statistics.geometric_mean(values) for name, values in ratios.items()}
+    return found

@@ -16,7 +16,8 @@ from ..latency import LanesLatency, interpolate
 
 WINDOW = 32  # passes, and rounds that drafted
 _LEAST_ROUNDS = 5  # for a correction
-_EVERY = 4  # passes between two corrections
+_EVERY = 8  # passes between two corrections
+_PAIRS = np.triu_indices(WINDOW, 1)
 _LEAST_SPREAD, _LEAST_PAIRS = 0.1, 24  # of passes whose rows differ enough to tell a row's price
 _LOWEST, _HIGHEST = 0.1, 10.0  # bounds of the factors
 _LENGTH_STEP = 64  # tokens
@@ -93,7 +94,7 @@ class CorrectedLatency:
         """A line through the last passes: the median slope between passes whose rows differ (Theil and Sen), and the median height. While
         passes are alike, the slope stays as it is."""
         extra, whole = np.array(self._passes).T
-        first, second = np.triu_indices(len(extra), 1)
+        first, second = _PAIRS if len(extra) == WINDOW else np.triu_indices(len(extra), 1)
         spread = extra[second] - extra[first]
         telling = np.abs(spread) > _LEAST_SPREAD
         if telling.sum() >= _LEAST_PAIRS:

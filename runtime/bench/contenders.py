@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from policy import PLAIN, FixedPolicy, Policy, TreeSpec, Watchdog, trees_of
+from policy import PLAIN, FixedPolicy, Guarded, Policy, TreeSpec, Watchdog, trees_of
 
 from ..decoder import Decoder
 from ..drafters.registry import DRAFTERS
@@ -26,7 +26,8 @@ class Contender:
     def record(self) -> ContenderRecord:
         """Its entry in the JSON file, with what is known at this moment."""
         draft = "none" if self.name == BASELINE else self.decoder.draft
-        tree = str(self.policy.spec) if isinstance(self.policy, FixedPolicy) else None
+        fixed = _unguarded(self.policy)
+        tree = str(fixed.spec) if isinstance(fixed, FixedPolicy) else None
         return ContenderRecord(self.name, draft, tree, self.policy.fallback_reason if isinstance(self.policy, Watchdog) else None)
 
     @property
@@ -67,8 +68,13 @@ def _defaults(decoder: Decoder) -> Iterator[tuple[str, Policy]]:
         yield str(first), FixedPolicy(first)
     for name in decoder.policies:
         policy = decoder.policy(name)
-        if not isinstance(policy, FixedPolicy) or policy.spec not in (PLAIN, first):
+        fixed = _unguarded(policy)
+        if not isinstance(fixed, FixedPolicy) or fixed.spec not in (PLAIN, first):
             yield name, policy
+
+
+def _unguarded(policy: Policy) -> Policy:
+    return policy.policy if isinstance(policy, Guarded) else policy
 
 
 def _checked(tree: TreeSpec, decoder: Decoder) -> TreeSpec:

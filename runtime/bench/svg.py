@@ -15,12 +15,12 @@ def expect_matplotlib(extra: str = "bench") -> None:
         raise BenchError(f"a report needs matplotlib — pip install 'resps[{extra}]'")
 
 
-def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
     """A figure and its axes, without pyplot, which keeps global state and looks for a display. Sizes in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(rows, columns)
 
 
 def svg_of(figure: Any) -> str:

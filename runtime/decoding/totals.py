@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from policy import Policy, Watchdog
+from policy import Guarded, Policy, Watchdog
 
 from .stats import RequestCounters, accepted_per_position, action_counts
 
@@ -117,7 +117,7 @@ class TotalsRecorder:
                 draft_seconds=total.draft_seconds,
                 verify_seconds=total.verify_seconds,
                 actions=action_counts(total.actions),
-                guard=policy.state if isinstance(policy, Watchdog) else "none",
+                guard=policy.state if isinstance(policy, Watchdog | Guarded) else "none",
                 passes=self._passes,
                 rows=self._rows,
             )

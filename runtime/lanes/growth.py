@@ -54,13 +54,19 @@ class GrowingTree:
         return np.concatenate(self._scores[1:])
 
     @property
+    def pool(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All candidates, the root first: summed log-probabilities, tokens and the entries of their parents, each [p]."""
+        scores, tokens, parents = map(np.concatenate, (self._scores, self._tokens, self._parents))
+        return scores, tokens, parents
+
+    @property
     def partial(self) -> PartialTree:
         """What a GrowthPolicy reads."""
         return PartialTree(self.spec, self.level, self.scores, self._length)
 
     def tree(self, nodes: int) -> Tree:
         """The root and the best ``nodes`` - 1 candidates."""
-        scores, tokens, parents = map(np.concatenate, (self._scores, self._tokens, self._parents))
+        scores, tokens, parents = self.pool
         chosen = np.sort(np.argsort(-scores, kind="stable")[:nodes])
         place = np.full(len(scores) + 1, -1)
         place[chosen] = np.arange(len(chosen))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from policy import Calibration, LatencyModel, inputs
 from policy.resps import Action
 
 from .graphs import File, Graph
 
+SAMPLED_FROM = 0.4
+"""Temperature from which a request uses the tuning for sampled requests, which is made at a temperature of 1."""
 FILE_PREFIX = "tuned-"  # of all files that a tuning puts into an engine directory; a hash of what is in the file follows
 
 
@@ -64,14 +66,27 @@ class LearnedPolicy:
 
 
 @dataclass(frozen=True)
+class SampledTuning:
+    """What differs in a tuning for requests with a temperature of SAMPLED_FROM or more, where the draft guesses worse: ``policy``,
+    ``static``, ``cost_model``, ``ratios`` and ``intervals`` as in Tuning."""
+
+    policy: str
+    static: Action
+    cost_model: Calibration
+    ratios: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class Tuning:
     """The result of resps-tune for one engine, machine and number of threads.
 
     ``engine``: the manifest's engine_id. ``portable``: whether it came with the model and is valid on any machine (behind a watchdog) until
     resps-tune replaces it. ``policy``: the name of the fastest one. ``static``: the best fixed tree, which a watchdog falls back to.
     ``rotated``: whether it was made with a target whose features are rotated. ``learned``: trained policies by name. ``ratios``: tokens/s
-    of each policy over plain decoding, timed on held-out prompts. ``graphs``, ``files``: of the networks. ``table``: the best fixed tree
-    for each number of lanes from 1; empty if rounds of several lanes were not measured.
+    of each policy over plain decoding, timed on held-out prompts. ``intervals``: of each policy over the best fixed tree, by the clock and
+    recorded answers together, 95 %. ``graphs``, ``files``: of the networks. ``table``: the best fixed tree for each number of lanes from 1;
+    empty if rounds of several lanes were not measured. ``sampled``: for sampled requests, None if it was not tuned for them.
     """
 
     engine: str
@@ -88,6 +103,17 @@ class Tuning:
     files: Mapping[str, File]
     rotated: bool = False
     table: tuple[Action, ...] = ()
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    sampled: SampledTuning | None = None
+
+    def for_temperature(self, temperature: float) -> Tuning:
+        """The tuning for requests with this temperature."""
+        found = self.sampled
+        if found is None or temperature < SAMPLED_FROM:
+            return self
+        return replace(
+            self, policy=found.policy, static=found.static, cost_model=found.cost_model, ratios=found.ratios, intervals=found.intervals
+        )
 
     @property
     def reads_known_inputs(self) -> bool:

@@ -36,6 +36,9 @@ def misfit(tuning: Tuning, limits: PolicyLimits) -> str | None:
     """Why ``tuning``, whose networks read known inputs, cannot be used within ``limits``; None if it can."""
     chosen = [tuning.static, *tuning.table, *(tree for learned in tuning.learned.values() for tree in _trees(learned))]
     bounds = [tuning.cost_model.tree] if tuning.cost_model else []  # the cost model chooses among the engine's sizes by itself
+    if tuning.sampled:
+        chosen.append(tuning.sampled.static)
+        bounds.append(tuning.sampled.cost_model.tree)
     for tree in (*chosen, *bounds):
         try:
             TreeSpec(*tree)

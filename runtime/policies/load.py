@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,11 +23,12 @@ _log = logging.getLogger("resps")
 
 
 class Policies:
-    """The policies of one Decoder, built on first use and then kept, because a watchdog's verdict holds for later requests."""
+    """The policies of one Decoder, built on first use and then kept, because a watchdog's verdict holds for later requests. Sampled
+    requests have their own, if the tuning has."""
 
     def __init__(self, context: PolicyContext, lanes: int) -> None:
         self._context, self._lanes = context, lanes
-        self._built: dict[str, Policy] = {}
+        self._built: dict[tuple[str, bool], Policy] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -37,16 +39,22 @@ class Policies:
         cost_model = ("cost-model",) if several or (tuning and tuning.cost_model) else ()
         return ("none", "fixed", *table, *cost_model, *(tuning.learned if tuning else ()))
 
-    def get(self, name: str | None) -> Policy:
-        """The policy with this name [default: the tuned one, else a fixed tree]. Raises EngineDirError for one that was not tuned."""
-        tuning = self._context.tuning
+    def get(self, name: str | None, temperature: float = 0.0) -> Policy:
+        """The policy with this name [default: the tuned one, else a fixed tree] for requests of this temperature. Raises EngineDirError for
+        one that was not tuned."""
+        context, whole = self._context, self._context.tuning
+        tuning = whole and whole.for_temperature(temperature)
+        if tuning is not whole:
+            assert tuning is not None
+            context = replace(context, tuning=tuning, fixed_tree=TreeSpec(*tuning.static))
         name = name or (tuning.policy if tuning else "fixed")
-        if name not in self._built:
-            policy = POLICIES[name].make(name, self._context) if name in POLICIES else None
+        key = name, tuning is not whole
+        if key not in self._built:
+            policy = POLICIES[name].make(name, context) if name in POLICIES else None
             if policy is None:
                 raise EngineDirError(f"the policy {name} has not been tuned for this engine on this machine — resps-tune --engine-dir DIR")
-            self._built[name] = policy
-        return self._built[name]
+            self._built[key] = policy
+        return self._built[key]
 
 
 def default_tree(drafter: DrafterKind, manifest: Manifest) -> TreeSpec:

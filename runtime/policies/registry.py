@@ -47,9 +47,11 @@ def _none(name: str, context: PolicyContext) -> Policy:
 
 
 def _fixed(name: str, context: PolicyContext) -> Policy:
-    from policy import FixedPolicy
+    """With the costs of this machine it pauses where trees lose, as every other policy does."""
+    from policy import PLAIN, FixedPolicy, Guarded
 
-    return FixedPolicy(context.fixed_tree)
+    tree = FixedPolicy(context.fixed_tree)
+    return tree if context.tuning is None or tree.spec == PLAIN else Guarded(tree, context.tuning.latency.for_lanes())
 
 
 def _table(name: str, context: PolicyContext) -> Policy | None:

@@ -89,7 +89,17 @@ LAYERS = {
         ["cli"],
         ["tuning", "training"],
     ],
-    "export/tuning": [["errors"], ["prompts"], ["replay"], ["load"], ["learning"], ["tune"], ["outcome"], ["install", "report"], ["cli"]],
+    "export/tuning": [
+        ["errors", "evidence"],
+        ["prompts"],
+        ["replay"],
+        ["load"],
+        ["learning"],
+        ["tune"],
+        ["outcome"],
+        ["install", "report"],
+        ["cli"],
+    ],
 }
 MODULES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file

@@ -56,10 +56,10 @@ def size_net(x: np.ndarray) -> np.ndarray:
     return x[:, :4]
 
 
-def random_net(sizes: tuple[int, ...], activation: str, normalise: bool = False, seed: int = 0) -> Mlp:
+def random_net(sizes: tuple[int, ...], activation: str, seed: int = 0) -> Mlp:
     random = np.random.default_rng(seed)
     pairs = pairwise(sizes)
     layers = tuple(
         (random.standard_normal((b, a)).astype(np.float32) / a**0.5, random.standard_normal(b).astype(np.float32)) for a, b in pairs
     )
-    return Mlp(layers, activation, normalise)  # type: ignore[arg-type]
+    return Mlp(layers, activation)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import numpy as np
 from export.tuning.learning.nets import Mlp
 from export.tuning.learning.trained import TrainedPolicy
 from export.tuning.outcome import TuningResult
+from export.tuning.tune import Split
 from policy import Calibration, LatencyModel
 from runtime.backends.cpu.processor import processor_name
 from runtime.manifest.graphs import FILE_NAME
@@ -47,7 +48,7 @@ def a_tuning(directory: Path, learned: dict[str, TrainedPolicy] | None = None, *
         graphs={},
         files={},
     )
-    return TuningResult(dataclasses.replace(tuning, **changes), learned, {}, ())
+    return TuningResult(dataclasses.replace(tuning, **changes), learned, {}, (), Split([], [], []))
 
 
 SLOW = TrainedPolicy(slow=net(192, 3), actions=((1, 0, 0), (4, 3, 2), (9, 2, 3)))

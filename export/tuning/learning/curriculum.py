@@ -51,10 +51,11 @@ class TrainingSetup:
 
 @dataclass(frozen=True)
 class RatedPolicy:
-    """``rate``: tokens per millisecond on the validation answers."""
+    """``rate``: tokens per millisecond on the validation answers. ``depth``: LTD's depth network as it was trained, if it has one."""
 
     policy: TrainedPolicy
     rate: float
+    depth: TrainedActor | None = None
 
 
 Train = Callable[[TrainingSetup, Sequence[RatedPolicy]], RatedPolicy]
@@ -112,22 +113,29 @@ def _resps(settings: PpoSettings, state: str = "features") -> Train:
 
 
 def _ltd(*phases: str) -> Train:
-    """LTD's networks, trained in alternation ("depth", "size"), from the depth network of the recipe it builds on, if any."""
+    """LTD's networks, trained in alternation ("depth", "size"), from the depth network of the recipe it builds on, if any. A size network
+    alone gets trees as deep as the best fixed tree: nothing stops the growth of deeper ones, whose time it would have to pay."""
 
     def train(setup: TrainingSetup, dependencies: Sequence[RatedPolicy]) -> RatedPolicy:
-        start = _actor_from(dependencies[0].policy.depth) if dependencies else None
+        start = dependencies[0].depth if dependencies else None
         # Without a size network as many nodes are verified as in the best fixed tree.
         sizes, fixed_nodes = setup.grid.ltd_sizes, setup.fixed_tree.nodes
-        depth, size = train_ltd(
-            setup.data, setup.largest_tree, sizes, setup.limits, phases, start, start_nodes=fixed_nodes, every=DEPTH_INTERVAL
-        )
+        largest = setup.largest_tree if "depth" in phases or start else _as_deep(setup.largest_tree, setup.fixed_tree)
+        depth, size = train_ltd(setup.data, largest, sizes, setup.limits, phases, start, start_nodes=fixed_nodes, every=DEPTH_INTERVAL)
         last = {"depth": depth, "size": size}[phases[-1]]
         assert last is not None
-        tree = setup.largest_tree if size else (fixed_nodes, *setup.largest_tree[1:])
+        tree = largest if size else (fixed_nodes, *largest[1:])
         policy = TrainedPolicy(depth=depth.net if depth else None, size=size.net if size else None, tree=tree, sizes=sizes)
-        return RatedPolicy(policy, last.rate)
+        return RatedPolicy(policy, last.rate, depth)
 
     return train
+
+
+def _as_deep(tree: Action, fixed_tree: TreeSpec) -> Action:
+    """``tree`` with the depth of the fixed tree, if that drafts."""
+    nodes, depth, width = tree
+    depth = min(depth, fixed_tree.depth) or depth
+    return min(nodes, TreeSpec(1, depth, width).capacity), depth, width
 
 
 def _faster(_: TrainingSetup, dependencies: Sequence[RatedPolicy]) -> RatedPolicy:
@@ -166,14 +174,9 @@ def measure_policy_ms(features: int, actions: int) -> float:
     layers = tuple(
         (random.standard_normal((outputs, inputs)).astype(np.float32), np.zeros(outputs, np.float32)) for inputs, outputs in pairwise(sizes)
     )
-    net, state, times = Mlp(layers, "tanh", normalise=True), np.ones((1, features), np.float32), []
+    net, state, times = Mlp(layers, "tanh"), np.ones((1, features), np.float32), []
     for _ in range(50):
         started = perf_counter()
         net(state)
         times.append(1000 * (perf_counter() - started))
     return float(np.median(times))
-
-
-def _actor_from(net: Mlp | None) -> TrainedActor | None:
-    """A network as the start of another training run."""
-    return TrainedActor(net.layers, net.activation, net.normalise, 0.0, ()) if net else None

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from policy import ActionPersistence, FixedPolicy, Policy
 from policy.ltd import Ltd
-from policy.resps import PERSISTENCE, TRAINING_PERSISTENCE, Action, Net, Resps
+from policy.resps import PERSISTENCE, TRAINING_PERSISTENCE, Action, Net, Resps, state_function
 
+from ..replay.simulation import any_trace, observation_at
 from .environment import LtdDepthEnv, LtdSizeEnv, RespsEnv
-from .nets import Mlp
+from .nets import Scaling
 from .ppo import PpoSettings, TrainedActor, TrainingData, TrainingLimits, train_ppo
 
-RESPS = PpoSettings(3e-4, 64, 32, 4, 0.01, 0.0, (128, 128), (128, 128), "tanh", envs=4, normalise=True)
+RESPS = PpoSettings(3e-4, 64, 32, 4, 0.01, 0.0, (128, 128), (128, 128), "tanh", envs=4)
 """The paper's "standard" hyperparameters. Its gamma of 0.95 has no effect in its code, where each window ends an episode, so it is 0
 here."""
 
@@ -56,7 +59,9 @@ def train_resps(
     def policy_of(net: Net) -> Policy:
         return wrap(ActionPersistence(Resps(net, actions, state=state), PERSISTENCE))
 
-    return train_ppo(environment, policy_of, data, limits, settings)
+    seen = [observation_at(traces, position) for traces in data.train for position in range(len(any_trace(traces)))]
+    scaling = Scaling.of(np.stack([state_function(state)(each) for each in seen]))
+    return train_ppo(environment, policy_of, data, limits, settings, scaling=scaling)
 
 
 def train_ltd(
@@ -82,12 +87,12 @@ def train_ltd(
     """
     for number, phase in enumerate(phases):
         phase_limits = replace(limits, seed=limits.seed + 1000 * number, progress=_phase_progress(limits.progress, number, len(phases)))
-        depth_net, size_net = depth.net if depth else None, size.net if size else None
+        depth_net, size_net = (actor.net if actor else None for actor in (depth, size))
         if phase == "depth":
             bounds = tree if size or not start_nodes else (start_nodes, *tree[1:])
-            depth = _train_depth(data, bounds, sizes, size_net, phase_limits, depth_settings, every, depth_net)
+            depth = _train_depth(data, bounds, sizes, size_net, phase_limits, depth_settings, every, depth)
         elif phase == "size":
-            size = _train_size(data, tree, sizes, depth_net, phase_limits, size_settings, every, size_net)
+            size = _train_size(data, tree, sizes, depth_net, phase_limits, size_settings, every, size)
         else:
             raise ValueError(f"a phase of LTD's training is depth or size, not {phase!r}")
     return depth, size
@@ -101,7 +106,7 @@ def _train_depth(
     limits: TrainingLimits,
     settings: PpoSettings,
     every: int,
-    start: Mlp | None,
+    start: TrainedActor | None,
 ) -> TrainedActor:
     """``bounds``: the largest tree; without a size network its number of nodes is verified."""
     other = Ltd(None, size_net, bounds, sizes=sizes)
@@ -120,7 +125,7 @@ def _train_size(
     limits: TrainingLimits,
     settings: PpoSettings,
     every: int,
-    start: Mlp | None,
+    start: TrainedActor | None,
 ) -> TrainedActor:
     other = Ltd(depth_net, None, tree, every)
 

@@ -19,17 +19,16 @@ Layers = tuple[tuple[np.ndarray, np.ndarray], ...]
 """(weight [outputs, inputs], bias [outputs]) of each layer, float32."""
 
 Activation = Literal["tanh", "relu"]
-EPSILON = 1e-6  # of the input scaling, as in the targets' own norms
+LEAST_DEVIATION = 0.01  # of the median one
+RESOLUTION = 1e-3  # of float16, in which features are recorded
 
 
 @dataclass(frozen=True)
 class Mlp:
-    """Linear layers with ``activation`` between them. ``normalise``: the input is first scaled to a root mean square of one, because the
-    size of hidden states differs from model to model. Raises ValueError for layers that do not fit together or an unknown activation."""
+    """Linear layers with ``activation`` between them. Raises ValueError for layers that do not fit together or an unknown activation."""
 
     layers: Layers
     activation: Activation
-    normalise: bool = False
 
     def __post_init__(self) -> None:
         if self.activation not in ("tanh", "relu"):
@@ -53,8 +52,6 @@ class Mlp:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Inputs float32 [n, F] -> logits [n, A]."""
         value = np.asarray(x, np.float32)
-        if self.normalise:
-            value = value / np.sqrt(np.square(value).mean(axis=-1, keepdims=True) + np.float32(EPSILON))
         for layer, (weight, bias) in enumerate(self.layers):
             if layer:
                 value = np.tanh(value) if self.activation == "tanh" else np.maximum(value, 0)
@@ -62,13 +59,35 @@ class Mlp:
         return np.asarray(value)
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """Standardises each number of an input by itself: (x - ``mean``) / ``deviation``, both float32 [F]. One scale for all of them would not
+    do: a target's high layers are much larger than its low ones, and a few numbers hardly change and are larger still."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def of(cls, inputs: np.ndarray) -> Scaling:
+        """The scaling that gives ``inputs`` [n, F] means of 0 and deviations of 1; numbers that hardly change are not blown up to that."""
+        wide = np.asarray(inputs, np.float64)
+        deviation = wide.std(0)
+        mean = wide.mean(0)
+        least = np.maximum(LEAST_DEVIATION * np.median(deviation), RESOLUTION * np.abs(mean))
+        deviation = np.maximum(deviation, np.where(least > 0, least, 1.0))
+        return cls(mean.astype(np.float32), deviation.astype(np.float32))
+
+    def into(self, layers: Layers) -> Layers:
+        """Layers that compute from an input as it is what ``layers`` compute from the scaled one."""
+        weight, bias = (each.astype(np.float64) for each in layers[0])
+        weight = weight / self.deviation
+        return (weight.astype(np.float32), (bias - weight @ self.mean).astype(np.float32)), *layers[1:]
+
+
 def mlp_graph(net: Mlp) -> onnx.ModelProto:
     """The network as an ONNX graph of standard operators, with its weights inside the file."""
     g = GraphBuilder("policy")
     value = g.input("x", FLOAT, [1, net.inputs])
-    if net.normalise:
-        mean_square = g.op("ReduceMean", g.op("Mul", value, value), g.const([1]))
-        value = g.op("Div", value, g.op("Sqrt", g.op("Add", mean_square, g.const(EPSILON, np.float32))))
     last = len(net.layers) - 1
     for layer, tensors in enumerate(net.layers):
         if layer:

@@ -2,7 +2,7 @@
 
 The best weights are those whose policy replays fastest on the validation answers, with the network's own time charged. The last weights
 are often not the best: the training curves in both papers fall again after their peak (LTD section 4; Re-SpS keeps its last weights
-without such a check).
+without such a check). Checks are spread over the time or the steps of a run, whichever ends it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from policy import LatencyModel, Net, Policy
 
 from ..replay.simulation import Answers, replay
-from .nets import EPSILON, Activation, Layers, Mlp
+from .nets import Activation, Layers, Mlp, Scaling
 
-EVALUATIONS = 25  # of the weights in one training run, evenly over its steps
+EVALUATIONS = 25  # of the weights in one training run, evenly over it
+EVALUATING = 0.25  # largest share of a run's time that its checks may take
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class PpoSettings:
     0.5.
 
     rollout: decisions of all ``envs`` together between updates. hidden, critic: layer widths of the actor and of the critic.
-    normalise: scale the input to a root mean square of one. decay: let the learning rate rise during the first ``warm_up`` (a share of the
+    decay: let the learning rate rise during the first ``warm_up`` (a share of the
     steps) and then fall to zero.
     """
 
@@ -47,7 +48,6 @@ class PpoSettings:
     critic: tuple[int, ...]
     activation: Activation
     envs: int
-    normalise: bool = False
     decay: bool = False
     warm_up: float = 0.01
 
@@ -66,18 +66,18 @@ class TrainingLimits:
 
 @dataclass(frozen=True)
 class TrainedActor:
-    """The best weights of a training run. ``rate``: their tokens per millisecond on the validation answers; ``curve``: (number of
-    decisions, rate) of every evaluation."""
+    """The best weights of a training run. ``critic``: the layers of the critic at that time. ``rate``: tokens per millisecond on the
+    validation answers; ``curve``: (number of decisions, rate) of every evaluation."""
 
     layers: Layers
     activation: Activation
-    normalise: bool
+    critic: Layers
     rate: float
     curve: tuple[tuple[int, float], ...]
 
     @property
     def net(self) -> Mlp:
-        return Mlp(self.layers, self.activation, self.normalise)
+        return Mlp(self.layers, self.activation)
 
 
 @dataclass(frozen=True)
@@ -96,17 +96,18 @@ def train_ppo(
     data: TrainingData,
     limits: TrainingLimits,
     settings: PpoSettings,
-    start: Mlp | None = None,
+    start: TrainedActor | None = None,
+    scaling: Scaling | None = None,
 ) -> TrainedActor:
     """Train a network in ``environment``, from the weights of ``start`` or from random ones. ``make_policy``: the policy that runs with a
-    network in service. torch uses one thread meanwhile."""
+    network in service. ``scaling``: of the observations; it becomes part of the network's first layer. torch uses one thread meanwhile."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = _ppo(environment, settings, limits)
+        model = _ppo(environment, settings, limits, scaling)
         if start:
-            _load_actor(model, start)
-        evaluation = _Evaluation(make_policy, data, limits, settings)
+            _load(model, start)
+        evaluation = _Evaluation(make_policy, data, limits, settings.activation, scaling)
         model.learn(limits.steps, callback=evaluation)
         return evaluation.best()
     finally:
@@ -127,52 +128,64 @@ def replay_rate(make_policy: Callable[[Net], Policy], net: Net, answers: Answers
 
 
 class _Evaluation(BaseCallback):  # type: ignore[misc]
-    """Evaluates the weights before the first update, after the last one, and about `EVALUATIONS` times between. Ends training when time
+    """Evaluates the weights before the first update, after the last one, and at most `EVALUATIONS` times between. Ends training when time
     is up."""
 
-    def __init__(self, make_policy: Callable[[Net], Policy], data: TrainingData, limits: TrainingLimits, settings: PpoSettings) -> None:
+    def __init__(
+        self,
+        make_policy: Callable[[Net], Policy],
+        data: TrainingData,
+        limits: TrainingLimits,
+        activation: Activation,
+        scaling: Scaling | None,
+    ) -> None:
         super().__init__()
-        self._make_policy, self._data, self._limits, self._settings = make_policy, data, limits, settings
-        self._next_step, self._started = 0, perf_counter()
+        self._make_policy, self._data, self._limits, self._activation, self._scaling = make_policy, data, limits, activation, scaling
+        self._next, self._started = 0.0, perf_counter()
         self._best: TrainedActor | None = None
         self._curve: list[tuple[int, float]] = []
 
     def _on_step(self) -> bool:
         return perf_counter() - self._started < self._limits.seconds
 
+    @property
+    def _share(self) -> float:
+        """Of the run that is done."""
+        return max(int(self.num_timesteps) / self._limits.steps, (perf_counter() - self._started) / self._limits.seconds)
+
     def _on_rollout_start(self) -> None:
-        if self.num_timesteps >= self._next_step:
+        if (share := self._share) >= self._next:
             self._evaluate()
-            self._next_step = self.num_timesteps + max(1, self._limits.steps // EVALUATIONS)
+            self._next = self._share + max(1 / EVALUATIONS, (self._share - share) / EVALUATING)
 
     def _on_training_end(self) -> None:
         self._evaluate()
 
     def _evaluate(self) -> None:
-        limits, normalise = self._limits, self._settings.normalise
-        net = Mlp(actor_layers(self.model), self._settings.activation, normalise)
-        rate = replay_rate(self._make_policy, net, self._data.validation, self._data.latency, limits.policy_ms)
+        net = Mlp(actor_layers(self.model, self._scaling), self._activation)
+        rate = replay_rate(self._make_policy, net, self._data.validation, self._data.latency, self._limits.policy_ms)
         self._curve.append((self.num_timesteps, rate))
         if self._best is None or rate > self._best.rate:
-            self._best = TrainedActor(net.layers, net.activation, normalise, rate, ())
-        limits.progress(min(1.0, max(self.num_timesteps / limits.steps, (perf_counter() - self._started) / limits.seconds)))
+            self._best = TrainedActor(net.layers, net.activation, _weights(_critic(self.model)), rate, ())
+        self._limits.progress(min(1.0, self._share))
 
     def best(self) -> TrainedActor:
         assert self._best is not None
         return replace(self._best, curve=tuple(self._curve))
 
 
-class _NormalisedInput(BaseFeaturesExtractor):  # type: ignore[misc]
-    """Scales the input as `Mlp` does with ``normalise``."""
+class _Scaled(BaseFeaturesExtractor):  # type: ignore[misc]
+    """Scales the input."""
 
-    def __init__(self, observation_space: Any) -> None:
+    def __init__(self, observation_space: Any, scaling: Scaling) -> None:
         super().__init__(observation_space, int(observation_space.shape[0]))
+        self._mean, self._deviation = torch.from_numpy(scaling.mean), torch.from_numpy(scaling.deviation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x / torch.sqrt(x.square().mean(-1, keepdim=True) + EPSILON)
+        return (x - self._mean) / self._deviation
 
 
-def _ppo(environment: Callable[[], Any], settings: PpoSettings, limits: TrainingLimits) -> PPO:
+def _ppo(environment: Callable[[], Any], settings: PpoSettings, limits: TrainingLimits, scaling: Scaling | None) -> PPO:
     started = perf_counter()
 
     def learning_rate(left: float) -> float:
@@ -182,7 +195,7 @@ def _ppo(environment: Callable[[], Any], settings: PpoSettings, limits: Training
         left = min(left, 1 - (perf_counter() - started) / limits.seconds)
         return settings.learning_rate * max(0.0, min(left / (1 - settings.warm_up), max(1e-3, 1 - left) / settings.warm_up))
 
-    extractor = {"features_extractor_class": _NormalisedInput} if settings.normalise else {}
+    extractor = {"features_extractor_class": _Scaled, "features_extractor_kwargs": {"scaling": scaling}} if scaling else {}
     return PPO(
         "MlpPolicy",
         DummyVecEnv([environment] * settings.envs),
@@ -202,18 +215,35 @@ def _ppo(environment: Callable[[], Any], settings: PpoSettings, limits: Training
     )
 
 
-def _linears(model: PPO) -> list[Any]:
+def _actor(model: PPO) -> list[Any]:
     """The actor's linear layers."""
-    return [layer for layer in model.policy.mlp_extractor.policy_net if isinstance(layer, torch.nn.Linear)] + [model.policy.action_net]
+    return [*_linear(model.policy.mlp_extractor.policy_net), model.policy.action_net]
 
 
-def actor_layers(model: PPO) -> Layers:
-    """Copies of the actor's weights."""
-    return tuple((layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in _linears(model))
+def _critic(model: PPO) -> list[Any]:
+    """The critic's linear layers."""
+    return [*_linear(model.policy.mlp_extractor.value_net), model.policy.value_net]
 
 
-def _load_actor(model: PPO, net: Mlp) -> None:
+def _linear(layers: Any) -> list[Any]:
+    return [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
+
+
+def _weights(layers: list[Any]) -> Layers:
+    """Copies."""
+    return tuple((layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in layers)
+
+
+def actor_layers(model: PPO, scaling: Scaling | None = None) -> Layers:
+    """Copies of the actor's weights, with the scaling of its input in the first layer."""
+    layers = _weights(_actor(model))
+    return scaling.into(layers) if scaling else layers
+
+
+def _load(model: PPO, start: TrainedActor) -> None:
+    """Continue with an actor and its critic: a critic that knows nothing would drive the actor away from what it has learned."""
     with torch.no_grad():
-        for layer, (weight, bias) in zip(_linears(model), net.layers, strict=True):
-            layer.weight.copy_(torch.from_numpy(weight))
-            layer.bias.copy_(torch.from_numpy(bias))
+        for linears, layers in ((_actor(model), start.layers), (_critic(model), start.critic)):
+            for layer, (weight, bias) in zip(linears, layers, strict=True):
+                layer.weight.copy_(torch.from_numpy(weight))
+                layer.bias.copy_(torch.from_numpy(bias))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from policy import Observation, Outcome, Policy, RowBudget, TreeSpec
 
-from ..replay.simulation import num_candidates
+from ..replay.simulation import any_trace, num_candidates
 from ..replay.traces import Trace
 from .simulation import Planned, RoundMs, SimulatedLane, growing_lanes
 
@@ -29,7 +30,8 @@ class LanePolicies:
         planned = []
         for lane in lanes:
             assert lane.policy is not None
-            observation = Observation(lane.length, lane.room, lambda: np.zeros(0), lanes=len(lanes), waiting=waiting)
+            look = partial(_features, lane)
+            observation = Observation(lane.length, lane.room, look, lanes=len(lanes), waiting=waiting)
             spec = lane.policy.choose(observation).within(64, lane.room - 1)
             planned.append(Planned(spec.nodes, spec.depth, spec.width))
         return planned
@@ -94,6 +96,10 @@ class SharedBudget:
             if promised is not None:
                 budget.observe_tree(lane.history, promised, count, plan.nodes - 1)
         budget.observe_round(sum(accepted) + len(lanes), sum(plan.nodes for plan in planned), ms.verify)
+
+
+def _features(lane: SimulatedLane) -> np.ndarray:
+    return np.asarray(any_trace(lane.answer).features[lane.position])
 
 
 def _last_level(trace: Trace, position: int, level: int) -> np.ndarray:

@@ -21,6 +21,8 @@ BOUNDS = ("all scores known", "clairvoyant")
 DAY = "day"
 _BUSY = 0.7  # of what plain decoding bears, in the mean of a day
 ROWS_OF_A_LANE = 8
+Results = Mapping[str, Mapping[str, LoadResult]]
+"""By load and arm."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +96,29 @@ def compare(
     return found
 
 
-def fastest(found: Mapping[str, Mapping[str, LoadResult]]) -> str:
+def fastest(found: Results) -> str:
     """The causal arm with the highest geometric mean of its tokens per busy second over the loads."""
     return max(CAUSAL, key=lambda name: geometric_mean(results[name].rate for results in found.values()))
 
 
-def described(found: Mapping[str, Mapping[str, LoadResult]], fitted: Fitted, default: TreeSpec) -> list[str]:
+def described(found: Results, fitted: Fitted, default: TreeSpec) -> list[str]:
     """A table of the results, over plain decoding."""
+    lines = [f"{'lanes':<24}" + "".join(f"{load:>17}" for load in found)]
+    for name, cells in rows_of(found, fitted, default):
+        texts = (f"{rate:>8.3f}x {p99:>5.1f} ms" for rate, p99 in cells)
+        lines.append(f"{name:<24}" + "".join(f"{text:>17}" for text in texts))
+    return [*lines, f"the table's trees, by lanes: {trees_by_load(found, fitted)}"]
+
+
+def rows_of(found: Results, fitted: Fitted, default: TreeSpec) -> list[tuple[str, list[tuple[float, float]]]]:
+    """For each arm its name and, for each load, its rate over plain decoding and the 99th percentile of a token's milliseconds."""
     labels = {"default": f"default {default}", "fixed": f"fixed {fitted.single}"}
-    loads = list(found)
-    lines = [f"{'lanes':<24}" + "".join(f"{load:>17}" for load in loads)]
-    for name in (*CAUSAL, *BOUNDS):
-        cells = (f"{results[name].rate / results['none'].rate:>8.3f}x {results[name].p99:>5.1f} ms" for results in found.values())
-        lines.append(f"{labels.get(name, name):<24}" + "".join(f"{cell:>17}" for cell in cells))
-    trees = ", ".join(f"{load}: {fitted.table[int(load) - 1]}" for load in loads if load != DAY)
-    return [*lines, f"the table's trees, by lanes: {trees}"]
+    return [
+        (labels.get(name, name), [(results[name].rate / results["none"].rate, results[name].p99) for results in found.values()])
+        for name in (*CAUSAL, *BOUNDS)
+    ]
+
+
+def trees_by_load(found: Results, fitted: Fitted) -> str:
+    """The table's trees."""
+    return ", ".join(f"{load}: {fitted.table[int(load) - 1]}" for load in found if load != DAY)

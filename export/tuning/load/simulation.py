@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import thread_time
@@ -19,10 +18,29 @@ from .arrivals import Times
 CHUNK = 128  # rows of a prompt that one pass reads
 
 
+@dataclass
+class Share:
+    """What one request got: ``rounds``, ``drafted`` rows that were verified for it, and how many of those were accepted."""
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True)
+class RoundCount:
+    """A round that ended at ``at`` milliseconds: its lanes, its ``rows``, and the requests that waited."""
+
+    at: float
+    lanes: int
+    rows: int
+    waiting: int
+
+
 @dataclass(eq=False)
 class SimulatedLane:
     """One running request. ``answer``: its traces by width. ``unread``: tokens of its prompt. ``last``: when its reader got something.
-    ``policy``: its own copy, if the arm has policies of lanes."""
+    ``policy``: its own copy, if the arm has policies of lanes. ``share``: what it got so far."""
 
     answer: dict[int, Trace]
     unread: int
@@ -30,6 +48,7 @@ class SimulatedLane:
     position: int = 0
     history: LaneHistory = field(default_factory=LaneHistory)
     policy: Policy | None = None
+    share: Share = field(default_factory=lambda: Share())
 
     @property
     def length(self) -> int:
@@ -88,16 +107,16 @@ class RoundMs:
 @dataclass
 class LoadResult:
     """``tokens``, over all requests, without the first of each. ``busy_ms``: time in which a request ran. ``decisions_ms``: of that, the
-    policy's own. ``gaps``: milliseconds between a token and the one before it. ``lane_rounds``: rounds by number of lanes. ``drafted``:
-    trees, over lanes and rounds."""
+    policy's own. ``gaps``: milliseconds between a token and the one before it. ``arrivals``: when requests came. ``rounds``, ``shares``: of
+    every round and of every request, in the order of their ends."""
 
     tokens: int = 0
     busy_ms: float = 0.0
     decisions_ms: float = 0.0
     gaps: list[float] = field(default_factory=list)
-    lane_rounds: Counter[int] = field(default_factory=Counter)
-    rows: int = 0
-    drafted: int = 0
+    arrivals: Times = field(default_factory=list)
+    rounds: list[RoundCount] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
@@ -113,7 +132,7 @@ class LoadResult:
 def simulate_load(arm: Arm, answers: Answers, times: Times, most: int, latency: LanesLatency, charge: bool = True) -> LoadResult:
     """Run every answer as a request. ``times``: when each arrives. ``most``: lanes. ``charge``: whether decisions take the time that they
     take on this processor."""
-    result, now, arrived = LoadResult(), 0.0, 0
+    result, now, arrived = LoadResult(arrivals=times), 0.0, 0
     lanes: list[SimulatedLane] = []
     while arrived < len(answers) or lanes:
         if not lanes and times[arrived] > now:
@@ -137,9 +156,10 @@ def simulate_load(arm: Arm, answers: Answers, times: Times, most: int, latency: 
             arm.observe(decoding, planned, accepted, ms)
             decided = 1000 * (decided + thread_time() - started) if charge and arm.charged else 0.0
             now += ms.whole + decided
-            _count(result, planned, decided)
-            for lane, count in zip(decoding, accepted, strict=True):
-                _move_on(lane, count + 1, now, result)
+            result.decisions_ms += decided
+            result.rounds.append(RoundCount(now, len(planned), sum(plan.nodes for plan in planned), waiting))
+            for lane, plan, count in zip(decoding, planned, accepted, strict=True):
+                _move_on(lane, plan, count, now, result)
             lanes = [lane for lane in lanes if lane.room > 0]
         result.busy_ms += now - before
     return result
@@ -171,15 +191,12 @@ def growing_lanes(planned: Sequence[Planned]) -> list[int]:
     return [sum(plan.depth > at for plan in planned) for at in range(max(plan.depth for plan in planned))]
 
 
-def _count(result: LoadResult, planned: Sequence[Planned], decided: float) -> None:
-    result.decisions_ms += decided
-    result.lane_rounds[len(planned)] += 1
-    result.rows += sum(plan.nodes for plan in planned)
-    result.drafted += sum(plan.depth > 0 for plan in planned)
-
-
-def _move_on(lane: SimulatedLane, tokens: int, now: float, result: LoadResult) -> None:
+def _move_on(lane: SimulatedLane, plan: Planned, accepted: int, now: float, result: LoadResult) -> None:
+    share, tokens = lane.share, accepted + 1
+    share.rounds, share.drafted, share.accepted = share.rounds + 1, share.drafted + plan.nodes - 1, share.accepted + accepted
     lane.position += tokens
     result.tokens += tokens
     result.gaps += [(now - lane.last) / tokens] * tokens
     lane.last = now
+    if lane.room <= 0:
+        result.shares.append(share)

@@ -10,7 +10,7 @@ from policy import Calibration, CostModel, LatencyModel
 
 from .simulation import Answers, ReplayResult, replay
 
-GAINS = (0.25, 0.35, 0.5, 0.7, 1.0)  # values tried for Calibration.gain
+GAINS = (0.1, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # values tried for Calibration.gain
 MIN_SCORE = -12.0  # log-probability; candidates below it are never accepted
 RIDGE = 1e-3  # of the logistic regression
 NEWTON_STEPS = 25

@@ -145,9 +145,10 @@ def _repeat(
 
 
 def _whole(table: dict[tuple[int, int, int], float], span: int, count: int, rows: Sequence[int]) -> tuple[float, ...]:
-    """A line of ``verify_ms``: what was measured, and beyond it the last slope."""
+    """A line of ``verify_ms``: what was measured, and beyond it the last slope. A pass costs no more than one with more rows does: what was
+    measured dearer met a slow moment of the machine."""
     known = [row for row in rows if (span, count, row) in table]
-    costs = {row: table[span, count, row] for row in known}
+    costs = {row: min(table[span, count, more] for more in known if more >= row) for row in known}
     first, last = known[0], known[-1]
     slope = max(0.0, (costs[last] - costs[known[-2]]) / (last - known[-2])) if len(known) > 1 else 0.0
     return tuple(costs.get(row, costs[first] if row < first else costs[last] + slope * (row - last)) for row in rows)

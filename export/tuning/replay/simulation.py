@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import thread_time
 
 import numpy as np
 
@@ -22,12 +23,14 @@ Answers = Sequence[Mapping[int, Trace]]
 
 @dataclass
 class ReplayResult:
-    """Totals of a replay. ``trees``: (nodes verified, depth drafted, width) -> number of rounds."""
+    """Totals of a replay. ``milliseconds``: of rounds, with the policy's own time if that was charged. ``trees``: (nodes verified, depth
+    drafted, width) -> number of rounds. ``answer_rates``: tokens per millisecond of each answer."""
 
     tokens: int = 0
     milliseconds: float = 0.0
     cycles: int = 0
     trees: Counter[tuple[int, int, int]] = field(default_factory=Counter)
+    answer_rates: list[float] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
@@ -46,21 +49,25 @@ class ReplayResult:
         self.trees[tree] += 1
 
 
-def replay(policy: Policy, answers: Answers, latency: LatencyModel) -> ReplayResult:
-    """Let ``policy`` decode every answer. Trees deeper than the traces are clipped to them."""
+def replay(policy: Policy, answers: Answers, latency: LatencyModel, charge: bool = False) -> ReplayResult:
+    """Let ``policy`` decode every answer. Trees deeper than the traces are clipped to them. ``charge``: whether its decisions take the
+    processor time that they take here."""
     result = ReplayResult()
     for traces in answers:
         length = len(any_trace(traces))
         policy.begin()
-        position = 0
+        position, before = 0, result.milliseconds
         while position < length:
-            position += simulate_round(policy, traces, position, latency, result)
+            position += simulate_round(policy, traces, position, latency, result, charge)
+        result.answer_rates.append(position / (result.milliseconds - before))
     return result
 
 
-def simulate_round(policy: Policy, traces: Mapping[int, Trace], position: int, latency: LatencyModel, result: ReplayResult) -> int:
+def simulate_round(
+    policy: Policy, traces: Mapping[int, Trace], position: int, latency: LatencyModel, result: ReplayResult, charge: bool = False
+) -> int:
     """Simulate the round at ``position`` of an answer and add it to ``result``. Returns the number of tokens gained."""
-    observation = observation_at(traces, position)
+    observation, started = observation_at(traces, position), thread_time()
     chosen = policy.choose(observation)
     nodes, depth, tokens = 1, 0, 1
     if chosen.nodes > 1:
@@ -70,10 +77,15 @@ def simulate_round(policy: Policy, traces: Mapping[int, Trace], position: int, l
         nodes = spec.nodes
         if isinstance(policy, GrowthPolicy):
             depth, nodes = _grow_tree(policy, spec, trace, position, observation.length)
+        decided = thread_time()
         tokens = min(accepted_tokens(trace, position, depth, nodes) + 1, observation.room)
+    else:
+        decided = thread_time()
     milliseconds = latency.round(nodes, depth, chosen.width, observation.length)
+    observed = thread_time()
     policy.observe(Outcome(chosen, nodes, tokens, milliseconds / 1000))
-    result.add((nodes, depth, chosen.width if depth else 0), tokens, milliseconds)
+    decisions = 1000 * (decided - started + thread_time() - observed) if charge else 0.0
+    result.add((nodes, depth, chosen.width if depth else 0), tokens, milliseconds + decisions)
     return tokens
 
 

@@ -8,11 +8,11 @@ tree are among its best n + 1 (RADAR, arXiv 2512.14069; EAGLE-2's reranking nest
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from runtime import Decoder, SamplingParams
+from runtime import Decoder
 from runtime.decoding.target import Target
 from runtime.drafters.eagle import EagleDrafter
 
@@ -53,11 +53,6 @@ class Trace:
         return marks
 
 
-def generate_answer(decoder: Decoder, prompt: Sequence[int], tokens: int, sampling: SamplingParams) -> tuple[int, ...]:
-    """At most ``tokens`` tokens, with the decoder's own policy; the policy does not change the answer."""
-    return decoder.generate(prompt, replace(sampling, max_new_tokens=tokens)).tokens
-
-
 def trace_answer(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int], depth: int, width: int) -> Trace:
     """Grow a draft tree at every position of ``answer`` but the last. Raises ValueError if the engine has no EAGLE-3 draft or the answer
     has fewer than two tokens."""
@@ -70,7 +65,7 @@ def trace_answer(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int],
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for position, features in _positions(target, drafter, prompt, answer[:-1]):
         scores, tokens, parents = drafter.pool(answer[position], depth, width)
-        path = _match_path(tokens, parents, answer[position + 1 : position + 1 + depth], depth)
+        path = match_path(tokens, parents, answer[position + 1 : position + 1 + depth], depth)
         rows.append((scores[1:].copy(), path, features.astype(np.float16)))
     scores, path, features = (np.stack(column) for column in zip(*rows, strict=True))
     return Trace(len(prompt), width, scores, levels, path, features)
@@ -96,7 +91,7 @@ def _positions(target: Target, drafter: EagleDrafter, prompt: Sequence[int], ans
         target.commit(range(len(tokens)))
 
 
-def _match_path(tokens: np.ndarray, parents: np.ndarray, following: Sequence[int], depth: int) -> np.ndarray:
+def match_path(tokens: np.ndarray, parents: np.ndarray, following: Sequence[int], depth: int) -> np.ndarray:
     """int16 [depth]: index of the candidate (root left out) that matches each token of ``following`` along one path, -1 from the first
     token without a match."""
     path, parent = np.full(depth, -1, np.int16), 0

@@ -16,12 +16,13 @@ from export.tuning.errors import TuningError
 from export.tuning.install import install
 from export.tuning.learning.nets import Mlp, mlp_graph
 from export.tuning.replay.simulation import replay
-from policy import FixedPolicy, Ltd, Watchdog
+from policy import FixedPolicy, Guarded, Ltd, TreeSpec, Watchdog
 from runtime import Decoder, EngineDirError, SamplingParams
 from runtime.manifest.load import load_manifest
+from runtime.manifest.tuning import SampledTuning
 from tests.support.eagle_engines import prompt_of
 from tests.support.traces import trace_prompt
-from tests.support.tunings import FAST, LATENCY, SLOW, a_tuning, edit_tuning, net
+from tests.support.tunings import CALIBRATION, FAST, LATENCY, SLOW, a_tuning, edit_tuning, net
 
 
 @pytest.mark.parametrize("changes", [{"machine": "another"}, {"threads": 7}], ids=str)
@@ -75,6 +76,35 @@ def test_lanes_use_the_table_of_a_tuning_and_an_older_tuning_has_none(engine_dir
         with pytest.raises(EngineDirError, match="table has not been tuned"):
             decoder.policy("table")
         assert decoder.generate(prompt_of(20), params, policy="cost-model").tokens == plain
+
+
+def test_a_request_gets_the_policy_for_its_temperature(engine_dir: Path) -> None:
+    sampled = SampledTuning("fixed", (2, 1, 1), dataclasses.replace(CALIBRATION, bias=-3.0), {"none": 1.0}, {})
+    install(engine_dir, load_manifest(engine_dir), a_tuning(engine_dir, sampled=sampled))
+    with Decoder(engine_dir, draft="eagle", threads=2) as decoder:
+        for temperature, tree in ((0.0, "9,4,2"), (0.2, "9,4,2"), (0.7, "2,1,1"), (1.0, "2,1,1")):
+            params = SamplingParams(temperature=temperature, seed=1, max_new_tokens=20)
+            found = decoder.generate(prompt_of(20), params)
+            assert tree in found.stats.actions, temperature
+            assert found.tokens == decoder.generate(prompt_of(20), params, policy="none").tokens
+        models = [decoder.policy("cost-model", temperature) for temperature in (0.0, 1.0)]
+        assert [each.policy.calibration.bias for each in models] == [CALIBRATION.bias, -3.0]  # type: ignore[attr-defined]
+        assert decoder.policy("cost-model", 0.9) is models[1]  # a watchdog's verdict holds for later requests
+    edit_tuning(engine_dir, lambda tuning: tuning["sampled"].update(static=[99, 4, 2]))
+    with pytest.raises(EngineDirError, match="does not fit"):
+        load_manifest(engine_dir)
+    edit_tuning(engine_dir, lambda tuning: (tuning.pop("sampled"), tuning.pop("intervals")))  # as written by an earlier version
+    with Decoder(engine_dir, draft="eagle", threads=2) as decoder:
+        assert decoder.policy(None, 1.0) is decoder.policy(None)
+
+
+def test_a_tuned_fixed_tree_pauses_where_it_loses(engine_dir: Path) -> None:
+    install(engine_dir, load_manifest(engine_dir), a_tuning(engine_dir, policy="fixed"))
+    with Decoder(engine_dir, threads=2) as decoder:
+        policy = decoder.policy()
+        assert isinstance(policy, Guarded)
+        assert policy.policy == FixedPolicy(TreeSpec(5, 3, 2))
+        assert decoder.totals.guard == "policy"
 
 
 def test_learned_policies_decide_as_in_replay_and_change_no_token(engine_dir: Path, eagle_decoder: Decoder) -> None:

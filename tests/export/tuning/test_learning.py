@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from export.tuning.learning.environment import RespsEnv
-from export.tuning.learning.nets import Mlp
+from export.tuning.learning.nets import Mlp, Scaling
 from export.tuning.replay.simulation import replay
 from policy import PLAIN, ActionPersistence, FixedPolicy, TreeSpec
 from policy.ltd import Ltd
@@ -90,26 +90,30 @@ def test_weights_survive_loading_into_ppo_and_reading_back() -> None:
     import torch
 
     from export.tuning.learning.learn import RESPS
-    from export.tuning.learning.ppo import TrainingLimits, _load_actor, _ppo, actor_layers
+    from export.tuning.learning.ppo import TrainedActor, TrainingLimits, _critic, _load, _ppo, _weights, actor_layers
 
     def environment() -> RespsEnv:
         return RespsEnv(toy_answers(), LATENCY, 0.1, ACTIONS)
 
-    model = _ppo(environment, RESPS, TrainingLimits(100, seed=3))
-    net = random_net((4, 128, 128, 3), "tanh", normalise=True)
-    _load_actor(model, net)
-    read_back = Mlp(actor_layers(model), "tanh", normalise=True)
+    scaling = Scaling(np.array([1, 0, -2, 0], np.float32), np.array([1, 10, 0.1, 2], np.float32))
+    model = _ppo(environment, RESPS, TrainingLimits(100, seed=3), scaling)
+    net, critic = random_net((4, 128, 128, 3), "tanh"), random_net((4, 128, 128, 1), "tanh", seed=1)
+    _load(model, TrainedActor(net.layers, "tanh", critic.layers, 0.0, ()))
+    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(_weights(_critic(model))[0], critic.layers[0], strict=True))
+    read_back = Mlp(actor_layers(model, scaling), "tanh")
     x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
     with torch.no_grad():
         logits = model.policy.get_distribution(torch.from_numpy(x)).distribution.logits.numpy()
     logits -= logits.mean(-1, keepdims=True)  # torch gives log-probabilities
     np.testing.assert_allclose(read_back(x) - read_back(x).mean(-1, keepdims=True), logits, atol=1e-5)
-    np.testing.assert_array_equal(read_back(x), net(x))
+    np.testing.assert_allclose(read_back(x), net((x - scaling.mean) / scaling.deviation), atol=1e-4)
 
 
-def test_time_limit_ends_training() -> None:
+def test_weights_are_checked_all_along_a_run_that_time_ends() -> None:
     from export.tuning.learning.learn import RESPS, train_resps
-    from export.tuning.learning.ppo import TrainingLimits
+    from export.tuning.learning.ppo import EVALUATIONS, TrainingLimits
 
-    learned = train_resps(toy_data(), ACTIONS, TrainingLimits(10**7, 0.2), RESPS)  # type: ignore[arg-type]
-    assert learned.curve[-1][0] < 10**5
+    curve = train_resps(toy_data(), ACTIONS, TrainingLimits(10**7, 2.0), RESPS).curve  # type: ignore[arg-type]
+    assert 4 <= len(curve) <= EVALUATIONS + 2
+    assert curve[-1][0] < 10**5
+    assert curve[len(curve) // 2][0] < 0.8 * curve[-1][0]

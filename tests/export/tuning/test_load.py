@@ -48,7 +48,7 @@ def test_one_lane_is_the_plain_replay(tree: TreeSpec) -> None:
     single = [replay(FixedPolicy(tree), [each], LatencyModel(**{**vars(LATENCY), "lanes": None})) for each in given]
     prompts = 6 * LANES.verify(20, 1, 20)
     assert found.tokens == sum(each.tokens for each in single)
-    assert sum(found.lane_rounds.values()) == sum(each.cycles for each in single)
+    assert len(found.rounds) == sum(each.cycles for each in single)
     # The last tree is cut to what is left of the answer there, as in service, and not in a replay.
     assert found.busy_ms - prompts == pytest.approx(sum(each.milliseconds for each in single), rel=0.05)
 
@@ -62,7 +62,9 @@ def test_every_answer_is_whole_whoever_decides(lanes: int) -> None:
         for times in (at_once(12), steady(12, 5.0, 0), bursts(12, 5.0, 4, 0)):
             found = simulate_load(arm, given, times, lanes, LANES)
             assert found.tokens == len(found.gaps) == 12 * 50
-            assert max(found.lane_rounds) <= lanes
+            assert max(each.lanes for each in found.rounds) <= lanes
+            assert [len(found.shares), sum(share.rounds + share.accepted for share in found.shares)] == [12, 12 * 50]
+            assert sum(each.rows - each.lanes for each in found.rounds) == sum(share.drafted for share in found.shares)
             assert found.p99 >= np.median(found.gaps)
 
 
@@ -113,7 +115,7 @@ def test_the_table_has_smaller_trees_for_more_lanes() -> None:
 def test_all_scores_known_adds_up_probabilities() -> None:
     given = answers(1)
     arm = simulate_load(Bound(all_scores(1, ACCEPTANCE), LANES, 1, 6, 7), given, at_once(1), 1, LANES)
-    assert arm.drafted > 0
+    assert sum(share.drafted for share in arm.shares) > 0
 
 
 @pytest.mark.parametrize("times", [steady(4000, 10, 1), bursts(4000, 10, 8, 1), day(4000, 10, 1)], ids=["steady", "bursts", "day"])

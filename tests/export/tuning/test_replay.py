@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import replace
+from time import thread_time
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ import pytest
 from export.tuning.replay.calibrate import fit_acceptance
 from export.tuning.replay.simulation import accepted_tokens, best_fixed_tree, fixed_trees, num_candidates, oracle, replay
 from export.tuning.replay.traces import Trace
-from policy import PLAIN, CostModel, FixedPolicy, Observation, Outcome, PartialTree, TreeSpec
+from export.tuning.tune import Candidates
+from policy import PLAIN, Calibration, CostModel, FixedPolicy, Observation, Outcome, PartialTree, TreeSpec
 from runtime import Decoder, SamplingParams
 from tests.support.eagle_engines import prompt_of
+from tests.support.toy_answers import LATENCY as TOY_LATENCY
+from tests.support.toy_answers import TREE, toy_answers
 from tests.support.traces import trace_prompt
 from tests.support.tunings import CALIBRATION, LATENCY
 
@@ -105,6 +109,31 @@ def test_oracle_beats_every_tree_and_the_best_tree_beats_the_others(eagle_decode
     assert all(replay(FixedPolicy(tree), answers, LATENCY).rate <= result.rate for tree in trees)
     assert oracle(answers, LATENCY, trees, result.rate).rate >= result.rate
     assert {tree.nodes for tree in fixed_trees((2,), (3,), 64, sizes=(1, 4, 8, 64))} == {1, 4, 8}
+
+
+def test_a_policy_pays_for_its_own_time() -> None:
+    class Slow(FixedPolicy):
+        def choose(self, observation: Observation) -> TreeSpec:
+            end = thread_time() + 0.001
+            while thread_time() < end:
+                pass
+            return super().choose(observation)
+
+    given = toy_answers(2)
+    free, charged = (replay(Slow(PLAIN), given, TOY_LATENCY, charge) for charge in (False, True))
+    assert (free.tokens, free.cycles) == (charged.tokens, charged.cycles)
+    assert free.milliseconds == replay(FixedPolicy(PLAIN), given, TOY_LATENCY).milliseconds
+    assert charged.milliseconds >= free.milliseconds + charged.cycles
+
+
+def test_the_fixed_tree_has_the_guard_of_the_others() -> None:
+    """Where no draft token is right, all of them soon decode plainly."""
+    hopeless = [toy_answers(2, 400)[1]]
+    candidates = Candidates(TreeSpec(3, 2, 1), Calibration(1.0, 0.0, 0.0, 1.0, 0.1, TREE), {})
+    plain = replay(FixedPolicy(PLAIN), hopeless, TOY_LATENCY).rate
+    assert replay(FixedPolicy(candidates.fixed_tree), hopeless, TOY_LATENCY).rate < 0.8 * plain
+    for name in candidates.policies(TOY_LATENCY, None):
+        assert candidates.replay(name, hopeless, TOY_LATENCY, None).rate > 0.9 * plain, name
 
 
 def test_fit_finds_the_probabilities_that_made_the_trace() -> None:

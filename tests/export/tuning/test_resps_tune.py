@@ -73,7 +73,7 @@ def test_recorded_answers_are_reused(engine_dir: Path, monkeypatch: pytest.Monke
     def never(*_: Any) -> None:
         raise AssertionError("recorded again")
 
-    monkeypatch.setattr(export.tuning.replay.record, "_record_answer", never)
+    monkeypatch.setattr(export.tuning.replay.record, "_record_answers", never)
     assert tune(engine_dir, "--dry-run", "--policy", "resps") == 0
     assert "by the clock" in capfd.readouterr().out
     assert not list(engine_dir.glob("tuned-*"))
@@ -142,7 +142,9 @@ def expect_report(text: str) -> None:
     """Everything is shown, in one file that needs no other."""
     for words in ("plain decoding", "cost model", "Re-SpS and LTD", "oracle", "regret", "What a round costs here", "1,0,0"):
         assert words in text, words
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 7
+    for words in ("Several requests at a time", "clairvoyant", "Who got the rows", "4 lanes", "the table"):
+        assert words in text, words
     assert not re.search(r"<script|<link|src=|@import", text)
 
 

@@ -14,6 +14,7 @@ import pytest
 import runtime.bench.measure
 from export.tuning.install import install
 from export.tuning.outcome import TuningResult
+from export.tuning.tune import Split
 from runtime import Decoder
 from runtime.bench.cli import command
 from runtime.bench.figures import tabulate
@@ -180,7 +181,9 @@ def test_tuned_policies_are_defaults_of_the_command(
 ) -> None:
     tuned = tmp_path / "engine"
     shutil.copytree(echo_engine, tuned)
-    install(tuned, load_manifest(tuned), TuningResult(a_tuning(engine=load_manifest(tuned).engine_id, threads=1), {}, {}, ()))
+    install(
+        tuned, load_manifest(tuned), TuningResult(a_tuning(engine=load_manifest(tuned).engine_id, threads=1), {}, {}, (), Split([], [], []))
+    )
     assert bench(tuned, "--prompts", asked_file, "--max-new-tokens", "12") == 0
     out, err = capfd.readouterr()
     assert err == ""
