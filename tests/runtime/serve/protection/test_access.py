@@ -120,8 +120,10 @@ def test_pages_of_other_origins_are_refused_unless_named(guarded: tuple[Served, 
 @pytest.mark.parametrize(
     ("host", "status"),
     [
-        ("localhost", 200), ("localhost:8000", 200), ("127.0.0.1", 200), ("127.1.2.3:80", 200), ("[::1]:8000", 200), ("[::ffff:127.0.0.1]", 200),
-        ("app.localhost", 200), ("SERVICE.local:1", 200), ("evil.example", 403), ("localhost.evil.example", 403), ("10.0.0.1", 403), ("[", 403),
+        ("localhost", 200), ("localhost:8000", 200), ("127.0.0.1", 200), ("127.1.2.3:80", 200), ("[::1]:8000", 200),
+        ("[::ffff:127.0.0.1]", 200),
+        ("app.localhost", 200), ("SERVICE.local:1", 200), ("evil.example", 403), ("localhost.evil.example", 403), ("10.0.0.1", 403),
+        ("[", 403),
         ("evil.example:80@localhost", 403), ("localhost@evil.example", 403),
     ],
 )  # fmt: skip

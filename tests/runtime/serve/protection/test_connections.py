@@ -56,10 +56,13 @@ def test_half_open_connections_and_slow_heads_are_closed(impatient: Served, sent
 
 
 def test_a_byte_now_and_then_wins_no_time(impatient: Served) -> None:
-    with connected(impatient, HEAD) as client, pytest.raises(OSError):  # noqa: PT011  # reset or broken pipe
+    def trickle(client: socket.socket) -> None:
         for _ in range(200):
             client.sendall(b"X")
             time.sleep(0.05)
+
+    with connected(impatient, HEAD) as client, pytest.raises(OSError):  # noqa: PT011  # reset or broken pipe
+        trickle(client)
 
 
 def test_slow_bodies_are_told_so(impatient: Served) -> None:

@@ -72,10 +72,12 @@ def refused(limits: Limits, key: Key) -> str | None:
     """Retry-After of a refusal, or None."""
     try:
         limits.count_request(key)
-    except ApiError as error:
-        assert (error.status, error.code, error.body["error"]["type"]) == (429, "rate_limit_exceeded", "rate_limit_error")
-        return error.headers["Retry-After"]
-    return None
+    except ApiError as refusal:
+        error = refusal
+    else:
+        return None
+    assert (error.status, error.code, error.body["error"]["type"]) == (429, "rate_limit_exceeded", "rate_limit_error")
+    return error.headers["Retry-After"]
 
 
 def test_requests_and_tokens_a_minute_fill_up_again() -> None:
