@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from time import monotonic
@@ -29,6 +30,7 @@ from .observation.access_log import AccessLog
 from .observation.crash import CrashReports, versions
 from .observation.json_lines import JsonLines
 from .observation.settings import Observation
+from .observation.traces import Traces, exporting_provider
 from .openai.requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request, parse_body
 from .openai.responses import ResponseFormat
 from .protection.access import SCOPE_KEY, AccessCheck, expect_admin
@@ -57,16 +59,22 @@ def make_app(
     """
 
     reports = CrashReports(observation.crash_log)
+    traced = exporting_provider() if observation.traces else None
+    access = JsonLines(observation.access_log) if observation.access_log else None
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         decoders = await asyncio.to_thread(load)
         pool = Pool([Replica(each, settings.failures) for each in decoders], settings)
-        app.state.services = services = Services(settings, pool, Metrics(pool), int(time.time()))
+        app.state.services = services = Services(settings, pool, Metrics(pool, settings.model), int(time.time()))
         pool.on_end = partial(_count_end, services, reports)
         yield
         app.state.clean = await pool.close(CLOSE_SECONDS)
-        reports.close()
+        for log in (reports, access):
+            if log is not None:
+                log.close()
+        if traced is not None:
+            await asyncio.to_thread(traced.shutdown)  # sends what is left
 
     routes = [
         Route("/v1/chat/completions", _chat_completions, methods=["POST"]),
@@ -80,18 +88,19 @@ def make_app(
         Route("/metrics", _metrics),
     ]
     handlers = {ApiError: _api_error, HTTPException: _http_error, ClientDisconnect: _client_gone, Exception: _internal_error}
-    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan, middleware=_middleware(protection, observation))
-    app.state.protection, app.state.reading_bytes = protection, 0
+    logs = [Middleware(AccessLog, access, observation.prompts)] if access else []
+    logs += [Middleware(Traces, traced)] if traced else []
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan, middleware=[*logs, *_checks(protection)])
+    app.state.protection, app.state.per_request, app.state.reading_bytes = protection, observation.per_request, 0
     return app
 
 
-def _middleware(protection: Protection, observation: Observation) -> list[Middleware]:
+def _checks(protection: Protection) -> list[Middleware]:
     """From the outside inwards."""
-    log = [Middleware(AccessLog, JsonLines(observation.access_log), observation.prompts)] if observation.access_log else []
     sources = Middleware(SourceCheck, protection.origins, protection.hosts)
     methods, exposed = ["GET", "POST"], ["Retry-After"]
     cross = Middleware(CORSMiddleware, protection.origins, methods, allow_headers=["*"], expose_headers=exposed)
-    return [*log, sources, *([cross] if protection.origins else []), Middleware(AccessCheck)]
+    return [sources, *([cross] if protection.origins else []), Middleware(AccessCheck)]
 
 
 def _count_end(services: Services, reports: CrashReports, replica: Replica, request: RunningRequest, error: BaseException | None) -> None:
@@ -128,6 +137,8 @@ async def _generate(request: Request, is_chat: bool, parse: Callable[[bytes], Ge
         digest = sha256(body).digest()
         services.suspects.expect_innocent(digest)
         generation = parse(body)
+        if request.app.state.per_request:
+            generation = replace(generation, spec_metrics=True)
         _expect_model(generation.model, services.settings.model)
     except ApiError as error:
         services.metrics.requests.labels(error.outcome).inc()

@@ -155,6 +155,7 @@ class Reply(Response):
                 raise shutting_down()
             self._outcome = item.stop
             self._stats.append(item.stats)
+            self._services.metrics.count_answer(item.stats)
         elif item.tokens:
             if number in self._last_chunk:
                 seconds_per_token = (now - self._last_chunk[number]) / len(item.tokens)

@@ -59,9 +59,9 @@ class StreamOptions(_Body):
 
 
 class SamplingBody(_Body):
-    """The fields of both bodies. ``policy``, ``speculation``, ``deadline`` (seconds) and ``typical_p`` are our additions; ``grammar`` and
-    ``json_schema`` are llama.cpp's; ``top_k``, ``priority``, ``repetition_penalty``, ``min_p``, and those from ``min_tokens`` on but
-    ``response_format``, are vLLM's (extra_body in OpenAI's client)."""
+    """The fields of both bodies. ``policy``, ``speculation``, ``deadline`` (seconds), ``typical_p`` and ``spec_decode_metrics`` are our
+    additions; ``grammar``, ``json_schema`` and ``timings_per_token`` are llama.cpp's; ``top_k``, ``priority``, ``repetition_penalty``,
+    ``min_p``, and the others from ``min_tokens`` on but ``response_format``, are vLLM's (extra_body in OpenAI's client)."""
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -96,6 +96,8 @@ class SamplingBody(_Body):
     guided_grammar: str | None = None
     grammar: str | None = None
     json_schema: dict[str, Any] | str | None = None
+    timings_per_token: bool | None = None
+    spec_decode_metrics: bool | None = None
 
 
 class TextPart(_Body):
@@ -140,7 +142,7 @@ class GenerationRequest:
     """A checked request in the Decoder's terms. ``model`` None: the server's model. ``policy`` None: the server's policy. ``user``: for
     whom it is sent, if the client says so. ``priority``: the lowest number goes first. ``deadline``: seconds in which the whole answer must
     come, if the client says so. ``count``: of answers. ``constraint_field``: the body's
-    field that held the form of the answer."""
+    field that held the form of the answer. ``spec_metrics``, ``timings``: whether the body gets what vLLM and llama.cpp tell of speed."""
 
     prompt: str | list[int] | list[dict[str, str]]
     model: str | None
@@ -153,6 +155,8 @@ class GenerationRequest:
     deadline: float | None = None
     count: int = 1
     constraint_field: str | None = None
+    spec_metrics: bool = False
+    timings: bool = False
 
     @property
     def prompt_field(self) -> str:
@@ -282,4 +286,6 @@ def _generation_request(
         deadline=body.deadline,
         count=body.n or 1,
         constraint_field=form[0] if form else None,
+        spec_metrics=bool(body.spec_decode_metrics),
+        timings=bool(body.timings_per_token),
     )

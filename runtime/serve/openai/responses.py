@@ -12,6 +12,7 @@ from typing import Any
 from ...decoder import Decoder
 from ...decoding.logprobs import TokenLogprob
 from ...request import Chunk
+from ..observation.body import extras
 from ..replica import Finished
 from .requests import GenerationRequest
 
@@ -91,7 +92,13 @@ class ResponseFormat:
             logprobs = self._logprobs(answer.chunks, answer.speller)
             choices.append({"index": index, **own, "logprobs": logprobs, "finish_reason": FINISH_REASONS[answer.finished.stop]})
         extensions = [extension(each, queued) for each in every]
-        return {**self._header(""), "choices": choices, "usage": usage(every), "resps": extensions if len(every) > 1 else extensions[0]}
+        return {
+            **self._header(""),
+            "choices": choices,
+            "usage": usage(every),
+            "resps": extensions if len(every) > 1 else extensions[0],
+            **self._extras(every),
+        }
 
     def chunk_event(self, chunk: Chunk, speller: TokenSpeller, index: int) -> dict[str, Any]:
         """The event of one round. ``speller``: the same object for all events of this answer. ``index``: of the answer."""
@@ -108,11 +115,15 @@ class ResponseFormat:
         """The last event of a choice: its finish reason and statistics."""
         empty: dict[str, Any] = {"delta": {}} if self.is_chat else {"text": ""}
         choice = {"index": index, **empty, "logprobs": None, "finish_reason": FINISH_REASONS[finished.stop]}
-        return {**self._header(".chunk"), "choices": [choice], **self._no_usage, "resps": extension(finished, queued)}
+        timed = self._extras([finished]) if self.request.count == 1 else {}
+        return {**self._header(".chunk"), "choices": [choice], **self._no_usage, "resps": extension(finished, queued), **timed}
 
     def usage_event(self, finished: Sequence[Finished]) -> dict[str, Any]:
         """The event after all of them, sent if the request set ``stream_options.include_usage``."""
-        return {**self._header(".chunk"), "choices": [], "usage": usage(finished)}
+        return {**self._header(".chunk"), "choices": [], "usage": usage(finished), **self._extras(finished)}
+
+    def _extras(self, finished: Sequence[Finished]) -> dict[str, Any]:
+        return extras([each.stats for each in finished], self.request.spec_metrics, self.request.timings)
 
     @property
     def _no_usage(self) -> dict[str, Any]:
