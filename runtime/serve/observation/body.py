@@ -40,7 +40,7 @@ def timings(stats: Stats) -> dict[str, Any]:
     }
 
 
-def extras(answers: list[Stats], with_metrics: bool, with_timings: bool) -> dict[str, Any]:
+def statistics(answers: list[Stats], with_metrics: bool, with_timings: bool) -> dict[str, Any]:
     """The fields ``metrics`` and ``timings`` of a body, if they are asked for. Only one answer has them, as in vLLM."""
     if len(answers) != 1:
         return {}

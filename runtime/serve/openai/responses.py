@@ -12,7 +12,7 @@ from typing import Any
 from ...decoder import Decoder
 from ...decoding.logprobs import TokenLogprob
 from ...request import Chunk
-from ..observation.body import extras
+from ..observation.body import statistics
 from ..replica import Finished
 from .requests import GenerationRequest
 
@@ -115,15 +115,16 @@ class ResponseFormat:
         """The last event of a choice: its finish reason and statistics."""
         empty: dict[str, Any] = {"delta": {}} if self.is_chat else {"text": ""}
         choice = {"index": index, **empty, "logprobs": None, "finish_reason": FINISH_REASONS[finished.stop]}
-        timed = self._extras([finished]) if self.request.count == 1 else {}
-        return {**self._header(".chunk"), "choices": [choice], **self._no_usage, "resps": extension(finished, queued), **timed}
+        last = self.request.count == 1 and not self.request.include_usage  # else the event with the usage has them, once, as vLLM's
+        extras = self._extras([finished]) if last else {}
+        return {**self._header(".chunk"), "choices": [choice], **self._no_usage, "resps": extension(finished, queued), **extras}
 
     def usage_event(self, finished: Sequence[Finished]) -> dict[str, Any]:
         """The event after all of them, sent if the request set ``stream_options.include_usage``."""
         return {**self._header(".chunk"), "choices": [], "usage": usage(finished), **self._extras(finished)}
 
     def _extras(self, finished: Sequence[Finished]) -> dict[str, Any]:
-        return extras([each.stats for each in finished], self.request.spec_metrics, self.request.timings)
+        return statistics([each.stats for each in finished], self.request.spec_metrics, self.request.timings)
 
     @property
     def _no_usage(self) -> dict[str, Any]:
