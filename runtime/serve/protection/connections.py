@@ -13,6 +13,8 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import ApiError
+from .access import SCOPE_KEY
+from .keys import ANYONE
 from .settings import ConnectionLimits
 
 OTHER_FILES = 128  # descriptors that the process needs beside connections: engines, logs, standard streams
@@ -60,6 +62,8 @@ class Connection(H11Protocol):
             self._expect_head()
 
     def on_response_complete(self) -> None:
+        if self.scope.get(SCOPE_KEY, ANYONE) is None and not self.cycle.more_body:
+            self.transport.close()  # no key: whoever sends many requests at once must connect for each
         super().on_response_complete()
         if self.transport.is_closing():
             self._abort_later()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
@@ -85,6 +87,20 @@ def test_a_refusal_does_not_wait_for_the_body(guarded: tuple[Served, ToyDecoder]
         until(lambda: 'outcome="unauthorized"' in _metrics(served))
         refused.append(1)
         assert sent.result().status_code == 401
+
+
+def test_requests_behind_one_without_a_key_are_dropped(guarded: tuple[Served, ToyDecoder]) -> None:
+    served, toy = guarded
+    before = len(toy.asked)
+    one = b'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 13\r\n\r\n{"prompt":""}'
+    with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=10) as client:
+        client.sendall(one * 20)
+        came = b""
+        with suppress(ConnectionResetError):
+            while piece := client.recv(65536):
+                came += piece
+    assert came.count(b"HTTP/1.1 401") == 1
+    assert len(toy.asked) == before
 
 
 def _metrics(served: Served) -> str:
