@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import ApiError
@@ -21,7 +24,8 @@ def allowed(scope: Scope) -> Key | None:
 
 
 class AccessCheck:
-    """Refuses requests without a key of this server (401), and those of a key that has used what it may (429). Neither reads the body."""
+    """Refuses requests without a key of this server (401), and those of a key that has used what it may (429). Neither waits for the
+    body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -34,7 +38,7 @@ class AccessCheck:
         try:
             scope[SCOPE_KEY] = key = allowed(scope)
             if key is None:
-                raise _no_key()
+                raise _no_key(close=await _has_come(receive))
             if scope["method"] == "POST" and path.startswith("/v1/"):
                 scope["app"].state.services.limits.count_request(key)
         except ApiError as error:
@@ -50,7 +54,17 @@ def expect_admin(scope: Scope) -> None:
         raise ApiError(403, f"the key {key.name} may not do this — use one with admin = true", code="not_an_admin")
 
 
-def _no_key() -> ApiError:
+async def _has_come(receive: Receive) -> bool:
+    """Whether the whole body is here already."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0):
+            return not (await receive()).get("more_body", False)
+    return False
+
+
+def _no_key(close: bool) -> ApiError:
+    """``close``: end the connection, so that whoever sends many requests at once must connect for each. Closing before the body has come
+    would cost the client this answer."""
     error = ApiError(401, "no valid API key was given — send Authorization: Bearer KEY", code="invalid_api_key", outcome="unauthorized")
-    error.headers["WWW-Authenticate"] = "Bearer"
+    error.headers |= {"WWW-Authenticate": "Bearer", **({"Connection": "close"} if close else {})}
     return error

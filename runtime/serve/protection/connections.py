@@ -13,8 +13,6 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import ApiError
-from .access import SCOPE_KEY
-from .keys import ANYONE
 from .settings import ConnectionLimits
 
 OTHER_FILES = 128  # descriptors that the process needs beside connections: engines, logs, standard streams
@@ -62,8 +60,6 @@ class Connection(H11Protocol):
             self._expect_head()
 
     def on_response_complete(self) -> None:
-        if self.scope.get(SCOPE_KEY, ANYONE) is None and not self.cycle.more_body:
-            self.transport.close()  # no key: whoever sends many requests at once must connect for each
         super().on_response_complete()
         if self.transport.is_closing():
             self._abort_later()
@@ -86,8 +82,8 @@ class Connection(H11Protocol):
         body = json.dumps(ApiError(400, what, code="invalid_http").body, ensure_ascii=False).encode()
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
         with suppress(h11.LocalProtocolError):  # the answer to an earlier request is not complete
-            for event in (h11.Response(status_code=431 if too_large else 400, headers=headers), h11.Data(body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
+            events = (h11.Response(status_code=431 if too_large else 400, headers=headers), h11.Data(body), h11.EndOfMessage())
+            self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
         self.transport.close()
         self._abort_later()
 

@@ -80,7 +80,8 @@ def test_ready_and_healthy_are_different_things(toy: ToyDecoder) -> None:
 
 def has_ipv6() -> bool:
     try:
-        socket.socket(socket.AF_INET6).bind(("::1", 0))
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
     except OSError:
         return False
     return True
