@@ -94,15 +94,15 @@ class Decoder:
                 self.models = load_models(loaded.backend, self.manifest, choice.drafter, self._trees, choice.latency, choice.fixed_tree)
             self._resources = cleanup.pop_all()
 
-    def fork(self) -> Decoder:
+    def fork(self, *, reload_tuning: bool = False) -> Decoder:
         """Another Decoder over the same weights, for use in another thread at the same time.
 
         It has its own cache, buffers and policies; a policy that was given as an object is copied. Closing one Decoder leaves the others
-        open, and the last one frees the weights. Raises DecoderClosed, and GpuMemoryError if the GPU has no room for another cache.
+        open, and the last one frees the weights. ``reload_tuning``: with the tuning that the directory has now. Raises DecoderClosed,
+        GpuMemoryError if the GPU has no room for another cache, and EngineDirError for a tuning that cannot be used.
         """
         with self._opened():
-            policy = deepcopy(self._policy_argument)
-            return Decoder(self._engine.fork(), policy=policy, lanes=self.lanes)
+            return Decoder(self._engine.fork(reload_tuning), policy=deepcopy(self._policy_argument), lanes=self.lanes)
 
     def warmup(self) -> None:
         """Decode a few tokens with each tree of the policy, so that the first request is as fast as later ones. Clears the cache and counts

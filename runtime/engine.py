@@ -64,9 +64,13 @@ class LoadedEngine:
     grammars: Grammars
     backend: Backend
 
-    def fork(self) -> LoadedEngine:
-        """A LoadedEngine over the same weights with its own memory. Raises GpuMemoryError if the GPU has no room for it."""
-        return replace(self, backend=self.backend.fork())
+    def fork(self, reload_tuning: bool = False) -> LoadedEngine:
+        """A LoadedEngine over the same weights with its own memory. Raises GpuMemoryError if the GPU has no room for it, and EngineDirError
+        if the directory's tuning is to be read again and cannot be used."""
+        if not reload_tuning:
+            return replace(self, backend=self.backend.fork())
+        choice = _retuned(self.choice)
+        return replace(self, choice=choice, backend=self.backend.fork(choice.manifest))
 
     @property
     def policy_context(self) -> PolicyContext:
@@ -107,6 +111,20 @@ def choose_engine(
     threads = threads or usable_cores()
     tuning = tuned_here(manifest, threads) if drafter.uses_draft_model else None
     return EngineChoice(directory, manifest, backend or manifest.backend, device, drafter, threads, tuning)
+
+
+def _retuned(choice: EngineChoice) -> EngineChoice:
+    """The same engine with the tuning that its directory has now. Raises EngineDirError if that is not valid here, and if the directory
+    holds another engine."""
+    manifest = load_manifest(choice.directory, backend=choice.backend)
+    if replace(manifest, tuning=None) != replace(choice.manifest, tuning=None):
+        raise EngineDirError(f"{choice.directory} was exported again — restart to use the new engine")
+    tuning = tuned_here(manifest, choice.threads) if choice.drafter.uses_draft_model else None
+    if manifest.tuning and choice.drafter.uses_draft_model and tuning is None:
+        raise EngineDirError(
+            f"the tuning in {choice.directory} is not for this engine, machine and number of threads — tune it: resps-tune"
+        )
+    return replace(choice, manifest=manifest, tuning=tuning)
 
 
 def load_engine(choice: EngineChoice, lanes: int = 1) -> LoadedEngine:

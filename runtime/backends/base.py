@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..manifest.schema import Manifest
 from .lane_cache import LanesEngine, Pages
 
 Buffer = Any
@@ -193,8 +194,9 @@ class Backend(Protocol):
         """Load a graph with lanes, over empty pages for ``lanes`` lanes. ``slots``: of a lane with a full context, unless the graph says
         it. Raises EngineDirError."""
 
-    def fork(self) -> Backend:
-        """A Backend over the same weights, for another thread. Raises GpuMemoryError if the GPU has no room for it."""
+    def fork(self, manifest: Manifest | None = None) -> Backend:
+        """A Backend over the same weights, for another thread. ``manifest``: the same one with another tuning. Raises GpuMemoryError if the
+        GPU has no room for it."""
 
     def close(self) -> None:
         """Free what belongs to this Backend; closing the last fork frees the weights. May be called repeatedly."""

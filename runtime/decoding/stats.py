@@ -18,7 +18,7 @@ class Stats:
     ``tokens_per_cycle``: new tokens per round, bonus token included (the papers' tau), without the first token, which comes from prefill.
     ``tokens_per_second``: the same tokens over ``decode_seconds``. ``cached_prompt_tokens``: the prefix of the prompt that an earlier
     request had left in the cache. ``num_accepted_tokens_per_pos``: rounds that accepted a draft token at depth 1, 2, ... ``actions``:
-    rounds by requested tree, "nodes,depth,width".
+    rounds by requested tree, "nodes,depth,width". ``drafts``: rounds that drafted at least one token.
     """
 
     prompt_tokens: int
@@ -35,6 +35,7 @@ class Stats:
     cached_prompt_tokens: int = 0
     num_accepted_tokens_per_pos: tuple[int, ...] = ()
     actions: Mapping[str, int] = field(default_factory=dict)
+    drafts: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """The statistics as plain values, for JSON."""
@@ -94,6 +95,7 @@ class RequestCounters:
             cached_prompt_tokens=self.cached_prompt_tokens,
             num_accepted_tokens_per_pos=accepted_per_position(rounds_by_accepted),
             actions=action_counts(actions),
+            drafts=self.drafts,
         )
 
 

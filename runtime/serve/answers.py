@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..request import Chunk
-from .admission.line import Turn
 from .admission.pool import Pool
+from .admission.turn import Turn
 from .errors import ApiError, logged
 from .openai.requests import GenerationRequest
 from .replica import Finished, Inbox, RunningRequest
@@ -36,7 +36,7 @@ class Answers:
         replica = await self._pool.acquire(self.prompt, self._turn)
         self._on_lane()
         own = replace(self._generation, params=self._generation.params.for_answer(number))
-        request = RunningRequest(self.prompt, own, self._turn.deadline, self._inbox, number)
+        request = RunningRequest(self.prompt, own, self._turn, self._inbox, number)
         self._running.append(request)
         self._pool.run(replica, request)
 

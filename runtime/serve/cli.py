@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +16,12 @@ from ..console import run_command, usage_errors
 from ..options import ENGINE, option
 from . import options as serve_options
 from .options import LIMITS
+from .protection.options import connection_limits_of, logs, observation_of, protection_of
+from .protection.options import protection as protection_options
 from .settings import ServerSettings
+
+if TYPE_CHECKING:
+    from ..decoder import Decoder
 
 SETTINGS = (
     "queue", "queue_seconds", "request_seconds", "target_ms_per_token", "drain_seconds", "write_seconds", "tool_calls", "reasoning",
@@ -51,19 +58,27 @@ curl localhost:8000/v1/completions -d '{"model": "smollm2-135m", "prompt": "Once
 @option(LIMITS, "--max-messages", type=click.IntRange(min=1), default=ServerSettings.messages, help="Most messages of a conversation.")
 @serve_options.tool_calls
 @serve_options.reasoning
+@protection_options
+@logs
+@option("General", "--check", is_flag=True, help="Load the engine, answer one prompt on it and exit, with 0 or why not.")
 @options.general
 def command(engine_dir: Path, host: str, port: int, model_name: str | None, **given: Any) -> None:
     """Serve an engine over HTTP with OpenAI's interface: /v1/chat/completions, /v1/responses, /v1/completions, /v1/models.
 
     /healthz answers 200 when the server is ready; /metrics is for Prometheus. SIGTERM finishes running requests and exits. See
-    docs/serving.md.
+    docs/serving.md and docs/operations.md.
     """
     from ..lanes.choose import described, lane_bytes
     from ..manifest.load import find_engine_dir
     from .app import make_app
-    from .load import load_replicas
-    from .server import Server, bind
+    from .check import check
+    from .server import Server, Tls
+    from .sockets import listeners, shown
 
+    if given["tls_key"] and not given["tls_cert"]:
+        raise click.UsageError("--tls-key needs --tls-cert")
+    tls = Tls(given["tls_cert"], given["tls_key"]) if given["tls_cert"] else None
+    protection, observation = protection_of(given, host), observation_of(given)
     directory = find_engine_dir(engine_dir)
     settings = ServerSettings(
         model=model_name or directory.resolve().name,
@@ -71,17 +86,27 @@ def command(engine_dir: Path, host: str, port: int, model_name: str | None, **gi
         messages=given["max_messages"],
         **{name: given[name] for name in SETTINGS},
     )
-    with bind(host, port) as listener:
-        place = {name: given[name] for name in ("replicas", "lanes", "policy", "draft", "backend", "device", "threads")}
-        with usage_errors():  # an unknown policy, say
-            decoders = load_replicas(directory, warm=not given["no_warmup"], verify=given["verify"] or None, **place)
-        app = make_app(settings, lambda: decoders)
+    if given["check"]:
+        with ExitStack() as loaded:
+            click.echo(check([loaded.enter_context(each) for each in _load(directory, given)]))
+        return
+    with listeners(host, port) as listening:
+        decoders = _load(directory, given)
+        app = make_app(settings, lambda: decoders, protection, observation)
         places = described(len(decoders), decoders[0].lanes, lane_bytes(decoders[0].manifest, given["draft"]))
-        shown = f"[{host}]" if ":" in host else host
-        server = Server(app, settings.drain_seconds, f"{settings.model}, {places}, at http://{shown}:{listener.getsockname()[1]}/v1")
-        server.run([listener])
+        ready = f"{settings.model}, {places}, at {'https' if tls else 'http'}://{shown(listening[0])}/v1"
+        limits = connection_limits_of(given, settings.write_seconds)
+        Server(app, settings.drain_seconds, ready, limits, tls).run(listening)
     if not getattr(app.state, "clean", True):
         os._exit(1)  # an engine hangs; threads cannot be ended from outside
+
+
+def _load(directory: Path, given: Mapping[str, Any]) -> list[Decoder]:
+    from .load import load_replicas
+
+    place = {name: given[name] for name in ("replicas", "lanes", "policy", "draft", "backend", "device", "threads")}
+    with usage_errors():  # an unknown policy, say
+        return load_replicas(directory, warm=not given["no_warmup"], verify=given["verify"] or None, **place)
 
 
 def main() -> None:

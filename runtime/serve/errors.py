@@ -15,6 +15,12 @@ class ServeError(RespsError):
     """The server cannot start, for example because the port is taken or packages are missing."""
 
 
+class CheckFailed(ServeError):
+    """--check: the engine was loaded and gives no answer."""
+
+    exit_code = 4
+
+
 class ApiError(Exception):
     """The failure of one request.
 

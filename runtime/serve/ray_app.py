@@ -8,6 +8,7 @@ Each process is a complete server: ``replicas`` of ``lanes`` over one copy of th
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,8 @@ from starlette.applications import Starlette
 from ..lanes.choose import DEFAULT_LANES
 from .app import make_app
 from .load import load_replicas
+from .protection.keys import load_keys
+from .protection.settings import Protection
 from .settings import ServerSettings
 
 Count = Annotated[int, Field(ge=1)]
@@ -47,6 +50,7 @@ class Arguments(BaseModel):
     target_ms_per_token: Annotated[float, Field(gt=0)] | None = None
     tool_calls: str | None = None
     reasoning: str | None = None
+    api_key_file: str | None = None
 
 
 def application(arguments: Arguments) -> serve.Application:
@@ -88,7 +92,8 @@ def build_app(values: dict[str, Any]) -> Starlette:
         reasoning=arguments.reasoning,
     )
     options = {name: values[name] for name in ("replicas", "lanes", "threads", "policy", "draft")}
-    app = make_app(settings, lambda: load_replicas(Path(arguments.engine_dir), **options))
+    keys = load_keys(Path(arguments.api_key_file) if arguments.api_key_file else None, os.environ)
+    app = make_app(settings, lambda: load_replicas(Path(arguments.engine_dir), **options), Protection(keys))
     _BUILT[:] = [app]
     return app
 

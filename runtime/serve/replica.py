@@ -15,6 +15,7 @@ from ..decoding.stats import Stats
 from ..errors import DecoderClosed, EngineFailure
 from ..request import Chunk
 from ..stream import Stream
+from .admission.turn import Turn
 from .errors import LOG, ApiError, logged, shutting_down
 from .openai.constraint_fields import renamed
 from .openai.requests import GenerationRequest
@@ -30,17 +31,19 @@ class Finished:
 
 Inbox = asyncio.Queue[tuple[int, Chunk | Finished | ApiError]]
 """Where the chunks and ends of a request's answers arrive, with the answer's number."""
+OnFree = Callable[[BaseException | None], None]
 
 
 class RunningRequest:
     """One answer on a lane. What comes of it goes to ``inbox``, with its ``number``; ``cancel`` ends it after the current round.
 
-    ``deadline``: by the clock ``monotonic``. The lane never waits for the reader: unread chunks are kept there, at most one context.
+    ``turn``: its deadline and who asks. The lane never waits for the reader: unread chunks are kept there, at most one context.
     """
 
-    def __init__(self, prompt: Sequence[int], generation: GenerationRequest, deadline: float, inbox: Inbox, number: int) -> None:
-        self.prompt, self.generation, self.deadline = prompt, generation, deadline
+    def __init__(self, prompt: Sequence[int], generation: GenerationRequest, turn: Turn, inbox: Inbox, number: int) -> None:
+        self.prompt, self.generation, self.turn = prompt, generation, turn
         self.tokens: list[int] = []
+        self.began = monotonic()
         self._inbox, self._number = inbox, number
         self._loop = asyncio.get_running_loop()
         self._cancelled = threading.Event()
@@ -58,7 +61,7 @@ class RunningRequest:
         try:
             if self._cancelled.is_set():
                 raise shutting_down()  # read only by a client that still waits while the server stops
-            params = replace(self.generation.params, deadline=max(0.0, self.deadline - monotonic()))
+            params = replace(self.generation.params, deadline=max(0.0, self.turn.deadline - monotonic()))
             with decoder.stream(self.prompt, params, policy=self.generation.policy) as stream:
                 self._stream = stream
                 if self._cancelled.is_set():  # cancelled while the stream was opened
@@ -86,15 +89,16 @@ class Replica:
         self.running: set[RunningRequest] = set()
         self._cached: deque[list[int]] = deque(maxlen=self.lanes)  # the tokens of the last answers, which the lanes probably hold
         self._failures, self._max_failures, self._failed = 0, max_failures, 0.0
-        self._work: SimpleQueue[tuple[RunningRequest, Callable[[], None]] | None] = SimpleQueue()
+        self._work: SimpleQueue[tuple[RunningRequest, OnFree] | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
         # daemons, because a hung engine must not block the exit
         self._threads = [threading.Thread(target=self._serve, name="resps-lane", daemon=True) for _ in range(self.lanes)]
         for each in self._threads:
             each.start()
 
-    def start(self, request: RunningRequest, on_free: Callable[[], None]) -> None:
-        """Decode ``request``, at most ``lanes`` at once. The event loop calls ``on_free`` when its lane can take the next one."""
+    def start(self, request: RunningRequest, on_free: OnFree) -> None:
+        """Decode ``request``, at most ``lanes`` at once. The event loop calls ``on_free`` when its lane can take the next one, with the
+        exception that ended the request, if any."""
         self.running.add(request)
         self._work.put((request, on_free))
 
@@ -109,7 +113,7 @@ class Replica:
             error = request.decode(self.decoder)
             post(self._loop, self._finish, request, began, error, on_free)
 
-    def _finish(self, request: RunningRequest, began: float, error: BaseException | None, on_free: Callable[[], None]) -> None:
+    def _finish(self, request: RunningRequest, began: float, error: BaseException | None, on_free: OnFree) -> None:
         self.running.remove(request)
         if error is None:
             self._failures = 0
@@ -121,7 +125,7 @@ class Replica:
             if self.healthy and (self._failures >= self._max_failures or isinstance(error, DecoderClosed)):
                 self.healthy = False
                 LOG.error("a replica is given up after %d failures in a row: %s", self._failures, error)
-        on_free()
+        on_free(error)
 
     def stop(self, seconds: float) -> bool:
         """End the threads after their current requests. Returns False if one is still running after ``seconds``. Blocks."""

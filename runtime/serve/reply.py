@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
@@ -14,38 +14,59 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..decoder import Decoder
+from ..decoding.stats import Stats
 from ..request import Chunk
 from ..tool_calls.choose import AnswerFormat
-from .admission.line import Turn
 from .admission.pool import Pool
+from .admission.turn import Turn
 from .answers import Answers
 from .errors import ApiError, deadline_exceeded, invalid, shutting_down
 from .metrics import Metrics
+from .observation.record import SCOPE_RECORD, RequestRecord
 from .openai.answer import FINISH_REASONS, OpenAnswer
 from .openai.requests import GenerationRequest, expect_policy
 from .openai.writer import AnswerWriter
 from .prepare import Prepared, prepare
+from .protection.keys import Key
+from .protection.limits import Limits
+from .protection.suspects import Suspects
 from .replica import Finished
 from .settings import ServerSettings
 
 
 @dataclass(frozen=True)
 class Services:
-    """What every request needs. ``decoder``: one of the replicas', for calls that are safe from several threads. ``created``: the time of
-    the start, in seconds since 1970. ``answer_format``: how the model writes answers."""
+    """What every request needs. ``created``: the time of the start, in seconds since 1970. ``answer_format``: how the model writes answers.
+    ``limits``: what keys have used. ``suspects``: bodies that an engine failed at. ``reloading``: held while a tuning is loaded."""
 
     settings: ServerSettings
     pool: Pool
     metrics: Metrics
-    decoder: Decoder
     created: int
     answer_format: AnswerFormat
+    limits: Limits = field(default_factory=Limits)
+    suspects: Suspects = field(default_factory=Suspects)
+    reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def decoder(self) -> Decoder:
+        """One of the replicas', for calls that are safe from several threads."""
+        return self.pool.replicas[0].decoder
 
     @property
     def model_card(self) -> dict[str, Any]:
         """The model as /v1/models describes it."""
         card = {"id": self.settings.model, "object": "model", "created": self.created, "owned_by": "resps"}
         return {**card, "max_model_len": self.decoder.manifest.limits.context}
+
+
+@dataclass(frozen=True)
+class Asker:
+    """``client``: who shares a share of the lanes. ``digest``: SHA-256 of the request's body."""
+
+    client: str
+    key: Key
+    digest: bytes
 
 
 class SlowReader(Exception):
@@ -57,15 +78,18 @@ class Reply(Response):
 
     A failure before the first byte raises ApiError, which becomes an HTTP status. A later failure becomes an event with an error. A client
     that leaves ends its request: at once in the queue, after the current round on a lane. ``arrived``: by the clock ``monotonic``.
-    ``client``: who shares a share of the lanes.
+    ``asker``: who asks.
     """
 
-    def __init__(self, services: Services, generation: GenerationRequest, writer: AnswerWriter, arrived: float, client: str) -> None:
+    def __init__(self, services: Services, generation: GenerationRequest, writer: AnswerWriter, arrived: float, asker: Asker) -> None:
         super().__init__()
         self._services, self._generation, self._writer, self._arrived = services, generation, writer, arrived
-        self._turn = _turn(services, generation, arrived, client)
+        self._turn = _turn(services, generation, arrived, asker)
         self._outcome = "error"
         self._queued = 0.0  # seconds
+        self._on_lane_at: float | None = None
+        self._first: float | None = None  # when the first token came
+        self._stats: list[Stats] = []  # of the finished answers
         self._last_chunk: dict[int, float] = {}  # by answer: when its last chunk arrived, by the clock ``monotonic``
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,7 +111,12 @@ class Reply(Response):
                 task.cancel()
             await asyncio.gather(disconnect, answer, return_exceptions=True)
             self._services.metrics.requests.labels(self._outcome).inc()
-            self._services.metrics.request_seconds.observe(monotonic() - self._arrived)
+            ended = monotonic()
+            self._services.metrics.request_seconds.observe(ended - self._arrived)
+            model, stream = self._services.settings.model, self._generation.stream
+            scope[SCOPE_RECORD] = RequestRecord(
+                model, self._outcome, stream, self._arrived, self._on_lane_at, self._first, ended, self._stats
+            )
 
     async def _answer(self, send: Send) -> None:
         pool, count, most = self._services.pool, self._generation.count, self._services.pool.lanes + self._services.settings.queue
@@ -112,7 +141,8 @@ class Reply(Response):
         return prepared, answers
 
     def _on_lane(self) -> None:
-        self._queued = monotonic() - self._arrived
+        self._on_lane_at = monotonic()
+        self._queued = self._on_lane_at - self._arrived
         self._services.metrics.queue_seconds.observe(self._queued)
 
     async def _next(self, answers: Answers) -> tuple[int, Chunk | Finished]:
@@ -125,6 +155,8 @@ class Reply(Response):
             if item.stop not in FINISH_REASONS:
                 raise shutting_down()
             self._outcome = item.stop
+            self._stats.append(item.stats)
+            self._services.metrics.count_answer(item.stats)
         elif item.tokens:
             if number in self._last_chunk:
                 seconds_per_token = (now - self._last_chunk[number]) / len(item.tokens)
@@ -132,6 +164,7 @@ class Reply(Response):
                     self._services.metrics.between_seconds.observe(seconds_per_token)
             else:
                 self._services.metrics.first_seconds.observe(now - self._arrived)
+                self._first = self._first or now
             self._last_chunk[number] = now
         return number, item
 
@@ -187,13 +220,13 @@ class Reply(Response):
             raise SlowReader from None
 
 
-def _turn(services: Services, generation: GenerationRequest, arrived: float, client: str) -> Turn:
+def _turn(services: Services, generation: GenerationRequest, arrived: float, asker: Asker) -> Turn:
     """A client that sets a deadline wants all tokens that it asks for by then; of others the answer is cut there."""
     seconds, tokens = services.settings.request_seconds, 1
     if generation.deadline is not None:
         seconds = min(seconds, generation.deadline)
         tokens = min(generation.params.max_new_tokens or 1, services.decoder.manifest.limits.context)
-    return Turn(client, generation.priority, arrived + seconds, seconds, tokens)
+    return Turn(asker.client, generation.priority, arrived + seconds, seconds, tokens, asker.key, asker.digest)
 
 
 async def _disconnected(receive: Receive) -> None:

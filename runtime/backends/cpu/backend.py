@@ -64,8 +64,11 @@ class CpuBackend:
     def cache(self, layers: int, keys: CacheLayout, values: CacheLayout, capacity: int) -> KVCache:
         return KVCache(layers, keys, values, capacity, self._manifest.limits.span_step)
 
-    def fork(self) -> CpuBackend:
-        return CpuBackend(self._directory, self._manifest, self._threads, self._sessions)
+    def fork(self, manifest: Manifest | None = None) -> CpuBackend:
+        if manifest is None:
+            return CpuBackend(self._directory, self._manifest, self._threads, self._sessions)
+        untuned = {name: session for name, session in self._sessions.items() if name in manifest.graphs}  # networks keep their names
+        return CpuBackend(self._directory, manifest, self._threads, untuned)
 
     def close(self) -> None:
         self._cleanup.close()

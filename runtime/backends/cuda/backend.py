@@ -88,8 +88,8 @@ class CudaBackend:
         engine.warm_up()
         return engine, pages
 
-    def fork(self) -> CudaBackend:
-        return CudaBackend(self._directory, self._manifest, with_plans=self._with_plans, lanes=self._lanes, fork_of=self)
+    def fork(self, manifest: Manifest | None = None) -> CudaBackend:
+        return CudaBackend(self._directory, manifest or self._manifest, with_plans=self._with_plans, lanes=self._lanes, fork_of=self)
 
     def close(self) -> None:
         self._cleanup.close()
@@ -129,6 +129,8 @@ class _TensorRT:
             self._plans: dict[str, Any] = {}
         else:
             self._module, self._runtime, self._plans = fork_of._module, fork_of._runtime, fork_of._plans
+            if manifest is not fork_of._manifest:  # another tuning, whose networks have the same names
+                self._plans = {name: plan for name, plan in self._plans.items() if name in manifest.graphs}
 
     def _load_module(self) -> tuple[Any, Any]:
         """The TensorRT module and its Runtime. Raises EngineDirError for another version than the plans were built with."""

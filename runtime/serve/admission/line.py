@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..replica import Replica
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What decides when a request's turn is. ``priority``: the lowest number goes first. ``client``: requests of the same client wait for
-    each other, not for other clients'. ``deadline``: by the clock ``monotonic``. ``seconds``: from the arrival to the deadline.
-    ``tokens``: how many must come before the deadline, or the request is of no use."""
-
-    client: str
-    priority: int
-    deadline: float
-    seconds: float
-    tokens: int = 1
+from .turn import Turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +57,9 @@ class Line:
             if not clients:
                 del self._clients[priority]
 
-    def take(self) -> Waiting | None:
-        """Take out the request whose turn it is; None if nobody waits."""
-        first = next(iter(self), None)
+    def take(self, may_run: Callable[[Turn], bool] = lambda _: True) -> Waiting | None:
+        """Take out the request whose turn it is, of those that ``may_run``; None if nobody of them waits."""
+        first = next((each for each in self if may_run(each.turn)), None)
         if first is not None:
             self.remove(first)
             clients = self._clients.get(first.turn.priority, {})

@@ -12,9 +12,11 @@ from time import monotonic
 from ..errors import ApiError, deadline_exceeded, deadline_unreachable, queue_full, queue_timeout, shutting_down
 from ..replica import Replica, RunningRequest
 from ..settings import ServerSettings
-from .line import Line, Turn, Waiting
+from .line import Line, Waiting
+from .turn import Turn
 
 SETTLE_ROUNDS = 8  # after these a Decoder's average time shows what its newest request costs the others
+LEAVE_SECONDS = 10.0  # for the threads of a replaced replica, which have nothing to do any more
 LOOK_SECONDS = 0.02  # how often waiting requests look whether --target-ms-per-token allows another one
 
 
@@ -28,9 +30,13 @@ class Pool:
         self._settings = settings
         self._free = [replica for replica in replicas for _ in range(replica.lanes)]  # an entry for each free lane
         self._given = dict.fromkeys(self.replicas, 0.0)  # when a lane was last given, by the clock ``monotonic``
+        self._closing: set[asyncio.Task[bool]] = set()
+        self._leaving: Counter[Replica] = Counter()  # replaced ones, with the lanes that are still given
         self._line = Line()
         self._look: asyncio.TimerHandle | None = None
         self._admitted = 0
+        self._held: Counter[str] = Counter()  # lanes by the name of a key that has a limit of them
+        self.on_end: Callable[[Replica, RunningRequest, BaseException | None], None] = lambda *_: None  # called for each that ran
         self._mean_seconds = 0.0  # of a request on a lane, as a moving average; 0 before the first
 
     @property
@@ -40,7 +46,7 @@ class Pool:
 
     @property
     def running(self) -> int:
-        return sum(len(each.running) for each in self.replicas)
+        return sum(len(each.running) for each in (*self.replicas, *self._leaving))
 
     @property
     def healthy(self) -> bool:
@@ -108,21 +114,26 @@ class Pool:
             self._line.remove(waiting)
             place = waiting.place
             if not taken and place.done() and not place.cancelled() and place.exception() is None:
-                self.release(place.result())  # the lane was given in the moment in which the wait ended
+                self._take_back(place.result(), turn)  # the lane was given in the moment in which the wait ended
 
     def run(self, replica: Replica, request: RunningRequest) -> None:
         """Start ``request``. Its lane is released when decoding ends, whether or not anyone reads the answer."""
         began = monotonic()
 
-        def on_free() -> None:
+        def on_free(error: BaseException | None) -> None:
             seconds = monotonic() - began
             self._mean_seconds += (0.1 if self._mean_seconds else 1.0) * (seconds - self._mean_seconds)
-            self.release(replica)
+            self._take_back(replica, request.turn)
+            self.on_end(replica, request, error)
 
         replica.start(request, on_free)
 
     def release(self, replica: Replica) -> None:
-        """Give a lane to the next waiting request. Those of a replica that was given up are not given any more."""
+        """Give a lane to the next waiting request. Those of a replica that was given up or replaced are not given any more."""
+        if replica in self._leaving:
+            self._leaving[replica] -= 1
+            self._close_if_idle(replica)
+            return
         if not any(each.healthy for each in self.replicas):
             self._refuse_waiting(_all_failed)
         self._free.append(replica)
@@ -130,15 +141,27 @@ class Pool:
 
     def _give(self) -> None:
         """Give free lanes to waiting requests, as many as possible."""
-        while (replicas := self._open_replicas()) and (waiting := self._line.take()):
+        while (replicas := self._open_replicas()) and (waiting := self._line.take(self._may_run)):
             best = replicas[0]
             if len(replicas) > 1:
                 best = max(replicas, key=lambda each: self._preference(each, waiting.prompt))
             self._free.remove(best)
             self._given[best] = monotonic()
+            if waiting.turn.key.lanes is not None:
+                self._held[waiting.turn.key.name] += 1
             waiting.place.set_result(best)
-        if self._look is None and any(each.healthy for each in self._free) and self.waiting:  # the target holds them back
+        target = self._settings.target_ms_per_token
+        if target is not None and self._look is None and any(each.healthy for each in self._free) and self.waiting:  # it holds them back
             self._look = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look_again)
+
+    def _may_run(self, turn: Turn) -> bool:
+        """Whether the key of a request has a lane left."""
+        return turn.key.lanes is None or self._held[turn.key.name] < turn.key.lanes
+
+    def _take_back(self, replica: Replica, turn: Turn) -> None:
+        if turn.key.lanes is not None:
+            self._held[turn.key.name] -= 1
+        self.release(replica)
 
     def _look_again(self) -> None:
         self._look = None
@@ -163,6 +186,23 @@ class Pool:
         cached = replica.common_prefix(prompt)
         return 2 * cached >= len(prompt), -self._busy(replica), cached
 
+    def replace(self, replicas: Sequence[Replica]) -> None:
+        """Give all further requests to ``replicas``. The present ones finish what they run, and are closed then."""
+        leaving = self.replicas
+        self._leaving.update({each: self._busy(each) for each in leaving})
+        self.replicas, self.lanes = tuple(replicas), sum(each.lanes for each in replicas)
+        self._free = [replica for replica in replicas for _ in range(replica.lanes)]
+        self._given = dict.fromkeys(replicas, 0.0)
+        for each in leaving:
+            self._close_if_idle(each)
+        self._give()
+
+    def _close_if_idle(self, replica: Replica) -> None:
+        if self._leaving[replica] <= 0:
+            del self._leaving[replica]
+            self._closing = {each for each in self._closing if not each.done()}
+            self._closing.add(asyncio.create_task(_close(replica, LEAVE_SECONDS)))
+
     def drain(self) -> None:
         """Accept no more requests and refuse the waiting ones. Running requests go on."""
         self.draining = True
@@ -170,7 +210,7 @@ class Pool:
 
     def cancel_running(self) -> None:
         """End the running requests after their current round."""
-        for replica in self.replicas:
+        for replica in (*self.replicas, *self._leaving):
             for request in replica.running:
                 request.cancel()
 
@@ -178,15 +218,21 @@ class Pool:
         """End the threads and close the Decoders. Returns False if a thread is still running after ``seconds``."""
         self.drain()
         self.cancel_running()
-        stopped = [await asyncio.to_thread(each.stop, seconds) for each in self.replicas]
-        for replica, done in zip(self.replicas, stopped, strict=True):
-            if done:
-                await asyncio.to_thread(replica.decoder.close)
-        return all(stopped)
+        every = (*self.replicas, *self._leaving)
+        self._leaving.clear()
+        return all([await _close(each, seconds) for each in every] + [await each for each in self._closing])
 
     def _refuse_waiting(self, error: Callable[[], ApiError]) -> None:
         while waiting := self._line.take():
             waiting.place.set_exception(error())
+
+
+async def _close(replica: Replica, seconds: float) -> bool:
+    """End a replica's threads and close its Decoder. Returns False if a thread is still running after ``seconds``."""
+    stopped = await asyncio.to_thread(replica.stop, seconds)
+    if stopped:
+        await asyncio.to_thread(replica.decoder.close)
+    return stopped
 
 
 def _all_failed() -> ApiError:

@@ -48,9 +48,9 @@ class StreamOptions(Body):
 
 
 class SamplingBody(Body):
-    """The fields of both bodies. ``policy``, ``speculation``, ``deadline`` (seconds) and ``typical_p`` are our additions; ``grammar`` and
-    ``json_schema`` are llama.cpp's; ``top_k``, ``priority``, ``repetition_penalty``, ``min_p``, and those from ``min_tokens`` on but
-    ``response_format``, are vLLM's (extra_body in OpenAI's client)."""
+    """The fields of both bodies. ``policy``, ``speculation``, ``deadline`` (seconds), ``typical_p`` and ``spec_decode_metrics`` are our
+    additions; ``grammar``, ``json_schema`` and ``timings_per_token`` are llama.cpp's; ``top_k``, ``priority``, ``repetition_penalty``,
+    ``min_p``, and the others from ``min_tokens`` on but ``response_format``, are vLLM's (extra_body in OpenAI's client)."""
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -85,6 +85,8 @@ class SamplingBody(Body):
     guided_grammar: str | None = None
     grammar: str | None = None
     json_schema: dict[str, Any] | str | None = None
+    timings_per_token: bool | None = None
+    spec_decode_metrics: bool | None = None
 
 
 class ChatBody(SamplingBody):
@@ -113,7 +115,7 @@ class GenerationRequest:
     whom it is sent, if the client says so. ``priority``: the lowest number goes first. ``deadline``: seconds in which the whole answer must
     come, if the client says so. ``count``: of answers. ``constraint_field``: the body's field that held the form of the answer.
     ``tools``: that a chat's model may call. ``template_values``: further variables of the chat template. ``messages_field``: the body's
-    field that held a chat."""
+    field that held a chat. ``spec_metrics``, ``timings``: whether the body gets what vLLM and llama.cpp tell of speed."""
 
     prompt: str | list[int] | list[dict[str, Any]]
     model: str | None
@@ -129,6 +131,8 @@ class GenerationRequest:
     tools: Tools | None = None
     template_values: Mapping[str, Any] = field(default_factory=dict)
     messages_field: str = "messages"
+    spec_metrics: bool = False
+    timings: bool = False
 
     @property
     def prompt_field(self) -> str:
@@ -209,4 +213,6 @@ def generation_request(
         deadline=body.deadline,
         count=body.n or 1,
         constraint_field=form[0] if form else None,
+        spec_metrics=bool(body.spec_decode_metrics),
+        timings=bool(body.timings_per_token),
     )

@@ -13,6 +13,7 @@ from ...decoding.logprobs import TokenLogprob
 from ...request import Chunk
 from ...tool_calls.parts import Arguments, Call, Part, Reasoning, Text
 from ..errors import ApiError
+from ..observation.body import statistics
 from ..replica import Finished
 from .answer import OpenAnswer, TokenSpeller
 from .requests import GenerationRequest
@@ -48,6 +49,7 @@ class ResponseFormat:
             "choices": choices,
             "usage": usage(answers),
             "resps": extensions if len(extensions) > 1 else extensions[0],
+            **self._extras(answers),
         }
 
     def _message(self, parts: Sequence[Part], answer: OpenAnswer) -> dict[str, Any]:
@@ -73,11 +75,19 @@ class ResponseFormat:
         events = [self._event(rest, self._logprobs([], answer.speller), answer, index)] if rest else []
         empty: dict[str, Any] = {"delta": {}} if self.is_chat else {"text": ""}
         choice = {"index": index, **empty, "logprobs": None, "finish_reason": answer.finish_reason}
-        return [*events, {**self._header(".chunk"), "choices": [choice], **self._no_usage, "resps": extension(answer.end, queued)}]
+        last = self.request.count == 1 and not self.request.include_usage  # else the event with the usage has them, once, as vLLM's
+        extras = self._extras([answer]) if last else {}
+        final = {**self._header(".chunk"), "choices": [choice], **self._no_usage, "resps": extension(answer.end, queued), **extras}
+        return [*events, final]
 
     def closing(self, answers: Sequence[OpenAnswer]) -> list[dict[str, Any]]:
         """Events after all of them: the usage, if the request set ``stream_options.include_usage``."""
-        return [{**self._header(".chunk"), "choices": [], "usage": usage(answers)}] if self.request.include_usage else []
+        if not self.request.include_usage:
+            return []
+        return [{**self._header(".chunk"), "choices": [], "usage": usage(answers), **self._extras(answers)}]
+
+    def _extras(self, answers: Sequence[OpenAnswer]) -> dict[str, Any]:
+        return statistics([each.end.stats for each in answers], self.request.spec_metrics, self.request.timings)
 
     def failure(self, error: ApiError) -> dict[str, Any]:
         """The event of a failure after the first byte."""

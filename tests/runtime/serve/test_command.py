@@ -20,12 +20,12 @@ from runtime.manifest.believed import FILE_NAME as HASHED
 from runtime.manifest.load import read_manifest
 from runtime.serve.cli import command
 from runtime.serve.load import load_replicas
-from runtime.serve.server import bind
+from runtime.serve.sockets import bind
 from tests.support.serve.fakes import ToyDecoder
 from tests.support.serve.process import running
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_finishes_running_requests_and_exits_with_0(tiny_engine: Path, number: signal.Signals) -> None:
     with running(tiny_engine, "--no-warmup", "--model-name", "tiny") as (process, url), httpx.Client(timeout=30) as http:
         body = {"prompt": "the cat", "max_tokens": 200, "temperature": 1.5, "seed": 3, "stream": True}

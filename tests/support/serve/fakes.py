@@ -115,7 +115,7 @@ class ToyDecoder:
         self.ended: list[str | None] = []
         self.asked: list[dict[str, Any]] = []
         self.closed = False
-        self.manifest = SimpleNamespace(limits=SimpleNamespace(context=CONTEXT))
+        self.manifest = SimpleNamespace(limits=SimpleNamespace(context=CONTEXT), engine_id="toy")
 
     @contextmanager
     def paused(self) -> Iterator[None]:

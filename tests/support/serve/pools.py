@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
 from runtime.lanes.pace import Pace
-from runtime.serve.admission.line import Turn
 from runtime.serve.admission.pool import Pool
+from runtime.serve.admission.turn import Turn
 from runtime.serve.settings import ServerSettings
 
 
@@ -25,12 +25,12 @@ class FakeReplica:
     def common_prefix(self, prompt: Any) -> int:
         return len(set(self.cached) & set(prompt))
 
-    def start(self, request: Any, on_free: Callable[[], None]) -> None:
+    def start(self, request: Any, on_free: Callable[[None], None]) -> None:
         """The test decides when the request ends: it finds ``finish`` in the request's list."""
 
         def finish() -> None:
             self.running.remove(request)
-            on_free()
+            on_free(None)
 
         self.running.add(request)
         request.ends.append(finish)
@@ -41,6 +41,7 @@ class Request:
     """``ends``: gets the function that ends it."""
 
     ends: list[Any]
+    turn: Turn = field(default_factory=lambda: Turn("me", 0, 0.0, 0.0))
 
 
 def with_pool(test: Callable[[Pool, list[Any]], Awaitable[None]], count: int = 1, lanes: int = 1, **settings: Any) -> None:

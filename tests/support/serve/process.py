@@ -16,9 +16,11 @@ ROOT = Path(__file__).resolve().parents[3]
 @contextmanager
 def running(engine_dir: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start resps-serve on a free port. Yields the process and its base URL once it listens; kills it at the end. The line that it prints
-    then says how many requests run at once."""
+    then says how many requests run at once. The process has no terminal."""
     line = [sys.executable, "-c", "from runtime.serve.cli import main; main()", "--engine-dir", str(engine_dir), "--port", "0", *arguments]
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment}) as process:
+    with subprocess.Popen(
+        line, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True, env={**os.environ, **environment}
+    ) as process:
         try:
             assert process.stderr is not None
             ready = process.stderr.readline()

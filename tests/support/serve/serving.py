@@ -11,10 +11,13 @@ from typing import Any
 
 import httpx
 
-from runtime.serve.app import make_app
+from runtime.serve.app import NO_LOGS, NO_PROTECTION, make_app
+from runtime.serve.observation.settings import Observation
+from runtime.serve.protection.settings import ConnectionLimits, Protection
 from runtime.serve.reply import Services
-from runtime.serve.server import Server, bind
+from runtime.serve.server import DEFAULT_LIMITS, Server, Tls
 from runtime.serve.settings import ServerSettings
+from runtime.serve.sockets import bind
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,26 @@ def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 @contextmanager
-def serving(decoders: Sequence[Any], **settings: Any) -> Iterator[Served]:
+def serving(
+    decoders: Sequence[Any],
+    *,
+    protection: Protection = NO_PROTECTION,
+    observation: Observation = NO_LOGS,
+    limits: ConnectionLimits = DEFAULT_LIMITS,
+    tls: Tls | None = None,
+    **settings: Any,
+) -> Iterator[Served]:
     """Serve ``decoders``, one per replica. ``settings``: fields of ServerSettings that differ from the default."""
     server_settings = ServerSettings(**{"model": "toy", "drain_seconds": 5.0, **settings})
     with bind("127.0.0.1", 0) as listener:
-        server = Server(make_app(server_settings, lambda: list(decoders)), server_settings.drain_seconds, "toy")
+        app = make_app(server_settings, lambda: list(decoders), protection, observation)
+        server = Server(app, server_settings.drain_seconds, "toy", limits, tls)
         thread = threading.Thread(target=server.run, args=([listener],))
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
         thread.start()
         try:
             until(lambda: server.started)
-            with httpx.Client(base_url=url, timeout=20) as http:
+            with httpx.Client(base_url=url, timeout=20, verify=tls is None) as http:
                 yield Served(url, server, http)
         finally:
             server.should_exit = True

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from runtime.serve.admission.line import Turn
 from runtime.serve.admission.pool import Pool
+from runtime.serve.admission.turn import Turn
 from runtime.serve.errors import ApiError
 from tests.support.serve.pools import Request, turn, with_pool
 

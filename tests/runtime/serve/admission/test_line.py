@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 from random import Random
 
-from runtime.serve.admission.line import Line, Turn, Waiting
+from runtime.serve.admission.line import Line, Waiting
+from runtime.serve.admission.turn import Turn
 
 
 def in_a_loop(test: Callable[[], None]) -> None:
