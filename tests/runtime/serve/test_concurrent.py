@@ -83,9 +83,9 @@ def test_a_client_that_leaves_and_a_deadline_end_one_request_alone(served: Serve
 def test_a_pass_that_fails_for_all_lanes_counts_once(toy: ToyDecoder, clients: ThreadPoolExecutor) -> None:
     toy.failing = engine_failure()
     with serving([toy], failures=3) as served:
-        for healthy in (True, True, False):
+        for seed, healthy in enumerate((True, True, False)):  # other bodies each time: the same ones would be refused
             with toy.paused():
-                answers = [ask(clients, served, prompt) for prompt in PROMPTS]
+                answers = [ask(clients, served, prompt, seed=seed) for prompt in PROMPTS]
                 served.wait("resps:num_requests_running", 4)
             assert [each.result().status_code for each in answers] == [500] * 4
             until(lambda healthy=healthy: served.http.get("/healthz").json()["replicas"] == [healthy])  # type: ignore[misc]
@@ -95,8 +95,8 @@ def test_a_pass_that_fails_for_all_lanes_counts_once(toy: ToyDecoder, clients: T
 def test_a_good_answer_between_failures_keeps_the_decoder(toy: ToyDecoder, clients: ThreadPoolExecutor) -> None:
     with serving([toy], failures=2) as served:
         toy.failing, toy.failing_prompt = engine_failure(), PROMPTS[0].encode()
-        for _ in range(3):
-            assert post(served, prompt=PROMPTS[0]).status_code == 500
+        for seed in range(3):
+            assert post(served, prompt=PROMPTS[0], seed=seed).status_code == 500
             assert post(served, prompt=PROMPTS[1]).status_code == 200
         assert served.http.get("/healthz").status_code == 200
 
