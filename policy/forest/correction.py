@@ -16,7 +16,7 @@ from ..latency import LanesLatency, interpolate
 
 WINDOW = 32  # passes, and rounds that drafted
 _LEAST_ROUNDS = 5  # for a correction
-_EVERY = 8  # passes between two corrections
+_EVERY = 4  # passes between two corrections
 _PAIRS = np.triu_indices(WINDOW, 1)
 _LEAST_SPREAD, _LEAST_PAIRS = 0.1, 24  # of passes whose rows differ enough to tell a row's price
 _LOWEST, _HIGHEST = 0.1, 10.0  # bounds of the factors
