@@ -129,18 +129,22 @@ def _services(request: Request) -> Services:
 
 async def _chat_completions(request: Request) -> Response:
     def parse(body: bytes, settings: ServerSettings) -> tuple[GenerationRequest, AnswerWriter]:
-        generation = chat_request(parse_body(ChatBody, body), settings.messages)
-        return generation, ResponseFormat(True, settings.model, generation)
+        return _written(request, True, chat_request(parse_body(ChatBody, body), settings.messages))
 
     return await _generate(request, parse)
 
 
 async def _completions(request: Request) -> Response:
     def parse(body: bytes, settings: ServerSettings) -> tuple[GenerationRequest, AnswerWriter]:
-        generation = completion_request(parse_body(CompletionBody, body))
-        return generation, ResponseFormat(False, settings.model, generation)
+        return _written(request, False, completion_request(parse_body(CompletionBody, body)))
 
     return await _generate(request, parse)
+
+
+def _written(request: Request, is_chat: bool, generation: GenerationRequest) -> tuple[GenerationRequest, AnswerWriter]:
+    if request.app.state.per_request:
+        generation = replace(generation, spec_metrics=True)
+    return generation, ResponseFormat(is_chat, _services(request).settings.model, generation)
 
 
 async def _responses(request: Request) -> Response:
@@ -160,8 +164,6 @@ async def _generate(request: Request, parse: Callable[[bytes, ServerSettings], t
         digest = sha256(body).digest()
         services.suspects.expect_innocent(digest)
         generation, writer = parse(body, services.settings)
-        if request.app.state.per_request:
-            generation = replace(generation, spec_metrics=True)
         _expect_model(generation.model, services.settings.model)
     except ApiError as error:
         services.metrics.requests.labels(error.outcome).inc()
