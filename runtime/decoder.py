@@ -16,6 +16,7 @@ from typing import NoReturn, SupportsIndex
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec, trees_of
 
 from .arguments import Parts, check_params, check_policy, check_types, new_request
+from .decoding.cycle import Listener
 from .decoding.totals import Totals, TotalsRecorder
 from .engine import LoadedEngine, check_one_of, choose_engine, load_engine
 from .errors import DecoderBusy, DecoderClosed, PromptError, memory_errors
@@ -90,6 +91,7 @@ class Decoder:
             self._policy = self.policy(None if by_budget(lanes, policy) else policy)
             self._lanes = load_lanes(loaded, lanes) if lanes > 1 else None
             self.forest = self._lanes.driver.forest if self._lanes else None
+            self.pace = self.forest.pace if self.forest else Pace()  # how long rounds take; zeros with one lane
             if self._lanes is None:
                 self.models = load_models(loaded.backend, self.manifest, choice.drafter, self._trees, choice.latency, choice.fixed_tree)
             self._resources = cleanup.pop_all()
@@ -101,8 +103,7 @@ class Decoder:
         open, and the last one frees the weights. Raises DecoderClosed, and GpuMemoryError if the GPU has no room for another cache.
         """
         with self._opened():
-            policy = deepcopy(self._policy_argument)
-            return Decoder(self._engine.fork(), policy=policy, lanes=self.lanes)
+            return Decoder(self._engine.fork(), policy=deepcopy(self._policy_argument), lanes=self.lanes)
 
     def warmup(self) -> None:
         """Decode a few tokens with each tree of the policy, so that the first request is as fast as later ones. Clears the cache and counts
@@ -128,11 +129,6 @@ class Decoder:
                 self.models.target.cache_valid = False
             else:
                 self._lanes.driver.forget()
-
-    @property
-    def pace(self) -> Pace:
-        """How long rounds take; zeros with one lane."""
-        return self.forest.pace if self.forest else Pace()
 
     @property
     def default_tree(self) -> TreeSpec:
@@ -163,6 +159,10 @@ class Decoder:
     def totals(self) -> Totals:
         """Statistics over all finished requests since this Decoder was loaded or forked."""
         return self._totals_recorder.totals(self._policy)
+
+    def listen(self, listener: Listener | None) -> None:
+        """Call ``listener`` with the CycleEvent of every cycle from now on, in the thread that decodes; None ends it."""
+        self._totals_recorder.listener = listener
 
     @contextmanager
     def _opened(self) -> Iterator[None]:

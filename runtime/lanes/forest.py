@@ -12,6 +12,7 @@ from policy import Outcome, RowBudget
 
 from ..backends.page_pool import OutOfPages
 from ..constraints.drafter import allowed_part
+from ..decoding.cycle import CycleEvent
 from ..decoding.loop import Round
 from ..errors import COMMIT, PREFILL, VERIFY, EngineFailure
 from ..manifest.schema import Limits
@@ -218,7 +219,9 @@ class Forest:
                     lane.chunks.put(lane.first_token(found.output))
         except Exception as error:
             self._end(lane, error)
-        self.chunks.observe(len(chunk), perf_counter() - started)
+        seconds = perf_counter() - started
+        self.chunks.observe(len(chunk), seconds)
+        lane.active.report(CycleEvent(read_rows=len(chunk), read_seconds=seconds))
 
     def _committed(self, lane: Lane, tokens: Sequence[int], found: LanePass, rows: Sequence[int]) -> None:
         """``tokens`` were committed; they are ``rows`` of a pass."""
@@ -256,14 +259,16 @@ class Forest:
                 self.budget.observe_tree(plan.lane.history, plan.promised, len(found.path) - 1, len(plan.tree) - 1)
         self.budget.observe_round(sum(len(found.tokens) for _, _, found in accepted), rows, 1000 * (verified - drafted))
         seconds = perf_counter() - started
-        planned[0].lane.active.count_pass(rows)
         if accepted:
             self.pace.add_round(started, sum(len(found.tokens) for _, _, found in accepted) / len(accepted))
+        rounds = []
         for plan, _, found in accepted:
             if plan.lane.policy is not None and plan.chosen:
                 plan.lane.policy.observe(Outcome(plan.spec, len(plan.tree), len(found.tokens), seconds))
-            round_ = Round(found.tokens, plan.spec, len(plan.tree), drafted - started, verified - drafted, seconds)
+            round_ = Round(found.tokens, plan.spec, plan.tree, found.path, started, drafted - started, verified - drafted, seconds)
+            rounds.append((plan.lane.active.number, round_))
             plan.lane.chunks.put(plan.lane.request.chunk(found.tokens, round_))
+        planned[0].lane.active.report(CycleEvent(tuple(rounds), rows))
 
     def _verify(self, planned: Sequence[Planned]) -> dict[Lane, LanePass]:
         """Score all trees in one pass. If it fails, each tree has a pass of its own, and only the lanes that fail alone end."""

@@ -162,7 +162,7 @@ def _undrafted(lane: Lane, spec: TreeSpec) -> Planned:
 
 
 def _front_of(chain: Tree) -> Callable[[int], Tree]:
-    return lambda nodes: Tree.chain(chain.tokens[:nodes].tolist())
+    return lambda nodes: Tree.chain(chain.tokens[:nodes].tolist(), chain.source)
 
 
 def _on_host(tree: Tree | DeviceTree) -> Tree:
