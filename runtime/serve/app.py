@@ -22,6 +22,8 @@ from .errors import ApiError
 from .metrics import Metrics
 from .openai.requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request, parse_body
 from .openai.responses import ResponseFormat
+from .page.hub import Hub
+from .page.routes import page_routes
 from .replica import Replica
 from .reply import Reply, Services
 from .settings import ServerSettings
@@ -41,6 +43,7 @@ def make_app(settings: ServerSettings, load: Callable[[], Sequence[Decoder]]) ->
         decoders = await asyncio.to_thread(load)
         pool = Pool([Replica(each, settings.failures) for each in decoders], settings)
         app.state.services = Services(settings, pool, Metrics(pool), decoders[0], int(time.time()))
+        app.state.hub = Hub(pool)
         yield
         app.state.clean = await pool.close(CLOSE_SECONDS)
 
@@ -51,6 +54,7 @@ def make_app(settings: ServerSettings, load: Callable[[], Sequence[Decoder]]) ->
         Route("/v1/models/{name:path}", _model),
         Route("/healthz", _healthz),
         Route("/metrics", _metrics),
+        *page_routes(),
     ]
     handlers = {ApiError: _api_error, HTTPException: _http_error, ClientDisconnect: _client_gone, Exception: _internal_error}
     return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)

@@ -40,6 +40,7 @@ SAME_NAMES = (
     "ignore_eos",
     "stop_token_ids",
     "bad_words",
+    "rounds",
 )
 """Fields of the bodies that SamplingParams has too, with the same meaning and default."""
 
@@ -59,9 +60,9 @@ class StreamOptions(_Body):
 
 
 class SamplingBody(_Body):
-    """The fields of both bodies. ``policy``, ``speculation``, ``deadline`` (seconds) and ``typical_p`` are our additions; ``grammar`` and
-    ``json_schema`` are llama.cpp's; ``top_k``, ``priority``, ``repetition_penalty``, ``min_p``, and those from ``min_tokens`` on but
-    ``response_format``, are vLLM's (extra_body in OpenAI's client)."""
+    """The fields of both bodies. ``policy``, ``speculation``, ``deadline`` (seconds), ``typical_p`` and ``rounds`` are our additions;
+    ``grammar`` and ``json_schema`` are llama.cpp's; ``top_k``, ``priority``, ``repetition_penalty``, ``min_p``, and those from
+    ``min_tokens`` on but ``response_format``, are vLLM's (extra_body in OpenAI's client)."""
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -88,6 +89,7 @@ class SamplingBody(_Body):
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=MAX_LISTED)] | None = None
     bad_words: Annotated[list[BadWord], Field(max_length=MAX_LISTED)] | None = None
+    rounds: bool | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     guided_json: dict[str, Any] | str | None = None

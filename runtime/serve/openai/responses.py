@@ -14,6 +14,7 @@ from ...decoding.logprobs import TokenLogprob
 from ...request import Chunk
 from ..replica import Finished
 from .requests import GenerationRequest
+from .rounds import RoundWriter
 
 FINISH_REASONS = {"eos": "stop", "stop_string": "stop", "length": "length", "deadline": "length"}
 """OpenAI's finish_reason by the Decoder's stop reason. A deadline cuts an answer as a token limit does; ``resps.stop`` tells which."""
@@ -25,7 +26,8 @@ class TokenSpeller:
     """Spells the tokens of one answer, in their order: the first one begins the text if ``prompt`` (its ids) has none, and a character may
     take several tokens.
 
-    ``started``: the answer's first event was made. ``characters``: number of characters that the tokens so far completed.
+    ``started``: the answer's first event was made. ``characters``: number of characters that the tokens so far completed. ``rounds``:
+    writes the answer's rounds.
     """
 
     def __init__(self, decoder: Decoder, prompt: Sequence[int]) -> None:
@@ -33,6 +35,7 @@ class TokenSpeller:
         self._utf8 = getincrementaldecoder("utf-8")("replace")
         self._first = not any(map(decoder.token_bytes, prompt))
         self.started = False
+        self.rounds = RoundWriter(decoder, prompt)
         self.characters = 0
 
     def text_bytes(self, token: int) -> bytes:
@@ -90,7 +93,7 @@ class ResponseFormat:
             own: dict[str, Any] = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.is_chat else {"text": text}
             logprobs = self._logprobs(answer.chunks, answer.speller)
             choices.append({"index": index, **own, "logprobs": logprobs, "finish_reason": FINISH_REASONS[answer.finished.stop]})
-        extensions = [extension(each, queued) for each in every]
+        extensions = [{**extension(each.finished, queued), **self._rounds(each)} for each in answers]
         return {**self._header(""), "choices": choices, "usage": usage(every), "resps": extensions if len(every) > 1 else extensions[0]}
 
     def chunk_event(self, chunk: Chunk, speller: TokenSpeller, index: int) -> dict[str, Any]:
@@ -102,7 +105,8 @@ class ResponseFormat:
             choice = {"index": index, "text": chunk.text}
         choice |= {"logprobs": self._logprobs([chunk], speller), "finish_reason": None}
         speller.started = True
-        return {**self._header(".chunk"), "choices": [choice], **self._no_usage}
+        extra = {"resps": {"round": speller.rounds.written(chunk)}} if self.request.params.rounds else {}
+        return {**self._header(".chunk"), "choices": [choice], **self._no_usage, **extra}
 
     def final_event(self, finished: Finished, queued: float, index: int) -> dict[str, Any]:
         """The last event of a choice: its finish reason and statistics."""
@@ -117,6 +121,9 @@ class ResponseFormat:
     @property
     def _no_usage(self) -> dict[str, Any]:
         return {"usage": None} if self.request.include_usage else {}
+
+    def _rounds(self, answer: Answered) -> dict[str, Any]:
+        return {"rounds": [answer.speller.rounds.written(chunk) for chunk in answer.chunks]} if self.request.params.rounds else {}
 
     def _header(self, chunk: str) -> dict[str, Any]:
         kind = f"chat.completion{chunk}" if self.is_chat else "text_completion"

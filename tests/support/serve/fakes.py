@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import zlib
@@ -18,6 +19,7 @@ from runtime.lanes.forest import Pace
 from runtime.text.detokenizer import StopStrings
 
 CONTEXT, EOS = 200, 0
+_NUMBERS = itertools.count(1)
 
 
 class ToyStream(Iterator[Chunk]):
@@ -28,6 +30,7 @@ class ToyStream(Iterator[Chunk]):
     ) -> None:
         self._decoder, self._tokens, self._prompt, self._logprobs, self._end = decoder, tokens, prompt, logprobs, end
         self._stops = StopStrings(tuple(stop))
+        self.number = next(_NUMBERS)
         self._given, self.rounds, self.accepted, self.cancelled = 0, 0, 0, False
         self.stop: str | None = None
 
@@ -87,7 +90,7 @@ class ToyDecoder:
     open streams. ``ended``: stop reason of each finished stream.
     """
 
-    policies = ("none", "fixed")
+    policies, draft = ("none", "fixed"), "ngram"
 
     def __init__(self, seconds: float = 0.0, lanes: int = 1) -> None:
         self.seconds, self.lanes, self.rounds = seconds, lanes, 0
