@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,7 @@ def until(page: Any, script: str, seconds: float = 60.0) -> Any:
     """Wait until ``script`` gives something that is true, and return it."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    looked: Callable[[Any], Any] = lambda driver: driver.execute_script(script)  # noqa: E731
-    return WebDriverWait(page, seconds, 0.1).until(looked, script)
+    return WebDriverWait(page, seconds, 0.1).until(lambda driver: driver.execute_script(script), script)
 
 
 def low_contrast(page: Any) -> list[Any]:
@@ -103,3 +102,11 @@ def low_contrast(page: Any) -> list[Any]:
     found = page.execute_script(CONTRAST)
     assert len(found) > 30
     return [each for each in found if each[0] < (3 if each[1] >= 24 else 4.5)]
+
+
+def accessible_names(page: Any) -> list[tuple[str, str]]:
+    """Role and name of every control, as a screen reader hears them."""
+    roles = {"button", "textbox", "combobox", "slider", "spinbutton", "checkbox", "link", "DisclosureTriangle"}
+    nodes = page.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    found = [(each["role"]["value"], each.get("name", {}).get("value", "")) for each in nodes if not each.get("ignored")]
+    return [each for each in found if each[0] in roles]

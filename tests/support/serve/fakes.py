@@ -87,7 +87,8 @@ class ToyDecoder:
 
     ``gate``: rounds wait while it is cleared. ``seconds``: duration of a round. ``failing``: an exception that the next round raises, if
     its prompt starts with ``failing_prompt``. ``rounds``: rounds so far. ``asked``: arguments of each call of ``stream``. ``open``: the
-    open streams. ``ended``: stop reason of each finished stream.
+    open streams. ``ended``: stop reason of each finished stream. ``listener``: to
+    cycles, which it never tells of.
     """
 
     policies, draft = ("none", "fixed"), "ngram"
@@ -103,6 +104,7 @@ class ToyDecoder:
         self.ended: list[str | None] = []
         self.asked: list[dict[str, Any]] = []
         self.closed = False
+        self.listener: Any = None
         self.manifest = SimpleNamespace(limits=SimpleNamespace(context=CONTEXT))
 
     @contextmanager
@@ -146,6 +148,9 @@ class ToyDecoder:
         from policy import PLAIN, FixedPolicy
 
         return TotalsRecorder().totals(FixedPolicy(PLAIN))
+
+    def listen(self, listener: Any) -> None:
+        self.listener = listener
 
     def close(self) -> None:
         self.closed = True
