@@ -4,31 +4,46 @@ import { html, svg } from "./svg.js";
 
 const NAMES = { read: "reading prompts", draft: "draft", verify: "verify", commit: "accept and commit", between: "other" };
 
-// A bar for each cycle: what was guessed, what was kept of it, and the model's own token below. `here`: the one that is shown.
-export function strip(rounds, here) {
-  const step = Math.min(14, 400 / Math.max(rounds.length, 1)), most = Math.max(4, ...rounds.map((round) => round.tree.texts.length));
-  const high = 40 / most, drawing = svg("svg", { class: "strip", viewBox: "0 0 400 44", preserveAspectRatio: "none", "aria-hidden": "true" });
-  rounds.forEach((round, at) => {
-    const x = at * step, width = Math.max(step - Math.min(2, step / 4), 0.5), kept = round.path.length - 1;
-    const bar = (name, from, count) => count && drawing.append(svg("rect", { class: name, x, width, y: 42 - (from + count) * high, height: count * high }));
-    bar("guessed", 1, round.tree.texts.length - 1);
-    bar(`kept ${round.tree.source}`, 1, kept);
-    bar("own", 0, 1);
-    if (at === here) drawing.append(svg("rect", { class: "here", x: x - 1, y: 0.6, width: width + 2, height: 42.8 }));
-  });
-  return drawing;
+// Bars of equal width; each kind is one path, so that long answers stay cheap to draw.
+class Bars {
+  constructor(count, most, widest) {
+    this.step = Math.min(widest, 400 / Math.max(count, 1));
+    this.high = 40 / Math.max(4, most);
+    this.paths = new Map();
+  }
+
+  add(kind, at, from, count) {
+    if (count <= 0) return;
+    const [x, width] = [at * this.step, Math.max(this.step - Math.min(2, this.step / 4), 0.5)];
+    const piece = `M${x} ${42 - from * this.high}v${-count * this.high}h${width}v${count * this.high}z`;
+    this.paths.set(kind, (this.paths.get(kind) ?? "") + piece);
+  }
+
+  drawn() {
+    const paths = [...this.paths].map(([kind, d]) => svg("path", { class: kind, d }));
+    return svg("svg", { class: "strip", viewBox: "0 0 400 44", preserveAspectRatio: "none", "aria-hidden": "true" }, ...paths);
+  }
 }
 
-// Rows of the last passes.
+const WIDEST = 14;
+// Which bar of how many is at a place from 0 to 1.
+export const barAt = (place, count) => Math.min(count - 1, Math.floor((place * 400) / Math.min(WIDEST, 400 / count)));
+
+// A bar for each cycle: the model's own token below, what was guessed, and what was kept of it. `here`: the one that is shown.
+export function strip(rounds, here) {
+  const bars = new Bars(rounds.length, Math.max(...rounds.map((round) => round.tree.texts.length)), WIDEST);
+  rounds.forEach((round, at) => bars.add("guessed", at, 1, round.tree.texts.length - 1));
+  rounds.forEach((round, at) => { bars.add(`kept ${round.tree.source}`, at, 1, round.path.length - 1); bars.add("own", at, 0, 1); });
+  bars.add("here", here, 0, 41 / bars.high);
+  return bars.drawn();
+}
+
+// Rows of the last passes, and the tokens that came of them.
 export function rowBars(passes) {
-  const most = Math.max(4, ...passes.map((each) => each.rows)), drawing = svg("svg", { class: "strip", viewBox: "0 0 400 44", preserveAspectRatio: "none", "aria-hidden": "true" });
-  passes.forEach((each, at) => {
-    const bar = (name, y, height) => drawing.append(svg("rect", { class: name, x: at * 6.6, width: 5, y, height }));
-    const all = (each.rows / most) * 40, tokens = (each.rounds.reduce((sum, round) => sum + round.tokens, 0) / most) * 40;
-    bar("guessed", 42 - all, all);
-    bar("kept", 42 - tokens, tokens);
-  });
-  return drawing;
+  const bars = new Bars(60, Math.max(...passes.map((each) => each.rows)), WIDEST);
+  passes.forEach((each, at) => bars.add("guessed", at, 0, each.rows));
+  passes.forEach((each, at) => bars.add("kept", at, 0, each.rounds.reduce((sum, round) => sum + round.tokens, 0)));
+  return bars.drawn();
 }
 
 // The rows of one request in the last pass.

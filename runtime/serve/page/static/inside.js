@@ -1,6 +1,6 @@
 // The panel beside the conversation: numbers, trees and times of one answer.
 
-import { added, strip, timeBar } from "./bars.js";
+import { added, barAt, strip, timeBar } from "./bars.js";
 import { byId } from "./svg.js";
 import { description, drawTree } from "./tree.js";
 
@@ -16,11 +16,11 @@ export function show(next, at = null) {
   draw();
 }
 
-// The answer has grown. Drawn once a frame, however many cycles came.
+// The answer has grown. Drawn ten times a second, however many cycles came.
 export function grown(which) {
   if (which === answer && !waiting) {
     waiting = true;
-    requestAnimationFrame(() => { waiting = false; draw(); });
+    setTimeout(() => { waiting = false; draw(); }, 100);
   }
 }
 
@@ -31,8 +31,8 @@ slider.addEventListener("input", () => {
 });
 byId("strip").addEventListener("click", (event) => {
   if (!answer?.rounds.length) return;
-  const box = byId("strip").getBoundingClientRect(), step = Math.min(14, 400 / answer.rounds.length);
-  cycle = Math.min(answer.rounds.length - 1, Math.floor((((event.clientX - box.left) / box.width) * 400) / step));
+  const box = byId("strip").getBoundingClientRect();
+  cycle = barAt((event.clientX - box.left) / box.width, answer.rounds.length);
   follows = false;
   draw();
 });

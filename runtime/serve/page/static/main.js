@@ -117,6 +117,16 @@ async function introduce() {
   }
 }
 
+// What the browser remembers; nothing where it may not.
+function remembered(theme) {
+  try {
+    if (theme !== undefined) localStorage.setItem("theme", theme);
+    return localStorage.getItem("theme") ?? "";
+  } catch {
+    return theme ?? "";
+  }
+}
+
 function dress(theme) {
   if (theme) document.documentElement.dataset.theme = theme;
   else delete document.documentElement.dataset.theme;
@@ -130,8 +140,8 @@ stop.addEventListener("click", () => running?.abort());
 byId("clear").addEventListener("click", () => { running?.abort(); turns = []; log.replaceChildren(); message.focus(); });
 byId("depths").addEventListener("change", (event) => document.body.classList.toggle("show-depths", event.target.checked));
 byId("key").addEventListener("change", (event) => { useKey(event.target.value); problem(null); introduce(); follow(); });
-byId("theme").value = localStorage.getItem("theme") ?? "";
-byId("theme").addEventListener("change", (event) => { localStorage.setItem("theme", event.target.value); dress(event.target.value); });
+byId("theme").value = remembered();
+byId("theme").addEventListener("change", (event) => dress(remembered(event.target.value)));
 dress(byId("theme").value);
 addEventListener("hashchange", view);
 view();

@@ -106,7 +106,7 @@ def test_it_proves_that_nothing_differs(page: Any, tmp_path: Path) -> None:
 
 
 def test_lanes_and_times_are_shown(page: Any) -> None:
-    assert until(page, "return document.querySelectorAll('#rows rect').length")
+    assert until(page, "return document.querySelectorAll('#rows path').length")
     assert page.find_element("id", "pass").text.startswith("0 of 2 in use")
     for bar in ("time", "server-time"):
         shown = page.find_element("id", bar).text
