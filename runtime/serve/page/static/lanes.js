@@ -17,6 +17,8 @@ function time(cycles) {
   }, {});
 }
 
+const counted = (count, name) => `${count} ${name}${count === 1 ? "" : "s"}`;
+
 function draw({ state, cycles }) {
   for (const cycle of cycles) for (const round of cycle.rounds) last.set(round.request, round);
   recent = [...recent, ...cycles];
@@ -25,11 +27,11 @@ function draw({ state, cycles }) {
   const lanes = state.replicas.reduce((sum, each) => sum + each.lanes, 0), all = state.replicas.flatMap((each) => each.running);
   last = new Map(all.filter((each) => last.has(each.request)).map((each) => [each.request, last.get(each.request)]));
   const pass = passes.at(-1), waiting = state.waiting ? `, ${state.waiting} waiting` : "", lost = state.dropped ? ` ${state.dropped} cycles were not shown.` : "";
-  byId("pass").textContent = `${all.length} of ${lanes} in use${waiting}.${pass && all.length ? ` Last pass: ${pass.rows} rows for ${pass.rounds.length} requests.` : ""}${lost}`;
+  byId("pass").textContent = `${all.length} of ${lanes} in use${waiting}.${pass && all.length ? ` Last pass: ${counted(pass.rows, "row")} for ${counted(pass.rounds.length, "request")}.` : ""}${lost}`;
   byId("rows").replaceChildren(...(passes.length ? [rowBars(passes)] : []));
   byId("lanes").replaceChildren(...all.map((each) => lane(each, last.get(each.request))));
-  const counted = recent.filter((each) => each.rows);
-  if (counted.length) byId("server-time").replaceChildren(...timeBar(time(recent), counted.length));
+  const rounds = recent.filter((each) => each.rows).length;
+  if (rounds) byId("server-time").replaceChildren(...timeBar(time(recent), rounds));
 }
 
 function lane(request, round) {

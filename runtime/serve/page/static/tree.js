@@ -2,12 +2,12 @@
 
 import { svg } from "./svg.js";
 
-const LETTER = 7.25, LINE = 26, HEIGHT = 20, GAP = 24, TOP = 20;
+const LETTER = 7.25, LINE = 26, HEIGHT = 20, GAP = 20, TOP = 20;
 
 // White space is shown, and long texts are cut.
 export function shown(text) {
   const visible = text.replace(/^ /, "·").replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
-  return visible.length > 12 ? `${visible.slice(0, 11)}…` : visible;
+  return visible.length > 10 ? `${visible.slice(0, 9)}…` : visible;
 }
 
 // The nodes in rows and columns. The target's own token after the accepted path is a node, too.
