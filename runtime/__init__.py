@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .decoder import Decoder
+    from .decoding.cycle import CycleEvent
     from .decoding.logprobs import TokenLogprob
     from .decoding.stats import Stats
     from .decoding.totals import Totals
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Chunk": "request",
     "Constraint": "sampling_params",
+    "CycleEvent": "decoding.cycle",
     "Decoder": "decoder",
     "DecoderBusy": "errors",
     "DecoderClosed": "errors",
@@ -40,6 +42,7 @@ _MODULES = {
 __all__ = [
     "Chunk",
     "Constraint",
+    "CycleEvent",
     "Decoder",
     "DecoderBusy",
     "DecoderClosed",

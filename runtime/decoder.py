@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import NoReturn, SupportsIndex
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec, trees_of
 
 from .arguments import Parts, check_params, check_policy, check_types, new_request
+from .decoding.cycle import Listener
 from .decoding.totals import Totals, TotalsRecorder
 from .engine import LoadedEngine, check_one_of, choose_engine, load_engine
-from .errors import DecoderBusy, DecoderClosed, PromptError, memory_errors
+from .errors import DecoderBusy, DecoderClosed, memory_errors
 from .lanes.choose import choose_lanes
 from .lanes.driver import CLOSED
 from .lanes.load import by_budget, load_lanes
@@ -33,7 +34,7 @@ from .sampling_params import SamplingParams
 from .stream import ActiveRequest, LaneStream, Result, Stream, answers_of, chunks_of
 from .text.prompt import Prompt as Prompt
 from .text.prompt import encode, expect_form, is_token_id
-from .warm_up import warm_up_requests
+from .warm_up import warm_up_requests, warm_up_template
 
 _BUSY = "all Streams of this Decoder are still open — finish one, close() it, or use a Decoder with more lanes"
 
@@ -90,6 +91,7 @@ class Decoder:
             self._policy = self.policy(None if by_budget(lanes, policy) else policy)
             self._lanes = load_lanes(loaded, lanes) if lanes > 1 else None
             self.forest = self._lanes.driver.forest if self._lanes else None
+            self.pace = self.forest.pace if self.forest else Pace()  # how long rounds take; zeros with one lane
             if self._lanes is None:
                 self.models = load_models(loaded.backend, self.manifest, choice.drafter, self._trees, choice.latency, choice.fixed_tree)
             self._resources = cleanup.pop_all()
@@ -107,9 +109,7 @@ class Decoder:
     def warmup(self) -> None:
         """Decode a few tokens with each tree of the policy, so that the first request is as fast as later ones. Clears the cache and counts
         nothing. Raises DecoderBusy, DecoderClosed and EngineFailure."""
-        if self.manifest.tokens.chats:
-            with suppress(PromptError):  # a template may want a system turn, or tools
-                self.tokenizer.encode([{"role": "user", "content": "Say something."}])
+        warm_up_template(self.manifest, self.tokenizer)
         chosen = self._trees if self._lanes is None else (self.default_tree,)  # nothing is prepared for each tree of a lane
         trees = tuple(dict.fromkeys((*chosen, *(() if self.manifest.tensorrt else (PLAIN,)))))
         make_sampler = (self._lanes or self.models).make_sampler
@@ -128,11 +128,6 @@ class Decoder:
                 self.models.target.cache_valid = False
             else:
                 self._lanes.driver.forget()
-
-    @property
-    def pace(self) -> Pace:
-        """How long rounds take; zeros with one lane."""
-        return self.forest.pace if self.forest else Pace()
 
     @property
     def default_tree(self) -> TreeSpec:
@@ -163,6 +158,10 @@ class Decoder:
     def totals(self) -> Totals:
         """Statistics over all finished requests since this Decoder was loaded or forked."""
         return self._totals_recorder.totals(self._policy)
+
+    def listen(self, listener: Listener | None) -> None:
+        """Call ``listener`` with the CycleEvent of every cycle from now on, in the thread that decodes; None ends it."""
+        self._totals_recorder.listener = listener
 
     @contextmanager
     def _opened(self) -> Iterator[None]:

@@ -25,7 +25,7 @@ from .text.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Chunk:
     """The result of one verification round. ``accepted``: accepted draft tokens. ``nodes``: verified rows. ``spec``: the requested tree.
-    ``logprobs``: one per token, if requested.
+    ``logprobs``: one per token, if requested. ``round``: all that the round did, if requested.
 
     ``spec`` is None for the first token, which comes from prefill, and for a last chunk without tokens: it holds text that was withheld
     because it could have become a stop string or part of a character.
@@ -37,13 +37,14 @@ class Chunk:
     spec: TreeSpec | None
     nodes: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
+    round: Round | None = None
 
 
 @dataclass
 class Request:
     """A request and its state. ``sampler``: samples as ``params`` say. ``stop_tokens``: ids that end the answer. ``deadline``: in
     perf_counter's seconds. ``constraint``: the form of the answer, which the sampler moves along. ``counters``: its statistics so far.
-    ``stop``: why it ended (eos, length, stop_string, cancelled or deadline), None while it runs."""
+    ``round``: the last one. ``stop``: why it ended (eos, length, stop_string, cancelled or deadline), None while it runs."""
 
     prompt: Sequence[int]
     params: SamplingParams
@@ -53,6 +54,7 @@ class Request:
     deadline: float | None = None
     constraint: ConstraintState | None = None
     counters: RequestCounters = field(init=False)
+    round: Round | None = field(default=None, init=False)
     stop: str | None = None
     cancelled: bool = False
     _logprob_recorder: LogprobRecorder | None = field(default=None, init=False)
@@ -148,8 +150,10 @@ class Request:
             if self._stops.found:
                 self.stop = "stop_string"
         logprobs = None if self._logprob_recorder is None else self._logprob_recorder.take()[:kept]
+        self.round = round_
         if round_ is None:
             self.counters.new_tokens += kept
             return Chunk(shown, tokens[:kept], 0, None, logprobs=logprobs)
         self.counters.add(round_, kept)
-        return Chunk(shown, tokens[:kept], min(kept, len(tokens) - 1), round_.spec, round_.nodes, logprobs)
+        shared = round_ if self.params.rounds else None
+        return Chunk(shown, tokens[:kept], min(kept, len(tokens) - 1), round_.spec, round_.nodes, logprobs, shared)

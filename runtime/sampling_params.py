@@ -102,7 +102,7 @@ class SamplingParams:
     ``max_new_tokens``: None means up to the end of the context. ``stop``: strings that end the answer; they are not part of its text.
     ``logprobs``: None, or how many of the likeliest alternatives to report with each chosen token's log-probability (0 to 20), both before
     temperature, top_k and top_p. ``deadline``: seconds from the call. The answer then ends after the current round, or without a token
-    during prefill.
+    during prefill. ``rounds``: whether each Chunk has its Round, with the whole tree.
 
     ``min_p``: keep tokens that are at least this many times as likely as the likeliest; 0 disables it. ``typical_p``: keep the most typical
     tokens up to this total probability (Meister et al. 2022); 1 disables it. Tokens are excluded by top_k, top_p, min_p and typical_p, in
@@ -137,6 +137,7 @@ class SamplingParams:
     bad_words: Sequence[str] = ()
     constraint: Constraint | None = None
     shown: Sequence[str] = ()
+    rounds: bool = False
 
     def __post_init__(self) -> None:
         self._check_draw()
@@ -144,6 +145,8 @@ class SamplingParams:
         self._check_rules()
         if self.logprobs is not None and not 0 <= _integer("logprobs", self.logprobs) <= MAX_LOGPROBS:
             raise ValueError(f"logprobs must be None or from 0 to {MAX_LOGPROBS}, not {self.logprobs}")
+        if not isinstance(self.rounds, bool):
+            raise TypeError(f"rounds must be True or False, not {self.rounds!r}")
         if self.deadline is not None and not _number("deadline", self.deadline) >= 0:
             raise ValueError(f"deadline must be 0 seconds or more, not {self.deadline}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, NoReturn, SupportsIndex
 
+from .decoding.cycle import CycleEvent
 from .decoding.logprobs import TokenLogprob
 from .decoding.stats import Stats
 from .decoding.totals import TotalsRecorder
@@ -36,11 +38,15 @@ class Result:
         return asdict(self)
 
 
+_NUMBERS = itertools.count(1)
+
+
 class ActiveRequest:
-    """The state of a request that Decoder and Stream share. It refers to neither, so a dropped Stream is freed at once."""
+    """The state of a request that Decoder and Stream share. It refers to neither, so a dropped Stream is freed at once. ``number``: in this
+    process."""
 
     def __init__(self, request: Request, recorder: TotalsRecorder) -> None:
-        self.request, self._totals_recorder, self.process = request, recorder, os.getpid()
+        self.request, self._totals_recorder, self.process, self.number = request, recorder, os.getpid(), next(_NUMBERS)
         self.pass_lock = threading.RLock()  # held while a pass runs
         self.in_pass = False  # tells a holder of the lock, such as a signal handler, that it interrupted a pass of its own thread
         self.after_pass: Callable[[], None] | None = None  # called when that pass has ended
@@ -56,9 +62,11 @@ class ActiveRequest:
             self.request.stop = self.request.stop or reason
             self._totals_recorder.add(self.request.counters, self.request.stop)
 
-    def count_pass(self, rows: int) -> None:
-        """Add a verification pass to the totals."""
-        self._totals_recorder.add_pass(rows)
+    def report(self, cycle: CycleEvent) -> None:
+        """Add a cycle to the totals, and hand it to the Decoder's listener."""
+        if cycle.rows:
+            self._totals_recorder.add_pass(cycle.rows)
+        self._totals_recorder.tell(cycle)
 
 
 class Stream(Iterator[Chunk]):
@@ -76,8 +84,8 @@ class Stream(Iterator[Chunk]):
             try:
                 if not active.ended:
                     chunk = next(self._chunks)
-                    if chunk.spec is not None:
-                        active.count_pass(chunk.nodes)
+                    if (cycle := _cycle(active, chunk)) is not None:
+                        active.report(cycle)
                     return chunk
             except StopIteration:
                 active.end()
@@ -90,6 +98,11 @@ class Stream(Iterator[Chunk]):
                     active.end()
                     active.after_pass()
         raise StopIteration
+
+    @property
+    def number(self) -> int:
+        """The request's number in this process, which a `CycleEvent` has, too."""
+        return self._active.number
 
     @property
     def stats(self) -> Stats:
@@ -129,6 +142,15 @@ class Stream(Iterator[Chunk]):
 
     def __del__(self) -> None:
         self._active.end()
+
+
+def _cycle(active: ActiveRequest, chunk: Chunk) -> CycleEvent | None:
+    """The cycle of one lane that made a chunk; None for a last chunk without tokens."""
+    if chunk.spec is not None and active.request.round is not None:
+        return CycleEvent(((active.number, active.request.round),), chunk.nodes)
+    counters = active.request.counters
+    read = counters.prompt_tokens - counters.cached_prompt_tokens
+    return CycleEvent(read_rows=read, read_seconds=counters.prefill_seconds) if chunk.tokens else None
 
 
 class LaneStream(Stream):

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from policy import FixedPolicy, TreeSpec
 
 from .decoding.gumbel import MakeSampler
-from .manifest.schema import Limits
+from .errors import PromptError
+from .manifest.schema import Limits, Manifest
 from .request import Request
 from .sampling_params import SamplingParams
+from .text.tokenizer import Tokenizer
 
 WARM_UP_TOKENS = 8
+
+
+def warm_up_template(manifest: Manifest, tokenizer: Tokenizer) -> None:
+    """Render a chat, so that the template is compiled."""
+    if manifest.tokens.chats:
+        with suppress(PromptError):  # a template may want a system turn, or tools
+            tokenizer.encode([{"role": "user", "content": "Say something."}])
 
 
 def warm_up_requests(

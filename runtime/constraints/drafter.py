@@ -32,7 +32,7 @@ class ConstrainedDrafter:
 
     def lookup(self, root: int, max_rows: int) -> Tree | None:
         if max_rows > 1 and (forced := self._constraint.forced()):
-            return Tree.chain([root, *forced][: min(max_rows, MOST_ROWS)])
+            return Tree.chain([root, *forced][: min(max_rows, MOST_ROWS)], "forced")
         found = self._drafter.lookup(root, max_rows)
         if found is None:
             return None
@@ -65,4 +65,4 @@ def allowed_part(tree: Tree, constraint: ConstraintState) -> Tree:
     rows = np.flatnonzero(kept)
     place = np.cumsum(kept) - 1
     parent = np.where(rows > 0, place[tree.parent[rows]], -1)
-    return Tree(tree.tokens[rows], parent, tree.depth[rows], tree.mask[np.ix_(rows, rows)])
+    return Tree(tree.tokens[rows], parent, tree.depth[rows], tree.mask[np.ix_(rows, rows)], tree.source)

@@ -20,14 +20,25 @@ from .tree import Tree, accept
 
 @dataclass(frozen=True)
 class Round:
-    """One round. ``tokens``: what it adds to the answer. ``spec``: the requested tree. ``nodes``: verified rows. Times in seconds."""
+    """One round of one request.
+
+    ``tokens``: what it adds to the answer. ``spec``: the requested tree. ``tree``: the verified one. ``path``: its accepted rows, from the
+    root down. ``started``: by the clock perf_counter. Times in seconds; requests that share a round have the same ones.
+    """
 
     tokens: tuple[int, ...]
     spec: TreeSpec
-    nodes: int
+    tree: Tree
+    path: tuple[int, ...]
+    started: float
     draft_seconds: float
     verify_seconds: float
     seconds: float
+
+    @property
+    def nodes(self) -> int:
+        """Verified rows."""
+        return len(self.tree)
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, sampler: Sampler, r
         seconds = perf_counter() - started
         if lookup is None:
             policy.observe(Outcome(spec, len(output.tree), len(accepted.tokens), seconds))
-        yield Round(accepted.tokens, spec, len(output.tree), drafted - started, verified - drafted, seconds)
+        yield Round(accepted.tokens, spec, output.tree, accepted.path, started, drafted - started, verified - drafted, seconds)
 
 
 def _check_root(tree: Tree, token: int) -> None:

@@ -156,7 +156,10 @@ class Target:
         call.inputs["past"][0] = past
         call.run()
         shapes = {"tree_mask": (count, count)}
-        tree = Tree(*(self._memory.read(self._device_tree[name], shapes.get(name, (count,))).copy() for name in TREE_TENSORS))
+        tokens, parent, depth, mask = (
+            self._memory.read(self._device_tree[name], shapes.get(name, (count,))).copy() for name in TREE_TENSORS
+        )
+        tree = Tree(tokens, parent, depth, mask)
         return TargetOutput(call.outputs, tree, past, count)
 
     def _reserve(self, count: int) -> int:

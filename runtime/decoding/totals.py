@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 from policy import Guarded, Policy, Watchdog
 
+from .cycle import CycleEvent, Listener
 from .stats import RequestCounters, accepted_per_position, action_counts
 
 
@@ -51,10 +53,13 @@ class Totals:
         return dataclasses.asdict(self)
 
 
+_log = logging.getLogger("resps")
+
+
 @dataclass
 class TotalsRecorder:
     """Sums the counters of finished requests, and passes. ``add`` and ``add_pass`` may be called from any thread and from finalizers: they
-    never wait for a lock."""
+    never wait for a lock. ``listener``: of `tell`."""
 
     _pending: deque[tuple[RequestCounters, str]] = field(default_factory=deque)
     _pending_rows: deque[int] = field(default_factory=deque)
@@ -63,6 +68,7 @@ class TotalsRecorder:
     _end_reasons: Counter[str] = field(default_factory=Counter)
     _passes: int = 0
     _rows: int = 0
+    listener: Listener | None = None
 
     def add(self, counters: RequestCounters, reason: str) -> None:
         """Record a finished request and the reason it ended."""
@@ -73,6 +79,15 @@ class TotalsRecorder:
         """Record a verification pass of ``rows`` rows, whether of one request or of several."""
         self._pending_rows.append(rows)
         self._sum_if_free()
+
+    def tell(self, cycle: CycleEvent) -> None:
+        """Hand a cycle to ``listener``. One that raises is not called again, and no request notices."""
+        if self.listener is not None:
+            try:
+                self.listener(cycle)
+            except Exception:
+                self.listener = None
+                _log.exception("a listener to cycles failed, and is not called again")
 
     def _sum_if_free(self) -> None:
         if self._lock.acquire(blocking=False):  # otherwise the holder of the lock, or the next caller, sums what is pending

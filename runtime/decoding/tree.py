@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
+
+Source = Literal["draft", "lookup", "forced"]
+"""Where guesses come from: the draft model, earlier text, or a constraint that leaves nothing else."""
 
 
 @dataclass(frozen=True)
@@ -21,19 +25,20 @@ class Tree:
     """The rows of one target pass. Row 0 is the root: the last chosen token, which is not in the cache yet.
 
     ``tokens``, ``parent``, ``depth``: int64 [n]. ``parent[0]`` is -1, and parents come before their children. ``mask``: bool [n, n]; row i
-    is true at i and at its ancestors.
+    is true at i and at its ancestors. ``source``: where the nodes below the root come from.
     """
 
     tokens: np.ndarray
     parent: np.ndarray
     depth: np.ndarray
     mask: np.ndarray
+    source: Source = "draft"
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @classmethod
-    def from_parents(cls, tokens: Sequence[int], parent: Sequence[int]) -> Tree:
+    def from_parents(cls, tokens: Sequence[int], parent: Sequence[int], source: Source = "draft") -> Tree:
         """The tree with these tokens and parents. Raises ValueError unless it is one tree with parents first and distinct siblings."""
         count = len(tokens)
         if count == 0 or len(parent) != count or parent[0] != -1:
@@ -46,17 +51,17 @@ class Tree:
                 raise ValueError(f"node {node} has parent {above}: parents come first")
             depth[node] = depth[above] + 1
             mask[node] |= mask[above]
-        tree = cls(np.asarray(tokens, np.int64), np.asarray(parent, np.int64), depth, mask)
+        tree = cls(np.asarray(tokens, np.int64), np.asarray(parent, np.int64), depth, mask, source)
         if len(tree._children) != count - 1:
             raise ValueError("two siblings have the same token")
         return tree
 
     @classmethod
-    def chain(cls, tokens: Sequence[int]) -> Tree:
+    def chain(cls, tokens: Sequence[int], source: Source = "draft") -> Tree:
         """The tree in which each token is the child of the one before, as in a prefill chunk."""
         count = len(tokens)
         order = np.arange(count, dtype=np.int64)
-        return cls(np.asarray(tokens, np.int64), order - 1, order, np.tri(count, dtype=bool))
+        return cls(np.asarray(tokens, np.int64), order - 1, order, np.tri(count, dtype=bool), source)
 
     @cached_property
     def _children(self) -> dict[tuple[int, int], int]:

@@ -261,7 +261,8 @@ class EagleDrafter:
         call.run()
         if not self._memory.on_host:
             return DeviceTree(nodes)
-        tree = Tree(*(call.outputs[name].copy() for name in TREE_TENSORS))
+        tokens, parent, depths, mask = (call.outputs[name].copy() for name in TREE_TENSORS)
+        tree = Tree(tokens, parent, depths, mask)
         return tree if tree.tokens[0] == root else Tree.chain([root])  # infinite scores rank above the root
 
     def _reserve(self, slots: int) -> None:

@@ -58,7 +58,7 @@ class NgramDrafter:
                 below = edges.get((node, token))
                 if below is None:
                     if len(tokens) == spec.nodes:
-                        return Tree.from_parents(tokens, parent)
+                        return Tree.from_parents(tokens, parent, "lookup")
                     if children[node] == spec.width:
                         break
                     below = edges[node, token] = len(tokens)
@@ -67,7 +67,7 @@ class NgramDrafter:
                     parent.append(node)
                     children.append(0)
                 node = below
-        return Tree.from_parents(tokens, parent)
+        return Tree.from_parents(tokens, parent, "lookup")
 
     def _matches(self, root: int) -> Iterator[int]:
         """Positions after earlier occurrences of the current n-gram: longest n-gram first, then most recent."""

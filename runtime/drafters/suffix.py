@@ -80,7 +80,7 @@ class SuffixDrafter:
         if rows == 1:
             return None
         self._lookup = matched, rows - 1
-        return Tree.chain([root, *self._index.continuation(position, root, rows - 1)])
+        return Tree.chain([root, *self._index.continuation(position, root, rows - 1)], "lookup")
 
     @property
     def probabilities(self) -> list[float]:

@@ -6,13 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import perf_counter
 
 from policy import Outcome, RowBudget
 
 from ..backends.page_pool import OutOfPages
-from ..constraints.drafter import allowed_part
+from ..decoding.cycle import CycleEvent
 from ..decoding.loop import Round
 from ..errors import COMMIT, PREFILL, VERIFY, EngineFailure
 from ..manifest.schema import Limits
@@ -47,15 +47,6 @@ def _copied(error: BaseException | None) -> BaseException | None:
     if copied is not None:
         copied.__cause__ = error
     return copied
-
-
-def _constrained(planned: Planned) -> Planned:
-    """The plan without what the lane's constraint does not allow."""
-    constraint = planned.lane.request.constraint
-    tree = planned.tree if constraint is None else allowed_part(planned.tree, constraint)
-    if len(tree) == len(planned.tree):
-        return planned
-    return replace(planned, tree=tree, spec=planned.spec.within(len(tree), planned.spec.depth), promised=None)
 
 
 @dataclass
@@ -217,7 +208,9 @@ class Forest:
             self._end(reading.lane, error)
             return
         self._commit_chunk(reading, found)
-        self.chunks.observe(len(reading.tokens), perf_counter() - started)
+        seconds = perf_counter() - started
+        self.chunks.observe(len(reading.tokens), seconds)
+        reading.lane.active.report(CycleEvent(read_rows=len(reading.tokens), read_seconds=seconds))
 
     def _commit_chunk(self, reading: Reading, found: LanePass) -> None:
         lane, rows = reading.lane, range(len(reading.tokens))
@@ -244,7 +237,7 @@ class Forest:
         """Run a round of ``lanes``; its pass reads a chunk of a prompt as well."""
         started = perf_counter()
         waiting = len(self.lanes) + len(self.aside) - len(lanes)
-        planned = [_constrained(each) for each in self.planner.plan(lanes, waiting, len(reading.tokens) if reading else 0)]
+        planned = self.planner.plan(lanes, waiting, len(reading.tokens) if reading else 0)
         drafted = perf_counter()
         passes = self._verify(planned, reading)
         verified = perf_counter()
@@ -266,21 +259,24 @@ class Forest:
             plan.lane.root = found.tokens[-1]
             if plan.promised is not None:
                 self.budget.observe_tree(plan.lane.history, plan.promised, len(found.path) - 1, len(plan.tree) - 1)
-        if reading and reading.lane in passes:
+        read_rows = len(reading.tokens) if reading and reading.lane in passes else 0
+        if reading and read_rows:
             self._commit_chunk(reading, passes[reading.lane])
-            self.chunks.observe(rows + len(reading.tokens), verified - drafted)
+            self.chunks.observe(rows + read_rows, verified - drafted)
         else:
             self.budget.observe_round(sum(len(found.tokens) for _, _, found in accepted), rows, 1000 * (verified - drafted))
         seconds = perf_counter() - started
-        planned[0].lane.active.count_pass(rows)
         if accepted:
             tokens = sum(len(found.tokens) for _, _, found in accepted) / len(accepted)
             self.pace.add_round(started, tokens, None if reading else rows)
+        rounds = []
         for plan, _, found in accepted:
             if plan.lane.policy is not None and plan.chosen:
                 plan.lane.policy.observe(Outcome(plan.spec, len(plan.tree), len(found.tokens), seconds))
-            round_ = Round(found.tokens, plan.spec, len(plan.tree), drafted - started, verified - drafted, seconds)
+            round_ = Round(found.tokens, plan.spec, plan.tree, found.path, started, drafted - started, verified - drafted, seconds)
+            rounds.append((plan.lane.active.number, round_))
             plan.lane.chunks.put(plan.lane.request.chunk(found.tokens, round_))
+        planned[0].lane.active.report(CycleEvent(tuple(rounds), rows, read_rows))
 
     def _verify(self, planned: Sequence[Planned], reading: Reading | None) -> dict[Lane, LanePass]:
         """Score all trees and read a chunk in one pass. If it fails, each has a pass of its own, and only the lanes that fail alone end."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
 
 from policy import RowBudget, TreeSpec
 
+from ..constraints.drafter import allowed_part
 from ..decoding.tree import DeviceTree, Tree
 from ..drafters.suffix import SuffixDrafter
 from ..manifest.schema import Limits
@@ -91,7 +92,8 @@ class Planner:
             else:
                 nodes = wish.growth.num_nodes(tree.partial) if wish.growth else wish.spec.nodes
                 planned.append(self._sized(lane, tree.tree(max(1, min(nodes, wish.spec.nodes, len(tree.scores) + 1))), wish.spec))
-        return planned + self._shared(offers, [len(each.tree) for each in planned])
+        planned += self._shared(offers, [len(each.tree) for each in planned])
+        return [_constrained(each) for each in planned]
 
     def _left_out(self, sharing: Sequence[Lane]) -> set[Lane]:
         """The lanes that the row budget leaves without a draft in this round."""
@@ -155,6 +157,15 @@ class Planner:
         return Planned(lane, tree, spec, promised)
 
 
+def _constrained(planned: Planned) -> Planned:
+    """The plan without what the lane's constraint does not allow."""
+    constraint = planned.lane.request.constraint
+    tree = planned.tree if constraint is None else allowed_part(planned.tree, constraint)
+    if len(tree) == len(planned.tree):
+        return planned
+    return replace(planned, tree=tree, spec=planned.spec.within(len(tree), planned.spec.depth), promised=None)
+
+
 def _undrafted(lane: Lane, spec: TreeSpec) -> Planned:
     """A tree without the draft model."""
     assert lane.root is not None
@@ -163,7 +174,7 @@ def _undrafted(lane: Lane, spec: TreeSpec) -> Planned:
 
 
 def _front_of(chain: Tree) -> Callable[[int], Tree]:
-    return lambda nodes: Tree.chain(chain.tokens[:nodes].tolist())
+    return lambda nodes: Tree.chain(chain.tokens[:nodes].tolist(), chain.source)
 
 
 def _on_host(tree: Tree | DeviceTree) -> Tree:

@@ -38,6 +38,8 @@ from .openai.response_bodies import ResponseBody, response_request
 from .openai.response_writer import ResponseWriter
 from .openai.responses import ResponseFormat
 from .openai.writer import AnswerWriter
+from .page.hub import Hub
+from .page.routes import page_routes
 from .protection.access import SCOPE_KEY, AccessCheck, expect_admin
 from .protection.keys import ANYONE, Key
 from .protection.settings import Protection
@@ -75,6 +77,7 @@ def make_app(
         metrics = Metrics(pool, settings.model)
         app.state.services = services = Services(settings, pool, metrics, int(time.time()), answer_format)
         pool.on_end = partial(_count_end, services, reports)
+        app.state.hub = Hub(pool)
         yield
         app.state.clean = await pool.close(CLOSE_SECONDS)
         for log in (reports, access):
@@ -94,6 +97,7 @@ def make_app(
         Route("/healthz", _healthz),
         Route("/readyz", _readyz),
         Route("/metrics", _metrics),
+        *page_routes(),
     ]
     handlers = {ApiError: _api_error, HTTPException: _http_error, ClientDisconnect: _client_gone, Exception: _internal_error}
     logs = [Middleware(AccessLog, access, observation.prompts)] if access else []

@@ -49,6 +49,11 @@ class RunningRequest:
         self._cancelled = threading.Event()
         self._stream: Stream | None = None
 
+    @property
+    def request(self) -> int | None:
+        """Its number in this process; None until a lane has it."""
+        return None if self._stream is None else self._stream.number
+
     def cancel(self) -> None:
         """End the request after the current round, from any thread. Does nothing to a finished request."""
         self._cancelled.set()

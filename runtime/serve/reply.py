@@ -57,7 +57,8 @@ class Services:
     def model_card(self) -> dict[str, Any]:
         """The model as /v1/models describes it."""
         card = {"id": self.settings.model, "object": "model", "created": self.created, "owned_by": "resps"}
-        return {**card, "max_model_len": self.decoder.manifest.limits.context}
+        own = {"policies": list(self.decoder.policies), "lanes": self.pool.lanes, "draft": self.decoder.draft}
+        return {**card, "max_model_len": self.decoder.manifest.limits.context, "resps": own}
 
 
 @dataclass(frozen=True)

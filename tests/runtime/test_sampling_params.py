@@ -35,6 +35,7 @@ NAN, INFINITE = float("nan"), float("inf")
         ("logit_bias", dict.fromkeys(range(1025), 1.0)),
         *(("min_tokens", bad) for bad in (-1, 513, 2**31, 1.5, "x", True, None)),
         *(("ignore_eos", bad) for bad in (1, "yes", None)),
+        *(("rounds", bad) for bad in (1, "yes", None)),
         *(("stop_token_ids", bad) for bad in ([-1], [2**31], [1.5], ["3"], [True], 7, "7", None, [1] * 1025)),
         *(("bad_words", bad) for bad in ("word", [""], [" "], [3], None, 7, ["x"] * 1025)),
         *(("deadline", bad) for bad in (-1, -0.1, NAN, "soon", True)),

@@ -70,6 +70,7 @@ good = {
     "min_p": st.floats(0, 1),
     "stop_token_ids": st.lists(st.integers(0, 255), max_size=3),
     "bad_words": st.lists(st.text("abc", min_size=1), max_size=3),
+    "rounds": st.booleans(),
     "user": texts,
     "priority": st.integers(-1000, 1000),
 }

@@ -133,9 +133,14 @@ def toy_forest(lanes: int = 4, *, draft: bool = True, pages: int | None = None, 
 
 
 def toy_lane(
-    forest: Forest, prompt: Sequence[int], params: SamplingParams, policy: Policy | None = None, own: Drafter | None = None
+    forest: Forest,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    policy: Policy | None = None,
+    own: Drafter | None = None,
+    recorder: TotalsRecorder | None = None,
 ) -> Lane:
-    """A lane that is ready to be admitted. ``own``: its drafter without a model [default: lookups]."""
+    """A lane that is ready to be admitted. ``own``: its drafter without a model [default: lookups]. ``recorder``: of its Decoder."""
     constraint = toy_constraint(params)
     sampler = SAMPLERS(params, toy_rules(params, prompt, STOP, constraint))
     request = Request(list(prompt), params, sampler, policy, STOP, constraint=constraint)  # type: ignore[arg-type]
@@ -144,7 +149,13 @@ def toy_lane(
     own = own or (SuffixDrafter(NoDrafter(), LookupGate(default_latency(False), TreeSpec(5, 3, 2))) if draft else NoDrafter())
     own = constrained_drafter(own, constraint, policy)
     return Lane(
-        ActiveRequest(request, TotalsRecorder()), request, policy, forest.limits.context, LaneCache(forest.target.cache), draft, own
+        ActiveRequest(request, recorder or TotalsRecorder()),
+        request,
+        policy,
+        forest.limits.context,
+        LaneCache(forest.target.cache),
+        draft,
+        own,
     )
 
 

@@ -14,6 +14,7 @@ from ...tool_calls.functions import Tools
 from ...tool_calls.parts import Part, Text
 from ...tool_calls.reasoning import ReasoningTokens
 from ..replica import Finished
+from .rounds import RoundWriter
 
 FINISH_REASONS = {"eos": "stop", "stop_string": "stop", "length": "length", "deadline": "length"}
 """OpenAI's finish_reason by the Decoder's stop reason. A deadline cuts an answer as a token limit does; ``resps.stop`` tells which."""
@@ -61,11 +62,13 @@ class OpenAnswer:
     """An answer to ``prompt`` (its ids), in the form of a model's answers. ``form``: None for plain text. ``opened``: whether the prompt
     has begun the reasoning.
 
-    ``started``: the answer's first event was made. ``written``: how many calls were written. ``finished``: its end, once it has come.
+    ``started``: the answer's first event was made. ``written``: how many calls were written. ``rounds``: writes
+    where its tokens came from. ``finished``: its end, once it has come.
     """
 
     def __init__(self, decoder: Decoder, prompt: Sequence[int], form: AnswerFormat | None, tools: Tools | None, opened: bool) -> None:
         self.speller, self.started, self.written = TokenSpeller(decoder, prompt), False, 0
+        self.rounds = RoundWriter(decoder, prompt)
         self.finished: Finished | None = None
         self._parser = form.parser(tools, opened) if form else None
         marks = form.reasoning if form else None

@@ -36,6 +36,7 @@ SAME_NAMES = (
     "ignore_eos",
     "stop_token_ids",
     "bad_words",
+    "rounds",
 )
 """Fields of the bodies that SamplingParams has too, with the same meaning and default."""
 
@@ -48,9 +49,10 @@ class StreamOptions(Body):
 
 
 class SamplingBody(Body):
-    """The fields of both bodies. ``policy``, ``speculation``, ``deadline`` (seconds), ``typical_p`` and ``spec_decode_metrics`` are our
-    additions; ``grammar``, ``json_schema`` and ``timings_per_token`` are llama.cpp's; ``top_k``, ``priority``, ``repetition_penalty``,
-    ``min_p``, and the others from ``min_tokens`` on but ``response_format``, are vLLM's (extra_body in OpenAI's client)."""
+    """The fields of both bodies. ``policy``, ``speculation``, ``deadline`` (seconds), ``typical_p``, ``rounds`` and ``spec_decode_metrics``
+    are our additions; ``grammar``, ``json_schema`` and ``timings_per_token`` are llama.cpp's; ``top_k``, ``priority``,
+    ``repetition_penalty``, ``min_p``, and the others from ``min_tokens`` on but ``response_format``, are vLLM's (extra_body in OpenAI's
+    client)."""
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -77,6 +79,7 @@ class SamplingBody(Body):
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=MAX_LISTED)] | None = None
     bad_words: Annotated[list[BadWord], Field(max_length=MAX_LISTED)] | None = None
+    rounds: bool | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     guided_json: dict[str, Any] | str | None = None

@@ -43,7 +43,7 @@ class ResponseFormat:
             said = self._message(parts, answer) if self.is_chat else {"text": _text(parts)}
             logprobs = self._logprobs(own, answer.speller)
             choices.append({"index": index, **said, "logprobs": logprobs, "finish_reason": answer.finish_reason})
-        extensions = [extension(each.end, queued) for each in answers]
+        extensions = [{**extension(each.end, queued), **self._rounds(each, own)} for each, own in zip(answers, chunks, strict=True)]
         return {
             **self._header(""),
             "choices": choices,
@@ -67,7 +67,8 @@ class ResponseFormat:
 
     def chunk(self, chunk: Chunk, answer: OpenAnswer, index: int) -> list[dict[str, Any]]:
         """The event of one round. ``answer``: the same object for all events of this answer, ``index`` of all."""
-        return [self._event(answer.parts(chunk), self._logprobs([chunk], answer.speller), answer, index)]
+        event = self._event(answer.parts(chunk), self._logprobs([chunk], answer.speller), answer, index)
+        return [{**event, "resps": {"round": answer.rounds.written(chunk)}} if self.request.params.rounds else event]
 
     def end(self, answer: OpenAnswer, queued: float, index: int) -> list[dict[str, Any]]:
         """The last events of a finished answer: what was withheld, its finish reason and statistics."""
@@ -88,6 +89,9 @@ class ResponseFormat:
 
     def _extras(self, answers: Sequence[OpenAnswer]) -> dict[str, Any]:
         return statistics([each.end.stats for each in answers], self.request.spec_metrics, self.request.timings)
+
+    def _rounds(self, answer: OpenAnswer, chunks: Sequence[Chunk]) -> dict[str, Any]:
+        return {"rounds": [answer.rounds.written(chunk) for chunk in chunks]} if self.request.params.rounds else {}
 
     def failure(self, error: ApiError) -> dict[str, Any]:
         """The event of a failure after the first byte."""

@@ -13,6 +13,8 @@ from .refusal import refuse
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Paths that need no key: supervisors and load balancers have none, and the answers say nothing about requests."""
+PAGE_PATHS = frozenset({"/", "/ui"})
+"""The page's files need none either: they hold nothing of the server, and the page asks for a key."""
 SCOPE_KEY = "resps.key"
 
 
@@ -32,7 +34,7 @@ class AccessCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] != "http" or path in OPEN_PATHS:
+        if scope["type"] != "http" or path in OPEN_PATHS | PAGE_PATHS or path.startswith("/ui/"):
             await self._app(scope, receive, send)
             return
         try:

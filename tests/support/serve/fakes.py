@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import zlib
@@ -19,6 +20,7 @@ from runtime.text.detokenizer import StopStrings
 from runtime.text.tokenizer import Chat
 
 CONTEXT, EOS = 200, 0
+_NUMBERS = itertools.count(1)
 
 
 class ToyStream(Iterator[Chunk]):
@@ -29,6 +31,7 @@ class ToyStream(Iterator[Chunk]):
     ) -> None:
         self._decoder, self._tokens, self._prompt, self._logprobs, self._end = decoder, tokens, prompt, logprobs, end
         self._stops = StopStrings(tuple(stop))
+        self.number = next(_NUMBERS)
         self._given, self.rounds, self.accepted, self.cancelled = 0, 0, 0, False
         self.stop: str | None = None
 
@@ -98,10 +101,11 @@ class ToyDecoder:
 
     ``gate``: rounds wait while it is cleared. ``seconds``: duration of a round. ``failing``: an exception that the next round raises, if
     its prompt starts with ``failing_prompt``. ``rounds``: rounds so far. ``asked``: arguments of each call of ``stream``. ``open``: the
-    open streams. ``ended``: stop reason of each finished stream.
+    open streams. ``ended``: stop reason of each finished stream. ``listener``: to
+    cycles, which it never tells of.
     """
 
-    policies = ("none", "fixed")
+    policies, draft = ("none", "fixed"), "ngram"
     tokenizer: Any = ToyTokenizer()
 
     def __init__(self, seconds: float = 0.0, lanes: int = 1) -> None:
@@ -115,6 +119,7 @@ class ToyDecoder:
         self.ended: list[str | None] = []
         self.asked: list[dict[str, Any]] = []
         self.closed = False
+        self.listener: Any = None
         self.manifest = SimpleNamespace(limits=SimpleNamespace(context=CONTEXT), engine_id="toy")
 
     @contextmanager
@@ -159,6 +164,9 @@ class ToyDecoder:
         from policy import PLAIN, FixedPolicy
 
         return TotalsRecorder().totals(FixedPolicy(PLAIN))
+
+    def listen(self, listener: Any) -> None:
+        self.listener = listener
 
     def close(self) -> None:
         self.closed = True

@@ -104,6 +104,7 @@ def test_text_parts_are_joined_and_developer_is_system() -> None:
         ({"bad_words": [" "]}, "bad_words"),
         ({"bad_words": "word"}, "bad_words"),
         ({"bad_words": ["x" * 257]}, "bad_words"),
+        ({"rounds": 1}, "rounds"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"audio": {"voice": "x"}}, "audio"),

@@ -1,0 +1,1 @@
+"""The page that shows what speculation does, and its stream of events."""
