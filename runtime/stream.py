@@ -51,10 +51,12 @@ class ActiveRequest:
         return self._ended.locked()
 
     def end(self, reason: str = "cancelled") -> None:
-        """End the request and add it to the totals, once. ``reason``: why, if the request itself has no reason yet."""
+        """End the request, keep its answer and add it to the totals, once. ``reason``: why, if the request itself has no reason yet."""
         if self._ended.acquire(blocking=False):
             self.request.stop = self.request.stop or reason
             self._totals_recorder.add(self.request.counters, self.request.stop)
+            if self.request.past is not None:
+                self.request.past.keep(self.request.prompt, self.request.answer)
 
     def count_pass(self, rows: int) -> None:
         """Add a verification pass to the totals."""

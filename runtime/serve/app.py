@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from time import monotonic
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -74,7 +75,7 @@ async def _generate(request: Request, is_chat: bool, parse: Callable[[bytes], Ge
     arrived = monotonic()
     services = _services(request)
     try:
-        generation = parse(await _read_body(request, services.settings))
+        generation = replace(parse(await _read_body(request, services.settings)), tenant=request.headers.get("authorization"))
         _expect_model(generation.model, services.settings.model)
     except ApiError as error:
         services.metrics.requests.labels(error.outcome).inc()

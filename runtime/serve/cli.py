@@ -38,6 +38,7 @@ curl localhost:8000/v1/completions -d '{"model": "smollm2-135m", "prompt": "Once
 @serve_options.replicas
 @option(ENGINE, "--no-warmup", is_flag=True, help="Listen at once; the first requests are slower.")
 @options.draft()
+@serve_options.past_mib
 @options.policy("Policy of requests that name none", show_default="what resps-tune chose, else fixed; with several lanes the row budget")
 @serve_options.queue(least=0)
 @serve_options.queue_seconds
@@ -68,11 +69,11 @@ def command(engine_dir: Path, host: str, port: int, model_name: str | None, **gi
         **{name: given[name] for name in SETTINGS},
     )
     with bind(host, port) as listener:
-        place = {name: given[name] for name in ("replicas", "lanes", "policy", "draft", "backend", "device", "threads")}
+        place = {name: given[name] for name in ("replicas", "lanes", "policy", "draft", "past_mib", "backend", "device", "threads")}
         with usage_errors():  # an unknown policy, say
             decoders = load_replicas(directory, warm=not given["no_warmup"], verify=given["verify"] or None, **place)
         app = make_app(settings, lambda: decoders)
-        places = described(len(decoders), decoders[0].lanes, lane_bytes(decoders[0].manifest, given["draft"]))
+        places = described(len(decoders), decoders[0].lanes, lane_bytes(decoders[0].manifest, given["draft"]), given["past_mib"])
         shown = f"[{host}]" if ":" in host else host
         server = Server(app, settings.drain_seconds, f"{settings.model}, {places}, at http://{shown}:{listener.getsockname()[1]}/v1")
         server.run([listener])

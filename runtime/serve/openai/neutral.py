@@ -15,7 +15,6 @@ HARMLESS: Mapping[str, frozenset[str]] = {
     "body": frozenset(
         {
             "metadata",
-            "store",
             "service_tier",
             "safety_identifier",
             "prompt_cache_key",

@@ -75,6 +75,7 @@ class SamplingBody(_Body):
     policy: Annotated[str, StringConstraints(max_length=64)] | None = None
     speculation: bool | None = None
     user: str | None = None
+    store: bool | None = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
     deadline: Annotated[float, Field(gt=0, le=86400)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = None
@@ -140,7 +141,7 @@ class GenerationRequest:
     """A checked request in the Decoder's terms. ``model`` None: the server's model. ``policy`` None: the server's policy. ``user``: for
     whom it is sent, if the client says so. ``priority``: the lowest number goes first. ``deadline``: seconds in which the whole answer must
     come, if the client says so. ``count``: of answers. ``constraint_field``: the body's
-    field that held the form of the answer."""
+    field that held the form of the answer. ``tenant``, ``store``: as in `Decoder.stream`; what came with the body does not say for whom."""
 
     prompt: str | list[int] | list[dict[str, str]]
     model: str | None
@@ -153,6 +154,8 @@ class GenerationRequest:
     deadline: float | None = None
     count: int = 1
     constraint_field: str | None = None
+    tenant: str | None = None
+    store: bool = True
 
     @property
     def prompt_field(self) -> str:
@@ -282,4 +285,5 @@ def _generation_request(
         deadline=body.deadline,
         count=body.n or 1,
         constraint_field=form[0] if form else None,
+        store=body.store is not False,
     )
