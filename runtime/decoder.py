@@ -17,7 +17,6 @@ from policy import PLAIN, FixedPolicy, Policy, TreeSpec, trees_of
 
 from .arguments import Asked, Parts, check_params, check_policy, check_types, new_request
 from .decoding.totals import Totals, TotalsRecorder
-from .drafters.registry import PAST_MIB
 from .engine import LoadedEngine, check_one_of, choose_engine, load_engine
 from .errors import DecoderBusy, DecoderClosed, PromptError, memory_errors
 from .lanes.choose import choose_lanes
@@ -49,8 +48,8 @@ class Decoder:
     container's CPU quota included]. ``verify``: whether to hash every file [default: those that changed since they were hashed].
     ``engine_dir`` may also be a LoadedEngine, as `fork` passes it. ``lanes``: how many requests run at the same time; one more ``stream``
     raises DecoderBusy. With several, they share each pass, a thread of the Decoder's own runs the passes, and ``stream`` may be called from
-    any thread. An answer is the same whoever else is running. ``past_mib``: MiB for past answers, from which later requests draft; 0 keeps
-    none. ``fork`` makes another Decoder over the same weights.
+    any thread. An answer is the same whoever else is running. ``past_mib``: MiB for past answers, from which later requests draft
+    [default: none are kept]. ``fork`` makes another Decoder over the same weights.
 
     Raises EngineDirError if the directory is missing, incomplete, changed or for another device, GpuMemoryError if the GPU is too small,
     ValueError for an unknown name, and then leaves nothing loaded.
@@ -67,7 +66,7 @@ class Decoder:
         threads: int | None = None,
         verify: bool | None = None,
         lanes: int = 1,
-        past_mib: int = PAST_MIB,
+        past_mib: int = 0,
     ) -> None:
         if lanes < 1:
             raise ValueError(f"lanes must be 1 or more, not {lanes}")

@@ -44,7 +44,7 @@ _KINDS = (
     DrafterKind("none", "plain decoding", "none", (1, 0, 0), (1, 0, 0)),
 )
 PAST_MIB = 16
-"""Memory for past answers if nothing else is asked for, in MiB."""
+"""A server's memory for past answers if nothing else is asked for, in MiB."""
 DRAFTERS = {kind.name: kind for kind in _KINDS}
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from runtime import Decoder, SamplingParams
+from runtime.drafters.registry import PAST_MIB
 from scripts.options import engine_dir
 
 Chat = list[dict[str, str]]
@@ -115,7 +116,7 @@ class Comparison:
 @click.option("--threads", type=int, default=2)
 def main(engine_dir: Path, prompts: Path, kinds: tuple[str, ...], count: int, new_tokens: int, temperature: float, threads: int) -> None:
     """Print what both take for each kind of traffic, and how many tokens differ."""
-    with Decoder(engine_dir, threads=threads, past_mib=0) as within, Decoder(engine_dir, threads=threads) as past:
+    with Decoder(engine_dir, threads=threads) as within, Decoder(engine_dir, threads=threads, past_mib=PAST_MIB) as past:
         for each in (within, past):
             each.warmup()
         for kind in kinds:

@@ -67,16 +67,16 @@ def test_the_longest_match_comes_first_and_of_equals_the_latest() -> None:
 
 def test_memory_is_bounded_and_the_oldest_leave_first() -> None:
     answers = PastAnswers(MIB)
-    texts = [([at, *range(100, 112)], list(range(200 + at, 260 + at))) for at in range(1000)]
+    texts = [([*[at] * 8, *range(100, 106)], list(range(1000 * at, 1000 * at + 60))) for at in range(1000)]
     view = kept(answers, None, *texts)
     arrays = [answers._tokens, answers._owners, *(each for _, *both in answers._lists for each in both)]
     assert sum(each.itemsize * len(each) for each in arrays) <= MIB
 
     def found(at: int) -> bool:
-        return view.find(texts[at][0][:-1], 111, 60) == (13, texts[at][1])
+        return view.find(texts[at][0][:-1], 105, 60) == (14, texts[at][1])
 
     first = next(at for at in range(1000) if found(at))
-    assert first == 1000 - MIB // SLOT_BYTES // 74  # tokens of an answer, its prompt and the separator
+    assert first == 1000 - MIB // SLOT_BYTES // 75  # tokens of an answer, its prompt and the separator
     assert all(map(found, range(first, 1000)))
     assert kept(answers, None, ([1] * 40, [3] * 100_000)).find([1] * 12, 1, 5) == (13, [3] * 5)  # longer than the ring
 
@@ -113,7 +113,7 @@ def test_any_past_gives_the_plain_answer(sampler: Sampler, seed: int) -> None:
 def test_a_decoder_drafts_from_its_past_answers(random_engine: Path, lanes: int, draft: str) -> None:
     """A draft of random weights guesses nothing, so every round that gives several tokens is a lookup."""
     prompt, params = random_ids(30, 3), SamplingParams(max_new_tokens=40, temperature=1.0, seed=4)
-    with Decoder(random_engine, threads=1, lanes=lanes, draft=draft, policy=FixedPolicy(TREE)) as decoder:
+    with Decoder(random_engine, threads=1, lanes=lanes, draft=draft, policy=FixedPolicy(TREE), past_mib=1) as decoder:
         plain = decoder.generate(prompt, params, policy="none")
         decoder.forget()
 
@@ -128,13 +128,13 @@ def test_a_decoder_drafts_from_its_past_answers(random_engine: Path, lanes: int,
         assert cycles("other") == fresh
         decoder.forget()
         assert cycles("other") == cycles(None) == fresh
-    with Decoder(random_engine, threads=1, lanes=lanes, draft=draft, policy=FixedPolicy(TREE), past_mib=0) as decoder:
+    with Decoder(random_engine, threads=1, lanes=lanes, draft=draft, policy=FixedPolicy(TREE)) as decoder:
         assert [cycles(), cycles()] == [fresh, fresh]
 
 
 def test_forks_share_what_was_answered(random_engine: Path) -> None:
     prompt, params = random_ids(30, 3), SamplingParams(max_new_tokens=40)
-    with Decoder(random_engine, threads=1) as first, first.fork() as second:
+    with Decoder(random_engine, threads=1, past_mib=1) as first, first.fork() as second:
         fresh = first.generate(prompt, params)
         again = second.generate(prompt, params)
         assert again.tokens == fresh.tokens
