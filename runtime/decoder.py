@@ -102,7 +102,8 @@ class Decoder:
         open, and the last one frees the weights. Raises DecoderClosed, and GpuMemoryError if the GPU has no room for another cache.
         """
         with self._opened():
-            return Decoder(self._engine.fork(), policy=deepcopy(self._policy_argument), lanes=self.lanes)
+            policy = deepcopy(self._policy_argument)  # before anything is opened, as it may fail
+            return Decoder(self._engine.fork(), policy=policy, lanes=self.lanes)
 
     def warmup(self) -> None:
         """Decode a few tokens with each tree of the policy, so that the first request is as fast as later ones. Clears the cache and counts
