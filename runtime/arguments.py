@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from policy import FixedPolicy, Policy
 
 from .constraints.state import ConstraintState
 from .decoding.gumbel import MakeSampler
 from .decoding.path_rules import PathRules
+from .drafters.past import Past
 from .engine import EngineChoice, LoadedEngine, check_one_of
 from .errors import ParameterError, PromptError
 from .manifest.schema import Manifest
@@ -18,6 +20,14 @@ from .policies.registry import main_policies
 from .request import Request
 from .sampling_params import SamplingParams
 from .text.tokenizer import Tokenizer
+
+
+class Asked(TypedDict, total=False):
+    """The keyword arguments of `Decoder.stream`."""
+
+    policy: Policy | str | None
+    tenant: str | None
+    store: bool
 
 
 def check_types(params: object, policy: object) -> None:
@@ -66,11 +76,12 @@ def new_request(
     parts: Parts,
     policy: Policy,
     deadline: float | None,
+    past: Past | None,
 ) -> Request:
-    """The request. ``parts``: of ``params``. ``deadline``: in perf_counter's seconds."""
+    """The request. ``parts``: of ``params``. ``deadline``: in perf_counter's seconds. ``past``: the past answers that it may look up."""
     stop_tokens = frozenset((*(() if params.ignore_eos else manifest.tokens.stop), *params.stop_token_ids))
     rules = PathRules(params, prompt, stop_tokens, parts.bad_words, parts.constraint) if params.changes_scores else None
-    return Request(prompt, params, make_sampler(params, rules), policy, stop_tokens, deadline, parts.constraint)
+    return Request(prompt, params, make_sampler(params, rules), policy, stop_tokens, deadline, parts.constraint, past)
 
 
 def _spellings(tokenizer: Tokenizer, word: str, vocab: int) -> list[list[int]]:

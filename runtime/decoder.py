@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import NoReturn, SupportsIndex
+from typing import NoReturn, SupportsIndex, Unpack
 
 from policy import PLAIN, FixedPolicy, Policy, TreeSpec, trees_of
 
-from .arguments import Parts, check_params, check_policy, check_types, new_request
+from .arguments import Asked, Parts, check_params, check_policy, check_types, new_request
 from .decoding.cycle import Listener
 from .decoding.totals import Totals, TotalsRecorder
 from .engine import LoadedEngine, check_one_of, choose_engine, load_engine
@@ -33,7 +33,7 @@ from .request import Chunk, Request
 from .sampling_params import SamplingParams
 from .stream import ActiveRequest, LaneStream, Result, Stream, answers_of, chunks_of
 from .text.prompt import Prompt as Prompt
-from .text.prompt import encode, expect_form, is_token_id
+from .text.prompt import check_token, encode, expect_form
 from .warm_up import warm_up_requests, warm_up_template
 
 _BUSY = "all Streams of this Decoder are still open — finish one, close() it, or use a Decoder with more lanes"
@@ -49,7 +49,8 @@ class Decoder:
     container's CPU quota included]. ``verify``: whether to hash every file [default: those that changed since they were hashed].
     ``engine_dir`` may also be a LoadedEngine, as `fork` passes it. ``lanes``: how many requests run at the same time; one more ``stream``
     raises DecoderBusy. With several, they share each pass, a thread of the Decoder's own runs the passes, and ``stream`` may be called from
-    any thread. An answer is the same whoever else is running. ``fork`` makes another Decoder over the same weights.
+    any thread. An answer is the same whoever else is running. ``past_mib``: MiB for past answers, from which later requests draft
+    [default: none are kept]. ``fork`` makes another Decoder over the same weights.
 
     Raises EngineDirError if the directory is missing, incomplete, changed or for another device, GpuMemoryError if the GPU is too small,
     ValueError for an unknown name, and then leaves nothing loaded.
@@ -66,6 +67,7 @@ class Decoder:
         threads: int | None = None,
         verify: bool | None = None,
         lanes: int = 1,
+        past_mib: int = 0,
     ) -> None:
         if lanes < 1:
             raise ValueError(f"lanes must be 1 or more, not {lanes}")
@@ -74,10 +76,9 @@ class Decoder:
         else:
             choice = choose_engine(Path(engine_dir), draft=draft, backend=backend, device=device, threads=threads, verify=verify)
             check_policy(policy, choice)  # before anything is loaded
-            if lanes > 1:
-                choose_lanes(choice.manifest, lanes, 1, choice.threads, choice.drafter.name, choice.device, choice.backend)
+            choose_lanes(choice.manifest, lanes, 1, choice.threads, choice.drafter.name, choice.device, choice.backend)
             with NATIVE_CALLS:
-                loaded = load_engine(choice, lanes)
+                loaded = load_engine(choice, lanes, past_mib)
         choice = loaded.choice
         self.manifest: Manifest = choice.manifest
         self.backend, self.device, self.draft = choice.backend, choice.device, choice.drafter.name
@@ -104,7 +105,8 @@ class Decoder:
         GpuMemoryError if the GPU has no room for another cache, and EngineDirError for a tuning that cannot be used.
         """
         with self._opened():
-            return Decoder(self._engine.fork(reload_tuning), policy=deepcopy(self._policy_argument), lanes=self.lanes)
+            policy = deepcopy(self._policy_argument)  # before anything is opened, as it may fail
+            return Decoder(self._engine.fork(reload_tuning), policy=policy, lanes=self.lanes)
 
     def warmup(self) -> None:
         """Decode a few tokens with each tree of the policy, so that the first request is as fast as later ones. Clears the cache and counts
@@ -119,11 +121,12 @@ class Decoder:
             self.forget()
 
     def forget(self) -> None:
-        """Drop the cached prefix, so that the next request computes its whole prompt. Use it to measure, or between users who must not
-        learn from timing what was asked before. Raises DecoderBusy and DecoderClosed."""
+        """Drop the cached prefix and all past answers, those of forks included, so that the next request finds nothing. Use it to measure,
+        or between users who must not learn from timing what was asked before. Raises DecoderBusy and DecoderClosed."""
         with self._opened():
             if any(not each.ended for each in self._running):
                 raise DecoderBusy(_BUSY)
+            self._engine.forget()
             if self._lanes is None:
                 self.models.target.cache_valid = False
             else:
@@ -172,11 +175,20 @@ class Decoder:
                 raise DecoderClosed(CLOSED)
             yield
 
-    def stream(self, prompt: Prompt, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None) -> Stream:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams = SamplingParams(),
+        *,
+        policy: Policy | str | None = None,
+        tenant: str | None = None,
+        store: bool = True,
+    ) -> Stream:
         """Start a request. Iterate over the returned Stream for its Chunks.
 
         ``prompt``: plain text, chat messages (rendered by the model's template), or token ids. ``params``: how to sample and when to stop
-        (greedy by default). ``policy``: an object or a name, instead of the Decoder's own. Raises PromptError, ParameterError, ValueError,
+        (greedy by default). ``policy``: an object or a name, instead of the Decoder's own. ``tenant``: for whom; only past answers of the
+        same tenant are looked up. ``store``: whether this answer may be looked up later. Raises PromptError, ParameterError, ValueError,
         TypeError, EngineDirError (a policy that was not tuned), DecoderBusy or DecoderClosed at once, not at the first chunk. Iterating may
         raise EngineFailure.
         """
@@ -184,28 +196,23 @@ class Decoder:
         deadline = None if params.deadline is None else perf_counter() + params.deadline
         ids, parts = self.encode(prompt), self.check(params)
         with self._opened():
-            self._check_free()
             shared = by_budget(self.lanes, self._policy_argument if policy is None else policy)
             chosen = self._policy if shared else self.policy(self._policy_argument if policy is None else policy, params.temperature)
-            request = new_request(self.manifest, (self._lanes or self.models).make_sampler, ids, params, parts, chosen, deadline)
+            past = self._engine.past_of(tenant, store)
+            request = new_request(self.manifest, (self._lanes or self.models).make_sampler, ids, params, parts, chosen, deadline, past)
             return self._start(request, self._totals_recorder, shared)
 
-    def astream(
-        self, prompt: Prompt, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None
-    ) -> AsyncIterator[Chunk]:
+    def astream(self, prompt: Prompt, params: SamplingParams = SamplingParams(), **asked: Unpack[Asked]) -> AsyncIterator[Chunk]:
         """The Chunks of ``stream`` with the same arguments, for asyncio. Leaving the loop ends the request."""
-        return chunks_of(partial(self.stream, prompt, params, policy=policy))
-
-    def _check_free(self) -> None:
-        self._running = [each for each in self._running if not each.ended]
-        if len(self._running) >= self.lanes:
-            raise DecoderBusy(_BUSY)
+        return chunks_of(partial(self.stream, prompt, params, **asked))
 
     def _start(self, request: Request, recorder: TotalsRecorder, shared: bool = False) -> Stream:
         """``shared``: whether a lane's trees are left to the row budget."""
         expect_own_process(self._process)
         with self._lock:
-            self._check_free()
+            self._running = [each for each in self._running if not each.ended]
+            if len(self._running) >= self.lanes:
+                raise DecoderBusy(_BUSY)
             active = ActiveRequest(request, recorder)
             if self._lanes is not None:
                 stream = LaneStream(active, self._lanes.start(active, request, None if shared else request.policy))
@@ -214,19 +221,17 @@ class Decoder:
             self._running.append(active)
             if self._closed:  # asked only now: close() must find the request
                 raise DecoderClosed(CLOSED)
-            drafter = self.models.drafter_for(request.policy, request.constraint)
+            drafter = self.models.drafter_for(request.policy, request.constraint, request.past)
             return Stream(active, request.run(self.models.target, drafter, self.tokenizer))
 
-    def generate(self, prompt: Prompt, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None) -> Result:
+    def generate(self, prompt: Prompt, params: SamplingParams = SamplingParams(), **asked: Unpack[Asked]) -> Result:
         """The complete answer: ``stream``, collected."""
-        with self.stream(prompt, params, policy=policy) as stream:
+        with self.stream(prompt, params, **asked) as stream:
             return stream.result()
 
-    def answers(
-        self, prompt: Prompt, count: int, params: SamplingParams = SamplingParams(), *, policy: Policy | str | None = None
-    ) -> list[Result]:
+    def answers(self, prompt: Prompt, count: int, params: SamplingParams = SamplingParams(), **asked: Unpack[Asked]) -> list[Result]:
         """``count`` answers (1 to 128) to a prompt, which is read once. With a seed they are those of ``params.for_answer(0)``, (1), ..."""
-        return answers_of(partial(self.stream, self.encode(prompt), policy=policy), params, count, self.lanes)
+        return answers_of(partial(self.stream, self.encode(prompt), **asked), params, count, self.lanes)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt in any form, checked against vocabulary and context. Raises PromptError."""
@@ -245,7 +250,7 @@ class Decoder:
         """The text of token ids, without special tokens. Raises ValueError for an id outside the vocabulary."""
         ids = list(tokens)
         for token in ids:
-            self._check_token(token)
+            check_token(token, self.manifest.shape.vocab)
         with NATIVE_CALLS:
             return self.tokenizer.decode([int(token) for token in ids])
 
@@ -257,12 +262,8 @@ class Decoder:
         without text. ``special``: whether special tokens return their names; otherwise they add nothing, as in ``decode``. Ids in the
         vocabulary without a token return b"". Raises ValueError for an id outside the vocabulary.
         """
-        self._check_token(token)
+        check_token(token, self.manifest.shape.vocab)
         return self.tokenizer.token_bytes(token, first=first, special=special)
-
-    def _check_token(self, token: int) -> None:
-        if not is_token_id(token, self.manifest.shape.vocab):
-            raise ValueError(f"{token!r} is not a token id — ids are whole numbers from 0 to {self.manifest.shape.vocab - 1}")
 
     def close(self) -> None:
         """Cancel all requests, wait for the current round, and free everything. May be called repeatedly and from any thread. Called

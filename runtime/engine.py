@@ -14,6 +14,7 @@ from .backends.base import Backend
 from .backends.cpu.processor import usable_cores, usable_memory
 from .backends.open import open_backend
 from .constraints.grammars import Grammars
+from .drafters.past import Past, PastAnswers
 from .drafters.registry import DRAFTERS, DrafterKind, default_drafter
 from .errors import EngineDirError, memory_errors
 from .manifest.load import find_engine_dir, load_manifest
@@ -57,12 +58,14 @@ class EngineChoice:
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """A loaded engine. ``grammars``: compiled constraints. ``backend``: holds its memory and graphs; forks share its weights."""
+    """A loaded engine. ``grammars``: compiled constraints. ``backend``: holds its memory and graphs; forks share its weights. ``past``: the
+    answers that later requests may look up, those of forks included; None if none are kept."""
 
     choice: EngineChoice
     tokenizer: Tokenizer
     grammars: Grammars
     backend: Backend
+    past: PastAnswers | None
 
     def fork(self, reload_tuning: bool = False) -> LoadedEngine:
         """A LoadedEngine over the same weights with its own memory. Raises GpuMemoryError if the GPU has no room for it, and EngineDirError
@@ -71,6 +74,15 @@ class LoadedEngine:
             return replace(self, backend=self.backend.fork())
         choice = _retuned(self.choice)
         return replace(self, choice=choice, backend=self.backend.fork(choice.manifest))
+
+    def past_of(self, tenant: str | None, store: bool) -> Past | None:
+        """The past answers that a request of ``tenant`` may look up. ``store``: whether its own answer is kept."""
+        return self.past.of(tenant, store) if self.past else None
+
+    def forget(self) -> None:
+        """Drop all past answers, those of forks included."""
+        if self.past is not None:
+            self.past.forget()
 
     @property
     def policy_context(self) -> PolicyContext:
@@ -93,8 +105,7 @@ def choose_engine(
     """Find and check a directory. None means the default: what it was exported for, and the cores that this process may use.
     Without ``tuned`` its tuning is left out.
 
-    Raises EngineDirError if the directory is missing, incomplete, changed or for another device, ValueError for unknown names and for a
-    drafter that the device does not support.
+    Raises EngineDirError if the directory is missing, incomplete, changed or for another device, ValueError for unknown names.
     """
     for what, value, choices in (("drafter", draft, DRAFTERS), ("backend", backend, BACKENDS), ("device", device, DEVICES)):
         check_one_of(what, value, tuple(choices))
@@ -106,8 +117,6 @@ def choose_engine(
     drafter = DRAFTERS[draft] if draft else default_drafter(manifest.draft is not None, device)
     if drafter.uses_draft_model and manifest.draft is None:
         raise EngineDirError(f"{directory} holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram")
-    if drafter.host_only and device == "cuda":
-        raise ValueError(f"{drafter.name} works on the CPU only — choose eagle or ngram")
     threads = threads or usable_cores()
     tuning = tuned_here(manifest, threads) if drafter.uses_draft_model else None
     return EngineChoice(directory, manifest, backend or manifest.backend, device, drafter, threads, tuning)
@@ -127,9 +136,11 @@ def _retuned(choice: EngineChoice) -> EngineChoice:
     return replace(choice, manifest=manifest, tuning=tuning)
 
 
-def load_engine(choice: EngineChoice, lanes: int = 1) -> LoadedEngine:
-    """Load the tokenizer and open the backend for ``lanes`` requests at a time. Raises EngineDirError, and GpuMemoryError if the GPU is too
-    small."""
+def load_engine(choice: EngineChoice, lanes: int = 1, past_mib: int = 0) -> LoadedEngine:
+    """Load the tokenizer and open the backend for ``lanes`` requests at a time. ``past_mib``: MiB for past answers, 0 keeps none. Raises
+    ValueError if it is negative, EngineDirError, and GpuMemoryError if the GPU is too small."""
+    if past_mib < 0:
+        raise ValueError(f"past_mib must be 0 or more, not {past_mib}")
     tokenizer = Tokenizer(choice.directory, choice.manifest.tokens)
     size, memory = sum(file.bytes for file in choice.manifest.files.values()), usable_memory()
     if choice.device == "cpu" and memory is not None and size > memory:  # the system would kill the process without a word
@@ -138,7 +149,8 @@ def load_engine(choice: EngineChoice, lanes: int = 1) -> LoadedEngine:
     with memory_errors():
         backend = open_backend(choice.directory, choice.manifest, choice.backend, choice.device, choice.threads, lanes)
         grammars = Grammars(tokenizer, choice.manifest.shape.vocab, choice.manifest.tokens.stop)
-        return LoadedEngine(choice, tokenizer, grammars, backend)
+        past = PastAnswers(past_mib << 20) if past_mib and choice.drafter.looks_up else None
+        return LoadedEngine(choice, tokenizer, grammars, backend, past)
 
 
 def check_one_of(what: str, value: str | None, choices: Sequence[str]) -> None:

@@ -20,8 +20,11 @@ from .decoding.sampling import InverseCdfSampler, Sampler
 from .decoding.target import ARANGE, TREE_TENSORS, Target
 from .drafters.base import DrafterParts
 from .drafters.eagle import DraftEngines, EagleDrafter, max_draft_rows, max_pool_size, shared_buffers
+from .drafters.ngram import NgramDrafter
 from .drafters.none import NoDrafter
+from .drafters.past import Past
 from .drafters.registry import DrafterKind
+from .drafters.suffix import SuffixDrafter
 from .errors import EngineDirError
 from .manifest.graphs import Graph, Tensor
 from .manifest.schema import Draft, Manifest
@@ -38,11 +41,11 @@ class Models:
     make_sampler: MakeSampler
     eagle: EagleDrafter | None
 
-    def drafter_for(self, policy: Policy, constraint: ConstraintState | None = None) -> Drafter:
-        """NoDrafter for plain decoding, which then need not keep the EAGLE-3 draft's cache up to date, else the Decoder's drafter. On a
-        device a ``constraint`` changes no tree: trees lie there, and only some sizes are prepared."""
+    def drafter_for(self, policy: Policy, constraint: ConstraintState | None = None, past: Past | None = None) -> Drafter:
+        """NoDrafter for plain decoding, which then need not keep the EAGLE-3 draft's cache up to date, else the Decoder's drafter, which
+        looks up ``past`` answers. On a device a ``constraint`` changes no tree: trees lie there, and only some sizes are prepared."""
         plain = isinstance(policy, FixedPolicy) and policy.spec.nodes == 1
-        drafter = NoDrafter() if plain and self.eagle is not None else self.drafter
+        drafter = NoDrafter() if plain and self.eagle is not None else with_past(self.drafter, past)
         return constrained_drafter(drafter, constraint, policy) if self.target.on_host else drafter
 
 
@@ -74,13 +77,22 @@ def load_models(
     eagle: EagleDrafter | None = None
     if draft is not None:
         eagle = _load_eagle(backend, manifest, draft, {ARANGE: arange, "features": features, **tree_buffers})
-    target.warm_up((1, 2, *kind.lookup_rows) if memory.on_host else manifest.tree_sizes)
+    target.warm_up((1, 2, *kind.lookup_rows) if memory.on_host else manifest.tree_sizes, kind.looks_up)
     if memory.on_host and manifest.quantized:
         target.use_one_kernel()
     if eagle is not None:
         eagle.warm_up(specs)
     make: Callable[[DrafterParts], Drafter] = import_module(f".drafters.{kind.module}", __package__).make
-    return Models(target, make(DrafterParts(eagle, latency, fixed_tree)), make_sampler, eagle)
+    most = max_draft_rows(limits, draft) if draft else nodes  # the draft reads an accepted chain in one pass
+    prepared = None if memory.on_host else tuple(size for size in manifest.tree_sizes if 2 < size <= most)
+    return Models(target, make(DrafterParts(eagle, latency, fixed_tree, prepared)), make_sampler, eagle)
+
+
+def with_past(drafter: Drafter, past: Past | None) -> Drafter:
+    """``drafter``, which looks up ``past`` answers from now on if it looks up anything."""
+    if isinstance(drafter, SuffixDrafter | NgramDrafter):
+        drafter.past = past
+    return drafter
 
 
 def _cache_layouts(graph: Graph) -> tuple[CacheLayout, CacheLayout]:

@@ -16,6 +16,7 @@ from .decoding.loop import Root, Round, begin, prefill, rounds
 from .decoding.sampling import Sampler
 from .decoding.stats import RequestCounters
 from .decoding.target import Target
+from .drafters.past import Past
 from .errors import PREFILL
 from .sampling_params import SamplingParams
 from .text.detokenizer import Detokenizer, StopStrings
@@ -43,8 +44,9 @@ class Chunk:
 @dataclass
 class Request:
     """A request and its state. ``sampler``: samples as ``params`` say. ``stop_tokens``: ids that end the answer. ``deadline``: in
-    perf_counter's seconds. ``constraint``: the form of the answer, which the sampler moves along. ``counters``: its statistics so far.
-    ``round``: the last one. ``stop``: why it ended (eos, length, stop_string, cancelled or deadline), None while it runs."""
+    perf_counter's seconds. ``constraint``: the form of the answer, which the sampler moves along. ``past``: the past answers that it may
+    look up. ``counters``: its statistics so far. ``answer``: its tokens so far. ``round``: the last one. ``stop``: why it ended (eos,
+    length, stop_string, cancelled or deadline), None while it runs."""
 
     prompt: Sequence[int]
     params: SamplingParams
@@ -53,7 +55,9 @@ class Request:
     stop_tokens: frozenset[int]
     deadline: float | None = None
     constraint: ConstraintState | None = None
+    past: Past | None = None
     counters: RequestCounters = field(init=False)
+    answer: list[int] = field(default_factory=list, init=False)
     round: Round | None = field(default=None, init=False)
     stop: str | None = None
     cancelled: bool = False
@@ -149,6 +153,7 @@ class Request:
             shown += piece if self.counters.new_tokens + kept <= self.params.min_tokens else self._stops.push(piece, token)
             if self._stops.found:
                 self.stop = "stop_string"
+        self.answer.extend(tokens[:kept])
         logprobs = None if self._logprob_recorder is None else self._logprob_recorder.take()[:kept]
         self.round = round_
         if round_ is None:

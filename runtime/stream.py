@@ -57,10 +57,12 @@ class ActiveRequest:
         return self._ended.locked()
 
     def end(self, reason: str = "cancelled") -> None:
-        """End the request and add it to the totals, once. ``reason``: why, if the request itself has no reason yet."""
+        """End the request, keep its answer and add it to the totals, once. ``reason``: why, if the request itself has no reason yet."""
         if self._ended.acquire(blocking=False):
             self.request.stop = self.request.stop or reason
             self._totals_recorder.add(self.request.counters, self.request.stop)
+            if self.request.past is not None:
+                self.request.past.keep(self.request.prompt, self.request.answer)
 
     def report(self, cycle: CycleEvent) -> None:
         """Add a cycle to the totals, and hand it to the Decoder's listener."""

@@ -97,15 +97,20 @@ class Target:
         self.cache.commit(path)
         self._committed.extend(self._verified_tree.tokens[list(path)].tolist())
 
-    def warm_up(self, sizes: Sequence[int]) -> None:
+    def warm_up(self, sizes: Sequence[int], chains: bool = False) -> None:
         """Run a prefill pass and a tree pass of each of ``sizes`` at every span, so that the first request finds all buffers and threads
-        ready. On a device this also records every CUDA graph."""
+        ready. On a device this also records every CUDA graph. ``chains``: whether trees come from the host, too, where others are drafted
+        on a device."""
         for span in self.cache.spans():
             self.cache.truncate(0)
             self.cache.reserve(span)
             self._run_chunk([0] * self.limits.prefill_rows)
             for size in sizes:
-                self._run_device_tree(size) if self._device_tree and size > 1 else self._run(Tree.chain([0] * size))
+                on_device = bool(self._device_tree) and size > 1
+                if on_device:
+                    self._run_device_tree(size)
+                if chains or not on_device:
+                    self._run(Tree.chain([0] * size))
         self.cache.truncate(0)
 
     def use_one_kernel(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from policy import LatencyModel, TreeSpec
+from policy import LatencyModel, LookupGate, TreeSpec
 
 from ..decoding.drafter import Drafter
 
@@ -14,9 +14,17 @@ class DrafterParts:
     """What a drafter may be built from.
 
     ``eagle``: the drafter of the EAGLE-3 model, None if the kind uses no draft model. ``latency``: of this machine, or a default; only its
-    ratios matter. ``fixed_tree``: the best known fixed tree.
+    ratios matter. ``fixed_tree``: the best known fixed tree. ``prepared``: rows of the trees that a device is prepared for; None on
+    the CPU, where any number will do.
     """
 
     eagle: Drafter | None
     latency: LatencyModel
     fixed_tree: TreeSpec
+    prepared: tuple[int, ...] | None = None
+
+    def gate(self) -> LookupGate:
+        """What decides on the lookups of a request."""
+        if self.prepared is None:
+            return LookupGate(self.latency, self.fixed_tree)
+        return LookupGate(self.latency, self.fixed_tree, self.prepared, exact=True)

@@ -14,6 +14,7 @@ from ..decoding.drafter import Drafter
 from ..decoding.sampling import TargetOutput
 from ..decoding.tree import Tree
 from .base import DrafterParts
+from .past import Past
 
 MAX_NGRAM = 4
 MIN_NGRAM = 2  # single tokens match too often to pay for their rows on a CPU
@@ -21,9 +22,11 @@ MAX_POSITIONS = 8  # remembered per n-gram
 
 
 class NgramDrafter:
-    """Indexes every n-gram of MIN_NGRAM to MAX_NGRAM tokens in prompt and answer by the positions after it."""
+    """Indexes every n-gram of MIN_NGRAM to MAX_NGRAM tokens in prompt and answer by the positions after it. ``past``: the past answers that
+    the request may look up; what they say comes before matches that are not longer."""
 
     def __init__(self) -> None:
+        self.past: Past | None = None
         self.begin()
 
     def begin(self, tokens: Sequence[int] = ()) -> int:
@@ -52,9 +55,9 @@ class NgramDrafter:
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree:
         tokens, parent, children = [root], [-1], [0]
         edges: dict[tuple[int, int], int] = {}
-        for position in self._matches(root):
+        for following in self._continuations(root, spec.depth):
             node = 0
-            for token in self._tokens[position : position + spec.depth]:
+            for token in following:
                 below = edges.get((node, token))
                 if below is None:
                     if len(tokens) == spec.nodes:
@@ -68,6 +71,13 @@ class NgramDrafter:
                     children.append(0)
                 node = below
         return Tree.from_parents(tokens, parent, "lookup")
+
+    def _continuations(self, root: int, depth: int) -> Iterator[Sequence[int]]:
+        """At most ``depth`` tokens each: the likeliest continuation first."""
+        if self.past is not None:
+            yield self.past.find(self._tokens, root, depth)[1]  # a past match is not shorter than MAX_NGRAM
+        for position in self._matches(root):
+            yield self._tokens[position : position + depth]
 
     def _matches(self, root: int) -> Iterator[int]:
         """Positions after earlier occurrences of the current n-gram: longest n-gram first, then most recent."""

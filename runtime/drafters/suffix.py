@@ -1,4 +1,5 @@
 """A draft model combined with suffix lookup: repeated text is copied from its earlier occurrence, which needs no drafting and goes deeper.
+It is looked for in the request's own text and in past answers.
 
 `policy.LookupGate` decides which rounds use a lookup. All other rounds use the draft model.
 """
@@ -15,8 +16,8 @@ from ..decoding.drafter import Drafter
 from ..decoding.sampling import TargetOutput
 from ..decoding.tree import DeviceTree, Tree
 from .base import DrafterParts
+from .past import MAX_MATCH, Past
 
-MAX_MATCH = 32  # tokens; longer matches are not better
 MAX_POSITIONS = 16  # remembered per MIN_MATCH-gram
 
 
@@ -57,10 +58,11 @@ class SuffixIndex:
 
 
 class SuffixDrafter:
-    """Adds lookups to another drafter."""
+    """Adds lookups to another drafter. ``past``: the past answers that the request may look up; set before it begins."""
 
     def __init__(self, drafter: Drafter, gate: LookupGate) -> None:
         self.drafter, self._gate = drafter, gate
+        self.past: Past | None = None
         self.begin()
 
     def begin(self, tokens: Sequence[int] = ()) -> int:
@@ -68,18 +70,23 @@ class SuffixDrafter:
         kept = self.drafter.begin(tokens)
         self._index = SuffixIndex()
         self._index.extend(tokens[:kept])
-        self._lookup: tuple[int, int] | None = None  # of the current round: length of the match, proposed tokens
+        self._lookup: tuple[int, int, bool] | None = None  # of the current round: length of the match, proposed tokens, from the past
         self._draft: tuple[int, int, int, int] | None = None  # of the current round: nodes, depth, width, length
         self._gate.begin()
         return kept
 
     def lookup(self, root: int, max_rows: int) -> Tree | None:
         """A chain of at most ``max_rows`` rows, or None."""
+        text = self._index.tokens
         matched, position = self._index.find(root)
-        rows = self._gate.rows(matched, max_rows, len(self._index.tokens))
-        if rows == 1:
+        if self.past is not None:
+            longer, following = self.past.find(text, root, min(max_rows, max(self._gate.sizes, default=1)) - 1)
+            if longer > matched and (rows := self._gate.rows(longer, min(max_rows, 1 + len(following)), len(text), past=True)) > 1:
+                self._lookup = longer, rows - 1, True
+                return Tree.chain([root, *following[: rows - 1]], "lookup")
+        if (rows := self._gate.rows(matched, max_rows, len(text))) == 1:
             return None
-        self._lookup = matched, rows - 1
+        self._lookup = matched, rows - 1, False
         return Tree.chain([root, *self._index.continuation(position, root, rows - 1)], "lookup")
 
     @property
@@ -89,12 +96,14 @@ class SuffixDrafter:
 
     def shorten(self, rows: int) -> None:
         """Only the first ``rows`` rows of this round's lookup are verified."""
-        self._lookup = (self._lookup[0], rows - 1) if self._lookup and rows > 1 else None
+        self._lookup = (self._lookup[0], rows - 1, self._lookup[2]) if self._lookup and rows > 1 else None
 
     def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree | DeviceTree:
         tree = self.drafter.draft(root, spec, growth)
-        assert isinstance(tree, Tree)  # the registry allows this drafter on the CPU only
-        self.drafted(tree, spec.width)
+        if isinstance(tree, Tree):
+            self.drafted(tree, spec.width)
+        else:  # the host does not see a tree on a device before it is verified
+            self._draft = tree.nodes, spec.depth, spec.width, len(self._index.tokens)
         return tree
 
     def drafted(self, tree: Tree, width: int) -> None:
@@ -103,7 +112,8 @@ class SuffixDrafter:
 
     def extend(self, tokens: Sequence[int], output: TargetOutput, rows: Sequence[int]) -> None:
         if self._lookup:
-            self._gate.observe_lookup(*self._lookup, accepted=len(tokens) - 1)
+            matched, proposed, past = self._lookup
+            self._gate.observe_lookup(matched, proposed, len(tokens) - 1, past)
         elif self._draft:
             self._gate.observe_draft(*self._draft, tokens=len(tokens))
         self._lookup = self._draft = None
@@ -114,4 +124,4 @@ class SuffixDrafter:
 def make(parts: DrafterParts) -> Drafter:
     """The drafter "eagle+ngram"."""
     assert parts.eagle is not None
-    return SuffixDrafter(parts.eagle, LookupGate(parts.latency, parts.fixed_tree))
+    return SuffixDrafter(parts.eagle, parts.gate())

@@ -101,11 +101,13 @@ def _cache_bytes(manifest: Manifest, graph: str, model: TargetShape | Draft, slo
     return slots * model.layers * 2 * model.kv_heads * model.head_dim * width
 
 
-def described(replicas: int, lanes: int, each: int) -> str:
-    """How many requests run at once, for the line that a server prints at the start. ``each``: bytes of a lane."""
+def described(replicas: int, lanes: int, each: int, past_mib: int) -> str:
+    """How many requests run at once, for the line that a server prints at the start. ``each``: bytes of a lane. ``past_mib``: MiB of past
+    answers."""
     places = "1 lane" if lanes == 1 else f"{lanes} lanes"
     places = places if replicas == 1 else f"{replicas} replicas of {places}"
-    return f"{places}, up to {_mib(each)} MiB of cache{' each' if replicas * lanes > 1 else ''}"
+    kept = f", {past_mib} MiB of past answers" if past_mib else ""
+    return f"{places}, up to {_mib(each)} MiB of cache{' each' if replicas * lanes > 1 else ''}{kept}"
 
 
 def _mib(size: int) -> int:

@@ -17,6 +17,7 @@ from ..drafters.none import NoDrafter
 from ..drafters.suffix import SuffixDrafter
 from ..engine import LoadedEngine
 from ..manifest.schema import Draft, Manifest
+from ..models import with_past
 from ..policies.registry import COST_MODEL
 from ..request import Chunk, Request
 from ..stream import ActiveRequest
@@ -47,7 +48,7 @@ class Lanes:
         policy = None if policy is None else lane_policy(policy)
         request.open(forest.tokenizer)
         draft = DraftLane(LaneCache(forest.draft.cache)) if forest.draft else None
-        own = constrained_drafter(self._make_own(), request.constraint, policy)
+        own = constrained_drafter(with_past(self._make_own(), request.past), request.constraint, policy)
         lane = Lane(active, request, policy, forest.limits.context, LaneCache(forest.target.cache), draft, own)
         if lane.plain:
             lane.draft, lane.own = None, NoDrafter()

@@ -168,6 +168,7 @@ async def _generate(request: Request, parse: Callable[[bytes, ServerSettings], t
         digest = sha256(body).digest()
         services.suspects.expect_innocent(digest)
         generation, writer = parse(body, services.settings)
+        generation = replace(generation, tenant=key.name or request.headers.get("authorization"))
         _expect_model(generation.model, services.settings.model)
     except ApiError as error:
         services.metrics.requests.labels(error.outcome).inc()

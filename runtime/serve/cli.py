@@ -47,6 +47,7 @@ curl localhost:8000/v1/completions -d '{"model": "smollm2-135m", "prompt": "Once
 @serve_options.replicas
 @option(ENGINE, "--no-warmup", is_flag=True, help="Listen at once; the first requests are slower.")
 @options.draft()
+@serve_options.past_mib
 @options.policy("Policy of requests that name none", show_default="what resps-tune chose, else fixed; with several lanes the row budget")
 @serve_options.queue(least=0)
 @serve_options.queue_seconds
@@ -93,7 +94,7 @@ def command(engine_dir: Path, host: str, port: int, model_name: str | None, **gi
     with listeners(host, port) as listening:
         decoders = _load(directory, given)
         app = make_app(settings, lambda: decoders, protection, observation)
-        places = described(len(decoders), decoders[0].lanes, lane_bytes(decoders[0].manifest, given["draft"]))
+        places = described(len(decoders), decoders[0].lanes, lane_bytes(decoders[0].manifest, given["draft"]), given["past_mib"])
         ready = f"{settings.model}, {places}, at {'https' if tls else 'http'}://{shown(listening[0])}/v1"
         limits = connection_limits_of(given, settings.write_seconds)
         Server(app, settings.drain_seconds, ready, limits, tls).run(listening)
@@ -104,7 +105,7 @@ def command(engine_dir: Path, host: str, port: int, model_name: str | None, **gi
 def _load(directory: Path, given: Mapping[str, Any]) -> list[Decoder]:
     from .load import load_replicas
 
-    place = {name: given[name] for name in ("replicas", "lanes", "policy", "draft", "backend", "device", "threads")}
+    place = {name: given[name] for name in ("replicas", "lanes", "policy", "draft", "past_mib", "backend", "device", "threads")}
     with usage_errors():  # an unknown policy, say
         return load_replicas(directory, warm=not given["no_warmup"], verify=given["verify"] or None, **place)
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import click
 
-from ..options import ENGINE, F, option
+from ..drafters.registry import PAST_MIB
+from ..options import ENGINE, SPECULATION, F, option
 from ..tool_calls.choose import FORMATS, NO_REASONING
 from ..tool_calls.reasoning import MARKS
 from .settings import ServerSettings
@@ -34,6 +35,14 @@ lanes = option(
     help="Requests that share each forward pass.",
 )
 replicas = option(ENGINE, "--replicas", type=click.IntRange(1, 256), default=1, help="Engines side by side over shared weights.")
+past_mib = option(
+    SPECULATION,
+    "--past-mib",
+    metavar="MIB",
+    type=click.IntRange(0, 1 << 16),
+    default=PAST_MIB,
+    help="Memory for past answers, from which later ones to the same Authorization header are drafted; 0 keeps none.",
+)
 queue_seconds = seconds("--queue-seconds", "Longest wait of a request; after that it fails.")
 target = option(
     LIMITS,

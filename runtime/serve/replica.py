@@ -67,7 +67,8 @@ class RunningRequest:
             if self._cancelled.is_set():
                 raise shutting_down()  # read only by a client that still waits while the server stops
             params = replace(self.generation.params, deadline=max(0.0, self.turn.deadline - monotonic()))
-            with decoder.stream(self.prompt, params, policy=self.generation.policy) as stream:
+            asked = self.generation
+            with decoder.stream(self.prompt, params, policy=asked.policy, tenant=asked.tenant, store=asked.store) as stream:
                 self._stream = stream
                 if self._cancelled.is_set():  # cancelled while the stream was opened
                     stream.cancel()

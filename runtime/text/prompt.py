@@ -61,6 +61,12 @@ def is_token_id(value: object, vocab: int) -> bool:
     return not isinstance(value, bool) and isinstance(value, (int, np.integer)) and 0 <= int(value) < vocab
 
 
+def check_token(token: object, vocab: int) -> None:
+    """Raises ValueError for what is not a token id."""
+    if not is_token_id(token, vocab):
+        raise ValueError(f"{token!r} is not a token id — ids are whole numbers from 0 to {vocab - 1}")
+
+
 def _checked_ids(items: Iterable[int], vocab: int) -> list[int]:
     ids = []
     for item in items:

@@ -191,15 +191,6 @@ def test_bad_usage_is_one_line_and_exit_2(run: Run, tiny_engine: Path, arguments
     assert says in complaint(run(tiny_engine, *arguments), 2)
 
 
-def test_options_that_do_not_go_together_are_wrong_usage(echo_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Only the Decoder can detect it, and it must not be reported as an internal error."""
-    arguments = ["--engine-dir", str(echo_engine), "--draft", "eagle+ngram", "--device", "cuda", PROMPT]
-    assert run_command(command, "resps-run", arguments) == 2
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert "eagle+ngram works on the CPU only — choose eagle or ngram — see resps-run --help" in err
-
-
 def test_invalid_utf8(run: Run, tiny_engine: Path) -> None:
     assert "byte 3" in complaint(run(tiny_engine, "-", stdin=b"abc\xff\xfe"), 2)
     assert "UTF-8" in complaint(in_a_process(tiny_engine, b"caf\xe9"), 2)

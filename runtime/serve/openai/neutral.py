@@ -11,7 +11,7 @@ from typing import Any
 _CACHING = frozenset({"cache_control", "prompt_cache_breakpoint"})
 
 _STORING = frozenset(
-    {"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"}
+    {"metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"}
 )
 
 HARMLESS: Mapping[str, frozenset[str]] = {

@@ -66,6 +66,7 @@ class SamplingBody(Body):
     policy: Annotated[str, StringConstraints(max_length=64)] | None = None
     speculation: bool | None = None
     user: str | None = None
+    store: bool | None = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
     deadline: Annotated[float, Field(gt=0, le=86400)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = None
@@ -118,7 +119,8 @@ class GenerationRequest:
     whom it is sent, if the client says so. ``priority``: the lowest number goes first. ``deadline``: seconds in which the whole answer must
     come, if the client says so. ``count``: of answers. ``constraint_field``: the body's field that held the form of the answer.
     ``tools``: that a chat's model may call. ``template_values``: further variables of the chat template. ``messages_field``: the body's
-    field that held a chat. ``spec_metrics``, ``timings``: whether the body gets what vLLM and llama.cpp tell of speed."""
+    field that held a chat. ``spec_metrics``, ``timings``: whether the body gets what vLLM and llama.cpp tell of speed. ``tenant``,
+    ``store``: as in `Decoder.stream`; what came with the body does not say for whom."""
 
     prompt: str | list[int] | list[dict[str, Any]]
     model: str | None
@@ -136,6 +138,8 @@ class GenerationRequest:
     messages_field: str = "messages"
     spec_metrics: bool = False
     timings: bool = False
+    tenant: str | None = None
+    store: bool = True
 
     @property
     def prompt_field(self) -> str:
@@ -218,4 +222,5 @@ def generation_request(
         constraint_field=form[0] if form else None,
         spec_metrics=bool(body.spec_decode_metrics),
         timings=bool(body.timings_per_token),
+        store=body.store is not False,
     )

@@ -135,7 +135,7 @@ class TritonPythonModel:
         """Decode an answer, send its rounds if they are ``streamed``, and return its last response."""
         seconds = min(self._request_seconds, request.deadline or self._request_seconds)
         unsent, params = "", replace(request.params, logprobs=None, deadline=max(0.0, arrived + seconds - monotonic()))
-        with decoder.stream(ids, params, policy=request.policy) as stream:
+        with decoder.stream(ids, params, policy=request.policy, store=request.store) as stream:
             for chunk in stream:
                 if sender.is_cancelled():
                     raise Cancelled(stream.stats.new_tokens)

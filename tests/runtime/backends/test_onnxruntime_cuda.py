@@ -54,7 +54,9 @@ def host_draws_as_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.decoding.gumbel.GumbelMaxSampler", DeviceDraws)
 
 
-@pytest.mark.parametrize(("draft", "tree"), [*itertools.product(["eagle", "ngram"], TREES), ("none", TREES[2])], ids=str)
+@pytest.mark.parametrize(
+    ("draft", "tree"), [*itertools.product(["eagle", "ngram"], TREES), ("none", TREES[2]), ("eagle+ngram", TREES[2])], ids=str
+)
 @pytest.mark.parametrize(
     "sampling", [SamplingParams(), SamplingParams(temperature=0.8, top_k=12, top_p=0.9, seed=4)], ids=["greedy", "sampled"]
 )

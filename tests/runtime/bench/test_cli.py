@@ -113,7 +113,6 @@ def test_bad_usage_is_one_line(echo_engine: Path, tmp_path: Path, capfd: pytest.
         (["--tree", "65,8,8"], 2, "larger than the engine allows"),
         (["--temperature", "-1"], 2, "temperature"),
         (["--questions", "0"], 2, "questions"),
-        (["--draft", "eagle+ngram", "--device", "cuda"], 2, "eagle+ngram works on the CPU only"),
         (["--draft", "eagle", "--draft", "best"], 2, "'best' is not one of"),
         (["--prompts", tmp_path / "nowhere"], 2, "nowhere"),
         (["--prompts", tmp_path / "bad.jsonl"], 2, "line 1"),

@@ -78,6 +78,7 @@ def test_an_engine_without_lanes_has_one(manifest: Manifest, echo_engine: Path) 
 
 
 def test_the_start_line_says_lanes_and_memory() -> None:
-    assert described(1, 8, 95_500_000) == "8 lanes, up to 92 MiB of cache each"
-    assert described(2, 1, 1) == "2 replicas of 1 lane, up to 1 MiB of cache each"
-    assert described(1, 1, 1 << 20) == "1 lane, up to 1 MiB of cache"
+    assert described(1, 8, 95_500_000, 0) == "8 lanes, up to 92 MiB of cache each"
+    assert described(1, 1, 1, 16) == "1 lane, up to 1 MiB of cache, 16 MiB of past answers"
+    assert described(2, 1, 1, 0) == "2 replicas of 1 lane, up to 1 MiB of cache each"
+    assert described(1, 1, 1 << 20, 0) == "1 lane, up to 1 MiB of cache"

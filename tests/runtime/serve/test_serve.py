@@ -105,6 +105,14 @@ def test_the_parameters_reach_the_decoder(served: Served, toy: ToyDecoder) -> No
     assert (toy.asked[0]["params"].top_k, toy.asked[0]["params"].seed) == (3, 9)
 
 
+def test_past_answers_belong_to_a_key_and_may_be_declined(served: Served, toy: ToyDecoder) -> None:
+    for headers, more in (({"Authorization": "Bearer a"}, {}), ({}, {"store": False}), ({}, {"store": True})):
+        assert served.http.post("/v1/chat/completions", json={**CHAT, **more}, headers=headers).status_code == 200
+    assert [(each["tenant"], each["store"]) for each in toy.asked] == [("Bearer a", True), (None, False), (None, True)]
+    refused = served.http.post("/v1/chat/completions", json={**CHAT, "store": "no"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "store")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code"),
     [

@@ -150,8 +150,10 @@ class ToyDecoder:
             if token >= 256:
                 raise ParameterError(f"{token} is no byte", "logit_bias" if token in params.biases else "stop_token_ids")
 
-    def stream(self, prompt: Sequence[int], params: SamplingParams, *, policy: str | None = None) -> ToyStream:
-        self.asked.append({"prompt": prompt, "params": params, "policy": policy})
+    def stream(
+        self, prompt: Sequence[int], params: SamplingParams, *, policy: str | None = None, tenant: str | None = None, store: bool = True
+    ) -> ToyStream:
+        self.asked.append({"prompt": prompt, "params": params, "policy": policy, "tenant": tenant, "store": store})
         end = time.monotonic() + (1e9 if params.deadline is None else params.deadline)
         answer = toy_answer(prompt, params.seed or 0)[: params.max_new_tokens]
         if len(self.open) == self.lanes:

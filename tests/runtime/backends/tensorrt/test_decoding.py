@@ -34,7 +34,7 @@ TREES = [PLAIN, TreeSpec(2, 1, 1), TreeSpec(5, 3, 2), TreeSpec(16, 4, 4), TreeSp
 @pytest.mark.parametrize(
     "sampling", [SamplingParams(), SamplingParams(temperature=0.8, top_k=12, top_p=0.9, seed=4)], ids=["greedy", "sampled"]
 )
-@pytest.mark.parametrize("draft", ["eagle", "ngram", "none"])
+@pytest.mark.parametrize("draft", ["eagle+ngram", "eagle", "ngram", "none"])
 def test_device_answers_as_the_host_does(
     host: Decoder, engines: tuple[Path, Path], machine: EmulatedMachine, draft: str, sampling: SamplingParams
 ) -> None:

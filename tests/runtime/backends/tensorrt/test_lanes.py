@@ -66,6 +66,16 @@ def device(machine: EmulatedMachine) -> Iterator[Decoder]:
             assert model.cache.pool.free == model.cache.pool.count == LANES
 
 
+def test_lookups_give_the_host_s_answer(host: Decoder, machine: EmulatedMachine) -> None:
+    """Chains from the text and from past answers; each request is asked twice."""
+    with machine.decoder(lanes=LANES, draft="eagle+ngram", past_mib=1) as device:
+        for prompt, params in requests(6, 5):
+            expected = host.generate(prompt, params, policy="none").tokens
+            first, again = (device.generate(prompt, params) for _ in range(2))
+            assert first.tokens == again.tokens == expected
+            assert again.stats.cycles <= first.stats.cycles
+
+
 def test_rules_give_the_host_s_answer(host: Decoder, device: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     expect_ruled_answers(host, device, LaneOutputs, monkeypatch)
 
