@@ -78,7 +78,9 @@ class PlantedDecoder(ToyDecoder):
         if params.constraint is not None:
             self._grammars.state(params.constraint)
 
-    def stream(self, prompt: Sequence[int], params: SamplingParams, *, policy: str | None = None) -> PlantedStream:  # type: ignore[override]
+    def stream(  # type: ignore[override]
+        self, prompt: Sequence[int], params: SamplingParams, *, policy: str | None = None, tenant: str | None = None, store: bool = True
+    ) -> PlantedStream:
         if self.open:
             raise DecoderBusy("every lane has an open Stream — finish one")
         self.asked.append({"prompt": prompt, "params": params, "policy": policy})

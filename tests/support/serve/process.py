@@ -24,9 +24,11 @@ def running(engine_dir: Path, *arguments: str, **environment: str) -> Iterator[t
         try:
             assert process.stderr is not None
             ready = process.stderr.readline()
-            assert re.fullmatch(r"resps-serve: \S+, .*lanes?, up to \d+ MiB of cache( each)?, at http://\S+\n", ready), (
-                ready + process.stderr.read()
-            )
+            if not re.fullmatch(
+                r"resps-serve: \S+, .*lanes?, up to \d+ MiB of cache( each)?, \d+ MiB of past answers, at http://\S+\n", ready
+            ):
+                process.kill()
+                raise AssertionError(ready + process.stderr.read())
             yield process, ready.split()[-1]
         finally:
             process.kill()

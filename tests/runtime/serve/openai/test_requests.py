@@ -202,7 +202,7 @@ def test_completions_refuse_unsupported_fields(fields: dict[str, Any]) -> None:
 BOTH: dict[str, Any] = {
     "n": 1, "stop": [], "seed": None, "stream": False, "stream_options": None, "logit_bias": {}, "presence_penalty": 0,
     "frequency_penalty": 0.0, "top_logprobs": 0, "tools": [], "functions": [], "tool_choice": "auto", "parallel_tool_calls": True,
-    "store": False, "metadata": {"a": "b"}, "response_format": {"type": "text"}, "modalities": ["text"],
+    "metadata": {"a": "b"}, "response_format": {"type": "text"}, "modalities": ["text"],
     "audio": None, "reasoning_effort": "none",
     "verbosity": "medium", "service_tier": "auto", "logprobs": False, "temperature": None, "prompt_cache_key": "x",
     "web_search_options": None, "stop_token_ids": [], "skip_special_tokens": True, "chat_template_kwargs": {}, "nonsense": None,

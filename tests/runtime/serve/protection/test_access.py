@@ -55,9 +55,10 @@ def test_only_a_key_reaches_an_engine(guarded: tuple[Served, ToyDecoder]) -> Non
         response = ask(served, wrong)
         assert code(response) == (401, "invalid_api_key")
         assert response.headers["www-authenticate"] == "Bearer"
-    for path in ("/metrics", "/version", "/v1/models", "/nothing", "/healthz/", "//healthz"):
+    for path in ("/metrics", "/version", "/v1/models", "/nothing", "/healthz/", "/events", "/uix"):
         assert code(served.http.get(path)) == (401, "invalid_api_key")
     assert served.http.post("/admin/reload").status_code == 401
+    assert served.http.get("/ui/").status_code == 200  # the page asks for a key itself
     assert len(toy.asked) == before
     assert ask(served).status_code == 200
     assert len(toy.asked) == before + 1
