@@ -25,7 +25,7 @@ def running(engine_dir: Path, *arguments: str, **environment: str) -> Iterator[t
             assert process.stderr is not None
             ready = process.stderr.readline()
             if not re.fullmatch(
-                r"resps-serve: \S+, .*lanes?, up to \d+ MiB of cache( each)?, \d+ MiB of past answers, at http://\S+\n", ready
+                r"resps-serve: \S+, .*lanes?, up to \d+ MiB of cache( each)?(, \d+ MiB of past answers)?, at http://\S+\n", ready
             ):
                 process.kill()
                 raise AssertionError(ready + process.stderr.read())
