@@ -55,7 +55,8 @@ class Mlp:
         for layer, (weight, bias) in enumerate(self.layers):
             if layer:
                 value = np.tanh(value) if self.activation == "tanh" else np.maximum(value, 0)
-            value = value @ weight.T + bias
+            with np.errstate(invalid="ignore"):  # numpy's product was seen to warn although all numbers were finite
+                value = value @ weight.T + bias
         return np.asarray(value)
 
 
