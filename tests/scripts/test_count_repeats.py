@@ -60,7 +60,15 @@ def test_shards_and_answers_give_the_table(tmp_path: Path, tiny_engine: Path, ca
     out, err = capfd.readouterr()
     assert (out.splitlines()[0], err) == ("22 places", "")
     assert "| 2 | 9 % | 1.00 | 1.00 | 8.0 |" in out
-    assert [line.split("|")[1].strip() for line in out.splitlines()[4:]] == ["2", "3", "4 to 5", "6 to 8", "9 to 12", "13 and more"]
+    assert [line.split("|")[1].strip() for line in out.splitlines()[4:]] == [
+        "2",
+        "3",
+        "4 to 5",
+        "6 to 8",
+        "9 to 12",
+        "13 to 19",
+        "20 and more",
+    ]
 
     file = tmp_path / "answers.jsonl"
     file.write_text(json.dumps({"prompt": "a dog", "answer": "the cat sat on the mat, the cat sat on the mat"}) + "\n")

@@ -1,4 +1,4 @@
-"""scripts/lab/lane_learning.py: labels say what each choice would have brought, and networks learn them."""
+"""scripts/lab/policies/lane_learning.py: labels say what each choice would have brought, and networks learn them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from export.tuning.load.simulation import simulate_load
 from export.tuning.replay.simulation import any_trace
 from policy import PLAIN, FixedPolicy, RowBudget, TreeSpec
 from policy.forest import LaneHistory
-from scripts.lab.lane_learning import LearnedBudget, LearningBudget, Projection, collected, fitted, resps_arm, resps_examples
+from scripts.lab.policies.lane_learning import LearnedBudget, LearningBudget, Projection, collected, fitted, resps_arm, resps_examples
 from tests.support.toy_answers import LATENCY, TREE, toy_answers
 
 LANES, BOUNDS = LATENCY.for_lanes(), TreeSpec(*TREE)
@@ -81,7 +81,7 @@ def simulate_depth(value: float) -> float:
 
 
 def test_without_a_prediction_the_record_counts() -> None:
-    from scripts.lab.lane_learning import Recent
+    from scripts.lab.policies.lane_learning import Recent
 
     budget = RowBudget(LANES, 32)
     recent, plain = Recent(), LaneHistory()

@@ -156,6 +156,8 @@ def judge(case: RawRequest, status: int | None, body: bytes) -> str:
     if status is None:
         assert case.leaves, "no answer"
         return "left"
+    if status == 307 and case.path == "/":
+        return "the page"
     if status != 200:
         assert status in REFUSALS, (status, body)
         if case.leaves and not body:

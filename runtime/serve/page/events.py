@@ -81,7 +81,8 @@ def _replica(replica: Replica, user: str | None) -> dict[str, Any]:
 
 
 def _cycle(replica: int, ended: float, cycle: CycleEvent, began: float) -> dict[str, Any]:
-    """``at``: when it ended, in milliseconds since the reader came. ``read``: tokens of a prompt; then there is no round."""
+    """``at``: when it ended, in milliseconds since the reader came. ``read``: tokens of a prompt, in a pass of its own if there is no
+    round."""
     parts = {"read": cycle.read_seconds, "draft": 0.0, "verify": 0.0, "commit": 0.0}
     if cycle.rounds:
         _, first = cycle.rounds[0]

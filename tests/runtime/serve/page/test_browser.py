@@ -29,7 +29,7 @@ def page(demo_engine: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     """The page after one answer. Its console is empty at the end, and it has asked nobody but the server."""
     with (
         chromium(tmp_path_factory.mktemp("profile")) as page,
-        running(demo_engine("fp32"), "--lanes", "2", "--threads", "1") as (_, url),
+        running(demo_engine("fp32"), "--lanes", "2", "--threads", "1", "--past-mib", "0") as (_, url),
     ):
         server = url.removesuffix("/v1")
         requested(page)

@@ -1,6 +1,6 @@
 """What share of the decode time do a policy's own decisions take?
 
-python -m scripts.lab.policy_overhead --engine-dir DIR [--policy NAME]... [--prompts FILE]
+python -m scripts.lab.policies.policy_overhead --engine-dir DIR [--policy NAME]... [--prompts FILE]
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Does a learned controller of several lanes beat the row budget in simulated time? With intervals, and with what the information can tell.
 
-    python -m scripts.lab.learned_by_load --engine-dir DIR --training PROMPTS.jsonl QUESTIONS.jsonl...
+    python -m scripts.lab.policies.learned_by_load --engine-dir DIR --training PROMPTS.jsonl QUESTIONS.jsonl...
 
-Networks (scripts/lab/lane_learning.py) are fitted to answers to the training prompts, never to the questions. Each interval comes from
-resampled questions, each time with another training seed, and the same questions for both policies. Rounds of several lanes are measured
-first, so use a quiet machine. Recorded answers are kept in the cache directory.
+Networks (scripts/lab/policies/lane_learning.py) are fitted to answers to the training prompts, never to the questions. Each interval
+comes from resampled questions, each time with another training seed, and the same questions for both policies. Rounds of several lanes
+are measured first, so use a quiet machine. Recorded answers are kept in the cache directory.
 """
 
 from __future__ import annotations

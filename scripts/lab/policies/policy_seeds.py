@@ -1,6 +1,6 @@
 """How fast is every policy in simulated time, with several training seeds and beside an oracle? Does the simulation agree with the clock?
 
-    python -m scripts.lab.policy_seeds --engine-dir DIR --prompts TRAINING.jsonl --json OUT.json QUESTIONS.jsonl...
+    python -m scripts.lab.policies.policy_seeds --engine-dir DIR --prompts TRAINING.jsonl --json OUT.json QUESTIONS.jsonl...
 
 Needs the extra `tune`. Latencies come from the engine's tuning, if it has one, else they are measured. Policies are trained on the prompts
 only, never on the questions. `resps-bench` measures one seed by the clock; this simulates all seeds without noise. Recorded answers are

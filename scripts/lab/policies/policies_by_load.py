@@ -1,6 +1,6 @@
 """How fast is every policy in simulated time with several lanes, and over a day's arrivals, beside bounds?
 
-    python -m scripts.lab.policies_by_load --engine-dir DIR QUESTIONS.jsonl...
+    python -m scripts.lab.policies.policies_by_load --engine-dir DIR QUESTIONS.jsonl...
 
 Rounds of several lanes are measured first, so use a quiet machine. Trees are fitted to the prompts of `resps-tune`, never to the questions.
 Recorded answers are kept in the cache directory.

@@ -1,0 +1,1 @@
+"""What repeats the tables of docs/lab/policies.md."""
