@@ -55,8 +55,7 @@ class Mlp:
         for layer, (weight, bias) in enumerate(self.layers):
             if layer:
                 value = np.tanh(value) if self.activation == "tanh" else np.maximum(value, 0)
-            with np.errstate(invalid="ignore"):  # numpy's product was seen to warn although all numbers were finite
-                value = value @ weight.T + bias
+            value = value @ weight.T + bias
         return np.asarray(value)
 
 
