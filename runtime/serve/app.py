@@ -34,7 +34,7 @@ from .observation.json_lines import JsonLines
 from .observation.settings import Observation
 from .observation.traces import Traces, exporting_provider
 from .openai.body import parse_body
-from .openai.requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request
+from .openai.requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request, expect_model
 from .openai.response_bodies import ResponseBody, response_request
 from .openai.response_writer import ResponseWriter
 from .openai.responses import ResponseFormat
@@ -169,7 +169,7 @@ async def _generate(request: Request, parse: Callable[[bytes, ServerSettings], t
         services.suspects.expect_innocent(digest)
         generation, writer = parse(body, services.settings)
         generation = replace(generation, tenant=key.name or request.headers.get("authorization"))
-        _expect_model(generation.model, services.settings.model)
+        expect_model(generation.model, services.settings.model)
     except ApiError as error:
         services.metrics.requests.labels(error.outcome).inc()
         raise
@@ -197,18 +197,13 @@ async def read_body(request: Request, settings: ServerSettings) -> bytes:
     return bytes(body)
 
 
-def _expect_model(name: str | None, served: str) -> None:
-    if name not in (None, served):
-        raise ApiError(404, f"there is no model {name[:80]!r} here — this server has {served!r}", code="model_not_found", param="model")
-
-
 async def _models(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": [_services(request).model_card]})
 
 
 async def _model(request: Request) -> Response:
     services = _services(request)
-    _expect_model(request.path_params["name"], services.settings.model)
+    expect_model(request.path_params["name"], services.settings.model)
     return JSONResponse(services.model_card)
 
 

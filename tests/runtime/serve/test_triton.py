@@ -18,7 +18,8 @@ import pytest
 
 from runtime import Decoder, SamplingParams
 from runtime.serve.errors import ApiError
-from runtime.serve.triton.model import Cancelled, TritonPythonModel, generation_request
+from runtime.serve.triton.asked import generation_request
+from runtime.serve.triton.model import Cancelled, TritonPythonModel
 from tests.support.serve.fakes import ToyDecoder, toy_answer
 from tests.support.serve.serving import until
 from tests.support.serve.triton import PROMPT, write
@@ -85,7 +86,12 @@ def model(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def make(request_seconds: float) -> TritonPythonModel:
         values = parameters(write(tmp_path, tiny_engine, request_seconds))
         made.append(TritonPythonModel())
-        made[-1].initialize({"model_config": json.dumps({"parameters": {name: {"string_value": each} for name, each in values.items()}})})
+        made[-1].initialize(
+            {
+                "model_name": "resps",
+                "model_config": json.dumps({"parameters": {name: {"string_value": each} for name, each in values.items()}}),
+            }
+        )
         return made[-1]
 
     yield make
