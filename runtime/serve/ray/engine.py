@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Engine:
     """Raises EngineDirError if the machine's engine directory is not the pinned one, and what a Decoder raises; Ray shows it as the
     deployment's status."""
 
-    async def __init__(self, arguments: Arguments) -> None:
+    async def __init__(self, arguments: Arguments) -> None:  # type: ignore[misc]  # Ray awaits it
         expect_pinned(Path(arguments.engine_dir), arguments.pins)
         keys = load_keys(Path(arguments.api_key_file) if arguments.api_key_file else None, os.environ)
         options = {name: getattr(arguments, name) for name in ("threads", "policy", "draft")}
@@ -42,10 +42,10 @@ class Engine:
         await self._life.__aenter__()
         self._app = app
 
-    async def ask(self, asked: Asked) -> AsyncIterator[list[dict[str, Any]]]:
+    async def ask(self, asked: Asked) -> AsyncIterator[list[MutableMapping[str, Any]]]:
         """ASGI's messages of the response, those that are there together; first none, as a sign that the request has arrived. When the
         caller leaves, the request is cancelled as by a client that leaves."""
-        messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        messages: asyncio.Queue[MutableMapping[str, Any] | None] = asyncio.Queue()
         left, unread = asyncio.Event(), [{"type": "http.request", "body": asked.body, "more_body": False}]
 
         async def receive() -> dict[str, Any]:

@@ -25,5 +25,5 @@ def merged(pages: Mapping[str, str]) -> bytes:
             for sample in family.samples:
                 kept.add_sample(sample.name, {**sample.labels, "process": process}, sample.value)
     registry = CollectorRegistry()
-    registry.register(_Collected(families))  # type: ignore[arg-type]  # it has what a Collector needs
+    registry.register(_Collected(families))
     return generate_latest(registry)
