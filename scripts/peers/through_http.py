@@ -28,7 +28,7 @@ from scripts.peers.models.files import model_file
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL, TOKENS, LANES = "smollm2-135m", 64, 8
-START_SECONDS, RUN_SECONDS = 120.0, 600.0
+START_SECONDS, RUN_SECONDS = 300.0, 600.0
 OURS = "from runtime.serve.cli import main; main()"
 COLUMNS = {
     "tokens/s": ("output_token_throughput", ("avg",)),
