@@ -9,7 +9,7 @@ own processes take a part of the cores. Prints a table.
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -61,19 +61,27 @@ def _answers(port: int) -> bool:
         return False
 
 
+def tokenizer(engine_dir: Path, work: Path) -> Path:
+    """The engine's tokenizer as transformers stores one, for AIPerf."""
+    directory = work / "tokenizer"
+    directory.mkdir(exist_ok=True)
+    shutil.copy(engine_dir / "tokenizer.json", directory)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    return directory
+
+
 def aiperf(work: Path, port: int, clients: int, requests: int) -> dict[str, Any]:
     """What AIPerf found, by metric."""
     prompts, out = work / "mixed.jsonl", work / f"aiperf-{port}-{clients}"
     questions = (ROOT / "runtime/bench/mixed.jsonl").read_text().splitlines()
     prompts.write_text("".join(json.dumps({"text": json.loads(line)["turns"][0]}) + "\n" for line in questions))
-    place = ["--url", f"http://127.0.0.1:{port}", "--tokenizer", str(model_file(work, "hf")), "--input-file", str(prompts)]
+    place = ["--url", f"http://127.0.0.1:{port}", "--tokenizer", str(work / "tokenizer"), "--input-file", str(prompts)]
     load = ["--concurrency", str(clients), "--request-count", str(requests), "--warmup-request-count", str(2 * clients)]
     extra = [part for each in ("temperature:0", "ignore_eos:true") for part in ("--extra-inputs", each)]
     form = ["--endpoint-type", "chat", "--streaming", "--custom-dataset-type", "single_turn", "--osl", str(TOKENS), "--ui", "none"]
     tool = python_of(work, "aiperf").parent / "aiperf"
     line = [str(tool), "profile", "--model", MODEL, *place, *load, *extra, *form, "--use-server-token-count", "--artifact-dir", str(out)]
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=RUN_SECONDS, env=offline)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=RUN_SECONDS)
     found = sorted(out.rglob("profile_export_aiperf.json"))
     if done.returncode != 0 or not found:
         raise PeerUnavailable(f"AIPerf failed: {last_line(done.stderr or done.stdout)}")
@@ -100,6 +108,7 @@ def main(engine_dir: Path, work: Path, clients: list[int], requests: int, thread
     """Compare this server with llama.cpp's through HTTP."""
     llama = [str(python_of(work, "xllamacpp")), str(Path(__file__).with_name("llama_server.py")), str(model_file(work, "gguf-F32"))]
     python_of(work, "aiperf")
+    tokenizer(engine_dir, work)
     lines = [f"| server | clients | {' | '.join(COLUMNS)} |", f"|{' --- |' * (len(COLUMNS) + 2)}"]
     for name in ("resps", "llama.cpp"):
         with socket.create_server(("127.0.0.1", 0)) as free:

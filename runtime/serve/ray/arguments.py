@@ -39,8 +39,8 @@ class Arguments(BaseModel):
     threads: Count = 1
     policy: str | None = None
     draft: str | None = None
-    queue: Annotated[int, Field(ge=0)] = ServerSettings.queue
-    queue_seconds: Seconds = ServerSettings.queue_seconds
+    queue: Count = ServerSettings.queue
+    queue_seconds: Annotated[float, Field(gt=0)] = ServerSettings.queue_seconds
     request_seconds: Seconds = ServerSettings.request_seconds
     drain_seconds: Seconds = ServerSettings.drain_seconds
     target_ms_per_token: Annotated[float, Field(gt=0)] | None = None

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ..app import HANDLERS, read_body
-from ..errors import ApiError, queue_full, queue_timeout, replica_lost
+from ..errors import ApiError, queue_timeout, replica_lost
 from ..protection.access import AccessCheck, expect_admin
 from ..protection.keys import load_keys
 from ..protection.limits import Limits
@@ -32,7 +32,7 @@ from .arguments import Arguments
 from .engine import Asked
 from .pages import merged
 
-TRIES = 3  # replicas that a request is given to, one after the other
+TRIES = 2  # replicas that a request is given to: one at which processes end must not end them all
 CONTROL_SECONDS = 5.0  # for all replicas to say how they are
 SCOPE = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers", "client", "server")
 PROMPTS = ("prompt", "messages", "input")
@@ -111,7 +111,7 @@ class PassOn:
                 messages.cancel()
                 raise queue_timeout(self._settings.queue_seconds) from None
             except BackPressureError as error:
-                raise queue_full(0, error.args[0], 1) from None
+                raise _full(error.args[0]) from None
             except (RayError, DeploymentUnavailableError) as error:
                 if isinstance(error, RayTaskError) and not isinstance(error, RayActorError):
                     raise
@@ -119,6 +119,11 @@ class PassOn:
                     await _break_off(scope, started, send)
                     return
         raise replica_lost()
+
+
+def _full(waiting: int) -> ApiError:
+    message = f"{waiting} requests wait for a replica already — send the request again later"
+    return ApiError(429, message, code="queue_full", outcome="queue_full", retry_after=1)
 
 
 def prompt_of(body: bytes) -> str:

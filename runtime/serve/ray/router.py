@@ -1,7 +1,4 @@
-"""Ray's choice of a replica: first the one that has most of the prompt in its cache, while it has a free place, then the least busy one.
-
-Needs the request routers of Ray Serve (ray.serve.request_router, in Ray since 2.49).
-"""
+"""Ray's choice of a replica: first the one that has most of the prompt in its cache, while it has a free place, then the least busy one."""
 
 from __future__ import annotations
 

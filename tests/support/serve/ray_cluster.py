@@ -41,7 +41,7 @@ def serving(engine_dir: Path, replicas: int, **arguments: Any) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     given = Arguments(engine_dir=str(engine_dir), model_name="served", replicas=replicas, **arguments)
-    ray.init(num_cpus=replicas * given.threads + 1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=(given.max_replicas or replicas) * given.threads, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(application(given), name="resps")
