@@ -109,7 +109,7 @@ def main(engine_dir: Path, work: Path, clients: list[int], requests: int, thread
     llama = [str(python_of(work, "xllamacpp")), str(Path(__file__).with_name("llama_server.py")), str(model_file(work, "gguf-F32"))]
     python_of(work, "aiperf")
     tokenizer(engine_dir, work)
-    lines = [f"| server | clients | {' | '.join(COLUMNS)} |", f"|{' --- |' * (len(COLUMNS) + 2)}"]
+    click.echo(f"| server | clients | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 2)}")
     for name in ("resps", "llama.cpp"):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
@@ -127,8 +127,8 @@ def main(engine_dir: Path, work: Path, clients: list[int], requests: int, thread
         ]
         ours = [sys.executable, "-c", OURS, *own, "--per-request-spec-decode-metrics"]
         with served(ours if name == "resps" else [*llama, str(port), str(threads), str(LANES)], port, work / f"{name}.log"):
-            lines += [row(name, each, aiperf(work, port, each, requests * each)) for each in clients]
-    click.echo("\n".join(lines))
+            for each in clients:
+                click.echo(row(name, each, aiperf(work, port, each, requests * each)))
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ class PassOn:
                 raise
             except TimeoutError:
                 messages.cancel()
-                raise queue_timeout(self._settings.queue_seconds) from None
+                raise queue_timeout(self._settings.queue_seconds, 1) from None
             except BackPressureError as error:
                 raise _full(error.args[0]) from None
             except (RayError, DeploymentUnavailableError) as error:
