@@ -113,18 +113,8 @@ def main(engine_dir: Path, work: Path, clients: list[int], requests: int, thread
     for name in ("resps", "llama.cpp"):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        own = [
-            "--engine-dir",
-            str(engine_dir),
-            "--model-name",
-            MODEL,
-            "--port",
-            str(port),
-            "--threads",
-            str(threads),
-            "--lanes",
-            str(LANES),
-        ]
+        own = ["--engine-dir", str(engine_dir), "--model-name", MODEL, "--port", str(port), "--threads", str(threads)]
+        own += ["--lanes", str(LANES), "--past-mib", "0"]  # questions come again, and past answers would be their drafts
         ours = [sys.executable, "-c", OURS, *own, "--per-request-spec-decode-metrics"]
         with served(ours if name == "resps" else [*llama, str(port), str(threads), str(LANES)], port, work / f"{name}.log"):
             for each in clients:
