@@ -161,8 +161,12 @@ class Manifest:
     @property
     def engine_id(self) -> str:
         """A short hash over the hashes of all files of the export."""
-        hashes = {name: file.sha256 for name, file in self.files.items()}
-        return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+        return _short_hash({name: file.sha256 for name, file in self.files.items()})
+
+    @property
+    def tuning_id(self) -> str | None:
+        """A short hash over the tuning, with the hashes of its files; None without one."""
+        return None if self.tuning is None else _short_hash(dataclasses.asdict(self.tuning))
 
     def graph(self, name: str) -> Graph:
         """The graph with this name, from the export or from the tuning."""
@@ -171,3 +175,7 @@ class Manifest:
     def to_json(self) -> str:
         """The content of manifest.json."""
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+
+def _short_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

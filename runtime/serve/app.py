@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from time import monotonic
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -33,7 +34,7 @@ from .observation.json_lines import JsonLines
 from .observation.settings import Observation
 from .observation.traces import Traces, exporting_provider
 from .openai.body import parse_body
-from .openai.requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request
+from .openai.requests import ChatBody, CompletionBody, GenerationRequest, chat_request, completion_request, expect_model
 from .openai.response_bodies import ResponseBody, response_request
 from .openai.response_writer import ResponseWriter
 from .openai.responses import ResponseFormat
@@ -99,10 +100,9 @@ def make_app(
         Route("/metrics", _metrics),
         *page_routes(),
     ]
-    handlers = {ApiError: _api_error, HTTPException: _http_error, ClientDisconnect: _client_gone, Exception: _internal_error}
     logs = [Middleware(AccessLog, access, observation.prompts)] if access else []
     logs += [Middleware(Traces, traced)] if traced else []
-    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan, middleware=[*logs, *_checks(protection)])
+    app = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan, middleware=[*logs, *_checks(protection)])
     app.state.protection, app.state.per_request, app.state.reading_bytes = protection, observation.per_request, 0
     return app
 
@@ -164,12 +164,12 @@ async def _generate(request: Request, parse: Callable[[bytes, ServerSettings], t
     services = _services(request)
     key: Key = request.scope.get(SCOPE_KEY, ANYONE)
     try:
-        body = await _read_body(request, services.settings)
+        body = await read_body(request, services.settings)
         digest = sha256(body).digest()
         services.suspects.expect_innocent(digest)
         generation, writer = parse(body, services.settings)
         generation = replace(generation, tenant=key.name or request.headers.get("authorization"))
-        _expect_model(generation.model, services.settings.model)
+        expect_model(generation.model, services.settings.model)
     except ApiError as error:
         services.metrics.requests.labels(error.outcome).inc()
         raise
@@ -178,7 +178,7 @@ async def _generate(request: Request, parse: Callable[[bytes, ServerSettings], t
     return Reply(services, generation, writer, arrived, Asker(client, key, digest))
 
 
-async def _read_body(request: Request, settings: ServerSettings) -> bytes:
+async def read_body(request: Request, settings: ServerSettings) -> bytes:
     """The request's body. Raises ApiError when it is too large or arrives too slowly, and when too many large ones arrive at once."""
     body, state = bytearray(), request.app.state
     try:
@@ -197,25 +197,25 @@ async def _read_body(request: Request, settings: ServerSettings) -> bytes:
     return bytes(body)
 
 
-def _expect_model(name: str | None, served: str) -> None:
-    if name not in (None, served):
-        raise ApiError(404, f"there is no model {name[:80]!r} here — this server has {served!r}", code="model_not_found", param="model")
-
-
 async def _models(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": [_services(request).model_card]})
 
 
 async def _model(request: Request) -> Response:
     services = _services(request)
-    _expect_model(request.path_params["name"], services.settings.model)
+    expect_model(request.path_params["name"], services.settings.model)
     return JSONResponse(services.model_card)
 
 
 async def _healthz(request: Request) -> Response:
     """200 while requests are accepted and every replica works, else 503."""
     pool = _services(request).pool
-    body = {
+    return JSONResponse(health_of(pool), 200 if pool.healthy else 503)
+
+
+def health_of(pool: Pool) -> dict[str, Any]:
+    """What /healthz says."""
+    return {
         "ready": pool.healthy,
         "draining": pool.draining,
         "replicas": [each.healthy for each in pool.replicas],
@@ -224,7 +224,6 @@ async def _healthz(request: Request) -> Response:
         "waiting": pool.waiting.total(),
         "process": os.getpid(),  # tells apart several processes behind one address
     }
-    return JSONResponse(body, 200 if pool.healthy else 503)
 
 
 async def _readyz(request: Request) -> Response:
@@ -237,7 +236,8 @@ async def _readyz(request: Request) -> Response:
 async def _version(request: Request) -> Response:
     """The versions of this project, the engine and what computes. vLLM's clients read ``version``."""
     services, found = _services(request), versions()
-    engine = {"id": services.decoder.manifest.engine_id, "model": services.settings.model}
+    manifest = services.decoder.manifest
+    engine = {"id": manifest.engine_id, "tuning": manifest.tuning_id, "model": services.settings.model}
     return JSONResponse({"version": found.get("resps", "unknown"), "engine": engine, "versions": found})
 
 
@@ -268,3 +268,7 @@ async def _client_gone(request: Request, error: Exception) -> Response:
 
 async def _internal_error(request: Request, error: Exception) -> Response:
     return JSONResponse(ApiError(500, f"internal error, {type(error).__name__}", code="internal_error").body, 500)
+
+
+HANDLERS = {ApiError: _api_error, HTTPException: _http_error, ClientDisconnect: _client_gone, Exception: _internal_error}
+"""What an application of ours answers when a request fails."""

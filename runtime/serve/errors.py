@@ -86,6 +86,12 @@ def shutting_down() -> ApiError:
     return ApiError(503, message, code="shutting_down", outcome="shutting_down", retry_after=1)
 
 
+def replica_lost() -> ApiError:
+    """The process that had the request ended before its answer (503)."""
+    message = "the process that answered has ended — send the request again"
+    return ApiError(503, message, code="replica_lost", retry_after=1)
+
+
 PROMPT_CODES: Mapping[PromptKind, str] = {"too_long": "context_length_exceeded"}
 """OpenAI's error codes by kind of PromptError. All other kinds are ``invalid_prompt``."""
 

@@ -39,6 +39,9 @@ ENVIRONMENTS = {
     ),
     # No wheel on the index: compiles llama.cpp for this processor, some 20 minutes of two cores.
     "llama-cpp-python": Environment(("llama-cpp-python==0.3.36",), variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON"}),
+    # llama.cpp's HTTP server, built for AVX2. Both are for through_http.py
+    "xllamacpp": Environment(("xllamacpp==2026.10.11549",)),
+    "aiperf": Environment(("aiperf==0.13.0",)),
     "openvino": Environment(
         (TORCH, "transformers==5.5.4", "openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "nncf==3.4.0"),
         unwanted=("torchvision",),  # built for CUDA's torch: importing it beside the CPU's fails

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, StringConstraints
 
 from ...sampling_params import MAX_ANSWERS, MAX_LISTED, MAX_LOGPROBS, SamplingParams
 from ...tool_calls.functions import Tools
-from ..errors import invalid
+from ..errors import ApiError, invalid
 from .body import Body
 from .constraint_fields import FIELDS, constraint_of
 from .messages import ChatMessage, template_messages
@@ -152,6 +152,12 @@ def expect_policy(request: GenerationRequest, policies: Sequence[str]) -> None:
     """Raises ApiError if the request's policy is not one of ``policies``."""
     if request.policy is not None and request.policy not in policies:
         raise invalid(f"unknown policy {request.policy!r} — choose from {', '.join(policies)}", "policy")
+
+
+def expect_model(name: str | None, served: str) -> None:
+    """Raises ApiError if a request names another model than the one that is ``served``."""
+    if name not in (None, served):
+        raise ApiError(404, f"there is no model {name[:80]!r} here — this server has {served!r}", code="model_not_found", param="model")
 
 
 def chat_request(body: ChatBody, max_messages: int) -> GenerationRequest:

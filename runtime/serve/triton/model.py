@@ -1,14 +1,15 @@
 """The model for Triton's Python backend. It is decoupled: it can send one response per round. Lanes and replicas share the weights.
 
-Inputs: ``text_input``; ``chat``: apply the model's chat template; ``stream``: send a response per round instead of one at the end;
-``sampling_parameters``: a JSON object with the fields of /v1/completions, checked in the same way. Outputs: ``text_output``; ``report``, a
-JSON object with the stop reason and the statistics, in the last response of each answer only, with its index if there are several (`n`).
+Inputs: either ``request``, a body of /v1/chat/completions or /v1/completions, or ``text_input`` with ``chat``: apply the model's chat
+template; ``stream``: send a response per round instead of one at the end; ``sampling_parameters``: a JSON object with the fields of
+/v1/completions. Outputs, empty where they do not apply: ``response``, what the server would answer or an event of its stream, as JSON;
+``text_output`` and ``report`` (texts.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -19,14 +20,18 @@ from typing import Any
 import numpy as np
 
 from ...decoder import Decoder
-from ...errors import ParameterError
+from ...tool_calls.choose import choose
 from ..errors import deadline_exceeded, invalid, logged, queue_timeout
 from ..load import load_replicas
-from ..openai.body import parse_body
-from ..openai.constraint_fields import renamed
-from ..openai.requests import CompletionBody, GenerationRequest, completion_request, expect_policy
+from ..openai.answer import OpenAnswer
+from ..openai.requests import GenerationRequest, expect_policy
+from ..prepare import Prepared, prepare
+from ..replica import Finished
+from .asked import Asked, asked_of
 from .counters import Counters
 
+INPUTS = ("request", "text_input", "chat", "stream", "sampling_parameters")
+OUTPUTS = ("text_output", "report", "response")
 POLL_SECONDS = 0.05  # how often a request that waits for a lane checks whether its client has left
 
 
@@ -54,8 +59,9 @@ class TritonPythonModel:
             threads=threads,
             policy=parameters["policy"] or None,
         )
-        self._backend = backend
+        self._backend, self._name = backend, args["model_name"]
         self._decoders = decoders
+        self._form = choose(decoders[0].tokenizer, parameters["tool_calls"] or None, parameters["reasoning"] or None)
         self._queue_seconds, self._request_seconds = (float(parameters[name]) for name in ("queue_seconds", "request_seconds"))
         self._counters = Counters(backend)
         self._free: SimpleQueue[Decoder] = SimpleQueue()  # an entry for each free lane
@@ -67,7 +73,7 @@ class TritonPythonModel:
         for request in requests:
             sender, arrived = request.get_response_sender(), monotonic()
             try:
-                inputs = {name: self._input(request, name) for name in ("text_input", "chat", "stream", "sampling_parameters")}
+                inputs = {name: self._input(request, name) for name in INPUTS}
                 decoder = self._acquire(sender)
             except Exception as error:  # the other requests go on
                 self._send_last(sender, self._failure(error))
@@ -115,46 +121,51 @@ class TritonPythonModel:
 
     def _decode(self, decoder: Decoder, inputs: Mapping[str, Any], sender: Any, arrived: float) -> Any:
         """Decode one answer after the other, send all responses but the last, and return that."""
-        request = generation_request(inputs["text_input"], bool(inputs["chat"]), inputs["sampling_parameters"])
-        expect_policy(request, decoder.policies)
-        try:
-            decoder.check(request.params)
-        except ParameterError as error:
-            raise renamed(logged(error), request.constraint_field) from None
-        ids, last = decoder.encode(request.prompt), None
-        for number in range(request.count):
-            if last is not None:
-                sender.send(last)
-            own = replace(request, params=request.params.for_answer(number))
-            last = self._decode_answer(decoder, ids, own, number, sender, arrived, bool(inputs["stream"]))
-        return last
+        asked = asked_of(inputs, self._name)
+        expect_policy(asked.generation, decoder.policies)
+        prepared = prepare(decoder, self._form, self._as_prompt(decoder, inputs, asked.generation))
+        answers, queued = [prepared.answer(decoder) for _ in range(asked.generation.count)], monotonic() - arrived
+        events: list[Mapping[str, Any]] = []
+        for number, answer in enumerate(answers):
+            self._send(sender, events)
+            self._decode_answer(decoder, prepared, answer, asked, number, sender, arrived)
+            events = list(asked.writer.end(answer, queued, number))
+        events += asked.writer.closing(answers)
+        self._send(sender, events[:-1])
+        return self._response(events[-1])
+
+    @staticmethod
+    def _as_prompt(decoder: Decoder, inputs: Mapping[str, Any], generation: GenerationRequest) -> GenerationRequest:
+        """A chat of ``text_input`` as token ids: its answer is text, whatever the model's calls and reasoning look like."""
+        return replace(generation, prompt=decoder.encode(generation.prompt)) if inputs["chat"] else generation
 
     def _decode_answer(
-        self, decoder: Decoder, ids: list[int], request: GenerationRequest, number: int, sender: Any, arrived: float, streamed: bool
-    ) -> Any:
-        """Decode an answer, send its rounds if they are ``streamed``, and return its last response."""
+        self, decoder: Decoder, prepared: Prepared, answer: OpenAnswer, asked: Asked, number: int, sender: Any, arrived: float
+    ) -> None:
+        """Decode an answer and send its rounds, as its writer has them."""
+        request = prepared.generation
         seconds = min(self._request_seconds, request.deadline or self._request_seconds)
-        unsent, params = "", replace(request.params, logprobs=None, deadline=max(0.0, arrived + seconds - monotonic()))
-        with decoder.stream(ids, params, policy=request.policy, store=request.store) as stream:
+        params = replace(request.params.for_answer(number), deadline=max(0.0, arrived + seconds - monotonic()))
+        with decoder.stream(prepared.prompt, params, policy=request.policy, store=request.store) as stream:
             for chunk in stream:
                 if sender.is_cancelled():
                     raise Cancelled(stream.stats.new_tokens)
-                if streamed:
-                    sender.send(self._response(chunk.text))
-                else:
-                    unsent += chunk.text
+                self._send(sender, asked.writer.chunk(chunk, answer, number))
         if stream.stop == "deadline" and not stream.stats.new_tokens:
             raise deadline_exceeded(seconds)
         self._counters.count(str(stream.stop), stream.stats.new_tokens)
-        report = {"stop": stream.stop, "stats": stream.stats.as_dict(), **({"index": number} if request.count > 1 else {})}
-        return self._response(unsent, json.dumps(report))
+        answer.finished = Finished(str(stream.stop), stream.stats)
+
+    def _send(self, sender: Any, events: Sequence[Mapping[str, Any]]) -> None:
+        for event in events:
+            sender.send(self._response(event))
 
     def _send_last(self, sender: Any, last: Any) -> None:
         sender.send(last, flags=self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def _response(self, text: str, report: str = "") -> Any:
-        outputs = {"text_output": text, "report": report}
-        tensors = [self._backend.Tensor(name, np.array([[value.encode()]], dtype=np.object_)) for name, value in outputs.items()]
+    def _response(self, outputs: Mapping[str, str]) -> Any:
+        values = {name: outputs.get(name, "") for name in OUTPUTS}
+        tensors = [self._backend.Tensor(name, np.array([[value.encode()]], dtype=np.object_)) for name, value in values.items()]
         return self._backend.InferenceResponse(output_tensors=tensors)
 
     def _failure(self, error: BaseException) -> Any:
@@ -170,16 +181,3 @@ class TritonPythonModel:
             kind = kinds.INVALID_ARG if status < 500 else kinds.UNAVAILABLE if status in (503, 504) else kinds.INTERNAL
             triton_error = kinds(str(api_error), kind)
         return self._backend.InferenceResponse(error=triton_error)
-
-
-def generation_request(text: str, chat: bool, parameters: str | None) -> GenerationRequest:
-    """Convert Triton's inputs to a checked request. Raises ApiError."""
-    try:
-        fields = json.loads(parameters or "{}")
-        fields = {} if fields is None else fields
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise invalid("sampling_parameters is not a JSON object", "sampling_parameters")
-    request = completion_request(parse_body(CompletionBody, json.dumps({**fields, "prompt": text}).encode()))
-    return replace(request, prompt=[{"role": "user", "content": text}]) if chat else request

@@ -29,14 +29,16 @@ dynamic_batching {{
   }}
 }}
 input [
-  {{ name: "text_input", data_type: TYPE_STRING, dims: [ 1 ] }},
+  {{ name: "request", data_type: TYPE_STRING, dims: [ 1 ], optional: true }},
+  {{ name: "text_input", data_type: TYPE_STRING, dims: [ 1 ], optional: true }},
   {{ name: "chat", data_type: TYPE_BOOL, dims: [ 1 ], optional: true }},
   {{ name: "stream", data_type: TYPE_BOOL, dims: [ 1 ], optional: true }},
   {{ name: "sampling_parameters", data_type: TYPE_STRING, dims: [ 1 ], optional: true }}
 ]
 output [
   {{ name: "text_output", data_type: TYPE_STRING, dims: [ 1 ] }},
-  {{ name: "report", data_type: TYPE_STRING, dims: [ 1 ] }}
+  {{ name: "report", data_type: TYPE_STRING, dims: [ 1 ] }},
+  {{ name: "response", data_type: TYPE_STRING, dims: [ 1 ] }}
 ]
 parameters [
   {{ key: "engine_dir", value: {{ string_value: {engine_dir} }} }},
@@ -45,6 +47,8 @@ parameters [
   {{ key: "threads", value: {{ string_value: "{threads}" }} }},
   {{ key: "queue_seconds", value: {{ string_value: "{queue_seconds}" }} }},
   {{ key: "request_seconds", value: {{ string_value: "{request_seconds}" }} }},
+  {{ key: "tool_calls", value: {{ string_value: {tool_calls} }} }},
+  {{ key: "reasoning", value: {{ string_value: {reasoning} }} }},
   {{ key: "policy", value: {{ string_value: {policy} }} }}
 ]
 """
@@ -66,11 +70,14 @@ def write_repository(
     queue: int,
     queue_seconds: float,
     request_seconds: float,
+    tool_calls: str | None,
+    reasoning: str | None,
 ) -> Path:
-    """The model's folder below ``out``. ``lanes``, ``threads`` and ``policy``: None for the defaults. Raises EngineDirError, OSError."""
+    """The model's folder below ``out``. None stands for the default. Raises EngineDirError, OSError."""
     folder = out / name
     (folder / "1").mkdir(parents=True, exist_ok=True)
-    quoted = {"name": name, "engine_dir": str(find_engine_dir(engine_dir).resolve()), "policy": policy or ""}
+    quoted = {"name": name, "engine_dir": str(find_engine_dir(engine_dir).resolve())}
+    quoted |= {"policy": policy or "", "tool_calls": tool_calls or "", "reasoning": reasoning or ""}
     config = CONFIG.format(
         **{key: json.dumps(value, ensure_ascii=False) for key, value in quoted.items()},
         replicas=replicas,
@@ -102,6 +109,8 @@ python -m runtime.serve.triton.repository --out models --name chat --lanes 8 --q
 @serve_options.queue(least=1)
 @serve_options.queue_seconds
 @serve_options.request_seconds
+@serve_options.tool_calls
+@serve_options.reasoning
 @options.general
 def command(out: Path, **given: Any) -> None:
     """Write a model repository with which Triton serves an engine."""

@@ -75,7 +75,7 @@ def test_ready_and_healthy_are_different_things(toy: ToyDecoder) -> None:
         other.failing = engine_failure()
         post(served, seed=1)
         until(lambda: served.http.get("/readyz").status_code == 503)
-        assert served.http.get("/version").json()["engine"] == {"id": "toy", "model": "toy"}
+        assert served.http.get("/version").json()["engine"] == {"id": "toy", "tuning": None, "model": "toy"}
 
 
 def has_ipv6() -> bool:

@@ -18,12 +18,21 @@ import pytest
 
 from runtime import Decoder, SamplingParams
 from runtime.serve.errors import ApiError
-from runtime.serve.triton.model import Cancelled, TritonPythonModel, generation_request
+from runtime.serve.triton.asked import generation_request
+from runtime.serve.triton.model import Cancelled, TritonPythonModel
+from runtime.tool_calls.choose import choose
+from tests.support.serve.client import events
 from tests.support.serve.fakes import ToyDecoder, toy_answer
-from tests.support.serve.serving import until
+from tests.support.serve.planted import PlantedDecoder
+from tests.support.serve.serving import serving, until
 from tests.support.serve.triton import PROMPT, write
+from tests.support.tool_models import tool_model
 
 ROOT = Path(__file__).resolve().parents[3]
+USER = {"role": "user", "content": "How is Köln?"}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}
+]
 
 
 def test_the_repository_has_the_configuration_and_the_model(tiny_engine: Path, tmp_path: Path) -> None:
@@ -85,7 +94,12 @@ def model(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def make(request_seconds: float) -> TritonPythonModel:
         values = parameters(write(tmp_path, tiny_engine, request_seconds))
         made.append(TritonPythonModel())
-        made[-1].initialize({"model_config": json.dumps({"parameters": {name: {"string_value": each} for name, each in values.items()}})})
+        made[-1].initialize(
+            {
+                "model_name": "resps",
+                "model_config": json.dumps({"parameters": {name: {"string_value": each} for name, each in values.items()}}),
+            }
+        )
         return made[-1]
 
     yield make
@@ -96,8 +110,25 @@ def model(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def request_for(tokens: int, on_check: Callable[[], None] = lambda: None, **more: Any) -> Sender:
     """``more``: further fields of ``sampling_parameters``."""
     texts = {"text_input": PROMPT, "sampling_parameters": json.dumps({"max_tokens": tokens, "temperature": 0, **more})}
-    tensors = {name: np.array([[text.encode()]], dtype=np.object_) for name, text in texts.items()}
+    return sending({name: np.array([[text.encode()]], dtype=np.object_) for name, text in texts.items()}, on_check)
+
+
+def sending(tensors: dict[str, Any], on_check: Callable[[], None] = lambda: None) -> Sender:
     return Sender({name: SimpleNamespace(as_numpy=lambda tensor=tensor: tensor) for name, tensor in tensors.items()}, on_check)
+
+
+def responses(model: TritonPythonModel, body: Any) -> list[Any]:
+    """What a ``request`` with this body gets, read as JSON; for an error the error."""
+    asked = sending({"request": np.array([[json.dumps(body).encode()]], dtype=np.object_)})
+    model.execute([asked])
+    until(model_is_idle(model))
+    found = [asked.sent.get() for _ in range(asked.sent.qsize())]
+    assert all(each.error or (each.text_output, each.report) == ("", "") for each in found)
+    return [each.error or json.loads(each.response) for each in found]
+
+
+def model_is_idle(model: TritonPythonModel) -> Callable[[], bool]:
+    return lambda: model._free.qsize() == len(model._decoders)
 
 
 def test_sampling_parameters_are_the_fields_of_completions() -> None:
@@ -181,3 +212,73 @@ def test_a_time_limit_before_the_first_token_is_an_error(model: Callable[[float]
     own = request_for(20, deadline=1e-9)
     model(60.0).execute([own])
     assert "1e-09 s" in str(own.sent.get(timeout=60).error)
+
+
+@pytest.mark.parametrize("body", [{"messages": [USER], "tools": TOOLS}, {"messages": [USER], "response_format": {"type": "json_object"}}])
+def test_bodies_come_out_as_the_server_writes_them(
+    body: dict[str, Any], model: Callable[[float], TritonPythonModel], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = '{"city": "K\u00f6ln"}' if "response_format" in body else calls_of("qwen", tmp_path)
+    planted = PlantedDecoder(tool_model("qwen", tmp_path), f"<think>\nHm.\n</think>\n\n{said}")
+    monkeypatch.setattr("runtime.serve.triton.model.load_replicas", lambda *_, **__: [planted])
+    asked = {"model": "resps", "temperature": 0, **body}
+    with serving([planted], model="resps") as served:
+        expected = [served.http.post("/v1/chat/completions", json=asked).json(), *events(stream_of(served, asked))]
+    triton = model(60.0)
+    answered = [*responses(triton, asked), *responses(triton, {**asked, "stream": True})]
+    assert [comparable(each) for each in answered] == [comparable(each) for each in expected]
+    message = answered[0]["choices"][0]["message"]
+    assert message["reasoning_content"] == "Hm."
+    assert ("tool_calls" in message) == ("tools" in body)
+
+
+def calls_of(name: str, directory: Path) -> str:
+    return choose(tool_model(name, directory)).calls.written([("weather", {"city": "Köln"})])
+
+
+def stream_of(served: Any, body: dict[str, Any]) -> str:
+    text: str = served.http.post("/v1/chat/completions", json={**body, "stream": True}).text
+    return text
+
+
+def comparable(body: Any) -> Any:
+    """Without what differs from one request to the next: ids and times."""
+    if isinstance(body, list):
+        return [comparable(each) for each in body]
+    if not isinstance(body, dict):
+        return body
+    return {name: comparable(value) for name, value in body.items() if name not in ("id", "created", "queue_seconds", "stats")}
+
+
+def test_rounds_and_usage_come_with_bodies_and_with_texts(model: Callable[[float], TritonPythonModel], decoder: Decoder) -> None:
+    expected, triton = decoder.generate(PROMPT, SamplingParams(max_new_tokens=12)), model(60.0)
+    body = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, "rounds": True}
+    (whole,) = responses(triton, body)
+    streamed = responses(triton, {**body, "stream": True, "stream_options": {"include_usage": True}})
+    asked = request_for(12, rounds=True)
+    triton.execute([asked])
+    text = asked.sent.get(timeout=60)
+    for rounds in (
+        whole["resps"]["rounds"],
+        [each["resps"]["round"] for each in streamed if "round" in each.get("resps", {})],
+        json.loads(text.report)["rounds"],
+    ):
+        assert "".join(token["text"] for each in rounds for token in each["tokens"]) == expected.text
+        assert {"tree", "path", "ms"} <= rounds[-1].keys()
+    assert text.text_output == whole["choices"][0]["text"] == expected.text
+    assert streamed[-1]["usage"]["completion_tokens"] == len(expected.tokens)
+
+
+def test_bodies_that_cannot_be_answered_are_refused(model: Callable[[float], TritonPythonModel]) -> None:
+    triton = model(60.0)
+    for body, text in (
+        ({"prompt": PROMPT, "best_of": 2}, "best_of"),
+        ({"prompt": PROMPT, "model": "other"}, "no model 'other'"),
+        ({"messages": []}, "messages"),
+        ([], "not a JSON object"),
+    ):
+        (error,) = responses(triton, body)
+        assert text in str(error)
+    neither = sending({})
+    triton.execute([neither])
+    assert "either text_input or request" in str(neither.sent.get(timeout=60).error)

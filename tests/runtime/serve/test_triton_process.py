@@ -107,8 +107,22 @@ def test_triton_answers_as_the_decoder_does(triton: Triton, decoder: Decoder) ->
     assert chat["text_output"] == decoder.generate([{"role": "user", "content": PROMPT}], SamplingParams(max_new_tokens=20)).text
 
 
+def test_triton_answers_bodies_of_chat_completions(triton: Triton, decoder: Decoder) -> None:
+    body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 20, "temperature": 0, "rounds": True}
+    expected = decoder.generate(body["messages"], SamplingParams(max_new_tokens=20)).text
+    whole = httpx.post(f"{triton.url}/models/resps/generate", json={"request": json.dumps(body)}, timeout=60).json()
+    answer = json.loads(whole["response"])
+    assert (answer["object"], answer["choices"][0]["message"]["content"]) == ("chat.completion", expected)
+    assert answer["resps"]["rounds"]
+    asked = {"request": json.dumps({**body, "stream": True})}
+    streamed = httpx.post(f"{triton.url}/models/resps/generate_stream", json=asked, timeout=60).text
+    events = [json.loads(json.loads(line.removeprefix("data: "))["response"]) for line in streamed.splitlines() if line]
+    assert len(events) > 2
+    assert "".join(each["choices"][0]["delta"].get("content", "") for each in events) == expected
+
+
 def test_triton_reports_invalid_requests(triton: Triton) -> None:
-    for parameters, text in (('{"n": 2}', "one answer a request"), ("[]", "not a JSON object"), ('{"policy": "magic"}', "unknown policy")):
+    for parameters, text in (('{"best_of": 2}', "best_of"), ("[]", "not a JSON object"), ('{"policy": "magic"}', "unknown policy")):
         body = {"text_input": PROMPT, "sampling_parameters": parameters}
         refused = httpx.post(f"{triton.url}/models/resps/generate", json=body, timeout=60)
         assert refused.status_code >= 400

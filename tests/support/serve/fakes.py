@@ -120,7 +120,7 @@ class ToyDecoder:
         self.asked: list[dict[str, Any]] = []
         self.closed = False
         self.listener: Any = None
-        self.manifest = SimpleNamespace(limits=SimpleNamespace(context=CONTEXT), engine_id="toy")
+        self.manifest = SimpleNamespace(limits=SimpleNamespace(context=CONTEXT), engine_id="toy", tuning_id=None)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
