@@ -3,9 +3,9 @@
 from .base import GrowthPolicy, Observation, Outcome, PartialTree, Policy, trees_of
 from .cost_model import Calibration, CostModel
 from .fixed import FixedPolicy
-from .forest import LaneHistory, RowBudget
+from .forest import BudgetAlone, LaneHistory, RowBudget
 from .guard import Guarded
-from .latency import LanesLatency, LatencyModel
+from .latency import Costs, LanesLatency, LatencyModel
 from .lookup import LookupGate, default_latency
 from .ltd import Ltd
 from .persistence import ActionPersistence
@@ -16,8 +16,10 @@ from .watchdog import Watchdog, watch
 
 __all__ = [
     "PLAIN",
+    "BudgetAlone",
     "Calibration",
     "CostModel",
+    "Costs",
     "FixedPolicy",
     "PartialTree",
     "GrowthPolicy",
