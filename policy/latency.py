@@ -28,7 +28,8 @@ class LanesLatency:
 
     ``verify_ms[span][lanes][rows]``: a target pass over ``rows`` rows in all, of lanes with ``span`` slots each. Points with fewer rows
     than lanes repeat the first that has one row a lane. ``draft_ms[lanes][width][depth]``: drafting a tree in that many lanes at once, the
-    draft's catch-up included. ``host_ms[lanes]``: the rest of a round. Interpolated as in LatencyModel.
+    draft's catch-up included. ``host_ms[lanes]``: the rest of a round. Interpolated as in LatencyModel. ``chunks``: rows of a prompt's chunk;
+    ``chunk_ms``: of a pass over it alone, ``beside_ms``: that it adds to a pass over trees; empty if they were not measured.
     """
 
     lanes: tuple[int, ...]
@@ -39,6 +40,9 @@ class LanesLatency:
     depths: tuple[int, ...]
     draft_ms: tuple[tuple[tuple[float, ...], ...], ...]
     host_ms: tuple[float, ...]
+    chunks: tuple[int, ...] = ()
+    chunk_ms: tuple[float, ...] = ()
+    beside_ms: tuple[float, ...] = ()
 
     def verify(self, rows: int, lanes: int, length: float) -> float:
         """Milliseconds of a target pass over ``rows`` rows of ``lanes`` lanes, each behind ``length`` committed tokens."""
@@ -59,6 +63,16 @@ class LanesLatency:
     def host(self, lanes: int) -> float:
         """Milliseconds of a round outside drafting and verifying."""
         return interpolate(self.lanes, self.host_ms, lanes)
+
+    def read(self, rows: int, length: float) -> float:
+        """Milliseconds of a pass over ``rows`` rows of one prompt, ``length`` tokens long so far."""
+        return interpolate(self.chunks, self.chunk_ms, rows) if self.chunks else self.verify(rows, 1, length)
+
+    def verify_beside(self, rows: int, lanes: int, length: float, beside: int) -> float:
+        """Milliseconds of a pass as in ``verify`` that reads ``beside`` rows of a prompt too."""
+        if not self.chunks or not beside:
+            return self.verify(rows + beside, lanes, length)
+        return self.verify(rows, lanes, length) + interpolate(self.chunks, self.beside_ms, beside)
 
     def corrected(self, costs: Costs) -> LanesLatency:
         """This model, made on another machine, for the machine of ``costs``: everything times what was measured over what this model says.
@@ -87,6 +101,8 @@ class LanesLatency:
                 for lanes, table in zip(self.lanes, self.draft_ms, strict=True)
             ),
             host_ms=tuple(ms * _factor(rows, lanes, 1) for lanes, ms in zip(self.lanes, self.host_ms, strict=True)),
+            chunk_ms=tuple(ms * _factor(rows, 1, each) for each, ms in zip(self.chunks, self.chunk_ms, strict=True)),
+            beside_ms=tuple(ms * _factor(rows, 1, each) for each, ms in zip(self.chunks, self.beside_ms, strict=True)),
         )
 
     def of_one(self) -> LatencyModel:

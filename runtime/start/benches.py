@@ -113,6 +113,15 @@ class SeveralLanes:
             # as if nothing had been read: the next measurement begins with the same draft
         return dict(enumerate(marks, 1))
 
+    def read(self, rows: int, lanes: int) -> None:
+        """A pass over a chunk of the last lane's prompt, and one row of each of the first ``lanes`` lanes."""
+        *others, reader = self.caches
+        chunk = reader, [TOKEN] * rows
+        if lanes:
+            self.target.verify([(cache, Tree.chain([TOKEN])) for cache in others[:lanes]], chunk)
+        else:
+            self.target.read_chunk(*chunk)
+
     def free(self) -> None:
         """Give all pages back."""
         for cache in (*self.caches, *(lane.cache for lane in self.own)):

@@ -198,7 +198,7 @@ class Prompts:
     def read(self, lane: SimulatedLane, rows: int) -> float:
         """Read them in a pass of their own; returns its milliseconds."""
         lane.unread -= rows
-        took = self.latency.verify(rows, 1, any_trace(lane.answer).prompt_tokens - lane.unread)
+        took = self.latency.read(rows, any_trace(lane.answer).prompt_tokens - lane.unread)
         self.chunks.observe(rows, took / 1000)
         return took
 
@@ -209,7 +209,7 @@ class Prompts:
         width = max((plan.width for plan in planned if plan.depth), default=0)
         draft = sum(latency.draft(many, width, at + 1) - latency.draft(many, width, at) for at, many in enumerate(growing))
         length, rows = sum(lane.length for lane in lanes) / count, sum(plan.nodes for plan in planned)
-        ms = RoundMs(draft, latency.verify(rows + beside, count, length), latency.host(count), beside)
+        ms = RoundMs(draft, latency.verify_beside(rows, count, length, beside), latency.host(count), beside)
         if reading:
             reading.unread -= beside
             self.chunks.observe(rows + beside, ms.verify / 1000)

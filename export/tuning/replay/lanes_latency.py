@@ -14,6 +14,7 @@ from runtime.start.benches import ROWS_OF_A_LANE, SeveralLanes, several_lanes
 
 LANES = (1, 2, 4, 8, 16)
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of a pass
+CHUNKS = (8, 32, 128)  # rows of a prompt
 SPANS = (128, 512)  # slots of a lane that a pass reads
 LEAST_REPEATS, MOST_REPEATS = 3, 9
 
@@ -33,6 +34,8 @@ def measure_lanes(
     bench = several_lanes(forest, decoder.lanes)
     verify: dict[tuple[int, int, int], list[float]] = {}
     draft: dict[tuple[int, int], list[list[float]]] = {}
+    chunks = tuple(count for count in CHUNKS if count <= limits.prefill_rows) or (limits.prefill_rows,)
+    reads: dict[tuple[int, int], list[float]] = {}
     points = [(count, row) for count in counts for row in rows if count <= row <= ROWS_OF_A_LANE * count]
     try:
         for number, span in enumerate(spans):
@@ -42,10 +45,13 @@ def measure_lanes(
                 if repeat > LEAST_REPEATS and perf_counter() > end:
                     break
                 _repeat(bench, span, points, counts, widths if number == 0 else (), depth, verify, draft, warm=repeat > 0)
+                if number == 0:
+                    _repeat_chunks(bench, chunks, reads, warm=repeat > 0)
                 progress((number + repeat / (1 + MOST_REPEATS)) / len(spans))
     finally:
         bench.free()
     table = {key: 1000 * statistics.median(values) for key, values in verify.items()}
+    alone, beside = ([1000 * statistics.median(reads[others, count]) for count in chunks] for others in (0, 1))
     return LanesLatency(
         lanes=counts,
         rows=rows,
@@ -58,6 +64,9 @@ def measure_lanes(
             for count in counts
         ),
         host_ms=tuple(_host_ms(decoder, count) for count in (counts[-1], *counts))[1:],  # the first is warmer for the others
+        chunks=chunks,
+        chunk_ms=tuple(alone),
+        beside_ms=tuple(max(0.0, ms - table[spans[0], 1, 1]) for ms in beside),
     )
 
 
@@ -83,6 +92,16 @@ def _repeat(
             marks = list(bench.drafts(count, width, depth).values())
             if warm:
                 draft.setdefault((count, width), []).append(marks)
+
+
+def _repeat_chunks(bench: SeveralLanes, chunks: Sequence[int], reads: dict[tuple[int, int], list[float]], warm: bool) -> None:
+    """The same for chunks of a prompt: alone, and beside another lane if the graph takes them."""
+    for count in chunks:
+        for others in (0, 1):
+            started = perf_counter()
+            bench.read(count, others if bench.target.takes_chunks else 0)
+            if warm:
+                reads.setdefault((others, count), []).append(perf_counter() - started)
 
 
 def _whole(table: dict[tuple[int, int, int], float], span: int, count: int, rows: Sequence[int]) -> tuple[float, ...]:
