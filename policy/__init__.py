@@ -3,7 +3,7 @@
 from .base import GrowthPolicy, Observation, Outcome, PartialTree, Policy, trees_of
 from .cost_model import Calibration, CostModel
 from .fixed import FixedPolicy
-from .forest import BudgetAlone, LaneHistory, RowBudget
+from .forest import LaneHistory, RowBudget
 from .guard import Guarded
 from .latency import Costs, LanesLatency, LatencyModel
 from .lookup import LookupGate, default_latency
@@ -16,7 +16,6 @@ from .watchdog import Watchdog, watch
 
 __all__ = [
     "PLAIN",
-    "BudgetAlone",
     "Calibration",
     "CostModel",
     "Costs",

@@ -1,8 +1,7 @@
 """The closed form for several lanes: who drafts, how deep, and which candidates of all lanes get the rows of a pass."""
 
-from .alone import BudgetAlone
 from .budget import RowBudget
 from .correction import CorrectedLatency
 from .history import LaneHistory
 
-__all__ = ["BudgetAlone", "CorrectedLatency", "LaneHistory", "RowBudget"]
+__all__ = ["CorrectedLatency", "LaneHistory", "RowBudget"]

@@ -141,11 +141,10 @@ class RowBudget:
         lane.add(accepted, promised, rows)
         add_to_pool(self.pool, accepted, promised, rows)
 
-    def observe_round(self, tokens: int, rows: int, milliseconds: float | None) -> None:
-        """Learn from a whole round: ``tokens`` and ``rows`` of all lanes, and what the pass took, if that is known."""
+    def observe_round(self, tokens: int, rows: int, milliseconds: float) -> None:
+        """Learn from a whole round: ``tokens`` and ``rows`` of all lanes, and what the pass took."""
         lanes, length = self.load
-        if milliseconds is not None:
-            self.latency.observe_pass(rows, lanes, length, milliseconds)
+        self.latency.observe_pass(rows, lanes, length, milliseconds)
         drafting = self.latency.drafting(self._growing, self._width)
         spent = self.latency.verify(rows, lanes, length) + drafting + self.latency.host(lanes)
         before_tokens, before = self._rates.get(lanes) or self._plain_rate()

@@ -45,7 +45,7 @@ def at_home(loaded: LoadedEngine, lanes: int, open_decoder: Open) -> LoadedEngin
     Decoder over the same weights that ``open_decoder`` makes, and kept. What fails there only leaves the tuning as it was."""
     choice = loaded.choice
     tuning, here = choice.tuning, (processor_name(), choice.threads)
-    if tuning is None or choice.device != "cpu" or (tuning.machine, tuning.threads) == here:
+    if tuning is None or not tuning.portable or choice.device != "cpu" or (tuning.machine, tuning.threads) == here:
         return loaded
     place = kept_costs.Place(choice.manifest.engine_id, *here, lanes)
     latency = kept_costs.find(choice.directory, place)
