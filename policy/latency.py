@@ -95,9 +95,7 @@ class LanesLatency:
                 for table in self.verify_ms
             ),
             draft_ms=tuple(
-                tuple(
-                    tuple(ms * _factor(levels, lanes, depth) for depth, ms in zip(self.depths, curve, strict=True)) for curve in table
-                )
+                tuple(tuple(ms * _factor(levels, lanes, depth) for depth, ms in zip(self.depths, curve, strict=True)) for curve in table)
                 for lanes, table in zip(self.lanes, self.draft_ms, strict=True)
             ),
             host_ms=tuple(ms * _factor(rows, lanes, 1) for lanes, ms in zip(self.lanes, self.host_ms, strict=True)),

@@ -40,7 +40,9 @@ class Bound:
         plain = self._latency.verify(count, count, length) + self._latency.host(count)
         tokens, spent = self._rates.setdefault(count, (8.0 * count, 8.0 * plain))
         rate = tokens / spent
-        rows = np.array([self._latency.verify(each, count, length) for each in range(count + beside, count * self._nodes + beside + 1)]) * rate
+        rows = (
+            np.array([self._latency.verify(each, count, length) for each in range(count + beside, count * self._nodes + beside + 1)]) * rate
+        )
         levels = rate * np.array(
             [[self._latency.draft(many, self._width, depth) for depth in range(self._depth + 1)] for many in range(count + 1)]
         )

@@ -137,6 +137,24 @@ def test_the_cost_model_is_as_good_as_the_best_tree_and_below_the_bounds() -> No
     assert len(described(found, fitted, setting.default)) == 9
 
 
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("right", [0.02, 0.2, 0.35])
+def test_at_no_load_is_the_row_budget_slower_than_plain_decoding(lanes: int, right: float) -> None:
+    """Where the draft is hopeless, and where it hardly pays: what is lost is what trials cost."""
+    given = [
+        {1: replace(each[1], path=_accepted(each[1], right, seed))} for seed, each in enumerate(answers(4 * max(4, lanes), length=120))
+    ]
+    arms = SharedBudget(RowBudget(LANES, 8 * lanes), BOUNDS), fixed(PLAIN)
+    budget, plain = (simulate_load(arm, given, at_once(len(given)), lanes, LANES, charge=False).rate for arm in arms)
+    assert budget > 0.99 * plain
+
+
+def _accepted(trace: Trace, right: float, seed: int) -> np.ndarray:
+    """A path that takes each token of the chain with this probability, whatever its score says."""
+    taken = np.cumprod(np.random.default_rng(seed).random((len(trace), 6)) < right, 1).astype(bool)
+    return np.where(taken, np.arange(6), -1).astype(np.int16)
+
+
 def test_the_table_has_smaller_trees_for_more_lanes() -> None:
     trees = replay_trees(answers(12), fixed_trees((1,), range(1, 7), 7))
     table = trees.table(16, LANES)

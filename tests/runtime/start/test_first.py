@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -88,11 +87,11 @@ def engine_dir(echo_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The numbers of lanes of every measurement, which finds MEASURED."""
     found: list[tuple[int, ...]] = []
     monkeypatch.setattr(runtime.start.first, "measure", lambda bench, counts, width, depth: found.append(counts) or MEASURED)
-    yield found
+    return found
 
 
 def latency_of(decoder: Decoder) -> LatencyModel:
@@ -136,7 +135,9 @@ def test_several_lanes_have_costs_of_their_own(engine_dir: Path, measured: list[
 
 
 def test_a_tuning_of_this_machine_is_believed(engine_dir: Path, measured: list[tuple[int, ...]]) -> None:
-    install(engine_dir, load_manifest(engine_dir), a_tuning(engine_dir, machine=processor_name(), threads=1, portable=True, latency=LATENCY))
+    install(
+        engine_dir, load_manifest(engine_dir), a_tuning(engine_dir, machine=processor_name(), threads=1, portable=True, latency=LATENCY)
+    )
     with Decoder(engine_dir, threads=1) as decoder:
         assert latency_of(decoder) == LATENCY
     name = processor_name().partition(" (family")[0]  # as earlier versions wrote it
