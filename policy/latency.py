@@ -13,8 +13,8 @@ _DERIVED_LANES = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True)
 class Costs:
-    """A few milliseconds that were measured on a machine. ``passes``: target passes, by lanes and rows a lane. ``drafts``: drafting, by lanes
-    and depth, trees of ``width``; may be empty. All behind ``length`` committed tokens a lane."""
+    """A few milliseconds that were measured on a machine. ``passes``: target passes, by lanes and rows a lane. ``drafts``: drafting, by
+    lanes and depth, trees of ``width``; may be empty. All behind ``length`` committed tokens a lane."""
 
     passes: Mapping[int, Mapping[int, float]]
     drafts: Mapping[int, Mapping[int, float]]
@@ -28,8 +28,8 @@ class LanesLatency:
 
     ``verify_ms[span][lanes][rows]``: a target pass over ``rows`` rows in all, of lanes with ``span`` slots each. Points with fewer rows
     than lanes repeat the first that has one row a lane. ``draft_ms[lanes][width][depth]``: drafting a tree in that many lanes at once, the
-    draft's catch-up included. ``host_ms[lanes]``: the rest of a round. Interpolated as in LatencyModel. ``chunks``: rows of a prompt's chunk;
-    ``chunk_ms``: of a pass over it alone, ``beside_ms``: that it adds to a pass over trees; empty if they were not measured.
+    draft's catch-up included. ``host_ms[lanes]``: the rest of a round. Interpolated as in LatencyModel. ``chunks``: rows of a prompt's
+    chunk; ``chunk_ms``: of a pass over it alone, ``beside_ms``: that it adds to a pass over trees; empty if they were not measured.
     """
 
     lanes: tuple[int, ...]

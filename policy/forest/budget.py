@@ -68,8 +68,8 @@ class RowBudget:
         self.load, self.beside, self._growing = (lanes, length), beside, []
 
     def participants(self, lanes: Sequence[LaneHistory], width: int) -> list[bool]:
-        """Which of ``lanes``, which could all draft trees of ``width`` beams, do. Asked once a round. Where nobody did, nothing new is known
-        until the next trial, or until a request begins or ends."""
+        """Which of ``lanes``, which could all draft trees of ``width`` beams, do. Asked once a round. Where nobody did, nothing new is
+        known until the next trial, or until a request begins or ends."""
         if len(lanes) == self._decided_for and self._until_trial > 1 and not any(lane.drafting for lane in lanes):
             self._until_trial -= 1
             return [False] * len(lanes)

@@ -53,8 +53,8 @@ class LaneHistory:
         return (_PRIOR_TOKENS * average + self.own.accepted) / (_PRIOR_TOKENS + self.own.expected)
 
     def tokens(self, pool: Record) -> float:
-        """Accepted tokens of its next tree, with a quarter of a standard error in its favour: a lane that stays out by bad luck shows nothing
-        that could bring it back."""
+        """Accepted tokens of its next tree, with a quarter of a standard error in its favour: a lane that stays out by bad luck shows
+        nothing that could bring it back."""
         trees = _PRIOR_TREES + self.own.trees
         return (_PRIOR_TREES * pool.accepted / pool.trees + self.own.accepted) / trees + _OPTIMISM / sqrt(trees)
 

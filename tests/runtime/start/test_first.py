@@ -1,4 +1,4 @@
-"""The first start on another machine: what is measured, for how long, where it is kept, and that nothing is measured where costs are known."""
+"""The first start on another machine: what is measured, for how long, where it is kept; nothing is measured where costs are known."""
 
 from __future__ import annotations
 
