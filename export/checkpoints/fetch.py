@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.manifest.graphs import sha256_of
-from runtime.manifest.kept_costs import cache_directory
+from runtime.manifest.kept_costs import cache_directory as cache_directory
 
 from ..errors import CheckpointError
 from .arch import Arch
