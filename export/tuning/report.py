@@ -92,7 +92,13 @@ def latency_figure(latency: LatencyModel) -> Any:
     right.set(xlabel="depth of the tree", title="Draft, with the catch-up before it", ylim=(0, None))
     left.legend()
     right.legend()
+    _count_in_whole_numbers(left, right)
     return figure
+
+
+def _count_in_whole_numbers(*axes: Any) -> None:
+    for axis in axes:
+        axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def tree_figure(result: TuningResult) -> Any:
@@ -108,6 +114,7 @@ def tree_figure(result: TuningResult) -> Any:
     right.set(xlabel="nodes, root included", ylabel="tokens/s over plain decoding", title="Speed of fixed trees")
     right.axhline(1, color="grey", linewidth=0.8)
     left.legend()
+    _count_in_whole_numbers(left, right)
     return figure
 
 

@@ -113,7 +113,12 @@ def described(found: Results, fitted: Fitted, default: TreeSpec) -> list[str]:
 
 def rows_of(found: Results, fitted: Fitted, default: TreeSpec) -> list[tuple[str, list[tuple[float, float]]]]:
     """For each arm its name and, for each load, its rate over plain decoding and the 99th percentile of a token's milliseconds."""
-    labels = {"default": f"default {default}", "fixed": f"fixed {fitted.single}"}
+    labels = {
+        "none": "plain decoding",
+        "default": f"default tree {default}",
+        "fixed": f"fixed tree {fitted.single}",
+        "cost-model": "row budget",
+    }
     return [
         (labels.get(name, name), [(results[name].rate / results["none"].rate, results[name].p99) for results in found.values()])
         for name in (*CAUSAL, *BOUNDS)
