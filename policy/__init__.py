@@ -5,7 +5,7 @@ from .cost_model import Calibration, CostModel
 from .fixed import FixedPolicy
 from .forest import LaneHistory, RowBudget
 from .guard import Guarded
-from .latency import LanesLatency, LatencyModel
+from .latency import Costs, LanesLatency, LatencyModel
 from .lookup import LookupGate, default_latency
 from .ltd import Ltd
 from .persistence import ActionPersistence
@@ -18,6 +18,7 @@ __all__ = [
     "PLAIN",
     "Calibration",
     "CostModel",
+    "Costs",
     "FixedPolicy",
     "PartialTree",
     "GrowthPolicy",

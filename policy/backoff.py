@@ -11,7 +11,7 @@ PATIENCE, AVERAGING_WINDOW, PROBE_LENGTH, SHORTEST_PAUSE, LONGEST_PAUSE = 24, 32
 
 @dataclass
 class Backoff:
-    """Tracks, per request, the time that trees save over plain decoding of the same tokens.
+    """Tracks the time that trees save over plain decoding of the same tokens.
 
     After at least PATIENCE rounds with a negative running mean it asks for a pause of plain rounds. After each pause it probes: it judges
     the next PROBE_LENGTH rounds with a tree on their own, because the text may have changed. A failed probe doubles the pause."""
@@ -23,9 +23,10 @@ class Backoff:
     _probe: list[float] | None = field(default=None, init=False)
 
     def begin(self) -> None:
-        """Start a new request."""
+        """Start a new request. It has no patience if the last one ended while trees lost, as requests in a row are often alike."""
+        self._probe = None if self._probe is None else []
         self._mean_advantage, self._pause_length, self._pause_rounds_left = 0.0, 0, 0
-        self._patience_left, self._probe = PATIENCE, None
+        self._patience_left = PATIENCE
 
     def should_pause(self) -> bool:
         """Whether the next round is to be plain. Call it once per round."""

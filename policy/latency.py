@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from .spec import TreeSpec
 
 _DERIVED_LANES = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """A few milliseconds that were measured on a machine. ``passes``: target passes, by lanes and rows a lane. ``drafts``: drafting, by
+    lanes and depth, trees of ``width``; may be empty. All behind ``length`` committed tokens a lane."""
+
+    passes: Mapping[int, Mapping[int, float]]
+    drafts: Mapping[int, Mapping[int, float]]
+    width: int
+    length: int
 
 
 @dataclass(frozen=True)
@@ -17,7 +28,8 @@ class LanesLatency:
 
     ``verify_ms[span][lanes][rows]``: a target pass over ``rows`` rows in all, of lanes with ``span`` slots each. Points with fewer rows
     than lanes repeat the first that has one row a lane. ``draft_ms[lanes][width][depth]``: drafting a tree in that many lanes at once, the
-    draft's catch-up included. ``host_ms[lanes]``: the rest of a round. Interpolated as in LatencyModel.
+    draft's catch-up included. ``host_ms[lanes]``: the rest of a round. Interpolated as in LatencyModel. ``chunks``: rows of a prompt's
+    chunk; ``chunk_ms``: of a pass over it alone, ``beside_ms``: that it adds to a pass over trees; empty if they were not measured.
     """
 
     lanes: tuple[int, ...]
@@ -28,6 +40,9 @@ class LanesLatency:
     depths: tuple[int, ...]
     draft_ms: tuple[tuple[tuple[float, ...], ...], ...]
     host_ms: tuple[float, ...]
+    chunks: tuple[int, ...] = ()
+    chunk_ms: tuple[float, ...] = ()
+    beside_ms: tuple[float, ...] = ()
 
     def verify(self, rows: int, lanes: int, length: float) -> float:
         """Milliseconds of a target pass over ``rows`` rows of ``lanes`` lanes, each behind ``length`` committed tokens."""
@@ -48,6 +63,50 @@ class LanesLatency:
     def host(self, lanes: int) -> float:
         """Milliseconds of a round outside drafting and verifying."""
         return interpolate(self.lanes, self.host_ms, lanes)
+
+    def read(self, rows: int, length: float) -> float:
+        """Milliseconds of a pass over ``rows`` rows of one prompt, ``length`` tokens long so far."""
+        return interpolate(self.chunks, self.chunk_ms, rows) if self.chunks else self.verify(rows, 1, length)
+
+    def verify_beside(self, rows: int, lanes: int, length: float, beside: int) -> float:
+        """Milliseconds of a pass as in ``verify`` that reads ``beside`` rows of a prompt too."""
+        if not self.chunks or not beside:
+            return self.verify(rows + beside, lanes, length)
+        return self.verify(rows, lanes, length) + interpolate(self.chunks, self.beside_ms, beside)
+
+    def corrected(self, costs: Costs) -> LanesLatency:
+        """This model, made on another machine, for the machine of ``costs``: everything times what was measured over what this model says.
+        Factors lie between those of the measured points, and beyond them stay as they are; without drafts theirs are those of passes."""
+        rows = {
+            lanes: {each: _ratio(ms, self.verify(lanes * each, lanes, costs.length)) for each, ms in found.items()}
+            for lanes, found in costs.passes.items()
+        }
+        levels = {
+            lanes: {depth: _ratio(ms, self.draft(lanes, costs.width, depth)) for depth, ms in found.items()}
+            for lanes, found in costs.drafts.items()
+        } or {lanes: {1: found[1]} for lanes, found in rows.items()}
+        return replace(
+            self,
+            verify_ms=tuple(
+                tuple(
+                    tuple(ms * _factor(rows, lanes, count / lanes) for count, ms in zip(self.rows, curve, strict=True))
+                    for lanes, curve in zip(self.lanes, table, strict=True)
+                )
+                for table in self.verify_ms
+            ),
+            draft_ms=tuple(
+                tuple(tuple(ms * _factor(levels, lanes, depth) for depth, ms in zip(self.depths, curve, strict=True)) for curve in table)
+                for lanes, table in zip(self.lanes, self.draft_ms, strict=True)
+            ),
+            host_ms=tuple(ms * _factor(rows, lanes, 1) for lanes, ms in zip(self.lanes, self.host_ms, strict=True)),
+            chunk_ms=tuple(ms * _factor(rows, 1, each) for each, ms in zip(self.chunks, self.chunk_ms, strict=True)),
+            beside_ms=tuple(ms * _factor(rows, 1, each) for each, ms in zip(self.chunks, self.beside_ms, strict=True)),
+        )
+
+    def of_one(self) -> LatencyModel:
+        """The costs of one lane in these graphs, which know what several cost too."""
+        verify = tuple(table[0] for table in self.verify_ms)
+        return LatencyModel(self.rows, self.spans, verify, self.widths, self.depths, self.draft_ms[0], self.host_ms[0], self)
 
 
 @dataclass(frozen=True)
@@ -87,6 +146,11 @@ class LatencyModel:
         """Milliseconds of a whole round with a complete tree of ``spec``."""
         return self.round(spec.nodes, spec.depth, spec.width, length)
 
+    def alone(self) -> LanesLatency:
+        """The same as a model of one lane."""
+        verify = tuple((costs,) for costs in self.verify_ms)
+        return LanesLatency((1,), self.rows, self.spans, verify, self.widths, self.depths, (self.draft_ms,), (self.host_ms,))
+
     def for_lanes(self) -> LanesLatency:
         """The model for several lanes: the measured one, or one derived from a single lane's passes. Derived, a pass depends on its rows
         only, and the draft takes longer with more rows just as the target does."""
@@ -107,6 +171,21 @@ def interpolate(points: Sequence[int], values: Sequence[float], at: float) -> fl
     upper = min(max(1, bisect_left(points, at)), len(points) - 1)
     low, high = points[upper - 1], points[upper]
     return values[upper - 1] + (values[upper] - values[upper - 1]) * (at - low) / (high - low)
+
+
+def _ratio(measured: float, modelled: float) -> float:
+    return measured / modelled if modelled > 0 else 1.0
+
+
+def _factor(table: Mapping[int, Mapping[int, float]], lanes: int, at: float) -> float:
+    """A factor of ``table`` between the points of its lanes, and of what it has by lanes."""
+    return _inside({count: _inside(found, at) for count, found in table.items()}, lanes)
+
+
+def _inside(known: Mapping[int, float], at: float) -> float:
+    """`interpolate` without what lies beyond the last point."""
+    points = sorted(known)
+    return interpolate(points, [known[point] for point in points], min(at, points[-1]))
 
 
 def _between(points: Sequence[int], curves: Sequence[Sequence[float]], at: float) -> list[float]:

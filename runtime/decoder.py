@@ -24,17 +24,17 @@ from .lanes.choose import choose_lanes
 from .lanes.driver import CLOSED
 from .lanes.load import by_budget, load_lanes
 from .lanes.pace import Pace
-from .manifest.schema import Manifest
 from .models import check_tree_size, load_models
 from .native_calls import NATIVE_CALLS, expect_own_process
 from .policies.load import Policies
 from .policies.registry import main_policies
 from .request import Chunk, Request
 from .sampling_params import SamplingParams
+from .start.first import at_home
+from .start.warm_up import warm_up_requests, warm_up_template
 from .stream import ActiveRequest, LaneStream, Result, Stream, answers_of, chunks_of
 from .text.prompt import Prompt as Prompt
 from .text.prompt import check_token, encode, expect_form
-from .warm_up import warm_up_requests, warm_up_template
 
 _BUSY = "all Streams of this Decoder are still open — finish one, close() it, or use a Decoder with more lanes"
 
@@ -78,9 +78,8 @@ class Decoder:
             check_policy(policy, choice)  # before anything is loaded
             choose_lanes(choice.manifest, lanes, 1, choice.threads, choice.drafter.name, choice.device, choice.backend)
             with NATIVE_CALLS:
-                loaded = load_engine(choice, lanes, past_mib)
-        choice = loaded.choice
-        self.manifest: Manifest = choice.manifest
+                loaded = at_home(load_engine(choice, lanes, past_mib), lanes, partial(Decoder, policy="none", lanes=lanes))
+        choice, self.manifest = loaded.choice, loaded.choice.manifest
         self.backend, self.device, self.draft = choice.backend, choice.device, choice.drafter.name
         self._engine, self._policy_argument, self.tokenizer = loaded, policy, loaded.tokenizer
         self._lock = threading.RLock()  # reentrant: a signal handler may call close() in the thread that holds it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.manifest.graphs import sha256_of
+from runtime.manifest.kept_costs import cache_directory as cache_directory
 
 from ..errors import CheckpointError
 from .arch import Arch
@@ -24,12 +24,6 @@ from .weight_files import OTHER_FORMATS, PICKLES
 TEXT_FILES = ("*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt")  # tokenizer and chat templates, and the configs
 HUB_FILES = (*TEXT_FILES, "*.safetensors")
 DRAFT_OPTIONS = "--draft-weights DIR, or --no-draft"  # what an error suggests if the hub cannot be reached
-
-
-def cache_directory() -> Path:
-    """Where downloads are kept: RESPS_CACHE, or ``resps`` in the user's cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("RESPS_CACHE") or Path(base) / "resps")
 
 
 def locate(entry: ModelEntry, weights: str | None) -> Path:

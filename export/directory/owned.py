@@ -10,6 +10,7 @@ from typing import Any
 
 from runtime.manifest.believed import FILE_NAME as HASHED
 from runtime.manifest.graphs import FILE_NAME
+from runtime.manifest.kept_costs import FILE_NAME as COSTS
 from runtime.manifest.tuning import FILE_PREFIX
 
 from ..errors import ExportError
@@ -56,5 +57,5 @@ def _is_ours(entry: Path, manifest: dict[str, Any]) -> bool:
         return False
     tuning = manifest.get("tuning")
     tuned = tuning.get("files") if isinstance(tuning, dict) else None
-    listed = {FILE_NAME, HASHED, TIMING_CACHE, *manifest["files"], *(tuned if isinstance(tuned, dict) else ())}
-    return entry.name in listed or is_tuned(entry.name) or entry.name.startswith(f"{HASHED}.")
+    listed = {FILE_NAME, HASHED, COSTS, TIMING_CACHE, *manifest["files"], *(tuned if isinstance(tuned, dict) else ())}
+    return entry.name in listed or is_tuned(entry.name) or entry.name.startswith((f"{HASHED}.", f"{COSTS}."))

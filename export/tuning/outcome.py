@@ -137,8 +137,8 @@ def summary(result: TuningResult) -> list[str]:
 def verdict(tuning: Tuning) -> str:
     """One line that says which policy is installed, and why."""
     name = label(tuning.policy, tuning.static)
-    if tuning.policy == "none":
-        return f"{name} is installed: drafting gains nothing here"
+    if tuning.policy == "none" or (tuning.policy == "fixed" and tuning.static[0] == 1):
+        return "plain decoding is installed: drafting gains nothing here"
     if tuning.policy == "fixed":
         return f"the {name} is installed: no policy was faster than it"
     text = f"{name} is installed: {tuning.ratios[tuning.policy] / tuning.ratios['fixed']:.3f} times as fast as the best fixed tree"

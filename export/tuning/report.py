@@ -29,6 +29,7 @@ def write_report(file: Path, manifest: Manifest, result: TuningResult, load: tup
         precision=manifest.precision,
         tuning=result.tuning,
         verdict=verdict(result.tuning),
+        sampled=verdict(result.tuning.for_temperature(1.0)) if result.tuning.sampled else "",
         policies=policy_rows(result),
         trees=tree_rows(result),
         latency=svg_of(latency_figure(result.tuning.latency)),
@@ -51,8 +52,9 @@ def expect_writable(file: Path) -> None:
 
 
 def policy_rows(result: TuningResult) -> list[dict[str, Any]]:
-    """For each policy: rates over plain decoding, tokens per cycle, regret against the oracle, and the share of the oracle's gain over the
-    best fixed tree."""
+    """For each policy: rates over plain decoding, tokens per cycle, regret against the oracle, the share of the oracle's gain over the best
+    fixed tree, and the interval over that tree."""
+    sampled = result.tuning.sampled.ratios if result.tuning.sampled else {}
     plain, fixed, best = (result.simulated[name].rate for name in ("none", "fixed", "oracle"))
     return [
         {
@@ -61,6 +63,8 @@ def policy_rows(result: TuningResult) -> list[dict[str, Any]]:
             "recorded": replay.rate / plain,
             "tokens": replay.tokens_per_cycle,
             "regret": 1 - replay.rate / best,
+            "interval": result.tuning.intervals.get(name),
+            "sampled": sampled.get(name),
             "share": (replay.rate - fixed) / (best - fixed) if best > fixed else 0.0,
         }
         for name, replay in result.simulated.items()
@@ -88,7 +92,13 @@ def latency_figure(latency: LatencyModel) -> Any:
     right.set(xlabel="depth of the tree", title="Draft, with the catch-up before it", ylim=(0, None))
     left.legend()
     right.legend()
+    _count_in_whole_numbers(left, right)
     return figure
+
+
+def _count_in_whole_numbers(*axes: Any) -> None:
+    for axis in axes:
+        axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def tree_figure(result: TuningResult) -> Any:
@@ -104,6 +114,7 @@ def tree_figure(result: TuningResult) -> Any:
     right.set(xlabel="nodes, root included", ylabel="tokens/s over plain decoding", title="Speed of fixed trees")
     right.axhline(1, color="grey", linewidth=0.8)
     left.legend()
+    _count_in_whole_numbers(left, right)
     return figure
 
 

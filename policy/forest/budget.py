@@ -24,6 +24,7 @@ from .history import LaneHistory, Record, add_to_pool, first_record
 _MEMORY = 0.98  # weight of the past in the rates
 _PRIOR_ROUNDS = 8.0  # of plain decoding, in the rate of a number of lanes that did not occur yet
 _FIRST_PAUSE, _LONGEST_PAUSE = 4, 64  # rounds
+_TRIED = 4  # a trial is made with one lane in so many, the most promising of those that stay out
 _CHILD = 0.5  # probability that a candidate's best child is accepted if the candidate is
 
 
@@ -43,6 +44,7 @@ class RowBudget:
     _pause: int = field(init=False, default=_FIRST_PAUSE)
     _until_trial: int = field(init=False, default=1)
     _before_trial: int | None = field(init=False, default=None)  # how many lanes drafted before the trial that was just made
+    _decided_for: int = field(init=False, default=0)  # lanes of the last decision
     _growing: list[int] = field(init=False, default_factory=list)  # lanes that drafted each level of this round
     _width: int = field(init=False, default=0)
     _row: float = field(init=False, default=0.0)  # what a row beyond one a lane costs in this round, in tokens
@@ -66,7 +68,12 @@ class RowBudget:
         self.load, self.beside, self._growing = (lanes, length), beside, []
 
     def participants(self, lanes: Sequence[LaneHistory], width: int) -> list[bool]:
-        """Which of ``lanes``, which could all draft trees of ``width`` beams, do. Asked once a round."""
+        """Which of ``lanes``, which could all draft trees of ``width`` beams, do. Asked once a round. Where nobody did, nothing new is
+        known until the next trial, or until a request begins or ends."""
+        if len(lanes) == self._decided_for and self._until_trial > 1 and not any(lane.drafting for lane in lanes):
+            self._until_trial -= 1
+            return [False] * len(lanes)
+        self._decided_for = len(lanes)
         rate = self.rate
         worth = self._worth(lanes, rate)
         order = sorted(range(len(lanes)), key=lambda index: -worth[index])
@@ -81,7 +88,7 @@ class RowBudget:
         if count < len(lanes):
             self._until_trial -= 1
             if self._until_trial <= 0:
-                self._before_trial, chosen = count, set(order)
+                self._before_trial, chosen = count, set(order[: count + max(1, len(lanes) // _TRIED)])
         for index, lane in enumerate(lanes):
             lane.drafting = index in chosen
         return [lane.drafting for lane in lanes]

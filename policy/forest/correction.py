@@ -53,7 +53,8 @@ class CorrectedLatency:
 
     def verify(self, rows: int, lanes: int, length: float) -> float:
         """Milliseconds of one such pass."""
-        return float(self.passes(rows, 0, lanes, length)[0])
+        curve = self._curve(rows, lanes, length)
+        return float(curve[lanes] + self.row_factor * (curve[rows] - curve[lanes]))
 
     def draft(self, lanes: int, width: int, depth: int) -> float:
         """Milliseconds to draft trees of ``depth`` levels in ``lanes`` lanes at once."""
@@ -94,6 +95,9 @@ class CorrectedLatency:
         """A line through the last passes: the median slope between passes whose rows differ (Theil and Sen), and the median height. While
         passes are alike, the slope stays as it is."""
         extra, whole = np.array(self._passes).T
+        if extra.max() - extra.min() <= _LEAST_SPREAD:
+            self.scale = float(np.median(whole / (1 + self.row_factor * extra)))
+            return
         first, second = _PAIRS if len(extra) == WINDOW else np.triu_indices(len(extra), 1)
         spread = extra[second] - extra[first]
         telling = np.abs(spread) > _LEAST_SPREAD

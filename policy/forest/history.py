@@ -8,7 +8,7 @@ from math import sqrt
 _MEMORY, _POOL_MEMORY = 0.98, 0.98  # weight of the past after each tree
 _PRIOR_TREES, _PRIOR_TOKENS = 10.0, 4.0  # how much a lane's own record has to be to weigh as much as the pool's
 _POOL_PRIOR = 8.0
-_OPTIMISM = 0.5  # accepted tokens of a tree vary by about one
+_OPTIMISM = 0.25  # accepted tokens of a tree vary by about one; more than this costs most where trees hardly pay (docs/lab/policies.md)
 _FIRST_ACCEPTED, _FIRST_ROWS = 1.0, 4.0  # of a tree, before any was seen: drafting is tried first
 
 
@@ -53,8 +53,8 @@ class LaneHistory:
         return (_PRIOR_TOKENS * average + self.own.accepted) / (_PRIOR_TOKENS + self.own.expected)
 
     def tokens(self, pool: Record) -> float:
-        """Accepted tokens of its next tree, with half a standard error in its favour: a lane that stays out by bad luck shows nothing
-        that could bring it back."""
+        """Accepted tokens of its next tree, with a quarter of a standard error in its favour: a lane that stays out by bad luck shows
+        nothing that could bring it back."""
         trees = _PRIOR_TREES + self.own.trees
         return (_PRIOR_TREES * pool.accepted / pool.trees + self.own.accepted) / trees + _OPTIMISM / sqrt(trees)
 

@@ -8,6 +8,10 @@ import numpy as np
 
 from policy import LanesLatency
 
+from .pace import Pace
+
+_LEAST_CHUNK = 32  # rows
+_CHUNK_ROUNDS = 1.5  # the chunk of a prompt may take as long as this many rounds of the running lanes, unless other prompts wait too
 _MEMORY = 0.97  # weight of the past in every sum
 
 
@@ -27,6 +31,16 @@ class ChunkSeconds:
     def observe(self, rows: int, seconds: float) -> None:
         """Learn what a chunk of a prompt took."""
         self.sums = _MEMORY * self.sums + _terms(rows, seconds)
+
+    def next_rows(self, most: int, pace: Pace, alone: bool, takes_chunks: bool) -> int:
+        """How many rows of a prompt to read now, at most ``most``. ``alone``: whether lanes decode and only this prompt waits. Then their
+        next token may wait for it no longer than _CHUNK_ROUNDS more rounds; ``takes_chunks``: the pass reads it that gives this token."""
+        if not alone or not pace.round_seconds:
+            return most
+        longest = self.rows(_CHUNK_ROUNDS * pace.round_seconds)
+        if takes_chunks:
+            longest = self.rows((1 + _CHUNK_ROUNDS) * pace.round_seconds) - round(pace.round_rows)
+        return min(most, max(_LEAST_CHUNK, longest))
 
     def rows(self, seconds: float) -> int:
         """How many rows of a prompt take so long in a pass of their own."""

@@ -3,7 +3,6 @@ on a CPU in the same pass."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -25,9 +24,7 @@ from .plan import Planned, Planner
 from .prefix import PrefixCache, begin
 from .target import LanePass, LanesTarget
 
-_LEAST_CHUNK = 32  # rows
 _AHEAD = 16  # slots that a lane has at least behind its committed ones; a pass reads whole pages, so more of them would slow all lanes
-_CHUNK_ROUNDS = 1.5  # the chunk of a prompt may take as long as this many rounds of the running lanes, unless other prompts wait too
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ class Forest:
             self.admit(self.aside.pop(0))
         decoding = [lane for lane in self.lanes if not lane.reading]
         waiting = [lane for lane in self.lanes if lane.reading]
-        reading = self._next_chunk(waiting[0], _CHUNK_ROUNDS if decoding and len(waiting) == 1 else math.inf) if waiting else None
+        reading = self._next_chunk(waiting[0], bool(decoding) and len(waiting) == 1) if waiting else None
         for lane in decoding:
             self._reserve(lane, _AHEAD)
         if reading and reading.lane not in self.lanes:
@@ -183,18 +180,11 @@ class Forest:
             self._end(lane, _copied(error))
         self.prefixes.clear()
 
-    def _next_chunk(self, lane: Lane, rounds: float) -> Reading | None:
-        """What to read of a prompt now, with pages for it; None if there are none. ``rounds``: of the running lanes, how much longer their
-        next token may take for it."""
+    def _next_chunk(self, lane: Lane, alone: bool) -> Reading | None:
+        """What to read of a prompt now, with pages for it; None if there are none. ``alone``: as in ChunkSeconds."""
         if not lane.cache.pages and not self._begin(lane):
             return None
-        rows, pace = self.limits.prefill_rows, self.pace
-        if pace.round_seconds and rounds < math.inf:
-            longest = self.chunks.rows(rounds * pace.round_seconds)
-            if self.target.takes_chunks:
-                longest = self.chunks.rows((1 + rounds) * pace.round_seconds) - round(pace.round_rows)
-            rows = min(rows, max(_LEAST_CHUNK, longest))
-        chunk = lane.unread[:rows]
+        chunk = lane.unread[: self.chunks.next_rows(self.limits.prefill_rows, self.pace, alone, self.target.takes_chunks)]
         self._reserve(lane, len(chunk))
         return Reading(lane, chunk) if lane in self.lanes else None
 

@@ -21,11 +21,15 @@ class Pace:
         pass read a prompt too."""
         now = perf_counter()
         if rows is not None:
-            self.round_seconds = _mean(self.round_seconds, now - started)
-            self.round_rows = _mean(self.round_rows, rows)
+            self.count(now - started, rows)
         if now - self._last < 4 * (now - started):  # else nothing ran before it
             self.token_seconds = _mean(self.token_seconds, (now - self._last) / tokens_of_a_lane)
         self._last = now
+
+    def count(self, seconds: float, rows: int) -> None:
+        """Count what a round without a prompt beside it took."""
+        self.round_seconds = _mean(self.round_seconds, seconds)
+        self.round_rows = _mean(self.round_rows, rows)
 
 
 def _mean(mean: float, value: float) -> float:

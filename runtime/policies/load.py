@@ -74,7 +74,8 @@ def tuned_here(manifest: Manifest, threads: int) -> Tuning | None:
     if tuning.engine != manifest.engine_id:
         _log.warning("the policy was tuned for another engine, so a fixed tree is used — tune it for this one: resps-tune")
         return None
-    if not tuning.portable and (tuning.machine, tuning.threads) != (processor_name(), threads):
+    names = processor_name(), processor_name().partition(" (family")[0]  # tunings of earlier versions have the second
+    if not tuning.portable and (tuning.machine not in names or tuning.threads != threads):
         _log.warning(
             "the policy was tuned on %s with %d threads, this is %s with %d, so a fixed tree is used — tune it here: resps-tune",
             tuning.machine, tuning.threads, processor_name(), threads,

@@ -184,6 +184,30 @@ def test_nobody_drafts_where_drafting_costs_too_much() -> None:
     assert np.array(play(rows, 200, [2, 2, 2, 2]))[60:].mean() < 0.05
 
 
+def test_where_nobody_drafts_few_lanes_are_tried() -> None:
+    """A trial of all lanes would cost most of what sixteen plain ones gain."""
+    drafted = np.array(play(budget(16), 300, [0] * 16)).sum(1)[60:]
+    assert set(drafted) == {0, 4}
+    assert (drafted > 0).mean() < 0.05
+
+
+def test_a_request_that_ends_or_begins_is_a_reason_to_decide_again() -> None:
+    """Sixteen lanes find no time for trees; two of them do, at once."""
+    rows, lanes = budget(16), [LaneHistory() for _ in range(16)]
+    for lane in lanes:
+        for _ in range(40):
+            rows.observe_tree(lane, 0.5, 1 if lane in lanes[:2] else 0, 4)
+    rows.begin_round(16, 100)
+    rows.participants(lanes, 3)
+    resting = []
+    for _ in range(3):
+        rows.begin_round(16, 100)
+        resting.append(any(rows.participants(lanes, 3)))
+    rows.begin_round(2, 100)
+    assert not any(resting)
+    assert all(rows.participants(lanes[:2], 3))
+
+
 def test_a_lane_that_gets_better_is_found_again() -> None:
     rows, lanes = budget(2), [LaneHistory(), LaneHistory()]
     drafted = []
@@ -243,6 +267,23 @@ def test_a_guarded_tree_pauses_where_it_loses_against_plain_decoding(lanes: int,
         plain += spec == PLAIN
         policy.observe(Outcome(spec, spec.nodes, 1 if spec == PLAIN else tokens, 9.0))
     assert (plain > 40) == paused
+
+
+def test_after_a_request_whose_trees_lost_the_next_one_has_no_patience() -> None:
+    policy = Guarded(FixedPolicy(TreeSpec(6, 3, 2)), MODEL)
+
+    def drafted(tokens: int, rounds: int) -> int:
+        policy.begin()
+        trees = 0
+        for _ in range(rounds):
+            spec = policy.choose(observed(1))
+            trees += spec != PLAIN
+            policy.observe(Outcome(spec, spec.nodes, 1 if spec == PLAIN else tokens, 9.0))
+        return trees
+
+    assert drafted(1, 30) == 24
+    assert [drafted(1, 2), drafted(1, 12)] == [2, 4]  # a request that ended before it was judged is no comfort
+    assert [drafted(3, 12), drafted(1, 12)] == [12, 12]
 
 
 def test_alone_the_guard_counts_as_the_watchdog_does() -> None:

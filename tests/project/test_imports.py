@@ -68,7 +68,7 @@ LAYERS = {
         ["request"],
         ["stream"],
         ["lanes"],
-        ["arguments", "warm_up"],
+        ["arguments", "start"],
         ["decoder"],
         ["__init__"],
         ["console"],

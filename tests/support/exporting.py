@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runtime.manifest.believed import FILE_NAME as HASHED
+from runtime.manifest.kept_costs import FILE_NAME as COSTS
 from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import Manifest
 from tests.support.ended import Ended
@@ -24,13 +25,13 @@ Run = Callable[..., Ended]
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int, int]]:
     """Inode, size and mtime of everything below ``directory``, to detect any change. What loading remembers there does not count."""
-    found = [path for path in (directory, *directory.rglob("*")) if path.name != HASHED] if directory.exists() else []
+    found = [path for path in (directory, *directory.rglob("*")) if path.name not in (HASHED, COSTS)] if directory.exists() else []
     return {str(path): (path.stat().st_ino, path.stat().st_size, path.stat().st_mtime_ns) for path in found}
 
 
 def names_in(directory: Path) -> set[str]:
     """Names in a directory, without what loading remembers there."""
-    return {path.name for path in directory.iterdir()} - {HASHED} if directory.exists() else set()
+    return {path.name for path in directory.iterdir()} - {HASHED, COSTS} if directory.exists() else set()
 
 
 def files_of(precision: str) -> set[str]:
@@ -44,7 +45,7 @@ def expect_engine(directory: Path) -> Manifest:
     """Expects a complete directory without temporary files beside it. Returns its manifest."""
     assert names_in(directory.parent) == {directory.name}
     manifest = load_manifest(directory)
-    assert names_in(directory) - {HASHED} == files_of(manifest.precision)  # loading it remembers what it hashed
+    assert names_in(directory) == files_of(manifest.precision)
     return manifest
 
 

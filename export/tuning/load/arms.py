@@ -26,7 +26,7 @@ class LanePolicies:
         lane.policy = self._make()
         lane.policy.begin()
 
-    def plan(self, lanes: Sequence[SimulatedLane], waiting: int) -> list[Planned]:
+    def plan(self, lanes: Sequence[SimulatedLane], waiting: int, beside: int) -> list[Planned]:
         planned = []
         for lane in lanes:
             assert lane.policy is not None
@@ -54,9 +54,9 @@ class SharedBudget:
     def admit(self, lane: SimulatedLane) -> None:
         """A lane begins with an empty record."""
 
-    def plan(self, lanes: Sequence[SimulatedLane], waiting: int) -> list[Planned]:
+    def plan(self, lanes: Sequence[SimulatedLane], waiting: int, beside: int) -> list[Planned]:
         budget, width = self.budget, self._bounds.width
-        budget.begin_round(len(lanes), sum(lane.length for lane in lanes) / len(lanes))
+        budget.begin_round(len(lanes), sum(lane.length for lane in lanes) / len(lanes), beside)
         able = [lane for lane in lanes if lane.room > 1]
         drafting = budget.participants([lane.history for lane in able], width) if able else []
         who = [lane for lane, drafts in zip(able, drafting, strict=True) if drafts or self._everyone]
@@ -95,7 +95,8 @@ class SharedBudget:
         for lane, plan, promised, count in zip(lanes, planned, self._promised, accepted, strict=True):
             if promised is not None:
                 budget.observe_tree(lane.history, promised, count, plan.nodes - 1)
-        budget.observe_round(sum(accepted) + len(lanes), sum(plan.nodes for plan in planned), ms.verify)
+        if not ms.beside:
+            budget.observe_round(sum(accepted) + len(lanes), sum(plan.nodes for plan in planned), ms.verify)
 
 
 def _features(lane: SimulatedLane) -> np.ndarray:

@@ -35,12 +35,14 @@ class Bound:
     def admit(self, lane: SimulatedLane) -> None:
         """Every round is decided by itself."""
 
-    def plan(self, lanes: Sequence[SimulatedLane], waiting: int) -> list[Planned]:
+    def plan(self, lanes: Sequence[SimulatedLane], waiting: int, beside: int) -> list[Planned]:
         count, length = len(lanes), sum(lane.length for lane in lanes) / len(lanes)
         plain = self._latency.verify(count, count, length) + self._latency.host(count)
         tokens, spent = self._rates.setdefault(count, (8.0 * count, 8.0 * plain))
         rate = tokens / spent
-        rows = np.array([self._latency.verify(each, count, length) for each in range(count, count * self._nodes + 1)]) * rate
+        rows = (
+            np.array([self._latency.verify(each, count, length) for each in range(count + beside, count * self._nodes + beside + 1)]) * rate
+        )
         levels = rate * np.array(
             [[self._latency.draft(many, self._width, depth) for depth in range(self._depth + 1)] for many in range(count + 1)]
         )
@@ -50,6 +52,8 @@ class Bound:
         return [Planned(nodes, depth, self._width if depth else 0) for depth, nodes in best]
 
     def observe(self, lanes: Sequence[SimulatedLane], planned: Sequence[Planned], accepted: Sequence[int], ms: RoundMs) -> None:
+        if ms.beside:
+            return
         tokens, spent = self._rates[len(lanes)]
         self._rates[len(lanes)] = _MEMORY * tokens + sum(accepted) + len(lanes), _MEMORY * spent + ms.whole
 

@@ -28,13 +28,14 @@ Results = Mapping[str, Mapping[str, LoadResult]]
 @dataclass(frozen=True)
 class Setting:
     """``latency``: of the machine. ``trees``: the fixed ones to try. ``default``: the tree that everybody starts with. ``largest``: bounds
-    of the cost model's trees. ``rows_of_a_lane``: that a pass may have, on average."""
+    of the cost model's trees. ``rows_of_a_lane``: that a pass may have, on average. ``takes_chunks``: as in `simulate_load`."""
 
     latency: LanesLatency
     trees: Sequence[TreeSpec]
     default: TreeSpec
     largest: TreeSpec
     rows_of_a_lane: int = ROWS_OF_A_LANE
+    takes_chunks: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def compare(
     def run(load: str, lanes: int, times: Times) -> None:
         found[load] = {}
         for name, make in arms(setting, fitted, lanes).items():
-            found[load][name] = simulate_load(make(), answers, times, lanes, setting.latency)
+            found[load][name] = simulate_load(make(), answers, times, lanes, setting.latency, takes_chunks=setting.takes_chunks)
             progress(sum(map(len, found.values())), steps)
 
     for lanes in loads:
@@ -112,7 +113,12 @@ def described(found: Results, fitted: Fitted, default: TreeSpec) -> list[str]:
 
 def rows_of(found: Results, fitted: Fitted, default: TreeSpec) -> list[tuple[str, list[tuple[float, float]]]]:
     """For each arm its name and, for each load, its rate over plain decoding and the 99th percentile of a token's milliseconds."""
-    labels = {"default": f"default {default}", "fixed": f"fixed {fitted.single}"}
+    labels = {
+        "none": "plain decoding",
+        "default": f"default tree {default}",
+        "fixed": f"fixed tree {fitted.single}",
+        "cost-model": "row budget",
+    }
     return [
         (labels.get(name, name), [(results[name].rate / results["none"].rate, results[name].p99) for results in found.values()])
         for name in (*CAUSAL, *BOUNDS)

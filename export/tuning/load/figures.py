@@ -25,7 +25,7 @@ def load_section(found: Results, fitted: Fitted, default: TreeSpec, world: str =
     page = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     text: str = page.render(
         world=world,
-        loads=[f"{load} lanes" if load != DAY else load for load in found],
+        loads=[_with_unit(load) for load in found],
         rows=[{"name": name, "cells": cells} for name, cells in rows_of(found, fitted, default)],
         trees=trees_by_load(found, fitted),
         most=loads[-1],
@@ -35,6 +35,10 @@ def load_section(found: Results, fitted: Fitted, default: TreeSpec, world: str =
         regret=svg_of(regret_figure(found)),
     )
     return text
+
+
+def _with_unit(load: str) -> str:
+    return load if load == DAY else "1 lane" if load == "1" else f"{load} lanes"
 
 
 def speed_figure(found: Results, loads: Sequence[str]) -> Any:
@@ -103,7 +107,7 @@ def regret_figure(found: Results) -> Any:
     for at, name in enumerate(names):
         lost = [100 * (1 - results[name].rate / results[BOUNDS[-1]].rate) for results in found.values()]
         axis.bar([place + 0.8 * at / len(names) for place in range(len(found))], lost, 0.8 / len(names), label=name)
-    axis.set_xticks([place + 0.35 for place in range(len(found))], [f"{load} lanes" if load != DAY else load for load in found])
+    axis.set_xticks([place + 0.35 for place in range(len(found))], [_with_unit(load) for load in found])
     axis.set(ylabel="% lost against the oracle")
     axis.legend(fontsize=7)
     return figure

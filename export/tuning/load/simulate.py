@@ -22,7 +22,7 @@ GRID = TreeGrid(widths=(2, 4, 10), depths=tuple(range(1, 10)), max_nodes=60, siz
 def simulate(world: World, train: Answers, test: Answers, progress: Callable[[int, int], None] = lambda *_: None) -> list[str]:
     """The lines that resps-tune prints. ``train``: what trees are fitted to; ``test``: what is compared."""
     trees = fixed_trees(GRID.widths, GRID.depths, GRID.max_nodes, GRID.sizes)
-    setting = Setting(world.latency, trees, PAPERS_TREE, PAPERS_TREE, rows_of_a_lane=PAPERS_TREE.nodes)
+    setting = Setting(world.latency, trees, PAPERS_TREE, PAPERS_TREE, rows_of_a_lane=PAPERS_TREE.nodes, takes_chunks=False)
     fitted = fit_load(train, setting, LOADS)
     found = compare(test, setting, fitted, LOADS, progress)
     best = fastest(found)

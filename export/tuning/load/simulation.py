@@ -10,12 +10,14 @@ from typing import Protocol
 import numpy as np
 
 from policy import LaneHistory, LanesLatency, Policy
+from runtime.lanes.chunks import ChunkSeconds
+from runtime.lanes.pace import Pace
 
 from ..replay.simulation import Answers, accepted_tokens, any_trace
 from ..replay.traces import Trace
 from .arrivals import Times
 
-CHUNK = 128  # rows of a prompt that one pass reads
+CHUNK = 128  # rows of a prompt that one pass reads at most
 
 
 @dataclass
@@ -84,8 +86,8 @@ class Arm(Protocol):
     def admit(self, lane: SimulatedLane) -> None:
         """A request begins."""
 
-    def plan(self, lanes: Sequence[SimulatedLane], waiting: int) -> list[Planned]:
-        """The lanes' trees; ``waiting``: requests without a lane."""
+    def plan(self, lanes: Sequence[SimulatedLane], waiting: int, beside: int) -> list[Planned]:
+        """The lanes' trees. ``waiting``: requests without a lane. ``beside``: rows of a prompt in the same pass."""
 
     def observe(self, lanes: Sequence[SimulatedLane], planned: Sequence[Planned], accepted: Sequence[int], ms: RoundMs) -> None:
         """What the round brought, before the lanes move on."""
@@ -93,11 +95,12 @@ class Arm(Protocol):
 
 @dataclass(frozen=True)
 class RoundMs:
-    """Milliseconds of a round's parts."""
+    """Milliseconds of a round's parts. ``beside``: rows of a prompt in its pass."""
 
     draft: float
     verify: float
     host: float
+    beside: int
 
     @property
     def whole(self) -> float:
@@ -129,11 +132,13 @@ class LoadResult:
         return float(np.percentile(self.gaps, 99))
 
 
-def simulate_load(arm: Arm, answers: Answers, times: Times, most: int, latency: LanesLatency, charge: bool = True) -> LoadResult:
+def simulate_load(
+    arm: Arm, answers: Answers, times: Times, most: int, latency: LanesLatency, charge: bool = True, takes_chunks: bool = True
+) -> LoadResult:
     """Run every answer as a request. ``times``: when each arrives. ``most``: lanes. ``charge``: whether decisions take the time that they
-    take on this processor."""
+    take on this processor. ``takes_chunks``: whether a pass over trees may read a prompt as well, as on a CPU."""
     result, now, arrived = LoadResult(arrivals=times), 0.0, 0
-    lanes: list[SimulatedLane] = []
+    prompts, lanes = Prompts(latency, takes_chunks), list[SimulatedLane]()
     while arrived < len(answers) or lanes:
         if not lanes and times[arrived] > now:
             now = times[arrived]
@@ -142,20 +147,25 @@ def simulate_load(arm: Arm, answers: Answers, times: Times, most: int, latency: 
             lanes.append(SimulatedLane(traces, any_trace(traces).prompt_tokens, now))
             arm.admit(lanes[-1])
             arrived += 1
-        before, started = now, thread_time()
+        before = now
         decoding = [lane for lane in lanes if not lane.unread]
-        now += _read_chunk(lanes, latency, now)
+        reading, rows = prompts.next(lanes)
+        if reading and not (decoding and takes_chunks):
+            now += prompts.read(reading, rows)
+            reading.last, reading, rows = now, None, 0
         if decoding:
             waiting = sum(time <= now for time in times[arrived : arrived + most])
             started = thread_time()
-            planned = arm.plan(decoding, waiting)
+            planned = arm.plan(decoding, waiting, rows)
             decided = thread_time() - started
             accepted = [plan.accepted(lane) for plan, lane in zip(planned, decoding, strict=True)]
-            ms = _round_ms(planned, decoding, latency)
+            ms = prompts.round_ms(planned, decoding, reading, rows)
             started = thread_time()
             arm.observe(decoding, planned, accepted, ms)
             decided = 1000 * (decided + thread_time() - started) if charge and arm.charged else 0.0
             now += ms.whole + decided
+            if reading:
+                reading.last = now
             result.decisions_ms += decided
             result.rounds.append(RoundCount(now, len(planned), sum(plan.nodes for plan in planned), waiting))
             for lane, plan, count in zip(decoding, planned, accepted, strict=True):
@@ -165,25 +175,47 @@ def simulate_load(arm: Arm, answers: Answers, times: Times, most: int, latency: 
     return result
 
 
-def _read_chunk(lanes: Sequence[SimulatedLane], latency: LanesLatency, now: float) -> float:
-    """Read a chunk of the first prompt that waits for it; returns the milliseconds."""
-    reading = next((lane for lane in lanes if lane.unread), None)
-    if reading is None:
-        return 0.0
-    rows = min(CHUNK, reading.unread)
-    reading.unread -= rows
-    took = latency.verify(rows, 1, any_trace(reading.answer).prompt_tokens - reading.unread)
-    reading.last = now + took
-    return took
+@dataclass
+class Prompts:
+    """Reads prompts in chunks, as a forest does: which rows, and what they take."""
 
+    latency: LanesLatency
+    takes_chunks: bool
+    chunks: ChunkSeconds = field(init=False)
+    pace: Pace = field(init=False, default_factory=Pace)
 
-def _round_ms(planned: Sequence[Planned], lanes: Sequence[SimulatedLane], latency: LanesLatency) -> RoundMs:
-    count = len(lanes)
-    growing = growing_lanes(planned)
-    width = max((plan.width for plan in planned if plan.depth), default=0)
-    draft = sum(latency.draft(many, width, at + 1) - latency.draft(many, width, at) for at, many in enumerate(growing))
-    length = sum(lane.length for lane in lanes) / count
-    return RoundMs(draft, latency.verify(sum(plan.nodes for plan in planned), count, length), latency.host(count))
+    def __post_init__(self) -> None:
+        self.chunks = ChunkSeconds(self.latency)
+
+    def next(self, lanes: Sequence[SimulatedLane]) -> tuple[SimulatedLane | None, int]:
+        """The lane whose prompt is read now, and how many rows of it."""
+        waiting = [lane for lane in lanes if lane.unread]
+        if not waiting:
+            return None, 0
+        alone = len(waiting) == 1 < len(lanes)
+        return waiting[0], min(waiting[0].unread, self.chunks.next_rows(CHUNK, self.pace, alone, self.takes_chunks))
+
+    def read(self, lane: SimulatedLane, rows: int) -> float:
+        """Read them in a pass of their own; returns its milliseconds."""
+        lane.unread -= rows
+        took = self.latency.read(rows, any_trace(lane.answer).prompt_tokens - lane.unread)
+        self.chunks.observe(rows, took / 1000)
+        return took
+
+    def round_ms(self, planned: Sequence[Planned], lanes: Sequence[SimulatedLane], reading: SimulatedLane | None, beside: int) -> RoundMs:
+        """A round of ``lanes``, whose pass reads the next ``beside`` rows of ``reading`` too."""
+        count, latency = len(lanes), self.latency
+        growing = growing_lanes(planned)
+        width = max((plan.width for plan in planned if plan.depth), default=0)
+        draft = sum(latency.draft(many, width, at + 1) - latency.draft(many, width, at) for at, many in enumerate(growing))
+        length, rows = sum(lane.length for lane in lanes) / count, sum(plan.nodes for plan in planned)
+        ms = RoundMs(draft, latency.verify_beside(rows, count, length, beside), latency.host(count), beside)
+        if reading:
+            reading.unread -= beside
+            self.chunks.observe(rows + beside, ms.verify / 1000)
+        else:
+            self.pace.count(ms.whole / 1000, rows)
+        return ms
 
 
 def growing_lanes(planned: Sequence[Planned]) -> list[int]:

@@ -4,74 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 
-from policy import PLAIN, FixedPolicy, LaneHistory, LanesLatency, TreeSpec
+from policy import PLAIN, FixedPolicy, LanesLatency
 from runtime import Decoder, SamplingParams
-from runtime.backends.lane_cache import LaneCache
-from runtime.decoding.tree import Tree
-from runtime.lanes.draft import DraftLane, LanesDraft, Wish
-from runtime.lanes.growth import GrowingTree
-from runtime.lanes.target import LanePass, LanesTarget
+from runtime.start.benches import ROWS_OF_A_LANE, SeveralLanes, several_lanes
 
 LANES = (1, 2, 4, 8, 16)
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of a pass
-ROWS_OF_A_LANE = 8  # at most
+CHUNKS = (8, 32, 128)  # rows of a prompt
 SPANS = (128, 512)  # slots of a lane that a pass reads
 LEAST_REPEATS, MOST_REPEATS = 3, 9
-COMMITTED = 2  # tokens that a lane usually commits in a round
-TOKEN = 7
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """A target, a draft and lanes whose caches hold the same number of tokens."""
-
-    target: LanesTarget
-    draft: LanesDraft
-    caches: Sequence[LaneCache]
-    drafts: Sequence[DraftLane]
-
-    def fill(self, length: int) -> None:
-        """Commit tokens until every lane holds ``length``."""
-        for cache, own in zip(self.caches, self.drafts, strict=True):
-            while (missing := min(length - cache.length, self.draft.chunk)) > 0:
-                cache.reserve(length + ROWS_OF_A_LANE)
-                found = self.target.read_chunk(cache, [TOKEN] * missing)
-                self.target.commit([(cache, range(missing))])
-                self.draft.extend(own, [TOKEN] * missing, found.output.features[:missing], read=True)
-
-    def verify(self, lanes: int, rows: int) -> list[LanePass]:
-        """A pass over ``rows`` rows of the first ``lanes`` lanes."""
-        sizes = [rows // lanes + (at < rows % lanes) for at in range(lanes)]
-        return self.target.verify([(cache, Tree.chain([TOKEN] * size)) for cache, size in zip(self.caches, sizes, strict=False)])
-
-    def draft_seconds(self, lanes: int, width: int, depth: int) -> list[float]:
-        """Seconds from the beginning to each level's end, right behind a pass, as in service."""
-        found = self.verify(lanes, lanes * COMMITTED)
-        own = self.drafts[:lanes]
-        before = [(each.cache.length, each.length, each.whole) for each in own]
-        marks: list[float] = []
-
-        def deeper(grown: Sequence[tuple[Wish, GrowingTree]]) -> list[bool]:
-            marks.append(perf_counter() - started)
-            return [True] * len(grown)
-
-        spec = TreeSpec(TreeSpec(1, depth, width).capacity, depth, width)
-        for lane, scored in zip(own, found, strict=True):
-            self.draft.extend(lane, [TOKEN] * COMMITTED, scored.output.features[:COMMITTED], read=True)
-        started = perf_counter()
-        self.draft.draft([Wish(lane, TOKEN, spec, history=LaneHistory()) for lane in own], deeper)
-        marks.append(perf_counter() - started)
-        for lane, (slots, length, whole) in zip(own, before, strict=True):
-            lane.cache.length, lane.length, lane.whole = slots, length, whole
-            lane.waiting_tokens.clear()
-            lane.waiting_features.clear()
-            # as if nothing had been read: the next measurement begins with the same draft
-        return marks
 
 
 def measure_lanes(
@@ -82,15 +27,15 @@ def measure_lanes(
     ``decoder``: one with lanes, where no request runs. ``progress`` is called with the share done."""
     forest, limits = decoder.forest, decoder.manifest.limits
     assert forest is not None
-    assert forest.draft is not None
     counts = tuple(count for count in LANES if count <= decoder.lanes)
     rows = tuple(count for count in ROWS if count <= ROWS_OF_A_LANE * decoder.lanes)
     spans = tuple(span for span in SPANS if span <= limits.context) or (limits.context,)
     depth = max(depths)
-    caches = [LaneCache(forest.target.cache) for _ in range(decoder.lanes)]
-    bench = _Bench(forest.target, forest.draft, caches, [DraftLane(LaneCache(forest.draft.cache)) for _ in caches])
+    bench = several_lanes(forest, decoder.lanes)
     verify: dict[tuple[int, int, int], list[float]] = {}
     draft: dict[tuple[int, int], list[list[float]]] = {}
+    chunks = tuple(count for count in CHUNKS if count <= limits.prefill_rows) or (limits.prefill_rows,)
+    reads: dict[tuple[int, int], list[float]] = {}
     points = [(count, row) for count in counts for row in rows if count <= row <= ROWS_OF_A_LANE * count]
     try:
         for number, span in enumerate(spans):
@@ -100,11 +45,13 @@ def measure_lanes(
                 if repeat > LEAST_REPEATS and perf_counter() > end:
                     break
                 _repeat(bench, span, points, counts, widths if number == 0 else (), depth, verify, draft, warm=repeat > 0)
+                if number == 0:
+                    _repeat_chunks(bench, chunks, reads, warm=repeat > 0)
                 progress((number + repeat / (1 + MOST_REPEATS)) / len(spans))
     finally:
-        for cache in (*caches, *(lane.cache for lane in bench.drafts)):
-            cache.free(clear=True)
+        bench.free()
     table = {key: 1000 * statistics.median(values) for key, values in verify.items()}
+    alone, beside = ([1000 * statistics.median(reads[others, count]) for count in chunks] for others in (0, 1))
     return LanesLatency(
         lanes=counts,
         rows=rows,
@@ -117,11 +64,14 @@ def measure_lanes(
             for count in counts
         ),
         host_ms=tuple(_host_ms(decoder, count) for count in (counts[-1], *counts))[1:],  # the first is warmer for the others
+        chunks=chunks,
+        chunk_ms=tuple(alone),
+        beside_ms=tuple(max(0.0, ms - table[spans[0], 1, 1]) for ms in beside),
     )
 
 
 def _repeat(
-    bench: _Bench,
+    bench: SeveralLanes,
     span: int,
     points: Sequence[tuple[int, int]],
     counts: Sequence[int],
@@ -139,9 +89,19 @@ def _repeat(
             verify.setdefault((span, count, row), []).append(perf_counter() - started)
     for count in counts:
         for width in widths:
-            marks = bench.draft_seconds(count, width, depth)
+            marks = list(bench.drafts(count, width, depth).values())
             if warm:
                 draft.setdefault((count, width), []).append(marks)
+
+
+def _repeat_chunks(bench: SeveralLanes, chunks: Sequence[int], reads: dict[tuple[int, int], list[float]], warm: bool) -> None:
+    """The same for chunks of a prompt: alone, and beside another lane if the graph takes them."""
+    for count in chunks:
+        for others in (0, 1):
+            started = perf_counter()
+            bench.read(count, others if bench.target.takes_chunks else 0)
+            if warm:
+                reads.setdefault((others, count), []).append(perf_counter() - started)
 
 
 def _whole(table: dict[tuple[int, int, int], float], span: int, count: int, rows: Sequence[int]) -> tuple[float, ...]:

@@ -12,16 +12,12 @@ import numpy as np
 
 from policy import FixedPolicy, LatencyModel, TreeSpec
 from runtime import Decoder, SamplingParams
-from runtime.decoding.sampling import TargetOutput
-from runtime.decoding.target import Target
-from runtime.decoding.tree import Tree
-from runtime.drafters.eagle import EagleDrafter
+from runtime.start.benches import one_lane
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 SPANS = (128, 512, 1024, 2048, 4096)  # cache slots that a pass reads
 LONG_SPAN, LONG_INTERVAL = 1024, 3  # longer spans are measured in every third repeat only, because filling the cache takes long
 PROMPT_TOKENS = 32
-COMMITTED = 2  # tokens that a round usually commits
 
 
 def measure_latency(
@@ -34,8 +30,7 @@ def measure_latency(
 ) -> LatencyModel:
     """Medians of ``repeats`` measurements, in milliseconds. Every repeat measures each point once, so that a slow moment of the machine
     affects all points alike. ``progress`` is called with the share done."""
-    target, drafter, limits = decoder.models.target, decoder.models.eagle, decoder.manifest.limits
-    assert drafter is not None
+    bench, limits = one_lane(decoder.models), decoder.manifest.limits
     sizes = decoder.manifest.tree_sizes if decoder.manifest.tensorrt else ROWS
     rows = tuple(count for count in sizes if count <= min(max_rows, limits.tree_nodes))
     spans = tuple(span for span in SPANS if span + max_rows < limits.context) or (limits.context - 1,)
@@ -44,27 +39,27 @@ def measure_latency(
     round_tree = TreeSpec(rows[min(3, len(rows) - 1)], min(2, depths[-1]), widths[-1])
     rounds: list[float] = []
     for repeat in range(repeats):
-        _fill_cache(target, drafter, 0, spans[:2][-1] - max_rows)
+        bench.fill(spans[:2][-1] - max_rows)
         warm = False
         for width, depth in draft:
             spec = TreeSpec(min(limits.tree_nodes, TreeSpec(1, depth, width).capacity), depth, width)
             if repeat == 0 or not warm:
-                _draft_tree(drafter, spec, target.verify(Tree.chain([7] * COMMITTED)))  # binds buffers, reads the rest of the prompt
+                bench.draft_seconds(spec)  # binds buffers, reads the rest of the prompt
                 warm = True
-            # Drafting is timed right after a target pass, as in service, where the target's weights have just evicted the draft's
-            # from the processor's caches.
-            output = target.verify(Tree.chain([7] * COMMITTED))
-            draft[width, depth].append(_milliseconds(partial(_draft_tree, drafter, spec, output)))
+            draft[width, depth].append(1000 * bench.draft_seconds(spec))
         filled = 0
         for span in spans if repeat % LONG_INTERVAL == 0 else [span for span in spans if span <= LONG_SPAN] or spans:
-            filled = _fill_cache(target, drafter, filled, span - max_rows)
+            if filled:
+                bench.extend(span - max_rows - filled)
+            else:
+                bench.fill(span - max_rows)
+            filled = span - max_rows
             for count in rows:
-                target.verify(Tree.chain([7] * count))  # binds buffers, lays out caches
-                verify[span, count].append(_milliseconds(partial(target.verify, Tree.chain([7] * count))))
+                bench.verify(1, count)  # binds buffers, lays out caches
+                verify[span, count].append(_milliseconds(partial(bench.verify, 1, count)))
         rounds.append(_round_ms(decoder, round_tree))
         progress((repeat + 1) / repeats)
-    target.cache.truncate(0)
-    drafter.begin()
+    bench.fill(0)
     latency = LatencyModel(
         rows=rows,
         spans=spans,
@@ -78,21 +73,6 @@ def measure_latency(
     # busy machine slowed both down.
     missing = max(0.0, statistics.median(rounds) - latency.round_with(round_tree, PROMPT_TOKENS))
     return replace(latency, draft_ms=tuple(tuple(cost + missing for cost in costs) for costs in latency.draft_ms))
-
-
-def _draft_tree(drafter: EagleDrafter, spec: TreeSpec, output: TargetOutput) -> None:
-    drafter.extend([7] * COMMITTED, output, range(COMMITTED))
-    drafter.draft(7, spec)
-
-
-def _fill_cache(target: Target, drafter: EagleDrafter, start: int, length: int) -> int:
-    """Commit tokens until the cache holds ``length``; it holds ``start`` now (0: empty it first). Returns ``length``."""
-    if start == 0:
-        target.cache.truncate(0)
-        drafter.begin()
-    for chunk, output in target.prefill([7] * (length - start)):
-        drafter.extend(chunk, output, range(len(chunk)))
-    return length
 
 
 def _milliseconds(work: Callable[[], object]) -> float:

@@ -9,14 +9,17 @@ from pathlib import Path
 from .cgroup import cpu_quota, memory_limit
 
 
-def processor_name() -> str:
-    """The processor's model name, such as "Intel(R) Xeon(R) Platinum 8480"."""
+def processor_name(root: Path = Path("/")) -> str:
+    """The processor's model name, with its family and model numbers on x86: a virtual machine's name, such as "AMD EPYC", tells too little.
+    ``root``: where /proc is."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = (root / "proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    first = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    name = first.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{key.removeprefix('cpu ')} {first[key]}" for key in ("cpu family", "model") if key in first]
+    return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
 def usable_cores(root: Path = Path("/")) -> int:

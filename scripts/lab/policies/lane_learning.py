@@ -107,13 +107,13 @@ class LearningBudget(SharedBudget):
     def admit(self, lane: SimulatedLane) -> None:
         lane.history = Recent()
 
-    def plan(self, lanes: Sequence[SimulatedLane], waiting: int) -> list[Planned]:
+    def plan(self, lanes: Sequence[SimulatedLane], waiting: int, beside: int) -> list[Planned]:
         self._states = {lane: self._state(lane, len(lanes)) for lane in lanes}
         if self._who is not None:
             for lane, predicted in zip(lanes, self._who(np.stack(list(self._states.values()))), strict=True):
                 assert isinstance(lane.history, Recent)
                 lane.history.predicted = float(predicted)
-        return super().plan(lanes, waiting)
+        return super().plan(lanes, waiting, beside)
 
     def _state(self, lane: SimulatedLane, lanes: int) -> np.ndarray:
         history, pool = lane.history, self.budget.pool

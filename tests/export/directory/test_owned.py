@@ -20,7 +20,7 @@ def engine(tmp_path: Path) -> Path:
     directory = tmp_path / "engine"
     (directory / ".tuning.partial-abc").mkdir(parents=True)
     (directory / "manifest.json").write_text(json.dumps(OURS))
-    for name in ("target.data", "net.onnx", "timing.cache", ".hashed.json", ".hashed.json.x1", "tuned-0123456789ab.plan"):
+    for name in ("target.data", "net.onnx", "timing.cache", ".hashed.json", ".hashed.json.x1", ".costs.json", "tuned-0123456789ab.plan"):
         (directory / name).write_text("x")
     return directory
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from export.tuning.load.arms import LanePolicies, SharedBudget
 from export.tuning.load.arrivals import at_once, bursts, day, steady
 from export.tuning.load.bounds import Bound, all_scores, clairvoyant
 from export.tuning.load.compare import Setting, compare, described, fastest, fit_load
-from export.tuning.load.simulation import Arm, simulate_load
+from export.tuning.load.simulation import Arm, Planned, SimulatedLane, simulate_load
 from export.tuning.load.trees import replay_trees
 from export.tuning.load.worlds import World, load_world, world_names
 from export.tuning.replay.simulation import fixed_trees, replay
@@ -25,7 +26,7 @@ BOUNDS = TreeSpec(7, 6, 1)
 ACCEPTANCE = Calibration(1.0, 0.0, 0.0, 0.0, 0.0, (7, 6, 1))
 
 
-def answers(count: int, seed: int = 0, length: int = 50) -> list[dict[int, Trace]]:
+def answers(count: int, seed: int = 0, length: int = 50, prompt: int = 20) -> list[dict[int, Trace]]:
     """Chains whose scores say how likely each token is accepted, more in some answers than in others."""
     random, made = np.random.default_rng(seed), []
     for index in range(count):
@@ -33,7 +34,7 @@ def answers(count: int, seed: int = 0, length: int = 50) -> list[dict[int, Trace
         scores = np.cumsum(steps, 1).astype(np.float32)
         right = np.cumprod(random.random((length, 6)) < np.exp(steps), 1).astype(bool)
         path = np.where(right, np.arange(6), -1).astype(np.int16)
-        made.append({1: Trace(20, 1, scores, np.arange(1, 7, dtype=np.int8), path, np.zeros((length, 1), np.float16))})
+        made.append({1: Trace(prompt, 1, scores, np.arange(1, 7, dtype=np.int8), path, np.zeros((length, 1), np.float16))})
     return made
 
 
@@ -74,6 +75,38 @@ def test_more_lanes_share_passes() -> None:
     assert rates[2] > 1.2 * rates[1]
 
 
+class Beside(LanePolicies):
+    """Plain decoding that notes the rows of prompts in its passes."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: FixedPolicy(PLAIN))
+        self.rows: list[int] = []
+
+    def plan(self, lanes: Sequence[SimulatedLane], waiting: int, beside: int) -> list[Planned]:
+        self.rows.append(beside)
+        return super().plan(lanes, waiting, beside)
+
+
+def test_prompts_are_read_in_the_passes_that_decode() -> None:
+    """One pass for both loads the weights once, and a chunk beside running answers is bounded as in a forest."""
+    given, arm, apart = answers(12, prompt=300), Beside(), Beside()
+    one = simulate_load(arm, given, at_once(12), 4, LANES, charge=False)
+    two = simulate_load(apart, given, at_once(12), 4, LANES, charge=False, takes_chunks=False)
+    assert one.tokens == two.tokens == 12 * 50
+    assert one.busy_ms < two.busy_ms
+    assert not any(apart.rows)
+    assert 300 <= sum(arm.rows) <= 11 * 300  # nobody decodes beside the first prompt
+    assert max(arm.rows) <= 128
+
+
+def test_what_a_chunk_costs_is_what_was_measured() -> None:
+    known = replace(LANES, chunks=(16, 128), chunk_ms=(20.0, 132.0), beside_ms=(10.0, 122.0))
+    assert known.read(64, 0) == pytest.approx(68)
+    assert known.verify_beside(8, 4, 0, 64) == pytest.approx(LANES.verify(8, 4, 0) + 58)
+    assert known.verify_beside(8, 4, 0, 0) == LANES.verify(8, 4, 0)
+    assert LANES.verify_beside(8, 4, 0, 64) == LANES.verify(72, 4, 0)
+
+
 def test_waiting_for_arrivals_is_not_busy_time() -> None:
     given = answers(6)
     apart = simulate_load(fixed(PLAIN), given, [1e6 * at for at in range(6)], 4, LANES, charge=False)
@@ -102,6 +135,24 @@ def test_the_cost_model_is_as_good_as_the_best_tree_and_below_the_bounds() -> No
         assert rates["clairvoyant"] > rates["all scores known"] > 0.99 * rates["cost-model"]
     assert fastest(found) in ("table", "cost-model")
     assert len(described(found, fitted, setting.default)) == 9
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("right", [0.02, 0.2, 0.35])
+def test_at_no_load_is_the_row_budget_slower_than_plain_decoding(lanes: int, right: float) -> None:
+    """Where the draft is hopeless, and where it hardly pays: what is lost is what trials cost."""
+    given = [
+        {1: replace(each[1], path=_accepted(each[1], right, seed))} for seed, each in enumerate(answers(4 * max(4, lanes), length=120))
+    ]
+    arms = SharedBudget(RowBudget(LANES, 8 * lanes), BOUNDS), fixed(PLAIN)
+    budget, plain = (simulate_load(arm, given, at_once(len(given)), lanes, LANES, charge=False).rate for arm in arms)
+    assert budget > 0.99 * plain
+
+
+def _accepted(trace: Trace, right: float, seed: int) -> np.ndarray:
+    """A path that takes each token of the chain with this probability, whatever its score says."""
+    taken = np.cumprod(np.random.default_rng(seed).random((len(trace), 6)) < right, 1).astype(bool)
+    return np.where(taken, np.arange(6), -1).astype(np.int16)
 
 
 def test_the_table_has_smaller_trees_for_more_lanes() -> None:

@@ -143,7 +143,16 @@ def expect_report(text: str) -> None:
     for words in ("plain decoding", "cost model", "Re-SpS and LTD", "oracle", "regret", "What a round costs here", "1,0,0"):
         assert words in text, words
     assert text.count("<svg") == 7
-    for words in ("Several requests at a time", "clairvoyant", "Who got the rows", "4 lanes", "the table"):
+    for words in (
+        "Several requests at a time",
+        "clairvoyant",
+        "Who got the rows",
+        "<th>1 lane</th>",
+        "4 lanes",
+        "the table",
+        "For sampled requests",
+        "interval",
+    ):
         assert words in text, words
     assert not re.search(r"<script|<link|src=|@import", text)
 

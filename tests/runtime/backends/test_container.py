@@ -12,7 +12,7 @@ import pytest
 
 from runtime import Decoder, RespsError
 from runtime.backends.cpu.cgroup import cpu_quota, memory_limit
-from runtime.backends.cpu.processor import usable_cores, usable_memory
+from runtime.backends.cpu.processor import processor_name, usable_cores, usable_memory
 from runtime.console import run_command
 from runtime.errors import memory_errors
 from tests.support.exporting import Run
@@ -103,6 +103,17 @@ def test_threads_are_limited_by_affinity_and_quota(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)), raising=False)
     assert usable_cores(system(tmp_path, "0::/\n", v2(), {f"{V2}/cpu.max": quota})) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\n", "AMD EPYC (family 25, model 1)"),
+        ("processor : 0\nmodel name : A core: fast\n", "A core: fast"),
+    ],
+)
+def test_a_processor_is_known_by_more_than_a_virtual_machines_name(tmp_path: Path, text: str, name: str) -> None:
+    assert processor_name(system(tmp_path, "", "", {"/proc/cpuinfo": text})) == name
 
 
 def test_hyper_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

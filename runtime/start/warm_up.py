@@ -7,12 +7,12 @@ from contextlib import suppress
 
 from policy import FixedPolicy, TreeSpec
 
-from .decoding.gumbel import MakeSampler
-from .errors import PromptError
-from .manifest.schema import Limits, Manifest
-from .request import Request
-from .sampling_params import SamplingParams
-from .text.tokenizer import Tokenizer
+from ..decoding.gumbel import MakeSampler
+from ..errors import PromptError
+from ..manifest.schema import Limits, Manifest
+from ..request import Request
+from ..sampling_params import SamplingParams
+from ..text.tokenizer import Tokenizer
 
 WARM_UP_TOKENS = 8
 
