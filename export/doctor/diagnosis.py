@@ -1,0 +1,217 @@
+"""From the evidence to findings: the reading of the checkpoint that explains it best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..checkpoints.draft_checkpoint import DraftCheckpoint
+from .alternatives import Alternative, draft_alternatives, layer_alternatives
+from .evidence import DEPTH, Answer
+from .replay import Gain, Reading, Scores, gain, held_draft, interval, replay
+from .streams import Streams
+
+HEALTHY = 0.25  # trained on 5,000 conversations they have 0.36 (speculators), EAGLE-3's own 0.79 (arXiv 2503.01840, figure 7); wrong ones 0.1
+FIRST = 3  # answers that sort out readings which are far worse
+WELL = 0.7  # from here on nothing is gained by running the target once more
+LEARNED = 0.2  # with a learned map; guessing the most frequent token everywhere gives less
+KEPT = 0.6  # of the first level's share at the second; healthy drafts keep 0.85 and more
+KNOWN = 0.8  # share of the answers' tokens that a draft's vocabulary should hold; usual are 0.97 and more
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``fault``: what is wrong. ``evidence``: in numbers. ``cure``: what to do."""
+
+    fault: str
+    evidence: str
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.fault}: {self.evidence} — {self.cure}"
+
+
+@dataclass(frozen=True)
+class Level:
+    """How often the served draft's guess at a level was right, where those above it were: the share, its interval, and of how many
+    positions."""
+
+    share: float
+    low: float
+    high: float
+    positions: int
+
+
+def levels(answers: Sequence[Answer]) -> list[Level]:
+    """The levels of a chain of DEPTH, as the engine drafts it at every position of the answers."""
+    found = []
+    for level in range(1, DEPTH + 1):
+        served, _ = _served(answers, level)
+        if len(served.labels):
+            low, high = interval(served.right.astype(float), served.answers)
+            found.append(Level(float(served.right.mean()), max(low, 0.0), min(high, 1.0), len(served.labels)))
+    return found
+
+
+Compute = Callable[[Collection[int]], Streams]
+"""Computes the target's streams over the answers, at these layers."""
+
+
+def diagnose(draft: DraftCheckpoint, answers: Sequence[Answer], quantized: bool, compute: Compute) -> list[Finding]:
+    """What is wrong, the gravest first. ``quantized``: whether the target's weights were rounded by the export."""
+    search = _Search(Reading(held_draft(draft), tuple(answers)), compute)
+    found = [*search.engine(), *search.cures(quantized)]
+    return found or list(search.without_cure())
+
+
+class _Search:
+    """``reading``: the best so far."""
+
+    def __init__(self, reading: Reading, compute: Compute) -> None:
+        self.reading, self.compute = reading, compute
+        self.scores = {level: replay(reading, level) for level in (1, 2)}
+
+    def engine(self) -> Iterator[Finding]:
+        """Whether the engine's draft is worse than its checkpoint, and as which other reading it computes."""
+        for level in (1, 2):
+            served, reached = _served(self.reading.answers, level)
+            better = gain(served, self.scores[level].only(reached))
+            if not better.clear:
+                continue
+
+            def like_served(scores: Scores, served: Scores = served, reached: np.ndarray = reached) -> Scores:
+                return replace(scores.only(reached), labels=served.guesses)
+
+            alike = like_served(self.scores[level])
+            as_other = self._best(
+                (each for each in draft_alternatives(self.reading) if each.level == level),
+                lambda each: gain(alike, like_served(replay(each.read(self.reading), level))),  # noqa: B023 - called at once
+            )
+            fault = "the engine does not draft as the checkpoint says" + (f", but with {as_other[0].name}" if as_other else "")
+            yield _finding(fault, level, better, "export again with --force; if it stays, with --draft-precision fp32")
+            return
+
+    def cures(self, quantized: bool) -> Iterator[Finding]:
+        """The readings that are clearly better: the best one where the first guess shows it, then where the second does."""
+        for level in (1, 2):
+            best = self._best((each for each in draft_alternatives(self.reading) if each.level == level), self._gain)
+            if best:
+                yield _finding(best[0].fault, level, best[1], best[0].cure)
+                self._adopt(best[0].read(self.reading))
+            elif level == 1:
+                if self.scores[1].right.mean() < WELL:
+                    yield from self._with_streams(quantized)
+                yield from self._learned_map()
+
+    def _adopt(self, reading: Reading) -> None:
+        self.reading = reading
+        self.scores = {level: replay(reading, level) for level in (1, 2)}
+
+    def _gain(self, alternative: Alternative) -> Gain:
+        level, reading = alternative.level, alternative.read(self.reading)
+        few = replace(reading, answers=reading.answers[:FIRST])
+        before = self.scores[level]
+        first = gain(before.only(before.answers < FIRST), replay(few, level))
+        return first if first.high < 0 else gain(before, replay(reading, level))
+
+    def _best(self, alternatives: Iterator[Alternative], worth: Callable[[Alternative], Gain]) -> tuple[Alternative, Gain] | None:
+        tried = [(each, worth(each)) for each in alternatives]
+        clear = [(each, better) for each, better in tried if better.clear]
+        return max(clear, key=lambda one: one[1].after, default=None)
+
+    def _with_streams(self, quantized: bool) -> Iterator[Finding]:
+        """What needs the target's other layers, or the target without rounding."""
+        captured = self.reading.draft.arch.captured
+        others = layer_alternatives(captured, self.reading.draft.target.arch)
+        streams = self.compute({layer for layers in (captured, *others) for layer in layers})
+        exact = self.reading.with_features(streams.features(captured))
+        before = replay(exact, 1)
+        tried = [(layers, gain(before, replay(exact.with_features(streams.features(layers)), 1))) for layers in others]
+        clear = [(layers, better) for layers, better in tried if better.clear]
+        if clear:
+            layers, better = max(clear, key=lambda one: one[1].after)
+            where = f"list the layers as {list(layers)} (entered) or {[each - 1 for each in layers]} (left)"
+            yield _finding(
+                f"the draft should read layers {_listed(layers)} of the target, and reads {_listed(captured)}",
+                1,
+                better,
+                f"correct eagle_aux_hidden_state_layer_ids in the draft's config.json, as its format counts: {where}, and export again",
+            )
+        elif quantized:
+            yield from self._rounding(exact, streams)
+
+    def _rounding(self, exact: Reading, streams: Streams) -> Iterator[Finding]:
+        pairs = zip(exact.answers, streams.choices, strict=True)
+        unrounded = replace(exact, answers=tuple(replace(answer, choices=choices) for answer, choices in pairs))
+        better = gain(self.scores[1], replay(unrounded, 1))
+        if better.clear:
+            yield _finding(
+                "the draft was trained for the unquantized target",
+                1,
+                better,
+                "export with a higher --precision, or train the draft on answers of the quantized target (resps-train)",
+            )
+
+    def _learned_map(self) -> Iterator[Finding]:
+        """A map from the draft's ids to the target's, learned from one half of the answers and tried on the other."""
+        scores = self.scores[1]
+        learned = scores.guesses.copy()
+        for half in (0, 1):
+            seen = scores.answers % 2 != half
+            pairs, counts = np.unique(np.stack([scores.guesses[seen], scores.labels[seen]]), axis=1, return_counts=True)
+            most = {int(pairs[0, index]): int(pairs[1, index]) for index in np.argsort(counts, kind="stable")}
+            learned[~seen] = [most.get(int(guess), int(guess)) for guess in scores.guesses[~seen]]
+        better = gain(scores, replace(scores, guesses=learned))
+        if better.clear and better.after > 2 * better.before and better.after >= LEARNED:
+            fault = "the draft's vocabulary map (d2t) belongs to another draft: one learned from the answers is better"
+            yield _finding(fault, 1, better, "get d2t and t2d of this draft again, and export again")
+
+    def without_cure(self) -> Iterator[Finding]:
+        """What no other reading explains."""
+        first, second = (self.scores[level].right.mean() for level in (1, 2))
+        known = np.isin(self.scores[1].labels, self.reading.draft.tokens).mean()
+        share = f"guess 1 is right at {first:.2f} of {len(self.scores[1].labels)} positions"
+        if known < KNOWN:
+            yield Finding(
+                "the draft's vocabulary lacks what the target writes here",
+                f"it holds {known:.2f} of the answers' tokens, {share}",
+                "use a draft that was trained on texts of this kind, or ask with --prompts what the target is for",
+            )
+        elif first < HEALTHY:
+            yield Finding(
+                "the draft was trained for another target, or not enough",
+                f"{share}, drafts of any use reach {HEALTHY}, and no other reading of the checkpoint is better",
+                "use the draft that was made for exactly these weights, or train one (resps-train)",
+            )
+        elif second < KEPT * first:
+            yield Finding(
+                "the draft gets worse with depth",
+                f"{share}, guess 2 at {second:.2f} though the text before it is given",
+                "use a draft that was trained on its own features (EAGLE-3's training-time test), or trees of depth 1",
+            )
+
+
+def _served(answers: Sequence[Answer], level: int) -> tuple[Scores, np.ndarray]:
+    """What the engine guessed where its guesses before were right, and where that was, bool [m]."""
+    found, reached = [], []
+    for index, answer in enumerate(answers):
+        labels = answer.labels(level)
+        guesses = answer.guesses[: len(labels)]
+        right = np.ones(len(labels), bool)
+        for above in range(1, level):
+            right &= guesses[:, above - 1] == answer.labels(above)[: len(labels)]
+        reached.append(right)
+        unknown, belongs = np.full(len(labels), np.nan), np.full(len(labels), index)
+        found.append(Scores(guesses[:, level - 1], labels, unknown, belongs).only(right))
+    joined = (np.concatenate([getattr(each, name) for each in found]) for name in ("guesses", "labels", "nats", "answers"))
+    return Scores(*joined), np.concatenate(reached)
+
+
+def _finding(fault: str, level: int, better: Gain, cure: str) -> Finding:
+    return Finding(fault, f"guess {level} is {better}", cure)
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
