@@ -1,8 +1,8 @@
 """Other readings of a draft's checkpoint: each undoes one mistake that is made with drafts.
 
-Sources: the switches of the published families (export/checkpoints/draft_arch.py), and reports of drafts that accept little: captured layers
-(SafeAILab/EAGLE#276, sgl-project/sglang#32334), the output norm (vllm-project/vllm#14464, #42764), the vocabulary map (verl-SpeCo#66),
-RoPE (SpecForge#265), stale embeddings and heads (TorchSpec#38).
+Sources: the switches of the published families (export/checkpoints/draft_arch.py), and reports of drafts that accept little: captured
+layers (SafeAILab/EAGLE#276, sgl-project/sglang#32334), the output norm (vllm-project/vllm#14464, #42764), the vocabulary map
+(verl-project/verl-SpeCo#66), RoPE (sgl-project/SpecForge#265), stale embeddings and heads (TorchSpec#38).
 """
 
 from __future__ import annotations
@@ -18,21 +18,14 @@ from ..checkpoints.draft_checkpoint import HEAD
 from ..checkpoints.rope import Rope
 from .replay import Reading
 
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 _CONFIG = "in the draft's config.json and export again"
 _THETAS = (10000.0, 500000.0, 1000000.0)  # of Llama 2 and of EAGLE's own code, of Llama 3, of Qwen
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """``name``: what it reads otherwise. ``fault``: what is wrong if it fits the target better; ``cure``: what to do then. ``level``: where it
-    shows first."""
+    """``name``: what it reads otherwise. ``fault``: what is wrong if it fits the target better; ``cure``: what to do then. ``level``: where
+    it shows first."""
 
     name: str
     fault: str
@@ -68,14 +61,6 @@ def _switches(reading: Reading) -> Iterator[Alternative]:
                 f"get the checkpoint with its norm tensors, or add tensors of ones and set {name} to true {_CONFIG}",
                 lambda old, name=name: _with_norms(old, name),  # type: ignore[misc]
             )
-    for step in (-1, 1):
-        yield Alternative(
-            f"the positions of drafted levels {'lower' if step < 0 else 'higher'} by one for each level",
-            f"the positions of drafted levels are too {'large' if step < 0 else 'small'}: by one for each level",
-            "use a draft that was trained with EAGLE's positions",
-            lambda old, step=step: replace(old, slip=old.slip + step),  # type: ignore[misc]
-            2,
-        )
 
 
 def _switched(arch: DraftArch, name: str, text: str, level: int = 1) -> Alternative:
@@ -96,7 +81,7 @@ def _with_norms(reading: Reading, name: str) -> Reading:
 
 def _ropes(reading: Reading) -> Iterator[Alternative]:
     own, target = reading.draft.arch.layer.rope, reading.draft.target.arch.rope
-    ropes = [replace(own, scaling=None, factors=None), replace(own, theta=target.theta), target, Rope(own.theta, _LLAMA3)]
+    ropes = [replace(own, scaling=None, factors=None), replace(own, theta=target.theta), target]
     ropes += [replace(own, theta=theta) for theta in _THETAS]
     for rope in [rope for index, rope in enumerate(ropes) if rope != own and rope not in ropes[:index]]:
         yield Alternative(

@@ -13,8 +13,10 @@ from .evidence import DEPTH, Answer
 from .replay import Gain, Reading, Scores, gain, held_draft, interval, replay
 from .streams import Streams
 
-HEALTHY = 0.25  # trained on 5,000 conversations they have 0.36 (speculators), EAGLE-3's own 0.79 (arXiv 2503.01840, figure 7); wrong ones 0.1
-FIRST = 3  # answers that sort out readings which are far worse
+HEALTHY = (
+    0.25  # trained on 5,000 conversations they have 0.36 (speculators), EAGLE-3's own 0.79 (arXiv 2503.01840, figure 7); wrong ones 0.1
+)
+FIRST = 2  # answers that sort out readings which are far worse
 WELL = 0.7  # from here on nothing is gained by running the target once more
 LEARNED = 0.2  # with a learned map; guessing the most frequent token everywhere gives less
 KEPT = 0.6  # of the first level's share at the second; healthy drafts keep 0.85 and more

@@ -37,9 +37,9 @@ def open_pair(manifest: Manifest, weights: str | None, draft_weights: str | None
     entry = model_entry(model) if model else ModelEntry(weights or "", None)
     target = open_checkpoint(locate(entry, weights))
     directory = locate_draft(entry, draft_weights or given("--draft-weights"))
-    if manifest.draft is None or directory is None:
-        raise BenchError("the engine has no EAGLE-3 draft, so there is no pair to examine — export with --draft-weights")
+    if directory is None:
+        raise BenchError("the engine does not say where its draft came from — name it with --draft-weights")
     draft = open_draft(directory, target)
-    if draft.sha256 != manifest.draft.weights_sha256:
+    if manifest.draft is None or draft.sha256 != manifest.draft.weights_sha256:
         raise BenchError(f"the engine was exported from another draft than {directory} — name it with --draft-weights, or export again")
     return Pair(target, text_of(target, entry.chat_template), draft)

@@ -78,11 +78,10 @@ def held_draft(draft: DraftCheckpoint) -> HeldDraft:
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read a pair. ``slip``: what is added to the position of a drafted row for each level."""
+    """One way to read a pair."""
 
     draft: HeldDraft
     answers: tuple[Answer, ...]
-    slip: int = 0
 
     def with_arch(self, **changed: Any) -> Reading:
         """Other switches of the draft."""
@@ -142,7 +141,7 @@ def _log_probs(reading: Reading, answer: Answer, level: int) -> np.ndarray:
         beside = np.zeros((count, len(drafted)), bool)
         mask = np.block([[tri, beside], [tri[drafted], np.eye(len(drafted), dtype=bool)]])
         joined = np.concatenate([tokens[1 : count + 1], tokens[drafted + 2]])
-        positions = np.concatenate([rows, np.maximum(drafted + 1 + reading.slip, 0)])
+        positions = np.concatenate([rows, drafted + 1])
         _, scores = reference_pass(draft, joined, np.concatenate([hidden, following[drafted]]), positions, mask, _EXACT)
         scores = scores[count:]
     else:

@@ -51,7 +51,9 @@ class Examination:
         assert draft is not None
         lines = [f"{self.manifest.model} in {self.manifest.precision}, draft {draft.name} in {draft.precision}: {self.answers} answers"]
         for number, level in enumerate(self.levels, 1):
-            lines.append(f"guess {number} is right at {level.share:.2f} ({level.low:.2f} to {level.high:.2f}) of {level.positions} positions")
+            lines.append(
+                f"guess {number} is right at {level.share:.2f} ({level.low:.2f} to {level.high:.2f}) of {level.positions} positions"
+            )
         return [*lines, *map(str, self.findings)] if self.findings else [*lines, "nothing found"]
 
 
@@ -79,9 +81,7 @@ def examined(given: Mapping[str, Any], files: Sequence[Path], new_tokens: int) -
     return Examination(decoder.manifest, len(answers), sum(len(each.labels(1)) for each in answers), levels(answers), found)
 
 
-def _template_finding(
-    decoder: Decoder, other: OtherTemplate, asked: Sequence[str], answers: Sequence[Answer], new_tokens: int
-) -> Finding:
+def _template_finding(decoder: Decoder, other: OtherTemplate, asked: Sequence[str], answers: Sequence[Answer], new_tokens: int) -> Finding:
     template, special = ChatTemplate(other.source), decoder.manifest.tokens.special
     texts = [template.render([{"role": "user", "content": text}], special) for text in asked]
     again = collect(decoder, [decoder.tokenizer.encode_raw(text) for text in texts], new_tokens, progress)

@@ -58,8 +58,8 @@ def _foreign_target(config: Config, tensors: Tensors) -> None:
 
 
 FAULTS: Mapping[str, Callable[[Config, Tensors], None]] = {
-    "the draft should read layers 2, 15, 27 of the target, and reads 1, 14, 26": lambda config, tensors: config.update(
-        eagle_config={"eagle_aux_hidden_state_layer_ids": [0, 13, 25]}
+    "the draft should read layers 2, 15, 27 of the target, and reads 3, 16, 28": lambda config, tensors: config.update(
+        eagle_aux_hidden_state_layer_ids=[3, 16, 28]
     ),
     "the residual of the draft's layer should be left as it is": lambda config, tensors: config.update(norm_before_residual=True),
     "the feature fed back should be left as it is": lambda config, tensors: config.update(norm_output=True),
@@ -80,7 +80,9 @@ def plant(draft: Path, out: Path, fault: Callable[[Config, Tensors], None]) -> P
     """A copy of ``draft`` with the fault."""
     shutil.copytree(draft, out, ignore=shutil.ignore_patterns("tuning"))
     config = json.loads((out / "config.json").read_text())
-    tensors = {name: each if each.dtype.kind in "ib" else each.astype(np.float32) for name, each in load_file(out / "model.safetensors").items()}
+    tensors = {
+        name: each if each.dtype.kind in "ib" else each.astype(np.float32) for name, each in load_file(out / "model.safetensors").items()
+    }
     fault(config, tensors)
     kept = {name: np.ascontiguousarray(each, np.float32 if each.dtype.kind == "f" else None) for name, each in tensors.items()}
     save_file(kept, out / "model.safetensors")
