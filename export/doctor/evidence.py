@@ -52,7 +52,7 @@ def collect(decoder: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int,
 
 
 def _followed(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int]) -> Answer:
-    features, guesses = [], []
+    features, guesses = list[np.ndarray](), list[np.ndarray]()
     for part in _steps(decoder, prompt, answer):
         (features if part.ndim == 2 else guesses).append(part)
     tokens = np.array([*prompt, *answer])
@@ -87,4 +87,4 @@ def _steps(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int]) -> It
 def _turned_back(rows: np.ndarray) -> np.ndarray:
     """Rows [n, H] of a rotated stream, in the checkpoint's channels."""
     matrix = rotated(np.eye(rows.shape[-1]))
-    return (rows @ matrix.T).astype(np.float32)
+    return np.asarray(rows @ matrix.T, np.float32)

@@ -109,7 +109,8 @@ class Scores:
 
     @property
     def right(self) -> np.ndarray:
-        return self.guesses == self.labels
+        """Where the guess is the label, bool [m]."""
+        return np.asarray(self.guesses == self.labels)
 
     def only(self, kept: np.ndarray) -> Scores:
         """At the positions ``kept``, bool [m]."""
@@ -164,11 +165,14 @@ class Gain:
     @property
     def clear(self) -> bool:
         """Whether it is neither chance nor too small to matter."""
-        return (self.low > 0 and self.after - self.before >= LEAST) or (self.least > 0 and self.nats >= LEAST_NATS)
+        surer = self.least > 0 and self.nats >= LEAST_NATS and self.after >= self.before
+        return surer or (self.low > 0 and self.after - self.before >= LEAST)
 
     def __str__(self) -> str:
         shares = f"{self.before:.2f} of the positions as it is, at {self.after:.2f} so ({self.low:+.2f} to {self.high:+.2f})"
-        return f"right at {shares}" + (f", {self.nats:+.2f} nats for the right token" if np.isfinite(self.nats) and self.nats else "")
+        return f"right at {shares}" + (
+            f", {self.nats:+.2f} nats (at least {self.least:+.2f}) for the right token" if np.isfinite(self.nats) and self.nats else ""
+        )
 
 
 def gain(before: Scores, after: Scores) -> Gain:

@@ -26,11 +26,10 @@ from .template import OtherTemplate, other_template
 
 @dataclass(frozen=True)
 class Examination:
-    """What the doctor saw. ``positions``: where the draft guessed."""
+    """What the doctor saw. ``answers``: how many there were."""
 
     manifest: Manifest
     answers: int
-    positions: int
     levels: Sequence[Level]
     findings: Sequence[Finding]
 
@@ -78,7 +77,7 @@ def examined(given: Mapping[str, Any], files: Sequence[Path], new_tokens: int) -
         return target_streams(pair.target, [answer.tokens for answer in answers], wanted, progress)
 
     found += diagnose(pair.draft, answers, decoder.manifest.precision not in ("fp32", "bf16", "fp16"), compute)
-    return Examination(decoder.manifest, len(answers), sum(len(each.labels(1)) for each in answers), levels(answers), found)
+    return Examination(decoder.manifest, len(answers), levels(answers), found)
 
 
 def _template_finding(decoder: Decoder, other: OtherTemplate, asked: Sequence[str], answers: Sequence[Answer], new_tokens: int) -> Finding:
