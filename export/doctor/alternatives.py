@@ -45,7 +45,7 @@ def draft_alternatives(reading: Reading) -> Iterator[Alternative]:
 def _switches(reading: Reading) -> Iterator[Alternative]:
     arch = reading.draft.arch
     yield _switched(arch, "norm_before_residual", "the residual of the draft's layer should be {}")
-    yield _switched(arch, "norm_output", "the feature fed back should be {} (EAGLE-3.1)", 2)
+    yield _switched(arch, "norm_output", "the feature fed back should be {}", 2)
     if arch.fc_norm or arch.norm_before_fc:
         yield Alternative(
             "no norm before fc",
