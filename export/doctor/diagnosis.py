@@ -10,12 +10,10 @@ import numpy as np
 from ..checkpoints.draft_checkpoint import DraftCheckpoint
 from .alternatives import Alternative, draft_alternatives, layer_alternatives
 from .evidence import DEPTH, Answer
-from .replay import Gain, Reading, Scores, gain, held_draft, interval, replay
+from .replay import LEAST, WORKS, Gain, Reading, Scores, gain, held_draft, interval, replay
 from .streams import Streams
 
-HEALTHY = (
-    0.25  # trained on 5,000 conversations they have 0.36 (speculators), EAGLE-3's own 0.79 (arXiv 2503.01840, figure 7); wrong ones 0.1
-)
+WORKS = 0.25  # trained on 5,000 conversations they have 0.36 (speculators), EAGLE-3's own 0.79 (arXiv 2503.01840, figure 7); wrong ones 0.1
 FIRST = 2  # answers that sort out readings which are far worse
 WELL = 0.7  # from here on nothing is gained by running the target once more
 LEARNED = 0.2  # with a learned map; guessing the most frequent token everywhere gives less
@@ -121,7 +119,8 @@ class _Search:
     def _best(self, alternatives: Iterator[Alternative], worth: Callable[[Alternative], Gain]) -> tuple[Alternative, Gain] | None:
         tried = [(each, worth(each)) for each in alternatives]
         clear = [(each, better) for each, better in tried if better.clear]
-        return max(clear, key=lambda one: one[1].after, default=None)
+        near = max((better.after for _, better in clear), default=0.0) - LEAST
+        return max((one for one in clear if one[1].after >= near), key=lambda one: one[1].nats, default=None)
 
     def _with_streams(self, quantized: bool) -> Iterator[Finding]:
         """What needs the target's other layers, or the target without rounding."""
@@ -181,10 +180,10 @@ class _Search:
                 f"it holds {known:.2f} of the answers' tokens, {share}",
                 "use a draft that was trained on texts of this kind, or ask with --prompts what the target is for",
             )
-        elif first < HEALTHY:
+        elif first < WORKS:
             yield Finding(
                 "the draft was trained for another target, or not enough",
-                f"{share}, drafts of any use reach {HEALTHY}, and no other reading of the checkpoint is better",
+                f"{share}, drafts of any use reach {WORKS}, and no other reading of the checkpoint is better",
                 "use the draft that was made for exactly these weights, or train one (resps-train)",
             )
         elif second < KEPT * first:
