@@ -109,7 +109,7 @@ def _tensors(reading: Reading) -> Iterator[Alternative]:
     if draft.own_head and draft.arch.layer.hidden == draft.arch.target_hidden:
         yield Alternative(
             "the target's head",
-            "the draft's lm_head is damaged or of another draft: the target's head is better",
+            "the draft's lm_head and its vocabulary map (d2t) do not fit each other: the target's head is better",
             f"{again}, or remove its lm_head and export again",
             _with_targets_head,
         )

@@ -13,10 +13,8 @@ from .evidence import DEPTH, Answer
 from .replay import LEAST, WORKS, Gain, Reading, Scores, gain, held_draft, interval, replay
 from .streams import Streams
 
-WORKS = 0.25  # trained on 5,000 conversations they have 0.36 (speculators), EAGLE-3's own 0.79 (arXiv 2503.01840, figure 7); wrong ones 0.1
 FIRST = 2  # answers that sort out readings which are far worse
 WELL = 0.7  # from here on nothing is gained by running the target once more
-LEARNED = 0.2  # with a learned map; guessing the most frequent token everywhere gives less
 KEPT = 0.6  # of the first level's share at the second; healthy drafts keep 0.85 and more
 KNOWN = 0.8  # share of the answers' tokens that a draft's vocabulary should hold; usual are 0.97 and more
 
@@ -62,52 +60,43 @@ Compute = Callable[[Collection[int]], Streams]
 def diagnose(draft: DraftCheckpoint, answers: Sequence[Answer], quantized: bool, compute: Compute) -> list[Finding]:
     """What is wrong, the gravest first. ``quantized``: whether the target's weights were rounded by the export."""
     search = _Search(Reading(held_draft(draft), tuple(answers)), compute)
-    found = [*search.engine(), *search.cures(quantized)]
-    return found or list(search.without_cure())
+    for level in (1, 2):  # a fault that shows at the first guess hides those that show at the second
+        if found := [*search.engine(level), *search.cures(level, quantized)]:
+            return found
+    return list(search.without_cure())
 
 
 class _Search:
-    """``reading``: the best so far."""
+    """``scores``: of the reading as it is, by level."""
 
     def __init__(self, reading: Reading, compute: Compute) -> None:
         self.reading, self.compute = reading, compute
-        self.scores = {level: replay(reading, level) for level in (1, 2)}
+        self.scores = dict[int, Scores]()
 
-    def engine(self) -> Iterator[Finding]:
+    def engine(self, level: int) -> Iterator[Finding]:
         """Whether the engine's draft is worse than its checkpoint, and as which other reading it computes."""
-        for level in (1, 2):
-            served, reached = _served(self.reading.answers, level)
-            better = gain(served, self.scores[level].only(reached))
-            if not better.clear:
-                continue
-
-            def like_served(scores: Scores, served: Scores = served, reached: np.ndarray = reached) -> Scores:
-                return replace(scores.only(reached), labels=served.guesses)
-
-            alike = like_served(self.scores[level])
-            as_other = self._best(
-                (each for each in draft_alternatives(self.reading) if each.level == level),
-                lambda each: gain(alike, like_served(replay(each.read(self.reading), level))),  # noqa: B023 - called at once
-            )
-            fault = "the engine does not draft as the checkpoint says" + (f", but with {as_other[0].name}" if as_other else "")
-            yield _finding(fault, level, better, "export again with --force; if it stays, with --draft-precision fp32")
+        self.scores[level] = replay(self.reading, level)
+        served, reached = _served(self.reading.answers, level)
+        if not reached.any():
+            return
+        better = gain(served, self.scores[level].only(reached))
+        if not better.clear:
             return
 
-    def cures(self, quantized: bool) -> Iterator[Finding]:
-        """The readings that are clearly better: the best one where the first guess shows it, then where the second does."""
-        for level in (1, 2):
-            best = self._best((each for each in draft_alternatives(self.reading) if each.level == level), self._gain)
-            if best:
-                yield _finding(best[0].fault, level, best[1], best[0].cure)
-                self._adopt(best[0].read(self.reading))
-            elif level == 1:
-                if self.scores[1].right.mean() < WELL:
-                    yield from self._with_streams(quantized)
-                yield from self._learned_map()
+        def like_served(scores: Scores) -> Scores:
+            return replace(scores.only(reached), labels=served.guesses)
 
-    def _adopt(self, reading: Reading) -> None:
-        self.reading = reading
-        self.scores = {level: replay(reading, level) for level in (1, 2)}
+        alike = like_served(self.scores[level])
+        as_other = self._best(level, lambda each: gain(alike, like_served(replay(each.read(self.reading), level))))
+        fault = "the engine does not draft as the checkpoint says" + (f", but with {as_other[0].name}" if as_other else "")
+        yield _finding(fault, level, better, "export again with --force; if it stays, with --draft-precision fp32")
+
+    def cures(self, level: int, quantized: bool) -> Iterator[Finding]:
+        """The reading that is clearly better, the best one."""
+        if best := self._best(level, self._gain):
+            yield _finding(best[0].fault, level, best[1], best[0].cure)
+        elif level == 1 and self.scores[1].right.mean() < WELL:
+            yield from self._with_streams(quantized)
 
     def _gain(self, alternative: Alternative) -> Gain:
         level, reading = alternative.level, alternative.read(self.reading)
@@ -116,8 +105,8 @@ class _Search:
         first = gain(before.only(before.answers < FIRST), replay(few, level))
         return first if first.high < 0 else gain(before, replay(reading, level))
 
-    def _best(self, alternatives: Iterator[Alternative], worth: Callable[[Alternative], Gain]) -> tuple[Alternative, Gain] | None:
-        tried = [(each, worth(each)) for each in alternatives]
+    def _best(self, level: int, worth: Callable[[Alternative], Gain]) -> tuple[Alternative, Gain] | None:
+        tried = [(each, worth(each)) for each in draft_alternatives(self.reading) if each.level == level]
         clear = [(each, better) for each, better in tried if better.clear]
         near = max((better.after for _, better in clear), default=0.0) - LEAST
         return max((one for one in clear if one[1].after >= near), key=lambda one: one[1].nats, default=None)
@@ -154,20 +143,6 @@ class _Search:
                 better,
                 "export with a higher --precision, or train the draft on answers of the quantized target (resps-train)",
             )
-
-    def _learned_map(self) -> Iterator[Finding]:
-        """A map from the draft's ids to the target's, learned from one half of the answers and tried on the other."""
-        scores = self.scores[1]
-        learned = scores.guesses.copy()
-        for half in (0, 1):
-            seen = scores.answers % 2 != half
-            pairs, counts = np.unique(np.stack([scores.guesses[seen], scores.labels[seen]]), axis=1, return_counts=True)
-            most = {int(pairs[0, index]): int(pairs[1, index]) for index in np.argsort(counts, kind="stable")}
-            learned[~seen] = [most.get(int(guess), int(guess)) for guess in scores.guesses[~seen]]
-        better = gain(scores, replace(scores, guesses=learned))
-        if better.clear and better.after > 2 * better.before and better.after >= LEARNED:
-            fault = "the draft's vocabulary map (d2t) belongs to another draft: one learned from the answers is better"
-            yield _finding(fault, 1, better, "get d2t and t2d of this draft again, and export again")
 
     def without_cure(self) -> Iterator[Finding]:
         """What no other reading explains."""

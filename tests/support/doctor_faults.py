@@ -66,11 +66,11 @@ FAULTS: Mapping[str, Callable[[Config, Tensors], None]] = {
     "the features should not be normed before fc": _add_norms,
     "the draft's RoPE should have theta": lambda config, tensors: config.update(rope_theta=10.0),
     "the target's is better": _stale_embedding,
-    "lm_head is damaged or of another draft": _other_head,
+    "(d2t) do not fit each other": _other_head,
     "fc reads the captured layers in the opposite order": _reverse_fc,
     "q, k and v read the feature before the embedding": _swap_columns,
     "(d2t) is wrong: it should be one lower": _shift_map,
-    "(d2t) belongs to another draft": _foreign_map,
+    "lm_head and its vocabulary map (d2t) do not fit": _foreign_map,
     "the draft was trained for another target, or not enough": _foreign_target,
 }
 """What the finding says -> what makes it true."""

@@ -15,7 +15,7 @@ from export.checkpoints.draft_checkpoint import open_draft
 from export.doctor.diagnosis import diagnose
 from export.doctor.evidence import Answer, collect
 from export.doctor.pair import Pair, open_pair
-from export.doctor.replay import Reading, held_draft, interval, replay
+from export.doctor.replay import HeldTarget, Reading, held_draft, interval, replay
 from export.doctor.streams import Streams, target_streams
 from export.doctor.template import other_template
 from runtime import Decoder
@@ -49,7 +49,8 @@ class Examined:
 def healthy(demo_engine: Callable[[str], Path]) -> Examined:
     with Decoder(demo_engine("fp32"), policy="fixed", draft="eagle") as decoder:
         pair = open_pair(decoder.manifest, None, None)
-        chats = [[{"role": "user", "content": question.turns[0]}] for question in read_questions([], 6)]
+        pair = replace(pair, target=HeldTarget(pair.target))
+        chats = [[{"role": "user", "content": question.turns[0]}] for question in read_questions([], 5)]
         answers = collect(decoder, [decoder.encode(chat) for chat in chats], 48, lambda *_: None)
     wanted = {2, 3, 15, 16, 27, 28, 1, 14, 26, 4, 17, 29}
     return Examined(pair, answers, target_streams(pair.target, [answer.tokens for answer in answers], wanted, lambda *_: None))
