@@ -65,7 +65,7 @@ def is_current(plan: Plan, source: Source) -> bool:
         return False
 
 
-_NOT_THE_EXPORTER = ("training", "tuning")  # separate commands; an exported engine does not depend on them
+_NOT_THE_EXPORTER = ("doctor", "training", "tuning")  # separate commands; an exported engine does not depend on them
 
 
 def source_of(checkpoint: Checkpoint, draft: DraftCheckpoint | None, options: Mapping[str, Any]) -> Source:

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
     from .report import Findings
 
-QUESTIONS, CLIENTS = "Questions", "Several clients"
+QUESTIONS, CLIENTS, DOCTOR = "Questions", "Several clients", "Doctor"
 SHOWING = {"again", "report_file", "as_json", "verbose"}  # parameters that go with --from
 LOAD = {"replicas", "lanes", "turns", "max_prompt_tokens"}  # parameters that need several clients
+CHECKPOINTS = {"weights", "draft_weights"}  # parameters that need --doctor
+EXAMINING = {*CHECKPOINTS, "doctor", "prompts", "more", "questions", "max_new_tokens", "engine_dir", "backend", "device", "threads"}
+DOCTORS_TOKENS, SICK = 48, 5  # most tokens of an answer without --max-new-tokens; exit code if the doctor found something
 
 
 @click.command(
@@ -30,7 +33,7 @@ LOAD = {"replicas", "lanes", "turns", "max_prompt_tokens"}  # parameters that ne
 resps-bench --engine-dir engines/smollm2-135m --policies none,fixed
 resps-bench --prompts questions.jsonl --draft eagle --draft ngram --tree 5,3,2 --json > bench.json
 resps-bench --engine-dir engines/smollm2-135m --clients 1,2,4,8 --replicas 1 --replicas 2 --max-new-tokens 64 --report bench.html
-resps-bench --from bench.json --report bench.html""",
+resps-bench --engine-dir engines/smollm2-135m --doctor""",
 )
 @option(QUESTIONS, "--prompts", type=FILE, multiple=True, metavar="FILE...", show_default="a few of all kinds",
         help="Question files: JSON lines with turns or prompt, or a question a line.")  # fmt: skip
@@ -46,6 +49,10 @@ resps-bench --from bench.json --report bench.html""",
 @option(CLIENTS, "--lanes", type=click.IntRange(1, 1024), multiple=True, show_default="1",
         help="Requests that one Decoder runs at once. May be repeated: all pairs with the replicas take part.")  # fmt: skip
 @option(CLIENTS, "--turns", type=click.IntRange(min=1), default=3, help="Times that every question is asked of each setting.")
+@option(DOCTOR, "--doctor", is_flag=True, help="Measure no speed: say why the engine's EAGLE-3 draft accepts little. Exit code 5 if it "
+        "finds a reason.")  # fmt: skip
+@option(DOCTOR, "--weights", metavar="DIR|FILE.gguf|HUB-ID", show_default="where the export found it", help="The target's checkpoint.")
+@option(DOCTOR, "--draft-weights", metavar="DIR|HUB-ID", show_default="where the export found it", help="The draft's checkpoint.")
 @options.policy("Policies to compare, also several with commas", "--policies", multiple=True, metavar="NAME,...",
                 show_default="without --tree: the default tree and all tuned policies; with clients: the Decoder's own")  # fmt: skip
 @options.tree("trees", "May be repeated.", multiple=True)
@@ -78,6 +85,10 @@ def command(again: Path | None, report_file: Path | None, as_json: bool, **given
             raise BenchError(f"there is no folder for {report_file} — make it, or name another file")
     problem: BaseException | None = None
     context = click.get_current_context()
+    if given["doctor"]:
+        _examine(context, given, as_json)
+        return
+    _expect_absent(context, CHECKPOINTS, "{} is for --doctor — give that too")
     if again:
         measuring = {str(each.name) for each in context.command.params} - SHOWING
         _expect_absent(context, measuring, "--from measures nothing, so {} has no effect: leave one of them out")
@@ -98,6 +109,22 @@ def _expect_absent(context: click.Context, names: set[str], message: str) -> Non
         given = context.get_parameter_source(str(parameter.name)) == click.core.ParameterSource.COMMANDLINE
         if given and parameter.name in names:
             raise click.UsageError(message.format(parameter.opts[0]))
+
+
+def _examine(context: click.Context, given: dict[str, Any], as_json: bool) -> None:
+    """--doctor. Ends the command with SICK if something is wrong."""
+    from export.doctor.run import examined  # the doctor reads checkpoints, as the exporter does
+
+    others = {str(each.name) for each in context.command.params} - EXAMINING - SHOWING | {"again", "report_file"}
+    _expect_absent(context, others, "--doctor measures no speed, so {} has no effect: leave it out")
+    chosen = context.get_parameter_source("max_new_tokens") == click.core.ParameterSource.COMMANDLINE
+    examination = examined(given, _files(given), given["max_new_tokens"] if chosen else DOCTORS_TOKENS)
+    if as_json:
+        print_json(examination.data())
+    else:
+        click.echo("\n".join(examination.lines()))
+    if examination.findings:
+        context.exit(SICK)
 
 
 def _read_again(file: Path) -> Findings:

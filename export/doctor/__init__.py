@@ -1,0 +1,1 @@
+"""resps-bench --doctor: what is wrong with a target and its draft."""

@@ -1,0 +1,136 @@
+"""The doctor names every planted fault of the demo model's draft, and finds nothing in healthy pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.checkpoints.draft_checkpoint import open_draft
+from export.doctor.diagnosis import diagnose
+from export.doctor.evidence import Answer, collect
+from export.doctor.pair import Pair, open_pair
+from export.doctor.replay import HeldTarget, Reading, held_draft, interval, replay
+from export.doctor.streams import Streams, target_streams
+from export.doctor.template import other_template
+from runtime import Decoder
+from runtime.bench.cli import SICK, command
+from runtime.bench.questions import read_questions
+from runtime.console import run_command
+from tests.support.doctor_faults import FAULTS, plant
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The healthy pair, and what its engine did."""
+
+    pair: Pair
+    answers: list[Answer]
+    streams: Streams
+
+    def says(self, pair: Pair | None = None, answers: list[Answer] | None = None, quantized: bool = False) -> list[str]:
+        """The findings, with the streams that were computed once."""
+
+        def compute(wanted: Collection[int]) -> Streams:
+            return self.streams
+
+        found = diagnose((pair or self.pair).draft, answers or self.answers, quantized, compute)
+        return [str(finding) for finding in found]
+
+
+@pytest.fixture(scope="module")
+def healthy(demo_engine: Callable[[str], Path]) -> Examined:
+    with Decoder(demo_engine("fp32"), policy="fixed", draft="eagle") as decoder:
+        pair = open_pair(decoder.manifest, None, None)
+        pair = replace(pair, target=HeldTarget(pair.target))
+        chats = [[{"role": "user", "content": question.turns[0]}] for question in read_questions([], 5)]
+        answers = collect(decoder, [decoder.encode(chat) for chat in chats], 48, lambda *_: None)
+    wanted = {2, 3, 15, 16, 27, 28, 1, 14, 26, 4, 17, 29}
+    return Examined(pair, answers, target_streams(pair.target, [answer.tokens for answer in answers], wanted, lambda *_: None))
+
+
+def test_the_replay_guesses_what_the_engine_guessed(healthy: Examined) -> None:
+    """The engine's draft is int8, the replay float32."""
+    guesses = np.concatenate([answer.guesses[: len(answer.labels(1)), 0] for answer in healthy.answers])
+    replayed = replay(Reading(held_draft(healthy.pair.draft), tuple(healthy.answers)), 1)
+    assert (replayed.guesses == guesses).mean() > 0.9
+
+
+def test_nothing_is_found_in_a_healthy_pair(healthy: Examined) -> None:
+    assert healthy.says() == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_named(healthy: Examined, tmp_path: Path, fault: str) -> None:
+    draft = open_draft(plant(healthy.pair.draft.path, tmp_path / "draft", FAULTS[fault]), healthy.pair.target)
+    answers = healthy.answers
+    if draft.arch.captured != healthy.pair.draft.arch.captured:
+        features = healthy.streams.features(draft.arch.captured)
+        answers = [replace(answer, features=each) for answer, each in zip(answers, features, strict=True)]
+    found = healthy.says(replace(healthy.pair, draft=draft), answers)
+    assert fault in found[0]
+    assert " — " in found[0]
+
+
+def test_a_target_that_was_rounded_too_much_is_named(healthy: Examined) -> None:
+    noise = np.random.default_rng(0)
+    blurred = [
+        replace(answer, features=answer.features + noise.normal(0, answer.features.std(axis=0), answer.features.shape).astype(np.float32))
+        for answer in healthy.answers
+    ]
+    assert "the draft was trained for the unquantized target" in healthy.says(answers=blurred, quantized=True)[0]
+
+
+def test_an_engine_that_drafts_otherwise_is_named(healthy: Examined) -> None:
+    other = replay(Reading(held_draft(healthy.pair.draft), tuple(healthy.answers)).with_arch(norm_before_residual=True), 1)
+    answers = [
+        replace(answer, guesses=np.repeat(other.guesses[other.answers == index, None], 3, 1))
+        for index, answer in enumerate(healthy.answers)
+    ]
+    assert "the engine does not draft as the checkpoint says, but with norm_before_residual true" in healthy.says(answers=answers)[0]
+
+
+def test_the_command_finds_nothing_in_int8_with_other_prompts(
+    demo_engine: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--prompts", str(ROOT / "export" / "prompts.txt"), "--questions", "4", "--max-new-tokens", "40"]
+    assert run_command(command, "resps-bench", ["--doctor", "--engine-dir", str(demo_engine("int8")), *asked]) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == "nothing found"
+    assert SICK == 5
+
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("served", "own", "says"),
+    [
+        (CHATML, CHATML, None),
+        (CHATML, "", None),
+        ("[INST]", CHATML, "not the checkpoint's own"),
+        ("[INST]", "[INST]", "never writes <|im_start|>"),
+        ("", "", "there is no chat template, and the tokenizer has <|im_start|>"),
+    ],
+)
+def test_a_template_of_another_family_is_named(served: str, own: str, says: str | None) -> None:
+    tokenizer: Any = SimpleNamespace(template_source=served, hidden={1: "<|im_start|>"})
+    other = other_template(tokenizer, {"default": own})
+    assert (other is None) == (says is None)
+    assert says is None or says in other.why  # type: ignore[union-attr]
+
+
+def test_intervals_hold_the_mean_of_dependent_positions() -> None:
+    """Neighbours in a block are the same here; an interval that counts them as independent would be far too narrow."""
+    random, held = np.random.default_rng(1), 0
+    for _ in range(200):
+        values = np.repeat(random.random(40) < 0.3, 8).astype(float)
+        low, high = interval(values, np.repeat(np.arange(5), 64))
+        held += low <= 0.3 <= high
+    assert held >= 190
