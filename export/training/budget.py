@@ -61,7 +61,7 @@ def expect_room(out: Path, need: Need, device: torch.device) -> str:
             f"up to {need.memory >> 20} MiB of memory are needed, this process may use {memory >> 20} — make the batch smaller: --batch or "
             "--batch-tokens"
         )
-    return f"needs up to {need.memory >> 20} MiB of {'GPU memory' if gpu else 'memory'} and {need.disk >> 20} MiB of disk"
+    return f"needs up to {need.memory >> 20} MiB of {'GPU memory' if gpu else 'memory'} and {-(-need.disk >> 20)} MiB of disk"
 
 
 def _target_bytes(arch: Arch, size: int) -> int:

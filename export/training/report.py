@@ -67,7 +67,8 @@ def _acceptance(history: Sequence[Mapping[str, Any]]) -> Any:
     left.set(xlabel="million tokens", ylabel="first guess accepted", title="By depth", ylim=(0, 1))
     right.set(xlabel="million tokens", ylabel="tokens per cycle of a chain", title="By kind of text")
     for axes in (left, right):
-        axes.legend(fontsize=8)
+        if axes.lines:  # held-out conversations may all be too short
+            axes.legend(fontsize=8)
     return figure
 
 

@@ -26,6 +26,7 @@ from .unroll import StepScore, Unroller, collate, weighted_loss
 from .words.corpus import Conversation, batches, epoch, frequent_tokens, split
 
 CHECKPOINT_SECONDS, REPORT_SECONDS = 120, 300
+REPORT_SHARE = 0.1  # of the time at most goes into reports
 WARM_UP = 0.02  # share of the run over which the learning rate rises
 LAST_RATE = 0.03  # last learning rate, as a share of the peak
 SPARE_TOKENS = 8  # a conversation is used if it has this many tokens more than there are steps
@@ -79,9 +80,11 @@ class TrainingRun:
         if not list(self._batches(self.training, random.Random(0))):
             raise TrainingError("the data has no conversation to train on that is long enough — add some: resps-train words")
         self.held_out = choose_held_out(held_out)
-        saved = torch.load(out / "state.pt", weights_only=True) if (out / "state.pt").exists() else None
+        saved: dict[str, Any] | None = torch.load(out / "state.pt", weights_only=True) if (out / "state.pt").exists() else None
         self.history: list[dict[str, Any]] = saved["history"] if saved else []
-        self.elapsed, self.updates, self.tokens_seen = (saved["elapsed"], saved["updates"], saved["seen"]) if saved else (0.0, 0, 0)
+        self.elapsed: float = saved["elapsed"] if saved else 0.0
+        self.updates: int = saved["updates"] if saved else 0
+        self.tokens_seen: int = saved["seen"] if saved else 0
         torch.manual_seed(settings.seed)
         self.draft = self._draft(target, corpus, draft, saved)
         # AdamW with EAGLE-3's betas; gradients are clipped at 0.5 as there.
@@ -91,6 +94,7 @@ class TrainingRun:
         tables = self.target.embedding, self.target.head, self.target.cos, self.target.sin
         self.unroller = Unroller(self.draft, *tables, settings.steps, settings.loss)
         self.config = draft_config(self.draft.shape)
+        self._begins_with_draft = draft is not None and saved is None  # which then is the first candidate for the best one
         self._losses: list[float] = []
 
     def _draft(
@@ -120,7 +124,8 @@ class TrainingRun:
     def done(self) -> float:
         """Which share of the run is over."""
         by_tokens = self.tokens_seen / self.settings.tokens if self.settings.tokens else 0.0
-        return max(self.elapsed / (60 * self.settings.minutes), by_tokens)
+        by_time: float = self.elapsed / (60 * self.settings.minutes)
+        return max(by_time, by_tokens)
 
     @property
     def stale(self) -> bool:
@@ -131,16 +136,22 @@ class TrainingRun:
     def train(self) -> Iterator[str]:
         """Train until the run is over; yields a line for every report."""
         choice = random.Random(self.settings.seed + self.updates)
+        if self._begins_with_draft:
+            self._report()
+            self._save()
+            yield self._line()
         saved_at = reported_at = began = time.monotonic()
-        before = self.elapsed
+        before, wait = self.elapsed, float(REPORT_SECONDS)
         while self.done < 1 and not self.stale:
             for group in self._batches(epoch(self.training, self.settings.weights, choice), choice):
                 self._update(group)
                 self.elapsed = before + time.monotonic() - began
                 self._say_progress()
-                due = self.done >= 1 or time.monotonic() - reported_at > REPORT_SECONDS
+                due = self.done >= 1 or time.monotonic() - reported_at > wait
                 if due:
+                    began_report = time.monotonic()
                     self._report()
+                    wait = max(REPORT_SECONDS, (time.monotonic() - began_report) / REPORT_SHARE)
                 if due or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                     self._save()
                     saved_at = time.monotonic()

@@ -58,7 +58,7 @@ def collect_words(
     tokens: int,
     kinds: Sequence[str],
     say: Callable[[str], None],
-    progress: Callable[[str, int, int], None],
+    progress: Callable[[str, int, int, str], None],
 ) -> int:
     """Let the target write conversations until ``tokens`` tokens are in shards; returns how many are. ``kinds``: of text, empty for all.
     ``say`` gets what it needs of the machine.
@@ -71,11 +71,14 @@ def collect_words(
     say(expect_room(out, need, device))
     target = TorchTarget(source.checkpoint, generation.batch, generation.capacity, device, kind)
     plans = (plan_conversation(each, source.text, source.template, choice) for each in seed_prompts(seed, kinds))
-    progress("words", 0, tokens)
-    for conversation in generate_conversations(target, plans, generation.batch, source.template.stop, seed):
+
+    def report(under_way: int) -> None:
+        progress("words", min(writer.written, tokens), tokens, f"{under_way:,} tokens under way")
+
+    for conversation in generate_conversations(target, plans, generation.batch, source.template.stop, seed, report):
         writer.add(conversation)
-        progress("words", min(writer.written, tokens), tokens)
         if writer.written >= tokens:
             break
     writer.flush()
+    progress("words", tokens, tokens, "")
     return writer.written

@@ -109,7 +109,7 @@ def read_shard(file: Path) -> list[Conversation]:
             texts = [str(each) for each in shard["texts"]] if "texts" in shard else [file.stem] * len(lengths)
         if not len(tokens) == len(kinds) == lengths.sum() or len(texts) != len(lengths):
             raise ValueError("its arrays do not fit together")
-    except (KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise TrainingError(f"{file} holds no conversations ({error}) — give a file or directory of resps-train words") from None
     ends, writer = np.concatenate([[0], np.cumsum(lengths)]).tolist(), re.sub(r"-\d+$", "", file.stem)
     return [

@@ -6,7 +6,7 @@ follows a plan of segments; a slot whose conversation is finished begins the nex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,9 +67,15 @@ class RunningConversation:
 
 
 def generate_conversations(
-    target: TorchTarget, plans: Iterator[Plan], batch: int, stop: frozenset[int], seed: int
+    target: TorchTarget,
+    plans: Iterator[Plan],
+    batch: int,
+    stop: frozenset[int],
+    seed: int,
+    under_way: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Conversation]:
-    """Run ``batch`` conversations side by side without end; yields each when it is finished or has ``target.capacity`` tokens."""
+    """Run ``batch`` conversations side by side without end; yields each when it is finished or has ``target.capacity`` tokens.
+    ``under_way`` hears before every step how many tokens the unfinished ones have."""
     device = target.cache.device
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -85,6 +91,7 @@ def generate_conversations(
     while True:
         tokens = torch.tensor([conversation.tokens[-1] for conversation in running], device=device)
         lengths = torch.tensor([len(conversation.tokens) - 1 for conversation in running])
+        under_way(int(lengths.sum()))
         step = target.step(tokens, lengths.to(device), int(lengths.max()) + 1)
         temperatures = torch.tensor([conversation.temperature for conversation in running], device=device)
         proposed = sample(target, step, temperatures, generator).tolist()
