@@ -25,11 +25,17 @@ def choose_held_out(conversations: Sequence[Conversation]) -> list[Conversation]
 
 @torch.no_grad()
 def agreement(
-    conversations: Sequence[Conversation], batches: Batches, scores: Callable[[Sequence[Conversation]], list[StepScore]]
+    conversations: Sequence[Conversation],
+    batches: Batches,
+    scores: Callable[[Sequence[Conversation]], list[StepScore]],
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Mapping[str, Tensor]:
-    """Kind of text -> counts [steps, 3]: the target's most probable token was the draft's first, among its first three, and of how many."""
-    found = {}
-    for kind in sorted({each.text for each in conversations}):
+    """Kind of text -> counts [steps, 3]: the target's most probable token was the draft's first, among its first three, and of how many.
+    ``progress`` hears how many kinds are done, and of how many."""
+    found: dict[str, Tensor] = {}
+    kinds = sorted({each.text for each in conversations})
+    for number, kind in enumerate(kinds):
+        progress(number, len(kinds))
         groups = batches([each for each in conversations if each.text == kind], random.Random(0))
         counts = [torch.tensor([(score.top1, score.top3, score.rows) for score in scores(group)]) for group in groups]
         if counts:

@@ -200,7 +200,8 @@ class TrainingRun:
         return scores
 
     def _report(self) -> None:
-        counts = agreement(self.held_out, self._batches, self._scores)
+        progress = (lambda done, total: self.progress("held-out text", done, total, "")) if not self.updates else (lambda *_: None)
+        counts = agreement(self.held_out, self._batches, self._scores, progress)
         texts = {text: [round(first, 4) for first, _ in rates_of(each)] for text, each in counts.items()}
         overall = rates_of(sum(counts.values())) if counts else []
         self.history.append(
