@@ -111,8 +111,8 @@ class SamplingParams:
     and answer. ``logit_bias``: added to scores, by token id (-100 to 100). ``min_tokens``: before so many tokens no stop token is chosen
     and no stop string counts. ``ignore_eos``: only ``stop_token_ids`` end the answer, not the model's own stop tokens. ``bad_words``:
     texts that the answer may not have, with or without a space before them, as the tokenizer divides them. ``constraint``: the form that
-    the answer must have; only the limits of tokens, time and context cut it. ``shown``: texts of special tokens that the answer's text has,
-    too; those of others are left out.
+    the answer must have; only ``stop``, ``stop_token_ids`` and the limits of tokens, time and context cut it. ``shown``: texts of special
+    tokens that the answer's text has, too; those of others are left out.
 
     Raises ValueError or TypeError, which name the field.
     """

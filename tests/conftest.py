@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 from export.cli import command
 from runtime import Decoder
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 # The references run in torch on one thread: with two, the second thread's half of a rotary table was once 1e-4 off, in one run of several,
 # by a call that is exact otherwise. Set before torch is imported, which not every test needs.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+# The same cases in every run: what a test counts, and whether it passes, is no matter of luck. The programs in tests/stress/ draw new ones.
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.load_profile("repeatable")
 
 
 def _take_cores(worker: str, workers: int) -> None:

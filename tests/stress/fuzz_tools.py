@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -73,10 +74,14 @@ PIECES = [
 ]  # fmt: skip
 
 
+called = st.sampled_from(["@CALL@", "Hm.</think>@CALL@"])
+
+
 @dataclass(frozen=True)
 class Case:
     """A request to a model that says ``answer``, in which @CALL@ stands for a call of f as its family writes it."""
 
+    model: str
     answer: str
     path: str
     body: dict[str, Any]
@@ -84,23 +89,25 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    answer = draw(st.one_of(st.sampled_from(["@CALL@", "Hm.</think>@CALL@"]), st.lists(st.sampled_from(PIECES), max_size=10).map("".join)))
+    model = draw(st.sampled_from(sorted(MODELS)))
+    answer = draw(st.one_of(called, called, st.lists(st.sampled_from(PIECES), max_size=10).map("".join)))
     path, valid = draw(st.sampled_from([CHAT, RESPONSES])), draw(st.booleans())
     if valid:
-        tools = draw(st.lists(good, max_size=2, unique_by=lambda each: each["name"]))
+        tools = draw(st.lists(good, min_size=1, max_size=2, unique_by=lambda each: each["name"]))
         body = draw(st.fixed_dictionaries({}, optional={"stream": st.booleans(), "parallel_tool_calls": st.booleans()}))
-        if tools:
-            body["tool_choice"] = draw(st.sampled_from(["none", "auto", "required"]))
+        body["tool_choice"] = draw(st.sampled_from(["none", "auto", "required"]))
         if path == CHAT:
-            return Case(answer, path, {**body, "messages": USER, "tools": [{"type": "function", "function": each} for each in tools]})
-        return Case(answer, path, {**body, "input": USER, "tools": [{"type": "function", **each} for each in tools]})
+            return Case(
+                model, answer, path, {**body, "messages": USER, "tools": [{"type": "function", "function": each} for each in tools]}
+            )
+        return Case(model, answer, path, {**body, "input": USER, "tools": [{"type": "function", **each} for each in tools]})
     usual = {CHAT: {"messages": st.lists(message, min_size=1, max_size=4), "tools": st.lists(chat_tool, max_size=3)}}
     usual[RESPONSES] = {"input": st.one_of(texts, st.lists(item, min_size=1, max_size=4)), "tools": st.lists(response_tool, max_size=3)}
     forms = {CHAT: {"response_format": form}, RESPONSES: {"text": st.fixed_dictionaries({"format": form})}}
     body = draw(st.fixed_dictionaries(usual[path], optional=more | forms[path]))
     if draw(st.booleans()):
         body |= draw(st.dictionaries(st.sampled_from(sorted(body)), values, max_size=1))
-    return Case(answer, path, body)
+    return Case(model, answer, path, body)
 
 
 def judge(case: Case, decoder: PlantedDecoder, form: AnswerFormat, status: int | None, body: bytes) -> str:
@@ -203,20 +210,16 @@ def response_parts(body: bytes, streamed: bool) -> Parts:
 def fuzz(count: int) -> Counter[str]:
     """Outcomes of about ``count`` requests. Raises AssertionError for the smallest request that breaks a rule."""
     came: Counter[str] = Counter()
-    for name in MODELS:
-        with TemporaryDirectory() as directory:
-            came += _fuzzed(PlantedDecoder(tool_model(name, Path(directory)), ""), count // len(MODELS))
-    return came
-
-
-def _fuzzed(decoder: PlantedDecoder, count: int) -> Counter[str]:
-    came: Counter[str] = Counter()
-    form = choose(decoder.tokenizer)
-    with application(decoder) as (runner, app):
+    with ExitStack() as stack:
+        folders = {name: Path(stack.enter_context(TemporaryDirectory())) for name in MODELS}
+        decoders = {name: PlantedDecoder(tool_model(name, folder), "") for name, folder in folders.items()}
+        applications = {name: stack.enter_context(application(decoder)) for name, decoder in decoders.items()}
 
         @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(cases())
         def run(case: Case) -> None:
+            decoder, (runner, app) = decoders[case.model], applications[case.model]
+            form = choose(decoder.tokenizer)
             decoder.answers[:] = [case.answer.replace("@CALL@", form.calls.written([("f", {})]))]
             request = RawRequest("POST", case.path, (dumped(case.body),), False)
             came[judge(case, decoder, form, *runner.run(asked(app, request)))] += 1
