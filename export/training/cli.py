@@ -129,8 +129,8 @@ def train(
 ) -> None:
     """Train the draft on the data.
 
-    A checkpoint is saved every two minutes. Every five minutes acceptance on held-out conversations is measured, printed, and added to
-    log.jsonl and report.html; the draft is kept if it is the best so far.
+    A checkpoint is saved every two minutes. Every five minutes, or less often on a slow machine, acceptance on held-out conversations is
+    measured, printed, and added to log.jsonl and report.html; the draft is kept if it is the best so far.
     """
     from .run import TrainingSettings
     from .start import start

@@ -48,7 +48,7 @@ def pack_run(run: Path, out: Path, form: str, verifier: str) -> None:
     vLLM), which names the target, ``verifier``. Takes the draft with the best held-out chain. Raises TrainingError if ``run`` has none.
     """
     try:
-        state = torch.load(run / "best.pt", weights_only=True)
+        state = torch.load(run / "best.pt", map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TrainingError(f"{error.filename} is missing — give the --out of a resps-train train that has reported once") from None
     config: dict[str, Any] = state["config"]

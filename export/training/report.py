@@ -59,7 +59,7 @@ def _data(report: Report) -> list[tuple[str, int, int, int]]:
 def _acceptance(history: Sequence[Mapping[str, Any]]) -> Any:
     figure, (left, right) = new_figure(10, 3.8, 2)
     seen = [each["tokens"] / 1e6 for each in history]
-    for step in range(len(history[-1]["top1"])):
+    for step in range(min(len(each["top1"]) for each in history)):  # --steps may change when a run goes on
         left.plot(seen, [each["top1"][step] for each in history], marker=".", label=f"depth {step + 1}")
     for text in history[-1]["texts"]:
         known = [(at, chain_length(each["texts"][text])) for at, each in zip(seen, history, strict=True) if text in each["texts"]]

@@ -80,7 +80,8 @@ class TrainingRun:
         if not list(self._batches(self.training, random.Random(0))):
             raise TrainingError("the data has no conversation to train on that is long enough — add some: resps-train words")
         self.held_out = choose_held_out(held_out)
-        saved: dict[str, Any] | None = torch.load(out / "state.pt", weights_only=True) if (out / "state.pt").exists() else None
+        file = out / "state.pt"
+        saved: dict[str, Any] | None = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
         self.history: list[dict[str, Any]] = saved["history"] if saved else []
         self.elapsed: float = saved["elapsed"] if saved else 0.0
         self.updates: int = saved["updates"] if saved else 0
