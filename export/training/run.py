@@ -76,7 +76,8 @@ class TrainingRun:
         longest = min(settings.batch_tokens, max(map(len, corpus), default=0))
         self.target = TorchTarget(target, 0, longest + settings.steps + 1, device, compute_type(device))
         self.states = States(self.target, out / ".states", settings.keep)
-        self.training, held_out = split(corpus)
+        training, held_out = split(corpus)
+        self.training = [each for each in training if settings.weights.get(each.text, 1.0) > 0]
         if not list(self._batches(self.training, random.Random(0))):
             raise TrainingError("the data has no conversation to train on that is long enough — add some: resps-train words")
         self.held_out = choose_held_out(held_out)

@@ -161,3 +161,5 @@ def test_run_without_a_conversation_to_train_on_is_refused(
 ) -> None:
     with pytest.raises(TrainingError, match="no conversation to train on"):
         TrainingRun(target, corpus, tmp_path, settings(steps=30), CPU)
+    with pytest.raises(TrainingError, match="no conversation to train on"):
+        TrainingRun(target, corpus, tmp_path, settings(weights={"even": 0, "odd": 0}), CPU)
