@@ -131,28 +131,30 @@ class Progress:
     ends, and in between one every QUIET_SECONDS."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._stage, self._began, self._said = clock, "", 0.0, 0.0
+        self._clock, self._stage, self._began, self._said, self._first = clock, "", 0.0, 0.0, 0
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` equal parts of the stage are done. A stage that is first reported with 0 begins in silence."""
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """``done`` of ``total`` equal parts of the stage are done. A stage that is first reported with 0 begins in silence. ``note`` says
+        more about it."""
         now = self._clock()
         first = stage != self._stage
         if first:
-            self._stage, self._began, self._said = stage, now, now
+            self._stage, self._began, self._said, self._first = stage, now, now, done
+        note = note and f", {note}"
         if sys.stderr.isatty():
-            say(f"\r\x1b[K{stage}: {done}/{total}{self._left(now, done, total)}", nl=done == total)
+            say(f"\r\x1b[K{stage}: {done}/{total}{note}{self._left(now, done, total)}", nl=done == total)
         elif done == total:
             say(f"{stage}: done")
         elif first and done:
             say(f"{stage}: begins")
         elif now - self._said >= QUIET_SECONDS:
             self._said = now
-            say(f"{stage}: {100 * done // total} %{self._left(now, done, total)}")
+            say(f"{stage}: {100 * done // total} %{note}{self._left(now, done, total)}")
 
     def _left(self, now: float, done: int, total: int) -> str:
         """The time left, once it can be told."""
-        passed = now - self._began
-        return f", {_duration(passed * (total - done) / done)} left" if 0 < done < total and passed >= QUIET_SECONDS else ""
+        passed, parts = now - self._began, done - self._first
+        return f", {_duration(passed * (total - done) / parts)} left" if parts > 0 and done < total and passed >= QUIET_SECONDS else ""
 
 
 def _duration(seconds: float) -> str:

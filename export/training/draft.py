@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoints.arch import Arch
+from ..checkpoints.draft_checkpoint import HEAD, DraftCheckpoint
 from ..checkpoints.rope import Rope
 from ..checkpoints.safetensors import Checkpoint
+from .errors import TrainingError
 from .target import rotate
 
 Angles = tuple[Tensor, Tensor]
@@ -19,7 +21,8 @@ Angles = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class DraftShape:
-    """Sizes of the draft's layer and of the target's vocabulary."""
+    """Sizes of the draft's layer and of the target's vocabulary, and EAGLE-3.1's two norms (arXiv 2605.09992): ``fc_norm``, one for each
+    captured layer before fc; ``norm_output``, the next step reads the feature after the final norm."""
 
     hidden: int
     heads: int
@@ -29,11 +32,14 @@ class DraftShape:
     rms_eps: float
     rope: Rope
     vocab: int
+    fc_norm: bool = False
+    norm_output: bool = False
 
     @classmethod
-    def of_target(cls, arch: Arch) -> DraftShape:
-        """A layer of the target's own size."""
-        return cls(arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.intermediate, arch.rms_eps, arch.rope, arch.vocab)
+    def of_target(cls, arch: Arch, norms: bool = False) -> DraftShape:
+        """A layer of the target's own size. ``norms``: EAGLE-3.1's."""
+        sizes = (arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.intermediate, arch.rms_eps, arch.rope, arch.vocab)
+        return cls(*sizes, fc_norm=norms, norm_output=norms)
 
 
 class Attention(nn.Module):
@@ -142,6 +148,7 @@ class TorchDraft(nn.Module):
         super().__init__()
         self.shape = shape
         self.fc = nn.Linear(3 * shape.hidden, shape.hidden, bias=False)
+        self.fc_norm = nn.ModuleList([Norm(shape.hidden, shape.rms_eps) for _ in range(3)] if shape.fc_norm else [])
         self.midlayer = MidLayer(shape)
         self.norm = Norm(shape.hidden, shape.rms_eps)
         self.lm_head = nn.Linear(shape.hidden, len(tokens), bias=False)
@@ -150,6 +157,25 @@ class TorchDraft(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
+
+    def fuse(self, captures: Tensor) -> Tensor:
+        """The target's captures [..., 3H] -> features [..., H]."""
+        if self.fc_norm:
+            captures = torch.cat([norm(part) for norm, part in zip(self.fc_norm, captures.chunk(3, -1), strict=True)], -1)
+        return self.fc(captures)
+
+    @torch.no_grad()
+    def scale_norms(self, captures: Tensor) -> None:
+        """Let fc_norm give captures the size that they have, so that fc reads what it would read without."""
+        for norm, part in zip(self.fc_norm, captures.float().chunk(3, -1), strict=True):
+            norm.weight.fill_(float(part.square().mean().sqrt()))
+
+    @torch.no_grad()
+    def init_from_draft(self, checkpoint: DraftCheckpoint) -> None:
+        """Copy the weights of a draft of the same shape and vocabulary."""
+        for name, parameter in self.named_parameters():
+            stored = name.replace("midlayer.", "layers.0.")
+            parameter.copy_(torch.tensor(checkpoint.read(stored if stored == HEAD else f"model.{stored}")))
 
     @torch.no_grad()
     def init_from_target(self, target: Checkpoint) -> None:
@@ -173,3 +199,26 @@ class TorchDraft(nn.Module):
         self.norm.weight.copy_(read("model.norm.weight"))
         head = read("model.embed_tokens.weight" if arch.tied_head else "lm_head.weight")
         self.lm_head.weight.copy_(head[self.tokens])
+
+
+def expect_trainable(given: DraftCheckpoint, arch: Arch) -> None:
+    """Raises TrainingError unless a run can begin with ``given``: one layer of the target's sizes, a head of its own, and either none or
+    both of EAGLE-3.1's norms."""
+    found, layer = given.arch, given.arch.layer
+
+    def sizes(of: Arch) -> tuple[object, ...]:
+        return of.hidden, of.heads, of.kv_heads, of.head_dim, of.intermediate, of.rope
+
+    other = {
+        "other sizes than the target's layers": sizes(layer) != sizes(arch),
+        "other captured layers": found.captured != arch.captured,
+        f"{layer.layers} layers": layer.layers != 1,
+        "biases or norms in its attention": layer.qkv_bias or layer.output_bias or layer.qk_norm,
+        "norm_before_residual": found.norm_before_residual,
+        "norm_before_fc": found.norm_before_fc,
+        "one of EAGLE-3.1's norms without the other": bool(found.fc_norm) != found.norm_output,
+        "an embedding of its own": found.own_embedding,
+        "no head of its own": not given.own_head,
+    }
+    if reasons := [reason for reason, differs in other.items() if differs]:
+        raise TrainingError(f"{given.path} cannot be trained on: it has {', '.join(reasons)} — leave --draft out")

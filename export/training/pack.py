@@ -36,6 +36,8 @@ def draft_config(shape: DraftShape) -> dict[str, Any]:
         "vocab_size": shape.vocab,
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
+        "fc_norm": shape.fc_norm,
+        "norm_output": shape.norm_output,
     }
 
 
@@ -43,13 +45,13 @@ def pack_run(run: Path, out: Path, form: str, verifier: str) -> None:
     """Write config.json and model.safetensors in bfloat16: d2t as offsets, t2d as a mask, no embedding.
 
     ``form``: "specforge" (flat config, midlayer.*; read by SGLang, TensorRT-LLM, vLLM) or "speculators" (nested config, layers.0.*; read by
-    vLLM), which names the target, ``verifier``. Raises TrainingError if ``run`` has no checkpoint.
+    vLLM), which names the target, ``verifier``. Takes the draft with the best held-out chain. Raises TrainingError if ``run`` has none.
     """
     try:
-        state = torch.load(run / "state.pt", weights_only=True)
-        config = json.loads((run / "run.json").read_text(encoding="utf-8"))["draft"]
+        state = torch.load(run / "best.pt", map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise TrainingError(f"{error.filename} is missing — give the --out of a resps-train train that saved a checkpoint") from None
+        raise TrainingError(f"{error.filename} is missing — give the --out of a resps-train train that has reported once") from None
+    config: dict[str, Any] = state["config"]
     tokens: Tensor = state["tokens"]
     member = torch.zeros(config["vocab_size"], dtype=torch.bool)
     member[tokens] = True
@@ -67,7 +69,7 @@ def pack_run(run: Path, out: Path, form: str, verifier: str) -> None:
 
 def speculators_config(flat: dict[str, Any], verifier: str) -> dict[str, Any]:
     """The same config as the speculators library writes it."""
-    layer = {key: value for key, value in flat.items() if key not in ("architectures", "draft_vocab_size")}
+    layer = {key: value for key, value in flat.items() if key not in ("architectures", "draft_vocab_size", "fc_norm", "norm_output")}
     greedy = {"proposal_type": "greedy", "speculative_tokens": 5, "verifier_accept_k": 1, "accept_tolerance": 0.0}
     return {
         "architectures": ["Eagle3Speculator"],
@@ -75,8 +77,8 @@ def speculators_config(flat: dict[str, Any], verifier: str) -> dict[str, Any]:
         "draft_vocab_size": flat["draft_vocab_size"],
         "norm_before_residual": False,
         "norm_before_fc": False,
-        "fc_norm": False,
-        "norm_output": False,
+        "fc_norm": flat["fc_norm"],
+        "norm_output": flat["norm_output"],
         "embed_requires_grad": False,
         "transformer_layer_config": layer,
         "speculators_config": {

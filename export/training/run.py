@@ -1,4 +1,4 @@
-"""One training run: its data, optimizer, checkpoints and log."""
+"""One training run: its data, optimizer, checkpoints and history."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..checkpoints.draft_checkpoint import DraftCheckpoint
 from ..checkpoints.safetensors import Checkpoint
 from .draft import DraftShape, TorchDraft
 from .errors import TrainingError
+from .held_out import agreement, chain_length, choose_held_out, rates_of
 from .pack import draft_config
-from .shards import StoredConversation, batches, frequent_tokens, split, stored_conversations
-from .unroll import StepScore, Unroller, chain_length, collate, weighted_loss
+from .report import Report, write_report
+from .states import States
+from .target import TorchTarget, compute_type
+from .unroll import StepScore, Unroller, collate, weighted_loss
+from .words.corpus import Conversation, batches, epoch, frequent_tokens, split
 
 CHECKPOINT_SECONDS, REPORT_SECONDS = 120, 300
-REPORTED = 60  # held-out conversations in a report during training; the last report uses all
+REPORT_SHARE = 0.1  # of the time at most goes into reports
 WARM_UP = 0.02  # share of the run over which the learning rate rises
 LAST_RATE = 0.03  # last learning rate, as a share of the peak
 SPARE_TOKENS = 8  # a conversation is used if it has this many tokens more than there are steps
@@ -29,125 +34,223 @@ SPARE_TOKENS = 8  # a conversation is used if it has this many tokens more than 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Settings of a run. ``minutes``: its length, over which the learning rate follows a cosine; ``vocab``: size of the draft's vocabulary;
-    ``rate``: peak learning rate; ``batch_tokens``: tokens per update, padding included."""
+    """Settings of a run.
+
+    rate: peak learning rate. batch_tokens: tokens per update, padding included. minutes: length of the run, over which the learning rate
+    follows a cosine; tokens: its length as well, if it is reached before. patience: reports without a better held-out chain after which it
+    ends, 0 for never. loss: one of names.LOSSES. weights: how often a kind of text comes in an epoch. keep: bytes on disk for what the
+    target computed. Of a new run only: vocab, the size of the draft's vocabulary; norms: EAGLE-3.1's.
+    """
 
     steps: int
-    vocab: int
     rate: float
     batch_tokens: int
     minutes: float
     seed: int
+    vocab: int = 8192
+    tokens: int | None = None
+    patience: int = 0
+    norms: bool = False
+    loss: str = "soft"
+    weights: Mapping[str, float] = field(default_factory=dict)
+    keep: int = 0
 
 
 class TrainingRun:
-    """A run in the directory ``out``: a new one, or the continuation of the one that is there."""
+    """A run in the directory ``out``: a new one, or the continuation of the one that is there. ``draft``: where a new one begins [default:
+    the target's last layer]."""
 
-    def __init__(self, target: Checkpoint, data: Path, out: Path, settings: TrainingSettings, device: torch.device) -> None:
+    def __init__(
+        self,
+        target: Checkpoint,
+        corpus: Sequence[Conversation],
+        out: Path,
+        settings: TrainingSettings,
+        device: torch.device,
+        draft: DraftCheckpoint | None = None,
+        progress: Callable[[str, int, int, str], None] = lambda *_: None,
+    ) -> None:
+        """Raises TrainingError if no conversation is long enough."""
         out.mkdir(parents=True, exist_ok=True)
-        self.out, self.data, self.settings, self.device = out, data, settings, device
-        arch = target.arch
-        saved = torch.load(out / "state.pt", weights_only=True) if (out / "state.pt").exists() else None
-        tokens = saved["tokens"] if saved else frequent_tokens(data, settings.vocab, arch.vocab)
+        self.out, self.settings, self.device, self.progress = out, settings, device, progress
+        longest = min(settings.batch_tokens, max(map(len, corpus), default=0))
+        self.target = TorchTarget(target, 0, longest + settings.steps + 1, device, compute_type(device))
+        self.states = States(self.target, out / ".states", settings.keep)
+        training, held_out = split(corpus)
+        self.training = [each for each in training if settings.weights.get(each.text, 1.0) > 0]
+        if not list(self._batches(self.training, random.Random(0))):
+            raise TrainingError("the data has no conversation to train on that is long enough — add some: resps-train words")
+        self.held_out = choose_held_out(held_out)
+        file = out / "state.pt"
+        saved: dict[str, Any] | None = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
+        self.history: list[dict[str, Any]] = saved["history"] if saved else []
+        self.elapsed: float = saved["elapsed"] if saved else 0.0
+        self.updates: int = saved["updates"] if saved else 0
+        self.tokens_seen: int = saved["seen"] if saved else 0
         torch.manual_seed(settings.seed)
-        self.draft = TorchDraft(DraftShape.of_target(arch), tokens)
-        if saved:
-            self.draft.load_state_dict(saved["draft"])
-        else:
-            self.draft.init_from_target(target)
-        self.draft.to(device)
+        self.draft = self._draft(target, corpus, draft, saved)
         # AdamW with EAGLE-3's betas; gradients are clipped at 0.5 as there.
         self.optimizer = torch.optim.AdamW(self.draft.parameters(), lr=settings.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-        self.elapsed, self.updates, self.tokens_seen = 0.0, 0, 0
         if saved:
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.elapsed, self.updates, self.tokens_seen = saved["elapsed"], saved["updates"], saved["seen"]
-        embedding = torch.tensor(target.read("model.embed_tokens.weight")).to(device, torch.bfloat16)
-        head = embedding if arch.tied_head else torch.tensor(target.read("lm_head.weight")).to(device, torch.bfloat16)
-        cos, sin = (torch.from_numpy(table).to(device, torch.bfloat16) for table in arch.rope.tables(arch.head_dim, arch.max_position))
-        self.unroller = Unroller(self.draft, embedding, head, cos, sin, settings.steps)
-        self.description = {"settings": asdict(settings), "draft": draft_config(self.draft.shape), "target": target.path.name}
+        tables = self.target.embedding, self.target.head, self.target.cos, self.target.sin
+        self.unroller = Unroller(self.draft, *tables, settings.steps, settings.loss)
+        self.config = draft_config(self.draft.shape)
+        self._begins_with_draft = draft is not None and saved is None  # which then is the first candidate for the best one
+        self._losses: list[float] = []
+
+    def _draft(
+        self, target: Checkpoint, corpus: Sequence[Conversation], given: DraftCheckpoint | None, saved: dict[str, Any] | None
+    ) -> TorchDraft:
+        """The draft as it was saved, or as a run begins."""
+        arch, norms = target.arch, self.settings.norms
+        if saved:
+            tokens, norms = saved["tokens"], saved["config"]["norm_output"]
+        elif given:
+            tokens, norms = torch.from_numpy(given.tokens), given.arch.norm_output
+        else:
+            tokens = frequent_tokens(corpus, self.settings.vocab, arch.vocab)
+        draft = TorchDraft(DraftShape.of_target(arch, norms), tokens)
+        if saved:
+            draft.load_state_dict(saved["draft"])
+        elif given:
+            draft.init_from_draft(given)
+        else:
+            draft.init_from_target(target)
+        draft.to(self.device)
+        if norms and not saved and not given:
+            draft.scale_norms(self._collated(next(self._batches(self.training, random.Random(0)))).captures)
+        return draft
+
+    @property
+    def done(self) -> float:
+        """Which share of the run is over."""
+        by_tokens = self.tokens_seen / self.settings.tokens if self.settings.tokens else 0.0
+        by_time: float = self.elapsed / (60 * self.settings.minutes)
+        return max(by_time, by_tokens)
+
+    @property
+    def stale(self) -> bool:
+        """Whether held-out acceptance stopped rising."""
+        chains, patience = [report["chain"] for report in self.history], self.settings.patience
+        return 0 < patience < len(chains) and max(chains[-patience:]) <= max(chains[:-patience])
 
     def train(self) -> Iterator[str]:
-        """Train until the minutes are over; yields reports as JSON lines. Raises TrainingError if no conversation is long enough."""
+        """Train until the run is over; yields a line for every report."""
         choice = random.Random(self.settings.seed + self.updates)
+        if self._begins_with_draft:
+            self._report()
+            self._save()
+            yield self._line()
         saved_at = reported_at = began = time.monotonic()
-        before = self.elapsed
-        while self.elapsed < 60 * self.settings.minutes:
-            training, held_out = split(stored_conversations(self.data))  # again in every epoch: shards may have been added
-            groups = list(self._batches(training, choice))
-            if not groups:
-                raise TrainingError(f"{self.data} has no conversation to train on that is long enough — add some: resps-train words")
-            for group in groups:
+        before, wait = self.elapsed, float(REPORT_SECONDS)
+        while self.done < 1 and not self.stale:
+            for group in self._batches(epoch(self.training, self.settings.weights, choice), choice):
                 self._update(group)
                 self.elapsed = before + time.monotonic() - began
-                over = self.elapsed >= 60 * self.settings.minutes
-                if over or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                self._say_progress()
+                due = self.done >= 1 or time.monotonic() - reported_at > wait
+                if due:
+                    began_report = time.monotonic()
+                    self._report()
+                    wait = max(REPORT_SECONDS, (time.monotonic() - began_report) / REPORT_SHARE)
+                if due or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                     self._save()
                     saved_at = time.monotonic()
-                if over or time.monotonic() - reported_at > REPORT_SECONDS:
-                    yield self._report(held_out if over else held_out[:REPORTED])
+                if due:
+                    yield self._line()
                     reported_at = time.monotonic()
-                if over:
+                if self.done >= 1 or (due and self.stale):
                     break
+        if self.stale:
+            yield f"held-out acceptance has not risen in {self.settings.patience} reports: the run ends"
 
-    def _batches(self, conversations: Sequence[StoredConversation], choice: random.Random) -> Iterator[list[StoredConversation]]:
+    def _say_progress(self) -> None:
+        loss = f", loss {self._losses[-1]:.2f}" if self._losses else ""
+        self.progress("training", min(1000, int(1000 * self.done)), 1000, f"{self.tokens_seen:,} tokens{loss}")
+
+    def _batches(self, conversations: Sequence[Conversation], choice: random.Random) -> Iterator[list[Conversation]]:
         return batches(conversations, self.settings.batch_tokens, self.settings.steps + SPARE_TOKENS, choice)
 
-    def _update(self, group: Sequence[StoredConversation]) -> None:
-        done = self.elapsed / (60 * self.settings.minutes)
+    def _collated(self, group: Sequence[Conversation]) -> Any:
+        return collate(group, self.states, self.device)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate now."""
+        return self.settings.rate * schedule(self.done)
+
+    def _update(self, group: Sequence[Conversation]) -> None:
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self.settings.rate * schedule(done)
+            parameters["lr"] = self.rate
         scores = self._scores(group)
         if not scores[0].rows:
             return
         self.optimizer.zero_grad()
-        weighted_loss(scores).backward()
+        loss = weighted_loss(scores, self.settings.loss)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.draft.parameters(), 0.5)
         self.optimizer.step()
+        self._losses.append(float(loss.detach()))
         self.updates += 1
         self.tokens_seen += sum(map(len, group))
 
-    def _scores(self, group: Sequence[StoredConversation]) -> list[StepScore]:
-        with torch.autocast(self.device.type, torch.bfloat16):
-            scores: list[StepScore] = self.unroller(collate([each.load() for each in group], self.device))
+    def _scores(self, group: Sequence[Conversation]) -> list[StepScore]:
+        batch = self._collated(group)  # the target computes in its own type, outside of autocast
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=batch.final.dtype == torch.bfloat16):
+            scores: list[StepScore] = self.unroller(batch)
         return scores
 
-    def _report(self, held_out: Sequence[StoredConversation]) -> str:
-        rates = self.agreement(held_out)
-        report = {
-            "minutes": round(self.elapsed / 60, 1),
-            "updates": self.updates,
-            "tokens": self.tokens_seen,
-            "top1": [round(first, 4) for first, _ in rates],
-            "top3": [round(third, 4) for _, third in rates],
-            "chain": round(chain_length([first for first, _ in rates]), 3),
-        }
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(report) + "\n")
-        return json.dumps(report)
+    def _report(self) -> None:
+        progress = (lambda done, total: self.progress("held-out text", done, total, "")) if not self.updates else (lambda *_: None)
+        counts = agreement(self.held_out, self._batches, self._scores, progress)
+        texts = {text: [round(first, 4) for first, _ in rates_of(each)] for text, each in counts.items()}
+        overall = rates_of(sum(counts.values())) if counts else []
+        self.history.append(
+            {
+                "minutes": round(self.elapsed / 60, 1),
+                "updates": self.updates,
+                "tokens": self.tokens_seen,
+                "loss": round(sum(self._losses) / len(self._losses), 4) if self._losses else None,
+                "rate": self.rate,
+                "top1": [round(first, 4) for first, _ in overall],
+                "top3": [round(third, 4) for _, third in overall],
+                "texts": texts,
+                "chain": round(sum(map(chain_length, texts.values())) / max(1, len(texts)), 4),
+            }
+        )
+        self._losses = []
 
-    @torch.no_grad()
-    def agreement(self, conversations: Sequence[StoredConversation]) -> list[tuple[float, float]]:
-        """Per unrolled step, how often the target's most probable token is the draft's first, and among its first three."""
-        sums = torch.zeros(self.settings.steps, 3)
-        for group in self._batches(conversations, random.Random(0)):
-            sums += torch.tensor([(score.top1, score.top3, score.rows) for score in self._scores(group)])
-        return [(float(first / max(1, count)), float(third / max(1, count))) for first, third, count in sums]
+    def _line(self) -> str:
+        last = self.history[-1]
+        rates = " ".join(f"{rate:.3f}" for rate in last["top1"])
+        loss = "" if last["loss"] is None else f"loss {last['loss']:.3f}, "
+        return f"{last['minutes']:.0f} min, {last['tokens']:,} tokens, {loss}held out: accepted by depth {rates}, chain {last['chain']:.3f}"
 
     def _save(self) -> None:
-        state: dict[str, Any] = {
-            "draft": self.draft.state_dict(),
-            "tokens": self.draft.tokens,
+        """Everything into state.pt, in one rename; what is derived from it beside it. The best draft so far goes to best.pt first."""
+        draft = {"draft": self.draft.state_dict(), "tokens": self.draft.tokens, "config": self.config}
+        measured = bool(self.history) and self.history[-1]["updates"] == self.updates
+        if measured and self.history[-1]["chain"] == max(report["chain"] for report in self.history):
+            _replace(self.out / "best.pt", draft)
+        state = {
+            **draft,
             "optimizer": self.optimizer.state_dict(),
             "elapsed": self.elapsed,
             "updates": self.updates,
             "seen": self.tokens_seen,
+            "history": self.history,
         }
-        partial = self.out / ".state.pt.partial"
-        torch.save(state, partial)
-        partial.replace(self.out / "state.pt")
-        (self.out / "run.json").write_text(json.dumps(self.description, indent=1), encoding="utf-8")
+        _replace(self.out / "state.pt", state)
+        if measured:
+            (self.out / "log.jsonl").write_text("".join(json.dumps(report) + "\n" for report in self.history), encoding="utf-8")
+            write_report(self.out / "report.html", Report(self.history, asdict(self.settings), self.training, self.held_out))
+
+
+def _replace(file: Path, state: dict[str, Any]) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    torch.save(state, partial)
+    partial.replace(file)
 
 
 def schedule(done: float) -> float:

@@ -1,9 +1,10 @@
-"""The target in torch, for training data: many sequences side by side, one token each per step, over a fixed KV buffer."""
+"""The target in torch: many sequences side by side that grow by a token each, over a fixed KV buffer, or whole ones at once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,14 +32,18 @@ class Layer:
 
 
 class StepOutput(NamedTuple):
-    """States of the token that a step appended to every sequence."""
+    """States of tokens; the leading axes are those of the tokens."""
 
-    final: Tensor  # [B, H] after the final norm; times the head they are the logits
-    captures: Tensor  # [B, 3H]: the residual streams that enter the layers Arch.captured, without a norm
+    final: Tensor  # [..., H] after the final norm; times the head they are the logits
+    captures: Tensor  # [..., 3H]: the residual streams that enter the layers Arch.captured, without a norm
+
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Attention of a layer: its index, rotated queries [..., heads, D] and keys [..., kv_heads, D], values -> [..., heads * D]."""
 
 
 class TorchTarget:
-    """Weights and KV buffer of ``batch`` sequences of at most ``capacity`` tokens."""
+    """Weights, and a KV buffer of ``batch`` sequences; no sequence is longer than ``capacity`` tokens."""
 
     def __init__(self, checkpoint: Checkpoint, batch: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         self.arch: Arch = checkpoint.arch
@@ -81,33 +86,51 @@ class TorchTarget:
     @torch.inference_mode()
     def step(self, tokens: Tensor, lengths: Tensor, span: int) -> StepOutput:
         """Append one token to each sequence. ``tokens`` [B]; ``lengths`` [B] int64: cached tokens, all below ``span``, the slots read."""
-        arch = self.arch
-        cos, sin = self.cos[lengths, None], self.sin[lengths, None]
         mask = (self._slots[:span] <= lengths[:, None])[:, None, None, :]
+
+        def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keys, values = self.cache[index]
+            keys[self._rows, :, lengths] = key
+            values[self._rows, :, lengths] = value
+            # Heads that share a key are rows of one product.
+            grouped = query.unflatten(1, (self.arch.kv_heads, -1))
+            return F.scaled_dot_product_attention(grouped, keys[:, :, :span], values[:, :, :span], mask).flatten(1)
+
+        return self._layers(tokens, lengths, attend)
+
+    @torch.inference_mode()
+    def begin(self, row: int, tokens: Tensor) -> None:
+        """Make ``tokens`` [n] the beginning of the sequence ``row``, in one pass."""
+
+        def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            self.cache[index, 0, row, :, : len(tokens)] = key[0].transpose(0, 1)
+            self.cache[index, 1, row, :, : len(tokens)] = value[0].transpose(0, 1)
+            return _causal(query, key, value)
+
+        self._layers(tokens[None], self._slots[None, : len(tokens)], attend)
+
+    @torch.no_grad()  # not inference_mode: what comes out is read by a graph that is differentiated
+    def whole(self, tokens: Tensor) -> StepOutput:
+        """The states of all tokens [B, S] of sequences, without the KV buffer: final [B, S, H], captures [B, S, 3H]."""
+        return self._layers(tokens, self._slots[None, : tokens.shape[1]], lambda _index, *heads: _causal(*heads))
+
+    def _layers(self, tokens: Tensor, positions: Tensor, attend: Attend) -> StepOutput:
+        """All layers over ``tokens`` of any shape, at ``positions`` that broadcast to it."""
+        arch, captured = self.arch, {}
+        cos, sin = self.cos[positions][..., None, :], self.sin[positions][..., None, :]
         hidden = self.embedding[tokens]
-        entering = []
         for index, layer in enumerate(self.layers):
-            entering.append(hidden)
-            hidden = hidden + self._attention(index, layer, hidden, cos, sin, mask, lengths, span)
+            if index in arch.captured:
+                captured[index] = hidden
+            joined = F.linear(self._norm(hidden, layer.input_norm), layer.qkv, layer.qkv_bias).unflatten(-1, (-1, arch.head_dim))
+            query, key, value = joined.split([arch.heads, arch.kv_heads, arch.kv_heads], -2)
+            if layer.q_norm is not None and layer.k_norm is not None:
+                query, key = self._norm(query, layer.q_norm), self._norm(key, layer.k_norm)
+            context = attend(index, rotate(query, cos, sin), rotate(key, cos, sin), value)
+            hidden = hidden + F.linear(context, layer.o, layer.o_bias)
             gate, up = F.linear(self._norm(hidden, layer.post_norm), layer.gate_up).chunk(2, -1)
             hidden = hidden + F.linear(F.silu(gate) * up, layer.down)
-        return StepOutput(self._norm(hidden, self.norm), torch.cat([entering[index] for index in arch.captured], -1))
-
-    def _attention(
-        self, index: int, layer: Layer, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, lengths: Tensor, span: int
-    ) -> Tensor:
-        arch = self.arch
-        joined = F.linear(self._norm(hidden, layer.input_norm), layer.qkv, layer.qkv_bias).view(len(hidden), -1, arch.head_dim)
-        query, key, value = joined.split([arch.heads, arch.kv_heads, arch.kv_heads], 1)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            query, key = self._norm(query, layer.q_norm), self._norm(key, layer.k_norm)
-        keys, values = self.cache[index]
-        keys[self._rows, :, lengths] = rotate(key, cos, sin)
-        values[self._rows, :, lengths] = value
-        # Heads that share a key are rows of one product.
-        grouped = rotate(query, cos, sin).view(len(hidden), arch.kv_heads, -1, arch.head_dim)
-        context = F.scaled_dot_product_attention(grouped, keys[:, :, :span], values[:, :, :span], mask)
-        return F.linear(context.reshape(len(hidden), -1), layer.o, layer.o_bias)
+        return StepOutput(self._norm(hidden, self.norm), torch.cat([captured[index] for index in arch.captured], -1))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.arch.rms_eps)
@@ -118,6 +141,19 @@ def torch_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise TrainingError("torch finds no GPU — leave --device cuda out, or install a build of torch for CUDA")
     return torch.device(name)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention among the tokens of [B, S, heads, D]; heads share keys as usual. Returns [B, S, heads * D]."""
+    query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True).transpose(1, 2).flatten(2)
+
+
+def compute_type(device: torch.device) -> torch.dtype:
+    """bfloat16 where ``device`` has products of it, else float32: without them a processor is several times slower in bfloat16."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = device.type != "cpu" or capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if fast else torch.float32
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

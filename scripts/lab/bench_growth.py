@@ -22,7 +22,7 @@ from pathlib import Path
 
 import click
 
-from export.training.seed_prompts import library_passages
+from export.training.words.seed_prompts import library_passages
 from policy import FixedPolicy, Policy, TreeSpec
 from runtime import Decoder, SamplingParams
 from runtime.console import run_command, usage_errors

@@ -13,7 +13,6 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -77,18 +76,14 @@ def count(tokens: Sequence[int], written: Sequence[bool], counts: dict[int, Look
 
 def of_shards(directory: Path) -> Iterator[tuple[list[int], list[bool]]]:
     """(tokens, whether each belongs to an answer) of every conversation."""
-    from safetensors import safe_open
+    from export.training.words.corpus import read_shard
+    from export.training.words.segments import ANSWER
 
-    from export.training.segments import ANSWER
-
-    files = sorted(directory.glob("*.safetensors"))
+    files = sorted(directory.glob("*.npz"))
     if not files:
         raise PromptError(f"{directory} holds no shards — make some: resps-train words --out {directory}")
-    for file in files:
-        with safe_open(file, "np") as shard:
-            tokens, kinds, starts = (shard.get_tensor(name) for name in ("tokens", "kinds", "starts"))
-        for start, stop in pairwise(starts.tolist()):
-            yield tokens[start:stop].tolist(), (kinds[start:stop] == ANSWER).tolist()
+    for each in (each for file in files for each in read_shard(file)):
+        yield each.tokens.tolist(), (each.kinds == ANSWER).tolist()
 
 
 def of_answers(file: Path, engine_dir: Path) -> Iterator[tuple[list[int], list[bool]]]:

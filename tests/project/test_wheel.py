@@ -63,7 +63,13 @@ def test_wheel_has_every_file(wheel: Path) -> None:
         packed = {name for name in archive.namelist() if name.split("/")[0] in PACKAGES}
     files = [file for package in PACKAGES for file in (ROOT / package).rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     assert packed == {str(file.relative_to(ROOT)) for file in files}
-    for name in ("runtime/py.typed", "runtime/bench/mixed.jsonl", "export/training/seed_prompts.tsv", "export/tuning/report.html.j2"):
+    for name in (
+        "runtime/py.typed",
+        "runtime/bench/mixed.jsonl",
+        "export/training/words/seed_prompts.tsv",
+        "export/training/report.html.j2",
+        "export/tuning/report.html.j2",
+    ):
         assert name in packed
 
 

@@ -57,4 +57,14 @@ def test_a_terminal_has_one_line(capsys: pytest.CaptureFixture[str], monkeypatch
     written = capsys.readouterr().err
     assert written.count("\n") == 1
     assert written.endswith("target: 10/10\n")
-    assert "target: 5/10, 4 min left" in written
+    assert "target: 5/10, 5 min left" in written
+
+
+def test_time_left_counts_what_was_done_since_the_stage_was_first_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a training that goes on; a note stands before it."""
+    clock = Clock()
+    progress = Progress(clock)
+    for done in range(800, 1001, 100):
+        clock.now += 60.0
+        progress("training", done, 1000, f"loss {done}")
+    assert capsys.readouterr().err.splitlines() == ["training: begins", "training: 90 %, loss 900, 60 s left", "training: done"]

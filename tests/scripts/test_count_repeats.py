@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
-from export.training.segments import ANSWER, PROMPT
-from export.training.shards import Conversation, ShardWriter
+from export.training.words.corpus import Conversation, ShardWriter
+from export.training.words.segments import ANSWER, PROMPT
 from policy.lookup import MATCH_CLASSES
 from runtime.console import run_command
 from scripts.lab.count_repeats import LookupCount, count, main
@@ -49,11 +49,10 @@ def test_only_positions_inside_answers_count() -> None:
 
 
 def test_shards_and_answers_give_the_table(tmp_path: Path, tiny_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tokens = torch.tensor([3, 4, 5] * 5, dtype=torch.int32)
-    kinds = torch.tensor([PROMPT] * 3 + [ANSWER] * 12, dtype=torch.uint8)
+    tokens, kinds = np.array([3, 4, 5] * 5, np.int32), np.array([PROMPT] * 3 + [ANSWER] * 12, np.uint8)
     writer = ShardWriter(tmp_path / "data", "words-000")
     for _ in range(2):
-        writer.add(Conversation(tokens, kinds, torch.zeros(15, 6, dtype=torch.bfloat16), torch.zeros(15, 2, dtype=torch.bfloat16)))
+        writer.add(Conversation(tokens, kinds, "chat"))
     writer.flush()
     capfd.readouterr()
     assert run_command(main, "count_repeats", [str(tmp_path / "data")]) == 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,19 @@ from export.checkpoints.draft_checkpoint import HEAD
 from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.training.draft import DraftShape, TorchDraft
 from export.training.pack import draft_config, pack_run
-from export.training.segments import ANSWER, PROMPT
-from export.training.shards import Conversation
-from export.training.target import TorchTarget
+from export.training.target import StepOutput, TorchTarget
+from export.training.unroll import Batch, collate
+from export.training.words.corpus import Conversation
+from export.training.words.segments import ANSWER, PROMPT
 from tests.support.tiny import reference
 
 CPU = torch.device("cpu")
 
 
-def random_draft(arch: Arch, size: int = 100) -> TorchDraft:
+def random_draft(arch: Arch, size: int = 100, norms: bool = False) -> TorchDraft:
     """Nothing left at its start, matrices wide enough that attention picks single rows, and exactly representable in bfloat16."""
     generator = torch.Generator().manual_seed(3)
-    draft = TorchDraft(DraftShape.of_target(arch), torch.randperm(arch.vocab, generator=generator)[:size].sort().values)
+    draft = TorchDraft(DraftShape.of_target(arch, norms), torch.randperm(arch.vocab, generator=generator)[:size].sort().values)
     with torch.no_grad():
         for parameter in draft.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -35,27 +36,56 @@ def random_draft(arch: Arch, size: int = 100) -> TorchDraft:
     return draft
 
 
-def random_conversation(length: int, seed: int, answers: Sequence[slice], target: HuggingFaceCheckpoint) -> Conversation:
+@dataclass(frozen=True)
+class Computed:
+    """A conversation with what its target computes at each token: captures [n, 3H] and final [n, H]."""
+
+    conversation: Conversation
+    captures: Tensor
+    final: Tensor
+
+    def __len__(self) -> int:
+        return len(self.conversation)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self.conversation.tokens
+
+    @property
+    def kinds(self) -> np.ndarray:
+        return self.conversation.kinds
+
+
+def random_conversation(length: int, seed: int, answers: Sequence[slice], target: HuggingFaceCheckpoint) -> Computed:
     """Random tokens and states. The target clearly prefers one of the first 60 tokens; all other tokens are a prompt."""
     arch, head = target.arch, torch.from_numpy(target.read(HEAD))
     generator = torch.Generator().manual_seed(seed)
-    kinds = torch.full((length,), PROMPT, dtype=torch.uint8)
+    kinds = np.full(length, PROMPT, np.uint8)
     for each in answers:
         kinds[each] = ANSWER
-    return Conversation(
-        torch.randint(arch.vocab, (length,), generator=generator, dtype=torch.int32),
-        kinds,
+    tokens = torch.randint(arch.vocab, (length,), generator=generator, dtype=torch.int32).numpy()
+    return Computed(
+        Conversation(tokens, kinds, "random"),
         torch.randn(length, 3 * arch.hidden, generator=generator),
         2 * head[torch.randint(60, (length,), generator=generator)] + 0.3 * torch.randn(length, arch.hidden, generator=generator),
     )
+
+
+def batch_of(computed: Sequence[Computed]) -> Batch:
+    """As the training makes it, where the target computes what ``computed`` has."""
+
+    def states(_: Sequence[Conversation], __: Tensor) -> StepOutput:
+        finals, captures = ([getattr(each, name) for each in computed] for name in ("final", "captures"))
+        return StepOutput(*(torch.nn.utils.rnn.pad_sequence(parts, batch_first=True) for parts in (finals, captures)))
+
+    return collate([each.conversation for each in computed], states, CPU)
 
 
 def packed(draft: TorchDraft, out: Path, form: str = "specforge") -> Path:
     """``draft`` as pack_run writes it from the checkpoint of a run."""
     run = out / "run"
     run.mkdir(parents=True)
-    torch.save({"draft": draft.state_dict(), "tokens": draft.tokens}, run / "state.pt")
-    (run / "run.json").write_text(json.dumps({"draft": draft_config(draft.shape)}))
+    torch.save({"draft": draft.state_dict(), "tokens": draft.tokens, "config": draft_config(draft.shape)}, run / "best.pt")
     pack_run(run, out / form, form, "tiny/target")
     return out / form
 

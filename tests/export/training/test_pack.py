@@ -30,6 +30,6 @@ def test_packed_draft_names_its_tokens_and_has_its_weights(tmp_path: Path, targe
 
 
 def test_directory_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"state\.pt is missing — give"):
+    with pytest.raises(TrainingError, match=r"best\.pt is missing — give"):
         pack_run(tmp_path, tmp_path / "out", "specforge", "tiny/target")
     assert not (tmp_path / "out").exists()

@@ -32,6 +32,12 @@ def test_torch_target_equals_transformers_with_sequences_interleaved(tmp_path: P
         for slot in range(3):
             if going[slot]:
                 states[slot].append((step.captures[slot], step.final[slot]))
+    final, captures = target.whole(torch.tensor([text + [0] * (16 - len(text)) for text in texts]))
+    for row, text in enumerate(texts):
+        expect_states(target, model, text, captures[row, : len(text)], final[row, : len(text)])
+    target.begin(1, torch.tensor(texts[1][:9]))
+    step = target.step(torch.tensor([0, texts[1][9], 0]), torch.tensor([0, 9, 0]), 10)
+    torch.testing.assert_close(step.captures[1], captures[1, 9], rtol=0, atol=1e-4)
     for text, state in zip(texts, states, strict=True):
         captures, final = (torch.stack(parts) for parts in zip(*state, strict=True))
         expect_states(target, model, text, captures, final)

@@ -14,10 +14,11 @@ from export.checkpoints.hugging_face import HuggingFaceCheckpoint
 from export.graphs.precision import PRECISIONS
 from export.parity.draft import reference_fuse, reference_pass
 from export.training.draft import TorchDraft
-from export.training.segments import ANSWER
-from export.training.shards import Conversation
-from export.training.unroll import CHUNK, DECAY, Batch, SoftCrossEntropy, StepScore, Unroller, collate, weighted_loss
-from tests.support.training import CPU, packed, random_conversation, random_draft
+from export.training.losses import CHUNK, TOP_K, CrossEntropy, wanted_distributions
+from export.training.names import ACCEPTANCE, LOSSES
+from export.training.unroll import DECAY, Batch, StepScore, Unroller, weighted_loss
+from export.training.words.segments import ANSWER
+from tests.support.training import Computed, batch_of, packed, random_conversation, random_draft
 
 STEPS = 4
 
@@ -37,12 +38,12 @@ def unrolled(unroller: Unroller, batch: Batch) -> tuple[list[StepScore], list[Te
     return scores, [unroller.draft.lm_head(each).detach() for each in normed]
 
 
-def rows_of(each: Conversation) -> list[int]:
+def rows_of(each: Computed) -> list[int]:
     """Rows whose first predicted token, two positions later, belongs to an answer."""
     return [row for row in range(len(each) - 2) if each.kinds[row + 2] == ANSWER]
 
 
-def naive(draft: TorchDraft, target: HuggingFaceCheckpoint, each: Conversation, row: int, steps: int) -> np.ndarray:
+def naive(draft: TorchDraft, target: HuggingFaceCheckpoint, each: Computed, row: int, steps: int) -> np.ndarray:
     """Logits of all steps of one row, in float64, one vector at a time: step 0 of the rows before it, then its chain."""
     w = {name: value.detach().double().numpy() for name, value in draft.state_dict().items()}
     arch, embedding, tokens = target.arch, target.read("model.embed_tokens.weight").astype(np.float64), each.tokens.tolist()
@@ -87,7 +88,7 @@ def naive(draft: TorchDraft, target: HuggingFaceCheckpoint, each: Conversation, 
 def test_rows_and_steps_pair_features_tokens_and_positions_as_a_chain_does(target: HuggingFaceCheckpoint) -> None:
     draft = random_draft(target.arch)
     each = random_conversation(20, 1, [slice(5, 12), slice(15, 20)], target)
-    scores, logits = unrolled(unroller_of(draft, target), collate([each], CPU))
+    scores, logits = unrolled(unroller_of(draft, target), batch_of([each]))
     rows = rows_of(each)
     assert rows == [*range(3, 10), *range(13, 18)]
     assert len(scores) == STEPS
@@ -98,14 +99,14 @@ def test_rows_and_steps_pair_features_tokens_and_positions_as_a_chain_does(targe
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["specforge", "speculators"])
-def test_training_graph_is_the_inference_graph(tmp_path: Path, target: HuggingFaceCheckpoint, form: str) -> None:
+@pytest.mark.parametrize(("form", "norms"), [("specforge", False), ("speculators", False), ("speculators", True)])
+def test_training_graph_is_the_inference_graph(tmp_path: Path, target: HuggingFaceCheckpoint, form: str, norms: bool) -> None:
     """Compared with the packed draft in numpy: committed rows, and below one of them a chain over its own features."""
-    draft = random_draft(target.arch)
+    draft = random_draft(target.arch, norms=norms)
     opened = open_draft(packed(draft, tmp_path, form), target)
     each = random_conversation(16, 2, [slice(4, 16)], target)
-    _, logits = unrolled(unroller_of(draft, target), collate([each], CPU))
-    tokens, base = each.tokens.numpy(), reference_fuse(opened, each.captures.numpy())
+    _, logits = unrolled(unroller_of(draft, target), batch_of([each]))
+    tokens, base = each.tokens, reference_fuse(opened, each.captures.numpy())
     for place, row in enumerate(rows_of(each)):
         hidden, steps = base[: row + 1], min(STEPS, len(each) - 2 - row)
         for step in range(steps):
@@ -118,7 +119,7 @@ def test_training_graph_is_the_inference_graph(tmp_path: Path, target: HuggingFa
             hidden = np.concatenate([hidden, following[-1:]])
 
 
-def expected_scores(unroller: Unroller, each: Conversation, logits: list[Tensor]) -> list[tuple[float, int, int, int]]:
+def expected_scores(unroller: Unroller, each: Computed, logits: list[Tensor]) -> list[tuple[float, int, int, int]]:
     """Loss, rows, top1 and top3 of every step, from the definition; ``logits`` [R, Vd] of each step."""
     tokens, head, scores = unroller.draft.tokens.tolist(), unroller.head, []
     for step, guesses in enumerate(logits):
@@ -150,10 +151,10 @@ def test_padding_and_other_conversations_change_nothing(target: HuggingFaceCheck
         random_conversation(30, 5, [slice(8, 10), slice(14, 17)], target),
         random_conversation(9, 6, [], target),
     ]
-    together, logits = unrolled(unroller, collate(every, CPU))
+    together, logits = unrolled(unroller, batch_of(every))
     sums = np.zeros((STEPS, 4))
     for index, each in enumerate(every):
-        alone, its_logits = unrolled(unroller, collate([each], CPU))
+        alone, its_logits = unrolled(unroller, batch_of([each]))
         rows = len(rows_of(each))
         for step in range(STEPS):
             real = [place for place, row in enumerate(rows_of(each)) if row + 2 + step < len(each)]
@@ -172,9 +173,9 @@ def test_padding_and_other_conversations_change_nothing(target: HuggingFaceCheck
     assert float(weighted_loss(together).detach()) == pytest.approx(sum(losses), rel=1e-4)
 
 
-def gradients(unroller: Unroller, each: Conversation) -> list[Tensor]:
+def gradients(unroller: Unroller, each: Computed) -> list[Tensor]:
     unroller.draft.zero_grad()
-    weighted_loss(unroller(collate([each], CPU))).backward()
+    weighted_loss(unroller(batch_of([each]))).backward()
     return [parameter.grad.clone() for parameter in unroller.draft.parameters() if parameter.grad is not None]
 
 
@@ -195,9 +196,48 @@ def test_what_does_not_count_moves_nothing(target: HuggingFaceCheckpoint) -> Non
     assert any((actual - gradient).abs().max() > 1e-3 for actual, gradient in zip(gradients(unroller, each), expected, strict=True))
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_wanted_distributions(loss: str) -> None:
+    logits = torch.randn(30, 50, generator=torch.Generator().manual_seed(0)) * 3
+    best = logits.argmax(-1)
+    wanted = wanted_distributions(loss, logits, best).float()
+    torch.testing.assert_close(wanted.sum(-1), torch.ones(30))
+    assert torch.equal(wanted.argmax(-1), best)
+    expected = logits.softmax(-1)
+    if loss == "hard":
+        assert torch.equal(wanted.max(-1).values, torch.ones(30))
+    else:
+        kept = wanted > 0
+        assert (kept.sum(-1) == (TOP_K if loss == "top-k" else 50)).all()
+        torch.testing.assert_close(wanted[kept], (expected * kept / (expected * kept).sum(-1, keepdim=True))[kept])
+
+
+def test_acceptance_weighs_rows_by_how_probably_a_chain_gets_there(target: HuggingFaceCheckpoint) -> None:
+    """Expected from the logits of the steps: the product of sum(min(target, draft)) over the steps before."""
+    each = random_conversation(20, 1, [slice(5, 20)], target)
+    unroller = unroller_of(random_draft(target.arch, 200), target)
+    unroller.loss = ACCEPTANCE
+    scores, logits = unrolled(unroller, batch_of([each]))
+    reached = dict.fromkeys(rows_of(each), 1.0)
+    for step, guesses in enumerate(logits):
+        loss = 0.0
+        for place, row in enumerate(reached):
+            if row + 2 + step < len(each) and (unroller.head @ each.final[row + 1 + step]).argmax() in unroller.draft.tokens:
+                truth = (unroller.draft_head @ each.final[row + 1 + step]).softmax(-1)
+                loss -= reached[row] * float(truth @ guesses[0, place].log_softmax(-1))
+                reached[row] *= float(torch.minimum(truth, guesses[0, place].softmax(-1)).sum())
+        assert float(scores[step].loss.detach()) == pytest.approx(loss, rel=1e-3)
+    assert min(reached.values()) < 0.5
+    assert float(weighted_loss(scores, ACCEPTANCE).detach()) == pytest.approx(
+        sum(float(s.loss.detach()) / s.rows for s in scores), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("rows", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 60])
-def test_loss_and_its_gradients_equal_autograd(rows: int) -> None:
+def test_loss_and_its_gradients_equal_autograd(rows: int, weighted: bool) -> None:
     generator = torch.Generator().manual_seed(rows)
+    weights = torch.rand(rows, generator=generator) if weighted else None
     feature, weight, wanted = (torch.randn(*shape, generator=generator) for shape in ((rows, 24), (50, 24), (40, 50)))
     wanted, best = (3 * wanted).softmax(-1), wanted.argmax(-1)
     label = torch.randint(40, (rows,), generator=generator)
@@ -205,10 +245,11 @@ def test_loss_and_its_gradients_equal_autograd(rows: int) -> None:
     for fused in (True, False):
         inputs = feature.clone().requires_grad_(), weight.clone().requires_grad_()
         if fused:
-            loss, ranks = SoftCrossEntropy.apply(*inputs, wanted, label, best)
+            loss, ranks = CrossEntropy.apply(*inputs, wanted, label, best, weights)[:2]
         else:
             logits = inputs[0] @ inputs[1].T
-            loss, ranks = -(wanted[label] * logits.log_softmax(-1)).sum(), (logits > logits.gather(1, best[label, None])).sum(-1)
+            losses, ranks = -(wanted[label] * logits.log_softmax(-1)).sum(-1), (logits > logits.gather(1, best[label, None])).sum(-1)
+            loss = (losses if weights is None else losses * weights).sum()
         (0.3 * loss).backward()
         results.append((loss.detach(), *(each.grad for each in inputs), ranks))
     for actual, expected in zip(*results, strict=True):

@@ -8,9 +8,19 @@ from itertools import groupby
 
 import pytest
 
-from export.training.generate import RunningConversation
-from export.training.seed_prompts import SeedPrompt
-from export.training.segments import ANSWER, PROMPT, TEMPLATE, Segment, TemplateTokens, plan_conversation, template_tokens
+from export.training.words.generate import RunningConversation
+from export.training.words.seed_prompts import SeedPrompt
+from export.training.words.segments import (
+    ANSWER,
+    PROMPT,
+    ROUNDS,
+    TEMPERATURES,
+    TEMPLATE,
+    Segment,
+    TemplateTokens,
+    plan_conversation,
+    template_tokens,
+)
 from runtime.manifest.schema import Tokens
 from runtime.text.tokenizer import Tokenizer
 from tests.support.tiny import write_tokenizer
@@ -37,7 +47,7 @@ def template(text: Tokenizer) -> TemplateTokens:
 
 def finished(segments: list[Segment], writer: Callable[[list[int]], int]) -> RunningConversation:
     """A whole conversation. ``writer``: the target's next token, given the tokens so far."""
-    conversation, tokens = RunningConversation(segments), list[int]()
+    conversation, tokens = RunningConversation("chat", segments), list[int]()
     while (token := conversation.next_token(writer(tokens), frozenset((STOP,)))) is not None:
         tokens.append(token)
     assert conversation.tokens == tokens
@@ -67,8 +77,11 @@ def test_conversation_is_the_rendered_template_with_the_texts_in_it(text: Tokeni
     """For a target that never stops, and for targets that stop after some words."""
     (the,) = text.encode_raw(" the")
     rounds, temperatures = set(), set()
-    for seed in range(40):
-        segments = plan_conversation(SeedPrompt("Can you", seed % 2 == 0), text, template, random.Random(seed))
+    for seed in range(80):
+        kind = "passage" if seed % 3 else "chat"
+        plan = plan_conversation(SeedPrompt(kind, "Can you", seed % 2 == 0), text, template, random.Random(seed))
+        assert plan.text == kind
+        segments = plan.segments
         temperatures |= {each.temperature for each in segments if each.kind == ANSWER}
 
         def writer(tokens: list[int]) -> int:
@@ -89,8 +102,8 @@ def test_conversation_is_the_rendered_template_with_the_texts_in_it(text: Tokeni
         lengths[ANSWER] += words is not None
         assert all(conversation.kinds.count(kind) == lengths[kind] for kind in (PROMPT, ANSWER))
         assert (conversation.tokens[-1], conversation.kinds[-1]) == (the if words is None else STOP, ANSWER)
-    assert words == 0 or rounds == {1, 2}
-    assert temperatures == {0.0, 0.7, 1.0}
+    assert words == 0 or rounds == set(ROUNDS)
+    assert temperatures == set(TEMPERATURES)
 
 
 def test_stop_tokens_end_a_segment_and_only_the_last_one_is_kept() -> None:
@@ -112,7 +125,7 @@ def test_stop_tokens_end_a_segment_and_only_the_last_one_is_kept() -> None:
 
 def test_temperature_is_that_of_the_token_to_come() -> None:
     conversation = RunningConversation(
-        [Segment(TEMPLATE, [5, 6]), Segment(PROMPT, limit=2, temperature=1.0), Segment(TEMPLATE, [7]), Segment(ANSWER, limit=2)]
+        "chat", [Segment(TEMPLATE, [5, 6]), Segment(PROMPT, limit=2, temperature=1.0), Segment(TEMPLATE, [7]), Segment(ANSWER, limit=2)]
     )
     seen = []
     while (token := conversation.next_token(9, frozenset())) is not None:

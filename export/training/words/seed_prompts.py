@@ -9,21 +9,25 @@ import ast
 import inspect
 import random
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
+from ..names import SHARES
+
 
 @dataclass(frozen=True)
 class SeedPrompt:
-    """The beginning of a user turn. ``complete``: it is the whole turn; otherwise the target writes the rest."""
+    """The beginning of a user turn. ``kind``: of text. ``complete``: it is the whole turn; otherwise the target writes the rest."""
 
+    kind: str
     text: str
     complete: bool
 
 
-SHARES = {"chat": 22, "instruct": 20, "question": 12, "maths": 13, "code": 12, "passage": 7, "library code": 9, "library text": 5}
+TEXT_LENGTHS = {"library text": 600, "long text": 3000}
+"""Most characters of a text of the library."""
 
 CODE_TASKS = (
     "Complete the following function.\n\n{}",
@@ -41,19 +45,20 @@ TEXT_TASKS = (
 )
 
 
-def seed_prompts(seed: int, longest: int) -> Iterator[SeedPrompt]:
-    """An endless stream, the same for the same ``seed``. Texts of the library have at most ``longest`` characters."""
-    choice = random.Random(seed)
-    beginnings, code, text = turn_beginnings(), library_functions(longest), library_passages(longest)
-    kinds, shares = list(SHARES), list(SHARES.values())
+def seed_prompts(seed: int, kinds: Sequence[str] = ()) -> Iterator[SeedPrompt]:
+    """An endless stream, the same for the same ``seed``. ``kinds``: those of SHARES that are wanted [default: all]."""
+    choice, wanted = random.Random(seed), list(kinds or SHARES)
+    beginnings, shares = turn_beginnings(), [SHARES[kind] for kind in wanted]
+    code = library_functions(600) if "library code" in wanted else []
+    texts = {kind: library_passages(longest) for kind, longest in TEXT_LENGTHS.items() if kind in wanted}
     while True:
-        kind = choice.choices(kinds, shares)[0]
+        kind = choice.choices(wanted, shares)[0]
         if kind == "library code":
-            yield SeedPrompt(choice.choice(CODE_TASKS).format(choice.choice(code)), complete=True)
-        elif kind == "library text":
-            yield SeedPrompt(choice.choice(TEXT_TASKS).format(choice.choice(text)), complete=True)
+            yield SeedPrompt(kind, choice.choice(CODE_TASKS).format(choice.choice(code)), complete=True)
+        elif kind in texts:
+            yield SeedPrompt(kind, choice.choice(TEXT_TASKS).format(choice.choice(texts[kind])), complete=True)
         else:
-            yield SeedPrompt(choice.choice(beginnings[kind]), complete=False)
+            yield SeedPrompt(kind, choice.choice(beginnings[kind]), complete=False)
 
 
 def turn_beginnings() -> dict[str, list[str]]:
@@ -80,12 +85,12 @@ def library_functions(longest: int) -> list[str]:
 
 
 def library_passages(longest: int) -> list[str]:
-    """Paragraphs of Python's language reference, joined up to ``longest`` characters."""
+    """Paragraphs of Python's language reference, joined up to ``longest`` characters; none shorter than a third of that."""
     found, text = [], ""
     for topic in topics.values():
         for paragraph in topic.split("\n\n"):
             if len(text) + len(paragraph) > longest:
-                if len(text) > 200:
+                if len(text) > longest / 3:
                     found.append(text.strip()[:longest])  # a single paragraph may be longer
                 text = ""
             text += paragraph + "\n\n"

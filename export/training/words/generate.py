@@ -1,4 +1,4 @@
-"""Generates training conversations: the target writes many side by side, and its hidden states are recorded.
+"""Generates training conversations: the target writes many side by side.
 
 A draft learns best from the text that it will have to predict, which is the target's own (EAGLE-3, section 4). Every slot of the batch
 follows a plan of segments; a slot whose conversation is finished begins the next one, so the batch stays full.
@@ -6,15 +6,16 @@ follows a plan of segments; a slot whose conversation is finished begins the nex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .segments import Segment
-from .shards import Conversation
-from .target import StepOutput, TorchTarget
+from ..target import StepOutput, TorchTarget
+from .corpus import Conversation
+from .segments import Plan, Segment
 
 MIN_P = 0.05  # min-p sampling: needs no sorting, and excludes unlikely tokens, from which a small model does not recover
 
@@ -23,6 +24,7 @@ MIN_P = 0.05  # min-p sampling: needs no sorting, and excludes unlikely tokens, 
 class RunningConversation:
     """A conversation under way: the segments to come, and the tokens so far with their kinds."""
 
+    text: str
     segments: list[Segment]
     written: int = 0
     tokens: list[int] = field(default_factory=list)
@@ -51,45 +53,53 @@ class RunningConversation:
             return token
         return None
 
+    def take_given(self, most: int) -> None:
+        """Take at most ``most`` of the tokens that are given before the first one that the target writes."""
+        while self.segments and self.segments[0].given and len(self.tokens) < most:
+            self.next_token(0, frozenset())
+
+    def finished(self) -> Conversation:
+        """What was written."""
+        return Conversation(np.array(self.tokens, np.int32), np.array(self.kinds, np.uint8), self.text)
+
     def _next_segment(self) -> None:
         self.segments, self.written = self.segments[1:], 0
 
 
 def generate_conversations(
-    target: TorchTarget, plans: Iterator[list[Segment]], batch: int, stop: frozenset[int], seed: int
+    target: TorchTarget,
+    plans: Iterator[Plan],
+    batch: int,
+    stop: frozenset[int],
+    seed: int,
+    under_way: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Conversation]:
-    """Run ``batch`` conversations side by side without end; yields each when it is finished or has ``target.capacity`` tokens."""
+    """Run ``batch`` conversations side by side without end; yields each when it is finished or has ``target.capacity`` tokens.
+    ``under_way`` hears before every step how many tokens the unfinished ones have."""
     device = target.cache.device
     generator = torch.Generator(device).manual_seed(seed)
-    running = [RunningConversation(next(plans)) for _ in range(batch)]
-    proposed = [0] * batch
-    captures = torch.zeros(batch, target.capacity, 3 * target.arch.hidden, dtype=target.cache.dtype)
-    final = torch.zeros(batch, target.capacity, target.arch.hidden, dtype=target.cache.dtype)
-    rows = torch.arange(batch)
+
+    def begun(slot: int) -> RunningConversation:
+        plan = next(plans)
+        conversation = RunningConversation(plan.text, plan.segments)
+        conversation.take_given(target.capacity)
+        if len(conversation.tokens) > 1:  # the last one is the first step's
+            target.begin(slot, torch.tensor(conversation.tokens[:-1], device=device))
+        return conversation
+
+    running = [begun(slot) for slot in range(batch)]
     while True:
-        tokens: list[int] = []
-        for slot, conversation in enumerate(running):
-            token = None
-            if len(conversation.tokens) < target.capacity:
-                token = conversation.next_token(proposed[slot], stop)
-            if token is None:
-                n = len(conversation.tokens)
-                yield Conversation(
-                    torch.tensor(conversation.tokens, dtype=torch.int32),
-                    torch.tensor(conversation.kinds, dtype=torch.uint8),
-                    captures[slot, :n].clone(),
-                    final[slot, :n].clone(),
-                )
-                running[slot] = RunningConversation(next(plans))
-                token = running[slot].next_token(0, stop)
-            assert token is not None  # every plan begins with the template
-            tokens.append(token)
+        tokens = torch.tensor([conversation.tokens[-1] for conversation in running], device=device)
         lengths = torch.tensor([len(conversation.tokens) - 1 for conversation in running])
-        step = target.step(torch.tensor(tokens, device=device), lengths.to(device), int(lengths.max()) + 1)
-        captures[rows, lengths] = step.captures.cpu()
-        final[rows, lengths] = step.final.cpu()
+        under_way(int(lengths.sum()))
+        step = target.step(tokens, lengths.to(device), int(lengths.max()) + 1)
         temperatures = torch.tensor([conversation.temperature for conversation in running], device=device)
         proposed = sample(target, step, temperatures, generator).tolist()
+        for slot, conversation in enumerate(running):
+            full = len(conversation.tokens) == target.capacity
+            if full or conversation.next_token(proposed[slot], stop) is None:
+                yield conversation.finished()
+                running[slot] = begun(slot)
 
 
 @torch.inference_mode()

@@ -53,14 +53,31 @@ class Segment:
     temperature: float = 0.0
 
 
-def plan_conversation(seed: SeedPrompt, text: Tokenizer, template: TemplateTokens, choice: random.Random) -> list[Segment]:
-    """A user turn and an answer, and in one of four conversations a second round. Most answers are greedy, as in most serving."""
-    temperature = choice.choices((0.0, 0.7, 1.0), (65, 20, 15))[0]
+@dataclass(frozen=True)
+class Plan:
+    """Of a conversation: what kind of text it is (seed_prompts.SHARES), and its segments."""
+
+    text: str
+    segments: list[Segment]
+
+
+TEMPERATURES = {0.0: 50, 0.3: 10, 0.5: 10, 0.7: 10, 0.85: 10, 1.0: 10}
+"""Of answers, in percent. Half are greedy, as in most serving."""
+ROUNDS = {1: 70, 2: 20, 3: 10}
+"""Questions and answers of a conversation, in percent."""
+TURN_LIMITS, LONG_TURN_LIMITS, ANSWER_LIMITS = (24, 48, 96, 192), (192, 320, 512), (96, 192, 320)
+"""Most tokens that the target writes of a user turn, of one that holds a text to summarize, and of an answer."""
+
+
+def plan_conversation(seed: SeedPrompt, text: Tokenizer, template: TemplateTokens, choice: random.Random) -> Plan:
+    """A user turn and an answer, and in some conversations more of both. The target writes what the seed leaves open."""
+    temperature = choice.choices(list(TEMPERATURES), list(TEMPERATURES.values()))[0]
     user = [Segment(PROMPT, text.encode_raw(seed.text))]
     if not seed.complete:
-        user.append(Segment(PROMPT, limit=choice.choice((24, 48, 96, 192)), temperature=1.0))
-    answer = [Segment(TEMPLATE, template.after_user), Segment(ANSWER, limit=choice.choice((96, 192, 320)), temperature=temperature)]
+        limits = LONG_TURN_LIMITS if seed.kind == "passage" else TURN_LIMITS
+        user.append(Segment(PROMPT, limit=choice.choice(limits), temperature=1.0))
+    answer = [Segment(TEMPLATE, template.after_user), Segment(ANSWER, limit=choice.choice(ANSWER_LIMITS), temperature=temperature)]
     segments = [Segment(TEMPLATE, template.before_user), *user, *answer]
-    if choice.random() < 0.25:
+    for _ in range(choice.choices(list(ROUNDS), list(ROUNDS.values()))[0] - 1):
         segments += [Segment(TEMPLATE, template.after_answer), Segment(PROMPT, limit=48, temperature=1.0), *answer]
-    return segments
+    return Plan(seed.kind, segments)

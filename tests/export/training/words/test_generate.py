@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from export.training.generate import MIN_P, generate_conversations, sample
-from export.training.segments import ANSWER, PROMPT, TEMPLATE, Segment
 from export.training.target import StepOutput
+from export.training.words.generate import MIN_P, generate_conversations, sample
+from export.training.words.segments import ANSWER, PROMPT, TEMPLATE, Plan, Segment
 from tests.support.tiny import VOCAB, reference, tiny_model
-from tests.support.training import expect_states, torch_target
+from tests.support.training import torch_target
 
 
 def decoded(model: Any, segments: list[Segment], stop: frozenset[int], capacity: int) -> tuple[list[int], list[int]]:
@@ -43,24 +43,25 @@ def test_conversations_without_temperature_are_greedy_decoding(tmp_path: Path) -
     target = torch_target(tmp_path, model, 3, 24)
     stop = frozenset(choice.sample(range(VOCAB), 30))
 
-    def plans() -> Iterator[list[Segment]]:
+    def plans() -> Iterator[Plan]:
         for number in range(10**6):
             prompt = choice.choices(range(VOCAB), k=choice.randint(1, 6))
             segments = [Segment(TEMPLATE, [number % VOCAB]), Segment(PROMPT, prompt), Segment(ANSWER, limit=choice.randint(1, 12))]
             if number % 3 == 0:
                 segments += [Segment(TEMPLATE, [7, 8]), Segment(PROMPT, limit=3), Segment(TEMPLATE, [9]), Segment(ANSWER, limit=6)]
-            yield segments
+            yield Plan(f"text {number}", segments)
 
-    started: list[list[Segment]] = []
+    started: list[Plan] = []
     noted = (started.append(each) or each for each in plans())  # type: ignore[func-returns-value]
     found = list(islice(generate_conversations(target, noted, 3, stop, 0), 16))
     assert len({int(each.tokens[0]) for each in found}) == 16
     ended, filled = 0, 0
     for conversation in found:
-        tokens, kinds = decoded(model, started[int(conversation.tokens[0])], stop, 24)
+        plan = started[int(conversation.tokens[0])]
+        tokens, kinds = decoded(model, plan.segments, stop, 24)
         assert conversation.tokens.tolist() == tokens
         assert conversation.kinds.tolist() == kinds
-        expect_states(target, model, tokens, conversation.captures, conversation.final)
+        assert conversation.text == plan.text
         ended, filled = ended + (tokens[-1] in stop), filled + (len(tokens) == 24)
     assert min(ended, filled, 16 - ended) > 0  # every way to end occurs
 

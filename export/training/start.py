@@ -1,0 +1,52 @@
+"""Opens what a training run needs, and begins or continues it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from runtime.bench.svg import expect_matplotlib
+
+from ..checkpoints.draft_checkpoint import open_draft
+from .budget import expect_room, training_bytes
+from .draft import expect_trainable
+from .errors import TrainingError
+from .run import TrainingRun, TrainingSettings
+from .states import state_bytes
+from .target import compute_type, torch_device
+from .words.collect import open_target
+from .words.corpus import read_corpus, read_lines
+
+
+def start(
+    model: str,
+    weights: str | None,
+    device: str,
+    sources: Sequence[Path],
+    out: Path,
+    draft: Path | None,
+    settings: TrainingSettings,
+    progress: Callable[[str, int, int, str], None],
+) -> Iterator[str]:
+    """Train in ``out``; yields lines for the user, first what it needs of the machine.
+
+    ``draft``: the checkpoint that a new run begins with. Raises TrainingError, CheckpointError, UnsupportedModel, UnknownModel, and
+    BenchError without matplotlib."""
+    expect_matplotlib("train")
+    where, source = torch_device(device), open_target(model, weights)
+    arch = source.checkpoint.arch
+    given = open_draft(draft, source.checkpoint) if draft else None
+    if given:
+        expect_trainable(given, arch)
+    corpus = read_corpus(sources, arch.vocab, lambda file: read_lines(file, source.text.encode_raw, source.template))
+    known = {each.text for each in corpus}
+    if unknown := settings.weights.keys() - known:
+        raise TrainingError(f"the data has no text of the kind {min(unknown)} — its kinds are {', '.join(sorted(known))}")
+    out.mkdir(parents=True, exist_ok=True)
+    longest = min(settings.batch_tokens, max(map(len, corpus), default=0))
+    vocab = len(given.tokens) if given else min(settings.vocab, arch.vocab)
+    keep = min(settings.keep, sum(map(len, corpus)) * state_bytes(arch.hidden))
+    need = training_bytes(arch, vocab, settings.batch_tokens, longest, settings.steps, compute_type(where).itemsize, keep)
+    yield expect_room(out, need, where)
+    yield from TrainingRun(source.checkpoint, corpus, out, replace(settings, keep=keep), where, given, progress).train()

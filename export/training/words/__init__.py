@@ -1,0 +1,1 @@
+"""Training data: seeds of conversations, their generation by the target, and their files."""

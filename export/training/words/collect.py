@@ -1,0 +1,84 @@
+"""The target as the commands open it, and the conversations that it writes as training data."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.text.tokenizer import Tokenizer
+
+from ...checkpoints.fetch import locate, open_checkpoint
+from ...checkpoints.models import model_entry
+from ...checkpoints.safetensors import Checkpoint
+from ...text.read import text_of
+from ..budget import expect_room, generation_bytes
+from ..target import TorchTarget, compute_type, torch_device
+from .corpus import ShardWriter
+from .generate import generate_conversations
+from .seed_prompts import seed_prompts
+from .segments import TemplateTokens, plan_conversation, template_tokens
+
+
+@dataclass(frozen=True)
+class TrainingTarget:
+    """The target whose conversations are collected: its weights, its tokenizer and its chat template."""
+
+    checkpoint: Checkpoint
+    text: Tokenizer
+    template: TemplateTokens
+
+
+def open_target(model: str, weights: str | None) -> TrainingTarget:
+    """Find the target as resps-export does. Raises UnknownModel, CheckpointError and UnsupportedModel."""
+    entry = model_entry(model)
+    checkpoint = open_checkpoint(locate(entry, weights))
+    side = text_of(checkpoint, entry.chat_template)
+    with tempfile.TemporaryDirectory() as scratch:
+        text = Tokenizer(Path(scratch), side.write(Path(scratch)))
+    return TrainingTarget(checkpoint, text, template_tokens(text, tuple(side.stop)))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How the target runs: ``batch`` conversations side by side, each of at most ``capacity`` tokens, on ``device``."""
+
+    batch: int
+    capacity: int
+    device: str
+
+
+def collect_words(
+    source: TrainingTarget,
+    out: Path,
+    generation: Generation,
+    seed: int,
+    tokens: int,
+    kinds: Sequence[str],
+    say: Callable[[str], None],
+    progress: Callable[[str, int, int, str], None],
+) -> int:
+    """Let the target write conversations until ``tokens`` tokens are in shards; returns how many are. ``kinds``: of text, empty for all.
+    ``say`` gets what it needs of the machine.
+
+    Raises TrainingError if ``out`` has the shards of this seed already, if the device is missing, or if the machine is too small."""
+    device = torch_device(generation.device)
+    writer, choice = ShardWriter(out, f"words-{seed:03d}"), random.Random(seed)
+    kind = compute_type(device)
+    need = generation_bytes(source.checkpoint.arch, generation.batch, generation.capacity, tokens, kind.itemsize)
+    say(expect_room(out, need, device))
+    target = TorchTarget(source.checkpoint, generation.batch, generation.capacity, device, kind)
+    plans = (plan_conversation(each, source.text, source.template, choice) for each in seed_prompts(seed, kinds))
+
+    def report(under_way: int) -> None:
+        progress("words", min(writer.written, tokens), tokens, f"{under_way:,} tokens under way")
+
+    for conversation in generate_conversations(target, plans, generation.batch, source.template.stop, seed, report):
+        writer.add(conversation)
+        if writer.written >= tokens:
+            break
+    writer.flush()
+    progress("words", tokens, tokens, "")
+    return writer.written
