@@ -110,7 +110,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     from .directory.owned import expect_replaceable
     from .graphs.precision import BACKENDS
     from .plan import PlannedDraft, calibrates, default_draft_precision, make_plan, planned_limits, rotates
-    from .rotation.draft import rotated_draft
+    from .rotation.draft import rotated_arch, rotated_draft
     from .rotation.target import RotatedTarget
     from .tensorrt.gpu import choose_platform
 
@@ -137,6 +137,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         arch = replace(arch, tied_head=False)
         opened = RotatedTarget(opened) if opened else None
         draft = rotated_draft(draft, opened) if draft and opened else None
+        found = (found[0], rotated_arch(found[1])) if found else None
     policy = None
     if found and asked.policy:
         limits = planned_limits(found[1], asked.sizes, asked.backend, rotated)

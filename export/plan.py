@@ -11,7 +11,8 @@ from runtime.manifest.tuning_fit import PolicyLimits
 from .checkpoints.arch import Arch
 from .checkpoints.draft_arch import DraftArch
 from .checkpoints.safetensors import Weights
-from .draft_build import MAX_WIDTH, draft_writers, max_width
+from .draft_build import MAX_WIDTH, draft_writers, max_depth, max_width
+from .errors import UnsupportedModel
 from .graphs.int8.rounding import Rounding
 from .graphs.kept_integers import keeps_integers, notes
 from .graphs.precision import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision
@@ -88,7 +89,7 @@ class Plan:
             *(["  rounding to int8           " + self.rounding] if self.precision == "int8" else []),
             *([f"  draft.onnx, draft.data     {_mib(self.draft_bytes)} of {self.draft} in {self.draft_precision}"] if self.draft else []),
             *([f"  tuned-*.onnx               {_mib(self.policy_bytes)} of policy networks"] if self.policy_bytes else []),
-            "  sample.onnx, tokenizer.json, manifest.json" + (", fuse.onnx, expand.onnx, tree.onnx" if self.draft else ""),
+            "  sample.onnx, tokenizer.json, manifest.json" + (", graphs of the draft" if self.draft else ""),
             *(built if self.backend == TENSORRT else ()),
             f"  tree sizes {', '.join(map(str, self.tree_sizes))} rows; prefill in chunks of {self.prefill_rows}",
             f"  disk {_mib(self.disk_bytes)}; peak memory about {_mib(self.memory)} to export, {_mib(self.run_memory)} to decode",
@@ -125,7 +126,12 @@ def make_plan(
     """Plan an export without reading any tensor. A sliding window limits the context, because full attention is exact only within it.
 
     source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``. rotated: see Plan.
+    Raises UnsupportedModel for a draft that ``backend`` does not have.
     """
+    if draft and draft.arch.one_pass and backend == TENSORRT:
+        raise UnsupportedModel(
+            f"{draft.name} is {draft.arch.family}, for which there are no TensorRT engines — export for the CPU, or with --no-draft"
+        )
     context = min(max_context, arch.longest_context)
     columns = lane_columns(prefill_rows, MAX_DEPTH) if lanes > 1 else 0
     capacity = -(-(context + max(*tree_sizes, columns)) // 64) * 64
@@ -216,7 +222,7 @@ def calibrates(arch: Arch, precision: Precision) -> bool:
 
 def planned_limits(draft: DraftArch, tree_sizes: tuple[int, ...], backend: str, rotated: bool) -> PolicyLimits:
     """The limits that the exported engine will set for its policies."""
-    largest = (max(tree_sizes), MAX_DEPTH, max_width(draft))
+    largest = (max(tree_sizes), max_depth(draft), max_width(draft))
     return PolicyLimits(len(draft.captured) * draft.target_hidden, largest, tree_sizes if backend == TENSORRT else None, rotated)
 
 

@@ -13,8 +13,8 @@ from policy import PLAIN, FixedPolicy, LaneHistory, LanesLatency, TreeSpec
 from runtime import Decoder, SamplingParams
 from runtime.backends.lane_cache import LaneCache
 from runtime.decoding.tree import Tree
+from runtime.drafters.growth import GrowingTree
 from runtime.lanes.draft import DraftLane, LanesDraft, Wish
-from runtime.lanes.growth import GrowingTree
 from runtime.lanes.target import LanePass, LanesTarget
 
 LANES = (1, 2, 4, 8, 16)

@@ -15,7 +15,7 @@ from runtime import Decoder, SamplingParams
 from runtime.decoding.sampling import TargetOutput
 from runtime.decoding.target import Target
 from runtime.decoding.tree import Tree
-from runtime.drafters.eagle import EagleDrafter
+from runtime.drafters.draft_model import ModelDrafter
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 SPANS = (128, 512, 1024, 2048, 4096)  # cache slots that a pass reads
@@ -80,12 +80,12 @@ def measure_latency(
     return replace(latency, draft_ms=tuple(tuple(cost + missing for cost in costs) for costs in latency.draft_ms))
 
 
-def _draft_tree(drafter: EagleDrafter, spec: TreeSpec, output: TargetOutput) -> None:
+def _draft_tree(drafter: ModelDrafter, spec: TreeSpec, output: TargetOutput) -> None:
     drafter.extend([7] * COMMITTED, output, range(COMMITTED))
     drafter.draft(7, spec)
 
 
-def _fill_cache(target: Target, drafter: EagleDrafter, start: int, length: int) -> int:
+def _fill_cache(target: Target, drafter: ModelDrafter, start: int, length: int) -> int:
     """Commit tokens until the cache holds ``length``; it holds ``start`` now (0: empty it first). Returns ``length``."""
     if start == 0:
         target.cache.truncate(0)
