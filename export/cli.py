@@ -48,7 +48,13 @@ resps-export --model llama3-8b --backend tensorrt --precision fp8 --dry-run""",
 )
 @option(CHECKPOINTS, "--model", metavar="NAME", help="A known model: smollm2-135m, llama3-8b, ... (an unknown name lists all).")
 @option(CHECKPOINTS, "--weights", metavar="DIR|FILE.gguf|HUB-ID", help="Take the weights from here instead.")
-@option(CHECKPOINTS, "--draft-weights", metavar="DIR|HUB-ID", show_default="the model's own", help="EAGLE-3 draft of the target.")
+@option(
+    CHECKPOINTS,
+    "--draft-weights",
+    metavar="DIR|HUB-ID",
+    show_default="the model's own",
+    help="EAGLE-3, P-EAGLE or DFlash draft of the target.",
+)
 @option(CHECKPOINTS, "--policy", type=click.Path(path_type=Path, exists=True), metavar="DIR|FILE",
         show_default="what resps-tune found for this directory, else what comes with the draft",
         help="Trained policy: a tuned engine directory, a folder with a tuning.json, or the file.")  # fmt: skip

@@ -126,12 +126,7 @@ def make_plan(
     """Plan an export without reading any tensor. A sliding window limits the context, because full attention is exact only within it.
 
     source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``. rotated: see Plan.
-    Raises UnsupportedModel for a draft that ``backend`` does not have.
     """
-    if draft and draft.arch.one_pass and backend == TENSORRT:
-        raise UnsupportedModel(
-            f"{draft.name} is {draft.arch.family}, for which there are no TensorRT engines — export for the CPU, or with --no-draft"
-        )
     context = min(max_context, arch.longest_context)
     columns = lane_columns(prefill_rows, MAX_DEPTH) if lanes > 1 else 0
     capacity = -(-(context + max(*tree_sizes, columns)) // 64) * 64
@@ -174,7 +169,11 @@ def make_plan(
 
 
 def _draft_bytes(draft: PlannedDraft, target: TargetWriter, context: int, backend: str, columns: int) -> tuple[int, int]:
-    """Bytes of the draft's weights, and of its cache for one lane."""
+    """Bytes of the draft's weights, and of its cache for one lane. Raises UnsupportedModel if ``backend`` has no such drafts."""
+    if draft.arch.one_pass and backend == TENSORRT:
+        raise UnsupportedModel(
+            f"{draft.name} is {draft.arch.family}, for which there are no TensorRT engines — export for the CPU, or with --no-draft"
+        )
     count, kind = WeightCount("draft.data"), BACKENDS[backend][draft.precision]
     _, writer = draft_writers(draft.arch, None, kind, target.precision, context, count, target.embedding, target.static, columns)
     return count.size, writer.cache_bytes

@@ -1,6 +1,6 @@
 """The architecture of a draft, read from config.json: sizes of its layers, captured layers, and the switches of each family.
 
-The families are EAGLE's own checkpoints, SpecForge, NVIDIA ModelOpt and vLLM's speculators; DFlash's are in one_pass_arch.py.
+The families are EAGLE's own checkpoints, SpecForge, NVIDIA ModelOpt and vLLM's speculators; DFlash's are in one_pass/config.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from runtime.manifest.schema import DFLASH, OnePass
 
 from ..errors import UnsupportedModel
 from .arch import Arch, arch_from_config
-from .one_pass_arch import Block, dflash, dflash_captured, is_dflash, is_p_eagle, p_eagle
+from .one_pass.config import Block, dflash, dflash_captured, is_dflash, is_p_eagle, p_eagle
 
 # ModelOpt's switches (in eagle_config) and the one value of each that our EAGLE-3 graph can express.
 _REQUIRED_OPTIONS = {

@@ -111,6 +111,21 @@ def test_every_tree_gives_the_plain_answer(decoders: Mapping[str, Decoder], name
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_rotated_int8_target_changes_nothing(engines: Mapping[str, Path], tmp_path: Path, name: str) -> None:
+    """The draft's own check passed in float32, so its graph reads rotated features and embeddings as it should."""
+    root = engines[name].parents[1]
+    directory = export(root / "target", root / name, tmp_path, "--precision", "int8", "--draft-precision", "fp32")
+    prompt, params = random_ids(20), SamplingParams(max_new_tokens=24)
+    with Decoder(directory, draft="none", threads=1) as plain, Decoder(directory, draft="eagle", threads=1) as decoder:
+        assert decoder.manifest.rotated
+        assert decoder.manifest.draft is not None
+        assert decoder.manifest.draft.check.max_abs_logit_diff < 1e-4
+        answer = plain.generate(prompt, params).tokens
+        for spec in TREES[2:5]:
+            assert decoder.generate(prompt, params, policy=FixedPolicy(spec)).tokens == answer
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_full_context_ends_the_answer(decoders: Mapping[str, Decoder], name: str) -> None:
     context = decoders[name].manifest.limits.context
     for left in (1, 2, 3, 17):

@@ -13,9 +13,9 @@ from typing import Any
 
 from runtime.manifest.schema import DFLASH, P_EAGLE, OnePass
 
-from ..errors import UnsupportedModel
-from .arch import Arch
-from .config_values import whole
+from ...errors import UnsupportedModel
+from ..arch import Arch
+from ..config_values import whole
 
 DEFAULT_LEVELS = 8  # of a P-EAGLE draft whose config does not say; the paper and the published drafts train 8 or more
 MAX_BLOCK = 64
@@ -48,16 +48,16 @@ class Block:
 
 def is_p_eagle(config: Mapping[str, Any]) -> bool:
     """Whether it is the config.json of a P-EAGLE draft."""
-    names = [str(name).lower() for name in config.get("architectures") or ()]
-    return (
-        config.get("speculators_model_type") == "peagle" or any("peagle" in name for name in names) or any(map(config.get, _P_EAGLE_KEYS))
-    )
+    if kind := config.get("speculators_model_type"):
+        return bool(kind == "peagle")
+    return _named("peagle", config) or any(map(config.get, _P_EAGLE_KEYS))
 
 
 def is_dflash(config: Mapping[str, Any]) -> bool:
     """Whether it is the config.json of a DFlash draft or a relative of it."""
-    names = [str(name).lower() for name in config.get("architectures") or ()]
-    return config.get("speculators_model_type") == "dflash" or "dflash_config" in config or any("dflash" in name for name in names)
+    if kind := config.get("speculators_model_type"):
+        return bool(kind == "dflash")
+    return _named("dflash", config) or "dflash_config" in config
 
 
 def p_eagle(config: Mapping[str, Any], vocab: int) -> OnePass:
@@ -107,6 +107,10 @@ def dflash_captured(config: Mapping[str, Any], target: Arch) -> tuple[int, ...]:
     if not all(0 <= layer < target.layers for layer in entering):
         raise UnsupportedModel(f"the draft reads layers {list(ids)}, the target has {target.layers} — they do not belong together")
     return entering
+
+
+def _named(family: str, config: Mapping[str, Any]) -> bool:
+    return any(family in str(name).lower() for name in config.get("architectures") or ())
 
 
 def _mask_token(token: Any, vocab: int) -> int:
