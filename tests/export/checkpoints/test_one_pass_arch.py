@@ -13,6 +13,7 @@ from export.checkpoints.draft_arch import draft_arch
 from export.checkpoints.draft_checkpoint import open_draft
 from export.checkpoints.fetch import open_checkpoint
 from export.errors import CheckpointError, UnsupportedModel
+from runtime.manifest.load import load_manifest
 from runtime.manifest.schema import OnePass
 from tests.support.draft_cases import DraftCase
 from tests.support.tiny_dflash import write_dflash
@@ -133,3 +134,16 @@ def test_dry_run_and_tensorrt(case: DraftCase) -> None:
     assert "of draft in int8" in case.run("--dry-run").out
     ended = case.run("--backend", "tensorrt", "--dry-run")
     case.expect_refused(ended, "draft is a DFlash draft, for which there are no TensorRT engines")
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("dflash", "fp16"), ("dflash", "int4"), ("p-eagle", "bf16")])
+def test_other_precisions_pass_the_check(case: DraftCase, kind: str, precision: str) -> None:
+    if kind == "dflash":
+        write_dflash(case.draft, case.model, layers=2)
+    else:
+        write_draft(case.draft, "specforge", case.model, config={"ptd_token_id": 3}, stored={"mask_hidden": torch.ones(1, 192)})
+    assert case.run("--draft-precision", precision).code == 0
+    draft = load_manifest(case.engines / "tiny").draft
+    assert draft is not None
+    assert draft.one_pass is not None
+    assert (draft.one_pass.kind, draft.precision) == (kind, precision)
