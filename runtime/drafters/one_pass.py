@@ -8,7 +8,7 @@ the level's best ``width`` tokens as children. Another level costs no pass.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 
@@ -82,12 +82,13 @@ class PEagleDrafter(OnePassDrafter):
     """An EAGLE-3 draft whose rows without features of the target have a learned feature and the mask token. A row is guessed from the last
     committed token and the rows before its own, so fewer levels need fewer rows."""
 
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
+    @cached_property
+    def _masked(self) -> np.ndarray:
+        """The learned feature [H]. `fuse` has it behind the last row of the target's features."""
         call = self._fuse_engine.prepare({"hidden": "fused"}, n=self._feature_rows, m=1)
-        call.inputs["rows"][0] = self._feature_rows  # behind the target's features
+        call.inputs["rows"][0] = self._feature_rows
         call.run()
-        self._masked = self._buffers["fused"][: self._draft.hidden].copy()
+        return np.array(self._buffers["fused"][: self._draft.hidden])
 
     def _guess(self, root: int, depth: int, width: int) -> Call:
         count, past, levels = len(self._waiting), self._cache.length, max(1, depth)

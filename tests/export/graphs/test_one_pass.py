@@ -20,7 +20,6 @@ from export.parity.draft import by_draft_id, open_session
 from export.rotation.draft import rotated_draft
 from export.rotation.orthogonal import rotated
 from export.rotation.target import RotatedTarget
-from tests.support.tiny import write_checkpoint
 from tests.support.tiny_dflash import FORMS, MASK, TinyDFlash, write_dflash
 from tests.support.tiny_drafts import DRAFT_VOCAB, TinyDraft, write_draft
 
@@ -77,21 +76,21 @@ def expect_blocks(draft: DraftCheckpoint, exact: TinyDFlash, directory: Path, tu
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_dflash_equals_torch(tmp_path: Path, name: str) -> None:
-    model, case = write_checkpoint(tmp_path / "target"), dict(CASES[name])
+def test_dflash_equals_torch(ten_layer_target: tuple[Path, Any], tmp_path: Path, name: str) -> None:
+    (path, model), case = ten_layer_target, dict(CASES[name])
     exact = write_dflash(tmp_path / "draft", model, **case)
     if name == "sliding and not causal":
         exact = TinyDFlash(**{**vars(exact), "causal": [False] * 3})
-    draft = open_draft(tmp_path / "draft", open_checkpoint(tmp_path / "target"))
+    draft = open_draft(tmp_path / "draft", open_checkpoint(path))
     ids = case.get("ids", (1, 3))
     assert draft.arch.captured == tuple(each + (case.get("form") != "speculators") for each in ids)
     expect_blocks(draft, exact, tmp_path / "out")
 
 
 @pytest.mark.parametrize("embedding", [False, True], ids=["shared", "own"])
-def test_dflash_reads_a_rotated_target_as_the_plain_one(tmp_path: Path, embedding: bool) -> None:
-    exact = write_dflash(tmp_path / "draft", write_checkpoint(tmp_path / "target"), embedding=embedding)
-    target = open_checkpoint(tmp_path / "target")
+def test_dflash_reads_a_rotated_target_as_the_plain_one(ten_layer_target: tuple[Path, Any], tmp_path: Path, embedding: bool) -> None:
+    exact = write_dflash(tmp_path / "draft", ten_layer_target[1], embedding=embedding)
+    target = open_checkpoint(ten_layer_target[0])
     draft = rotated_draft(open_draft(tmp_path / "draft", target), RotatedTarget(target))
     assert draft.arch.turned != embedding
     expect_blocks(draft, exact, tmp_path / "out", turn=True)
@@ -122,12 +121,10 @@ def write_p_eagle(directory: Path, model: Any, case: Mapping[str, Any]) -> tuple
     return exact, mask[0]
 
 
-@pytest.mark.parametrize("turn", [False, True], ids=["plain", "rotated"])
-@pytest.mark.parametrize("name", P_EAGLE)
-def test_p_eagle_equals_torch(tmp_path: Path, name: str, turn: bool) -> None:
-    model = write_checkpoint(tmp_path / "target", num_hidden_layers=10)
-    exact, mask = write_p_eagle(tmp_path / "draft", model, P_EAGLE[name])
-    target = open_checkpoint(tmp_path / "target")
+@pytest.mark.parametrize(("name", "turn"), [*((name, False) for name in P_EAGLE), ("specforge", True), ("norms before fc", True)])
+def test_p_eagle_equals_torch(ten_layer_target: tuple[Path, Any], tmp_path: Path, name: str, turn: bool) -> None:
+    exact, mask = write_p_eagle(tmp_path / "draft", ten_layer_target[1], P_EAGLE[name])
+    target = open_checkpoint(ten_layer_target[0])
     draft = open_draft(tmp_path / "draft", target)
     if turn:
         draft = rotated_draft(draft, RotatedTarget(target))
