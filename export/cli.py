@@ -48,7 +48,13 @@ resps-export --model llama3-8b --backend tensorrt --precision fp8 --dry-run""",
 )
 @option(CHECKPOINTS, "--model", metavar="NAME", help="A known model: smollm2-135m, llama3-8b, ... (an unknown name lists all).")
 @option(CHECKPOINTS, "--weights", metavar="DIR|FILE.gguf|HUB-ID", help="Take the weights from here instead.")
-@option(CHECKPOINTS, "--draft-weights", metavar="DIR|HUB-ID", show_default="the model's own", help="EAGLE-3 draft of the target.")
+@option(
+    CHECKPOINTS,
+    "--draft-weights",
+    metavar="DIR|HUB-ID",
+    show_default="the model's own",
+    help="EAGLE-3, P-EAGLE or DFlash draft of the target.",
+)
 @option(CHECKPOINTS, "--policy", type=click.Path(path_type=Path, exists=True), metavar="DIR|FILE",
         show_default="what resps-tune found for this directory, else what comes with the draft",
         help="Trained policy: a tuned engine directory, a folder with a tuning.json, or the file.")  # fmt: skip
@@ -110,7 +116,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     from .directory.owned import expect_replaceable
     from .graphs.precision import BACKENDS
     from .plan import PlannedDraft, calibrates, default_draft_precision, make_plan, planned_limits, rotates
-    from .rotation.draft import rotated_draft
+    from .rotation.draft import rotated_arch, rotated_draft
     from .rotation.target import RotatedTarget
     from .tensorrt.gpu import choose_platform
 
@@ -137,6 +143,7 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         arch = replace(arch, tied_head=False)
         opened = RotatedTarget(opened) if opened else None
         draft = rotated_draft(draft, opened) if draft and opened else None
+        found = (found[0], rotated_arch(found[1])) if found else None
     policy = None
     if found and asked.policy:
         limits = planned_limits(found[1], asked.sizes, asked.backend, rotated)

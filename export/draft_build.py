@@ -14,12 +14,14 @@ from .checkpoints.draft_arch import DraftArch
 from .checkpoints.draft_checkpoint import DraftCheckpoint
 from .graph_files import save_graphs
 from .graphs.builder import FLOAT
+from .graphs.dflash import DFlashWriter
 from .graphs.draft import DraftWriter, FuseWriter
 from .graphs.embedding import Embedding
 from .graphs.lanes.writers import DRAFT_LANES, draft_lanes
 from .graphs.precision import BACKENDS, ONNXRUNTIME, TENSORRT, Precision
 from .graphs.tree_growth import MAX_DEPTH, build_expand, build_tree
 from .graphs.weights import WeightCount, WeightFile
+from .parity.dflash import check_dflash
 from .parity.draft import check_draft
 from .parity.lanes import check_draft_lanes
 
@@ -29,6 +31,11 @@ MAX_WIDTH = 16  # candidates kept per tree level (beam width); the papers use 10
 def max_width(draft: DraftArch) -> int:
     """Largest number of candidates per tree level: at most the size of the draft's vocabulary."""
     return min(MAX_WIDTH, draft.vocab)
+
+
+def max_depth(draft: DraftArch) -> int:
+    """Most levels of a tree."""
+    return draft.levels or MAX_DEPTH
 
 
 def draft_writers(
@@ -50,8 +57,9 @@ def draft_writers(
     """
     fuse = FuseWriter(draft, source, precision, target.compute, weights)
     fuse.build()
-    capacity = -(-(context + max_width(draft) * (MAX_DEPTH - 1) + columns) // 64) * 64
-    writer = DraftWriter(draft, source, precision, capacity, weights, embedding, static)
+    drafted = draft.one_pass.rows if draft.one_pass else max_width(draft) * (MAX_DEPTH - 1)
+    capacity = -(-(context + drafted + columns) // 64) * 64
+    writer = (DFlashWriter if draft.is_dflash else DraftWriter)(draft, source, precision, capacity, weights, embedding, static)
     writer.build()
     return fuse, writer
 
@@ -72,12 +80,14 @@ def write_draft(
     precision, layer = BACKENDS[backend][precision_name], draft.arch.layer
     with WeightFile(scratch / "draft.data") as weights:
         fuse, writer = draft_writers(draft.arch, draft, precision, target, context, weights, embedding, backend == TENSORRT, columns)
-    models = {"fuse": fuse.model(), "draft": writer.model(), "expand": build_expand(layer.hidden, precision.compute), "tree": build_tree()}
-    wanted = columns > 0 if backend == TENSORRT else target.compute == FLOAT
+    models, one_pass = {"fuse": fuse.model(), "draft": writer.model()}, draft.arch.one_pass
+    if one_pass is None:
+        models |= {"expand": build_expand(layer.hidden, precision.compute), "tree": build_tree()}
+    wanted = one_pass is None and (columns > 0 if backend == TENSORRT else target.compute == FLOAT)
     if wanted and (lanes := draft_lanes(writer)):
         models[DRAFT_LANES] = lanes
     save_graphs(scratch, models)
-    check = check_draft(scratch, draft, precision, target)
+    check = (check_dflash if draft.arch.is_dflash else check_draft)(scratch, draft, precision, target)
     if DRAFT_LANES in models:
         check_draft_lanes(scratch, draft, precision, writer.capacity, writer.static)
     described = Draft(
@@ -92,8 +102,9 @@ def write_draft(
         tokens_sha256=hashlib.sha256(draft.tokens.tobytes()).hexdigest(),
         trained_length=layer.max_position,
         capacity=writer.capacity,
-        max_depth=MAX_DEPTH,
+        max_depth=max_depth(draft.arch),
         max_width=max_width(draft.arch),
         check=check,
+        one_pass=one_pass,
     )
     return models, File(weights.sha256, weights.size), described

@@ -11,7 +11,8 @@ from runtime.manifest.tuning_fit import PolicyLimits
 from .checkpoints.arch import Arch
 from .checkpoints.draft_arch import DraftArch
 from .checkpoints.safetensors import Weights
-from .draft_build import MAX_WIDTH, draft_writers, max_width
+from .draft_build import MAX_WIDTH, draft_writers, max_depth, max_width
+from .errors import UnsupportedModel
 from .graphs.int8.rounding import Rounding
 from .graphs.kept_integers import keeps_integers, notes
 from .graphs.precision import BACKENDS, NUMPY_TYPES, ONNXRUNTIME, TENSORRT, Precision
@@ -88,7 +89,7 @@ class Plan:
             *(["  rounding to int8           " + self.rounding] if self.precision == "int8" else []),
             *([f"  draft.onnx, draft.data     {_mib(self.draft_bytes)} of {self.draft} in {self.draft_precision}"] if self.draft else []),
             *([f"  tuned-*.onnx               {_mib(self.policy_bytes)} of policy networks"] if self.policy_bytes else []),
-            "  sample.onnx, tokenizer.json, manifest.json" + (", fuse.onnx, expand.onnx, tree.onnx" if self.draft else ""),
+            "  sample.onnx, tokenizer.json, manifest.json" + (", graphs of the draft" if self.draft else ""),
             *(built if self.backend == TENSORRT else ()),
             f"  tree sizes {', '.join(map(str, self.tree_sizes))} rows; prefill in chunks of {self.prefill_rows}",
             f"  disk {_mib(self.disk_bytes)}; peak memory about {_mib(self.memory)} to export, {_mib(self.run_memory)} to decode",
@@ -168,7 +169,11 @@ def make_plan(
 
 
 def _draft_bytes(draft: PlannedDraft, target: TargetWriter, context: int, backend: str, columns: int) -> tuple[int, int]:
-    """Bytes of the draft's weights, and of its cache for one lane."""
+    """Bytes of the draft's weights, and of its cache for one lane. Raises UnsupportedModel if ``backend`` has no such drafts."""
+    if draft.arch.one_pass and backend == TENSORRT:
+        raise UnsupportedModel(
+            f"{draft.name} is {draft.arch.family}, for which there are no TensorRT engines — export for the CPU, or with --no-draft"
+        )
     count, kind = WeightCount("draft.data"), BACKENDS[backend][draft.precision]
     _, writer = draft_writers(draft.arch, None, kind, target.precision, context, count, target.embedding, target.static, columns)
     return count.size, writer.cache_bytes
@@ -216,7 +221,7 @@ def calibrates(arch: Arch, precision: Precision) -> bool:
 
 def planned_limits(draft: DraftArch, tree_sizes: tuple[int, ...], backend: str, rotated: bool) -> PolicyLimits:
     """The limits that the exported engine will set for its policies."""
-    largest = (max(tree_sizes), MAX_DEPTH, max_width(draft))
+    largest = (max(tree_sizes), max_depth(draft), max_width(draft))
     return PolicyLimits(len(draft.captured) * draft.target_hidden, largest, tree_sizes if backend == TENSORRT else None, rotated)
 
 

@@ -110,9 +110,14 @@ def _rate_of(matched: int, past: bool) -> int:
     return bisect_right(MATCH_CLASSES, matched) - 1 + past * len(MATCH_CLASSES)
 
 
-def default_latency(quantized: bool) -> LatencyModel:
-    """Latencies relative to a pass of one row, for machines without measurements: SmolLM2-135M on two cores (docs/lab/passes.md)."""
+def default_latency(quantized: bool, one_pass: bool = False) -> LatencyModel:
+    """Latencies relative to a pass of one row, for machines without measurements: SmolLM2-135M on two cores (docs/lab/passes.md).
+
+    ``one_pass``: whether the draft guesses all levels in one pass, so that depth costs nothing (docs/lab/drafts.md).
+    """
     rows = (1, 2, 4, 6, 8, 12, 16)
     verify = (1.0, 1.03, 1.2, 1.42, 1.66, 2.18, 2.52) if quantized else (1.0, 1.04, 1.14, 1.23, 1.41, 1.48, 1.75)
     draft = (0.26, 0.36, 0.46) if quantized else (0.18, 0.24, 0.3)
+    if one_pass:
+        return LatencyModel(rows, (0,), (verify,), (2,), (1,), ((0.75 if quantized else 0.5,),), 0.01)
     return LatencyModel(rows, (0,), (verify,), (2,), (1, 3, 5), (draft,), 0.01)

@@ -53,7 +53,12 @@ class EngineChoice:
     @property
     def latency(self) -> LatencyModel:
         """The measured latencies of this machine, or default ones."""
-        return self.tuning.latency if self.tuning else default_latency(self.manifest.quantized)
+        draft = self.manifest.draft
+        return (
+            self.tuning.latency
+            if self.tuning
+            else default_latency(self.manifest.quantized, draft is not None and draft.one_pass is not None)
+        )
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def choose_engine(
     device = device or ("cpu" if manifest.tensorrt is None else "cuda")
     drafter = DRAFTERS[draft] if draft else default_drafter(manifest.draft is not None, device)
     if drafter.uses_draft_model and manifest.draft is None:
-        raise EngineDirError(f"{directory} holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram")
+        raise EngineDirError(f"{directory} holds no draft model — export with --draft-weights, or choose --draft ngram")
     threads = threads or usable_cores()
     tuning = tuned_here(manifest, threads) if drafter.uses_draft_model else None
     return EngineChoice(directory, manifest, backend or manifest.backend, device, drafter, threads, tuning)

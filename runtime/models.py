@@ -18,8 +18,10 @@ from .decoding.gumbel import MakeSampler, host_samplers
 from .decoding.path_rules import PathRules
 from .decoding.sampling import InverseCdfSampler, Sampler
 from .decoding.target import ARANGE, TREE_TENSORS, Target
+from .drafters import one_pass
 from .drafters.base import DrafterParts
-from .drafters.eagle import DraftEngines, EagleDrafter, max_draft_rows, max_pool_size, shared_buffers
+from .drafters.draft_model import ModelDrafter, max_draft_rows
+from .drafters.eagle import DraftEngines, EagleDrafter, max_pool_size, shared_buffers
 from .drafters.ngram import NgramDrafter
 from .drafters.none import NoDrafter
 from .drafters.past import Past
@@ -33,16 +35,16 @@ from .sampling_params import SamplingParams
 
 @dataclass(frozen=True)
 class Models:
-    """The models of one Decoder. ``make_sampler``: makes the Sampler of a request. ``eagle``: the drafter of the EAGLE-3 model alone, None
-    if there is no draft model."""
+    """The models of one Decoder. ``make_sampler``: makes the Sampler of a request. ``eagle``: the drafter of the draft model alone, None if
+    there is none."""
 
     target: Target
     drafter: Drafter
     make_sampler: MakeSampler
-    eagle: EagleDrafter | None
+    eagle: ModelDrafter | None
 
     def drafter_for(self, policy: Policy, constraint: ConstraintState | None = None, past: Past | None = None) -> Drafter:
-        """NoDrafter for plain decoding, which then need not keep the EAGLE-3 draft's cache up to date, else the Decoder's drafter, which
+        """NoDrafter for plain decoding, which then need not keep the draft's cache up to date, else the Decoder's drafter, which
         looks up ``past`` answers. On a device a ``constraint`` changes no tree: trees lie there, and only some sizes are prepared."""
         plain = isinstance(policy, FixedPolicy) and policy.spec.nodes == 1
         drafter = NoDrafter() if plain and self.eagle is not None else with_past(self.drafter, past)
@@ -74,7 +76,7 @@ def load_models(
     target = Target(engine, cache, limits, memory, device_tree)
 
     make_sampler = _sampler_factory(backend, manifest, logits, readback["token"])
-    eagle: EagleDrafter | None = None
+    eagle: ModelDrafter | None = None
     if draft is not None:
         eagle = _load_eagle(backend, manifest, draft, {ARANGE: arange, "features": features, **tree_buffers})
     target.warm_up((1, 2, *kind.lookup_rows) if memory.on_host else manifest.tree_sizes, kind.looks_up)
@@ -123,9 +125,13 @@ def _sampler_factory(backend: Backend, manifest: Manifest, logits: Buffer, token
     return make_sampler
 
 
-def _load_eagle(backend: Backend, manifest: Manifest, draft: Draft, shared: Mapping[str, Buffer]) -> EagleDrafter:
+def _load_eagle(backend: Backend, manifest: Manifest, draft: Draft, shared: Mapping[str, Buffer]) -> ModelDrafter:
     limits, memory, rows, width = manifest.limits, backend.memory, max_draft_rows(manifest.limits, draft), draft.max_width
     cache = backend.cache(draft.layers, *_cache_layouts(manifest.graphs["draft"]), draft.capacity)
+    if draft.one_pass:
+        if not memory.on_host:
+            raise EngineDirError("a draft that guesses several tokens in one pass runs on the CPU only — use --device cpu or --draft none")
+        return one_pass.load(backend, manifest, draft, draft.one_pass, cache, shared)
     buffers = {**shared, **shared_buffers(manifest, draft, memory)}
     columns, pool = 1 + width * draft.max_depth, max_pool_size(draft)
     sizes = {"m": rows, "w": max(rows, columns), "span": draft.capacity, "r": width, "k": width}

@@ -1,10 +1,11 @@
-"""EAGLE-3 draft checkpoints: one set of tensor names for all families, and checks that the draft belongs to the target.
+"""Draft checkpoints: one set of tensor names for all families, and checks that the draft belongs to the target.
 
 The checks matter because a wrong draft does not fail at run time: its tokens are just never accepted.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +23,11 @@ from .safetensors import Checkpoint, Files, read_json
 from .weight_files import open_files
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+MASK, BLOCK_NORM = "model.mask_hidden", "model.hidden_norm.weight"  # P-EAGLE's learned feature; DFlash's norm after fc
+TURN = "model.turn.weight"
+"""[H, H], turns rows of a rotated target's embedding back. No file has it (export/rotation/draft.py)."""
 _LAYER_PARTS = (
     "input_layernorm",
-    "hidden_norm",
     "post_attention_layernorm",
     *(f"self_attn.{part}_proj" for part in "qkvo"),
     *(f"mlp.{part}_proj" for part in ("gate", "up", "down")),
@@ -53,8 +56,9 @@ class DraftCheckpoint:
         if name == HEAD and not self.own_head:
             return len(self.tokens), self.arch.layer.hidden
         if name not in self._names:
-            raise CheckpointError(f"{self.path} has no tensor for {name!r} — it is incomplete, or not an EAGLE-3 draft")
-        return self._files.shape(self._names[name])
+            raise CheckpointError(f"{self.path} has no tensor for {name!r} — it is incomplete, or not {self.arch.family}")
+        shape = self._files.shape(self._names[name])
+        return (math.prod(shape),) if name == MASK else shape
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows [start, stop) of a tensor as float32. Raises CheckpointError if the draft lacks it."""
@@ -64,6 +68,8 @@ class DraftCheckpoint:
             first = int(tokens.min())
             rows = self.target.read(EMBEDDING if self.target.arch.tied_head else HEAD, first, int(tokens.max()) + 1)
             return np.asarray(rows[tokens - first])
+        if name == MASK:  # stored as [1, 1, F] or [1, F]
+            return self._files.read(self._names[name]).reshape(-1)[start:stop]
         return self._files.read(self._names[name], start, stop)
 
     def fingerprint(self) -> list[list[Any]]:
@@ -93,6 +99,7 @@ def open_draft(directory: Path, target: Checkpoint) -> DraftCheckpoint:
         arch,
         norm_before_fc=_has_norm(arch.norm_before_fc, "model.input_norm.weight" in names, "norm_before_fc", directory),
         fc_norm=_has_norm(arch.fc_norm, "model.fc_norm.0.weight" in names, "fc_norm", directory),
+        own_embedding=arch.own_embedding or (arch.one_pass is not None and EMBEDDING in names),  # trained, or a copy of the target's
     )
     _check_tensors(arch, names, directory)
     _check_fc(arch, files.shape(names["model.fc.weight"]))
@@ -127,11 +134,12 @@ def _check_tensors(arch: DraftArch, names: dict[str, str], directory: Path) -> N
     """Check that the files have every tensor that the forward pass needs, and none that it would ignore."""
     layer = arch.layer
     biased = {"q": layer.qkv_bias, "k": layer.qkv_bias, "v": layer.qkv_bias, "o": layer.output_bias}
-    needed = {"model.fc.weight", "model.norm.weight"}
+    needed = {"model.fc.weight", "model.norm.weight", BLOCK_NORM if arch.is_dflash else "model.layers.0.hidden_norm.weight"}
+    if arch.one_pass and not arch.is_dflash:
+        needed.add(MASK)
     for index in range(layer.layers):
         stem = f"model.layers.{index}."
-        parts = [part for part in _LAYER_PARTS if index == 0 or part != "hidden_norm"]
-        needed |= {f"{stem}{part}.weight" for part in parts}
+        needed |= {f"{stem}{part}.weight" for part in _LAYER_PARTS}
         needed |= {f"{stem}self_attn.{part}_proj.bias" for part, bias in biased.items() if bias}
         needed |= {f"{stem}self_attn.{part}_norm.weight" for part in "qk" if layer.qk_norm}
     if arch.norm_before_fc:
@@ -143,11 +151,11 @@ def _check_tensors(arch: DraftArch, names: dict[str, str], directory: Path) -> N
     missing, extra = sorted(needed - names.keys()), sorted(names.keys() - needed - _OPTIONAL)
     if missing:
         raise CheckpointError(
-            f"{directory} lacks {', '.join(missing[:3])} ({len(missing)} tensors) — it is incomplete, or not an EAGLE-3 draft"
+            f"{directory} lacks {', '.join(missing[:3])} ({len(missing)} tensors) — it is incomplete, or not {arch.family}"
         )
     if extra:
         raise UnsupportedModel(
-            f"{directory} has tensors that an EAGLE-3 draft of this kind does not use: {', '.join(extra[:3])} — not supported"
+            f"{directory} has tensors that {arch.family} of this kind does not use: {', '.join(extra[:3])} — not supported"
         )
 
 
@@ -156,7 +164,7 @@ def _check_fc(arch: DraftArch, shape: tuple[int, ...]) -> None:
     if shape != expected:
         raise UnsupportedModel(
             f"the draft's fc has shape {list(shape)}, but this target with {len(arch.captured)} captured layers needs {list(expected)} — "
-            "it was trained for another target, or is not an EAGLE-3 draft"
+            f"it was trained for another target, or is not {arch.family}"
         )
 
 

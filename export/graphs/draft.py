@@ -1,7 +1,7 @@
 """The draft's two graphs with weights (design.md section 4). `fuse` projects the target's features; `draft` is a pass of the draft's
 layers.
 
-fuse     features[1,n,F] · rows[m] int64 -> hidden[1,m,H] (of these rows)
+fuse     features[1,n,F] · rows[m] int64 -> hidden[1,m,H] (of these rows; P-EAGLE: row n is the learned feature)
 draft    inputs   tokens[1,m] depth[1,m] int64 · hidden[1,m,H] · tree_mask[m,w] bool · past[1] write[1] int64 · slots[span] int64
                   rows[r] int64 · beam[k] (only its length counts) · past.i.key / past.i.value [1,Hkv,span,D]
          outputs  next_hidden[1,m,H] · log_probs[r,k] float32 · candidates[r,k] int64 (the target's ids) · present.i.key / .value
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..checkpoints.draft_arch import DraftArch
-from ..checkpoints.draft_checkpoint import EMBEDDING, HEAD, DraftCheckpoint
+from ..checkpoints.draft_checkpoint import BLOCK_NORM, EMBEDDING, HEAD, MASK, DraftCheckpoint
 from .builder import BOOL, FLOAT, INT64
 from .embedding import Embedding
 from .layers import LayerWriter
@@ -40,7 +40,7 @@ class FuseWriter(LayerWriter):
         g, draft = self.g, self.draft
         width = len(draft.captured) * draft.target_hidden
         features = g.op("Reshape", g.input("features", self.features, [1, "n", width]), g.const([-1, width]))
-        features = g.op("Gather", features, g.input("rows", INT64, ["m"]))
+        features = self._chosen(features, g.input("rows", INT64, ["m"]), width)
         if self.features != self.precision.compute:
             features = g.op("Cast", features, to=self.precision.compute)
         if draft.norm_before_fc:
@@ -51,8 +51,22 @@ class FuseWriter(LayerWriter):
             normed = [self._norm(part, f"model.fc_norm.{index}.weight", draft.target_hidden) for index, part in enumerate(parts)]
             features = g.op("Concat", *normed, axis=1)
         hidden = self._product(features, "fc", (draft.layer.hidden, width), ["model.fc.weight"], self.precision.matrix)
+        if draft.is_dflash:
+            hidden = self._norm(hidden, BLOCK_NORM)
         g.op("Unsqueeze", hidden, g.const([0]), out="hidden")
         g.output("hidden", self.precision.compute, [1, "m", draft.layer.hidden])
+
+    def _chosen(self, features: str, rows: str, width: int) -> str:
+        """The ``rows`` of ``features`` [n, width]. In a P-EAGLE draft, row n is its learned feature."""
+        g = self.g
+        if self.draft.one_pass is None or self.draft.is_dflash:
+            return g.op("Gather", features, rows)
+        count = g.op("Shape", features, end=1)
+        found = g.op("Gather", features, g.op("Min", rows, g.op("Sub", count, g.const([1]))))
+        mask = self._stored(MASK, (width,), [MASK])
+        if self.features != self.precision.stored:
+            mask = g.op("Cast", mask, to=self.features)
+        return g.op("Where", g.op("Unsqueeze", g.op("Equal", rows, count), g.const([1])), mask, found)
 
 
 class DraftWriter(LayerWriter):

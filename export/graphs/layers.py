@@ -184,7 +184,7 @@ class LayerWriter(StorageWriter):
         parts, outputs, inputs = self._matrix(layer, matrix)
         names = [f"model.layers.{layer}.{part}" for part in parts]
         stem = f"layers.{layer}.{matrix}"
-        biased = self.arch.output_bias if matrix == "o" else matrix == "qkv" and self.arch.qkv_bias
+        biased = self.arch.output_bias if matrix == "o" else matrix in ("qkv", "q", "kv") and self.arch.qkv_bias
         bias = [self._computable(self._stored(f"{stem}.bias", (outputs,), [f"{name}.bias" for name in names]))] if biased else []
         weights = [f"{name}.weight" for name in names]
         return self._product(x, stem, (outputs, inputs), weights, self.precision.matrix, *bias)

@@ -1,12 +1,17 @@
-"""A draft that reads the features and the embedding of a target with a rotated residual stream. Its own stream is not rotated."""
+"""A draft that reads the features and the embedding of a target with a rotated residual stream. Its own stream is not rotated.
+
+EAGLE-3's first layer takes the rotation of the embedding into its matrices. DFlash adds the embedding to its stream, so its graph turns the
+rows back, with one product (TURN).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..checkpoints.draft_checkpoint import DraftCheckpoint
+from ..checkpoints.draft_arch import DraftArch
+from ..checkpoints.draft_checkpoint import MASK, TURN, DraftCheckpoint
 from ..errors import UnsupportedModel
 from .orthogonal import rotated
 from .target import RotatedTarget
@@ -22,9 +27,17 @@ class RotatedDraft(DraftCheckpoint):
 
     plain: DraftCheckpoint
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return (self.arch.target_hidden,) * 2 if name == TURN else self.plain.shape(name)
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        width = self.arch.target_hidden
+        if name == TURN:
+            return rotated(np.eye(width, dtype=np.float32)[start:stop])
+        if name == MASK:  # all of it: the rotation mixes the numbers of a layer
+            return rotated(self.plain.read(name).reshape(-1, width)).reshape(-1)[start:stop]
         rows = self.plain.read(name, start, stop)
-        shared, width = not self.arch.own_embedding, self.arch.target_hidden
+        shared = not self.arch.own_embedding and not self.arch.is_dflash
         if name in self._norms_before_fc() or (shared and name == _EMBEDDING_NORM):
             return np.ones_like(rows)
         if name == _FC:
@@ -41,9 +54,14 @@ class RotatedDraft(DraftCheckpoint):
         return [f"model.fc_norm.{index}.weight" for index in range(len(self.arch.captured))] if self.arch.fc_norm else []
 
 
+def rotated_arch(plain: DraftArch) -> DraftArch:
+    """The draft's architecture beside a rotated target."""
+    return replace(plain, turned=plain.is_dflash and not plain.own_embedding)
+
+
 def rotated_draft(plain: DraftCheckpoint, target: RotatedTarget) -> RotatedDraft:
     """``plain``, for the rotated form of its target. Raises UnsupportedModel for a draft with two norms before fc, one after the other:
     only the second one's weight can be folded into fc."""
     if plain.arch.norm_before_fc and plain.arch.fc_norm:
         raise UnsupportedModel(f"{plain.path} has two norms before its fc layer — export with --no-rotation")
-    return RotatedDraft(plain.arch, plain.path, plain.tokens, target, plain.own_head, plain._files, plain._names, plain)
+    return RotatedDraft(rotated_arch(plain.arch), plain.path, plain.tokens, target, plain.own_head, plain._files, plain._names, plain)

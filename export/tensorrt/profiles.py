@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from runtime.drafters.eagle import max_draft_rows, max_pool_size
+from runtime.drafters.draft_model import max_draft_rows
+from runtime.drafters.eagle import max_pool_size
 from runtime.manifest.schema import Draft, Limits
 
 from ..graphs.lanes.writers import DRAFT_LANES, TARGET_LANES

@@ -6,8 +6,7 @@ rows lie after the committed ones and are overwritten.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +15,11 @@ from policy import GrowthPolicy, PartialTree, TreeSpec
 
 from ..backends.base import Buffer, Cache, Engine, Memory
 from ..decoding.drafter import Drafter
-from ..decoding.sampling import TargetOutput
-from ..decoding.target import ARANGE, TREE_TENSORS, common_prefix_length
+from ..decoding.target import ARANGE, TREE_TENSORS
 from ..decoding.tree import DeviceTree, Tree
 from ..manifest.schema import Draft, Limits, Manifest
 from .base import DrafterParts
+from .draft_model import ModelDrafter, max_draft_rows
 
 POOL = ("pool_scores", "pool_tokens", "pool_parents")
 _STATE = ("scores", "ids", "mask", *POOL)  # what `expand` passes from level to level
@@ -35,7 +34,6 @@ def _expand_buffers(level: int) -> dict[str, str]:
 
 
 # Graph input or output -> the buffer it is bound to, where the names differ. Lists are indexed by the state buffer that is read, 0 or 1.
-_FUSE = {"hidden": "fused"}
 _CATCH_UP = {"tokens": "waiting.tokens", "hidden": "waiting", "tree_mask": "waiting.mask", "rows": "last", "slots": ARANGE, "beam": ARANGE}
 _DRAFT_LEVEL = [{"tree_mask": f"mask.{read}", "rows": ARANGE, "slots": ARANGE, "beam": ARANGE} for read in (0, 1)]
 _EXPAND_ROOT, _EXPAND_LEVEL = _expand_buffers(0), [_expand_buffers(2), _expand_buffers(1)]
@@ -52,11 +50,6 @@ class DraftEngines:
     draft: Engine
     expand: Engine
     tree: Engine
-
-
-def max_draft_rows(limits: Limits, draft: Draft) -> int:
-    """Rows of the largest draft pass: a chunk of the prompt, a level of a tree, or a path through one with its root."""
-    return max(limits.prefill_rows, draft.max_width, draft.max_depth + 1)
 
 
 def max_pool_size(draft: Draft) -> int:
@@ -94,77 +87,14 @@ def shared_buffers(manifest: Manifest, draft: Draft, memory: Memory) -> dict[str
     return buffers
 
 
-class EagleDrafter:
-    """Drafts with an EAGLE-3 model. Trees wider or deeper than the engine allows are clipped.
-
-    ``buffers``: those of `shared_buffers`, and the finished tree's as tree.NAME.
-    """
+class EagleDrafter(ModelDrafter):
+    """Drafts with an EAGLE-3 model. ``buffers``: those of `shared_buffers`, and the finished tree's as tree.NAME."""
 
     def __init__(
         self, engines: DraftEngines, cache: Cache, draft: Draft, limits: Limits, memory: Memory, buffers: Mapping[str, Buffer]
     ) -> None:
-        self._engines, self._cache, self._draft, self._memory, self._buffers = engines, cache, draft, memory, buffers
-        self._limits = limits
-        self._max_rows, self._feature_rows = max_draft_rows(limits, draft), max(limits.tree_nodes, limits.prefill_rows)
-        self._row_sizes = [*(1 << power for power in range((self._max_rows - 1).bit_length())), self._max_rows]
-        self._committed: list[int] = []
-        self._waiting: list[int] = []  # the last committed tokens, which are not in the cache yet
-        self._cache_valid = True  # False while the cache changes, after an interruption, and after NaN
-        self.begin()
-
-    def warm_up(self, specs: Sequence[TreeSpec]) -> None:
-        """Draft trees of ``specs``, so that the first request finds all buffers and threads ready. On a device, at every span and after
-        every number of catch-up rows, because each of them records a CUDA graph."""
-        for span in self._cache.spans():
-            for count in [1] if self._memory.on_host else self._row_sizes:
-                for spec in (*specs, None):
-                    self.begin()
-                    self._cache.reserve(span)
-                    self._fuse([0] * count, [0] * count)
-                    self.draft(0, spec) if spec else self._catch_up(0, width=1)
-        self.begin()
-
-    def begin(self, tokens: Sequence[int] = ()) -> int:
-        """Start a request. An n-token common prefix keeps n - 1 slots, because a slot holds a token's features and the token after it. The
-        target must recompute the features of the rest: they are gone once they are in the cache."""
-        common = common_prefix_length(self._committed, tokens) if self._cache_valid else 0
-        kept = max(0, min(self._cache.length, common - 1))
-        self._cache_valid = False
-        self._cache.truncate(kept)
-        self._committed, self._waiting = list(tokens[:kept]), []
-        self._cache_valid = True
-        return kept
-
-    def extend(self, tokens: Sequence[int], output: TargetOutput, rows: Sequence[int]) -> None:
-        """Fuse the features of committed tokens. ``output`` is not read: its features are in a buffer that the fuse graph shares."""
-        valid, self._cache_valid = self._cache_valid, False
-        self._fuse(tokens, rows)
-        self._committed.extend(tokens)
-        self._cache_valid = valid
-
-    def _fuse(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
-        """Append fused features of committed tokens to the waiting rows; each waits for the token after it."""
-        if len(self._waiting) + len(tokens) > self._max_rows:
-            self._catch_up(tokens[0], width=1)  # the smallest width, as nothing is drafted from it
-        count, size = len(tokens), self._draft.hidden
-        call = self._engines.fuse.prepare(_FUSE, n=self._feature_rows, m=self._padded_rows(count, self._max_rows))
-        call.inputs["rows"][:count] = rows
-        call.run()
-        self._memory.copy(self._buffers["fused"], self._buffers["waiting"], len(self._waiting) * size, count * size)
-        self._waiting.extend(tokens)
-
-    def lookup(self, root: int, max_rows: int) -> None:
-        """Never proposes anything."""
-
-    def draft(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None = None) -> Tree | DeviceTree:
-        spec = self._clip(spec)
-        if spec.nodes == 1:  # also for a spec without depth or width
-            return Tree.chain([root])
-        valid, self._cache_valid = self._cache_valid, False
-        tree = self._draft_tree(root, spec, growth)
-        # NaN scores only make a bad tree, but the NaN that caused them may be in the cache.
-        self._cache_valid = valid and (not self._memory.on_host or not math.isnan(np.add.reduce(self._buffers["log_probs"][: spec.width])))
-        return tree
+        self._engines = engines
+        super().__init__(engines.fuse, cache, draft, limits, memory, buffers)
 
     def _draft_tree(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None) -> Tree | DeviceTree:
         # Reserve once for the whole tree: a new cache layout keeps committed rows, but not the rows of earlier levels.
@@ -183,8 +113,6 @@ class EagleDrafter:
         return PartialTree(spec, level, scores[1:], self._cache.length)
 
     def pool(self, root: int, depth: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All candidates of a tree of this depth and width, before the selection of nodes: summed log-probabilities, tokens and the entries
-        of parents, each [p]. Entry 0 is the root; levels follow one after the other. Valid until the next call."""
         self._reserve(self._cache.length + len(self._waiting) + width * (depth - 1))
         size = self._grow(root, depth, width)
         scores, tokens, parents = (self._memory.read(self._buffers[f"{name}.{depth % 2}"], (size,)) for name in POOL)
@@ -199,15 +127,7 @@ class EagleDrafter:
             pool = self._expand(level, pool, width)
         return pool
 
-    def _clip(self, spec: TreeSpec) -> TreeSpec:
-        """``spec`` clipped to the engine's width, depth and nodes."""
-        width = min(spec.width, self._draft.max_width)
-        if width < spec.width:
-            spec = TreeSpec(min(spec.nodes, TreeSpec(1, spec.depth, width).capacity), spec.depth, width)
-        return spec.within(self._limits.tree_nodes, self._draft.max_depth)
-
     def _catch_up(self, following: int, width: int) -> int:
-        """Commit the waiting rows. ``following``: the token after the last of them. Returns their number."""
         count, past = len(self._waiting), self._cache.length
         rows = self._padded_rows(count, min(self._max_rows, self._draft.capacity - past))
         self._reserve(past + rows)
@@ -222,11 +142,6 @@ class EagleDrafter:
         self._cache.commit(range(count))
         self._waiting.clear()
         return count
-
-    def _padded_rows(self, count: int, max_rows: int) -> int:
-        """Rows to compute for ``count``, at most ``max_rows``. A device uses few different numbers of rows, because extra rows cost nothing
-        there and a new shape does."""
-        return count if self._memory.on_host else min(next(size for size in self._row_sizes if size >= count), max_rows)
 
     def _expand_root(self, root: int, count: int, width: int) -> int:
         """Add the first level, from the last of ``count`` committed rows. Returns the size of the pool."""
@@ -264,10 +179,6 @@ class EagleDrafter:
         tokens, parent, depths, mask = (call.outputs[name].copy() for name in TREE_TENSORS)
         tree = Tree(tokens, parent, depths, mask)
         return tree if tree.tokens[0] == root else Tree.chain([root])  # infinite scores rank above the root
-
-    def _reserve(self, slots: int) -> None:
-        if slots > self._cache.span:
-            self._cache.reserve(self._cache.span_for(slots))
 
 
 def make(parts: DrafterParts) -> Drafter:

@@ -13,7 +13,7 @@ class DrafterKind:
     ``module``: the module of this package whose ``make(parts: DrafterParts)`` builds it. ``tree``: its default fixed tree, (nodes, depth,
     width). ``quantized_tree``: the same beside an int8 or int4 target, where each row costs more. ``device_shape``: depth and width on a
     GPU, where a row costs little. ``lookup_rows``: the lengths of its lookup chains; the runtime prepares for them. ``uses_draft_model``:
-    whether it needs an EAGLE-3 draft in the engine directory. ``looks_up``: whether it copies earlier text, past answers included.
+    whether it needs a draft model in the engine directory. ``looks_up``: whether it copies earlier text, past answers included.
     """
 
     name: str
@@ -30,7 +30,7 @@ class DrafterKind:
 _KINDS = (
     DrafterKind(
         "eagle+ngram",
-        "EAGLE-3 draft model, and lookup where text repeats itself",
+        "draft model (EAGLE-3, P-EAGLE, DFlash), and lookup where text repeats itself",
         "suffix",
         tree=(5, 3, 2),
         quantized_tree=(3, 2, 2),
@@ -39,7 +39,7 @@ _KINDS = (
         uses_draft_model=True,
         looks_up=True,
     ),
-    DrafterKind("eagle", "EAGLE-3 draft model", "eagle", (5, 3, 2), (3, 2, 2), (7, 8), uses_draft_model=True),
+    DrafterKind("eagle", "draft model (EAGLE-3, P-EAGLE, DFlash)", "eagle", (5, 3, 2), (3, 2, 2), (7, 8), uses_draft_model=True),
     DrafterKind("ngram", "lookup of repeated text, no draft model", "ngram", (6, 5, 2), (6, 5, 2), (5, 2), looks_up=True),
     DrafterKind("none", "plain decoding", "none", (1, 0, 0), (1, 0, 0)),
 )

@@ -61,6 +61,10 @@ def expect_lanes(manifest: Manifest, lanes: int, device: str | None, backend: st
         raise EngineDirError(
             "ONNX Runtime has several lanes on the CPU only — use one lane or --replicas, or export with --backend tensorrt"
         )
+    if drafted and manifest.draft and manifest.draft.one_pass:
+        raise EngineDirError(
+            f"a {manifest.draft.one_pass.kind} draft has no graph for several lanes — use one lane or --replicas, or --draft ngram"
+        )
     if not {"target_lanes", *(("draft_lanes",) if drafted and manifest.draft else ())} <= manifest.graphs.keys():
         if plans is not None:
             raise EngineDirError(f"the engine has no plans for several lanes — rebuild it: {manifest.rebuild} --lanes {lanes}")

@@ -18,9 +18,9 @@ from policy import GrowthPolicy, LaneHistory, TreeSpec
 
 from ..backends.base import Engine
 from ..backends.lane_cache import LaneCache, LaneRows, LanesEngine, Pages
+from ..drafters.growth import GrowingTree
 from ..errors import DRAFT, EngineFailure
 from ..manifest.schema import Draft
-from .growth import GrowingTree
 
 _log = logging.getLogger("resps")
 T = TypeVar("T")

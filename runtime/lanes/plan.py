@@ -12,10 +12,10 @@ from policy import RowBudget, TreeSpec
 
 from ..constraints.drafter import allowed_part
 from ..decoding.tree import DeviceTree, Tree
+from ..drafters.growth import GrowingTree
 from ..drafters.suffix import SuffixDrafter
 from ..manifest.schema import Limits
 from .draft import LanesDraft, Wish
-from .growth import GrowingTree
 from .lane import Lane
 from .target import LanesTarget
 

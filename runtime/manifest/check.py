@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import EngineDirError
 from .believed import Believed
 from .graphs import FILE_NAME, PAGE_SLOTS, File, Graph, Tensor
-from .schema import BACKENDS, Draft, Manifest, TargetShape
+from .schema import BACKENDS, DFLASH, P_EAGLE, Draft, Manifest, TargetShape
 from .tuning import Tuning
 from .tuning_fit import misfit, policy_limits
 from .typed_json import Malformed
@@ -36,6 +36,8 @@ _DRAFT_TENSORS = {
     ),
     "tree": ({"pool_scores", "pool_tokens", "pool_parents", "nodes"}, {"tokens", "parent", "depth", "tree_mask"}),
 }
+# A DFlash draft's pass; its block's mask and positions are in the graph.
+_BLOCK_TENSORS = {"tokens", "hidden", "past", "slots", "rows", "beam", "past.0.key", "past.0.value"}, {"log_probs", "candidates"}
 # Graphs with lanes. A directory without them runs one request at a time.
 _OF_ROWS = {"tokens", "positions", "flat", "rows", "past.0.key", "past.0.value"}
 _PAGED, _PADDED = {"places", "queries", "attend", "owner", "pages", "counted"}, {"pad", "tree_mask", "past", "slots"}
@@ -50,7 +52,7 @@ _LANES_TENSORS = {
 
 def check_contract(manifest: Manifest) -> None:
     """Check what the rest of the runtime relies on: graphs, their tensors, and consistent limits. Raises Malformed."""
-    needed = _TENSORS | (_DRAFT_TENSORS if manifest.draft else {})
+    needed = _TENSORS | (_draft_tensors(manifest.draft) if manifest.draft else {})
     if manifest.backend not in BACKENDS or (manifest.backend == "tensorrt") != (manifest.tensorrt is not None):
         raise Malformed(f"manifest.backend is {manifest.backend!r}")
     needed |= {name: tensors for name, tensors in _LANES_TENSORS[manifest.backend].items() if name in manifest.graphs}
@@ -80,7 +82,7 @@ def check_contract(manifest: Manifest) -> None:
         if (manifest.tensorrt.lanes > 1) != ("target_lanes" in manifest.graphs):
             raise Malformed(f"manifest.tensorrt.lanes is {manifest.tensorrt.lanes}, which does not fit the graphs")
         for name, _, slots in _with_pages(manifest):
-            drafted = draft.max_width * (draft.max_depth - 1) if draft and name == "draft_lanes" else 0
+            drafted = _drafted_rows(draft) if draft and name == "draft_lanes" else 0
             _check_passes(name, manifest.graphs[name], manifest.tensorrt.lanes, slots - limits.context - drafted)
     if manifest.tree_sizes != tuple(sorted(set(manifest.tree_sizes))) or not manifest.tree_sizes or manifest.tree_sizes[0] < 1:
         raise Malformed("manifest.tree_sizes must ascend from 1 or more")
@@ -88,12 +90,29 @@ def check_contract(manifest: Manifest) -> None:
         draft.layers >= 1 <= draft.max_depth <= _MAX_TREE_NODES and 1 <= draft.max_width <= min(_MAX_TREE_WIDTH, draft.vocab)
     ):
         raise Malformed("manifest.draft contains an impossible size")
-    if draft and limits.context + draft.max_width * (draft.max_depth - 1) > draft.capacity:
+    if draft and limits.context + _drafted_rows(draft) > draft.capacity:
         raise Malformed("manifest.draft.capacity is less than the context plus one tree")
+    if (
+        draft
+        and (one := draft.one_pass)
+        and not (one.kind in (P_EAGLE, DFLASH) and draft.max_depth <= one.rows <= _MAX_TREE_NODES and one.mask_token < manifest.shape.vocab)
+    ):
+        raise Malformed("manifest.draft.one_pass is impossible")
     if manifest.tuning:
         check_tuning(manifest.tuning, manifest.tensorrt is not None)
         if (offered := policy_limits(manifest)) and (problem := misfit(manifest.tuning, offered)):
             raise Malformed(f"manifest.tuning does not fit: {problem}")
+
+
+def _drafted_rows(draft: Draft) -> int:
+    """Slots of the draft's cache that hold rows of a tree which are not committed yet."""
+    return draft.one_pass.rows if draft.one_pass else draft.max_width * (draft.max_depth - 1)
+
+
+def _draft_tensors(draft: Draft) -> dict[str, tuple[set[str], set[str]]]:
+    if draft.one_pass is None:
+        return _DRAFT_TENSORS
+    return {"fuse": _DRAFT_TENSORS["fuse"], "draft": _BLOCK_TENSORS if draft.one_pass.kind == DFLASH else _DRAFT_TENSORS["draft"]}
 
 
 def _check_cache(name: str, tensor: Tensor, model: TargetShape | Draft) -> None:

@@ -78,11 +78,26 @@ class Check:
     layers: int | None = None
 
 
+P_EAGLE, DFLASH = "p-eagle", "dflash"
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """How a draft guesses several tokens in one pass. ``kind``: P_EAGLE (arXiv 2602.01469) or DFLASH (arXiv 2602.06036). ``rows``: of a
+    block of guesses. The first has the token after the committed ones, all others have ``mask_token``. The last Draft.max_depth of them
+    guess, one level of the tree each."""
+
+    kind: str
+    rows: int
+    mask_token: int
+
+
 @dataclass(frozen=True)
 class Draft:
-    """The EAGLE-3 draft. ``weights_sha256``: hash of its checkpoint's weight files, by which a tuning knows its draft. ``vocab``: size of
+    """The draft model. ``weights_sha256``: hash of its checkpoint's weight files, by which a tuning knows its draft. ``vocab``: size of
     its own vocabulary. ``tokens_sha256``: hash of the target ids of that vocabulary. ``trained_length``: positions it was trained for.
-    ``capacity``: cache slots, the target's context plus the largest tree. ``check``: its parity with the reference."""
+    ``capacity``: cache slots, the target's context plus the largest tree. ``check``: its parity with the reference. ``one_pass``: None for
+    EAGLE-3, which has a pass for each level."""
 
     name: str
     weights_sha256: str
@@ -98,6 +113,7 @@ class Draft:
     max_depth: int
     max_width: int
     check: Check
+    one_pass: OnePass | None = None
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from ..backends.lane_cache import LaneCache
 from ..decoding.sampling import TargetOutput
 from ..decoding.target import Target
 from ..decoding.tree import Tree
-from ..drafters.eagle import EagleDrafter
+from ..drafters.draft_model import ModelDrafter
 from ..lanes.draft import DraftLane, LanesDraft, Wish
 from ..lanes.forest import Forest
-from ..lanes.growth import GrowingTree
+from ..drafters.growth import GrowingTree
 from ..lanes.target import LanePass, LanesTarget
 from ..models import Models
 
@@ -44,7 +44,7 @@ class OneLane:
     """The bench of a Decoder with one lane."""
 
     target: Target
-    drafter: EagleDrafter
+    drafter: ModelDrafter
 
     def fill(self, length: int) -> None:
         self.target.cache.truncate(0)

@@ -20,6 +20,7 @@ from policy import (
     PartialTree,
     TreeSpec,
     Watchdog,
+    default_latency,
     trees_of,
     watch,
 )
@@ -99,6 +100,17 @@ def test_level_is_drafted_while_it_pays() -> None:
     assert not model(level=-1.0).should_expand(partial_tree([-2.0, -5.0], 1))
     assert model().should_expand(partial_tree([0.0, 0.0, -9.0, -2.0, -9.0, -9.0], 2))  # the last level counts, not the first
     assert not model().should_expand(partial_tree([0.0, 0.0, -9.0, -9.0, -9.0, -9.0], 2))
+
+
+def test_levels_of_one_pass_cost_nothing_and_nodes_do() -> None:
+    """However unlikely a level is, it is taken; the nodes are weighed as ever."""
+    latency = default_latency(False, one_pass=True)
+    assert latency.draft(2, 15) == latency.draft(8, 1) > 0
+    policy = CostModel(model().calibration, latency)
+    assert policy.should_expand(partial_tree([-9.0, -9.0], 1))
+    assert not CostModel(model().calibration, default_latency(False)).should_expand(partial_tree([-9.0, -9.0], 1))
+    scores = [2.0, 1.0, -9.0, -9.0, -9.0, -9.0]
+    assert CostModel(model(rate=2.0).calibration, latency).num_nodes(partial_tree(scores, 2)) == 3
 
 
 def test_nodes_are_verified_while_they_pay() -> None:

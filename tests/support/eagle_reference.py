@@ -2,7 +2,7 @@
 
 The pool is flat and has no root. Parents are kept per block of ``width`` candidates, counted from 1 (0 is the root). Only the level penalty
 is shared with export.graphs.tree_growth, so a mistake there shows as a difference.
-Also here: the trees of an exported draft by dense passes, and a wrapper of EagleDrafter that records what is compared with them.
+Also here: the trees of an exported draft by dense passes, and a wrapper of a model's drafter that records what is compared with them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from runtime import Decoder
 from runtime.decoding.drafter import Drafter
 from runtime.decoding.sampling import TargetOutput
 from runtime.decoding.tree import Tree
-from runtime.drafters.eagle import EagleDrafter
+from runtime.drafters.draft_model import ModelDrafter
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Drafted:
 
 
 class RecordingDrafter:
-    """Wraps a Decoder's EagleDrafter and records the committed tokens, their features and the drafted trees.
+    """Wraps the drafter of a Decoder's model and records the committed tokens, their features and the drafted trees.
 
     ``planted``: a drafter whose trees are returned instead, so that long paths are committed which EAGLE did not propose. ``spoil``:
     whether to overwrite all features with NaN.
@@ -190,7 +190,7 @@ class RecordingDrafter:
 
     def __init__(self, decoder: Decoder, monkeypatch: pytest.MonkeyPatch, planted: Drafter | None = None, spoil: bool = False) -> None:
         eagle = decoder.models.eagle
-        assert isinstance(eagle, EagleDrafter)
+        assert isinstance(eagle, ModelDrafter)
         self.eagle, self._target, self._planted, self._spoil = eagle, decoder.models.target, planted, spoil
         monkeypatch.setattr(decoder, "models", replace(decoder.models, drafter=self))
 
@@ -229,6 +229,6 @@ class RecordingDrafter:
     def output(self, start: int, stop: int) -> TargetOutput:
         """The recorded output of a target pass over these positions, written back into the buffer of features."""
         count = stop - start
-        features = self.eagle._engines.fuse.prepare({"hidden": "fused"}, n=count, m=count).inputs["features"]
+        features = self.eagle._fuse_engine.prepare({"hidden": "fused"}, n=count, m=count).inputs["features"]
         features[0] = np.stack(self.features[start:stop])
         return TargetOutput({"features": features}, Tree.chain([0] * count), start, 1)

@@ -12,8 +12,8 @@ import numpy as np
 from policy import TreeSpec
 from runtime import Decoder
 from runtime.backends.lane_cache import LaneCache
+from runtime.drafters.growth import GrowingTree
 from runtime.lanes.draft import DraftLane, LanesDraft, Wish
-from runtime.lanes.growth import GrowingTree
 
 from .traces import Trace, match_path
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime import Decoder
 from runtime.decoding.target import Target
-from runtime.drafters.eagle import EagleDrafter
+from runtime.drafters.draft_model import ModelDrafter
 
 CHUNK = 32  # tokens of the answer in one target pass
 
@@ -71,7 +71,7 @@ def trace_answer(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int],
     return Trace(len(prompt), width, scores, levels, path, features)
 
 
-def _positions(target: Target, drafter: EagleDrafter, prompt: Sequence[int], answer: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+def _positions(target: Target, drafter: ModelDrafter, prompt: Sequence[int], answer: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Bring target and drafter to each position of ``answer`` in turn, where its token is the root of the next tree. Yields the position
     and the target's features [F] from which that token was chosen."""
     target.cache.truncate(0)

@@ -37,7 +37,7 @@ def test_directory_decides_the_drafter(engines: Mapping[str, Path], tiny_engine:
         with Decoder(directory, draft=choice, threads=1) as decoder:
             assert type(decoder.models.drafter) is kind
             assert len(decoder.generate("the cat", SamplingParams(max_new_tokens=9)).tokens) == 9
-    with pytest.raises(EngineDirError, match=r"holds no EAGLE-3 draft — export with --draft-weights, or choose --draft ngram"):
+    with pytest.raises(EngineDirError, match=r"holds no draft model — export with --draft-weights, or choose --draft ngram"):
         Decoder(tiny_engine, draft="eagle")
 
 

@@ -1,4 +1,4 @@
-"""Growing a draft tree on the host: the rules of the graphs `expand` and `tree` (EAGLE-2's algorithm) in numpy, for one lane of many."""
+"""Growing a draft tree on the host: the rules of the graphs `expand` and `tree` (EAGLE-2's algorithm) in numpy."""
 
 from __future__ import annotations
 

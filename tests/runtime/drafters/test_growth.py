@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from policy import TreeSpec
-from runtime.lanes.growth import GrowingTree
+from runtime.drafters.growth import GrowingTree
 
 
 def test_a_level_stays_as_it_is_when_the_next_pass_overwrites_the_engine_s_outputs() -> None:

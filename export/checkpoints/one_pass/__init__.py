@@ -1,0 +1,1 @@
+"""Drafts that guess several tokens in one pass."""
