@@ -269,23 +269,6 @@ def test_a_guarded_tree_pauses_where_it_loses_against_plain_decoding(lanes: int,
     assert (plain > 40) == paused
 
 
-def test_after_a_request_whose_trees_lost_the_next_one_has_no_patience() -> None:
-    policy = Guarded(FixedPolicy(TreeSpec(6, 3, 2)), MODEL)
-
-    def drafted(tokens: int, rounds: int) -> int:
-        policy.begin()
-        trees = 0
-        for _ in range(rounds):
-            spec = policy.choose(observed(1))
-            trees += spec != PLAIN
-            policy.observe(Outcome(spec, spec.nodes, 1 if spec == PLAIN else tokens, 9.0))
-        return trees
-
-    assert drafted(1, 30) == 24
-    assert [drafted(1, 2), drafted(1, 12)] == [2, 4]  # a request that ended before it was judged is no comfort
-    assert [drafted(3, 12), drafted(1, 12)] == [12, 12]
-
-
 def test_alone_the_guard_counts_as_the_watchdog_does() -> None:
     policy = Guarded(FixedPolicy(TreeSpec(6, 3, 2)), MODEL)
     policy.choose(observed(1))

@@ -92,11 +92,18 @@ def _means(result: LoadResult, edges: Sequence[float], what: str) -> list[float]
 def share_figure(results: Mapping[str, LoadResult], names: Sequence[str]) -> Any:
     """A point for each request at the highest load: drafted rows a round that it got, against how many of those were accepted."""
     figure, axes = new_figure(10, 3.2, len(names))
+    most = max((share.drafted / share.rounds for name in names for share in results[name].shares), default=0.0)
     for axis, name in zip(axes, names, strict=True):
         shares = [share for share in results[name].shares if share.drafted]
         accepted = [share.accepted / share.drafted for share in shares]
         axis.scatter(accepted, [share.drafted / share.rounds for share in shares], s=14)
-        axis.set(xlabel="share of its drafted rows that were accepted", ylabel="drafted rows a round", title=name, ylim=(0, None))
+        axis.set(
+            xlabel="share of its drafted rows that were accepted",
+            ylabel="drafted rows a round",
+            title=name,
+            xlim=(0, 1),
+            ylim=(0, 1.05 * most or 1),
+        )
     return figure
 
 

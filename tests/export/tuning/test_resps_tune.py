@@ -97,7 +97,7 @@ def test_a_gpu_is_simulated_and_nothing_installed(engine_dir: Path, capfd: pytes
     assert tune(engine_dir, "--simulate", "h200-70b-fp8") == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "simulated, not measured: 1x H200, Llama-3.3-70B, fp8"
-    assert [line.split()[0] for line in lines[3:8]] == ["none", "default", "fixed", "table", "cost-model"]
+    assert [line.split()[0] for line in lines[3:8]] == ["plain", "default", "fixed", "table", "row"]
     assert lines[-1].endswith("(simulated)")
     assert (engine_dir / FILE_NAME).read_bytes() == manifest
     assert tune(engine_dir, "--simulate", "h9000") == 2
