@@ -51,7 +51,7 @@ def healthy(demo_engine: Callable[[str], Path]) -> Examined:
     with Decoder(demo_engine("fp32"), policy="fixed", draft="eagle") as decoder:
         pair = open_pair(decoder.manifest, None, None)
         pair = replace(pair, target=HeldTarget(pair.target))
-        chats = [[{"role": "user", "content": question.turns[0]}] for question in read_questions([], 4)]
+        chats = [[{"role": "user", "content": question.turns[0]}] for question in read_questions([], 5)]
         answers = collect(decoder, [decoder.encode(chat) for chat in chats], 48, lambda *_: None)
     wanted = {2, 3, 15, 16, 27, 28, 1, 14, 26, 4, 17, 29}
     return Examined(pair, answers, target_streams(pair.target, [answer.tokens for answer in answers], wanted, lambda *_: None))
@@ -101,7 +101,7 @@ def test_an_engine_that_drafts_otherwise_is_named(healthy: Examined) -> None:
 def test_the_command_finds_nothing_in_int8_with_other_prompts(
     demo_engine: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--prompts", str(ROOT / "export" / "prompts.txt"), "--questions", "3", "--max-new-tokens", "40"]
+    asked = ["--prompts", str(ROOT / "export" / "prompts.txt"), "--questions", "4", "--max-new-tokens", "40"]
     assert run_command(command, "resps-bench", ["--doctor", "--engine-dir", str(demo_engine("int8")), *asked]) == 0
     assert capfd.readouterr().out.splitlines()[-1] == "nothing found"
     assert SICK == 5
