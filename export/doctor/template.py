@@ -32,7 +32,7 @@ class OtherTemplate:
 def other_template(tokenizer: Tokenizer, own: Mapping[str, str]) -> OtherTemplate | None:
     """None if there is nothing to say. ``own``: the templates of the checkpoint, by name."""
     served = tokenizer.template_source
-    if own.get("default", "") not in ("", served):
+    if own.get("default") and own["default"].splitlines() != served.splitlines():  # a file may have other line ends
         return OtherTemplate("the chat template is not the checkpoint's own", own["default"])
     hidden = set(tokenizer.hidden.values())
     for mark, source in FAMILIES.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from export.doctor.template import OtherTemplate
 from runtime.bench.cli import SICK, command
 from runtime.console import run_command
 from runtime.manifest.load import load_manifest
@@ -30,6 +32,16 @@ def test_a_config_that_was_edited_is_found(echo_engine: Path, tmp_path: Path, ca
     data = json.loads(capfd.readouterr().out)
     assert data["findings"][0]["fault"] == "the residual of the draft's layer should be normed"
     assert 0 < data["levels"][0]["low"] < data["levels"][0]["share"] < 1
+
+
+def test_the_other_template_is_tried(echo_engine: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    other = OtherTemplate("the chat template is not the checkpoint's own", "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    monkeypatch.setattr("export.doctor.run.other_template", lambda *_: other)
+    assert doctor(echo_engine) == SICK
+    shown = capfd.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(
+        rf"{re.escape(other.why)}: guess 1 is right at 0\.\d\d with it, at 0\.\d\d with the model's — export from .*", shown
+    )
 
 
 def test_refusals_are_one_line(tiny_engine: Path, echo_engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,11 +17,12 @@ from export.doctor.evidence import Answer, collect
 from export.doctor.pair import Pair, open_pair
 from export.doctor.replay import HeldTarget, Reading, held_draft, interval, replay
 from export.doctor.streams import Streams, target_streams
-from export.doctor.template import other_template
+from export.doctor.template import FAMILIES, other_template
 from runtime import Decoder
 from runtime.bench.cli import SICK, command
 from runtime.bench.questions import read_questions
 from runtime.console import run_command
+from runtime.text.template import ChatTemplate
 from tests.support.doctor_faults import FAULTS, plant
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -123,7 +124,17 @@ def test_a_template_of_another_family_is_named(served: str, own: str, says: str 
     tokenizer: Any = SimpleNamespace(template_source=served, hidden={1: "<|im_start|>"})
     other = other_template(tokenizer, {"default": own})
     assert (other is None) == (says is None)
-    assert says is None or says in other.why  # type: ignore[union-attr]
+    if other and says:
+        assert says in other.why
+
+
+def test_templates_of_families_write_turns() -> None:
+    chat = [{"role": "user", "content": "Hello"}]
+    texts = [ChatTemplate(source).render(chat, {"bos_token": "<s>"}) for source in FAMILIES.values()]
+    assert texts == [
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n",
+        "<s><|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    ]
 
 
 def test_intervals_hold_the_mean_of_dependent_positions() -> None:
