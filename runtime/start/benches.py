@@ -14,9 +14,9 @@ from ..decoding.sampling import TargetOutput
 from ..decoding.target import Target
 from ..decoding.tree import Tree
 from ..drafters.draft_model import ModelDrafter
+from ..drafters.growth import GrowingTree
 from ..lanes.draft import DraftLane, LanesDraft, Wish
 from ..lanes.forest import Forest
-from ..drafters.growth import GrowingTree
 from ..lanes.target import LanePass, LanesTarget
 from ..models import Models
 
