@@ -35,19 +35,19 @@ from .sampling_params import SamplingParams
 
 @dataclass(frozen=True)
 class Models:
-    """The models of one Decoder. ``make_sampler``: makes the Sampler of a request. ``eagle``: the drafter of the draft model alone, None if
-    there is none."""
+    """The models of one Decoder. ``make_sampler``: makes the Sampler of a request. ``model_drafter``: the drafter of the draft model alone,
+    None if there is none."""
 
     target: Target
     drafter: Drafter
     make_sampler: MakeSampler
-    eagle: ModelDrafter | None
+    model_drafter: ModelDrafter | None
 
     def drafter_for(self, policy: Policy, constraint: ConstraintState | None = None, past: Past | None = None) -> Drafter:
         """NoDrafter for plain decoding, which then need not keep the draft's cache up to date, else the Decoder's drafter, which
         looks up ``past`` answers. On a device a ``constraint`` changes no tree: trees lie there, and only some sizes are prepared."""
         plain = isinstance(policy, FixedPolicy) and policy.spec.nodes == 1
-        drafter = NoDrafter() if plain and self.eagle is not None else with_past(self.drafter, past)
+        drafter = NoDrafter() if plain and self.model_drafter is not None else with_past(self.drafter, past)
         return constrained_drafter(drafter, constraint, policy) if self.target.on_host else drafter
 
 
@@ -76,18 +76,18 @@ def load_models(
     target = Target(engine, cache, limits, memory, device_tree)
 
     make_sampler = _sampler_factory(backend, manifest, logits, readback["token"])
-    eagle: ModelDrafter | None = None
+    model_drafter: ModelDrafter | None = None
     if draft is not None:
-        eagle = _load_eagle(backend, manifest, draft, {ARANGE: arange, "features": features, **tree_buffers})
+        model_drafter = _load_model_drafter(backend, manifest, draft, {ARANGE: arange, "features": features, **tree_buffers})
     target.warm_up((1, 2, *kind.lookup_rows) if memory.on_host else manifest.tree_sizes, kind.looks_up)
     if memory.on_host and manifest.quantized:
         target.use_one_kernel()
-    if eagle is not None:
-        eagle.warm_up(specs)
+    if model_drafter is not None:
+        model_drafter.warm_up(specs)
     make: Callable[[DrafterParts], Drafter] = import_module(f".drafters.{kind.module}", __package__).make
     most = max_draft_rows(limits, draft) if draft else nodes  # the draft reads an accepted chain in one pass
     prepared = None if memory.on_host else tuple(size for size in manifest.tree_sizes if 2 < size <= most)
-    return Models(target, make(DrafterParts(eagle, latency, fixed_tree, prepared)), make_sampler, eagle)
+    return Models(target, make(DrafterParts(model_drafter, latency, fixed_tree, prepared)), make_sampler, model_drafter)
 
 
 def with_past(drafter: Drafter, past: Past | None) -> Drafter:
@@ -125,7 +125,7 @@ def _sampler_factory(backend: Backend, manifest: Manifest, logits: Buffer, token
     return make_sampler
 
 
-def _load_eagle(backend: Backend, manifest: Manifest, draft: Draft, shared: Mapping[str, Buffer]) -> ModelDrafter:
+def _load_model_drafter(backend: Backend, manifest: Manifest, draft: Draft, shared: Mapping[str, Buffer]) -> ModelDrafter:
     limits, memory, rows, width = manifest.limits, backend.memory, max_draft_rows(manifest.limits, draft), draft.max_width
     cache = backend.cache(draft.layers, *_cache_layouts(manifest.graphs["draft"]), draft.capacity)
     if draft.one_pass:

@@ -65,7 +65,7 @@ def _followed(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int]) ->
 
 def _steps(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int]) -> Iterator[np.ndarray]:
     """The features of every chunk [n, F], and the guesses [DEPTH] at every position that has a next one."""
-    target, drafter = decoder.models.target, decoder.models.eagle
+    target, drafter = decoder.models.target, decoder.models.model_drafter
     assert drafter is not None  # the decoder was opened with --draft eagle
     target.cache.truncate(0)
     drafter.begin()

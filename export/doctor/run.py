@@ -57,14 +57,16 @@ class Examination:
 
 
 def examined(given: Mapping[str, Any], files: Sequence[Path], new_tokens: int) -> Examination:
-    """Examine an engine directory and its draft. ``given``: the command's options. Raises BenchError for an engine without a draft or on
-    a GPU, EngineDirError, and CheckpointError if the checkpoints cannot be found."""
+    """Examine an engine directory and its draft. ``given``: the command's options. Raises BenchError for another draft than EAGLE-3's
+    and on a GPU, EngineDirError, and CheckpointError if the checkpoints cannot be found."""
     questions = read_questions(files, given["questions"])
     directory = find_engine_dir(given["engine_dir"])
     threads = given["threads"] or usable_cores()
     with Decoder(directory, policy="fixed", draft="eagle", backend=given["backend"], device=given["device"], threads=threads) as decoder:
         if decoder.device != "cpu":
             raise BenchError("the doctor reads what the target captured, in host memory — export the pair for the CPU to examine it")
+        if decoder.manifest.draft and decoder.manifest.draft.one_pass:
+            raise BenchError("the doctor examines EAGLE-3 drafts — measure this one with resps-bench")
         pair = open_pair(decoder.manifest, given["weights"], given["draft_weights"])
         asked = [question.turns[0] for question in questions]
         prompts = [decoder.encode(prompt_of(decoder, [{"role": "user", "content": text}])) for text in asked]

@@ -13,12 +13,12 @@ from ..decoding.drafter import Drafter
 class DrafterParts:
     """What a drafter may be built from.
 
-    ``eagle``: the drafter of the draft model, None if the kind uses none. ``latency``: of this machine, or a default; only its
+    ``model_drafter``: the drafter of the draft model, None if the kind uses none. ``latency``: of this machine, or a default; only its
     ratios matter. ``fixed_tree``: the best known fixed tree. ``prepared``: rows of the trees that a device is prepared for; None on
     the CPU, where any number will do.
     """
 
-    eagle: Drafter | None
+    model_drafter: Drafter | None
     latency: LatencyModel
     fixed_tree: TreeSpec
     prepared: tuple[int, ...] | None = None

@@ -66,7 +66,9 @@ class ModelDrafter:
     def extend(self, tokens: Sequence[int], output: TargetOutput, rows: Sequence[int]) -> None:
         """Fuse the features of committed tokens. ``output`` is not read: its features are in a buffer that the fuse graph shares."""
         valid, self._cache_valid = self._cache_valid, False
-        self._fuse(tokens, rows)
+        for start in range(0, len(tokens), self._max_rows):  # copied and forced tokens may be more than a draft's path
+            part = slice(start, start + self._max_rows)
+            self._fuse(tokens[part], rows[part])
         self._committed.extend(tokens)
         self._cache_valid = valid
 

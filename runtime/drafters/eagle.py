@@ -183,5 +183,5 @@ class EagleDrafter(ModelDrafter):
 
 def make(parts: DrafterParts) -> Drafter:
     """The drafter "eagle"."""
-    assert parts.eagle is not None
-    return parts.eagle
+    assert parts.model_drafter is not None
+    return parts.model_drafter

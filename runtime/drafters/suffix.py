@@ -123,5 +123,5 @@ class SuffixDrafter:
 
 def make(parts: DrafterParts) -> Drafter:
     """The drafter "eagle+ngram"."""
-    assert parts.eagle is not None
-    return SuffixDrafter(parts.eagle, parts.gate())
+    assert parts.model_drafter is not None
+    return SuffixDrafter(parts.model_drafter, parts.gate())

@@ -130,8 +130,8 @@ class SeveralLanes:
 
 def one_lane(models: Models) -> OneLane:
     """Of a Decoder with one lane and an EAGLE-3 draft."""
-    assert models.eagle is not None
-    return OneLane(models.target, models.eagle)
+    assert models.model_drafter is not None
+    return OneLane(models.target, models.model_drafter)
 
 
 def several_lanes(forest: Forest, lanes: int) -> SeveralLanes:

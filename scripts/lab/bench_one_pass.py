@@ -88,7 +88,7 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 def timed(decoder: Decoder, depth: int) -> float:
     """Milliseconds to draft ``depth`` levels after a round that committed COMMITTED tokens."""
-    target, drafter = decoder.models.target, decoder.models.eagle
+    target, drafter = decoder.models.target, decoder.models.model_drafter
     assert drafter is not None
     output = target.verify(Tree.chain([7] * COMMITTED))
 
@@ -122,7 +122,7 @@ def main(engine_dir: Path, out: Path, precision: str, threads: int, repeats: int
 
 def measured(decoder: Decoder, depths: tuple[int, ...], repeats: int) -> tuple[float, dict[int, float]]:
     """Medians: of a pass of one row, and of drafting by depth."""
-    target, drafter = decoder.models.target, decoder.models.eagle
+    target, drafter = decoder.models.target, decoder.models.model_drafter
     assert drafter is not None
     for chunk, output in target.prefill([7] * PROMPT):
         drafter.extend(chunk, output, range(len(chunk)))

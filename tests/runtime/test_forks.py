@@ -106,6 +106,6 @@ def test_warmup_prepares_what_the_first_request_needs(engine: Path) -> None:
 
 
 def engines(decoder: Decoder) -> dict[str, Any]:
-    eagle = decoder.models.eagle
+    eagle = decoder.models.model_drafter
     assert eagle is not None
     return {"target": decoder.models.target._engine, "expand": eagle._engines.expand}

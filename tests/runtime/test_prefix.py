@@ -101,7 +101,7 @@ def expect_same_state(keeping: Decoder, fresh: Decoder) -> None:
 
 
 def _eagle(decoder: Decoder) -> EagleDrafter:
-    eagle = decoder.models.eagle
+    eagle = decoder.models.model_drafter
     assert eagle is not None
     return eagle
 

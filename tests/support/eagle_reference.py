@@ -189,7 +189,7 @@ class RecordingDrafter:
     """
 
     def __init__(self, decoder: Decoder, monkeypatch: pytest.MonkeyPatch, planted: Drafter | None = None, spoil: bool = False) -> None:
-        eagle = decoder.models.eagle
+        eagle = decoder.models.model_drafter
         assert isinstance(eagle, ModelDrafter)
         self.eagle, self._target, self._planted, self._spoil = eagle, decoder.models.target, planted, spoil
         monkeypatch.setattr(decoder, "models", replace(decoder.models, drafter=self))

@@ -56,7 +56,7 @@ class Trace:
 def trace_answer(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int], depth: int, width: int) -> Trace:
     """Grow a draft tree at every position of ``answer`` but the last. Raises ValueError if the engine has no EAGLE-3 draft or the answer
     has fewer than two tokens."""
-    target, drafter = decoder.models.target, decoder.models.eagle
+    target, drafter = decoder.models.target, decoder.models.model_drafter
     if drafter is None:
         raise ValueError("traces need an EAGLE-3 draft")
     if len(answer) < 2:

@@ -53,7 +53,7 @@ def test_refusals_are_one_line(tiny_engine: Path, echo_engine: Path, tmp_path: P
     for arguments, code, says in (
         ((echo_engine, "--draft-weights", str(other)), 2, "was exported from another draft than"),
         ((echo_engine, "--seed", "3"), 2, "--doctor measures no speed, so --seed has no effect"),
-        ((tiny_engine,), 3, "holds no EAGLE-3 draft"),
+        ((tiny_engine,), 3, "holds no draft model"),
     ):
         assert doctor(*arguments) == code
         out, err = capfd.readouterr()

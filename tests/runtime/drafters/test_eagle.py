@@ -11,6 +11,7 @@ import pytest
 
 from policy import PLAIN, FixedPolicy, Observation, Outcome, Policy, TreeSpec
 from runtime import Decoder, SamplingParams
+from runtime.decoding.tree import Tree
 from runtime.drafters.eagle import EagleDrafter
 from tests.support.eagle_reference import RecordingDrafter, ReferenceDrafter, expect_same, expect_well_formed, paths
 from tests.support.planted import PlantedDrafter
@@ -203,3 +204,21 @@ def test_plain_decoding_never_calls_the_draft(decoders: Mapping[str, Decoder], m
             patch.setattr(EagleDrafter, method, lambda *_: pytest.fail("called the draft"))
         assert decoder.generate(random_ids(30), SamplingParams(max_new_tokens=30), policy=FixedPolicy(PLAIN)).tokens == expected
     assert decoder.generate(random_ids(30), SamplingParams(max_new_tokens=30), policy=FixedPolicy(TreeSpec(6, 3, 3))).tokens == expected
+
+
+def test_more_tokens_may_be_committed_than_a_draft_pass_has_rows(decoders: Mapping[str, Decoder]) -> None:
+    models, trees = decoders["echo"].models, []
+    drafter, rows = models.model_drafter, 40
+    assert isinstance(drafter, EagleDrafter)
+    assert drafter._max_rows < rows
+    for parts in ([rows], [rows // 2, rows // 2]):
+        models.target.cache.truncate(0)
+        drafter.begin()
+        output, committed = models.target.verify(Tree.chain(random_ids(rows))), range(0)
+        for count in parts:
+            committed = range(committed.stop, committed.stop + count)
+            drafter.extend(output.tree.tokens[committed].tolist(), output, committed)
+        tree = drafter.draft(5, TreeSpec(12, 3, 4))
+        assert isinstance(tree, Tree)
+        trees.append((tree.tokens.tolist(), tree.parent.tolist()))
+    assert trees[0] == trees[1]

@@ -14,6 +14,8 @@ import torch
 
 from policy import PLAIN, FixedPolicy, Observation, Outcome, PartialTree, TreeSpec
 from runtime import Decoder, EngineDirError, SamplingParams
+from runtime.bench.cli import command as bench
+from runtime.console import run_command
 from runtime.drafters.draft_model import ModelDrafter
 from runtime.drafters.growth import LEVEL_PENALTY
 from runtime.drafters.one_pass import DFlashDrafter, OnePassDrafter, PEagleDrafter
@@ -57,7 +59,7 @@ def decoders(engines: Mapping[str, Path]) -> Iterator[Mapping[str, Decoder]]:
 
 
 def drafter_of(decoder: Decoder) -> OnePassDrafter:
-    drafter = decoder.models.eagle
+    drafter = decoder.models.model_drafter
     assert isinstance(drafter, OnePassDrafter)
     return drafter
 
@@ -251,3 +253,11 @@ def test_several_lanes_are_refused(engines: Mapping[str, Path], name: str) -> No
     with Decoder(engines[name], draft="ngram", lanes=2) as decoder:
         assert decoder.lanes == 2
     assert choose_lanes(load_manifest(engines[name]), None, 1, 2) == 1
+
+
+def test_the_doctor_refuses_them_in_one_line(engines: Mapping[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "asked.txt").write_text("the cat sat\n")
+    for directory in engines.values():
+        arguments = ["--doctor", "--engine-dir", str(directory), "--prompts", str(tmp_path / "asked.txt"), "--threads", "1"]
+        assert run_command(bench, "resps-bench", arguments) == 2
+        assert "the doctor examines EAGLE-3 drafts" in capfd.readouterr().err
