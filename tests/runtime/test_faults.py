@@ -126,7 +126,7 @@ def test_ctrl_c_inside_any_call(decoder: Decoder, monkeypatch: pytest.MonkeyPatc
     assert answer(decoder, SAMPLED) == expected
 
 
-@pytest.mark.parametrize("owner", ["target", "eagle"])
+@pytest.mark.parametrize("owner", ["target", "model_drafter"])
 @pytest.mark.parametrize("method", ["commit", "reserve"])
 def test_ctrl_c_while_a_cache_changes(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, owner: str, method: str) -> None:
     expected = answer(decoder)
