@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from export.cli import command
 from runtime import Decoder
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-# The same cases in every run: what a test counts, and whether it passes, is no matter of luck. The programs in tests/stress/ draw new ones.
-settings.register_profile("repeatable", derandomize=True, database=None)
+# The same cases in every run, however slow the machine: whether a test passes is no matter of luck. tests/stress/ has programs that draw
+# new ones.
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
 
 
