@@ -53,12 +53,10 @@ class EngineChoice:
     @property
     def latency(self) -> LatencyModel:
         """The measured latencies of this machine, or default ones."""
+        if self.tuning:
+            return self.tuning.latency
         draft = self.manifest.draft
-        return (
-            self.tuning.latency
-            if self.tuning
-            else default_latency(self.manifest.quantized, draft is not None and draft.one_pass is not None)
-        )
+        return default_latency(self.manifest.quantized, draft is not None and draft.one_pass is not None)
 
 
 @dataclass(frozen=True)
