@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # new ones.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
+
+
+if hasattr(signal, "SIGHUP"):  # under nohup the commands that tests start would ignore it too
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _take_cores(worker: str, workers: int) -> None:
