@@ -87,7 +87,7 @@ class Decoder:
         self._closed, self._process, self._totals_recorder = False, os.getpid(), TotalsRecorder()
         with NATIVE_CALLS, ExitStack() as cleanup, memory_errors():
             cleanup.callback(loaded.backend.close)
-            self._policies = Policies(loaded.policy_context, lanes)
+            self._policies = Policies(loaded.policy_context(lanes))
             self._policy = self.policy(None if by_budget(lanes, policy) else policy)
             self._lanes = load_lanes(loaded, lanes) if lanes > 1 else None
             self.forest = self._lanes.driver.forest if self._lanes else None
@@ -105,7 +105,8 @@ class Decoder:
         """
         with self._opened():
             policy = deepcopy(self._policy_argument)  # before anything is opened, as it may fail
-            return Decoder(self._engine.fork(reload_tuning), policy=policy, lanes=self.lanes)
+            loaded = self._engine.fork(reload_tuning)
+            return Decoder(at_home(loaded, self.lanes, None) if reload_tuning else loaded, policy=policy, lanes=self.lanes)
 
     def warmup(self) -> None:
         """Decode a few tokens with each tree of the policy, so that the first request is as fast as later ones. Clears the cache and counts

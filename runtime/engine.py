@@ -87,12 +87,11 @@ class LoadedEngine:
         if self.past is not None:
             self.past.forget()
 
-    @property
-    def policy_context(self) -> PolicyContext:
-        """What policies are built from."""
+    def policy_context(self, lanes: int) -> PolicyContext:
+        """What policies of a Decoder with so many lanes are built from."""
         choice = self.choice
         sizes = choice.manifest.tree_sizes if choice.manifest.tensorrt else None
-        return PolicyContext(choice.tuning, choice.fixed_tree, sizes, partial(load_net, self.backend))
+        return PolicyContext(choice.tuning, choice.fixed_tree, sizes, partial(load_net, self.backend), lanes)
 
 
 def choose_engine(

@@ -54,7 +54,7 @@ class Candidates:
         adaptive: dict[str, Policy] = {"cost-model": CostModel(self.calibration, latency, sizes)}
         adaptive |= {name: trained.runtime_policy() for name, trained in self.learned.items()}
         watched = {name: watch(policy, self.fixed_tree, latency) for name, policy in adaptive.items()}
-        fixed = Guarded(FixedPolicy(self.fixed_tree), latency.for_lanes())
+        fixed = Guarded(FixedPolicy(self.fixed_tree), latency.alone())
         return {"none": FixedPolicy(PLAIN), "fixed": fixed, **watched}
 
     def replay(self, name: str, answers: Answers, latency: LatencyModel, sizes: tuple[int, ...] | None) -> ReplayResult:

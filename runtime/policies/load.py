@@ -26,15 +26,15 @@ class Policies:
     """The policies of one Decoder, built on first use and then kept, because a watchdog's verdict holds for later requests. Sampled
     requests have their own, if the tuning has."""
 
-    def __init__(self, context: PolicyContext, lanes: int) -> None:
-        self._context, self._lanes = context, lanes
+    def __init__(self, context: PolicyContext) -> None:
+        self._context = context
         self._built: dict[tuple[str, bool], Policy] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
         """The available ones: plain decoding, a fixed tree, and the tuned ones. With several lanes the cost model needs no tuning, and
         there may be a table, which with one lane is a fixed tree."""
-        tuning, several = self._context.tuning, self._lanes > 1
+        tuning, several = self._context.tuning, self._context.lanes > 1
         table = ("table",) if several and tuning and tuning.table else ()
         cost_model = ("cost-model",) if several or (tuning and tuning.cost_model) else ()
         return ("none", "fixed", *table, *cost_model, *(tuning.learned if tuning else ()))

@@ -19,12 +19,20 @@ COST_MODEL = "cost-model"
 @dataclass(frozen=True)
 class PolicyContext:
     """What a policy is built from. ``tuning``: the tuning that is valid here, or None. ``fixed_tree``: the best known one. ``sizes``: the
-    allowed numbers of nodes, None if every number is. ``load``: the network of a graph, by the graph's name."""
+    allowed numbers of nodes, None if every number is. ``load``: the network of a graph, by the graph's name. ``lanes``: of the Decoder."""
 
     tuning: Tuning | None
     fixed_tree: TreeSpec
     sizes: tuple[int, ...] | None
     load: Callable[[str], Net]
+    lanes: int
+
+    def guarded(self, policy: Policy) -> Policy:
+        """``policy``, which pauses where trees lose. Without a tuning nobody knows what they cost here, so it does not."""
+        from policy import Guarded
+
+        latency = self.tuning and self.tuning.latency
+        return Guarded(policy, latency.alone() if self.lanes == 1 else latency.for_lanes()) if latency else policy
 
 
 @dataclass(frozen=True)
@@ -47,20 +55,17 @@ def _none(name: str, context: PolicyContext) -> Policy:
 
 
 def _fixed(name: str, context: PolicyContext) -> Policy:
-    """With the costs of this machine it pauses where trees lose, as every other policy does."""
-    from policy import PLAIN, FixedPolicy, Guarded
+    from policy import PLAIN, FixedPolicy
 
     tree = FixedPolicy(context.fixed_tree)
-    return tree if context.tuning is None or tree.spec == PLAIN else Guarded(tree, context.tuning.latency.for_lanes())
+    return tree if tree.spec == PLAIN else context.guarded(tree)
 
 
 def _table(name: str, context: PolicyContext) -> Policy | None:
-    from policy import Guarded, TablePolicy, TreeSpec
+    from policy import TablePolicy, TreeSpec
 
     tuning = context.tuning
-    if tuning is None or not tuning.table:
-        return None
-    return Guarded(TablePolicy(tuple(TreeSpec(*tree) for tree in tuning.table)), tuning.latency.for_lanes())
+    return context.guarded(TablePolicy(tuple(TreeSpec(*tree) for tree in tuning.table))) if tuning and tuning.table else None
 
 
 def _cost_model(name: str, context: PolicyContext) -> Policy | None:

@@ -40,9 +40,10 @@ class Opened(Protocol):
 Open = Callable[[LoadedEngine], AbstractContextManager[Opened]]
 
 
-def at_home(loaded: LoadedEngine, lanes: int, open_decoder: Open) -> LoadedEngine:
+def at_home(loaded: LoadedEngine, lanes: int, open_decoder: Open | None) -> LoadedEngine:
     """``loaded`` with the costs of this machine, if its tuning was made on another one and it runs on a CPU. They are measured once, in a
-    Decoder over the same weights that ``open_decoder`` makes, and kept. What fails there only leaves the tuning as it was."""
+    Decoder over the same weights that ``open_decoder`` makes, and kept; without ``open_decoder``, beside running requests, only kept ones
+    are taken. What fails there only leaves the tuning as it was."""
     choice = loaded.choice
     tuning, here = choice.tuning, (processor_name(), choice.threads)
     if tuning is None or not tuning.portable or choice.device != "cpu" or (tuning.machine, tuning.threads) == here:
@@ -50,6 +51,8 @@ def at_home(loaded: LoadedEngine, lanes: int, open_decoder: Open) -> LoadedEngin
     place = kept_costs.Place(choice.manifest.engine_id, *here, lanes)
     latency = kept_costs.find(choice.directory, place)
     if latency is None:
+        if open_decoder is None:
+            return loaded
         started = perf_counter()
         try:
             with open_decoder(loaded.fork()) as decoder:

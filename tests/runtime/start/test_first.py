@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import runtime.start.first
 from export.tuning.install import install
-from policy import CostModel, Costs, LatencyModel, Watchdog
+from policy import CostModel, Costs, Guarded, LatencyModel, Watchdog
 from runtime import Decoder, SamplingParams
 from runtime.backends.cpu.processor import processor_name
 from runtime.errors import EngineFailure
@@ -107,8 +108,9 @@ def test_a_strangers_costs_are_corrected_once_and_kept(
         assert isinstance(policy, Watchdog)
         assert isinstance(policy.policy, CostModel)
         assert policy.latency == policy.policy.latency == first
-        with decoder.fork() as fork:
-            assert latency_of(fork) == first
+        for reload in (False, True):
+            with decoder.fork(reload_tuning=reload) as fork:
+                assert latency_of(fork) == first
     assert first.verify(1, 0) == pytest.approx(30)
     assert first.verify(4, 0) == pytest.approx(60)
     assert [record.message for record in caplog.records] == [
@@ -132,6 +134,16 @@ def test_several_lanes_have_costs_of_their_own(engine_dir: Path, measured: list[
     with Decoder(engine_dir, threads=1) as decoder:
         assert latency_of(decoder).verify(4, 0) == pytest.approx(60)
     assert measured == [(4, 1), (1,)]
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_a_fixed_tree_is_guarded_by_the_costs_of_its_number_of_lanes(engine_dir: Path, lanes: int) -> None:
+    latency = replace(LATENCY, lanes=replace(LATENCY.for_lanes(), host_ms=(7.0,) * len(LATENCY.for_lanes().host_ms)))
+    install(engine_dir, load_manifest(engine_dir), a_tuning(engine_dir, threads=1, latency=latency))
+    with Decoder(engine_dir, threads=1, lanes=lanes) as decoder:
+        policy = decoder.policy("fixed")
+    assert isinstance(policy, Guarded)
+    assert policy.latency == (latency.alone() if lanes == 1 else latency.lanes)
 
 
 def test_a_tuning_of_this_machine_is_believed(engine_dir: Path, measured: list[tuple[int, ...]]) -> None:
