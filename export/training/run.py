@@ -216,7 +216,7 @@ class TrainingRun:
                 "top1": [round(first, 4) for first, _ in overall],
                 "top3": [round(third, 4) for _, third in overall],
                 "texts": texts,
-                "chain": round(sum(map(chain_length, texts.values())) / max(1, len(texts)), 4),
+                "chain": round(chain_length([first for first, _ in overall]), 4),
             }
         )
         self._losses = []
