@@ -22,7 +22,7 @@ from export.tuning.load.arrivals import at_once
 from export.tuning.load.compare import arms
 from export.tuning.load.simulation import simulate_load
 from export.tuning.prompts import read_prompts
-from export.tuning.replay.grid import TreeGrid, grid_for
+from export.tuning.replay.grid import grid_for
 from export.tuning.replay.simulation import Answers, any_trace
 from policy import LatencyModel
 from runtime import Decoder, SamplingParams
@@ -38,12 +38,12 @@ Rates = dict[tuple[str, float], float]
 """Tokens per second over plain decoding, by arm and the temperature that it was fitted at."""
 
 
-def one_lane(answers: Answers, fits: Fits, latency: LatencyModel, grid: TreeGrid) -> Callable[[Sequence[int]], Rates]:
+def one_lane(answers: Answers, fits: Fits, latency: LatencyModel, sizes: tuple[int, ...] | None) -> Callable[[Sequence[int]], Rates]:
     """What gives the rates on chosen answers: each was replayed once."""
     tokens = np.array([len(any_trace(traces)) for traces in answers])
 
     def milliseconds(name: str, fit: Closed) -> np.ndarray:
-        return np.asarray(tokens / np.array(fit.candidates.replay(name, answers, latency, grid.sizes).answer_rates))
+        return np.asarray(tokens / np.array(fit.candidates.replay(name, answers, latency, sizes).answer_rates))
 
     plain = milliseconds("none", next(iter(fits.values())))
     taken = {(arm, at): milliseconds(arm, fit) for arm in ("fixed", "cost-model") for at, fit in fits.items()}
@@ -139,7 +139,7 @@ def main(
     alone, several = {}, {}
     for number, (at, found) in enumerate(tests.items()):
         end = perf_counter() + (started + seconds - perf_counter()) / (len(tests) - number)
-        alone[at] = resampled(one_lane(found, fits, latency, grid), len(found), resamples, end)
+        alone[at] = resampled(one_lane(found, fits, latency, grid.sizes), len(found), resamples, end)
         several[at] = resampled(several_lanes(found, fits, latency, lanes), len(found), resamples, end)
     for count, samples in ((1, alone), (lanes, several)):
         click.echo(f"\nlanes: {count}; resamples: {min(map(len, samples.values())) - 1}")

@@ -146,10 +146,10 @@ def by_clock(turn: LoadTurn, lanes: int) -> Ran:
     return Ran(tokens / seconds, turn.passes, turn.rows / turn.passes)
 
 
-def replayed(name: str, case: Case, closed: Closed, latency: LatencyModel, grid: TreeGrid) -> Ran:
+def replayed(name: str, case: Case, closed: Closed, latency: LatencyModel, sizes: tuple[int, ...] | None) -> Ran:
     """The same arm in simulated time, its decisions charged."""
     if case.lanes == 1:
-        alone = closed.candidates.replay(name, case.answers, latency, grid.sizes)
+        alone = closed.candidates.replay(name, case.answers, latency, sizes)
         rows = sum(nodes * rounds for (nodes, _, _), rounds in alone.trees.items())
         return Ran(1000 * alone.rate, alone.cycles, rows / alone.cycles)
     arm, times = arms(closed.setting, closed.load, case.lanes)[name](), at_once(len(case.answers))
@@ -243,7 +243,9 @@ def main(
         if run := [turn for turns in by_arm.values() for turn in turns]:
             clock = {name: [by_clock(turn, case.lanes) for turn in each] for name, each in by_arm.items()}
             read = as_read(case, run) if case.lanes > 1 else case
-            click.echo("\n".join(described(case.lanes, clock, {name: replayed(name, read, closed, latency, grid) for name in case.arms})))
+            click.echo(
+                "\n".join(described(case.lanes, clock, {name: replayed(name, read, closed, latency, grid.sizes) for name in case.arms}))
+            )
             click.echo(f"{num_different(case, run)} of {len(run) * len(case.answers)} answers are not as long as their record", err=True)
 
 
