@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 
 from export.tuning.load.compare import Fitted, Setting
 from export.tuning.tune import Candidates
 from policy import Calibration, TreeSpec
+from runtime.manifest.tuning import SampledTuning
 from scripts.lab.policies import repeated_tunes, temperatures, validate_replay
 from scripts.lab.policies.fitted import Closed
 from scripts.lab.policies.repeated_tunes import Installed, agreement, equal, installed
@@ -97,10 +99,10 @@ def test_tunes_agree_only_if_both_find_their_policies_equal() -> None:
 
 
 def test_pairs_of_tunes_are_counted_by_kind() -> None:
-    intervals = {"cost-model": [0.99, 1.05], "none": [0.7, 0.8]}
-    sampled = {"policy": "none", "static": [2, 1, 1], "intervals": {"none": [0.9, 0.95]}}
+    intervals = {"cost-model": (0.99, 1.05), "none": (0.7, 0.8)}
+    sampled = asdict(SampledTuning("none", (2, 1, 1), FIT, {}, {"none": (0.9, 0.95)}))
     tunes = [
-        installed({"policy": name, "static": [5, 2, 3], "intervals": intervals, "sampled": sampled})
+        installed(json.loads(json.dumps({"policy": name, "static": (5, 2, 3), "intervals": intervals, "sampled": sampled})))
         for name in ("fixed", "cost-model", "fixed")
     ]
     lines = repeated_tunes.described(tunes)

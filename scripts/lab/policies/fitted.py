@@ -18,7 +18,9 @@ from export.tuning.replay.traces import Trace
 from export.tuning.tune import Candidates, Split, fit
 from policy import LatencyModel, TreeSpec
 from runtime import Decoder, SamplingParams
+from runtime.backends.cpu.processor import processor_name
 from runtime.engine import LoadedEngine, choose_engine, load_engine
+from runtime.manifest.tuning import SampledTuning, Tuning
 
 MEASURING = 60.0  # seconds, for several lanes
 FOREVER = float("inf")
@@ -71,6 +73,29 @@ def fit_closed(answers: Answers, latency: LatencyModel, grid: TreeGrid, engine: 
     trees = fixed_trees(grid.widths, grid.depths, grid.max_nodes, grid.sizes)
     setting = Setting(latency.for_lanes(), trees, engine.choice.default_tree, bounds)
     return Closed(candidates, replace(fit_load(answers, setting, (lanes,)), single=candidates.fixed_tree), setting)
+
+
+def tuned(engine: LoadedEngine, closed: Closed, latency: LatencyModel) -> LoadedEngine:
+    """The engine with what was fitted, for requests of any temperature."""
+    choice, fit = engine.choice, closed.candidates
+    static = (fit.fixed_tree.nodes, fit.fixed_tree.depth, fit.fixed_tree.width)
+    tuning = Tuning(
+        engine=choice.manifest.engine_id,
+        machine=processor_name(),
+        threads=choice.threads,
+        portable=False,
+        policy="cost-model",
+        static=static,
+        cost_model=fit.calibration,
+        latency=latency,
+        learned={},
+        ratios={},
+        graphs={},
+        files={},
+        table=tuple((tree.nodes, tree.depth, tree.width) for tree in closed.load.table),
+        sampled=SampledTuning("cost-model", static, fit.calibration, {}, {}),
+    )
+    return replace(engine, choice=replace(choice, tuning=tuning))
 
 
 def _silent(step: str, done: int, steps: int) -> None:

@@ -110,7 +110,8 @@ def main(engine_dir: Path, tunes: int, tune_minutes: float, minutes: float, fres
                     timeout=max(0.0, deadline - perf_counter()),
                 )
             except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-                click.echo(f"after {len(found)} tunes: {error}", err=True)
+                why = "the minutes are over" if isinstance(error, subprocess.TimeoutExpired) else "resps-tune failed"
+                click.echo(f"ended after {len(found)} tunes: {why}", err=True)
                 break
         found.append(installed(json.loads(done.stdout)))
     click.echo("\n".join(described(found)))

@@ -34,18 +34,16 @@ from export.tuning.replay.record import as_chat
 from export.tuning.replay.simulation import Answers, any_trace
 from policy import LatencyModel
 from runtime import Decoder, SamplingParams
-from runtime.backends.cpu.processor import processor_name
 from runtime.bench.load.measure import Serving, Traffic, measure
 from runtime.bench.load.prompts import LoadQuestion
 from runtime.bench.load.record import Arrivals, LoadContender, LoadTurn
 from runtime.bench.load.run import expect_enough
 from runtime.console import run_command
 from runtime.engine import LoadedEngine
-from runtime.manifest.tuning import SampledTuning, Tuning
 from scripts import options
 from scripts.peers.quiet import Load
 
-from .fitted import Closed, fit_closed, measured, open_untuned, recorded
+from .fitted import Closed, fit_closed, measured, open_untuned, recorded, tuned
 
 FITTING, RECORDING = 0.35, 0.5  # of the minutes, until answers are recorded: to fit, to compare
 
@@ -71,29 +69,6 @@ class Ran:
     rate: float
     rounds: float
     rows: float
-
-
-def tuned(engine: LoadedEngine, closed: Closed, latency: LatencyModel) -> LoadedEngine:
-    """The engine with what was fitted, for requests of any temperature."""
-    choice, fit = engine.choice, closed.candidates
-    static = (fit.fixed_tree.nodes, fit.fixed_tree.depth, fit.fixed_tree.width)
-    tuning = Tuning(
-        engine=choice.manifest.engine_id,
-        machine=processor_name(),
-        threads=choice.threads,
-        portable=False,
-        policy="cost-model",
-        static=static,
-        cost_model=fit.calibration,
-        latency=latency,
-        learned={},
-        ratios={},
-        graphs={},
-        files={},
-        table=tuple((tree.nodes, tree.depth, tree.width) for tree in closed.load.table),
-        sampled=SampledTuning("cost-model", static, fit.calibration, {}, {}),
-    )
-    return replace(engine, choice=replace(choice, tuning=tuning))
 
 
 def cases(
@@ -246,7 +221,8 @@ def main(
             click.echo(
                 "\n".join(described(case.lanes, clock, {name: replayed(name, read, closed, latency, grid.sizes) for name in case.arms}))
             )
-            click.echo(f"{num_different(case, run)} of {len(run) * len(case.answers)} answers are not as long as their record", err=True)
+            counts = f"{num_different(case, run)} of {len(run) * len(case.answers)}"
+            click.echo(f"{case.lanes} lanes: {counts} answers are not as long as their records", err=True)
 
 
 if __name__ == "__main__":
