@@ -139,6 +139,6 @@ def test_intervals_are_of_the_same_questions_for_all() -> None:
     assert len(resampled(lambda chosen: {}, 3, 40, 0.0)) == 1  # no time for more
     twice = [{("a", 0.0): each["a", 0.0], ("a", 1.0): 2 * each["a", 0.0]} for each in samples]
     header, _, line = temperatures.described({0.0: twice, 1.0: twice})[:3]
-    assert header == "\n| a, tested at | fitted at 0 | fitted at 1 | first over last |"
+    assert header == "\n| a, tested at | fitted at 0 | fitted at 1 | lowest over highest |"
     assert line.startswith("| 0 | 7.000 (")
     assert line.endswith("| 0.500 (0.500 to 0.500) |")

@@ -10,6 +10,7 @@ Costs are measured first, so use a quiet machine. Recorded answers are kept in t
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -68,9 +69,9 @@ def several_lanes(answers: Answers, fits: Fits, latency: LatencyModel, lanes: in
 
 def resampled(rates: Callable[[Sequence[int]], Rates], count: int, resamples: int, deadline: float) -> list[Rates]:
     """The rates on all answers, then on resampled ones, as many as there is time for before ``deadline``."""
-    found, random = [rates(range(count))], np.random.default_rng(0)
+    found, generator = [rates(range(count))], np.random.default_rng(0)
     while len(found) <= resamples and perf_counter() < deadline:
-        found.append(rates(random.integers(0, count, count).tolist()))
+        found.append(rates(generator.integers(0, count, count).tolist()))
     return found
 
 
@@ -78,9 +79,9 @@ def described(samples: Mapping[float, Sequence[Rates]]) -> list[str]:
     """A table for each arm: a line for each temperature that was tested. ``samples``: of `resampled`, by that temperature."""
     lines = []
     for arm in dict.fromkeys(arm for found in samples.values() for arm, _ in found[0]):
-        lines += [f"\n| {arm}, tested at | {' | '.join(f'fitted at {at:g}' for at in samples)} | first over last |"]
+        lines += [f"\n| {arm}, tested at | {' | '.join(f'fitted at {at:g}' for at in samples)} | lowest over highest |"]
         lines += ["| --- |" + " --- |" * (len(samples) + 1)]
-        first, *_, last = samples
+        first, last = min(samples), max(samples)
         for tested, found in samples.items():
             cells = [_with_interval([rates[arm, at] for rates in found]) for at in samples]
             cells.append(_with_interval([rates[arm, first] / rates[arm, last] for rates in found]))
@@ -122,6 +123,7 @@ def main(
     grid = grid_for(engine.choice.manifest)
     latency = measured(engine, lanes, grid)
     prompts = [prompt for file in sets for prompt in read_prompts(file)[:questions]]
+    random.Random(0).shuffle(prompts)
     fitted_to: dict[float, Answers] = {}
     tests: dict[float, Answers] = {}
     with Decoder(engine.fork(), lanes=lanes) as decoder:
