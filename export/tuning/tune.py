@@ -130,5 +130,5 @@ def confirm(
         if all(rates.values()):
             for name, rate in rates.items():
                 found[name].append(rate)
-        progress("confirming by wall clock", done + 1, len(prompts))
+        progress("confirming sampled requests" if params.temperature else "confirming by wall clock", done + 1, len(prompts))
     return found
