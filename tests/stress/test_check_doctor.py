@@ -31,7 +31,7 @@ def test_every_word_about_a_healthy_pair_counts(tmp_path: Path, monkeypatch: pyt
 
     def examined(engine: Path, option: str, file: str) -> CompletedProcess[str]:
         asked.extend(Path(file).read_text().splitlines())
-        return CompletedProcess([], next(codes), "")
+        return CompletedProcess([], next(codes), "nothing found")
 
     monkeypatch.setattr(check_doctor, "exported", lambda *_: tmp_path)
     monkeypatch.setattr(check_doctor, "examined", examined)

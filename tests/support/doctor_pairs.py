@@ -98,4 +98,4 @@ def examined_case(case: Case, folder: Path, precision: str, *options: str) -> su
 def findings(ended: subprocess.CompletedProcess[str]) -> list[str]:
     """What the doctor named, or the last line that it printed."""
     named = [line for line in ended.stdout.splitlines() if " — " in line]
-    return named or (ended.stdout or ended.stderr).splitlines()[-1:] or [""]
+    return named or (ended.stdout or ended.stderr).splitlines()[-1:]

@@ -19,6 +19,7 @@ from tests.support.doctor_faults import changed
 from tests.support.doctor_pairs import LLAMA_2
 from tests.support.eagle_engines import export, write_echo
 
+TOLD = r"the chat template %s: guess 1 is right at 0\.\d\d with it, at 0\.\d\d with the model's — export from .*"
 SMALL = ("--max-context", "250", "--prefill-rows", "16")
 
 
@@ -46,8 +47,7 @@ def test_a_config_that_was_corrected_after_the_export_is_found(tmp_path: Path, c
     engine = export(target, draft, tmp_path, *SMALL)
     (draft / "config.json").write_text(right)
     assert doctor(engine) == SICK
-    says = "the engine does not draft as the checkpoint says, but with norm_before_residual false: guess 1 is right at "
-    assert says in capfd.readouterr().out.splitlines()[4]
+    assert "the engine does not draft as the checkpoint says, but with norm_before_residual false" in first_finding(capfd)
 
 
 def test_a_template_of_another_family_is_found(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ def test_a_template_of_another_family_is_found(tmp_path: Path, capfd: pytest.Cap
     tokenizer.save(str(target / "tokenizer.json"))
     changed(target / "tokenizer_config.json", chat_template=LLAMA_2)
     assert doctor(export(target, draft, tmp_path, *SMALL)) == SICK
-    expect_told(capfd, "the chat template never writes <|im_start|>, with which this model's turns begin")
+    assert re.fullmatch(TOLD % r"never writes <\|im_start\|>, with which this model's turns begin", first_finding(capfd))
 
 
 def test_a_template_that_is_not_the_checkpoints_is_found(echo_engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -66,12 +66,11 @@ def test_a_template_that_is_not_the_checkpoints_is_found(echo_engine: Path, tmp_
     target = Path(shutil.copytree(words[words.index("--weights") + 1], tmp_path / "target"))
     changed(target / "tokenizer_config.json", chat_template=LLAMA_2)
     assert doctor(echo_engine, "--weights", str(target)) == SICK
-    expect_told(capfd, "the chat template is not the checkpoint's own")
+    assert re.fullmatch(TOLD % "is not the checkpoint's own", first_finding(capfd))
 
 
-def expect_told(capfd: pytest.CaptureFixture[str], fault: str) -> None:
-    shown = capfd.readouterr().out.splitlines()[4]
-    assert re.fullmatch(rf"{re.escape(fault)}: guess 1 is right at 0\.\d\d with it, at 0\.\d\d with the model's — export from .*", shown)
+def first_finding(capfd: pytest.CaptureFixture[str]) -> str:
+    return next(line for line in capfd.readouterr().out.splitlines() if " — " in line)
 
 
 def test_refusals_are_one_line(tiny_engine: Path, echo_engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
