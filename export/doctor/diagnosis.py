@@ -57,11 +57,11 @@ Compute = Callable[[Collection[int]], Streams]
 """Computes the target's streams over the answers, at these layers."""
 
 
-def diagnose(draft: DraftCheckpoint, answers: Sequence[Answer], quantized: bool, compute: Compute) -> list[Finding]:
-    """What is wrong, the gravest first. ``quantized``: whether the target's weights were rounded by the export."""
+def diagnose(draft: DraftCheckpoint, answers: Sequence[Answer], compute: Compute) -> list[Finding]:
+    """What is wrong, the gravest first."""
     search = _Search(Reading(held_draft(draft), tuple(answers)), compute)
     for level in (1, 2):  # a fault that shows at the first guess hides those that show at the second
-        if found := [*search.engine(level), *search.cures(level, quantized)]:
+        if found := [*search.engine(level), *search.cures(level)]:
             return found
     return list(search.without_cure())
 
@@ -91,12 +91,12 @@ class _Search:
         fault = "the engine does not draft as the checkpoint says" + (f", but with {as_other[0].name}" if as_other else "")
         yield _finding(fault, level, better, "export again with --force; if it stays, with --draft-precision fp32")
 
-    def cures(self, level: int, quantized: bool) -> Iterator[Finding]:
+    def cures(self, level: int) -> Iterator[Finding]:
         """The reading that is clearly better, the best one."""
         if best := self._best(level, self._gain):
             yield _finding(best[0].fault, level, best[1], best[0].cure)
         elif level == 1 and self.scores[1].right.mean() < WELL:
-            yield from self._with_streams(quantized)
+            yield from self._with_streams()
 
     def _gain(self, alternative: Alternative) -> Gain:
         level, reading = alternative.level, alternative.read(self.reading)
@@ -111,7 +111,7 @@ class _Search:
         near = max((better.after for _, better in clear), default=0.0) - LEAST
         return max((one for one in clear if one[1].after >= near), key=lambda one: one[1].nats, default=None)
 
-    def _with_streams(self, quantized: bool) -> Iterator[Finding]:
+    def _with_streams(self) -> Iterator[Finding]:
         """What needs the target's other layers, or the target without rounding."""
         captured = self.reading.draft.arch.captured
         others = layer_alternatives(captured, self.reading.draft.target.arch)
@@ -129,7 +129,7 @@ class _Search:
                 better,
                 f"correct eagle_aux_hidden_state_layer_ids in the draft's config.json, as its format counts: {where}, and export again",
             )
-        elif quantized:
+        else:
             yield from self._rounding(exact, streams)
 
     def _rounding(self, exact: Reading, streams: Streams) -> Iterator[Finding]:

@@ -72,13 +72,13 @@ def examined(given: Mapping[str, Any], files: Sequence[Path], new_tokens: int) -
         prompts = [decoder.encode(prompt_of(decoder, [{"role": "user", "content": text}])) for text in asked]
         answers = collect(decoder, prompts, new_tokens, progress)
         found = list[Finding]()
-        if other := other_template(decoder.tokenizer, pair.text.templates):
+        if other := other_template(decoder.tokenizer, pair.text.templates, decoder.manifest.tokens.special.values()):
             found.append(_template_finding(decoder, other, asked, answers, new_tokens))
 
     def compute(wanted: Collection[int]) -> Streams:
         return target_streams(pair.target, [answer.tokens for answer in answers], wanted, progress)
 
-    found += diagnose(pair.draft, answers, decoder.manifest.precision not in ("fp32", "bf16", "fp16"), compute)
+    found += diagnose(pair.draft, answers, compute)
     return Examination(decoder.manifest, len(answers), levels(answers), found)
 
 

@@ -47,6 +47,8 @@ class Tokenizer:
         self._tokens = tokens
         self.token_bytes = TokenBytes(self._tokenizer)
         added = self._tokenizer.get_added_tokens_decoder().items()
+        self.added: Mapping[int, str] = {token: each.content for token, each in added}
+        """Tokens that are no parts of words, special or not, with their texts."""
         self.hidden: Mapping[int, str] = {token: each.content for token, each in added if each.special}
         """Special tokens, which ``decode`` leaves out, with their texts."""
 

@@ -8,11 +8,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - numpy then knows bfloat16
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 Config = dict[str, Any]
 Tensors = dict[str, np.ndarray]
+Change = Callable[[Config, Tensors], None]
+LAYERS = "the draft should read layers 2, 15, 27 of the target, and reads 3, 16, 28"
+SHIFTED = "(d2t) is wrong: it should be one lower"
 QKV = [f"midlayer.self_attn.{part}_proj.weight" for part in "qkv"]
 
 
@@ -57,10 +61,8 @@ def _foreign_target(config: Config, tensors: Tensors) -> None:
     tensors["fc.weight"] = np.random.default_rng(0).permutation(tensors["fc.weight"], axis=1)
 
 
-FAULTS: Mapping[str, Callable[[Config, Tensors], None]] = {
-    "the draft should read layers 2, 15, 27 of the target, and reads 3, 16, 28": lambda config, tensors: config.update(
-        eagle_aux_hidden_state_layer_ids=[3, 16, 28]
-    ),
+FAULTS: Mapping[str, Change] = {
+    LAYERS: lambda config, tensors: config.update(eagle_aux_hidden_state_layer_ids=[3, 16, 28]),
     "the residual of the draft's layer should be left as it is": lambda config, tensors: config.update(norm_before_residual=True),
     "the feature fed back should be left as it is": lambda config, tensors: config.update(norm_output=True),
     "the features should not be normed before fc": _add_norms,
@@ -69,14 +71,14 @@ FAULTS: Mapping[str, Callable[[Config, Tensors], None]] = {
     "(d2t) do not fit each other": _other_head,
     "fc reads the captured layers in the opposite order": _reverse_fc,
     "q, k and v read the feature before the embedding": _swap_columns,
-    "(d2t) is wrong: it should be one lower": _shift_map,
+    SHIFTED: _shift_map,
     "lm_head and its vocabulary map (d2t) do not fit": _foreign_map,
     "the draft was trained for another target, or not enough": _foreign_target,
 }
 """What the finding says -> what makes it true."""
 
 
-def plant(draft: Path, out: Path, fault: Callable[[Config, Tensors], None]) -> Path:
+def plant(draft: Path, out: Path, fault: Change) -> Path:
     """A copy of ``draft`` with the fault."""
     shutil.copytree(draft, out, ignore=shutil.ignore_patterns("tuning"))
     config = json.loads((out / "config.json").read_text())
@@ -88,3 +90,8 @@ def plant(draft: Path, out: Path, fault: Callable[[Config, Tensors], None]) -> P
     save_file(kept, out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(config))
     return out
+
+
+def changed(file: Path, **values: Any) -> None:
+    """Sets entries of a file in JSON."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))

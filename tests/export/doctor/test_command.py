@@ -10,11 +10,17 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
-from export.doctor.template import OtherTemplate
 from runtime.bench.cli import SICK, command
 from runtime.console import run_command
 from runtime.manifest.load import load_manifest
+from tests.support.doctor_faults import changed
+from tests.support.doctor_pairs import LLAMA_2
+from tests.support.eagle_engines import export, write_echo
+
+TOLD = r"the chat template %s: guess 1 is right at 0\.\d\d with it, at 0\.\d\d with the model's — export from .*"
+SMALL = ("--max-context", "250", "--prefill-rows", "16")
 
 
 def doctor(engine: Path, *arguments: str) -> int:
@@ -26,22 +32,45 @@ def doctor(engine: Path, *arguments: str) -> int:
 def test_a_config_that_was_edited_is_found(echo_engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(load_manifest(echo_engine).rebuild)
     draft = Path(shutil.copytree(words[words.index("--draft-weights") + 1], tmp_path / "draft"))
-    config = json.loads((draft / "config.json").read_text())
-    (draft / "config.json").write_text(json.dumps({**config, "norm_before_residual": False}))
+    changed(draft / "config.json", norm_before_residual=False)
     assert doctor(echo_engine, "--draft-weights", str(draft), "--json") == SICK
     data = json.loads(capfd.readouterr().out)
     assert data["findings"][0]["fault"] == "the residual of the draft's layer should be normed"
     assert 0 < data["levels"][0]["low"] < data["levels"][0]["share"] < 1
 
 
-def test_the_other_template_is_tried(echo_engine: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    other = OtherTemplate("the chat template is not the checkpoint's own", "{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    monkeypatch.setattr("export.doctor.run.other_template", lambda *_: other)
-    assert doctor(echo_engine) == SICK
-    shown = capfd.readouterr().out.splitlines()[-1]
-    assert re.fullmatch(
-        rf"{re.escape(other.why)}: guess 1 is right at 0\.\d\d with it, at 0\.\d\d with the model's — export from .*", shown
-    )
+def test_a_config_that_was_corrected_after_the_export_is_found(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    target, draft = tmp_path / "target", tmp_path / "draft"
+    write_echo(target, draft)
+    right = (draft / "config.json").read_text()
+    changed(draft / "config.json", norm_before_residual=False)
+    engine = export(target, draft, tmp_path, *SMALL)
+    (draft / "config.json").write_text(right)
+    assert doctor(engine) == SICK
+    assert "the engine does not draft as the checkpoint says, but with norm_before_residual false" in first_finding(capfd)
+
+
+def test_a_template_of_another_family_is_found(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    target, draft = tmp_path / "target", tmp_path / "draft"
+    write_echo(target, draft)
+    tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<|im_start|>"])
+    tokenizer.save(str(target / "tokenizer.json"))
+    changed(target / "tokenizer_config.json", chat_template=LLAMA_2)
+    assert doctor(export(target, draft, tmp_path, *SMALL)) == SICK
+    assert re.fullmatch(TOLD % r"never writes <\|im_start\|>, with which this model's turns begin", first_finding(capfd))
+
+
+def test_a_template_that_is_not_the_checkpoints_is_found(echo_engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(load_manifest(echo_engine).rebuild)
+    target = Path(shutil.copytree(words[words.index("--weights") + 1], tmp_path / "target"))
+    changed(target / "tokenizer_config.json", chat_template=LLAMA_2)
+    assert doctor(echo_engine, "--weights", str(target)) == SICK
+    assert re.fullmatch(TOLD % "is not the checkpoint's own", first_finding(capfd))
+
+
+def first_finding(capfd: pytest.CaptureFixture[str]) -> str:
+    return next(line for line in capfd.readouterr().out.splitlines() if " — " in line)
 
 
 def test_refusals_are_one_line(tiny_engine: Path, echo_engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

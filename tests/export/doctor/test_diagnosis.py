@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 from export.checkpoints.draft_checkpoint import open_draft
 from export.doctor.diagnosis import diagnose
@@ -22,8 +21,11 @@ from runtime import Decoder
 from runtime.bench.cli import SICK, command
 from runtime.bench.questions import read_questions
 from runtime.console import run_command
+from runtime.manifest.schema import Tokens
 from runtime.text.template import ChatTemplate
+from runtime.text.tokenizer import Tokenizer
 from tests.support.doctor_faults import FAULTS, plant
+from tests.support.doctor_pairs import LLAMA_2
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -36,13 +38,13 @@ class Examined:
     answers: list[Answer]
     streams: Streams
 
-    def says(self, pair: Pair | None = None, answers: list[Answer] | None = None, quantized: bool = False) -> list[str]:
+    def says(self, pair: Pair | None = None, answers: list[Answer] | None = None) -> list[str]:
         """The findings, with the streams that were computed once."""
 
         def compute(wanted: Collection[int]) -> Streams:
             return self.streams
 
-        found = diagnose((pair or self.pair).draft, answers or self.answers, quantized, compute)
+        found = diagnose((pair or self.pair).draft, answers or self.answers, compute)
         return [str(finding) for finding in found]
 
 
@@ -86,7 +88,7 @@ def test_a_target_that_was_rounded_too_much_is_named(healthy: Examined) -> None:
         replace(answer, features=answer.features + noise.normal(0, answer.features.std(axis=0), answer.features.shape).astype(np.float32))
         for answer in healthy.answers
     ]
-    assert "the draft was trained for the unquantized target" in healthy.says(answers=blurred, quantized=True)[0]
+    assert "the draft was trained for the unquantized target" in healthy.says(answers=blurred)[0]
 
 
 def test_an_engine_that_drafts_otherwise_is_named(healthy: Examined) -> None:
@@ -107,7 +109,8 @@ def test_the_command_finds_nothing_in_int8_with_other_prompts(
     assert SICK == 5
 
 
-CHATML = "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}"
+CHATML = "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}<|im_start|>"
+R1 = "{{ bos_token }}{% for m in messages %}<｜User｜>{{ m['content'] }}{% endfor %}<｜Assistant｜>"
 
 
 @pytest.mark.parametrize(
@@ -115,14 +118,24 @@ CHATML = "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}"
     [
         (CHATML, CHATML, None),
         (CHATML, "", None),
-        ("[INST]", CHATML, "not the checkpoint's own"),
-        ("[INST]", "[INST]", "never writes <|im_start|>"),
+        (LLAMA_2, CHATML, "not the checkpoint's own"),
+        (LLAMA_2, LLAMA_2, "never writes <|im_start|>"),
         ("", "", "there is no chat template, and the tokenizer has <|im_start|>"),
+        (CHATML.removesuffix("<|im_start|>"), "", "does not open the answer with <|im_start|>"),
+        (R1, R1, None),  # trained on from a model that had the other marks, whose tokens are still there
+        ("{{ raise_exception('no chat') }}<|im_start|>", "", None),
     ],
 )
-def test_a_template_of_another_family_is_named(served: str, own: str, says: str | None) -> None:
-    tokenizer: Any = SimpleNamespace(template_source=served, hidden={1: "<|im_start|>"})
-    other = other_template(tokenizer, {"default": own})
+def test_a_template_of_another_family_is_named(tmp_path: Path, served: str, own: str, says: str | None) -> None:
+    """The token that begins ChatML's turns is this model's bos_token too."""
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.add_special_tokens(["<|im_start|>"])
+    bpe.add_tokens(["<｜User｜>", "<｜Assistant｜>"])
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat.jinja").write_text(served, encoding="utf-8")
+    special = {"bos_token": "<|im_start|>"}
+    tokens = Tokens("tokenizer.json", {"default": "chat.jinja"} if served else {}, (), None, special)
+    other = other_template(Tokenizer(tmp_path, tokens), {"default": own}, special.values())
     assert (other is None) == (says is None)
     if other and says:
         assert says in other.why
