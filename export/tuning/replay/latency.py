@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
 
 import numpy as np
 
-from policy import FixedPolicy, LatencyModel, TreeSpec
+from policy import PLAIN, FixedPolicy, LatencyModel, TreeSpec
 from runtime import Decoder, SamplingParams
 from runtime.start.benches import one_lane
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 SPANS = (128, 512, 1024, 2048, 4096)  # cache slots that a pass reads
 LONG_SPAN, LONG_INTERVAL = 1024, 3  # longer spans are measured in every third repeat only, because filling the cache takes long
-PROMPT_TOKENS = 32
+ROUND_TOKENS = 96  # committed when whole rounds begin; they grow to about SPANS[0]
 
 
 def measure_latency(
@@ -37,7 +37,7 @@ def measure_latency(
     verify: dict[tuple[int, int], list[float]] = {(span, count): [] for span in spans for count in rows}
     draft: dict[tuple[int, int], list[float]] = {(width, depth): [] for width in widths for depth in depths}
     round_tree = TreeSpec(rows[min(3, len(rows) - 1)], min(2, depths[-1]), widths[-1])
-    rounds: list[float] = []
+    rounds: dict[TreeSpec, list[float]] = {PLAIN: [], round_tree: []}
     for repeat in range(repeats):
         bench.fill(spans[:2][-1] - max_rows)
         warm = False
@@ -57,7 +57,8 @@ def measure_latency(
             for count in rows:
                 bench.verify(1, count)  # binds buffers, lays out caches
                 verify[span, count].append(_milliseconds(partial(bench.verify, 1, count)))
-        rounds.append(_round_ms(decoder, round_tree))
+        for spec, found in rounds.items():
+            found.append(_round_ms(decoder, spec, min(ROUND_TOKENS, limits.context // 2)))
         progress((repeat + 1) / repeats)
     bench.fill(0)
     latency = LatencyModel(
@@ -69,10 +70,24 @@ def measure_latency(
         draft_ms=tuple(tuple(statistics.median(draft[width, depth]) for depth in depths) for width in widths),
         host_ms=_host_ms(decoder),
     )
-    # Whole rounds take longer than the sum of the parts; the difference is added to drafting. Both were measured in the same repeats, so a
-    # busy machine slowed both down.
-    missing = max(0.0, statistics.median(rounds) - latency.round_with(round_tree, PROMPT_TOKENS))
-    return replace(latency, draft_ms=tuple(tuple(cost + missing for cost in costs) for costs in latency.draft_ms))
+    return as_in_rounds(latency, {spec: statistics.median(found) for spec, found in rounds.items()})
+
+
+def as_in_rounds(latency: LatencyModel, rounds: Mapping[TreeSpec, float]) -> LatencyModel:
+    """``latency``, such that it gives whole ``rounds`` what they took, in milliseconds: plain ones, and those with one tree. They were
+    measured in the same repeats as the parts, so a busy machine slowed all of them down.
+
+    A pass of one row is faster in plain decoding, where all passes are alike, than between other passes. What a tree's round takes beyond
+    its parts is added to drafting, and what it takes less is taken from passes of several rows.
+    """
+    missing = {spec: found - latency.round_with(spec, ROUND_TOKENS) for spec, found in rounds.items()}
+    plain, tree = missing.pop(PLAIN), next(iter(missing.values()))
+    more = [plain if count == 1 else min(0.0, tree) for count in latency.rows]
+    return replace(
+        latency,
+        verify_ms=tuple(tuple(cost + extra for cost, extra in zip(costs, more, strict=True)) for costs in latency.verify_ms),
+        draft_ms=tuple(tuple(cost + max(0.0, tree) for cost in costs) for costs in latency.draft_ms),
+    )
 
 
 def _milliseconds(work: Callable[[], object]) -> float:
@@ -84,12 +99,12 @@ def _milliseconds(work: Callable[[], object]) -> float:
 def _host_ms(decoder: Decoder) -> float:
     """Milliseconds of a round of plain decoding outside drafting and verifying."""
     prompt = np.random.default_rng(0).integers(0, decoder.manifest.shape.vocab, 32).tolist()
-    stats = decoder.generate(prompt, SamplingParams(max_new_tokens=64), policy=FixedPolicy(TreeSpec(1, 0, 0))).stats
+    stats = decoder.generate(prompt, SamplingParams(max_new_tokens=64), policy=FixedPolicy(PLAIN)).stats
     return 1000 * max(0.0, stats.decode_seconds - stats.draft_seconds - stats.verify_seconds) / max(1, stats.cycles)
 
 
-def _round_ms(decoder: Decoder, spec: TreeSpec) -> float:
-    """Milliseconds of a whole round with ``spec`` in a real answer, including acceptance, commit and waking threads."""
-    prompt = np.random.default_rng(0).integers(0, decoder.manifest.shape.vocab, PROMPT_TOKENS).tolist()
+def _round_ms(decoder: Decoder, spec: TreeSpec, length: int) -> float:
+    """Milliseconds of a whole round with ``spec`` in an answer to ``length`` tokens, including acceptance, commit and waking threads."""
+    prompt = np.random.default_rng(0).integers(0, decoder.manifest.shape.vocab, length).tolist()
     stats = decoder.generate(prompt, SamplingParams(max_new_tokens=32), policy=FixedPolicy(spec)).stats
     return 1000 * stats.decode_seconds / max(1, stats.cycles)
