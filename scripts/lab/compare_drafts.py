@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from policy import TreeSpec
+from policy import FixedPolicy, Policy, TreeSpec
 from runtime import Decoder, SamplingParams
 from runtime.bench.questions import read_questions
 from runtime.console import run_command
@@ -30,7 +30,7 @@ class Side:
     """One engine, and what its answers to the set took so far."""
 
     decoder: Decoder
-    policy: Any
+    policy: Policy | None
     tokens: int = 0
     cycles: int = 0
     seconds: float = 0.0
@@ -45,7 +45,9 @@ class Side:
         return answer.tokens
 
 
-def compare(decoders: list[Decoder], policy: Any, texts: list[str], params: Callable[[int], SamplingParams]) -> tuple[list[Side], int]:
+def compare(
+    decoders: list[Decoder], policy: Policy | None, texts: list[str], params: Callable[[int], SamplingParams]
+) -> tuple[list[Side], int]:
     """Both sides after all texts, which they answer in turns, and how many tokens differ."""
     sides, different = [Side(each, policy) for each in decoders], 0
     for number, text in enumerate(texts):
@@ -69,7 +71,7 @@ def main(
 ) -> None:
     """Print for each set and temperature what both drafts reach."""
     speed = tree == "as it comes"
-    drafter, policy = (None, None) if speed else ("eagle", TreeSpec(*map(int, tree.split(","))))
+    drafter, policy = (None, None) if speed else ("eagle", FixedPolicy(TreeSpec(*map(int, tree.split(",")))))
     with Decoder(before, draft=drafter, threads=threads) as old, Decoder(after, draft=drafter, threads=threads) as new:
         for each in (old, new):
             each.warmup()
