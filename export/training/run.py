@@ -15,6 +15,7 @@ import torch
 
 from ..checkpoints.draft_checkpoint import DraftCheckpoint
 from ..checkpoints.safetensors import Checkpoint
+from .budget import return_unused
 from .draft import DraftShape, TorchDraft
 from .errors import TrainingError
 from .held_out import agreement, chain_length, choose_held_out, rates_of
@@ -27,6 +28,7 @@ from .words.corpus import Conversation, batches, epoch, frequent_tokens, split
 
 CHECKPOINT_SECONDS, REPORT_SECONDS = 120, 300
 REPORT_SHARE = 0.1  # of the time at most goes into reports
+TRIMMED = 10  # updates after which free memory is given back, which takes 0.1 s
 WARM_UP = 0.02  # share of the run over which the learning rate rises
 LAST_RATE = 0.03  # last learning rate, as a share of the peak
 SPARE_TOKENS = 8  # a conversation is used if it has this many tokens more than there are steps
@@ -194,6 +196,8 @@ class TrainingRun:
         self._losses.append(float(loss.detach()))
         self.updates += 1
         self.tokens_seen += sum(map(len, group))
+        if self.updates % TRIMMED == 0:
+            return_unused()
 
     def _scores(self, group: Sequence[Conversation]) -> list[StepScore]:
         batch = self._collated(group)  # the target computes in its own type, outside of autocast
