@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_not_used_and_says_so(
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_what_comes_with_the_demo_model_is_whole_and_holds_nothing_twice(precision: str, tmp_path: Path) -> None:
     draft = Path(export_package.__file__).parent / "drafts" / "smollm2-135m"
-    found = bundled(draft, precision, PolicyLimits(3 * 576, (64, 16, 16), None))
+    found = bundled(draft, precision, PolicyLimits(3 * 576, (64, 16, 16), None, rotated=precision == "int8"))
     assert found is not None
     tuning = adopt(found, "id", tmp_path, None, lambda *_: None)
     assert {graph.file for graph in tuning.graphs.values()} == set(tuning.files)
