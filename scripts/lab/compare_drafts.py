@@ -63,14 +63,22 @@ def compare(
 @click.option("--questions", type=int, default=6, help="Of each set; only first turns.")
 @click.option("--new-tokens", type=int, default=96)
 @click.option("--temperature", "temperatures", type=float, multiple=True, default=(0.0, 0.7, 1.0))
-@click.option("--tree", default="16,5,4", help="For the tokens per cycle; 'as it comes' compares speed instead.")
+@click.option("--tree", default="16,5,4", help="For the tokens per cycle.")
+@click.option("--speed", is_flag=True, help="Compare the engines as they come, with their own policies and lookup, and their speed.")
 @click.option("--threads", type=int, default=2)
 @click.argument("sets", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def main(
-    before: Path, after: Path, questions: int, new_tokens: int, temperatures: tuple[float, ...], tree: str, threads: int, sets: Any
+    before: Path,
+    after: Path,
+    questions: int,
+    new_tokens: int,
+    temperatures: tuple[float, ...],
+    tree: str,
+    speed: bool,
+    threads: int,
+    sets: Any,
 ) -> None:
     """Print for each set and temperature what both drafts reach."""
-    speed = tree == "as it comes"
     drafter, policy = (None, None) if speed else ("eagle", FixedPolicy(TreeSpec(*map(int, tree.split(",")))))
     with Decoder(before, draft=drafter, threads=threads) as old, Decoder(after, draft=drafter, threads=threads) as new:
         for each in (old, new):
