@@ -35,7 +35,7 @@ class Side:
     cycles: int = 0
     seconds: float = 0.0
 
-    def ask(self, text: str, params: SamplingParams) -> list[int]:
+    def ask(self, text: str, params: SamplingParams) -> tuple[int, ...]:
         """The answer's tokens."""
         self.decoder.forget()
         answer = self.decoder.generate([{"role": "user", "content": text}], params, policy=self.policy)
