@@ -64,6 +64,7 @@ def command() -> None:
     epilog="""\
 resps-train words --out data
 resps-train words --out data --seed 1 --text "long text" --text passage
+resps-train words --out data --seed 2 --text "long text" --long-texts articles.txt
 resps-train words --weights DIR --out data --tokens 5000000 --device cuda --seed 1"""
 )
 @target
@@ -71,6 +72,8 @@ resps-train words --weights DIR --out data --tokens 5000000 --device cuda --seed
 @option(DATA, "--tokens", type=click.IntRange(min=1), default=1_000_000, help="Tokens to write now, besides those that are there.")
 @option(DATA, "--text", "kinds", multiple=True, metavar="KIND", type=click.Choice(list(SHARES)), show_default="all, in fixed shares",
         help=f"A kind of text; may be repeated. One of {', '.join(SHARES)}.")  # fmt: skip
+@option(DATA, "--long-texts", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+        help="Texts to ask about, one a line, in place of passages of Python's language reference.")  # fmt: skip
 @option(DATA, "--batch", type=click.IntRange(min=1), default=128, help="Conversations side by side.")
 @option(DATA, "--capacity", type=click.IntRange(min=2), default=1024, help="Most tokens of a conversation.")
 @option(DATA, "--seed", type=SEED, default=0, help="Another seed gives other conversations.")

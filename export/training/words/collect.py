@@ -15,8 +15,9 @@ from ...checkpoints.models import model_entry
 from ...checkpoints.safetensors import Checkpoint
 from ...text.read import text_of
 from ..budget import expect_room, generation_bytes
+from ..errors import TrainingError
 from ..target import TorchTarget, compute_type, torch_device
-from .corpus import ShardWriter
+from .corpus import ShardWriter, text_lines
 from .generate import generate_conversations
 from .seed_prompts import seed_prompts
 from .segments import TemplateTokens, plan_conversation, template_tokens
@@ -57,20 +58,25 @@ def collect_words(
     seed: int,
     tokens: int,
     kinds: Sequence[str],
+    long_texts: Path | None,
     say: Callable[[str], None],
     progress: Callable[[str, int, int, str], None],
 ) -> int:
     """Let the target write conversations until ``tokens`` tokens are in shards; returns how many are. ``kinds``: of text, empty for all.
-    ``say`` gets what it needs of the machine.
+    ``long_texts``: a file of them, one a line. ``say`` gets what it needs of the machine.
 
-    Raises TrainingError if ``out`` has the shards of this seed already, if the device is missing, or if the machine is too small."""
+    Raises TrainingError if ``out`` has the shards of this seed already, if the device is missing, if the machine is too small, or if the
+    file has no text."""
     device = torch_device(generation.device)
+    texts = [line.strip() for _, line in text_lines(long_texts)] if long_texts else []
+    if long_texts and not texts:
+        raise TrainingError(f"{long_texts} has no text — write one text a line")
     writer, choice = ShardWriter(out, f"words-{seed:03d}"), random.Random(seed)
     kind = compute_type(device)
     need = generation_bytes(source.checkpoint.arch, generation.batch, generation.capacity, tokens, kind.itemsize)
     say(expect_room(out, need, device))
     target = TorchTarget(source.checkpoint, generation.batch, generation.capacity, device, kind)
-    plans = (plan_conversation(each, source.text, source.template, choice) for each in seed_prompts(seed, kinds))
+    plans = (plan_conversation(each, source.text, source.template, choice) for each in seed_prompts(seed, kinds, texts))
 
     def report(under_way: int) -> None:
         progress("words", min(writer.written, tokens), tokens, f"{under_way:,} tokens under way")

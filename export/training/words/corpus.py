@@ -124,12 +124,8 @@ def read_lines(file: Path, encode: Callable[[str], list[int]], template: Templat
     """Conversations of JSON lines with ``prompt``, ``answer`` and perhaps ``finished``: false for an answer that was cut.
 
     Raises TrainingError for a malformed file."""
-    try:
-        lines = [(number, line) for number, line in enumerate(read_text(file).split("\n"), 1) if line.strip()]
-    except UnicodeDecodeError as error:
-        raise TrainingError(f"{file} is not UTF-8 text (byte {error.start}) — convert it first") from None
     found = []
-    for number, line in lines:
+    for number, line in text_lines(file):
         try:
             each = json.loads(line)
             prompt, answer = encode(each["prompt"]), encode(each["answer"])
@@ -141,6 +137,14 @@ def read_lines(file: Path, encode: Callable[[str], list[int]], template: Templat
         kinds = np.repeat(np.array([kind for kind, _ in parts], np.uint8), [len(part) for _, part in parts])
         found.append(Conversation(tokens, kinds, file.stem, file.stem))
     return found
+
+
+def text_lines(file: Path) -> list[tuple[int, str]]:
+    """The lines of a file that are not blank, with their numbers. Raises TrainingError if it is not UTF-8 text."""
+    try:
+        return [(number, line) for number, line in enumerate(read_text(file).split("\n"), 1) if line.strip()]
+    except UnicodeDecodeError as error:
+        raise TrainingError(f"{file} is not UTF-8 text (byte {error.start}) — convert it first") from None
 
 
 def epoch(conversations: Sequence[Conversation], weights: Mapping[str, float], choice: random.Random) -> list[Conversation]:

@@ -45,12 +45,15 @@ TEXT_TASKS = (
 )
 
 
-def seed_prompts(seed: int, kinds: Sequence[str] = ()) -> Iterator[SeedPrompt]:
-    """An endless stream, the same for the same ``seed``. ``kinds``: those of SHARES that are wanted [default: all]."""
+def seed_prompts(seed: int, kinds: Sequence[str] = (), long_texts: Sequence[str] = ()) -> Iterator[SeedPrompt]:
+    """An endless stream, the same for the same ``seed``. ``kinds``: those of SHARES that are wanted [default: all]. ``long_texts``: taken
+    for that kind [default: passages of Python's language reference]."""
     choice, wanted = random.Random(seed), list(kinds or SHARES)
     beginnings, shares = turn_beginnings(), [SHARES[kind] for kind in wanted]
     code = library_functions(600) if "library code" in wanted else []
     texts = {kind: library_passages(longest) for kind, longest in TEXT_LENGTHS.items() if kind in wanted}
+    if long_texts and "long text" in texts:
+        texts["long text"] = list(long_texts)
     while True:
         kind = choice.choices(wanted, shares)[0]
         if kind == "library code":

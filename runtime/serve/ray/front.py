@@ -94,7 +94,7 @@ class PassOn:
         body = await read_body(Request(scope, receive), self._settings)
         asked = Asked({name: scope[name] for name in SCOPE if name in scope}, body, prompt_of(body))
         for _ in range(TRIES):
-            started: str | None = None  # the answer's kind, when its first byte has been sent
+            started, whole = None, False  # the answer's kind, when its first byte has been sent; whether its last one has
             messages = self._ask(asked)
             try:
                 async with asyncio.timeout(self._settings.queue_seconds):
@@ -102,7 +102,7 @@ class PassOn:
                 async for batch in messages:
                     for message in batch:
                         await send(message)
-                        started = started or _kind(message)
+                        started, whole = started or _kind(message), _ends(message)
                 return
             except asyncio.CancelledError:  # the client has left
                 messages.cancel()
@@ -113,6 +113,8 @@ class PassOn:
             except BackPressureError as error:
                 raise _full(error.args[0]) from None
             except (RayError, DeploymentUnavailableError) as error:
+                if whole:  # the client, who may use the connection again, must not hear of it
+                    return
                 if isinstance(error, RayTaskError) and not isinstance(error, RayActorError):
                     raise
                 if started is not None:
@@ -138,6 +140,10 @@ def prompt_of(body: bytes) -> str:
 def _kind(message: dict[str, Any]) -> str | None:
     headers = dict(message.get("headers", ()))
     return headers.get(b"content-type", b"").decode("latin-1") if message["type"] == "http.response.start" else None
+
+
+def _ends(message: dict[str, Any]) -> bool:
+    return message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
 async def _break_off(scope: Scope, kind: str, send: Send) -> None:

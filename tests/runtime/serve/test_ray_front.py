@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -26,10 +27,10 @@ with warnings.catch_warnings(action="ignore"):  # Ray's own
     from runtime.serve.ray.front import PassOn, prompt_of
 
 pytestmark = pytest.mark.ray
-START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream; charset=utf-8")]}
-WHOLE = [{**START, "headers": [(b"content-type", b"application/json")]}, {"type": "http.response.body", "body": b"{}"}]
-EVENT = {"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True}
 Batch = list[dict[str, Any]]
+START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream; charset=utf-8")]}
+WHOLE: Batch = [{**START, "headers": [(b"content-type", b"application/json")]}, {"type": "http.response.body", "body": b"{}"}]
+EVENT = {"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True}
 
 
 class Replica:
@@ -91,6 +92,22 @@ def test_a_stream_that_breaks_off_says_so(path: str, begin: str) -> None:
     event = json.loads(last.rpartition("data: ")[2])
     assert event.get("error", event)["code"] == "replica_lost"
     assert "send the request again" in event.get("error", event)["message"]
+
+
+@pytest.mark.parametrize("batches", [[WHOLE], [[START], [EVENT], [{**EVENT, "more_body": False}]]])
+def test_a_replica_that_ends_behind_its_answer_is_not_spoken_of(batches: list[Batch]) -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(dict(message))
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    pass_on = PassOn(lambda _: dying(*batches), ServerSettings("toy"))
+    app = SimpleNamespace(state=SimpleNamespace(reading_bytes=0))
+    asyncio.run(pass_on({"type": "http", "method": "POST", "path": "/", "headers": [], "app": app}, receive, send))
+    assert sent == [message for batch in batches for message in batch]
 
 
 @pytest.mark.parametrize(
