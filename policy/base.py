@@ -37,12 +37,15 @@ class Observation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one round: the requested tree, verified rows, new tokens (bonus token included), and seconds of the whole round."""
+    """The result of one round: the requested tree, verified rows, new tokens (bonus token included), and seconds of the whole round.
+    ``parts``: seconds of its drafting and of its pass; None if other requests shared them, or if a device runs them while the host goes on.
+    """
 
     spec: TreeSpec
     nodes: int
     tokens: int
     seconds: float
+    parts: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

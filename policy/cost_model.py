@@ -2,20 +2,23 @@
 
 A node with summed log-probability s on level l lies on the target's path with probability sigmoid(slope * s + level * l + bias). Tokens per
 second are highest in the long run if every round maximises its tokens minus rate x milliseconds, where ``rate`` is the best tokens per
-millisecond (Dinkelbach's method). So
+millisecond (Dinkelbach's method). It begins with the tuning's, and follows what the last rounds gave. So
   - it drafts another level while ``gain`` times the best candidate's probability exceeds the level's cost,
   - it verifies the n best nodes for which the sum of probabilities minus the cost of the pass is largest.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from .base import Observation, Outcome, PartialTree
-from .latency import LatencyModel
+from .latency import RoundCosts
 from .spec import TreeSpec
+
+_MEMORY = 0.98  # weight of the past rounds in the rate
+_PRIOR_ROUNDS = 50  # of plain decoding, whose time the tuning's rate has in the running one
 
 
 @dataclass(frozen=True)
@@ -39,38 +42,55 @@ class CostModel:
     """A GrowthPolicy that weighs expected tokens against latency. ``sizes``: the allowed numbers of nodes, None if every number is."""
 
     calibration: Calibration
-    latency: LatencyModel
+    latency: RoundCosts
     sizes: tuple[int, ...] | None = None
+    _tokens: float = field(default=0.0, init=False)
+    _milliseconds: float = field(default=0.0, init=False)
+    _length: int = field(default=0, init=False)
+    _level: int = field(default=0, init=False)
+
+    @property
+    def rate(self) -> float:
+        """Tokens per millisecond of the last rounds."""
+        return self._tokens / self._milliseconds if self._milliseconds else self.calibration.rate
 
     @property
     def trees(self) -> tuple[TreeSpec, ...]:
         return (TreeSpec(*self.calibration.tree),)
 
     def begin(self) -> None:
-        """Nothing to do: the decisions of a round depend on that round only."""
+        """Nothing to do: requests in a row are often alike."""
 
     def choose(self, observation: Observation) -> TreeSpec:
+        self._length = observation.length
         return TreeSpec(*self.calibration.tree)
 
     def should_expand(self, partial_tree: PartialTree) -> bool:
         fit, width = self.calibration, partial_tree.spec.width
         best = float(_sigmoid(fit.slope * partial_tree.last_level_scores.max() + fit.level * partial_tree.level + fit.bias))
-        return best * fit.gain > fit.rate * (
+        return best * fit.gain > self.rate * (
             self.latency.draft(width, partial_tree.level + 1) - self.latency.draft(width, partial_tree.level)
         )
 
     def num_nodes(self, partial_tree: PartialTree) -> int:
+        self._level = partial_tree.level
         available = min(partial_tree.spec.nodes, len(partial_tree.scores) + 1)
         order = np.argsort(-partial_tree.scores, kind="stable")[: available - 1]
         fit = self.calibration
         probabilities = _sigmoid(fit.slope * partial_tree.scores[order] + fit.level * _levels(partial_tree)[order] + fit.bias)
         tokens = 1 + np.concatenate([[0.0], np.cumsum(probabilities)])
         sizes = [size for size in self.sizes or range(1, available + 1) if size <= available] or [1]
-        values = [tokens[size - 1] - fit.rate * self.latency.verify(size, partial_tree.length) for size in sizes]
+        rate = self.rate
+        values = [tokens[size - 1] - rate * self.latency.verify(size, partial_tree.length) for size in sizes]
         return sizes[int(np.argmax(values))]
 
     def observe(self, outcome: Outcome) -> None:
-        """Nothing to do: the calibration is fixed."""
+        if not self._milliseconds:
+            self._milliseconds = _PRIOR_ROUNDS * self.latency.round(1, 0, 0, self._length)
+            self._tokens = self.calibration.rate * self._milliseconds
+        spent = self.latency.round(outcome.nodes, self._level, outcome.spec.width, self._length)
+        self._tokens = _MEMORY * self._tokens + outcome.tokens
+        self._milliseconds = _MEMORY * self._milliseconds + spent
 
 
 def _levels(partial_tree: PartialTree) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from .base import Outcome
 from .spec import TreeSpec
 
 _DERIVED_LANES = (1, 2, 4, 8, 16)
@@ -109,8 +111,33 @@ class LanesLatency:
         return LatencyModel(self.rows, self.spans, verify, self.widths, self.depths, self.draft_ms[0], self.host_ms[0], self)
 
 
+class RoundCosts(ABC):
+    """Milliseconds of the rounds of one request. ``host_ms``: of a round outside drafting and verifying."""
+
+    host_ms: float
+
+    @abstractmethod
+    def verify(self, nodes: int, length: int) -> float:
+        """Milliseconds of a target pass over ``nodes`` rows after ``length`` committed tokens."""
+
+    @abstractmethod
+    def draft(self, width: int, depth: int) -> float:
+        """Milliseconds to draft a tree of ``depth`` levels; 0 for a tree without levels."""
+
+    def round(self, nodes: int, depth: int, width: int, length: int) -> float:
+        """Milliseconds of a whole round that drafts ``depth`` levels of ``width`` and verifies ``nodes`` rows."""
+        return self.draft(width, depth) + self.verify(nodes, length) + self.host_ms
+
+    def round_with(self, spec: TreeSpec, length: int) -> float:
+        """Milliseconds of a whole round with a complete tree of ``spec``."""
+        return self.round(spec.nodes, spec.depth, spec.width, length)
+
+    def observe(self, outcome: Outcome, depth: int, length: int) -> None:  # noqa: B027  # measured costs do not change
+        """Learn from a round that drafted ``depth`` levels after ``length`` committed tokens."""
+
+
 @dataclass(frozen=True)
-class LatencyModel:
+class LatencyModel(RoundCosts):
     """Measured latencies in milliseconds.
 
     ``verify_ms[span][rows]``: a target pass. ``draft_ms[width][depth]``: drafting a tree, the draft's catch-up pass included. ``host_ms``:
@@ -128,23 +155,13 @@ class LatencyModel:
     lanes: LanesLatency | None = None
 
     def verify(self, nodes: int, length: int) -> float:
-        """Milliseconds of a target pass over ``nodes`` rows after ``length`` committed tokens."""
         by_span = [interpolate(self.rows, costs, nodes) for costs in self.verify_ms]
         return interpolate(self.spans, by_span, length)
 
     def draft(self, width: int, depth: int) -> float:
-        """Milliseconds to draft a tree of ``depth`` levels; 0 for a tree without levels."""
         if depth == 0 or width == 0:
             return 0.0
         return interpolate(self.widths, [interpolate(self.depths, costs, depth) for costs in self.draft_ms], width)
-
-    def round(self, nodes: int, depth: int, width: int, length: int) -> float:
-        """Milliseconds of a whole round that drafts ``depth`` levels of ``width`` and verifies ``nodes`` rows."""
-        return self.draft(width, depth) + self.verify(nodes, length) + self.host_ms
-
-    def round_with(self, spec: TreeSpec, length: int) -> float:
-        """Milliseconds of a whole round with a complete tree of ``spec``."""
-        return self.round(spec.nodes, spec.depth, spec.width, length)
 
     def alone(self) -> LanesLatency:
         """The same as a model of one lane."""

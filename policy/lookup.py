@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
-from .latency import LatencyModel
+from .latency import LatencyModel, RoundCosts
 from .spec import TreeSpec
 
 MIN_MATCH = 2
@@ -52,7 +52,7 @@ class LookupGate:
     """Decides on the lookups of one request. ``latency``: only its ratios matter. ``fixed_tree``: the tree of a typical drafted round.
     ``sizes``: rows that a chain may have; ``exact``: whether it may have no other number, as where a pass is prepared for each."""
 
-    latency: LatencyModel
+    latency: RoundCosts
     fixed_tree: TreeSpec
     sizes: tuple[int, ...] = CHAIN_SIZES
     exact: bool = False

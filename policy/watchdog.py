@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from .backoff import Backoff
 from .base import GrowthPolicy, Observation, Outcome, PartialTree, Policy, trees_of
-from .latency import LatencyModel
+from .latency import RoundCosts
 from .spec import PLAIN, TreeSpec
 
 WINDOW = 12  # rounds
@@ -24,7 +24,7 @@ CONFIDENCE = 3.0
 T = TypeVar("T")
 
 
-def watch(policy: Policy, fixed_tree: TreeSpec, latency: LatencyModel) -> Watchdog:
+def watch(policy: Policy, fixed_tree: TreeSpec, latency: RoundCosts) -> Watchdog:
     """``policy`` behind a watchdog. ``fixed_tree``: the best fixed tree. ``latency``: of this machine."""
     if isinstance(policy, GrowthPolicy):
         return WatchdogGrowth(policy, fixed_tree, latency)
@@ -38,12 +38,12 @@ class Watchdog:
     One window of rounds in eight runs ``fixed_tree``, so both are measured on the same text. A policy that raises ValueError (its network
     gives no numbers) is given up at once. ``fallback_reason``: why the policy was given up, else None; it holds for all later requests of a
     Decoder. In both states a Backoff pauses drafting while plain decoding would be faster. That decision uses ``latency`` instead of the
-    clock, so that load on the machine does not make trees look slower than plain decoding.
+    round's own time, so that a slow moment does not make trees look slower than plain decoding.
     """
 
     policy: Policy
     fixed_tree: TreeSpec
-    latency: LatencyModel
+    latency: RoundCosts
     fallback_reason: str | None = field(default=None, init=False)
     _backoff: Backoff = field(default_factory=Backoff, init=False)
     _paused: bool = field(default=False, init=False)
@@ -78,8 +78,11 @@ class Watchdog:
         return self._policy_or(self.fixed_tree, lambda: self.policy.choose(observation))
 
     def observe(self, outcome: Outcome) -> None:
+        depth = self._depth(outcome)
+        self.latency.observe(outcome, depth, self._length)
         if outcome.spec != PLAIN:
-            self._backoff.observe(outcome.tokens * self.latency.round(1, 0, 0, self._length) - self._modelled_ms(outcome))
+            spent = self.latency.round(outcome.nodes, depth, outcome.spec.width, self._length)
+            self._backoff.observe(outcome.tokens * self.latency.round(1, 0, 0, self._length) - spent)
         if self.fallback_reason or self._paused:
             return
         index = int(self._in_fixed_window)
@@ -91,8 +94,9 @@ class Watchdog:
         if self._round % (WINDOW * COMPARISON_PERIOD) == 0:
             self._compare()
 
-    def _modelled_ms(self, outcome: Outcome) -> float:
-        return self.latency.round(outcome.nodes, outcome.spec.depth, outcome.spec.width, self._length)
+    def _depth(self, outcome: Outcome) -> int:
+        """Levels that a round drafted."""
+        return outcome.spec.depth
 
     def _policy_or(self, fallback: T, decide: Callable[[], T]) -> T:
         """The policy's decision; ``fallback`` in a fixed window, after the policy was given up, and if ``decide`` raises ValueError."""
@@ -132,5 +136,5 @@ class WatchdogGrowth(Watchdog):
         self._level = partial_tree.level
         return self._policy_or(partial_tree.spec.nodes, lambda: self.policy.num_nodes(partial_tree))
 
-    def _modelled_ms(self, outcome: Outcome) -> float:
-        return self.latency.round(outcome.nodes, self._level, outcome.spec.width, self._length)
+    def _depth(self, outcome: Outcome) -> int:
+        return self._level if outcome.spec.depth else 0

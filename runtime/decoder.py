@@ -87,13 +87,13 @@ class Decoder:
         self._closed, self._process, self._totals_recorder = False, os.getpid(), TotalsRecorder()
         with NATIVE_CALLS, ExitStack() as cleanup, memory_errors():
             cleanup.callback(loaded.backend.close)
-            self._policies = Policies(loaded.policy_context(lanes))
+            self._policies = Policies(context := loaded.policy_context(lanes))
             self._policy = self.policy(None if by_budget(lanes, policy) else policy)
             self._lanes = load_lanes(loaded, lanes) if lanes > 1 else None
             self.forest = self._lanes.driver.forest if self._lanes else None
             self.pace = self.forest.pace if self.forest else Pace()  # how long rounds take; zeros with one lane
             if self._lanes is None:
-                self.models = load_models(loaded.backend, self.manifest, choice.drafter, self._trees, choice.latency, choice.fixed_tree)
+                self.models = load_models(loaded.backend, self.manifest, choice.drafter, self._trees, context.rounds, choice.fixed_tree)
             self._resources = cleanup.pop_all()
 
     def fork(self, *, reload_tuning: bool = False) -> Decoder:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from policy import LatencyModel, TreeSpec, default_latency
+from policy import CorrectedLatency, LatencyModel, TreeSpec, default_latency
 
 from .backends.base import Backend
 from .backends.cpu.processor import usable_cores, usable_memory
@@ -89,9 +89,10 @@ class LoadedEngine:
 
     def policy_context(self, lanes: int) -> PolicyContext:
         """What policies of a Decoder with so many lanes are built from."""
-        choice = self.choice
+        choice, latency = self.choice, self.choice.latency
+        costs = CorrectedLatency(latency.alone() if lanes == 1 else latency.for_lanes())
         sizes = choice.manifest.tree_sizes if choice.manifest.tensorrt else None
-        return PolicyContext(choice.tuning, choice.fixed_tree, sizes, partial(load_net, self.backend), lanes)
+        return PolicyContext(choice.tuning, choice.fixed_tree, sizes, partial(load_net, self.backend), lanes, costs)
 
 
 def choose_engine(

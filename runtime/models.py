@@ -8,7 +8,7 @@ from importlib import import_module
 
 import numpy as np
 
-from policy import FixedPolicy, LatencyModel, Policy, TreeSpec
+from policy import FixedPolicy, Policy, RoundCosts, TreeSpec
 
 from .backends.base import Backend, Buffer, CacheLayout, dtype_of
 from .constraints.drafter import constrained_drafter
@@ -52,7 +52,7 @@ class Models:
 
 
 def load_models(
-    backend: Backend, manifest: Manifest, kind: DrafterKind, specs: Sequence[TreeSpec], latency: LatencyModel, fixed_tree: TreeSpec
+    backend: Backend, manifest: Manifest, kind: DrafterKind, specs: Sequence[TreeSpec], latency: RoundCosts, fixed_tree: TreeSpec
 ) -> Models:
     """Load the graphs and warm them up. ``specs``: the trees to prepare for. ``latency``, ``fixed_tree``: as in DrafterParts."""
     memory, limits, shape = backend.memory, manifest.limits, manifest.shape

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from policy import PLAIN, Calibration, CostModel, FixedPolicy, Guarded, LatencyModel, Policy, TreeSpec, watch
+from policy import PLAIN, Calibration, CorrectedLatency, CostModel, FixedPolicy, Guarded, LatencyModel, Policy, TreeSpec, watch
 from runtime import Decoder, SamplingParams
 
 from .learning.curriculum import TrainingSetup, measure_policy_ms, num_runs, train_policies
@@ -54,7 +54,7 @@ class Candidates:
         adaptive: dict[str, Policy] = {"cost-model": CostModel(self.calibration, latency, sizes)}
         adaptive |= {name: trained.runtime_policy() for name, trained in self.learned.items()}
         watched = {name: watch(policy, self.fixed_tree, latency) for name, policy in adaptive.items()}
-        fixed = Guarded(FixedPolicy(self.fixed_tree), latency.alone())
+        fixed = Guarded(FixedPolicy(self.fixed_tree), CorrectedLatency(latency.alone()))
         return {"none": FixedPolicy(PLAIN), "fixed": fixed, **watched}
 
     def replay(self, name: str, answers: Answers, latency: LatencyModel, sizes: tuple[int, ...] | None) -> ReplayResult:

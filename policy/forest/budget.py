@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..correction import CorrectedLatency
 from ..latency import LanesLatency
-from .correction import CorrectedLatency
 from .history import LaneHistory, Record, add_to_pool, first_record
 
 _MEMORY = 0.98  # weight of the past in the rates

@@ -99,7 +99,8 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, sampler: Sampler, r
         budget -= len(accepted.tokens)
         seconds = perf_counter() - started
         if lookup is None:
-            policy.observe(Outcome(spec, len(output.tree), len(accepted.tokens), seconds))
+            parts = (drafted - started, verified - drafted) if target.on_host else None
+            policy.observe(Outcome(spec, len(output.tree), len(accepted.tokens), seconds, parts))
         yield Round(accepted.tokens, spec, output.tree, accepted.path, started, drafted - started, verified - drafted, seconds)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from policy import LatencyModel, LookupGate, TreeSpec
+from policy import LookupGate, RoundCosts, TreeSpec
 
 from ..decoding.drafter import Drafter
 
@@ -19,7 +19,7 @@ class DrafterParts:
     """
 
     model_drafter: Drafter | None
-    latency: LatencyModel
+    latency: RoundCosts
     fixed_tree: TreeSpec
     prepared: tuple[int, ...] | None = None
 

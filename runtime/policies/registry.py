@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from policy import Net, Policy, TreeSpec
+    from policy import CorrectedLatency, Net, Policy, RoundCosts, TreeSpec
 
     from ..manifest.tuning import LearnedPolicy, Tuning
 
@@ -19,20 +19,28 @@ COST_MODEL = "cost-model"
 @dataclass(frozen=True)
 class PolicyContext:
     """What a policy is built from. ``tuning``: the tuning that is valid here, or None. ``fixed_tree``: the best known one. ``sizes``: the
-    allowed numbers of nodes, None if every number is. ``load``: the network of a graph, by the graph's name. ``lanes``: of the Decoder."""
+    allowed numbers of nodes, None if every number is. ``load``: the network of a graph, by the graph's name. ``lanes``: of the Decoder.
+    ``costs``: what rounds cost; those of one request correct them."""
 
     tuning: Tuning | None
     fixed_tree: TreeSpec
     sizes: tuple[int, ...] | None
     load: Callable[[str], Net]
     lanes: int
+    costs: CorrectedLatency
 
     def guarded(self, policy: Policy) -> Policy:
         """``policy``, which pauses where trees lose. Without a tuning nobody knows what they cost here, so it does not."""
         from policy import Guarded
 
-        latency = self.tuning and self.tuning.latency
-        return Guarded(policy, latency.alone() if self.lanes == 1 else latency.for_lanes()) if latency else policy
+        return Guarded(policy, self.costs) if self.tuning else policy
+
+    @property
+    def rounds(self) -> RoundCosts:
+        """``costs`` for one request; of one that shares its passes with others, as they were measured."""
+        from policy import CorrectedRounds
+
+        return self.tuning.latency if self.tuning and self.lanes > 1 else CorrectedRounds(self.costs)
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ def _cost_model(name: str, context: PolicyContext) -> Policy | None:
     tuning = context.tuning
     if tuning is None or tuning.cost_model is None:
         return None
-    return watch(CostModel(tuning.cost_model, tuning.latency, context.sizes), context.fixed_tree, tuning.latency)
+    return watch(CostModel(tuning.cost_model, context.rounds, context.sizes), context.fixed_tree, context.rounds)
 
 
 def _learned(name: str, context: PolicyContext) -> Policy | None:
@@ -83,7 +91,7 @@ def _learned(name: str, context: PolicyContext) -> Policy | None:
     tuning = context.tuning
     if tuning is None or name not in tuning.learned:
         return None
-    return watch(learned_policy(tuning.learned[name], context.load), context.fixed_tree, tuning.latency)
+    return watch(learned_policy(tuning.learned[name], context.load), context.fixed_tree, context.rounds)
 
 
 def learned_policy(found: LearnedPolicy, load: Callable[[str], Net]) -> Policy:

@@ -9,6 +9,8 @@ import pytest
 
 from policy import (
     PLAIN,
+    CorrectedLatency,
+    CorrectedRounds,
     FixedPolicy,
     Guarded,
     LaneHistory,
@@ -21,7 +23,6 @@ from policy import (
     TreeSpec,
     default_latency,
 )
-from policy.forest import CorrectedLatency
 
 # Milliseconds: a pass costs 20, each row 1, each lane 0.5; a level of drafting 2, each lane 0.5 more.
 LANES, ROWS = (1, 2, 4, 8), (1, 2, 4, 8, 16, 64)
@@ -260,7 +261,7 @@ def test_the_table_has_a_tree_for_every_number_of_lanes() -> None:
 @pytest.mark.parametrize(("lanes", "tokens", "paused"), [(1, 1, True), (1, 3, False), (8, 2, True), (8, 4, False)])
 def test_a_guarded_tree_pauses_where_it_loses_against_plain_decoding(lanes: int, tokens: int, paused: bool) -> None:
     """At eight lanes a tree that would pay alone does not."""
-    policy, plain = Guarded(FixedPolicy(TreeSpec(6, 3, 2)), MODEL), 0
+    policy, plain = Guarded(FixedPolicy(TreeSpec(6, 3, 2)), CorrectedLatency(MODEL)), 0
     policy.begin()
     for _ in range(100):
         spec = policy.choose(observed(lanes))
@@ -270,11 +271,11 @@ def test_a_guarded_tree_pauses_where_it_loses_against_plain_decoding(lanes: int,
 
 
 def test_alone_the_guard_counts_as_the_watchdog_does() -> None:
-    policy = Guarded(FixedPolicy(TreeSpec(6, 3, 2)), MODEL)
+    costs = CorrectedLatency(MODEL)
+    policy, rounds = Guarded(FixedPolicy(TreeSpec(6, 3, 2)), costs), CorrectedRounds(costs)
     policy.choose(observed(1))
     policy.observe(Outcome(TreeSpec(6, 3, 2), 6, 2, 1.0))
-    plain = MODEL.verify(1, 1, 100) + MODEL.host(1)
-    whole = MODEL.verify(6, 1, 100) + MODEL.draft(1, 2, 3) + MODEL.host(1)
+    plain, whole = (rounds.round_with(tree, 100) for tree in (PLAIN, TreeSpec(6, 3, 2)))
     assert policy._backoff._mean_advantage * 32 == pytest.approx(2 * plain - whole)
 
 

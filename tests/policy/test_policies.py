@@ -11,6 +11,8 @@ from policy import (
     PLAIN,
     ActionPersistence,
     Calibration,
+    CorrectedLatency,
+    CorrectedRounds,
     CostModel,
     FixedPolicy,
     GrowthPolicy,
@@ -18,6 +20,7 @@ from policy import (
     Observation,
     Outcome,
     PartialTree,
+    RoundCosts,
     TreeSpec,
     Watchdog,
     default_latency,
@@ -122,6 +125,31 @@ def test_nodes_are_verified_while_they_pay() -> None:
     assert model(rate=2.0).num_nodes(partial_tree(scores, 2)) == 1
     chosen = CostModel(model().calibration, LATENCY, sizes=(1, 2, 4, 8))
     assert chosen.num_nodes(partial_tree(scores, 2)) == 4
+
+
+def nodes_after_service(costs: RoundCosts, machine: LatencyModel, slow: float) -> int:
+    """Nodes that the cost model verifies of a tree after 400 rounds on a machine that is ``slow`` times slower than ``machine``."""
+    inner, noise = CostModel(model().calibration, costs), np.random.default_rng(0)
+    policy = watch(inner, PLAIN, costs)
+    tree, seconds = partial_tree([2.0, 1.0, -1.0, -3.0, -2.0, -9.0], 2), slow / 1000
+    tokens = np.cumsum([1, 0.88, 0.73, 0.27, 0.12, 0.05, 0.0])
+    assert isinstance(policy, WatchdogGrowth)
+    policy.begin()
+    for _ in range(400):
+        spec = policy.choose(OBSERVATION)
+        nodes = 1 if spec == PLAIN else policy.num_nodes(tree)
+        parts = seconds * noise.uniform(0.9, 1.1) * machine.draft(2, min(2, spec.depth)), seconds * machine.verify(nodes, 100)
+        policy.observe(Outcome(spec, nodes, float(tokens[nodes - 1]), sum(parts), parts))
+    return inner.num_nodes(tree)
+
+
+@pytest.mark.parametrize(("row", "slow"), [(1.0, 1.0), (1.0, 3.0), (0.2, 1.0), (6.0, 1.0), (6.0, 0.2)])
+def test_the_cost_model_decides_as_if_rows_had_been_measured_here(row: float, slow: float) -> None:
+    """A row costs ``row`` times what the tuning says."""
+    machine = LatencyModel((1, 8), (100,), ((10.0, 10 + 7 * row),), (2,), (1, 4), ((2.0, 5.0),), 0.5)
+    corrected = nodes_after_service(CorrectedRounds(CorrectedLatency(LATENCY.alone())), machine, slow)
+    assert corrected == nodes_after_service(machine, machine, slow)
+    assert (corrected < nodes_after_service(LATENCY, machine, slow)) == (row > 1)
 
 
 def test_hopeless_text_is_decoded_plainly_most_of_the_time() -> None:

@@ -51,7 +51,9 @@ def test_packages_import_one_way(package: str) -> None:
 LAYERS = {
     "policy": [
         ["spec"],
-        ["base", "latency", "inputs"],
+        ["base", "inputs"],
+        ["latency"],
+        ["correction"],
         ["backoff", "fixed", "cost_model", "lookup", "persistence", "resps", "table"],
         ["ltd", "watchdog", "forest", "guard"],
         ["__init__"],

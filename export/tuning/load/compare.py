@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean
 
-from policy import PLAIN, Calibration, FixedPolicy, Guarded, LanesLatency, RowBudget, TablePolicy, TreeSpec
+from policy import PLAIN, Calibration, CorrectedLatency, FixedPolicy, Guarded, LanesLatency, RowBudget, TablePolicy, TreeSpec
 
 from ..replay.calibrate import fit_acceptance
 from ..replay.simulation import Answers, any_trace
@@ -67,9 +67,9 @@ def arms(setting: Setting, fitted: Fitted, lanes: int) -> Mapping[str, Callable[
 
     return {
         "none": lambda: LanePolicies(lambda: FixedPolicy(PLAIN)),
-        "default": lambda: LanePolicies(lambda: Guarded(FixedPolicy(setting.default), latency)),
-        "fixed": lambda: LanePolicies(lambda: Guarded(FixedPolicy(fitted.single), latency)),
-        "table": lambda: LanePolicies(lambda: Guarded(TablePolicy(fitted.table), latency)),
+        "default": lambda: LanePolicies(lambda: Guarded(FixedPolicy(setting.default), CorrectedLatency(latency))),
+        "fixed": lambda: LanePolicies(lambda: Guarded(FixedPolicy(fitted.single), CorrectedLatency(latency))),
+        "table": lambda: LanePolicies(lambda: Guarded(TablePolicy(fitted.table), CorrectedLatency(latency))),
         "cost-model": lambda: SharedBudget(RowBudget(latency, setting.rows_of_a_lane * lanes), largest),
         "all scores known": lambda: bound(knows_scores),
         "clairvoyant": lambda: bound(knows_all),

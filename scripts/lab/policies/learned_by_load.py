@@ -30,7 +30,7 @@ from export.tuning.replay.grid import grid_for
 from export.tuning.replay.lanes_latency import measure_lanes
 from export.tuning.replay.record import record
 from export.tuning.replay.simulation import Answers, fixed_trees
-from policy import PLAIN, FixedPolicy, Guarded, LanesLatency, RowBudget, TablePolicy, TreeSpec
+from policy import PLAIN, CorrectedLatency, FixedPolicy, Guarded, LanesLatency, RowBudget, TablePolicy, TreeSpec
 from runtime import Decoder, SamplingParams
 from runtime.console import run_command
 from scripts import options
@@ -74,7 +74,7 @@ def arms(ground: Ground, nets: Trained, lanes: int) -> Mapping[str, Callable[[],
     found: dict[str, Callable[[], Arm]] = {
         CLOSED: lambda: SharedBudget(RowBudget(latency, ROWS_OF_A_LANE * lanes), bounds),
         "none": lambda: LanePolicies(lambda: FixedPolicy(PLAIN)),
-        "table": lambda: LanePolicies(lambda: Guarded(TablePolicy(ground.table.table), latency)),
+        "table": lambda: LanePolicies(lambda: Guarded(TablePolicy(ground.table.table), CorrectedLatency(latency))),
         "learned: who drafts": lambda: LearningBudget(ground.budget(lanes), bounds, project, nets.who),
         "learned: how deep": lambda: SharedBudget(ground.budget(lanes, deep=nets.deep), bounds),
         "learned: both": lambda: LearningBudget(ground.budget(lanes, deep=nets.deep), bounds, project, nets.who),

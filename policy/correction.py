@@ -8,16 +8,18 @@ last rounds: a single slow round moves them no more than any other round does.
 from __future__ import annotations
 
 from collections import deque
+from functools import cache
 from statistics import median
 
 import numpy as np
 
-from ..latency import LanesLatency, interpolate
+from .base import Outcome
+from .latency import LanesLatency, RoundCosts, interpolate
 
 WINDOW = 32  # passes, and rounds that drafted
+_WINDOW_ALONE = 64  # of one request, whose passes are fewer rows and differ less
 _LEAST_ROUNDS = 5  # for a correction
 _EVERY = 4  # passes between two corrections
-_PAIRS = np.triu_indices(WINDOW, 1)
 _LEAST_SPREAD, _LEAST_PAIRS = 0.1, 24  # of passes whose rows differ enough to tell a row's price
 _LOWEST, _HIGHEST = 0.1, 10.0  # bounds of the factors
 _LENGTH_STEP = 64  # tokens
@@ -28,10 +30,10 @@ class CorrectedLatency:
     milliseconds of a pass with one row a lane, over the model's."""
 
     def __init__(self, model: LanesLatency) -> None:
-        self.model = model
+        self.model, window = model, WINDOW if len(model.lanes) > 1 else _WINDOW_ALONE
         self.row_factor = self.draft_factor = self.scale = 1.0
-        self._passes: deque[tuple[float, float]] = deque(maxlen=WINDOW)  # (extra rows, the whole), over a pass with one row a lane
-        self._drafts: deque[float] = deque(maxlen=WINDOW)
+        self._passes: deque[tuple[float, float]] = deque(maxlen=window)  # (extra rows, the whole), over a pass with one row a lane
+        self._drafts: deque[float] = deque(maxlen=window)
         self._since = 0
         self._levels: dict[tuple[int, int, int], float] = {}
         self._curves: dict[tuple[int, int], np.ndarray] = {}  # by lanes and length, for every number of rows in the model
@@ -91,6 +93,16 @@ class CorrectedLatency:
         if len(self._drafts) >= _LEAST_ROUNDS:
             self.draft_factor = min(_HIGHEST, max(_LOWEST, median(self._drafts)))
 
+    def observe(self, outcome: Outcome, depth: int, length: int) -> None:
+        """Learn from a round of one request, if its passes were its own. ``depth``: levels that were drafted; ``length``: committed tokens
+        before it."""
+        if outcome.parts is None:
+            return
+        drafting, verifying = (1000 * seconds for seconds in outcome.parts)
+        if depth:
+            self.observe_draft([1] * depth, outcome.spec.width, drafting)
+        self.observe_pass(outcome.nodes, 1, length, verifying)
+
     def _correct(self) -> None:
         """A line through the last passes: the median slope between passes whose rows differ (Theil and Sen), and the median height. While
         passes are alike, the slope stays as it is."""
@@ -98,7 +110,7 @@ class CorrectedLatency:
         if extra.max() - extra.min() <= _LEAST_SPREAD:
             self.scale = float(np.median(whole / (1 + self.row_factor * extra)))
             return
-        first, second = _PAIRS if len(extra) == WINDOW else np.triu_indices(len(extra), 1)
+        first, second = _pairs(len(extra))
         spread = extra[second] - extra[first]
         telling = np.abs(spread) > _LEAST_SPREAD
         if telling.sum() >= _LEAST_PAIRS:
@@ -107,3 +119,25 @@ class CorrectedLatency:
             if height > 0:
                 self.row_factor = min(_HIGHEST, max(_LOWEST, slope / height))
         self.scale = float(np.median(whole / (1 + self.row_factor * extra)))
+
+
+class CorrectedRounds(RoundCosts):
+    """``costs`` for the rounds of one request, which has its passes for itself."""
+
+    def __init__(self, costs: CorrectedLatency) -> None:
+        self._costs, self.host_ms = costs, costs.host(1)
+
+    def verify(self, nodes: int, length: int) -> float:
+        return self._costs.verify(nodes, 1, length)
+
+    def draft(self, width: int, depth: int) -> float:
+        return self._costs.draft(1, width, depth)
+
+    def observe(self, outcome: Outcome, depth: int, length: int) -> None:
+        self._costs.observe(outcome, depth, length)
+
+
+@cache
+def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    first, second = np.triu_indices(count, 1)
+    return first, second
