@@ -19,7 +19,7 @@ from .latency import LanesLatency, RoundCosts, interpolate
 WINDOW = 32  # passes, and rounds that drafted
 _WINDOW_ALONE = 64  # of one request, whose passes are fewer rows and differ less
 _LEAST_ROUNDS = 5  # for a correction
-_EVERY = 4  # passes between two corrections
+_CORRECTIONS = 8  # of a window
 _LEAST_SPREAD, _LEAST_PAIRS = 0.1, 24  # of passes whose rows differ enough to tell a row's price
 _LOWEST, _HIGHEST = 0.1, 10.0  # bounds of the factors
 _LENGTH_STEP = 64  # tokens
@@ -81,7 +81,7 @@ class CorrectedLatency:
         self._since += 1
         if len(self._passes) < _LEAST_ROUNDS:
             self.scale = median(whole for _, whole in self._passes)
-        elif self._since >= _EVERY:
+        elif self._since * _CORRECTIONS >= (self._passes.maxlen or 0):
             self._since = 0
             self._correct()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,11 @@ SMALL_FILES = 4 << 20  # log and report
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of memory (of the GPU, if it computes) and of disk."""
+    """Bytes of memory (of the GPU, if it computes) and of disk. ``rest``: of memory, between two updates."""
 
     memory: int
     disk: int
+    rest: int = 0
 
 
 def generation_bytes(arch: Arch, batch: int, capacity: int, tokens: int, size: int) -> Need:
@@ -40,7 +42,8 @@ def generation_bytes(arch: Arch, batch: int, capacity: int, tokens: int, size: i
 
 def training_bytes(arch: Arch, vocab: int, batch_tokens: int, longest: int, steps: int, size: int, keep: int) -> Need:
     """For updates of ``batch_tokens`` tokens in conversations of at most ``longest``, ``steps`` times unrolled. ``size``: bytes of a number
-    that is computed; ``keep``: bytes on disk for what the target computed."""
+    that is computed; ``keep``: bytes on disk for what the target computed. Between updates freed memory stays with the
+    process, at most as much as an update needs (`return_unused`)."""
     with torch.device("meta"):
         draft = TorchDraft(DraftShape.of_target(arch), torch.empty(vocab, dtype=torch.long))
     parameters = sum(each.numel() for each in draft.parameters())
@@ -48,8 +51,9 @@ def training_bytes(arch: Arch, vocab: int, batch_tokens: int, longest: int, step
     rows = batch_tokens * (steps * layer + 3 * arch.heads * longest * 4 + size * vocab)  # the steps; scores of one; labels
     head = steps * 4 * vocab * arch.hidden + CHUNK * (6 * vocab + 3 * arch.vocab) * 4
     weights = _target_bytes(arch, size) + 16 * parameters
-    memory = PROCESS_BYTES + weights + rows + head + size * _pass_numbers(arch, batch_tokens)
-    return Need(memory, keep + 2 * 12 * parameters + 2 * 4 * parameters + SMALL_FILES)  # state.pt and best.pt, while each is replaced
+    update, base = rows + head + size * _pass_numbers(arch, batch_tokens), PROCESS_BYTES + weights
+    disk = keep + 2 * 12 * parameters + 2 * 4 * parameters + SMALL_FILES  # state.pt and best.pt, while each is replaced
+    return Need(base + 2 * update, disk, base + update)
 
 
 def expect_room(out: Path, need: Need, device: torch.device) -> str:
@@ -66,11 +70,13 @@ def expect_room(out: Path, need: Need, device: torch.device) -> str:
     return f"needs up to {need.memory >> 20} MiB of {'GPU memory' if gpu else 'memory'} and {-(-need.disk >> 20)} MiB of disk"
 
 
-def return_unused() -> None:
-    """Give free memory back to the system. glibc keeps the holes between blocks in use, which after updates of many shapes are several
-    times what an update needs; other C libraries have no such call."""
+def return_unused(rest: int) -> None:
+    """Give free memory back to the system, which takes 0.1 s, if the process has more than ``rest`` bytes. glibc keeps the holes between
+    blocks in use, which after updates of many shapes are several times what an update needs; other C libraries have no such call."""
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
+        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text(encoding="ascii").split())
+        if (resident - shared) * os.sysconf("SC_PAGE_SIZE") > rest:
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _target_bytes(arch: Arch, size: int) -> int:

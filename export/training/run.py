@@ -28,7 +28,6 @@ from .words.corpus import Conversation, batches, epoch, frequent_tokens, split
 
 CHECKPOINT_SECONDS, REPORT_SECONDS = 120, 300
 REPORT_SHARE = 0.1  # of the time at most goes into reports
-TRIMMED = 10  # updates after which free memory is given back, which takes 0.1 s
 WARM_UP = 0.02  # share of the run over which the learning rate rises
 LAST_RATE = 0.03  # last learning rate, as a share of the peak
 SPARE_TOKENS = 8  # a conversation is used if it has this many tokens more than there are steps
@@ -71,10 +70,11 @@ class TrainingRun:
         device: torch.device,
         draft: DraftCheckpoint | None = None,
         progress: Callable[[str, int, int, str], None] = lambda *_: None,
+        rest: int = 0,
     ) -> None:
-        """Raises TrainingError if no conversation is long enough."""
+        """``rest``: bytes of memory that the process may keep between updates. Raises TrainingError if no conversation is long enough."""
         out.mkdir(parents=True, exist_ok=True)
-        self.out, self.settings, self.device, self.progress = out, settings, device, progress
+        self.out, self.settings, self.device, self.progress, self.rest = out, settings, device, progress, rest
         longest = min(settings.batch_tokens, max(map(len, corpus), default=0))
         self.target = TorchTarget(target, 0, longest + settings.steps + 1, device, compute_type(device))
         self.states = States(self.target, out / ".states", settings.keep)
@@ -196,8 +196,7 @@ class TrainingRun:
         self._losses.append(float(loss.detach()))
         self.updates += 1
         self.tokens_seen += sum(map(len, group))
-        if self.updates % TRIMMED == 0:
-            return_unused()
+        return_unused(self.rest)
 
     def _scores(self, group: Sequence[Conversation]) -> list[StepScore]:
         batch = self._collated(group)  # the target computes in its own type, outside of autocast

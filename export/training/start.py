@@ -49,4 +49,4 @@ def start(
     keep = min(settings.keep, sum(map(len, corpus)) * state_bytes(arch.hidden))
     need = training_bytes(arch, vocab, settings.batch_tokens, longest, settings.steps, compute_type(where).itemsize, keep)
     yield expect_room(out, need, where)
-    yield from TrainingRun(source.checkpoint, corpus, out, replace(settings, keep=keep), where, given, progress).train()
+    yield from TrainingRun(source.checkpoint, corpus, out, replace(settings, keep=keep), where, given, progress, need.rest).train()
