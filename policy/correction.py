@@ -38,6 +38,10 @@ class CorrectedLatency:
         self._levels: dict[tuple[int, int, int], float] = {}
         self._curves: dict[tuple[int, int], np.ndarray] = {}  # by lanes and length, for every number of rows in the model
 
+    def __deepcopy__(self, _: object) -> CorrectedLatency:
+        """Copies of a policy share it: what a round costs belongs to the machine, not to a request."""
+        return self
+
     def passes(self, base: int, more: int, lanes: int, length: float) -> np.ndarray:
         """Milliseconds of passes with ``base`` to ``base`` + ``more`` rows of ``lanes`` lanes: [more + 1]. ``length``: mean committed
         tokens of a lane."""

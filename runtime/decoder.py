@@ -89,7 +89,7 @@ class Decoder:
             cleanup.callback(loaded.backend.close)
             self._policies = Policies(context := loaded.policy_context(lanes))
             self._policy = self.policy(None if by_budget(lanes, policy) else policy)
-            self._lanes = load_lanes(loaded, lanes) if lanes > 1 else None
+            self._lanes = load_lanes(loaded, lanes, context.costs) if lanes > 1 else None
             self.forest = self._lanes.driver.forest if self._lanes else None
             self.pace = self.forest.pace if self.forest else Pace()  # how long rounds take; zeros with one lane
             if self._lanes is None:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..correction import CorrectedLatency
-from ..latency import LanesLatency
 from .history import LaneHistory, Record, add_to_pool, first_record
 
 _MEMORY = 0.98  # weight of the past in the rates
@@ -30,12 +29,11 @@ _CHILD = 0.5  # probability that a candidate's best child is accepted if the can
 
 @dataclass
 class RowBudget:
-    """Decides for the lanes that have no policy of their own. ``model``: only its ratios matter. ``max_rows``: of a pass. ``load``:
+    """Decides for the lanes that have no policy of their own. ``latency``: only its ratios matter. ``max_rows``: of a pass. ``load``:
     lanes of the round and their mean length; ``beside``: rows of a prompt in the same pass; both set by ``begin_round``."""
 
-    model: LanesLatency
+    latency: CorrectedLatency
     max_rows: int
-    latency: CorrectedLatency = field(init=False)
     pool: Record = field(init=False, default_factory=first_record)
     load: tuple[int, float] = field(init=False, default=(1, 0.0))
     beside: int = field(init=False, default=0)
@@ -48,9 +46,6 @@ class RowBudget:
     _growing: list[int] = field(init=False, default_factory=list)  # lanes that drafted each level of this round
     _width: int = field(init=False, default=0)
     _row: float = field(init=False, default=0.0)  # what a row beyond one a lane costs in this round, in tokens
-
-    def __post_init__(self) -> None:
-        self.latency = CorrectedLatency(self.model)
 
     @property
     def rate(self) -> float:

@@ -65,7 +65,7 @@ class Forest:
     def __post_init__(self) -> None:
         planner = self.planner
         self.target, self.draft, self.limits, self.budget = planner.target, planner.draft, planner.limits, planner.budget
-        self.chunks = ChunkSeconds(self.budget.model)
+        self.chunks = ChunkSeconds(self.budget.latency.model)
         self.prefixes = PrefixCache(self.target.cache, self.draft.cache if self.draft else None)
 
     def admit(self, lane: Lane) -> None:

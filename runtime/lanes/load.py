@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from policy import LatencyModel, LookupGate, Policy, RowBudget, TreeSpec
+from policy import CorrectedLatency, LatencyModel, LookupGate, Policy, RowBudget, TreeSpec
 
 from ..backends.base import Backend
 from ..backends.lane_cache import LaneCache
@@ -63,8 +63,8 @@ def by_budget(lanes: int, policy: Policy | str | None) -> bool:
     return lanes > 1 and (policy is None or policy == COST_MODEL)
 
 
-def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
-    """Load the graphs with lanes, after `choose_lanes` found that the engine has them."""
+def load_lanes(engine: LoadedEngine, lanes: int, costs: CorrectedLatency) -> Lanes:
+    """Load the graphs with lanes, after `choose_lanes` found that the engine has them. ``costs``: of rounds, corrected by them."""
     choice, manifest, backend = engine.choice, engine.choice.manifest, engine.backend
     kind = choice.drafter
     target = LanesTarget(*backend.lanes("target_lanes", lanes, manifest.limits.capacity))
@@ -75,7 +75,7 @@ def load_lanes(engine: LoadedEngine, lanes: int) -> Lanes:
     if draft is not None:  # the row budget decides how many levels and nodes
         _, depth, width = choice.tuning.cost_model.tree if choice.tuning and choice.tuning.cost_model else (0, tree.depth, tree.width)
         tree = TreeSpec(min(manifest.limits.tree_nodes, TreeSpec(1, depth, width).capacity), depth, width)
-    budget = RowBudget(choice.latency.for_lanes(), ROWS_OF_A_LANE * lanes)
+    budget = RowBudget(costs, ROWS_OF_A_LANE * lanes)
     planner = Planner(target, draft, manifest.limits, budget, tree)
     own = _own_drafters(kind.name, choice.latency, choice.fixed_tree)
     return Lanes(Driver(Forest(planner, engine.tokenizer)), host_samplers(manifest.shape.vocab), own)

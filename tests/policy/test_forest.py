@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -118,7 +120,7 @@ def test_passes_that_are_alike_leave_the_price_of_a_row_as_it_was() -> None:
 
 
 def budget(lanes: int, **changes: float) -> RowBudget:
-    made = RowBudget(MODEL, 8 * lanes)
+    made = RowBudget(CorrectedLatency(MODEL), 8 * lanes)
     made.begin_round(lanes, 100)
     for name, value in changes.items():
         setattr(made.latency, name, value)
@@ -133,7 +135,7 @@ def test_rows_go_to_the_best_set_of_candidates() -> None:
     )
     model = LanesLatency(LANES, tuple(range(1, 25)), (100,), stepped, (1,), (1,), tuple(((1.0,),) for _ in LANES), (0.0,) * 4)
     for _ in range(20):
-        rows = RowBudget(model, 24)
+        rows = RowBudget(CorrectedLatency(model), 24)
         rows.begin_round(3, 100)
         offers = [np.sort(random.random(4) ** 3)[::-1] for _ in range(3)]
         best = max(
@@ -176,12 +178,8 @@ def test_one_lane_is_the_special_case() -> None:
 
 def test_nobody_drafts_where_drafting_costs_too_much() -> None:
     assert np.array(play(budget(4), 60, [2, 2, 2, 2])).mean() == 1
-    rows = RowBudget(
-        LanesLatency(
-            **{**vars(MODEL), "draft_ms": tuple(tuple(tuple(30 * cost for cost in costs) for costs in table) for table in MODEL.draft_ms)}
-        ),
-        32,
-    )
+    dear = tuple(tuple(tuple(30 * cost for cost in costs) for costs in table) for table in MODEL.draft_ms)
+    rows = RowBudget(CorrectedLatency(replace(MODEL, draft_ms=dear)), 32)
     assert np.array(play(rows, 200, [2, 2, 2, 2]))[60:].mean() < 0.05
 
 
@@ -268,6 +266,19 @@ def test_a_guarded_tree_pauses_where_it_loses_against_plain_decoding(lanes: int,
         plain += spec == PLAIN
         policy.observe(Outcome(spec, spec.nodes, 1 if spec == PLAIN else tokens, 9.0))
     assert (plain > 40) == paused
+
+
+def test_the_guard_of_every_copy_follows_what_rows_cost_here() -> None:
+    costs, machine = CorrectedLatency(MODEL), Machine()
+    policies = [deepcopy(Guarded(FixedPolicy(TreeSpec(6, 3, 2)), costs)) for _ in range(2)]
+    machine.row = 8.0
+    machine.run(costs, 40)
+    for policy in policies:
+        chosen = []
+        for _ in range(100):
+            chosen.append(policy.choose(observed(4)))
+            policy.observe(Outcome(chosen[-1], chosen[-1].nodes, 1 if chosen[-1] == PLAIN else 3, 9.0))
+        assert chosen.count(PLAIN) > 40
 
 
 def test_alone_the_guard_counts_as_the_watchdog_does() -> None:

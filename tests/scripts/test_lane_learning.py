@@ -8,7 +8,7 @@ from export.tuning.load.arms import LanePolicies, SharedBudget
 from export.tuning.load.arrivals import at_once
 from export.tuning.load.simulation import simulate_load
 from export.tuning.replay.simulation import any_trace
-from policy import PLAIN, FixedPolicy, RowBudget, TreeSpec
+from policy import PLAIN, CorrectedLatency, FixedPolicy, RowBudget, TreeSpec
 from policy.forest import LaneHistory
 from scripts.lab.policies.lane_learning import LearnedBudget, LearningBudget, Projection, collected, fitted, resps_arm, resps_examples
 from tests.support.toy_answers import LATENCY, TREE, toy_answers
@@ -58,8 +58,8 @@ def test_learned_lanes_finish_every_answer_and_know_who_deserves_drafting() -> N
         return np.where(states[:, 11] * PROJECT(any_trace(EASY).features[0])[0] > 0, 5.0, 0.0)
 
     arms = {
-        "closed": SharedBudget(RowBudget(LANES, 32), BOUNDS),
-        "learned": LearningBudget(LearnedBudget(LANES, 32), BOUNDS, PROJECT, right),
+        "closed": SharedBudget(RowBudget(CorrectedLatency(LANES), 32), BOUNDS),
+        "learned": LearningBudget(LearnedBudget(CorrectedLatency(LANES), 32), BOUNDS, PROJECT, right),
     }
     found = {name: simulate_load(arm, given, at_once(8), 4, LANES, charge=False) for name, arm in arms.items()}
     assert {each.tokens for each in found.values()} == {8 * 60}
@@ -73,7 +73,7 @@ def test_a_network_for_the_depth_decides() -> None:
 
 
 def simulate_depth(value: float) -> float:
-    budget = LearnedBudget(LANES, 32)
+    budget = LearnedBudget(CorrectedLatency(LANES), 32)
     budget.deep = lambda inputs: np.full(len(inputs), value)
     arm = SharedBudget(budget, BOUNDS, everyone=True)
     simulate_load(arm, [EASY] * 4, at_once(4), 2, LANES, charge=False)
@@ -83,7 +83,7 @@ def simulate_depth(value: float) -> float:
 def test_without_a_prediction_the_record_counts() -> None:
     from scripts.lab.policies.lane_learning import Recent
 
-    budget = RowBudget(LANES, 32)
+    budget = RowBudget(CorrectedLatency(LANES), 32)
     recent, plain = Recent(), LaneHistory()
     for each in (recent, plain):
         each.add(3, 2.0, 4)

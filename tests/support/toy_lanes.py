@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from policy import LookupGate, Policy, RowBudget, TreeSpec, default_latency
+from policy import CorrectedLatency, LookupGate, Policy, RowBudget, TreeSpec, default_latency
 from runtime.backends.cpu.paged_cache import PagedCache, pages_of
 from runtime.backends.cpu.paged_inputs import pages_bound, with_chunk
 from runtime.backends.lane_cache import LaneCache, LaneRows, shares
@@ -128,7 +128,7 @@ def toy_forest(lanes: int = 4, *, draft: bool = True, pages: int | None = None, 
     cache = PagedCache(1, 1, 2, np.dtype(np.float32), count)
     target = LanesTarget(ToyLanesEngine(cache), cache)  # type: ignore[arg-type]
     drafting = ToyLanesDraft(PagedCache(1, 1, 2, np.dtype(np.float32), count), seed) if draft else None
-    budget = RowBudget(default_latency(False).for_lanes(), 8 * lanes)
+    budget = RowBudget(CorrectedLatency(default_latency(False).for_lanes()), 8 * lanes)
     return Forest(Planner(target, drafting, LIMITS, budget, TreeSpec(31, 4, 3)), ToyTokenizer())  # type: ignore[arg-type]
 
 

@@ -70,7 +70,7 @@ def arms(setting: Setting, fitted: Fitted, lanes: int) -> Mapping[str, Callable[
         "default": lambda: LanePolicies(lambda: Guarded(FixedPolicy(setting.default), CorrectedLatency(latency))),
         "fixed": lambda: LanePolicies(lambda: Guarded(FixedPolicy(fitted.single), CorrectedLatency(latency))),
         "table": lambda: LanePolicies(lambda: Guarded(TablePolicy(fitted.table), CorrectedLatency(latency))),
-        "cost-model": lambda: SharedBudget(RowBudget(latency, setting.rows_of_a_lane * lanes), largest),
+        "cost-model": lambda: SharedBudget(RowBudget(CorrectedLatency(latency), setting.rows_of_a_lane * lanes), largest),
         "all scores known": lambda: bound(knows_scores),
         "clairvoyant": lambda: bound(knows_all),
     }

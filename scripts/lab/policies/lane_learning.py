@@ -17,7 +17,7 @@ from export.tuning.load.arms import LanePolicies, SharedBudget
 from export.tuning.load.arrivals import at_once
 from export.tuning.load.simulation import Arm, Planned, RoundMs, SimulatedLane, simulate_load
 from export.tuning.replay.simulation import Answers, accepted_tokens, any_trace, num_candidates
-from policy import ActionPersistence, LaneHistory, LanesLatency, Observation, Outcome, RowBudget, TreeSpec
+from policy import ActionPersistence, CorrectedLatency, LaneHistory, LanesLatency, Observation, Outcome, RowBudget, TreeSpec
 from policy.forest.history import Record
 
 GROUPS = {"record": slice(0, 7), "position": slice(7, 9), "load": slice(9, 11), "features": slice(11, 35)}
@@ -154,7 +154,7 @@ def collected(answers: Answers, latency: LanesLatency, bounds: TreeSpec, loads: 
     """Labels from runs of the row budget in which everybody drafts."""
     examples = Examples()
     for lanes in loads:
-        arm = LearningBudget(RowBudget(latency, rows * lanes), bounds, project, examples=examples)
+        arm = LearningBudget(RowBudget(CorrectedLatency(latency), rows * lanes), bounds, project, examples=examples)
         simulate_load(arm, answers, at_once(len(answers)), lanes, latency, charge=False)
     return examples
 

@@ -63,7 +63,7 @@ class Ground:
     project: Projection
 
     def budget(self, lanes: int, rows: int = ROWS_OF_A_LANE, deep: Net | None = None) -> LearnedBudget:
-        made = LearnedBudget(self.latency, rows * lanes)
+        made = LearnedBudget(CorrectedLatency(self.latency), rows * lanes)
         made.deep = deep
         return made
 
@@ -72,7 +72,7 @@ def arms(ground: Ground, nets: Trained, lanes: int) -> Mapping[str, Callable[[],
     """Everything that is compared on the same resampled questions."""
     latency, bounds, project = ground.latency, ground.bounds, ground.project
     found: dict[str, Callable[[], Arm]] = {
-        CLOSED: lambda: SharedBudget(RowBudget(latency, ROWS_OF_A_LANE * lanes), bounds),
+        CLOSED: lambda: SharedBudget(RowBudget(CorrectedLatency(latency), ROWS_OF_A_LANE * lanes), bounds),
         "none": lambda: LanePolicies(lambda: FixedPolicy(PLAIN)),
         "table": lambda: LanePolicies(lambda: Guarded(TablePolicy(ground.table.table), CorrectedLatency(latency))),
         "learned: who drafts": lambda: LearningBudget(ground.budget(lanes), bounds, project, nets.who),

@@ -17,7 +17,7 @@ from export.tuning.load.trees import replay_trees
 from export.tuning.load.worlds import World, load_world, world_names
 from export.tuning.replay.simulation import fixed_trees, replay
 from export.tuning.replay.traces import Trace
-from policy import PLAIN, Calibration, FixedPolicy, LatencyModel, RowBudget, TreeSpec
+from policy import PLAIN, Calibration, CorrectedLatency, FixedPolicy, LatencyModel, RowBudget, TreeSpec
 from tests.support.toy_answers import LATENCY
 
 LANES = LATENCY.for_lanes()
@@ -58,7 +58,7 @@ def test_one_lane_is_the_plain_replay(tree: TreeSpec) -> None:
 def test_every_answer_is_whole_whoever_decides(lanes: int) -> None:
     given = answers(12)
     arms: list[Arm] = [fixed(tree) for tree in TREES]
-    arms += [SharedBudget(RowBudget(LANES, 8 * lanes), BOUNDS), Bound(clairvoyant(1), LANES, 1, 6, 7)]
+    arms += [SharedBudget(RowBudget(CorrectedLatency(LANES), 8 * lanes), BOUNDS), Bound(clairvoyant(1), LANES, 1, 6, 7)]
     for arm in arms:
         for times in (at_once(12), steady(12, 5.0, 0), bursts(12, 5.0, 4, 0)):
             found = simulate_load(arm, given, times, lanes, LANES)
@@ -116,7 +116,8 @@ def test_waiting_for_arrivals_is_not_busy_time() -> None:
 def test_decisions_are_charged() -> None:
     given = answers(6)
     free, charged = (
-        simulate_load(SharedBudget(RowBudget(LANES, 32), BOUNDS), given, at_once(6), 4, LANES, charge) for charge in (False, True)
+        simulate_load(SharedBudget(RowBudget(CorrectedLatency(LANES), 32), BOUNDS), given, at_once(6), 4, LANES, charge)
+        for charge in (False, True)
     )
     assert free.decisions_ms == 0
     assert charged.decisions_ms > 0
@@ -144,7 +145,7 @@ def test_at_no_load_is_the_row_budget_slower_than_plain_decoding(lanes: int, rig
     given = [
         {1: replace(each[1], path=_accepted(each[1], right, seed))} for seed, each in enumerate(answers(4 * max(4, lanes), length=120))
     ]
-    arms = SharedBudget(RowBudget(LANES, 8 * lanes), BOUNDS), fixed(PLAIN)
+    arms = SharedBudget(RowBudget(CorrectedLatency(LANES), 8 * lanes), BOUNDS), fixed(PLAIN)
     budget, plain = (simulate_load(arm, given, at_once(len(given)), lanes, LANES, charge=False).rate for arm in arms)
     assert budget > 0.99 * plain
 
