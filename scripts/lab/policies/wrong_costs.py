@@ -2,8 +2,8 @@
 
     python -m scripts.lab.policies.wrong_costs --engine-dir DIR QUESTIONS.jsonl...
 
-Costs are measured first. The tuned cost model answers with them, and with costs in which rows beyond the first are X times as dear. It takes
-each as they are ("believed"), and corrected by what rounds take, as in service. Lookup is off. Use a quiet machine.
+Costs are measured first. The tuned cost model answers with them, and with costs in which rows beyond the first are X times as dear. It
+takes each as they are ("believed"), and corrected by what rounds take, as in service. Lookup is off. Use a quiet machine.
 """
 
 from __future__ import annotations
