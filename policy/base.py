@@ -38,14 +38,16 @@ class Observation:
 @dataclass(frozen=True)
 class Outcome:
     """The result of one round: the requested tree, verified rows, new tokens (bonus token included), and seconds of the whole round.
-    ``parts``: seconds of its drafting and of its pass; None if other requests shared them, or if a device runs them while the host goes on.
+    ``pass_seconds``: of its pass; None if other requests shared it, or if a device runs it while the host goes on. ``unread``: committed
+    tokens that the draft had to read before it drafted.
     """
 
     spec: TreeSpec
     nodes: int
     tokens: int
     seconds: float
-    parts: tuple[float, float] | None = None
+    pass_seconds: float | None = None
+    unread: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,30 +17,29 @@ from .base import Outcome
 from .latency import LanesLatency, RoundCosts, interpolate
 
 WINDOW = 32  # passes, and rounds that drafted
-_WINDOW_ALONE = 64  # of one request, whose passes are fewer rows and differ less
+_WINDOW_ALONE = 64  # of one request, whose passes have fewer rows and differ less
 _LEAST_ROUNDS = 5  # for a correction
-_CORRECTIONS = 8  # of a window
+_CORRECTIONS = 8  # while a whole window passes
 _LEAST_SPREAD, _LEAST_PAIRS = 0.1, 24  # of passes whose rows differ enough to tell a row's price
+_LEAST_SIDE = 3  # passes with few rows, and with many: two slow ones must not say what rows cost
+_KEPT = 0.95  # share of what is known of a row's price, in logarithms, that is left after a correction without such passes
 _LOWEST, _HIGHEST = 0.1, 10.0  # bounds of the factors
 _LENGTH_STEP = 64  # tokens
 
 
 class CorrectedLatency:
     """``model`` with two factors. ``row_factor``: on what rows beyond one a lane cost. ``draft_factor``: on drafting. ``scale``: measured
-    milliseconds of a pass with one row a lane, over the model's."""
+    milliseconds of a pass with one row a lane, over the model's. For one thread."""
 
     def __init__(self, model: LanesLatency) -> None:
         self.model, window = model, WINDOW if len(model.lanes) > 1 else _WINDOW_ALONE
         self.row_factor = self.draft_factor = self.scale = 1.0
         self._passes: deque[tuple[float, float]] = deque(maxlen=window)  # (extra rows, the whole), over a pass with one row a lane
-        self._drafts: deque[float] = deque(maxlen=window)
+        self._drafts: deque[tuple[float, float, float]] = deque(maxlen=window)  # measured, of it the host's by the model, modelled
         self._since = 0
+        self._tells = False  # whether the last passes tell what one with one row a lane takes
         self._levels: dict[tuple[int, int, int], float] = {}
         self._curves: dict[tuple[int, int], np.ndarray] = {}  # by lanes and length, for every number of rows in the model
-
-    def __deepcopy__(self, _: object) -> CorrectedLatency:
-        """Copies of a policy share it: what a round costs belongs to the machine, not to a request."""
-        return self
 
     def passes(self, base: int, more: int, lanes: int, length: float) -> np.ndarray:
         """Milliseconds of passes with ``base`` to ``base`` + ``more`` rows of ``lanes`` lanes: [more + 1]. ``length``: mean committed
@@ -81,47 +80,52 @@ class CorrectedLatency:
         """Learn from a pass."""
         curve = self._curve(rows, lanes, length)
         plain = float(curve[lanes])
-        self._passes.append((float(curve[rows]) / plain - 1, milliseconds / plain))
+        if plain <= 0:
+            return
+        self._passes.append((max(0.0, float(curve[rows]) / plain - 1), milliseconds / plain))
         self._since += 1
         if len(self._passes) < _LEAST_ROUNDS:
-            self.scale = median(whole for _, whole in self._passes)
+            self.scale = median(whole / (1 + self.row_factor * extra) for extra, whole in self._passes)
         elif self._since * _CORRECTIONS >= (self._passes.maxlen or 0):
             self._since = 0
             self._correct()
 
-    def observe_draft(self, growing: list[int], width: int, milliseconds: float) -> None:
-        """Learn from a round's drafting; arguments as in ``drafting``."""
+    def observe_draft(self, growing: list[int], width: int, milliseconds: float, host: float = 0.0) -> None:
+        """Learn from a round's drafting; arguments as in ``drafting``. ``host``: what ``milliseconds`` hold besides, by the model."""
         expected = self.drafting(growing, width) / self.draft_factor
         if expected > 0:
-            self._drafts.append(milliseconds / expected / self.scale)
-        if len(self._drafts) >= _LEAST_ROUNDS:
-            self.draft_factor = min(_HIGHEST, max(_LOWEST, median(self._drafts)))
+            self._drafts.append((milliseconds, host, expected))
+        if self._tells and len(self._drafts) >= _LEAST_ROUNDS:
+            found = median((measured / self.scale - besides) / modelled for measured, besides, modelled in self._drafts)
+            self.draft_factor = min(_HIGHEST, max(_LOWEST, found))
 
     def observe(self, outcome: Outcome, depth: int, length: int) -> None:
         """Learn from a round of one request, if its passes were its own. ``depth``: levels that were drafted; ``length``: committed tokens
         before it."""
-        if outcome.parts is None:
+        if outcome.pass_seconds is None:
             return
-        drafting, verifying = (1000 * seconds for seconds in outcome.parts)
-        if depth:
-            self.observe_draft([1] * depth, outcome.spec.width, drafting)
-        self.observe_pass(outcome.nodes, 1, length, verifying)
+        if depth and outcome.unread <= depth + 1:  # else the draft reads what it missed, which takes longer than drafting does
+            self.observe_draft([1] * depth, outcome.spec.width, 1000 * (outcome.seconds - outcome.pass_seconds), self.host(1))
+        self.observe_pass(outcome.nodes, 1, length, 1000 * outcome.pass_seconds)
 
     def _correct(self) -> None:
         """A line through the last passes: the median slope between passes whose rows differ (Theil and Sen), and the median height. While
-        passes are alike, the slope stays as it is."""
+        passes are alike, nothing is known of the slope, and it returns to the model's: otherwise whoever found rows too dear to use them
+        would never find out that they are cheap again."""
         extra, whole = np.array(self._passes).T
-        if extra.max() - extra.min() <= _LEAST_SPREAD:
-            self.scale = float(np.median(whole / (1 + self.row_factor * extra)))
-            return
+        few, many = (extra < extra.max() - _LEAST_SPREAD).sum(), (extra > extra.min() + _LEAST_SPREAD).sum()
         first, second = _pairs(len(extra))
         spread = extra[second] - extra[first]
         telling = np.abs(spread) > _LEAST_SPREAD
-        if telling.sum() >= _LEAST_PAIRS:
+        differ = bool(min(few, many) >= _LEAST_SIDE and telling.sum() >= _LEAST_PAIRS)
+        if differ:
             slope = float(np.median((whole[second] - whole[first])[telling] / spread[telling]))
             height = float(np.median(whole - slope * extra))
             if height > 0:
                 self.row_factor = min(_HIGHEST, max(_LOWEST, slope / height))
+        else:
+            self.row_factor **= _KEPT
+        self._tells = differ or bool((extra < _LEAST_SPREAD).sum() >= _LEAST_ROUNDS)
         self.scale = float(np.median(whole / (1 + self.row_factor * extra)))
 
 

@@ -18,7 +18,7 @@ from .latency import RoundCosts
 from .spec import TreeSpec
 
 _MEMORY = 0.98  # weight of the past rounds in the rate
-_PRIOR_ROUNDS = 50  # of plain decoding, whose time the tuning's rate has in the running one
+_PRIOR_ROUNDS = 50  # of plain decoding: the tuning's rate weighs as much as so many
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,11 @@ class CostModel:
 
     @property
     def rate(self) -> float:
-        """Tokens per millisecond of the last rounds."""
-        return self._tokens / self._milliseconds if self._milliseconds else self.calibration.rate
+        """Tokens per millisecond of the last rounds, and no less than plain decoding has: otherwise trees that fail would seem to cost
+        less and less."""
+        if not self._milliseconds:
+            return self.calibration.rate
+        return max(self._tokens / self._milliseconds, 1 / self.latency.round(1, 0, 0, self._length))
 
     @property
     def trees(self) -> tuple[TreeSpec, ...]:

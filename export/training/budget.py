@@ -24,7 +24,7 @@ SMALL_FILES = 4 << 20  # log and report
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of memory (of the GPU, if it computes) and of disk. ``rest``: of memory, between two updates."""
+    """Bytes of memory (of the GPU, if it computes) and of disk. ``rest``: of memory, between updates."""
 
     memory: int
     disk: int
@@ -40,10 +40,10 @@ def generation_bytes(arch: Arch, batch: int, capacity: int, tokens: int, size: i
     return Need(memory, 5 * (tokens + batch * capacity))
 
 
-def training_bytes(arch: Arch, vocab: int, batch_tokens: int, longest: int, steps: int, size: int, keep: int) -> Need:
+def training_bytes(arch: Arch, vocab: int, batch_tokens: int, longest: int, steps: int, size: int, keep: int, holes: bool) -> Need:
     """For updates of ``batch_tokens`` tokens in conversations of at most ``longest``, ``steps`` times unrolled. ``size``: bytes of a number
-    that is computed; ``keep``: bytes on disk for what the target computed. Between updates freed memory stays with the
-    process, at most as much as an update needs (`return_unused`)."""
+    that is computed; ``keep``: bytes on disk for what the target computed. ``holes``: whether freed memory stays with the
+    process between updates, at most as much as an update needs (`return_unused`)."""
     with torch.device("meta"):
         draft = TorchDraft(DraftShape.of_target(arch), torch.empty(vocab, dtype=torch.long))
     parameters = sum(each.numel() for each in draft.parameters())
@@ -53,7 +53,7 @@ def training_bytes(arch: Arch, vocab: int, batch_tokens: int, longest: int, step
     weights = _target_bytes(arch, size) + 16 * parameters
     update, base = rows + head + size * _pass_numbers(arch, batch_tokens), PROCESS_BYTES + weights
     disk = keep + 2 * 12 * parameters + 2 * 4 * parameters + SMALL_FILES  # state.pt and best.pt, while each is replaced
-    return Need(base + 2 * update, disk, base + update)
+    return Need(base + (1 + holes) * update, disk, base + update)
 
 
 def expect_room(out: Path, need: Need, device: torch.device) -> str:

@@ -70,9 +70,10 @@ class TrainingRun:
         device: torch.device,
         draft: DraftCheckpoint | None = None,
         progress: Callable[[str, int, int, str], None] = lambda *_: None,
-        rest: int = 0,
+        rest: int | None = None,
     ) -> None:
-        """``rest``: bytes of memory that the process may keep between updates. Raises TrainingError if no conversation is long enough."""
+        """``rest``: bytes of memory that the process may keep between updates [default: all]. Raises TrainingError if no conversation is
+        long enough."""
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.settings, self.device, self.progress, self.rest = out, settings, device, progress, rest
         longest = min(settings.batch_tokens, max(map(len, corpus), default=0))
@@ -196,7 +197,8 @@ class TrainingRun:
         self._losses.append(float(loss.detach()))
         self.updates += 1
         self.tokens_seen += sum(map(len, group))
-        return_unused(self.rest)
+        if self.rest is not None:
+            return_unused(self.rest)
 
     def _scores(self, group: Sequence[Conversation]) -> list[StepScore]:
         batch = self._collated(group)  # the target computes in its own type, outside of autocast

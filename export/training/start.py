@@ -47,6 +47,9 @@ def start(
     longest = min(settings.batch_tokens, max(map(len, corpus), default=0))
     vocab = len(given.tokens) if given else min(settings.vocab, arch.vocab)
     keep = min(settings.keep, sum(map(len, corpus)) * state_bytes(arch.hidden))
-    need = training_bytes(arch, vocab, settings.batch_tokens, longest, settings.steps, compute_type(where).itemsize, keep)
+    on_cpu = where.type == "cpu"
+    need = training_bytes(arch, vocab, settings.batch_tokens, longest, settings.steps, compute_type(where).itemsize, keep, on_cpu)
     yield expect_room(out, need, where)
-    yield from TrainingRun(source.checkpoint, corpus, out, replace(settings, keep=keep), where, given, progress, need.rest).train()
+    yield from TrainingRun(
+        source.checkpoint, corpus, out, replace(settings, keep=keep), where, given, progress, need.rest if on_cpu else None
+    ).train()

@@ -6,7 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from policy import PLAIN, Calibration, CorrectedLatency, CostModel, FixedPolicy, Guarded, LatencyModel, Policy, TreeSpec, watch
+from policy import (
+    PLAIN,
+    Calibration,
+    CorrectedLatency,
+    CorrectedRounds,
+    CostModel,
+    FixedPolicy,
+    Guarded,
+    LatencyModel,
+    Policy,
+    TreeSpec,
+    watch,
+)
 from runtime import Decoder, SamplingParams
 
 from .learning.curriculum import TrainingSetup, measure_policy_ms, num_runs, train_policies
@@ -51,10 +63,12 @@ class Candidates:
     def policies(self, latency: LatencyModel, sizes: tuple[int, ...] | None) -> dict[str, Policy]:
         """Every policy as it runs in service: those that decide have the watchdog, whose pauses the fixed tree has as well. Plain decoding
         and the fixed tree come first. ``sizes``: numbers of nodes that may be verified (None: any)."""
-        adaptive: dict[str, Policy] = {"cost-model": CostModel(self.calibration, latency, sizes)}
+        costs = CorrectedLatency(latency.alone())
+        rounds = CorrectedRounds(costs)
+        adaptive: dict[str, Policy] = {"cost-model": CostModel(self.calibration, rounds, sizes)}
         adaptive |= {name: trained.runtime_policy() for name, trained in self.learned.items()}
-        watched = {name: watch(policy, self.fixed_tree, latency) for name, policy in adaptive.items()}
-        fixed = Guarded(FixedPolicy(self.fixed_tree), CorrectedLatency(latency.alone()))
+        watched = {name: watch(policy, self.fixed_tree, rounds) for name, policy in adaptive.items()}
+        fixed = Guarded(FixedPolicy(self.fixed_tree), costs)
         return {"none": FixedPolicy(PLAIN), "fixed": fixed, **watched}
 
     def replay(self, name: str, answers: Answers, latency: LatencyModel, sizes: tuple[int, ...] | None) -> ReplayResult:

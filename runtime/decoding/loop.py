@@ -74,6 +74,7 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, sampler: Sampler, r
     """Decode after ``prefill`` until ``budget`` tokens were generated or the context is full."""
     growth = policy if isinstance(policy, GrowthPolicy) else None
     policy.begin()
+    unread = target.length
     while (room := min(budget, target.room)) > 0:
         started, past = perf_counter(), target.length
         # Clip the tree to the remaining budget, except on a device, where another shape costs more than the rows.
@@ -99,8 +100,11 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, sampler: Sampler, r
         budget -= len(accepted.tokens)
         seconds = perf_counter() - started
         if lookup is None:
-            parts = (drafted - started, verified - drafted) if target.on_host else None
-            policy.observe(Outcome(spec, len(output.tree), len(accepted.tokens), seconds, parts))
+            policy.observe(
+                Outcome(spec, len(output.tree), len(accepted.tokens), seconds, verified - drafted if target.on_host else None, unread)
+            )
+            unread = 0 if spec.depth else unread
+        unread += len(accepted.tokens)
         yield Round(accepted.tokens, spec, output.tree, accepted.path, started, drafted - started, verified - drafted, seconds)
 
 

@@ -42,20 +42,20 @@ class OnePassDrafter(ModelDrafter):
         super().__init__(fuse, cache, draft, limits, memory, buffers)
 
     def pool(self, root: int, depth: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self._grown(root, TreeSpec(1, depth, width), None).pool
+        return self._grown(root, TreeSpec(1, depth, width)).pool
 
     def _draft_tree(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None) -> Tree:
-        growing = self._grown(root, spec, growth)
+        growing = self._grown(root, spec)
         nodes = min(growth.num_nodes(growing.partial), spec.nodes) if growth else spec.nodes
         tree = growing.tree(nodes)
         return tree if nodes > 1 and tree.tokens[0] == root else Tree.chain([root])  # infinite scores rank above the root
 
-    def _grown(self, root: int, spec: TreeSpec, growth: GrowthPolicy | None) -> GrowingTree:
-        """The tree with all levels of ``spec``, or with as many as ``growth`` asks for."""
+    def _grown(self, root: int, spec: TreeSpec) -> GrowingTree:
+        """The tree with all levels of ``spec``: they were computed together, so none can be saved."""
         call = self._guess(root, spec.depth, spec.width)
         log_probs, candidates = call.outputs["log_probs"], call.outputs["candidates"]
         growing = GrowingTree(root, spec, self._cache.length)
-        while growing.level < spec.depth and (growth is None or growing.level == 0 or growth.should_expand(growing.partial)):
+        while growing.level < spec.depth:
             row, beams = slice(growing.level, growing.level + 1), len(growing.beam_scores)
             growing.add(log_probs[row].repeat(beams, 0), candidates[row].repeat(beams, 0), np.zeros((beams, 0), np.float32))
         return growing

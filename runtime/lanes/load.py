@@ -45,7 +45,7 @@ class Lanes:
     def start(self, active: ActiveRequest, request: Request, policy: Policy | None) -> Iterator[Chunk]:
         """Begin a request; returns its chunks. ``policy``: None leaves its trees to the row budget. Raises DecoderClosed."""
         forest = self.driver.forest
-        policy = None if policy is None else lane_policy(policy)
+        policy = None if policy is None else lane_policy(policy, forest.budget.latency)
         request.open(forest.tokenizer)
         draft = DraftLane(LaneCache(forest.draft.cache)) if forest.draft else None
         own = constrained_drafter(with_past(self._make_own(), request.past), request.constraint, policy)

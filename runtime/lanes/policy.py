@@ -7,7 +7,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import TypeVar
 
-from policy import PLAIN, FixedPolicy, GrowthPolicy, Observation, Outcome, PartialTree, Policy, TreeSpec
+from policy import PLAIN, CorrectedLatency, FixedPolicy, GrowthPolicy, Observation, Outcome, PartialTree, Policy, TreeSpec
 
 T = TypeVar("T")
 
@@ -51,12 +51,13 @@ class LaneGrowthPolicy(LanePolicy):
         return self._safely(lambda: int(self._growth.num_nodes(partial_tree)), 1)
 
 
-def lane_policy(policy: Policy) -> Policy:
+def lane_policy(policy: Policy, costs: CorrectedLatency) -> Policy:
     """What a lane uses of ``policy``: a copy, because requests that run at the same time must not mix their rounds. A FixedPolicy keeps
-    nothing. The copy has begun. Raises what copying and ``begin`` raise."""
+    nothing. The copy has begun. ``costs``: shared with the copy if ``policy`` has them, as what a round costs belongs to the machine.
+    Raises what copying and ``begin`` raise."""
     if type(policy) is FixedPolicy:
         return policy
-    copied = deepcopy(policy)
+    copied = deepcopy(policy, {id(costs): costs})
     own = LaneGrowthPolicy(copied) if isinstance(copied, GrowthPolicy) else LanePolicy(copied)
     own.begin()
     return own

@@ -138,8 +138,9 @@ def nodes_after_service(costs: RoundCosts, machine: LatencyModel, slow: float) -
     for _ in range(400):
         spec = policy.choose(OBSERVATION)
         nodes = 1 if spec == PLAIN else policy.num_nodes(tree)
-        parts = seconds * noise.uniform(0.9, 1.1) * machine.draft(2, min(2, spec.depth)), seconds * machine.verify(nodes, 100)
-        policy.observe(Outcome(spec, nodes, float(tokens[nodes - 1]), sum(parts), parts))
+        verify = seconds * machine.verify(nodes, 100)
+        rest = seconds * (noise.uniform(0.9, 1.1) * machine.draft(2, min(2, spec.depth)) + machine.host_ms)
+        policy.observe(Outcome(spec, nodes, float(tokens[nodes - 1]), rest + verify, verify))
     return inner.num_nodes(tree)
 
 
@@ -150,6 +151,47 @@ def test_the_cost_model_decides_as_if_rows_had_been_measured_here(row: float, sl
     corrected = nodes_after_service(CorrectedRounds(CorrectedLatency(LATENCY.alone())), machine, slow)
     assert corrected == nodes_after_service(machine, machine, slow)
     assert (corrected < nodes_after_service(LATENCY, machine, slow)) == (row > 1)
+
+
+@pytest.mark.parametrize("static", [PLAIN, TREE])
+def test_rows_that_were_dear_for_a_while_are_tried_again(static: TreeSpec) -> None:
+    costs = CorrectedLatency(LATENCY.alone())
+    policy = CostModel(model().calibration, CorrectedRounds(costs))
+    watched, tree = watch(policy, static, CorrectedRounds(costs)), partial_tree([2.0, 1.0, -1.0, -3.0, -2.0, -9.0], 2)
+    assert isinstance(watched, WatchdogGrowth)
+
+    def serve(rounds: int, row: float) -> int:
+        for _ in range(rounds):
+            spec = watched.choose(OBSERVATION)
+            nodes = 1 if spec == PLAIN else watched.num_nodes(tree)
+            seconds = 0.010 + 0.001 * row * (nodes - 1)
+            watched.observe(Outcome(spec, nodes, min(nodes, 3), seconds + (0.0035 if spec.depth else 0.0005), seconds))
+        return policy.num_nodes(tree)
+
+    before = serve(300, 1)
+    assert serve(300, 20) < before
+    assert serve(2000, 1) == before
+
+
+def test_what_the_draft_reads_after_a_pause_is_not_taken_for_drafting() -> None:
+    costs = CorrectedLatency(LATENCY.alone())
+    for at in range(40):
+        costs.observe(Outcome(PLAIN, 1, 1, 0.0105, 0.010), 0, 100)
+        costs.observe(Outcome(TREE, 5, 2, 0.014 + 0.0045 + 0.050 * (at % 2), 0.014, unread=60 if at % 2 else 3), 3, 100)
+    assert costs.draft_factor == pytest.approx(1, rel=0.01)
+    assert costs.row_factor == pytest.approx(1, rel=0.01)
+
+
+def test_trees_that_fail_do_not_seem_cheaper_and_cheaper() -> None:
+    """The rate follows the last rounds, down to that of plain decoding, whichever request they belong to."""
+    policy = model(rate=0.2)
+    policy.choose(OBSERVATION)
+    policy.num_nodes(partial_tree([2.0, 1.0], 1))
+    assert policy.rate == 0.2
+    for _ in range(300):
+        policy.observe(Outcome(TREE, 3, 1, 0.02))
+    policy.begin()
+    assert policy.rate == pytest.approx(1 / LATENCY.round(1, 0, 0, 100))
 
 
 def test_hopeless_text_is_decoded_plainly_most_of_the_time() -> None:

@@ -19,8 +19,10 @@ from ..errors import TrainingError
 from ..target import TorchTarget, compute_type, torch_device
 from .corpus import ShardWriter, text_lines
 from .generate import generate_conversations
-from .seed_prompts import seed_prompts
+from .seed_prompts import LONG_TEXT, seed_prompts
 from .segments import TemplateTokens, plan_conversation, template_tokens
+
+ROOM = 448  # tokens of a conversation beside a long text: the template, the task and an answer
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,9 @@ def collect_words(
     ``long_texts``: a file of them, one a line. ``say`` gets what it needs of the machine.
 
     Raises TrainingError if ``out`` has the shards of this seed already, if the device is missing, if the machine is too small, or if the
-    file has no text."""
+    file cannot be used."""
     device = torch_device(generation.device)
-    texts = [line.strip() for _, line in text_lines(long_texts)] if long_texts else []
-    if long_texts and not texts:
-        raise TrainingError(f"{long_texts} has no text — write one text a line")
+    texts = _read_long_texts(long_texts, kinds, generation.capacity, source) if long_texts else []
     writer, choice = ShardWriter(out, f"words-{seed:03d}"), random.Random(seed)
     kind = compute_type(device)
     need = generation_bytes(source.checkpoint.arch, generation.batch, generation.capacity, tokens, kind.itemsize)
@@ -88,3 +88,17 @@ def collect_words(
     writer.flush()
     progress("words", tokens, tokens, "")
     return writer.written
+
+
+def _read_long_texts(file: Path, kinds: Sequence[str], capacity: int, source: TrainingTarget) -> list[str]:
+    """The texts of ``file``. Raises TrainingError if nobody asked for such conversations, or if one does not fit into them."""
+    if kinds and LONG_TEXT not in kinds:
+        raise TrainingError(f'--long-texts is for the kind "{LONG_TEXT}", which is not asked for — add --text "{LONG_TEXT}"')
+    lines, room = text_lines(file), capacity - ROOM
+    for number, line in lines:
+        if (count := len(source.text.encode_raw(line))) > room:
+            most = f"a conversation of {capacity} has room for {max(0, room)}"
+            raise TrainingError(f"{file} line {number} has {count} tokens, {most} — shorten it, or raise --capacity")
+    if not lines:
+        raise TrainingError(f"{file} has no text — write one text a line")
+    return [line.strip() for _, line in lines]

@@ -26,7 +26,8 @@ class SeedPrompt:
     complete: bool
 
 
-TEXT_LENGTHS = {"library text": 600, "long text": 3000}
+LONG_TEXT = "long text"
+TEXT_LENGTHS = {"library text": 600, LONG_TEXT: 3000}
 """Most characters of a text of the library."""
 
 CODE_TASKS = (
@@ -52,8 +53,8 @@ def seed_prompts(seed: int, kinds: Sequence[str] = (), long_texts: Sequence[str]
     beginnings, shares = turn_beginnings(), [SHARES[kind] for kind in wanted]
     code = library_functions(600) if "library code" in wanted else []
     texts = {kind: library_passages(longest) for kind, longest in TEXT_LENGTHS.items() if kind in wanted}
-    if long_texts and "long text" in texts:
-        texts["long text"] = list(long_texts)
+    if long_texts and LONG_TEXT in texts:
+        texts[LONG_TEXT] = list(long_texts)
     while True:
         kind = choice.choices(wanted, shares)[0]
         if kind == "library code":

@@ -83,8 +83,8 @@ class Front:
 class PassOn:
     """Gives a request to a replica and its answer to the client. ``ask``: Engine.ask of some replica.
 
-    A replica that ends before the first byte of its answer is replaced by another one, for the same request. Later the client is told: the
-    answer breaks off with an error after which the request may be sent again.
+    A replica that ends before the first byte of its answer is replaced by another one, for the same request. While the answer is sent
+    the client is told: it breaks off with an error after which the request may be sent again.
     """
 
     def __init__(self, ask: Callable[[Asked], Any], settings: ServerSettings) -> None:

@@ -112,7 +112,11 @@ def test_failures_are_one_line(tmp_path: Path, weights: Path, data: Path, capfd:
     (shards / "words-000-00000.npz").write_bytes(b"")
     bad.write_text('{"prompt": "the cat", "answer": "sat"}\n{"prompt": "a dog", "answer": 7}\n')
     latin.write_bytes(b"caf\xe9")
+    short, empty = tmp_path / "short.txt", tmp_path / "empty.txt"
+    short.write_text("\nthe cat sat on the mat and the\n")
+    empty.write_text("\n \n")
     target = ["--weights", weights]
+    long = ["words", *target, "--out", tmp_path / "long", "--long-texts"]
     run = ["train", *target, "--out", tmp_path / "run", "--data"]
     cases: list[tuple[list[Any], int, str]] = [
         ([], 2, "Missing command. — see resps-train --help"),
@@ -122,6 +126,10 @@ def test_failures_are_one_line(tmp_path: Path, weights: Path, data: Path, capfd:
         (["words", "--out", shards, "--device", "tpu"], 2, "--device"),
         (["words", "--out", shards, "--text", "poem"], 2, "--text"),
         (["words", *target, "--out", shards], 1, "has shards words-000-* already — choose another --seed"),
+        ([*long, short, "--text", "chat"], 1, '--long-texts is for the kind "long text", which is not asked for — add --text'),
+        ([*long, short, "--capacity", "449"], 1, "line 2 has 8 tokens, a conversation of 449 has room for 1 — shorten it"),
+        ([*long, empty], 1, "has no text — write one text a line"),
+        ([*long, latin], 1, "is not UTF-8 text (byte 3)"),
         (["words", "--weights", tmp_path / "none", "--out", shards], 1, "there are no weights at"),
         (["words", "--model", "gpt-9", "--out", shards], 2, "unknown model"),
         ([*run, bad], 1, "line 2 has no prompt and answer"),

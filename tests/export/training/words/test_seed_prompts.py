@@ -36,4 +36,7 @@ def test_seed_prompts_are_repeatable_and_of_every_kind(monkeypatch: pytest.Monke
     pools |= {kind: {form.format(each) for form in TEXT_TASKS for each in passages[longest]} for kind, longest in TEXT_LENGTHS.items()}
     assert {each.kind for each in first} == SHARES.keys()
     assert all(each.text in pools[each.kind] and each.complete == (each.kind not in turns) for each in first)
-    assert {each.kind for each in islice(seed_prompts(1, ["passage", "long text"]), 60)} == {"passage", "long text"}
+    given = list(islice(seed_prompts(1, ["passage", "long text"], ["a text of mine", "another"]), 60))
+    assert {each.kind for each in given} == {"passage", "long text"}
+    mine = {form.format(each) for form in TEXT_TASKS for each in ("a text of mine", "another")}
+    assert all(each.text in mine for each in given if each.kind == "long text")
