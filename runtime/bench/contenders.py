@@ -36,38 +36,43 @@ class Contender:
         return list(trees_of(self.policy))
 
 
-def make_contenders(names: Sequence[str], trees: Sequence[TreeSpec], decoders: Sequence[Decoder]) -> list[Contender]:
+def make_contenders(
+    names: Sequence[str], trees: Sequence[TreeSpec], decoders: Sequence[Decoder], temperature: float = 0.0
+) -> list[Contender]:
     """Plain decoding first, then each of ``decoders`` (one per draft) with every policy of ``names`` and every tree of ``trees``. Without
-    names and trees: the draft's default tree and all tuned policies. Names contain the draft when there are several Decoders.
+    names and trees: the draft's default tree and all tuned policies. Policies are those of requests with this ``temperature``. Names
+    contain the draft when there are several Decoders.
 
     Raises BenchError for unknown names and impossible trees, EngineDirError for an untuned policy or a tree without a profile.
     """
     contenders = [Contender(BASELINE, FixedPolicy(PLAIN), decoders[0])]
     for decoder in decoders:
-        policies = dict(named_policies(names, trees, decoder) if names or trees else _defaults(decoder))
+        policies = dict(named_policies(names, trees, decoder, temperature) if names or trees else _defaults(decoder, temperature))
         prefix = f"{decoder.draft} " if len(decoders) > 1 else ""
         contenders += [Contender(prefix + name, policy, decoder) for name, policy in policies.items() if name != BASELINE]
     return contenders
 
 
-def named_policies(names: Sequence[str], trees: Sequence[TreeSpec], decoder: Decoder) -> Iterator[tuple[str, Policy]]:
+def named_policies(
+    names: Sequence[str], trees: Sequence[TreeSpec], decoder: Decoder, temperature: float = 0.0
+) -> Iterator[tuple[str, Policy]]:
     """Each policy of ``names`` and each tree of ``trees``, with its name. Raises BenchError, EngineDirError as `make_contenders`."""
     for name in names:
         try:
-            yield name, decoder.policy(name)
+            yield name, decoder.policy(name, temperature)
         except ValueError as problem:
             raise BenchError(str(problem)) from None
     for tree in trees:
         yield str(tree), FixedPolicy(_checked(tree, decoder))
 
 
-def _defaults(decoder: Decoder) -> Iterator[tuple[str, Policy]]:
+def _defaults(decoder: Decoder, temperature: float) -> Iterator[tuple[str, Policy]]:
     """A tuned fixed tree that is plain decoding or the default tree is left out."""
     first = decoder.default_tree
     if first != PLAIN:
         yield str(first), FixedPolicy(first)
     for name in decoder.policies:
-        policy = decoder.policy(name)
+        policy = decoder.policy(name, temperature)
         fixed = _unguarded(policy)
         if not isinstance(fixed, FixedPolicy) or fixed.spec not in (PLAIN, first):
             yield name, policy

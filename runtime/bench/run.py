@@ -41,7 +41,7 @@ def measured(
     problem: BaseException | None = None
     with ExitStack() as stack:
         decoders = [stack.enter_context(decoder) for decoder in _opened(given, threads)]
-        contenders = make_contenders(names, trees, decoders)
+        contenders = make_contenders(names, trees, decoders, settings.temperature)
         engine = engine_of(decoders)
         warm_up(contenders)
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -19,7 +19,7 @@ from runtime.bench.record import BASELINE, ContenderRecord
 from runtime.bench.tables import label
 from runtime.errors import BenchError, EngineDirError
 from runtime.manifest.load import load_manifest
-from runtime.manifest.tuning import Tuning
+from runtime.manifest.tuning import SampledTuning, Tuning
 from tests.support.bench_answers import a_tuning
 from tests.support.tunings import LATENCY
 
@@ -27,7 +27,12 @@ TREE, SMALL = TreeSpec(7, 4, 2), TreeSpec(3, 2, 1)
 
 
 def contenders_of(
-    engine: Path, *names: str, trees: Sequence[TreeSpec] = (), drafts: Sequence[str] = ("eagle",), tuning: Tuning | None = None
+    engine: Path,
+    *names: str,
+    trees: Sequence[TreeSpec] = (),
+    drafts: Sequence[str] = ("eagle",),
+    tuning: Tuning | None = None,
+    temperature: float = 0.0,
 ) -> list[Contender]:
     """The contenders of a copy of the engine with this tuning. Their Decoders are closed."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -37,7 +42,7 @@ def contenders_of(
             tuning = dataclasses.replace(tuning, engine=manifest.engine_id)
         (copy / "manifest.json").write_text(dataclasses.replace(manifest, tuning=tuning).to_json())
         decoders = [stack.enter_context(Decoder(copy, draft=draft, threads=2, policy="none")) for draft in drafts]
-        return make_contenders(names, trees, decoders)
+        return make_contenders(names, trees, decoders, temperature)
 
 
 def names(contenders: Sequence[Contender]) -> list[str]:
@@ -52,6 +57,16 @@ def test_default_contenders_are_the_default_tree_and_what_was_tuned(echo_engine:
     assert names(tuned) == [BASELINE, "5,3,2", "fixed", "cost-model"]
     assert [contender.record.tree for contender in tuned] == ["1,0,0", "5,3,2", "6,2,3", None]
     assert names(contenders_of(echo_engine, tuning=a_tuning(static=(5, 3, 2)))) == [BASELINE, "5,3,2", "cost-model"]
+
+
+@pytest.mark.parametrize(("temperature", "tree"), [(0.0, "6,2,3"), (0.3, "6,2,3"), (1.0, "3,2,1")])
+def test_policies_are_those_of_the_temperature(echo_engine: Path, temperature: float, tree: str) -> None:
+    tuning = a_tuning()
+    assert tuning.cost_model is not None
+    tuning = dataclasses.replace(tuning, sampled=SampledTuning("fixed", (3, 2, 1), tuning.cost_model, {}, {}))
+    for named in ((), ("fixed",)):
+        found = contenders_of(echo_engine, *named, tuning=tuning, temperature=temperature)
+        assert {each.name: each.record.tree for each in found}["fixed"] == tree
 
 
 def test_named_contenders_come_after_the_baseline_once_each(echo_engine: Path) -> None:
