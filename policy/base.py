@@ -38,8 +38,8 @@ class Observation:
 @dataclass(frozen=True)
 class Outcome:
     """The result of one round: the requested tree, verified rows, new tokens (bonus token included), and seconds of the whole round.
-    ``pass_seconds``: of its pass; None if other requests shared it, or if a device runs it while the host goes on. ``unread``: committed
-    tokens that the draft had to read before it drafted.
+    ``pass_seconds``: of its pass; None if other requests shared it, or if a device runs it while the host goes on. ``rest_seconds``: of
+    all else but the choice of tokens. ``unread``: committed tokens that the draft had to read before it drafted.
     """
 
     spec: TreeSpec
@@ -47,6 +47,7 @@ class Outcome:
     tokens: int
     seconds: float
     pass_seconds: float | None = None
+    rest_seconds: float = 0.0
     unread: int = 0
 
 
@@ -87,7 +88,8 @@ class Policy(Protocol):
 
 @runtime_checkable
 class GrowthPolicy(Policy, Protocol):
-    """A policy that also reads the tree while it grows, and decides within the bounds that ``choose`` gave (LTD's two decisions).
+    """A policy that also reads the tree while it grows, and decides within the bounds that ``choose`` gave (LTD's two decisions). A draft
+    that guesses all levels in one pass asks for the number of nodes only.
 
     On a device, every such read costs a copy.
     """

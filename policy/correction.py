@@ -2,14 +2,15 @@
 
 Decisions depend on ratios only, so the model's own milliseconds stay the unit, and a machine that is slower throughout changes nothing.
 Corrected are the price of a row beyond one a lane, and of drafting, both relative to a pass with one row a lane. Both are medians over the
-last rounds: a single slow round moves them no more than any other round does.
+last rounds: a single slow round moves them no more than any other round does. Only passes that are near each other in time are compared,
+and drafting with the pass of its own round, so that a machine that changes its speed does not seem to change prices.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from functools import cache
-from statistics import median
+from math import nan
 
 import numpy as np
 
@@ -20,24 +21,26 @@ WINDOW = 32  # passes, and rounds that drafted
 _WINDOW_ALONE = 64  # of one request, whose passes have fewer rows and differ less
 _LEAST_ROUNDS = 5  # for a correction
 _CORRECTIONS = 8  # while a whole window passes
-_LEAST_SPREAD, _LEAST_PAIRS = 0.1, 24  # of passes whose rows differ enough to tell a row's price
+_LEAST_SPREAD, _LEAST_PAIRS = 0.1, 16  # of passes whose rows differ enough to tell a row's price
 _LEAST_SIDE = 3  # passes with few rows, and with many: two slow ones must not say what rows cost
-_KEPT = 0.95  # share of what is known of a row's price, in logarithms, that is left after a correction without such passes
+_NEAR = 4  # passes at most from one to another that it is compared with
+_KEPT = 0.95  # share of what is known of a price, in logarithms, that is left after a correction without such passes
 _LOWEST, _HIGHEST = 0.1, 10.0  # bounds of the factors
 _LENGTH_STEP = 64  # tokens
 
 
 class CorrectedLatency:
-    """``model`` with two factors. ``row_factor``: on what rows beyond one a lane cost. ``draft_factor``: on drafting. ``scale``: measured
-    milliseconds of a pass with one row a lane, over the model's. For one thread."""
+    """``model`` with two factors. ``row_factor``: on what rows beyond one a lane cost. ``draft_factor``: on drafting. For one thread."""
 
     def __init__(self, model: LanesLatency) -> None:
         self.model, window = model, WINDOW if len(model.lanes) > 1 else _WINDOW_ALONE
-        self.row_factor = self.draft_factor = self.scale = 1.0
-        self._passes: deque[tuple[float, float]] = deque(maxlen=window)  # (extra rows, the whole), over a pass with one row a lane
-        self._drafts: deque[tuple[float, float, float]] = deque(maxlen=window)  # measured, of it the host's by the model, modelled
+        self.row_factor = self.draft_factor = 1.0
+        # By round: extra rows and milliseconds, over a pass with one row a lane; not numbers if the pass tells nothing.
+        self._passes: deque[tuple[float, float]] = deque(maxlen=window)
+        # By round: milliseconds, the model's of the host in them, the model's of drafting; extra rows and milliseconds of its pass.
+        self._drafts: deque[tuple[float, float, float, float, float]] = deque(maxlen=window)
+        self._drafted: tuple[float, float, float] | None = None  # of this round, whose pass is to come
         self._since = 0
-        self._tells = False  # whether the last passes tell what one with one row a lane takes
         self._levels: dict[tuple[int, int, int], float] = {}
         self._curves: dict[tuple[int, int], np.ndarray] = {}  # by lanes and length, for every number of rows in the model
 
@@ -53,7 +56,8 @@ class CorrectedLatency:
         if key not in self._curves or len(self._curves[key]) <= rows:
             points, curve = self.model.rows, self.model.curve(lanes, key[1] * _LENGTH_STEP)
             count = max(2 * rows, points[-1])
-            self._curves[key] = np.array([interpolate(points, curve, each) for each in range(count + 1)])
+            costs = np.array([interpolate(points, curve, each) for each in range(count + 1)])
+            self._curves[key] = np.maximum.accumulate(costs)  # more rows never cost less, whatever factor they get
         return self._curves[key]
 
     def verify(self, rows: int, lanes: int, length: float) -> float:
@@ -79,54 +83,65 @@ class CorrectedLatency:
     def observe_pass(self, rows: int, lanes: int, length: float, milliseconds: float) -> None:
         """Learn from a pass."""
         curve = self._curve(rows, lanes, length)
-        plain = float(curve[lanes])
-        if plain <= 0:
-            return
-        self._passes.append((max(0.0, float(curve[rows]) / plain - 1), milliseconds / plain))
+        if curve[lanes] > 0:
+            self._add(float(curve[rows] / curve[lanes]) - 1, milliseconds / float(curve[lanes]))
+
+    def _add(self, extra: float, whole: float) -> None:
+        self._passes.append((extra, whole))
+        if self._drafted is not None:
+            self._drafts.append((*self._drafted, extra, whole))
+            self._drafted = None
         self._since += 1
-        if len(self._passes) < _LEAST_ROUNDS:
-            self.scale = median(whole / (1 + self.row_factor * extra) for extra, whole in self._passes)
-        elif self._since * _CORRECTIONS >= (self._passes.maxlen or 0):
+        if len(self._passes) >= _LEAST_ROUNDS and self._since * _CORRECTIONS >= (self._passes.maxlen or 0):
             self._since = 0
             self._correct()
 
     def observe_draft(self, growing: list[int], width: int, milliseconds: float, host: float = 0.0) -> None:
-        """Learn from a round's drafting; arguments as in ``drafting``. ``host``: what ``milliseconds`` hold besides, by the model."""
+        """Learn from a round's drafting, before its pass; arguments as in ``drafting``. ``host``: what ``milliseconds`` hold besides, by
+        the model."""
         expected = self.drafting(growing, width) / self.draft_factor
-        if expected > 0:
-            self._drafts.append((milliseconds, host, expected))
-        if self._tells and len(self._drafts) >= _LEAST_ROUNDS:
-            found = median((measured / self.scale - besides) / modelled for measured, besides, modelled in self._drafts)
-            self.draft_factor = min(_HIGHEST, max(_LOWEST, found))
+        self._drafted = (milliseconds, host, expected) if expected > 0 else None
 
     def observe(self, outcome: Outcome, depth: int, length: int) -> None:
         """Learn from a round of one request, if its passes were its own. ``depth``: levels that were drafted; ``length``: committed tokens
         before it."""
         if outcome.pass_seconds is None:
             return
+        if depth and outcome.nodes == 1:  # behind a draft such a pass is slower than in plain decoding
+            self._add(nan, nan)
+            return
         if depth and outcome.unread <= depth + 1:  # else the draft reads what it missed, which takes longer than drafting does
-            self.observe_draft([1] * depth, outcome.spec.width, 1000 * (outcome.seconds - outcome.pass_seconds), self.host(1))
+            self.observe_draft([1] * depth, outcome.spec.width, 1000 * outcome.rest_seconds, self.host(1))
         self.observe_pass(outcome.nodes, 1, length, 1000 * outcome.pass_seconds)
 
     def _correct(self) -> None:
-        """A line through the last passes: the median slope between passes whose rows differ (Theil and Sen), and the median height. While
-        passes are alike, nothing is known of the slope, and it returns to the model's: otherwise whoever found rows too dear to use them
-        would never find out that they are cheap again."""
+        """While passes are alike, they do not divide a round into its parts, and both prices return to the model's: otherwise whoever found
+        rows too dear to use them would never find out that they are cheap again."""
         extra, whole = np.array(self._passes).T
-        few, many = (extra < extra.max() - _LEAST_SPREAD).sum(), (extra > extra.min() + _LEAST_SPREAD).sum()
-        first, second = _pairs(len(extra))
-        spread = extra[second] - extra[first]
-        telling = np.abs(spread) > _LEAST_SPREAD
-        differ = bool(min(few, many) >= _LEAST_SIDE and telling.sum() >= _LEAST_PAIRS)
-        if differ:
-            slope = float(np.median((whole[second] - whole[first])[telling] / spread[telling]))
-            height = float(np.median(whole - slope * extra))
-            if height > 0:
-                self.row_factor = min(_HIGHEST, max(_LOWEST, slope / height))
-        else:
-            self.row_factor **= _KEPT
-        self._tells = differ or bool((extra < _LEAST_SPREAD).sum() >= _LEAST_ROUNDS)
-        self.scale = float(np.median(whole / (1 + self.row_factor * extra)))
+        at = np.flatnonzero(np.isfinite(extra))
+        price = _price(at, extra[at], whole[at])
+        self.row_factor = self.row_factor**_KEPT if price is None else min(_HIGHEST, max(_LOWEST, price))
+        plain = len(at) >= _LEAST_ROUNDS and bool(extra[at].max() <= _LEAST_SPREAD)
+        if price is None and not plain:
+            self.draft_factor **= _KEPT
+        elif len(self._drafts) >= _LEAST_ROUNDS:
+            measured, besides, modelled, rows, passes = np.array(self._drafts).T
+            found = float(np.median((measured * (1 + self.row_factor * rows) / passes - besides) / modelled))
+            self.draft_factor = min(_HIGHEST, max(_LOWEST, found))
+
+
+def _price(at: np.ndarray, extra: np.ndarray, whole: np.ndarray) -> float | None:
+    """What rows cost, over the model: the median over pairs of near passes whose rows differ, as Theil and Sen's slope is. None if too few
+    passes differ. ``at``: when the passes were; ``extra``, ``whole``: as in ``_passes``; each [m]."""
+    if len(at) < _LEAST_ROUNDS:
+        return None
+    few, many = (extra < extra.max() - _LEAST_SPREAD).sum(), (extra > extra.min() + _LEAST_SPREAD).sum()
+    first, second = _pairs(len(at))
+    slope, height = whole[second] - whole[first], whole[first] * extra[second] - whole[second] * extra[first]
+    telling = (np.abs(extra[second] - extra[first]) > _LEAST_SPREAD) & (at[second] - at[first] <= _NEAR) & (height != 0)
+    if min(few, many) < _LEAST_SIDE or telling.sum() < _LEAST_PAIRS:
+        return None
+    return float(np.median(slope[telling] / height[telling]))
 
 
 class CorrectedRounds(RoundCosts):

@@ -26,7 +26,7 @@ class Calibration:
     """The cost model's fitted numbers.
 
     ``slope``, ``level``, ``bias``: of the acceptance probability. ``gain``: expected tokens of another level, per probability of its best
-    candidate. ``rate``: the best known tokens per millisecond. ``tree``: the largest tree, (nodes, depth, width).
+    candidate. ``rate``: tokens per millisecond to begin with. ``tree``: the largest tree, (nodes, depth, width).
     """
 
     slope: float

@@ -63,12 +63,13 @@ class Candidates:
     def policies(self, latency: LatencyModel, sizes: tuple[int, ...] | None) -> dict[str, Policy]:
         """Every policy as it runs in service: those that decide have the watchdog, whose pauses the fixed tree has as well. Plain decoding
         and the fixed tree come first. ``sizes``: numbers of nodes that may be verified (None: any)."""
-        costs = CorrectedLatency(latency.alone())
-        rounds = CorrectedRounds(costs)
-        adaptive: dict[str, Policy] = {"cost-model": CostModel(self.calibration, rounds, sizes)}
+        names = ("fixed", "cost-model", *self.learned)
+        costs = {name: CorrectedLatency(latency.alone()) for name in names}  # each has what its own rounds teach
+        rounds = {name: CorrectedRounds(each) for name, each in costs.items()}
+        adaptive: dict[str, Policy] = {"cost-model": CostModel(self.calibration, rounds["cost-model"], sizes)}
         adaptive |= {name: trained.runtime_policy() for name, trained in self.learned.items()}
-        watched = {name: watch(policy, self.fixed_tree, rounds) for name, policy in adaptive.items()}
-        fixed = Guarded(FixedPolicy(self.fixed_tree), costs)
+        watched = {name: watch(policy, self.fixed_tree, rounds[name]) for name, policy in adaptive.items()}
+        fixed = Guarded(FixedPolicy(self.fixed_tree), costs["fixed"])
         return {"none": FixedPolicy(PLAIN), "fixed": fixed, **watched}
 
     def replay(self, name: str, answers: Answers, latency: LatencyModel, sizes: tuple[int, ...] | None) -> ReplayResult:

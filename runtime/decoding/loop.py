@@ -93,6 +93,7 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, sampler: Sampler, r
             _check_root(output.tree, root.token)
             accepted = accept(output.tree, partial(_choose, sampler, output), room)
             output.check_logits(accepted.path, accepted.tokens)
+        chosen = perf_counter()
         with COMMIT:
             target.commit(accepted.path)
             drafter.extend((root.token, *accepted.tokens[:-1]), output, accepted.path)
@@ -100,9 +101,8 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, sampler: Sampler, r
         budget -= len(accepted.tokens)
         seconds = perf_counter() - started
         if lookup is None:
-            policy.observe(
-                Outcome(spec, len(output.tree), len(accepted.tokens), seconds, verified - drafted if target.on_host else None, unread)
-            )
+            apart = verified - drafted if target.on_host else None
+            policy.observe(Outcome(spec, len(output.tree), len(accepted.tokens), seconds, apart, seconds - (chosen - drafted), unread))
             unread = 0 if spec.depth else unread
         unread += len(accepted.tokens)
         yield Round(accepted.tokens, spec, output.tree, accepted.path, started, drafted - started, verified - drafted, seconds)

@@ -86,7 +86,6 @@ def test_learns_what_rows_and_drafts_cost_here_whatever_the_unit(slow: float) ->
     machine.run(latency, 40)
     assert latency.row_factor == pytest.approx(2.5, rel=0.15)
     assert latency.draft_factor == pytest.approx(3.0, rel=0.15)
-    assert latency.scale == pytest.approx(0.05, rel=0.1)
 
 
 def test_a_single_slow_round_changes_nothing() -> None:
@@ -119,7 +118,6 @@ def test_while_passes_are_alike_the_price_of_a_row_returns_to_the_tuned_one() ->
     for _ in range(400):
         latency.observe_pass(4, 4, 100, 26.0)
     assert latency.row_factor == pytest.approx(1, abs=0.05)
-    assert latency.scale == pytest.approx(1, rel=0.05)
 
 
 def test_two_slow_passes_among_plain_ones_do_not_say_what_rows_cost() -> None:
@@ -177,7 +175,7 @@ def play(rows: RowBudget, rounds: int, accepted: list[int]) -> list[list[bool]]:
         who = rows.participants(lanes, 3)
         drafted.append(who)
         if any(who):
-            rows.observe_draft([sum(who)] * 3, 3, rows.latency.scale * rows.latency.drafting([sum(who)] * 3, 3))
+            rows.observe_draft([sum(who)] * 3, 3, rows.latency.drafting([sum(who)] * 3, 3))
         for lane, drafts, tokens in zip(lanes, who, accepted, strict=True):
             if drafts:
                 rows.observe_tree(lane, 1.0, tokens, 4)

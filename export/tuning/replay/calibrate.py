@@ -1,8 +1,9 @@
-"""Fits the cost model's parameters to recorded answers: acceptance probabilities, the gain of one more level, and the exchange rate."""
+"""Fits the cost model to recorded answers: acceptance probabilities, the gain of one more level, and the rate to begin with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +15,6 @@ GAINS = (0.1, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # values tried for Calibration.g
 MIN_SCORE = -12.0  # log-probability; candidates below it are never accepted
 RIDGE = 1e-3  # of the logistic regression
 NEWTON_STEPS = 25
-RATE_ITERATIONS = 3
 
 
 def fit_acceptance(answers: Answers, width: int) -> tuple[float, float, float]:
@@ -48,19 +48,16 @@ def fit_cost_model(
 ) -> tuple[Calibration, ReplayResult]:
     """The calibration with the best replay, and that replay.
 
-    ``trees``: largest trees (nodes, depth, width) to try. ``rate``: exchange rate to start from, the best fixed tree's tokens per
-    millisecond. ``sizes``: numbers of nodes that may be verified (None: any).
+    ``trees``: largest trees (nodes, depth, width) to try. ``rate``: the best fixed tree's tokens per millisecond. ``sizes``: numbers of
+    nodes that may be verified (None: any).
     """
     best: tuple[Calibration, ReplayResult] | None = None
     for tree in trees:
         acceptance = fit_acceptance(answers, tree[2])
-        exchange_rate = rate
-        for _ in range(RATE_ITERATIONS):
-            calibrations = [Calibration(*acceptance, gain, exchange_rate, tree) for gain in GAINS]
-            results = [(calibration, replay(CostModel(calibration, latency, sizes), answers, latency)) for calibration in calibrations]
-            best_here = max(results, key=lambda result: result[1].rate)
-            if best is None or best_here[1].rate > best[1].rate:
-                best = best_here
-            exchange_rate = best_here[1].rate
+        for gain in GAINS:
+            calibration = Calibration(*acceptance, gain, rate, tree)
+            result = replay(CostModel(calibration, latency, sizes), answers, latency)
+            if best is None or result.rate > best[1].rate:
+                best = calibration, result
     assert best is not None
-    return best
+    return replace(best[0], rate=best[1].rate), best[1]

@@ -113,6 +113,12 @@ def test_policy_sees_each_round_and_is_credited_with_it() -> None:
         assert (outcome.spec, outcome.nodes, outcome.tokens) == (each.spec, each.nodes, len(each.tokens))
         assert outcome.spec.nodes <= chosen.nodes
         assert outcome.seconds == each.seconds >= each.draft_seconds + each.verify_seconds
+        assert outcome.pass_seconds == each.verify_seconds
+        assert each.draft_seconds < outcome.rest_seconds < each.seconds - each.verify_seconds  # the choice of tokens is in neither
+    unread = len(PROMPT)
+    for outcome in policy.outcomes:
+        assert outcome.unread == unread
+        unread = outcome.tokens + (0 if outcome.spec.depth else unread)
     lengths = [length for length, _, _ in policy.observations]
     assert lengths == [len(PROMPT) + sum(len(each.tokens) for each in done[:i]) for i in range(len(done))]
     context = [*PROMPT, *answer]
