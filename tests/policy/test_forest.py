@@ -24,41 +24,7 @@ from policy import (
     TreeSpec,
     default_latency,
 )
-from runtime.lanes.policy import lane_policy
-
-# Milliseconds: a pass costs 20, each row 1, each lane 0.5; a level of drafting 2, each lane 0.5 more.
-LANES, ROWS = (1, 2, 4, 8), (1, 2, 4, 8, 16, 64)
-MODEL = LanesLatency(
-    LANES,
-    ROWS,
-    (100, 1000),
-    tuple(tuple(tuple(20.0 + span + 0.5 * lanes + max(rows, lanes) for rows in ROWS) for lanes in LANES) for span in (0, 9)),
-    (1, 3),
-    (1, 6),
-    tuple(tuple(tuple(depth * (1.5 + 0.5 * lanes) for depth in (1, 6)) for _ in (1, 3)) for lanes in LANES),
-    tuple(0.1 * lanes for lanes in LANES),
-)
-
-
-class Machine:
-    """A machine on which rows and drafts cost other multiples of the model's, with noise and slow moments."""
-
-    def __init__(self, seed: int = 0, slow: float = 0.0) -> None:
-        self.random, self.slow = np.random.default_rng(seed), slow
-        self.all, self.row, self.draft = 1.0, 1.0, 1.0
-
-    def _noisy(self, milliseconds: float) -> float:
-        slow = 20.0 if self.random.random() < self.slow else 1.0
-        return self.all * milliseconds * slow * float(np.exp(0.05 * self.random.standard_normal()))
-
-    def run(self, latency: CorrectedLatency, rounds: int, lanes: int = 4) -> None:
-        for at in range(rounds):
-            growing = [lanes] * 3
-            latency.observe_draft(
-                growing, 3, self._noisy(self.draft * sum(MODEL.draft(lanes, 3, d + 1) - MODEL.draft(lanes, 3, d) for d in range(3)))
-            )
-            rows, plain = (lanes, 3 * lanes, 5 * lanes, 16)[at % 4], MODEL.verify(lanes, lanes, 100)
-            latency.observe_pass(rows, lanes, 100, self._noisy(plain + self.row * (MODEL.verify(rows, lanes, 100) - plain)))
+from tests.support.lanes_costs import LANES, MODEL
 
 
 def test_interpolates_between_lanes_rows_and_spans() -> None:
@@ -77,66 +43,6 @@ def test_a_single_lane_says_what_several_may_cost() -> None:
     assert derived.draft(1, 2, 3) == default_latency(False).draft(2, 3)
     assert derived.draft(8, 2, 3) > derived.draft(2, 2, 3)
     assert LatencyModel((1,), (0,), ((1.0,),), (1,), (1,), ((1.0,),), 0.0, MODEL).for_lanes() is MODEL
-
-
-@pytest.mark.parametrize("slow", [0.0, 0.1])
-def test_learns_what_rows_and_drafts_cost_here_whatever_the_unit(slow: float) -> None:
-    machine, latency = Machine(slow=slow), CorrectedLatency(MODEL)
-    machine.all, machine.row, machine.draft = 0.05, 2.5, 3.0
-    machine.run(latency, 40)
-    assert latency.row_factor == pytest.approx(2.5, rel=0.15)
-    assert latency.draft_factor == pytest.approx(3.0, rel=0.15)
-
-
-def test_a_single_slow_round_changes_nothing() -> None:
-    machine, latency = Machine(), CorrectedLatency(MODEL)
-    machine.run(latency, 40)
-    before = latency.row_factor, latency.draft_factor
-    latency.observe_draft([4, 4, 4], 3, 5000.0)
-    latency.observe_pass(20, 4, 100, 20000.0)
-    machine.run(latency, 4)
-    assert (latency.row_factor, latency.draft_factor) == pytest.approx(before, rel=0.08)
-
-
-def test_follows_a_drift_within_a_window() -> None:
-    machine, latency = Machine(), CorrectedLatency(MODEL)
-    machine.run(latency, 60)
-    machine.all, machine.row = 1.8, 3.0
-    machine.run(latency, 36)
-    assert latency.row_factor == pytest.approx(3.0, rel=0.15)
-    assert latency.draft_factor == pytest.approx(1.0, rel=0.15)
-
-
-def test_while_passes_are_alike_the_price_of_a_row_returns_to_the_tuned_one() -> None:
-    machine, latency = Machine(), CorrectedLatency(MODEL)
-    machine.row = 2.0
-    machine.run(latency, 40)
-    before = latency.row_factor
-    for _ in range(40):
-        latency.observe_pass(4, 4, 100, 26.0)
-    assert before > latency.row_factor > 1.3
-    for _ in range(400):
-        latency.observe_pass(4, 4, 100, 26.0)
-    assert latency.row_factor == pytest.approx(1, abs=0.05)
-
-
-def test_two_slow_passes_among_plain_ones_do_not_say_what_rows_cost() -> None:
-    latency = CorrectedLatency(MODEL)
-    for at in range(64):
-        slow = at in (40, 41)
-        latency.observe_pass(16 if slow else 4, 4, 100, 500.0 if slow else MODEL.verify(4, 4, 100))
-    assert latency.row_factor == 1
-
-
-@pytest.mark.parametrize("row", [0.2, 6.0])
-def test_passes_of_one_tree_alone_change_neither_factor(row: float) -> None:
-    """They do not tell what a plain pass takes, so nothing is known of drafting either."""
-    latency = CorrectedLatency(MODEL)
-    plain, whole = MODEL.verify(4, 4, 100), MODEL.verify(20, 4, 100)
-    for _ in range(200):
-        latency.observe_draft([4, 4, 4], 3, MODEL.draft(4, 3, 3))
-        latency.observe_pass(20, 4, 100, plain + row * (whole - plain))
-    assert (latency.row_factor, latency.draft_factor) == (1, 1)
 
 
 def budget(lanes: int, **changes: float) -> RowBudget:
@@ -286,19 +192,6 @@ def test_a_guarded_tree_pauses_where_it_loses_against_plain_decoding(lanes: int,
         plain += spec == PLAIN
         policy.observe(Outcome(spec, spec.nodes, 1 if spec == PLAIN else tokens, 9.0))
     assert (plain > 40) == paused
-
-
-def test_the_guard_of_every_lane_follows_what_rows_cost_here() -> None:
-    costs, machine = CorrectedLatency(MODEL), Machine()
-    policies = [lane_policy(Guarded(FixedPolicy(TreeSpec(6, 3, 2)), costs), costs) for _ in range(2)]
-    machine.row = 8.0
-    machine.run(costs, 40)
-    for policy in policies:
-        chosen = []
-        for _ in range(100):
-            chosen.append(policy.choose(observed(4)))
-            policy.observe(Outcome(chosen[-1], chosen[-1].nodes, 1 if chosen[-1] == PLAIN else 3, 9.0))
-        assert chosen.count(PLAIN) > 40
 
 
 def test_alone_the_guard_counts_as_the_watchdog_does() -> None:

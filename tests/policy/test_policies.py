@@ -174,58 +174,6 @@ def test_rows_that_were_dear_for_a_while_are_tried_again(static: TreeSpec) -> No
     assert serve(2000, 1) == before
 
 
-def test_what_the_draft_reads_after_a_pause_is_not_taken_for_drafting() -> None:
-    costs = CorrectedLatency(LATENCY.alone())
-    for at in range(40):
-        costs.observe(Outcome(PLAIN, 1, 1, 0.0105, 0.010, 0.0005), 0, 100)
-        rest = 0.0045 + 0.050 * (at % 2)
-        costs.observe(Outcome(TREE, 5, 2, 0.014 + rest, 0.014, rest, 60 if at % 2 else 3), 3, 100)
-    assert costs.draft_factor == pytest.approx(1, rel=0.01)
-    assert costs.row_factor == pytest.approx(1, rel=0.01)
-
-
-@pytest.mark.parametrize("slow", [1.5, 3.0])
-def test_a_machine_that_changes_its_speed_changes_no_price(slow: float) -> None:
-    """It becomes faster as a pause begins, in which trees are tried four times in 68 rounds."""
-    costs = CorrectedLatency(LATENCY.alone())
-
-    def serve(tree: bool, factor: float) -> None:
-        seconds, rest = (0.014, 0.0045) if tree else (0.010, 0.0005)
-        spec = TREE if tree else PLAIN
-        costs.observe(Outcome(spec, spec.nodes, 2, 0.1, factor * seconds, factor * rest, 3 if tree else 0), spec.depth, 100)
-
-    for at in range(96):
-        serve(at % 8 > 0, slow)
-    for at in range(200):
-        serve(at % 68 > 63, 1.0)
-        assert (costs.row_factor, costs.draft_factor) == pytest.approx((1, 1), rel=0.02)
-
-
-def test_without_plain_rounds_both_prices_return_to_the_tuned_ones() -> None:
-    costs = CorrectedLatency(LATENCY.alone())
-    for at in range(600):
-        plain = at % 4 == 0 and at < 200
-        tree, alone = Outcome(TREE, 5, 2, 0.1, 0.018, 0.0025, 3), Outcome(PLAIN, 1, 1, 0.1, 0.010, 0.0005)
-        costs.observe(alone if plain else tree, 0 if plain else 3, 100)
-        if at == 199:
-            assert (costs.row_factor, costs.draft_factor) == pytest.approx((2, 0.5), rel=0.05)
-    assert (costs.row_factor, costs.draft_factor) == pytest.approx((1, 1), rel=0.15)
-
-
-def test_a_pass_of_one_row_behind_a_draft_is_no_plain_pass() -> None:
-    """It is slower. Passes that tell nothing let the price of a row return to the tuned one as well."""
-    costs = CorrectedLatency(LATENCY.alone())
-    for _ in range(400):
-        costs.observe(Outcome(TREE, 1, 1, 0.1, 0.013, 0.0045, 1), 3, 100)
-        costs.observe(Outcome(TREE, 5, 2, 0.1, 0.014, 0.0045, 1), 3, 100)
-        costs.observe(Outcome(PLAIN, 1, 1, 0.1, 0.010, 0.0005), 0, 100)
-    assert (costs.row_factor, costs.draft_factor) == pytest.approx((1, 1), rel=0.01)
-    costs.row_factor = 8.0
-    for _ in range(1000):
-        costs.observe(Outcome(TREE, 1, 1, 0.1, 0.013, 0.0045, 1), 3, 100)
-    assert costs.row_factor == pytest.approx(1, abs=0.02)
-
-
 def test_trees_that_fail_do_not_seem_cheaper_and_cheaper() -> None:
     """The rate follows the last rounds, down to that of plain decoding, whichever request they belong to."""
     policy = model(rate=0.2)

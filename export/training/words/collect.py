@@ -97,8 +97,10 @@ def _read_long_texts(file: Path, kinds: Sequence[str], capacity: int, source: Tr
     lines, room = text_lines(file), capacity - ROOM
     for number, line in lines:
         if (count := len(source.text.encode_raw(line))) > room:
-            most = f"a conversation of {capacity} has room for {max(0, room)}"
-            raise TrainingError(f"{file} line {number} has {count} tokens, {most} — shorten it, or raise --capacity")
+            raise TrainingError(
+                f"{file} line {number} has {count} tokens, a conversation of {capacity} has room for {max(0, room)} — shorten it, or raise "
+                "--capacity"
+            )
     if not lines:
         raise TrainingError(f"{file} has no text — write one text a line")
     return [line.strip() for _, line in lines]
