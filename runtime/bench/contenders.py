@@ -16,7 +16,8 @@ from .record import BASELINE, ContenderRecord
 
 @dataclass(frozen=True)
 class Contender:
-    """A policy on one of the Decoders. The policy lives as long as the run and learns from every request, as it would in service."""
+    """A policy on one of the Decoders. The policy lives as long as the run and learns from every request, as it would in service. Those of
+    one Decoder share what its rounds cost."""
 
     name: str
     policy: Policy
