@@ -74,9 +74,10 @@ def rounds(target: Target, drafter: Drafter, policy: Policy, sampler: Sampler, r
     """Decode after ``prefill`` until ``budget`` tokens were generated or the context is full."""
     growth = policy if isinstance(policy, GrowthPolicy) else None
     policy.begin()
-    unread = target.length
+    unread: int | None = None  # committed tokens that the draft has not read; all before the first round
     while (room := min(budget, target.room)) > 0:
         started, past = perf_counter(), target.length
+        unread = past if unread is None else unread
         # Clip the tree to the remaining budget, except on a device, where another shape costs more than the rows.
         max_depth = (room if target.on_host else target.room) - 1
         with DRAFT:

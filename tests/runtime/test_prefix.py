@@ -254,5 +254,7 @@ def test_a_chat_with_the_demo_model(demo_engine: Callable[[str], Path], precisio
             assert mine.tokens == fresh.generate(chat, SamplingParams(max_new_tokens=32)).tokens
             assert mine.stats.cached_prompt_tokens >= (0 if place == 0 else 30)
             kept, anew = (each.models.target.cache.rows() for each in (keeping, fresh))
-            np.testing.assert_allclose(kept, anew, rtol=0, atol=0 if precision == "int8" else 2e-4)
+            slots = min(kept.shape[-2], anew.shape[-2])  # the last tree may hold tokens behind the end of the answer
+            assert slots >= len(keeping.encode(chat)) + len(mine.tokens) - 1
+            np.testing.assert_allclose(kept[..., :slots, :], anew[..., :slots, :], rtol=0, atol=0 if precision == "int8" else 2e-4)
             chat.append({"role": "assistant", "content": mine.text})

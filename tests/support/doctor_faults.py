@@ -30,6 +30,7 @@ def _reverse_fc(config: Config, tensors: Tensors) -> None:
 
 
 def _add_norms(config: Config, tensors: Tensors) -> None:
+    config.pop("fc_norm", None)  # norms that the config denies are refused
     tensors |= {f"fc_norm.{index}.weight": np.ones(config["hidden_size"], np.float32) for index in range(3)}
 
 

@@ -107,7 +107,9 @@ def test_a_strangers_costs_are_corrected_once_and_kept(
         policy = decoder._policy
         assert isinstance(policy, Watchdog)
         assert isinstance(policy.policy, CostModel)
-        assert policy.latency == policy.policy.latency == first
+        rounds = decoder._policies._context.costs
+        assert rounds.model == first.alone()
+        assert policy.latency.verify(4, 0) == policy.policy.latency.verify(4, 0) == pytest.approx(60)
         for reload in (False, True):
             with decoder.fork(reload_tuning=reload) as fork:
                 assert latency_of(fork) == first
@@ -129,8 +131,8 @@ def test_several_lanes_have_costs_of_their_own(engine_dir: Path, measured: list[
     for _ in range(2):
         with Decoder(engine_dir, threads=1, lanes=4) as decoder:
             assert decoder.forest is not None
-            assert decoder.forest.budget.model.verify(16, 4, 0) == pytest.approx(90)
-            assert decoder.forest.budget.model.verify(1, 1, 0) == pytest.approx(30)
+            assert decoder.forest.budget.latency.model.verify(16, 4, 0) == pytest.approx(90)
+            assert decoder.forest.budget.latency.model.verify(1, 1, 0) == pytest.approx(30)
     with Decoder(engine_dir, threads=1) as decoder:
         assert latency_of(decoder).verify(4, 0) == pytest.approx(60)
     assert measured == [(4, 1), (1,)]
@@ -143,7 +145,7 @@ def test_a_fixed_tree_is_guarded_by_the_costs_of_its_number_of_lanes(engine_dir:
     with Decoder(engine_dir, threads=1, lanes=lanes) as decoder:
         policy = decoder.policy("fixed")
     assert isinstance(policy, Guarded)
-    assert policy.latency == (latency.alone() if lanes == 1 else latency.lanes)
+    assert policy.latency.model == (latency.alone() if lanes == 1 else latency.lanes)
 
 
 def test_a_tuning_of_this_machine_is_believed(engine_dir: Path, measured: list[tuple[int, ...]]) -> None:
