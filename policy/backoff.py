@@ -23,10 +23,12 @@ class Backoff:
     _probe: list[float] | None = field(default=None, init=False)
 
     def begin(self) -> None:
-        """Start a new request. It has no patience if the last one ended while trees lost, as requests in a row are often alike."""
+        """Start a new request. It has no patience if the last one ended while trees lost, as requests in a row are often alike; one that
+        ended before that was judged leaves it what it had left."""
         self._probe = None if self._probe is None else []
-        self._mean_advantage, self._pause_length, self._pause_rounds_left = 0.0, 0, 0
-        self._patience_left = PATIENCE
+        self._pause_length = self._pause_rounds_left = 0
+        if self._mean_advantage >= 0:
+            self._mean_advantage, self._patience_left = 0.0, PATIENCE
 
     def should_pause(self) -> bool:
         """Whether the next round is to be plain. Call it once per round."""

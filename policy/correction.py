@@ -15,7 +15,7 @@ from math import nan
 import numpy as np
 
 from .base import Outcome
-from .latency import LanesLatency, RoundCosts, interpolate
+from .latency import LanesLatency, RoundCosts, interpolate, padding
 
 WINDOW = 32  # passes, and rounds that drafted
 _WINDOW_ALONE = 64  # of one request, whose passes have fewer rows and differ less
@@ -25,6 +25,7 @@ _LEAST_SPREAD, _LEAST_PAIRS = 0.1, 16  # of passes whose rows differ enough to t
 _LEAST_SIDE = 3  # passes with few rows, and with many: two slow ones must not say what rows cost
 _NEAR = 4  # passes at most from one to another that it is compared with
 _KEPT = 0.95  # share of what is known of a price, in logarithms, that is left after a correction without such passes
+_KEPT_UNSEEN = 0.99  # the same of the price of drafting while hardly anybody drafts: to find out costs some rounds each time
 _LOWEST, _HIGHEST = 0.1, 10.0  # bounds of the factors
 _LENGTH_STEP = 64  # tokens
 
@@ -37,8 +38,9 @@ class CorrectedLatency:
         self.row_factor = self.draft_factor = 1.0
         # By round: extra rows and milliseconds, over a pass with one row a lane; not numbers if the pass tells nothing.
         self._passes: deque[tuple[float, float]] = deque(maxlen=window)
-        # By round: milliseconds, the model's of the host in them, the model's of drafting; extra rows and milliseconds of its pass.
-        self._drafts: deque[tuple[float, float, float, float, float]] = deque(maxlen=window)
+        # By round: milliseconds, the model's of the host in them, the model's of drafting; extra rows and milliseconds of its pass. None
+        # for a round without drafting, so that what was seen long ago does not count while nobody drafts.
+        self._drafts: deque[tuple[float, float, float, float, float] | None] = deque(maxlen=window)
         self._drafted: tuple[float, float, float] | None = None  # of this round, whose pass is to come
         self._since = 0
         self._levels: dict[tuple[int, int, int], float] = {}
@@ -60,10 +62,14 @@ class CorrectedLatency:
             self._curves[key] = np.maximum.accumulate(costs)  # more rows never cost less, whatever factor they get
         return self._curves[key]
 
-    def verify(self, rows: int, lanes: int, length: float) -> float:
-        """Milliseconds of one such pass."""
+    def column(self, length: float) -> float:
+        """Milliseconds of a place in attention that no row fills (`policy.latency.padding`)."""
+        return self.row_factor * self.model.column(length)
+
+    def verify(self, rows: int, lanes: int, length: float, widest: int = 0) -> float:
+        """Milliseconds of one such pass. ``widest``: rows of its largest tree [default: as if all were alike]."""
         curve = self._curve(rows, lanes, length)
-        return float(curve[lanes] + self.row_factor * (curve[rows] - curve[lanes]))
+        return float(curve[lanes] + self.row_factor * (curve[rows] - curve[lanes])) + self.column(length) * padding(rows, lanes, widest)
 
     def draft(self, lanes: int, width: int, depth: int) -> float:
         """Milliseconds to draft trees of ``depth`` levels in ``lanes`` lanes at once."""
@@ -80,17 +86,17 @@ class CorrectedLatency:
         """Milliseconds of a round outside drafting and verifying."""
         return self.model.host(lanes)
 
-    def observe_pass(self, rows: int, lanes: int, length: float, milliseconds: float) -> None:
-        """Learn from a pass."""
+    def observe_pass(self, rows: int, lanes: int, length: float, milliseconds: float, widest: int = 0) -> None:
+        """Learn from a pass. ``widest``: as in ``verify``."""
         curve = self._curve(rows, lanes, length)
-        if curve[lanes] > 0:
-            self._add(float(curve[rows] / curve[lanes]) - 1, milliseconds / float(curve[lanes]))
+        if (plain := float(curve[lanes])) > 0:
+            modelled = float(curve[rows]) + self.model.column(length) * padding(rows, lanes, widest)
+            self._add(modelled / plain - 1, milliseconds / plain)
 
     def _add(self, extra: float, whole: float) -> None:
         self._passes.append((extra, whole))
-        if self._drafted is not None:
-            self._drafts.append((*self._drafted, extra, whole))
-            self._drafted = None
+        self._drafts.append(None if self._drafted is None else (*self._drafted, extra, whole))
+        self._drafted = None
         self._since += 1
         if len(self._passes) >= _LEAST_ROUNDS and self._since * _CORRECTIONS >= (self._passes.maxlen or 0):
             self._since = 0
@@ -122,10 +128,13 @@ class CorrectedLatency:
         price = _price(at, extra[at], whole[at])
         self.row_factor = self.row_factor**_KEPT if price is None else min(_HIGHEST, max(_LOWEST, price))
         plain = len(at) >= _LEAST_ROUNDS and bool(extra[at].max() <= _LEAST_SPREAD)
-        if price is None and not plain:
+        drafts = [each for each in self._drafts if each is not None]
+        if len(drafts) < _LEAST_ROUNDS:
+            self.draft_factor **= _KEPT_UNSEEN
+        elif price is None and not plain:
             self.draft_factor **= _KEPT
-        elif len(self._drafts) >= _LEAST_ROUNDS:
-            measured, besides, modelled, rows, passes = np.array(self._drafts).T
+        else:
+            measured, besides, modelled, rows, passes = np.array(drafts).T
             found = float(np.median((measured * (1 + self.row_factor * rows) / passes - besides) / modelled))
             self.draft_factor = min(_HIGHEST, max(_LOWEST, found))
 

@@ -32,6 +32,7 @@ class LanesLatency:
     than lanes repeat the first that has one row a lane. ``draft_ms[lanes][width][depth]``: drafting a tree in that many lanes at once, the
     draft's catch-up included. ``host_ms[lanes]``: the rest of a round. Interpolated as in LatencyModel. ``chunks``: rows of a prompt's
     chunk; ``chunk_ms``: of a pass over it alone, ``beside_ms``: that it adds to a pass over trees; empty if they were not measured.
+    ``column_ms[span]``: of a place in attention that no row fills (`padding`); empty as well.
     """
 
     lanes: tuple[int, ...]
@@ -45,10 +46,16 @@ class LanesLatency:
     chunks: tuple[int, ...] = ()
     chunk_ms: tuple[float, ...] = ()
     beside_ms: tuple[float, ...] = ()
+    column_ms: tuple[float, ...] = ()
 
-    def verify(self, rows: int, lanes: int, length: float) -> float:
-        """Milliseconds of a target pass over ``rows`` rows of ``lanes`` lanes, each behind ``length`` committed tokens."""
-        return interpolate(self.rows, self.curve(lanes, length), rows)
+    def verify(self, rows: int, lanes: int, length: float, widest: int = 0) -> float:
+        """Milliseconds of a target pass over ``rows`` rows of ``lanes`` lanes, each behind ``length`` committed tokens. ``widest``: rows of
+        the largest tree [default: as if all were alike]."""
+        return interpolate(self.rows, self.curve(lanes, length), rows) + self.column(length) * padding(rows, lanes, widest)
+
+    def column(self, length: float) -> float:
+        """Milliseconds of a place of `padding`."""
+        return max(0.0, interpolate(self.spans, self.column_ms, length)) if self.column_ms else 0.0
 
     def curve(self, lanes: int, length: float) -> list[float]:
         """The same for every number of rows in ``rows``."""
@@ -70,11 +77,11 @@ class LanesLatency:
         """Milliseconds of a pass over ``rows`` rows of one prompt, ``length`` tokens long so far."""
         return interpolate(self.chunks, self.chunk_ms, rows) if self.chunks else self.verify(rows, 1, length)
 
-    def verify_beside(self, rows: int, lanes: int, length: float, beside: int) -> float:
+    def verify_beside(self, rows: int, lanes: int, length: float, beside: int, widest: int = 0) -> float:
         """Milliseconds of a pass as in ``verify`` that reads ``beside`` rows of a prompt too."""
         if not self.chunks or not beside:
-            return self.verify(rows + beside, lanes, length)
-        return self.verify(rows, lanes, length) + interpolate(self.chunks, self.beside_ms, beside)
+            return self.verify(rows + beside, lanes, length, widest)
+        return self.verify(rows, lanes, length, widest) + interpolate(self.chunks, self.beside_ms, beside)
 
     def corrected(self, costs: Costs) -> LanesLatency:
         """This model, made on another machine, for the machine of ``costs``: everything times what was measured over what this model says.
@@ -101,6 +108,7 @@ class LanesLatency:
                 for lanes, table in zip(self.lanes, self.draft_ms, strict=True)
             ),
             host_ms=tuple(ms * _factor(rows, lanes, 1) for lanes, ms in zip(self.lanes, self.host_ms, strict=True)),
+            column_ms=tuple(ms * _factor(rows, self.lanes[-1], 4) for ms in self.column_ms),
             chunk_ms=tuple(ms * _factor(rows, 1, each) for each, ms in zip(self.chunks, self.chunk_ms, strict=True)),
             beside_ms=tuple(ms * _factor(rows, 1, each) for each, ms in zip(self.chunks, self.beside_ms, strict=True)),
         )
@@ -188,6 +196,12 @@ def interpolate(points: Sequence[int], values: Sequence[float], at: float) -> fl
     upper = min(max(1, bisect_left(points, at)), len(points) - 1)
     low, high = points[upper - 1], points[upper]
     return values[upper - 1] + (values[upper] - values[upper - 1]) * (at - low) / (high - low)
+
+
+def padding(rows: int, lanes: int, widest: int) -> int:
+    """Places in attention beyond those that ``rows`` rows would take if all ``lanes`` had equally large trees: attention has as many places
+    in every lane as the largest tree has rows."""
+    return lanes * max(0, widest + -rows // lanes)
 
 
 def _ratio(measured: float, modelled: float) -> float:

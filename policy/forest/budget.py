@@ -6,7 +6,8 @@ millisecond is worth ``rate`` tokens, the tokens per millisecond that rounds wit
 Three decisions follow, each for all lanes together:
   - before drafting, who drafts: the lanes whose usual tree is worth more than its rows and its share of the draft's time;
   - between levels, who drafts on: the lanes for which the level's likely tokens, less their rows, are worth the level's time;
-  - before the pass, how many rows: the candidates of all lanes, the likeliest first, while they are worth the pass's time.
+  - before the pass, how many rows: the candidates of all lanes, the likeliest first, while they are worth the pass's time, which grows with
+    the largest tree as well: attention has as many places in every lane.
 Lanes that stay out are tried again after 4 rounds, then after more and more, at most 64.
 """
 
@@ -24,6 +25,7 @@ _MEMORY = 0.98  # weight of the past in the rates
 _PRIOR_ROUNDS = 8.0  # of plain decoding, in the rate of a number of lanes that did not occur yet
 _FIRST_PAUSE, _LONGEST_PAUSE = 4, 64  # rounds
 _TRIED = 4  # a trial is made with one lane in so many, the most promising of those that stay out
+_LIMITS = (2, 3, 4, 5, 6, 8, 12, 16, 32, 1 << 30)  # rows of the largest tree that are tried
 _CHILD = 0.5  # probability that a candidate's best child is accepted if the candidate is
 
 
@@ -119,13 +121,25 @@ class RowBudget:
         candidates' probabilities. ``others``: rows of each lane that does not share the budget."""
         best = [np.sort(each)[::-1][: limit - 1] for each, limit in zip(offers, most, strict=True)]
         lane = np.repeat(np.arange(len(best)), [len(each) for each in best])
+        own = np.concatenate([np.arange(2, len(each) + 2) for each in best])  # rows of its tree, if a candidate is its last
         flat = np.concatenate(best)
         base = len(best) + sum(others)
-        order = np.argsort(-flat, kind="stable")[: max(0, self.max_rows - base)]
+        order = np.argsort(-flat, kind="stable")
         lanes, length = self.load
-        costs = self.latency.passes(base + self.beside, len(order), lanes, length)
-        chosen = int(np.argmax(np.concatenate([[0.0], np.cumsum(flat[order])]) - self.rate * costs))
-        counts = 1 + np.bincount(lane[order[:chosen]], minlength=len(best))
+        more = min(len(order), max(0, self.max_rows - base))
+        costs = self.rate * self.latency.passes(base + self.beside, more, lanes, length)
+        place = self.rate * self.latency.column(length) * lanes
+        found = -np.inf, order[:0]
+        for limit in _LIMITS if place and lanes > 1 else (len(flat) + 1,):
+            kept = order[own[order] <= limit][:more]
+            widest = np.maximum.accumulate(np.concatenate([[max([1, *others])], own[kept]]))
+            unfilled = np.maximum(0, widest - -(-(base + np.arange(len(kept) + 1)) // lanes))
+            worth = np.concatenate([[0.0], np.cumsum(flat[kept])]) - costs[: len(kept) + 1] - place * unfilled
+            at = int(np.argmax(worth))
+            found = max(found, (float(worth[at]), kept[:at]), key=lambda each: each[0])
+            if limit >= own.max(initial=0):
+                break
+        counts = 1 + np.bincount(lane[found[1]], minlength=len(best))
         return [int(count) for count in counts]
 
     def observe_draft(self, growing: list[int], width: int, milliseconds: float | None) -> None:
@@ -143,11 +157,11 @@ class RowBudget:
         lane.add(accepted, promised, rows)
         add_to_pool(self.pool, accepted, promised, rows)
 
-    def observe_round(self, tokens: int, rows: int, milliseconds: float) -> None:
-        """Learn from a whole round: ``tokens`` and ``rows`` of all lanes, and what the pass took."""
+    def observe_round(self, tokens: int, rows: int, milliseconds: float, widest: int = 0) -> None:
+        """Learn from a whole round: ``tokens`` and ``rows`` of all lanes, what the pass took, and the rows of the ``widest`` tree."""
         lanes, length = self.load
-        self.latency.observe_pass(rows, lanes, length, milliseconds)
+        self.latency.observe_pass(rows, lanes, length, milliseconds, widest)
         drafting = self.latency.drafting(self._growing, self._width)
-        spent = self.latency.verify(rows, lanes, length) + drafting + self.latency.host(lanes)
+        spent = self.latency.verify(rows, lanes, length, widest) + drafting + self.latency.host(lanes)
         before_tokens, before = self._rates.get(lanes) or self._plain_rate()
         self._rates[lanes] = _MEMORY * before_tokens + tokens, _MEMORY * before + spent

@@ -40,11 +40,11 @@ class LaneCache:
         self.pages: list[int] = []
         self.length = 0
 
-    def begin(self, slots: int, shared: Sequence[int] = (), length: int = 0) -> None:
-        """Take adjacent pages for ``slots`` slots, and copy the first ``length`` slots from the pages ``shared``. Raises OutOfPages, and
-        has taken nothing then."""
+    def begin(self, slots: int, shared: Sequence[int] = (), length: int = 0, scattered: bool = False) -> None:
+        """Take pages for ``slots`` slots, adjacent ones unless ``scattered``, and copy the first ``length`` slots from the pages
+        ``shared``. Raises OutOfPages, and has taken nothing then."""
         assert not self.pages
-        self.pages = self._cache.pool.take_adjacent(self._cache.pages_of(max(slots, length)))
+        self.pages = self._cache.pool.take(self._cache.pages_of(max(slots, length)), scattered)
         count = self._cache.pages_of(length)
         self._cache.copy_pages(shared[:count], self.pages[:count])
         self.length = length

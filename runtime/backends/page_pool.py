@@ -26,14 +26,17 @@ class PagePool:
         """Number of pages in all."""
         return len(self._free)
 
-    def take_adjacent(self, count: int) -> list[int]:
-        """The lowest ``count`` adjacent free pages. A pass over one lane then binds no others. Raises OutOfPages."""
+    def take(self, count: int, scattered: bool = False) -> list[int]:
+        """The lowest ``count`` adjacent free pages, so that a pass over one lane binds no others. ``scattered``: else the lowest free ones.
+        Raises OutOfPages."""
         taken = np.concatenate([[-1], np.flatnonzero(~self._free), [len(self._free)]])
         gaps = np.flatnonzero(np.diff(taken) > count)
-        if not len(gaps):
-            raise OutOfPages
-        first = int(taken[gaps[0]]) + 1
-        return self._take(range(first, first + count))
+        if len(gaps):
+            first = int(taken[gaps[0]]) + 1
+            return self._take(range(first, first + count))
+        if scattered and self.free >= count:
+            return self._take(np.flatnonzero(self._free)[:count].tolist())
+        raise OutOfPages
 
     def take_lowest(self) -> int:
         """The lowest free page. Raises OutOfPages."""

@@ -75,16 +75,19 @@ class Forest:
 
     def _begin(self, lane: Lane) -> bool:
         """Give a lane its pages, with what they can have from other lanes. Returns False if it was put aside, as there are no pages."""
-        known, fresh = lane.unread, lane.root is None
+        known, fresh, scattered = lane.unread, lane.root is None, False
         while True:
             prefix = self.prefixes.find(known, self.lanes)
             try:
-                begin(lane.cache, lane.draft, prefix, len(known) + _AHEAD)
+                begin(lane.cache, lane.draft, prefix, len(known) + _AHEAD, scattered)
                 break
             except OutOfPages:
-                if not self.prefixes.evict():
+                if self.prefixes.evict():
+                    continue
+                if scattered:
                     self._put_aside(lane)
                     return False
+                scattered = True  # a pass over pages that are far apart is slower, waiting is slower still
         kept = lane.cache.length
         if fresh:
             lane.request.counters.cached_prompt_tokens = kept
@@ -254,11 +257,12 @@ class Forest:
             self._commit_chunk(reading, passes[reading.lane])
             self.chunks.observe(rows + read_rows, verified - drafted)
         else:
-            self.budget.observe_round(sum(len(found.tokens) for _, _, found in accepted), rows, 1000 * (verified - drafted))
+            tokens, widest = sum(len(found.tokens) for _, _, found in accepted), max(len(each.tree) for each in planned)
+            self.budget.observe_round(tokens, rows, 1000 * (verified - drafted), widest)
         seconds = perf_counter() - started
         if accepted:
-            tokens = sum(len(found.tokens) for _, _, found in accepted) / len(accepted)
-            self.pace.add_round(started, tokens, None if reading else rows)
+            each = sum(len(found.tokens) for _, _, found in accepted) / len(accepted)
+            self.pace.add_round(started, each, None if reading else rows)
         rounds = []
         for plan, _, found in accepted:
             if plan.lane.policy is not None and plan.chosen:

@@ -94,8 +94,9 @@ class PrefixCache:
             self._draft.pool.give_back(kept.draft_pages)
 
 
-def begin(cache: LaneCache, draft: DraftLane | None, prefix: Kept, slots: int) -> None:
-    """Give a new lane its pages, with the slots of ``prefix``. Raises OutOfPages, and has taken nothing then.
+def begin(cache: LaneCache, draft: DraftLane | None, prefix: Kept, slots: int, scattered: bool = False) -> None:
+    """Give a new lane its pages, adjacent ones unless ``scattered``, with the slots of ``prefix``. Raises OutOfPages, and has taken nothing
+    then.
 
     The features of tokens that are not in the draft's cache are gone. A few tokens are computed again for them; for more, the draft has a
     gap in its text.
@@ -103,10 +104,10 @@ def begin(cache: LaneCache, draft: DraftLane | None, prefix: Kept, slots: int) -
     length = len(prefix.tokens)
     if draft is not None and 0 < length - prefix.draft_length <= _LEAST:
         length = prefix.draft_length
-    cache.begin(slots, prefix.pages, length)
+    cache.begin(slots, prefix.pages, length, scattered)
     if draft is not None:
         try:
-            draft.cache.begin(slots, prefix.draft_pages, prefix.draft_length)
+            draft.cache.begin(slots, prefix.draft_pages, prefix.draft_length, scattered)
         except OutOfPages:
             cache.free()
             raise

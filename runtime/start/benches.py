@@ -90,6 +90,11 @@ class SeveralLanes:
         sizes = [rows // lanes + (at < rows % lanes) for at in range(lanes)]
         return self.target.verify([(cache, Tree.chain([TOKEN] * size)) for cache, size in zip(self.caches, sizes, strict=False)])
 
+    def verify_uneven(self, lanes: int, widest: int) -> list[LanePass]:
+        """A pass with ``widest`` rows of one lane and one of each other."""
+        sizes = [widest if at == 0 else 1 for at in range(lanes)]
+        return self.target.verify([(cache, Tree.chain([TOKEN] * size)) for cache, size in zip(self.caches, sizes, strict=False)])
+
     def drafts(self, lanes: int, width: int, depth: int) -> dict[int, float]:
         found = self.verify(lanes, lanes * COMMITTED)
         own = self.own[:lanes]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -157,3 +159,29 @@ def test_a_pass_of_one_row_behind_a_draft_is_no_plain_pass() -> None:
     for _ in range(1000):
         costs.observe(Outcome(TREE, 1, 1, 0.1, 0.013, 0.0045, 1), 3, 100)
     assert costs.row_factor == pytest.approx(1, abs=0.02)
+
+
+def test_while_nobody_drafts_the_price_of_drafting_returns_to_the_tuned_one() -> None:
+    """A lane that stays plain because drafting was dear for a moment finds out that it is cheap again. Its trials are too rare to tell."""
+    costs = CorrectedLatency(ALONE.alone())
+    for _ in range(100):
+        costs.observe(Outcome(TREE, 5, 2, 0.1, 0.014, 0.0165, 3), 3, 100)
+        costs.observe(Outcome(PLAIN, 1, 1, 0.1, 0.010, 0.0005), 0, 100)
+    assert costs.draft_factor == pytest.approx(4, rel=0.01)
+    for at in range(4000):
+        trial = at % 64 == 0
+        costs.observe(Outcome(TREE, 5, 2, 0.1, 0.014, 0.0165, 60) if trial else Outcome(PLAIN, 1, 1, 0.1, 0.010, 0.0005), 3 * trial, 100)
+        if at == 100:
+            assert costs.draft_factor > 3
+    assert costs.draft_factor == pytest.approx(1, abs=0.05)
+
+
+def test_places_that_no_row_fills_are_not_taken_for_dear_rows() -> None:
+    """Passes with one large tree among small ones take what the model says that its empty places take."""
+    model = replace(MODEL, column_ms=tuple(0.5 for _ in MODEL.spans))
+    costs = CorrectedLatency(model)
+    for at in range(64):
+        rows, widest = ((4, 1), (8, 5), (16, 4))[at % 3]
+        costs.observe_pass(rows, 4, 100, model.verify(rows, 4, 100, widest), widest)
+    assert costs.row_factor == pytest.approx(1, rel=0.02)
+    assert costs.verify(8, 4, 100, 5) == pytest.approx(model.verify(8, 4, 100, 5), rel=0.02)

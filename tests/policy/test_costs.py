@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -57,3 +58,10 @@ def test_one_lane_and_back() -> None:
     found = alone.corrected(costs(2.0, lanes=(1,))).of_one()
     assert found.round(4, 2, 3, 200) == pytest.approx(2 * MODEL.round(4, 2, 3, 200))
     assert found.for_lanes().verify(4, 1, 200) == found.verify(4, 200)
+
+
+def test_places_that_no_row_fills_scale_with_rows() -> None:
+    model = replace(LANES, column_ms=(0.4,))
+    assert model.corrected(costs(2.5)).column_ms == pytest.approx((1.0,))
+    falling = replace(model, spans=(100, 1000), column_ms=(0.4, 0.1))
+    assert falling.column(4000) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -208,3 +209,25 @@ def test_drafting_after_a_pause_teaches_no_cost() -> None:
     for _ in range(20):
         rows.observe_draft([2, 2], 3, None)
     assert rows.latency.draft_factor == 1
+
+
+def test_trees_of_different_sizes_pay_for_the_places_that_they_leave_empty() -> None:
+    """Attention has as many places in every lane as the largest tree has rows. The choice is the best one of all."""
+    model = replace(MODEL, column_ms=tuple(0.3 for _ in MODEL.spans))
+    assert model.verify(8, 4, 100, 2) == model.verify(8, 4, 100) == MODEL.verify(8, 4, 100)
+    assert model.verify(8, 4, 100, 5) == pytest.approx(MODEL.verify(8, 4, 100) + 0.3 * 4 * 3)
+    random = np.random.default_rng(5)
+    uneven = 0
+    for _ in range(60):
+        rows = RowBudget(CorrectedLatency(model), 24)
+        rows.begin_round(3, 100)
+        offers = [np.sort(random.random(4) ** 2)[::-1] for _ in range(3)]
+
+        def worth(sizes: Sequence[int], rows: RowBudget = rows, offers: Sequence[np.ndarray] = tuple(offers)) -> float:
+            gained = sum(offer[: n - 1].sum() for offer, n in zip(offers, sizes, strict=True))
+            return float(gained - rows.rate * rows.latency.verify(sum(sizes), 3, 100, max(sizes)))
+
+        chosen = rows.nodes(offers, [5, 5, 5], [])
+        assert worth(chosen) >= max(map(worth, product(range(1, 6), repeat=3))) - 1e-6
+        uneven += len(set(chosen)) > 1
+    assert uneven > 10

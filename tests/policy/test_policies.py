@@ -27,7 +27,6 @@ from policy import (
     trees_of,
     watch,
 )
-from policy.backoff import Backoff
 from policy.watchdog import COMPARISON_PERIOD, MIN_COMPARISONS, WINDOW, WatchdogGrowth
 
 OBSERVATION = Observation(100, 100, lambda: np.zeros(3))
@@ -280,20 +279,3 @@ def test_a_policy_whose_network_gives_no_numbers_is_given_up_at_once(method: str
     assert watchdog.fallback_reason == "policy net: not a number"
     assert watchdog.choose(OBSERVATION) == TREE
     assert watchdog.num_nodes(tree) == tree.spec.nodes
-
-
-def test_after_a_request_whose_trees_lost_the_next_one_has_no_patience() -> None:
-    backoff = Backoff()
-
-    def drafted(advantage: float, rounds: int) -> int:
-        backoff.begin()
-        trees = 0
-        for _ in range(rounds):
-            if not backoff.should_pause():
-                trees += 1
-                backoff.observe(advantage)
-        return trees
-
-    assert drafted(-1.0, 30) == 24
-    assert [drafted(-1.0, 2), drafted(-1.0, 12)] == [2, 4]  # a request that ended before it was judged is no comfort
-    assert [drafted(1.0, 12), drafted(-1.0, 12)] == [12, 12]

@@ -96,7 +96,8 @@ class SharedBudget:
             if promised is not None:
                 budget.observe_tree(lane.history, promised, count, plan.nodes - 1)
         if not ms.beside:
-            budget.observe_round(sum(accepted) + len(lanes), sum(plan.nodes for plan in planned), ms.verify)
+            rows = [plan.nodes for plan in planned]
+            budget.observe_round(sum(accepted) + len(lanes), sum(rows), ms.verify, max(rows))
 
 
 def _features(lane: SimulatedLane) -> np.ndarray:

@@ -20,6 +20,7 @@ Values = Callable[[SimulatedLane, int, int], np.ndarray]
 """(lane, depth, nodes) -> what each tree gives beyond a token: [depth + 1, nodes], by levels and by nodes from 1."""
 
 _MEMORY, _SWEEPS = 0.98, 4
+_LIMITS = (2, 4, 1 << 30)  # rows of the largest tree that are tried: lowering one of two such trees alone saves nothing
 
 
 class Bound:
@@ -47,8 +48,14 @@ class Bound:
             [[self._latency.draft(many, self._width, depth) for depth in range(self._depth + 1)] for many in range(count + 1)]
         )
         values = [self._values(lane, min(self._depth, lane.room - 1, lane.answer[self._width].depth), self._nodes) for lane in lanes]
-        starts = [[(0, 1)] * count, [_alone(value, rows, levels) for value in values]]
-        best = max((_improved(values, start, rows, levels) for start in starts), key=lambda found: found[0])[1]
+        place, found = rate * self._latency.column(length) * count, []
+        for limit in (
+            _LIMITS if place and count > 1 else (self._nodes,)
+        ):  # of the largest tree: lowering one of two such trees alone saves nothing
+            cut = [value[:, :limit] for value in values]
+            for start in ([(0, 1)] * count, [_alone(value, rows, levels) for value in cut]):
+                found.append(_improved(cut, start, rows, levels, place))
+        best = max(found, key=lambda each: each[0])[1]
         return [Planned(nodes, depth, self._width if depth else 0) for depth, nodes in best]
 
     def observe(self, lanes: Sequence[SimulatedLane], planned: Sequence[Planned], accepted: Sequence[int], ms: RoundMs) -> None:
@@ -68,10 +75,15 @@ def _alone(values: np.ndarray, rows: np.ndarray, levels: np.ndarray) -> tuple[in
 
 
 def _improved(
-    values: Sequence[np.ndarray], start: Sequence[tuple[int, int]], rows: np.ndarray, levels: np.ndarray
+    values: Sequence[np.ndarray], start: Sequence[tuple[int, int]], rows: np.ndarray, levels: np.ndarray, place: float
 ) -> tuple[float, list[tuple[int, int]]]:
-    """The trees after one lane after the other took its best one beside the others', and what they are worth."""
-    chosen, steps = list(start), np.diff(levels, axis=1)  # [lanes + 1, levels]: cost of a level
+    """The trees after one lane after the other took its best one beside the others', and what they are worth. ``place``: what one more
+    place in attention costs in all lanes (`policy.latency.padding`)."""
+    chosen, steps, count = list(start), np.diff(levels, axis=1), len(values)  # steps [lanes + 1, levels]: cost of a level
+
+    def unfilled(more: np.ndarray, widest: np.ndarray) -> np.ndarray:
+        return np.asarray(place * np.maximum(0, widest - -(-(count + more) // count)))
+
     for _ in range(_SWEEPS):
         before = list(chosen)
         for lane, value in enumerate(values):
@@ -80,14 +92,18 @@ def _improved(
             added = steps[growing + 1, np.arange(steps.shape[1])] - steps[growing, np.arange(steps.shape[1])]
             drafting = np.concatenate([[0.0], np.cumsum(added)])[: len(value)]
             taken = sum(nodes - 1 for _, nodes in others)
-            net = value - drafting[:, None] - (rows[taken : taken + value.shape[1]] - rows[taken])
+            own = np.arange(value.shape[1])
+            padded = unfilled(taken + own, np.maximum(own + 1, max((nodes for _, nodes in others), default=1)))
+            net = value - drafting[:, None] - (rows[taken : taken + value.shape[1]] - rows[taken]) - padded
             depth, nodes = np.unravel_index(int(np.argmax(net)), net.shape)
             chosen[lane] = int(depth), int(nodes) + 1
         if chosen == before:
             break
     growing = np.array([sum(depth > at for depth, _ in chosen) for at in range(steps.shape[1])], int)
     worth = sum(float(value[tree[0], tree[1] - 1]) for value, tree in zip(values, chosen, strict=True))
-    return worth - float(steps[growing, np.arange(steps.shape[1])].sum() + rows[sum(nodes - 1 for _, nodes in chosen)]), chosen
+    more, widest = sum(nodes - 1 for _, nodes in chosen), max(nodes for _, nodes in chosen)
+    spent = steps[growing, np.arange(steps.shape[1])].sum() + rows[more] + unfilled(np.array(more), np.array(widest))
+    return worth - float(spent), chosen
 
 
 def clairvoyant(width: int) -> Values:

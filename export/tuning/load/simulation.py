@@ -209,7 +209,8 @@ class Prompts:
         width = max((plan.width for plan in planned if plan.depth), default=0)
         draft = sum(latency.draft(many, width, at + 1) - latency.draft(many, width, at) for at, many in enumerate(growing))
         length, rows = sum(lane.length for lane in lanes) / count, sum(plan.nodes for plan in planned)
-        ms = RoundMs(draft, latency.verify_beside(rows, count, length, beside), latency.host(count), beside)
+        widest = max(plan.nodes for plan in planned)
+        ms = RoundMs(draft, latency.verify_beside(rows, count, length, beside, widest), latency.host(count), beside)
         if reading:
             reading.unread -= beside
             self.chunks.observe(rows + beside, ms.verify / 1000)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from time import perf_counter
 
 import numpy as np
 
 from policy import PLAIN, FixedPolicy, LanesLatency
+from policy.latency import interpolate, padding
 from runtime import Decoder, SamplingParams
 from runtime.start.benches import ROWS_OF_A_LANE, SeveralLanes, several_lanes
 
@@ -33,6 +35,7 @@ def measure_lanes(
     depth = max(depths)
     bench = several_lanes(forest, decoder.lanes)
     verify: dict[tuple[int, int, int], list[float]] = {}
+    uneven: dict[int, list[float]] = {}
     draft: dict[tuple[int, int], list[list[float]]] = {}
     chunks = tuple(count for count in CHUNKS if count <= limits.prefill_rows) or (limits.prefill_rows,)
     reads: dict[tuple[int, int], list[float]] = {}
@@ -44,19 +47,23 @@ def measure_lanes(
             for repeat in range(1 + MOST_REPEATS):
                 if repeat > LEAST_REPEATS and perf_counter() > end:
                     break
-                _repeat(bench, span, points, counts, widths if number == 0 else (), depth, verify, draft, warm=repeat > 0)
+                warm = repeat > 0
+                _repeat(bench, span, points, counts, widths if number == 0 else (), depth, verify, draft, warm)
+                _repeat_uneven(bench, counts[-1], uneven.setdefault(span, []), warm)
                 if number == 0:
-                    _repeat_chunks(bench, chunks, reads, warm=repeat > 0)
+                    _repeat_chunks(bench, chunks, reads, warm)
                 progress((number + repeat / (1 + MOST_REPEATS)) / len(spans))
     finally:
         bench.free()
     table = {key: 1000 * statistics.median(values) for key, values in verify.items()}
     alone, beside = ([1000 * statistics.median(reads[others, count]) for count in chunks] for others in (0, 1))
+    even = tuple(tuple(_whole(table, span, count, rows) for count in counts) for span in spans)
+    columns = [_column(uneven[span], rows, costs[-1], counts[-1]) for span, costs in zip(spans, even, strict=True)]
     return LanesLatency(
         lanes=counts,
         rows=rows,
         spans=spans,
-        verify_ms=tuple(tuple(_whole(table, span, count, rows) for count in counts) for span in spans),
+        verify_ms=even,
         widths=tuple(widths),
         depths=tuple(range(1, depth + 1)),
         draft_ms=tuple(
@@ -67,6 +74,7 @@ def measure_lanes(
         chunks=chunks,
         chunk_ms=tuple(alone),
         beside_ms=tuple(max(0.0, ms - table[spans[0], 1, 1]) for ms in beside),
+        column_ms=tuple(accumulate(columns, max)),  # in a longer context it takes no less
     )
 
 
@@ -94,6 +102,21 @@ def _repeat(
                 draft.setdefault((count, width), []).append(marks)
 
 
+def _repeat_uneven(bench: SeveralLanes, lanes: int, seconds: list[float], warm: bool) -> None:
+    started = perf_counter()
+    bench.verify_uneven(lanes, ROWS_OF_A_LANE)
+    if warm:
+        seconds.append(perf_counter() - started)
+
+
+def _column(uneven: Sequence[float], rows: Sequence[int], even: Sequence[float], lanes: int) -> float:
+    """What a place takes that no row fills, in milliseconds. ``uneven``: seconds of passes with one large tree; ``even``: milliseconds of
+    passes with as many rows a lane, for each of ``rows``."""
+    count = lanes + ROWS_OF_A_LANE - 1
+    more = 1000 * statistics.median(uneven) - interpolate(rows, even, count)
+    return max(0.0, more) / max(1, padding(count, lanes, ROWS_OF_A_LANE))
+
+
 def _repeat_chunks(bench: SeveralLanes, chunks: Sequence[int], reads: dict[tuple[int, int], list[float]], warm: bool) -> None:
     """The same for chunks of a prompt: alone, and beside another lane if the graph takes them."""
     for count in chunks:
@@ -118,7 +141,7 @@ def _host_ms(decoder: Decoder, lanes: int) -> float:
     """Milliseconds of a round of plain decoding outside the pass."""
     random = np.random.default_rng(0)
     prompts = random.integers(0, decoder.manifest.shape.vocab, (lanes, 16)).tolist()
-    params = SamplingParams(max_new_tokens=24)
+    params = SamplingParams(max_new_tokens=24, ignore_eos=True)
     streams = [decoder.stream(prompt, params, policy=FixedPolicy(PLAIN)) for prompt in prompts]
     stats = [stream.result().stats for stream in streams]
     decoder.forget()

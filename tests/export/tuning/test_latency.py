@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
-from export.tuning.replay.latency import ROUND_TOKENS, as_in_rounds
-from policy import PLAIN, LatencyModel, TreeSpec
+from export.tuning.replay.latency import ROUND_TOKENS, _round_ms, as_in_rounds
+from policy import PLAIN, FixedPolicy, LatencyModel, TreeSpec
+from runtime import Decoder, SamplingParams
 
 ROWS = (1, 2, 4, 8)
 PARTS = LatencyModel(ROWS, (128, 512), ((10.0, 11.0, 12.0, 14.0), (20.0, 21.0, 22.0, 24.0)), (1, 2), (1, 3), ((1.0, 2.0), (2.0, 3.0)), 0.5)
@@ -20,3 +25,22 @@ def test_rounds_take_what_they_took(plain: float, tree: float) -> None:
     assert found.round_with(TREE, ROUND_TOKENS) == pytest.approx(tree)
     assert found.verify(1, 512) - found.verify(1, 128) == pytest.approx(10)  # what a longer context adds stays
     assert found.verify(8, 128) - found.verify(4, 128) == pytest.approx(2)
+
+
+class Streaming:
+    """A Decoder whose rounds take the seconds of ``rounds``, with what proposed their trees."""
+
+    manifest = SimpleNamespace(shape=SimpleNamespace(vocab=50))
+
+    def __init__(self, *rounds: tuple[float, str]) -> None:
+        self.rounds = [None, *(SimpleNamespace(seconds=seconds, tree=SimpleNamespace(source=source)) for seconds, source in rounds)]
+
+    def stream(self, prompt: list[int], params: SamplingParams, policy: FixedPolicy) -> AbstractContextManager[Any]:
+        assert params.ignore_eos
+        return nullcontext(SimpleNamespace(round=each) for each in self.rounds)
+
+
+def test_the_rounds_of_lookups_do_not_count_as_rounds_of_the_tree() -> None:
+    drafted, copied = (0.020, "draft"), (0.090, "lookup")
+    assert _round_ms(cast(Decoder, Streaming(drafted, copied, (0.030, "draft"))), TREE, 8) == pytest.approx(25)
+    assert _round_ms(cast(Decoder, Streaming(copied)), TREE, 8) == pytest.approx(90)

@@ -247,6 +247,18 @@ def test_trees_that_the_row_budget_did_not_size_do_not_teach_it() -> None:
     assert forest.budget.pool == first_record()
 
 
+def test_the_row_budget_hears_the_rows_of_the_largest_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    forest, heard = toy_forest(), list[tuple[int, int]]()
+    monkeypatch.setattr(forest.budget, "observe_round", lambda tokens, rows, milliseconds, widest: heard.append((rows, widest)))
+    params = SamplingParams(max_new_tokens=12)
+    for tree in (PLAIN, TreeSpec(6, 5, 1)):
+        prompt = [1, 2, 3]
+        forest.admit(toy_lane(forest, prompt, params, FixedPolicy(tree), PlantedDrafter(3, alone(prompt, params), VOCAB, 1)))
+    run_all(forest)
+    assert all(1 <= widest <= 6 and rows in (widest, widest + 1) for rows, widest in heard)
+    assert max(widest for _, widest in heard) > 1
+
+
 class Watching(AnyPolicy):
     """Notes the load that it is told."""
 
