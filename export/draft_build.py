@@ -100,7 +100,7 @@ def write_draft(
         hidden=layer.hidden,
         vocab=len(draft.tokens),
         tokens_sha256=hashlib.sha256(draft.tokens.tobytes()).hexdigest(),
-        trained_length=layer.max_position,
+        trained_length=layer.longest_context,
         capacity=writer.capacity,
         max_depth=max_depth(draft.arch),
         max_width=max_width(draft.arch),

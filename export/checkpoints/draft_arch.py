@@ -13,7 +13,7 @@ from runtime.manifest.schema import DFLASH, OnePass
 
 from ..errors import UnsupportedModel
 from .arch import Arch, arch_from_config
-from .one_pass.config import Block, dflash, dflash_captured, is_dflash, is_p_eagle, p_eagle
+from .one_pass.config import SCALES, Block, dflash, dflash_captured, expect_switches, is_dflash, is_p_eagle, p_eagle
 
 # ModelOpt's switches (in eagle_config) and the one value of each that our EAGLE-3 graph can express.
 _REQUIRED_OPTIONS = {
@@ -89,6 +89,9 @@ def _draft_arch(config: Mapping[str, Any], target: Arch) -> DraftArch:
     if not nested and not any("eagle" in name.lower() for name in config.get("architectures") or ()):
         flat["num_hidden_layers"] = 1  # EAGLE's own code always builds one layer; Vicuna-13B's config repeats the target's 40
     layer, target_hidden = _layer(config, flat, target)
+    expect_switches({**flat, **config}, SCALES, "EAGLE-3")
+    if "sliding_attention" in (flat.get("layer_types") or ()):
+        raise UnsupportedModel("the draft's layers have a sliding window — only EAGLE-3's form (attention to all positions) is supported")
 
     def switch(name: str) -> bool | None:
         value = config.get(name, options.get(name))
@@ -101,7 +104,7 @@ def _draft_arch(config: Mapping[str, Any], target: Arch) -> DraftArch:
         target_hidden=target_hidden,
         vocab=int(config.get("draft_vocab_size") or flat.get("draft_vocab_size") or layer.vocab),
         captured=_captured(config, options, target),
-        norm_before_residual=nested if residual is None else residual,  # True by default in speculators, False in the others
+        norm_before_residual=nested and kind == "eagle3" if residual is None else residual,  # True by default in speculators' EAGLE-3
         fc_norm=switch("fc_norm"),
         norm_before_fc=switch("norm_before_fc"),
         norm_output=bool(switch("norm_output")),

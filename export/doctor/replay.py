@@ -23,10 +23,10 @@ BLOCK = 8  # neighbouring positions are alike: an interval counts them as one ob
 
 
 class HeldTarget:
-    """A target whose slices stay in memory once they were read: a draft reads the same few rows of its embedding again and again."""
+    """A target whose rows stay in memory once they were read one by one: a draft reads the same few of its embedding again and again."""
 
     def __init__(self, plain: Checkpoint) -> None:
-        self._plain, self._held = plain, dict[tuple[str, int, int | None], np.ndarray]()
+        self._plain, self._held = plain, dict[tuple[str, int], np.ndarray]()
 
     @property
     def arch(self) -> Arch:
@@ -44,10 +44,11 @@ class HeldTarget:
         return self._plain.shape(name)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        key = name, start, stop
-        if key not in self._held:
-            self._held[key] = self._plain.read(name, start, stop)
-        return self._held[key]
+        if stop != start + 1:
+            return self._plain.read(name, start, stop)
+        if (name, start) not in self._held:
+            self._held[name, start] = self._plain.read(name, start, stop)
+        return self._held[name, start]
 
     def fingerprint(self) -> list[list[Any]]:
         return self._plain.fingerprint()

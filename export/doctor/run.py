@@ -85,10 +85,14 @@ def examined(given: Mapping[str, Any], files: Sequence[Path], new_tokens: int) -
 def _template_finding(decoder: Decoder, other: OtherTemplate, asked: Sequence[str], answers: Sequence[Answer], new_tokens: int) -> Finding:
     template, special = ChatTemplate(other.source), decoder.manifest.tokens.special
     texts = [template.render([{"role": "user", "content": text}], special) for text in asked]
-    again = collect(decoder, [decoder.tokenizer.encode_raw(text) for text in texts], new_tokens, progress)
-    before, after = levels(answers)[0], levels(again)[0]
+    evidence = f"guess 1 is right at {levels(answers)[0].share:.2f} with it"
+    try:
+        again = collect(decoder, [decoder.tokenizer.encode_rendered(text) for text in texts], new_tokens, progress)
+        evidence += f", at {levels(again)[0].share:.2f} with the model's"
+    except BenchError:
+        evidence += "; with the model's the answers are too short to tell"
     return Finding(
         other.why,
-        f"guess 1 is right at {before.share:.2f} with it, at {after.share:.2f} with the model's",
+        evidence,
         "export from the checkpoint with the chat template that the model was trained with",
     )

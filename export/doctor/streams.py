@@ -10,7 +10,8 @@ import numpy as np
 from ..calibration import HeldLayer
 from ..checkpoints.safetensors import Checkpoint
 from ..checkpoints.target_tensors import EMBEDDING
-from ..parity.reference import decoder_layer, linear, norm
+from ..graphs.weights import row_chunks
+from ..parity.reference import decoder_layer, norm
 from .evidence import Progress
 
 
@@ -44,7 +45,17 @@ def target_streams(checkpoint: Checkpoint, texts: Sequence[np.ndarray], wanted: 
     if arch.layers in wanted:
         found[arch.layers] = list(streams)
     lengths = np.cumsum([len(stream) for stream in streams])[:-1]
-    head = "model.embed_tokens" if arch.tied_head else "lm_head"
-    logits = linear(checkpoint, head, norm(checkpoint, arch, "model.norm", np.concatenate(streams)))
+    choices = _choices(checkpoint, norm(checkpoint, arch, "model.norm", np.concatenate(streams)))
     progress("computing the target's layers", arch.layers, arch.layers)
-    return Streams(found, np.split(logits.argmax(-1), lengths))
+    return Streams(found, np.split(choices, lengths))
+
+
+def _choices(checkpoint: Checkpoint, final: np.ndarray) -> np.ndarray:
+    """The most probable tokens [n] after the rows ``final`` [n, H]. The logits of all rows together would take gigabytes."""
+    best, choices, start = np.full(len(final), -np.inf), np.zeros(len(final), np.int64), 0
+    for part in row_chunks(checkpoint, EMBEDDING if checkpoint.arch.tied_head else "lm_head.weight", chunks=4):
+        logits = final @ part.T
+        highest = logits.max(-1)
+        choices = np.where(highest > best, start + logits.argmax(-1), choices)
+        best, start = np.maximum(best, highest), start + len(part)
+    return choices

@@ -87,8 +87,8 @@ class DraftWriter(LayerWriter):
     ) -> None:
         super().__init__(self.graph_name, draft.layer, source, precision, capacity, weights, static)
         self.draft, self.checkpoint, self.embedding = draft, source, embedding
-        if draft.layer.max_position < capacity:
-            self.window = draft.layer.max_position  # the draft has not seen larger distances in training
+        if draft.layer.longest_context < capacity:
+            self.window = draft.layer.longest_context  # the draft has not seen larger distances in training
 
     def build(self) -> None:
         """Write the whole graph."""

@@ -72,7 +72,7 @@ def check_draft_lanes(directory: Path, draft: DraftCheckpoint, precision: Precis
     """Run the same rows through both draft graphs in ``directory``, on caches of zeros. ``capacity``: positions of the graphs. ``static``:
     the form for TensorRT. Raises ParityError if the log-probabilities differ by more than rounding."""
     layer, compute = draft.arch.layer, NUMPY_TYPES[cpu_type(precision)]
-    rows = _lanes(layer.vocab, min(capacity - _ROWS, layer.max_position))
+    rows = _lanes(layer.vocab, min(capacity - _ROWS, layer.longest_context))
     hidden = np.random.default_rng(2).standard_normal((1, 2 * _ROWS, layer.hidden), np.float32).astype(compute)
 
     def run(file: str, first: int, feeds: dict[str, np.ndarray]) -> np.ndarray:

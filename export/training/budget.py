@@ -20,6 +20,7 @@ from .losses import CHUNK
 
 PROCESS_BYTES = 700 << 20  # Python, torch and its work space
 SMALL_FILES = 4 << 20  # log and report
+CONVERSATION_BYTES = 600  # of the objects that hold it, beside 5 a token
 HOLES = 1.25  # of what an update needs, beside the freed memory that rests: 1.05 was seen in 850 updates
 
 
@@ -30,6 +31,10 @@ class Need:
     memory: int
     disk: int
     rest: int = 0
+
+    def beside(self, memory: int) -> Need:
+        """The same, beside so many bytes of memory."""
+        return Need(self.memory + memory, self.disk, self.rest + memory)
 
 
 def generation_bytes(arch: Arch, batch: int, capacity: int, tokens: int, size: int) -> Need:
@@ -59,7 +64,8 @@ def training_bytes(arch: Arch, vocab: int, batch_tokens: int, longest: int, step
 
 def expect_room(out: Path, need: Need, device: torch.device) -> str:
     """The line that says what is needed. Raises TrainingError if the machine has less. ``out``: a directory that is there."""
-    free, gpu = shutil.disk_usage(out).free, device.type == "cuda"
+    gpu = device.type == "cuda"
+    free = shutil.disk_usage(out).free + sum(file.stat().st_size for file in out.glob("*.pt"))  # of a run that goes on
     memory = torch.cuda.mem_get_info(device)[0] if gpu else usable_memory()
     if free < need.disk:
         raise TrainingError(f"{out} has {free >> 20} MiB free, up to {need.disk >> 20} are needed — free some space, or use another --out")

@@ -151,10 +151,9 @@ resps-train pack --run run --out draft --form speculators --verifier HuggingFace
 @option(DATA, "--run", type=EXISTING_FOLDER, required=True, help="Directory of the run.")
 @option(OUTPUT, "--out", type=FOLDER, required=True, help="Directory for config.json and model.safetensors (bfloat16).")
 @option(OUTPUT, "--form", type=click.Choice(["specforge", "speculators"]), default="specforge", help="Checkpoint format.")
-@option(OUTPUT, "--verifier", metavar="HUB-ID", default="HuggingFaceTB/SmolLM2-135M-Instruct",
-        help="Name of the target, for --form speculators.")  # fmt: skip
+@option(OUTPUT, "--verifier", metavar="HUB-ID", help="Name of the target; --form speculators needs it.")
 @options.general
-def pack(run: Path, out: Path, form: str, verifier: str) -> None:
+def pack(run: Path, out: Path, form: str, verifier: str | None) -> None:
     """Write the best draft of a run as a checkpoint for resps-export."""
     from .pack import pack_run
 

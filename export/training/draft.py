@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,13 @@ class DraftShape:
     @classmethod
     def of_target(cls, arch: Arch, norms: bool = False) -> DraftShape:
         """A layer of the target's own size. ``norms``: EAGLE-3.1's."""
-        sizes = (arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.intermediate, arch.rms_eps, arch.rope, arch.vocab)
+        sizes = (arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.intermediate, arch.rms_eps, _draft_rope(arch), arch.vocab)
         return cls(*sizes, fc_norm=norms, norm_output=norms)
+
+
+def _draft_rope(arch: Arch) -> Rope:
+    """The target's, without a GGUF's own factors, which a draft's config.json cannot say."""
+    return replace(arch.rope, factors=None)
 
 
 class Attention(nn.Module):
@@ -207,7 +212,7 @@ def expect_trainable(given: DraftCheckpoint, arch: Arch) -> None:
     found, layer = given.arch, given.arch.layer
 
     def sizes(of: Arch) -> tuple[object, ...]:
-        return of.hidden, of.heads, of.kv_heads, of.head_dim, of.intermediate, of.rope
+        return of.hidden, of.heads, of.kv_heads, of.head_dim, of.intermediate, _draft_rope(of)
 
     other = {
         "other sizes than the target's layers": sizes(layer) != sizes(arch),

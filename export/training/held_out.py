@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,10 +39,15 @@ def agreement(
     for number, kind in enumerate(kinds):
         progress(number, len(kinds))
         groups = batches([each for each in conversations if each.text == kind], random.Random(0))
-        counts = [torch.tensor([(score.top1, score.top3, score.rows) for score in scores(group)]) for group in groups]
+        counts = [torch.tensor([(score.top1, score.top3, score.asked) for score in scores(group)]) for group in groups]
         if counts:
             found[kind] = torch.stack(counts).sum(0)
     return found
+
+
+def comparable(history: Sequence[Mapping[str, Any]], question: str | None) -> list[float]:
+    """The chains of the last reports, as far back as they asked the same ``question``, in order."""
+    return [each["chain"] for each in takewhile(lambda each: each.get("question") == question, reversed(history))][::-1]
 
 
 def rates_of(counts: Tensor | int) -> list[tuple[float, float]]:

@@ -41,12 +41,15 @@ def draft_config(shape: DraftShape) -> dict[str, Any]:
     }
 
 
-def pack_run(run: Path, out: Path, form: str, verifier: str) -> None:
+def pack_run(run: Path, out: Path, form: str, verifier: str | None) -> None:
     """Write config.json and model.safetensors in bfloat16: d2t as offsets, t2d as a mask, no embedding.
 
     ``form``: "specforge" (flat config, midlayer.*; read by SGLang, TensorRT-LLM, vLLM) or "speculators" (nested config, layers.0.*; read by
-    vLLM), which names the target, ``verifier``. Takes the draft with the best held-out chain. Raises TrainingError if ``run`` has none.
+    vLLM), which names the target, ``verifier``. Takes the draft with the best held-out chain. Raises TrainingError if ``run`` has none, or
+    if the target's name is missing.
     """
+    if form == "speculators" and not verifier:
+        raise TrainingError("the form speculators names the target — give its name with --verifier")
     try:
         state = torch.load(run / "best.pt", map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -60,15 +63,15 @@ def pack_run(run: Path, out: Path, form: str, verifier: str) -> None:
     config = {**config, "draft_vocab_size": len(tokens)}
     if form == "speculators":
         tensors = {name.replace("midlayer.", "layers.0."): value for name, value in tensors.items()}
-        config = speculators_config(config, verifier)
+        config = speculators_config(config, verifier, state.get("target", "llama"))  # runs before 30 November did not keep it
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def speculators_config(flat: dict[str, Any], verifier: str) -> dict[str, Any]:
-    """The same config as the speculators library writes it."""
+def speculators_config(flat: dict[str, Any], verifier: str | None, target: str) -> dict[str, Any]:
+    """The same config as the speculators library writes it. ``target``: its model_type."""
     layer = {key: value for key, value in flat.items() if key not in ("architectures", "draft_vocab_size", "fc_norm", "norm_output")}
     greedy = {"proposal_type": "greedy", "speculative_tokens": 5, "verifier_accept_k": 1, "accept_tolerance": 0.0}
     return {
@@ -85,7 +88,7 @@ def speculators_config(flat: dict[str, Any], verifier: str) -> dict[str, Any]:
             "algorithm": "eagle3",
             "default_proposal_method": "greedy",
             "proposal_methods": [greedy],
-            "verifier": {"name_or_path": verifier, "architectures": ["LlamaForCausalLM"]},
+            "verifier": {"name_or_path": verifier, "architectures": [f"{target.capitalize()}ForCausalLM"]},
         },
         "torch_dtype": "bfloat16",
     }

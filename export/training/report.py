@@ -10,7 +10,7 @@ from typing import Any
 
 from runtime.bench.svg import new_figure, svg_of
 
-from .held_out import chain_length
+from .held_out import chain_length, comparable
 from .words.corpus import Conversation
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -34,7 +34,7 @@ def write_report(file: Path, report: Report) -> None:
     page = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     text = page.render(
         last=last,
-        best=max(each["chain"] for each in report.history),
+        best=max(comparable(report.history, last.get("question"))),
         settings=report.settings,
         data=_data(report),
         texts=[(text, rates, chain_length(rates)) for text, rates in last["texts"].items()],

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..checkpoints.safetensors import Checkpoint
 from .budget import return_unused
 from .draft import DraftShape, TorchDraft
 from .errors import TrainingError
-from .held_out import agreement, chain_length, choose_held_out, rates_of
+from .held_out import agreement, chain_length, choose_held_out, comparable, rates_of
 from .pack import draft_config
 from .report import Report, write_report
 from .states import States
@@ -84,8 +85,7 @@ class TrainingRun:
         if not list(self._batches(self.training, random.Random(0))):
             raise TrainingError("the data has no conversation to train on that is long enough — add some: resps-train words")
         self.held_out = choose_held_out(held_out)
-        file = out / "state.pt"
-        saved: dict[str, Any] | None = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
+        self.question, saved = _question([each.cut(settings.batch_tokens) for each in self.held_out], settings.steps), saved_run(out)
         self.history: list[dict[str, Any]] = saved["history"] if saved else []
         self.elapsed: float = saved["elapsed"] if saved else 0.0
         self.updates: int = saved["updates"] if saved else 0
@@ -96,10 +96,12 @@ class TrainingRun:
         self.optimizer = torch.optim.AdamW(self.draft.parameters(), lr=settings.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         if saved:
             self.optimizer.load_state_dict(saved["optimizer"])
-        tables = self.target.embedding, self.target.head, self.target.cos, self.target.sin
-        self.unroller = Unroller(self.draft, *tables, settings.steps, settings.loss)
-        self.config = draft_config(self.draft.shape)
-        self._begins_with_draft = draft is not None and saved is None  # which then is the first candidate for the best one
+        shape, of = self.draft.shape, self.target.cos
+        cos, sin = (torch.from_numpy(each).to(of) for each in shape.rope.tables(shape.head_dim, len(of)))
+        self.unroller = Unroller(self.draft, self.target.embedding, self.target.head, cos, sin, settings.steps, settings.loss)
+        self.config = draft_config(shape)
+        # Then the draft as it is becomes the first candidate for the best one. What was asked otherwise before is no measure for it.
+        self._begins_with_report = (draft is not None and saved is None) or (bool(self.history) and not self._chains)
         self._losses: list[float] = []
 
     def _draft(
@@ -133,15 +135,20 @@ class TrainingRun:
         return max(by_time, by_tokens)
 
     @property
+    def _chains(self) -> list[float]:
+        """Of the last reports, which asked what is asked now."""
+        return comparable(self.history, self.question)
+
+    @property
     def stale(self) -> bool:
         """Whether held-out acceptance stopped rising."""
-        chains, patience = [report["chain"] for report in self.history], self.settings.patience
+        chains, patience = self._chains, self.settings.patience
         return 0 < patience < len(chains) and max(chains[-patience:]) <= max(chains[:-patience])
 
     def train(self) -> Iterator[str]:
         """Train until the run is over; yields a line for every report."""
         choice = random.Random(self.settings.seed + self.updates)
-        if self._begins_with_draft:
+        if self._begins_with_report and self.done < 1:
             self._report()
             self._save()
             yield self._line()
@@ -213,6 +220,7 @@ class TrainingRun:
         overall = rates_of(sum(counts.values())) if counts else []
         self.history.append(
             {
+                "question": self.question,
                 "minutes": round(self.elapsed / 60, 1),
                 "updates": self.updates,
                 "tokens": self.tokens_seen,
@@ -234,9 +242,14 @@ class TrainingRun:
 
     def _save(self) -> None:
         """Everything into state.pt, in one rename; what is derived from it beside it. The best draft so far goes to best.pt first."""
-        draft = {"draft": self.draft.state_dict(), "tokens": self.draft.tokens, "config": self.config}
+        draft = {
+            "draft": self.draft.state_dict(),
+            "tokens": self.draft.tokens,
+            "config": self.config,
+            "target": self.target.arch.model_type,
+        }
         measured = bool(self.history) and self.history[-1]["updates"] == self.updates
-        if measured and self.history[-1]["chain"] == max(report["chain"] for report in self.history):
+        if measured and self._chains and self._chains[-1] == max(self._chains):
             _replace(self.out / "best.pt", draft)
         state = {
             **draft,
@@ -249,7 +262,23 @@ class TrainingRun:
         _replace(self.out / "state.pt", state)
         if measured:
             (self.out / "log.jsonl").write_text("".join(json.dumps(report) + "\n" for report in self.history), encoding="utf-8")
-            write_report(self.out / "report.html", Report(self.history, asdict(self.settings), self.training, self.held_out))
+            own = {"vocab": len(self.draft.tokens), "norms": self.draft.shape.norm_output}
+            write_report(self.out / "report.html", Report(self.history, {**asdict(self.settings), **own}, self.training, self.held_out))
+
+
+def saved_run(out: Path, mapped: bool = False) -> dict[str, Any] | None:
+    """What the run in ``out`` saved last; None if there is none. ``mapped``: its tensors stay on disk until they are read."""
+    file = out / "state.pt"
+    found: dict[str, Any] | None = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped) if file.exists() else None
+    return found
+
+
+def _question(held_out: Sequence[Conversation], steps: int) -> str:
+    """Stands for what a report asks: only chains of the same conversations and steps can be compared."""
+    found = blake2b(str(steps).encode(), digest_size=8)
+    for each in held_out:
+        found.update(each.tokens.tobytes() + each.text.encode())
+    return found.hexdigest()
 
 
 def _replace(file: Path, state: dict[str, Any]) -> None:

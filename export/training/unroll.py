@@ -17,6 +17,7 @@ from .words.corpus import Conversation
 from .words.segments import ANSWER
 
 DECAY = 0.8  # weight of step i is DECAY**i (EAGLE-3's code)
+_NO_ANSWER, _UNKNOWN = -1, -2  # in place of a label's row: no answer's token follows, or one that the draft does not know
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,12 @@ def collate(conversations: Sequence[Conversation], states: StatesOf, device: tor
 
 @dataclass(frozen=True)
 class StepScore:
-    """Of one unrolled step: the summed loss, and of ``rows`` predictions, how often the target's most probable token was the draft's first
-    (``top1``) or among its first three (``top3``)."""
+    """Of one unrolled step: the summed loss over ``rows`` predictions; and of ``asked`` predictions, those whose right token the draft does
+    not know included, how often the target's most probable token was the draft's first (``top1``) or among its first three (``top3``)."""
 
     loss: Tensor
     rows: int
+    asked: int
     top1: int
     top3: int
 
@@ -87,20 +89,20 @@ class Unroller:
         )
         feature = base.gather(1, rows[..., None].expand(-1, -1, base.shape[-1]))
         label_rows, distributions, best = self._labels(batch)
-        label_rows = torch.nn.functional.pad(label_rows, (0, steps + 2), value=-1)
+        label_rows = torch.nn.functional.pad(label_rows, (0, steps + 2), value=_NO_ANSWER)
         reached = torch.ones(rows.shape, device=base.device)  # how probably a chain gets as far as this step
         scores = []
         for step in range(steps):
             feature = layer(self.embedding[tokens.gather(1, rows + step + 1)], feature, cache, self._angles(rows + step))
             label = label_rows.gather(1, rows + step + 1)
-            counts = (label >= 0) & real
+            counts, asked = (label >= 0) & real, (label != _NO_ANSWER) & real
             label = label[counts]
             normed = draft.norm(feature)
             weight = reached[counts] if self.loss == ACCEPTANCE else None
             loss, ranks, accepted = CrossEntropy.apply(normed[counts], draft.lm_head.weight, distributions, label, best, weight)
             if weight is not None:
                 reached[counts] = weight * accepted
-            scores.append(StepScore(loss, len(label), int((ranks < 1).sum()), int((ranks < 3).sum())))
+            scores.append(StepScore(loss, len(label), int(asked.sum()), int((ranks < 1).sum()), int((ranks < 3).sum())))
             feature = normed if draft.shape.norm_output else feature
         return scores
 
@@ -115,15 +117,15 @@ class Unroller:
 
     @torch.no_grad()
     def _labels(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Of L positions before answer tokens: (their label's row [B, S], or -1; the distributions over the draft's vocabulary that
-        are wanted [L, Vd]; the target's most probable tokens [L], as ids of the draft)."""
+        """Of L positions before answer tokens: (their label's row [B, S], _UNKNOWN or _NO_ANSWER; the distributions over the draft's
+        vocabulary that are wanted [L, Vd]; the target's most probable tokens [L], as ids of the draft)."""
         wanted = batch.answer.roll(-1, 1)
         wanted[:, -1] = False
         final = batch.final[wanted]
         best = torch.cat([self.draft_id[(part @ self.head.T).argmax(-1)] for part in final.split(CHUNK)])
         kept = best >= 0
-        rows = torch.full(batch.tokens.shape, -1, dtype=torch.long, device=final.device)
-        rows[wanted] = torch.where(kept, kept.cumsum(0) - 1, -1)
+        rows = torch.full(batch.tokens.shape, _NO_ANSWER, dtype=torch.long, device=final.device)
+        rows[wanted] = torch.where(kept, kept.cumsum(0) - 1, _UNKNOWN)
         chosen = zip(final[kept].split(CHUNK), best[kept].split(CHUNK), strict=True)
         parts = [wanted_distributions(self.loss, (part @ self.draft_head.T).float(), first).to(final.dtype) for part, first in chosen]
         return rows, torch.cat(parts) if parts else final.new_zeros(0, len(self.draft_head)), best[kept]

@@ -95,9 +95,9 @@ class OnePass:
 @dataclass(frozen=True)
 class Draft:
     """The draft model. ``weights_sha256``: hash of its checkpoint's weight files, by which a tuning knows its draft. ``vocab``: size of
-    its own vocabulary. ``tokens_sha256``: hash of the target ids of that vocabulary. ``trained_length``: positions it was trained for.
-    ``capacity``: cache slots, the target's context plus the largest tree. ``check``: its parity with the reference. ``one_pass``: None for
-    EAGLE-3, which has a pass for each level."""
+    its own vocabulary. ``tokens_sha256``: hash of the target ids of that vocabulary. ``trained_length``: how far back it was trained to
+    see. ``capacity``: cache slots, the target's context plus the largest tree. ``check``: its parity with the reference. ``one_pass``: None
+    for EAGLE-3, which has a pass for each level."""
 
     name: str
     weights_sha256: str

@@ -57,7 +57,10 @@ class Tokenizer:
         if isinstance(prompt, str):
             return self._ids(prompt, special=True)
         chat = prompt if isinstance(prompt, Chat) else Chat(prompt)
-        text = self.render(chat.messages, chat.tools, values=chat.values, null_content=chat.null_content)
+        return self.encode_rendered(self.render(chat.messages, chat.tools, values=chat.values, null_content=chat.null_content))
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Token ids of ``text``, which a chat template rendered, or of its beginning. Raises PromptError."""
         ids, bos = self._ids(text, special=False), self._tokens.bos
         return [bos, *ids] if self._tokens.chat_bos and bos is not None and ids[:1] != [bos] else ids
 

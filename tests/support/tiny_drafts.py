@@ -160,13 +160,13 @@ def write_draft(
     }
     written = _config(family, hidden, layers, vocab, head_dim, bias, qk_norm, {k: v for k, v in switches.items() if v is not None})
     if ids is not None:
-        at_top = speculators if ids_at_top is None else ids_at_top
-        (written if at_top else written.setdefault("eagle_config", {}))["eagle_aux_hidden_state_layer_ids"] = list(ids)
+        of_ids = written if (speculators if ids_at_top is None else ids_at_top) else written.setdefault("eagle_config", {})
+        of_ids["eagle_aux_hidden_state_layer_ids"] = list(ids)
     (directory / "config.json").write_text(json.dumps(_changed(written, config)))
-
     rounded = {name: tensor.to(kind).float() for name, tensor in tensors.items()}
-    before_residual = speculators if norm_before_residual is None else norm_before_residual
-    return _reference(family, target, rounded, tokens, embedding == "own", layers, head_dim, before_residual, bool(norm_output))
+    usual = speculators and (config or {}).get("speculators_model_type") != "peagle"
+    residual = usual if norm_before_residual is None else norm_before_residual
+    return _reference(family, target, rounded, tokens, embedding == "own", layers, head_dim, residual, bool(norm_output))
 
 
 def _optional_tensors(

@@ -22,12 +22,10 @@ MAX_BLOCK = 64
 _DEPTHS = ("num_depths", "para_depths", "para_num", "num_speculative_tokens")
 _P_EAGLE_KEYS = ("ptd_token_id", "pard_token", "parallel_drafting")
 _DFLASH_NAMES = ("DFlashDraftModel", "DFlashSpeculator")
-# Switches of DFlash and its relatives, and the one value of each that our graph can express.
+# Switches of drafts, of DFlash and its relatives, and the one value of each that our graph can express.
+SCALES: Mapping[str, Any] = {"final_logit_softcapping": 0, "output_multiplier": 1, "input_embedding_scale": 1, "logit_scale": 1}
 _NEUTRAL: Mapping[str, Any] = {
-    "final_logit_softcapping": 0,
-    "output_multiplier": 1,
-    "input_embedding_scale": 1,
-    "logit_scale": 1,
+    **SCALES,
     "use_aux_hidden_state": True,
     "fc_layernorm": False,
     "projector_type": "dflash",
@@ -80,9 +78,7 @@ def dflash(config: Mapping[str, Any], flat: Mapping[str, Any], layers: int, voca
             f"the draft's dflash_config has {unknown[0]} = {options[unknown[0]]!r}, which is not known here — not supported"
         )
     given = {**config, **options}
-    for name, expected in _NEUTRAL.items():
-        if given.get(name) not in (None, expected):
-            raise UnsupportedModel(f"the draft's config has {name} = {given[name]!r} — only DFlash's form ({expected}) is supported")
+    expect_switches(given, _NEUTRAL, "DFlash")
     rows = whole(given, "block_size", 8 if flat is not config else 16, least=2, most=MAX_BLOCK)
     kinds = flat.get("layer_types") or ["full_attention"] * layers
     if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
@@ -92,6 +88,13 @@ def dflash(config: Mapping[str, Any], flat: Mapping[str, Any], layers: int, voca
     causal = False if config.get("sliding_window_non_causal") else flat.get("is_causal")
     block = Block(tuple(window if each else None for each in sliding), tuple(each if causal is None else bool(causal) for each in sliding))
     return OnePass(DFLASH, rows, _mask_token(given.get("mask_token_id"), vocab)), rows - (not given.get("sample_from_anchor")), block
+
+
+def expect_switches(given: Mapping[str, Any], wanted: Mapping[str, Any], family: str) -> None:
+    """Raises UnsupportedModel if a switch has another value than the ``wanted`` one."""
+    for name, expected in wanted.items():
+        if given.get(name) not in (None, expected):
+            raise UnsupportedModel(f"the draft's config has {name} = {given[name]!r} — only {family}'s form ({expected}) is supported")
 
 
 def dflash_captured(config: Mapping[str, Any], target: Arch) -> tuple[int, ...]:

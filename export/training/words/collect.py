@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.errors import PromptError
 from runtime.text.tokenizer import Tokenizer
 
 from ...checkpoints.fetch import locate, open_checkpoint
@@ -35,13 +36,19 @@ class TrainingTarget:
 
 
 def open_target(model: str, weights: str | None) -> TrainingTarget:
-    """Find the target as resps-export does. Raises UnknownModel, CheckpointError and UnsupportedModel."""
+    """Find the target as resps-export does. Raises UnknownModel, CheckpointError, UnsupportedModel, and TrainingError if it has no chat
+    template."""
     entry = model_entry(model)
     checkpoint = open_checkpoint(locate(entry, weights))
     side = text_of(checkpoint, entry.chat_template)
     with tempfile.TemporaryDirectory() as scratch:
         text = Tokenizer(Path(scratch), side.write(Path(scratch)))
-    return TrainingTarget(checkpoint, text, template_tokens(text, tuple(side.stop)))
+    try:
+        template = template_tokens(text, tuple(side.stop))
+    except PromptError as error:
+        reason, _, _ = str(error).partition(" — ")
+        raise TrainingError(f"a draft is trained on chats, but {reason} — give weights with a usable chat template") from None
+    return TrainingTarget(checkpoint, text, template)
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ HELD_OUT = 50  # one of so many conversations is held out
 class Conversation:
     """A conversation of n tokens.
 
-    tokens: int32 [n]. kinds: uint8 [n], TEMPLATE, PROMPT or ANSWER. text: what kind of text it is. writer: of the files it was read from,
-    without their number.
+    tokens: int32 [n]. kinds: uint8 [n], TEMPLATE, PROMPT or ANSWER. text: what kind of text it is. writer: path of the files it was
+    read from, without their number.
     """
 
     tokens: np.ndarray
@@ -111,7 +111,7 @@ def read_shard(file: Path) -> list[Conversation]:
             raise ValueError("its arrays do not fit together")
     except (EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise TrainingError(f"{file} holds no conversations ({error}) — give a file or directory of resps-train words") from None
-    ends, writer = np.concatenate([[0], np.cumsum(lengths)]).tolist(), re.sub(r"-\d+$", "", file.stem)
+    ends, writer = np.concatenate([[0], np.cumsum(lengths)]).tolist(), re.sub(r"-\d+$", "", str(file.resolve().with_suffix("")))
     return [
         Conversation(tokens[start:stop], kinds[start:stop], text, writer) for (start, stop), text in zip(pairwise(ends), texts, strict=True)
     ]
@@ -135,7 +135,7 @@ def read_lines(file: Path, encode: Callable[[str], list[int]], template: Templat
         parts = ((TEMPLATE, template.before_user), (PROMPT, prompt), (TEMPLATE, template.after_user), (ANSWER, answer + end))
         tokens = np.concatenate([np.array(part, np.int32) for _, part in parts])
         kinds = np.repeat(np.array([kind for kind, _ in parts], np.uint8), [len(part) for _, part in parts])
-        found.append(Conversation(tokens, kinds, file.stem, file.stem))
+        found.append(Conversation(tokens, kinds, file.stem, str(file.resolve())))
     return found
 
 

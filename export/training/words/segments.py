@@ -34,13 +34,11 @@ class TemplateTokens:
 def template_tokens(text: Tokenizer, stop: Sequence[int]) -> TemplateTokens:
     """Render the chat template with placeholders for the texts, and encode what is between them."""
 
-    def encode(part: str) -> list[int]:
-        return list(text.encode_raw(part))
-
     turns = [{"role": role, "content": PLACEHOLDER} for role in ("user", "assistant", "user")]
     before_user, after_user = text.render(turns[:1]).split(PLACEHOLDER)
     _, _, after_answer, _ = text.render(turns).split(PLACEHOLDER)
-    return TemplateTokens(encode(before_user), encode(after_user), encode(after_answer), frozenset(stop))
+    before, after = text.encode_rendered(before_user), text.encode_raw(after_user)
+    return TemplateTokens(before, after, text.encode_raw(after_answer), frozenset(stop))
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,16 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
+from export.doctor.evidence import collect
 from runtime.bench.cli import SICK, command
 from runtime.console import run_command
+from runtime.errors import BenchError
 from runtime.manifest.load import load_manifest
 from tests.support.doctor_faults import changed
 from tests.support.doctor_pairs import LLAMA_2
@@ -61,12 +64,26 @@ def test_a_template_of_another_family_is_found(tmp_path: Path, capfd: pytest.Cap
     assert re.fullmatch(TOLD % r"never writes <\|im_start\|>, with which this model's turns begin", first_finding(capfd))
 
 
-def test_a_template_that_is_not_the_checkpoints_is_found(echo_engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_template_that_is_not_the_checkpoints_is_found(
+    echo_engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the answers under the right one are too short to compare."""
     words = shlex.split(load_manifest(echo_engine).rebuild)
     target = Path(shutil.copytree(words[words.index("--weights") + 1], tmp_path / "target"))
     changed(target / "tokenizer_config.json", chat_template=LLAMA_2)
     assert doctor(echo_engine, "--weights", str(target)) == SICK
     assert re.fullmatch(TOLD % "is not the checkpoint's own", first_finding(capfd))
+
+    def too_short(*given: Any) -> Any:
+        monkeypatch.setattr("export.doctor.run.collect", fails)
+        return collect(*given)
+
+    def fails(*_: Any) -> None:
+        raise BenchError("too short")
+
+    monkeypatch.setattr("export.doctor.run.collect", too_short)
+    assert doctor(echo_engine, "--weights", str(target)) == SICK
+    assert "with it; with the model's the answers are too short to tell — export from" in first_finding(capfd)
 
 
 def first_finding(capfd: pytest.CaptureFixture[str]) -> str:

@@ -66,6 +66,11 @@ def test_the_replay_guesses_what_the_engine_guessed(healthy: Examined) -> None:
     assert (replayed.guesses == guesses).mean() > 0.9
 
 
+def test_the_target_computed_again_prefers_what_the_engine_wrote(healthy: Examined) -> None:
+    for answer, choices in zip(healthy.answers, healthy.streams.choices, strict=True):
+        assert (choices[answer.first : -1] == answer.choices[answer.first : -1]).mean() > 0.95
+
+
 def test_nothing_is_found_in_a_healthy_pair(healthy: Examined) -> None:
     assert healthy.says() == []
 

@@ -244,8 +244,12 @@ def test_shared_head_of_an_untied_target(tmp_path: Path, target: TargetOnDisk) -
 
 
 @pytest.mark.parametrize("norm_output", [False, True])
-def test_draft_sees_no_further_back_than_it_was_trained_for(tmp_path: Path, target: TargetOnDisk, norm_output: bool) -> None:
-    short = {"max_position_embeddings": 6}
+@pytest.mark.parametrize(
+    "short", [{"max_position_embeddings": 6}, {"use_sliding_window": True, "sliding_window": 6}], ids=["end", "window"]
+)
+def test_draft_sees_no_further_back_than_it_was_trained_for(
+    tmp_path: Path, target: TargetOnDisk, norm_output: bool, short: dict[str, int]
+) -> None:
     draft = write_draft(tmp_path / "draft", "eagle", target.model, norm_output=norm_output, config=short)
     directory = exported(tmp_path, target, tmp_path / "draft")
     assert compared(draft, directory, window=6).difference < 1e-4

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from export.checkpoints.hugging_face import HuggingFaceCheckpoint
+from export.checkpoints.rope import Rope
 from export.training.draft import DraftShape, TorchDraft
+from export.training.pack import draft_config
 
 
 def test_draft_begins_as_the_last_layer_of_the_target(target: HuggingFaceCheckpoint) -> None:
@@ -29,3 +33,10 @@ def test_draft_begins_as_the_last_layer_of_the_target(target: HuggingFaceCheckpo
         assert np.array_equal(state[f"midlayer.{name}.weight"], read_from(f"{stem}{source}.weight"))
     assert np.array_equal(state["norm.weight"], read_from("model.norm.weight"))
     assert np.array_equal(state["lm_head.weight"], read_from("lm_head.weight")[[3, 50, 91]])
+
+
+def test_a_draft_has_no_factors_of_a_gguf_because_its_config_cannot_say_them(target: HuggingFaceCheckpoint) -> None:
+    arch = replace(target.arch, rope=replace(target.arch.rope, factors=(2.0,) * (target.arch.head_dim // 2)))
+    draft = TorchDraft(DraftShape.of_target(arch), torch.arange(50))
+    assert draft.shape.rope == replace(arch.rope, factors=None)
+    assert Rope(*(draft_config(draft.shape)[name] for name in ("rope_theta", "rope_scaling"))) == draft.shape.rope

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -33,3 +34,15 @@ def test_directory_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"best\.pt is missing — give"):
         pack_run(tmp_path, tmp_path / "out", "specforge", "tiny/target")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_form_speculators_names_the_target_and_its_kind(tmp_path: Path, target: HuggingFaceCheckpoint) -> None:
+    packed(random_draft(target.arch), tmp_path)
+    run = tmp_path / "run"
+    state = torch.load(run / "best.pt", weights_only=True)
+    torch.save({**state, "target": "qwen3"}, run / "best.pt")
+    with pytest.raises(TrainingError, match="give its name with --verifier"):
+        pack_run(run, tmp_path / "out", "speculators", None)
+    pack_run(run, tmp_path / "out", "speculators", "some/target")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["speculators_config"]["verifier"] == {"name_or_path": "some/target", "architectures": ["Qwen3ForCausalLM"]}

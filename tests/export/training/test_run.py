@@ -163,3 +163,26 @@ def test_run_without_a_conversation_to_train_on_is_refused(
         TrainingRun(target, corpus, tmp_path, settings(steps=30), CPU)
     with pytest.raises(TrainingError, match="no conversation to train on"):
         TrainingRun(target, corpus, tmp_path, settings(weights={"even": 0, "odd": 0}), CPU)
+
+
+def test_reports_that_asked_something_else_are_no_measure_for_the_best_draft(
+    tmp_path: Path, target: HuggingFaceCheckpoint, corpus: list[Conversation], seconds: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes on with fewer steps, whose chains are shorter."""
+    monkeypatch.setattr("export.training.run.REPORT_SECONDS", 10)
+    chains = iter([3.0, 3.0, 3.0, 1.5, 1.6, 1.4, 1.5, 1.5])
+    monkeypatch.setattr("export.training.run.chain_length", lambda rates: next(chains))
+    first = TrainingRun(target, corpus, tmp_path, settings(patience=2), CPU)
+    assert list(first.train())[-1].endswith("the run ends")
+    again = TrainingRun(target, corpus, tmp_path, settings(patience=2, steps=1, minutes=1.5), CPU)
+    assert not again.stale
+    lines = list(again.train())
+    assert len(lines) == 5
+    assert "chain 1.500" in lines[0]  # of the draft as it was
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    saved = [report["chain"] for report in again.history]
+    assert saved == [3.0, 3.0, 3.0, 1.5, 1.6, 1.4, 1.5]
+    assert not same(best["draft"], again.draft.state_dict())
+    page = (tmp_path / "report.html").read_text()
+    assert "the best so far 1.600" in page
+    assert "<td>vocab</td><td>64</td>" in page

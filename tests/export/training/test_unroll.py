@@ -119,24 +119,24 @@ def test_training_graph_is_the_inference_graph(tmp_path: Path, target: HuggingFa
             hidden = np.concatenate([hidden, following[-1:]])
 
 
-def expected_scores(unroller: Unroller, each: Computed, logits: list[Tensor]) -> list[tuple[float, int, int, int]]:
-    """Loss, rows, top1 and top3 of every step, from the definition; ``logits`` [R, Vd] of each step."""
+def expected_scores(unroller: Unroller, each: Computed, logits: list[Tensor]) -> list[tuple[float, int, int, int, int]]:
+    """Loss, rows, asked, top1 and top3 of every step, from the definition; ``logits`` [R, Vd] of each step."""
     tokens, head, scores = unroller.draft.tokens.tolist(), unroller.head, []
     for step, guesses in enumerate(logits):
-        loss, rows, first, third = 0.0, 0, 0, 0
+        loss, rows, asked, first, third = 0.0, 0, 0, 0, 0
         for place, row in enumerate(rows_of(each)):
             guessed = row + 2 + step
             if guessed >= len(each) or each.kinds[guessed] != ANSWER:
                 continue
             truth = head @ each.final[guessed - 1]
-            preferred = int(truth.argmax())
+            preferred, asked = int(truth.argmax()), asked + 1
             if preferred not in tokens:
                 continue
             loss -= float(truth[tokens].softmax(-1) @ guesses[place].log_softmax(-1))
             best = guesses[place].topk(3).indices.tolist()
             index = tokens.index(preferred)
             rows, first, third = rows + 1, first + (index == best[0]), third + (index in best)
-        scores.append((loss, rows, first, third))
+        scores.append((loss, rows, asked, first, third))
     return scores
 
 
@@ -152,7 +152,7 @@ def test_padding_and_other_conversations_change_nothing(target: HuggingFaceCheck
         random_conversation(9, 6, [], target),
     ]
     together, logits = unrolled(unroller, batch_of(every))
-    sums = np.zeros((STEPS, 4))
+    sums = np.zeros((STEPS, 5))
     for index, each in enumerate(every):
         alone, its_logits = unrolled(unroller, batch_of([each]))
         rows = len(rows_of(each))
@@ -161,13 +161,14 @@ def test_padding_and_other_conversations_change_nothing(target: HuggingFaceCheck
             torch.testing.assert_close(logits[step][index, real], its_logits[step][0, real], rtol=0, atol=1e-4)
         expected = expected_scores(unroller, each, [step[0, :rows] for step in its_logits])
         for score, (loss, *counts) in zip(alone, expected, strict=True):
-            assert [score.rows, score.top1, score.top3] == counts
+            assert [score.rows, score.asked, score.top1, score.top3] == counts
             assert float(score.loss.detach()) == pytest.approx(loss, rel=1e-4, abs=1e-4)
         sums += expected
     assert sums[:, 1].min() > 10
-    assert sums[:, 3].sum() > sums[:, 2].sum() > 0
+    assert (sums[:, 2] > sums[:, 1]).all()  # some of the target's tokens are not in the draft's vocabulary
+    assert sums[:, 4].sum() > sums[:, 3].sum() > 0
     for score, (loss, *counts) in zip(together, sums, strict=True):
-        assert [score.rows, score.top1, score.top3] == counts
+        assert [score.rows, score.asked, score.top1, score.top3] == counts
         assert float(score.loss.detach()) == pytest.approx(loss, rel=1e-4)
     losses = [loss / rows * DECAY**step for step, (loss, rows, *_) in enumerate(sums)]
     assert float(weighted_loss(together).detach()) == pytest.approx(sum(losses), rel=1e-4)

@@ -56,7 +56,7 @@ def test_what_was_added_is_what_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(files) > 2
     found = read_corpus([tmp_path / "data"], VOCAB, no_lines)
     assert contents(found) == contents(added)
-    assert {each.writer for each in found} == {"words-001"}
+    assert {each.writer for each in found} == {str((tmp_path / "data").resolve() / "words-001")}
     assert writer.written == sum(map(len, added))
     assert contents(read_corpus(files[:2], VOCAB, no_lines)) == contents(added)[: len(read_corpus(files[:2], VOCAB, no_lines))]
     with pytest.raises(TrainingError, match=r"has shards words-001-\* already"):
@@ -169,3 +169,16 @@ def test_draft_tokens_are_the_most_frequent_of_the_answers() -> None:
     kept = frequent_tokens(every, 50, VOCAB).tolist()
     assert kept == sorted(set(kept))
     assert min(answers[token] for token in kept) >= max(answers[token] for token in range(VOCAB) if token not in kept)
+
+
+def test_directories_whose_shards_have_the_same_names_are_held_out_apart(tmp_path: Path) -> None:
+    """So what was held out stays so when another directory is added before or behind."""
+    for name, seed, count in (("data", 0, 120), ("more", 1, 59)):
+        writer = ShardWriter(tmp_path / name, "words-000")
+        for each in conversations(count, seed):
+            writer.add(each)
+        writer.flush()
+    data, more = tmp_path / "data", tmp_path / "more"
+    alone = [contents(split(read_corpus([each], VOCAB, no_lines))[1]) for each in (data, more)]
+    assert contents(split(read_corpus([more, data], VOCAB, no_lines))[1]) == [*alone[1], *alone[0]]
+    assert contents(split(read_corpus([data, more], VOCAB, no_lines))[1]) == [*alone[0], *alone[1]]

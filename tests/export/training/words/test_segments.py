@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from itertools import groupby
+from pathlib import Path
 
 import pytest
 
@@ -138,3 +139,16 @@ def test_temperature_is_that_of_the_token_to_come() -> None:
 def test_an_answer_ends_as_the_template_ends_it() -> None:
     assert TemplateTokens([1], [2], [9, 7, 3], frozenset({0, 3, 7})).end == 7
     assert TemplateTokens([1], [2], [9], frozenset({4, 5})).end == 4
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_conversations_begin_with_what_the_engine_puts_before_a_chat(tmp_path: Path, adds: bool) -> None:
+    """A GGUF's tokenizer adds its first token to every prompt; a template that writes it already has it once."""
+    write_tokenizer(tmp_path)
+    for begins in ("", "</s>"):
+        (tmp_path / "chat_template.jinja").write_text(begins + CHATML)
+        tokens = Tokens("tokenizer.json", {"default": "chat_template.jinja"}, (STOP,), bos=STOP, chat_bos=adds)
+        text = Tokenizer(tmp_path, tokens)
+        found = template_tokens(text, (STOP,))
+        assert [*found.before_user, *text.encode_raw("the cat"), *found.after_user] == text.encode([{"role": "user", "content": "the cat"}])
+        assert (found.before_user[0] == STOP) == (adds or bool(begins))
