@@ -118,19 +118,18 @@ class Decoder:
         for requests in warm_up_requests(self.manifest.limits, self.manifest.shape.vocab, trees, self.lanes, make_sampler):
             for stream in [self._start(request, TotalsRecorder()) for request in requests]:
                 stream.result()
-            self.forget()
+            self.forget(past=False)
+        self._running = []
 
-    def forget(self) -> None:
-        """Drop the cached prefix and all past answers, those of forks included, so that the next request finds nothing. Use it to measure,
-        or between users who must not learn from timing what was asked before. Raises DecoderBusy and DecoderClosed."""
+    def forget(self, past: bool = True) -> None:
+        """Drop the cached prefix and, with ``past``, all past answers, those of forks included, so that the next request finds nothing. Use
+        it to measure, or between users who must not learn from timing what was asked before. Raises DecoderBusy and DecoderClosed."""
         with self._opened():
             if any(not each.ended for each in self._running):
                 raise DecoderBusy(_BUSY)
-            self._engine.forget()
-            if self._lanes is None:
-                self.models.target.cache_valid = False
-            else:
-                self._lanes.driver.forget()
+            if past:
+                self._engine.forget()
+            (self._lanes.driver if self._lanes else self.models).forget()
 
     @property
     def default_tree(self) -> TreeSpec:
@@ -160,7 +159,8 @@ class Decoder:
     @property
     def totals(self) -> Totals:
         """Statistics over all finished requests since this Decoder was loaded or forked."""
-        return self._totals_recorder.totals(self._policy)
+        last = [each.request.policy for each in self._running[-1:]] or [self._policy]
+        return self._totals_recorder.totals(last[0])
 
     def listen(self, listener: Listener | None) -> None:
         """Call ``listener`` with the CycleEvent of every cycle from now on, in the thread that decodes; None ends it."""

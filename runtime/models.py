@@ -43,6 +43,10 @@ class Models:
     make_sampler: MakeSampler
     model_drafter: ModelDrafter | None
 
+    def forget(self) -> None:
+        """Drop the cached prefix."""
+        self.target.cache_valid = False
+
     def drafter_for(self, policy: Policy, constraint: ConstraintState | None = None, past: Past | None = None) -> Drafter:
         """NoDrafter for plain decoding, which then need not keep the draft's cache up to date, else the Decoder's drafter, which
         looks up ``past`` answers. On a device a ``constraint`` changes no tree: trees lie there, and only some sizes are prepared."""

@@ -25,7 +25,7 @@ class Totals:
     ``num_accepted_tokens_per_pos``: rounds that accepted a draft token at depth 1, 2, ... ``mean_acceptance_length``: tokens per round with
     a draft, bonus token included (1.0 before the first). ``cached_prompt_tokens``: those of ``prompt_tokens`` that an earlier request had
     left in the cache. ``requests``: by the reason they ended (eos, length, stop_string, cancelled, deadline, error). ``actions``: rounds by
-    requested tree, "nodes,depth,width". ``guard``: the state of the default policy's watchdog: "policy" (the policy runs), "fixed" (the
+    requested tree, "nodes,depth,width". ``guard``: the state of the last request's watchdog: "policy" (the policy runs), "fixed" (the
     fixed tree replaced it), "paused" (plain decoding for some rounds), or "none" (there is no watchdog).
     """
 
@@ -112,7 +112,7 @@ class TotalsRecorder:
                     setattr(self._sum, name, getattr(self._sum, name) + value)
 
     def totals(self, policy: Policy) -> Totals:
-        """The Totals so far. ``policy``: the default policy, for the state of its watchdog."""
+        """The Totals so far. ``policy``: the last request's, for the state of its watchdog."""
         with self._lock:
             self._sum_pending()
             total = self._sum

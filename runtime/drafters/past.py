@@ -32,7 +32,8 @@ class PastAnswers:
         self._tokens, self._owners = array("i", [_SEPARATOR]) * self._slots, array("q", [0]) * self._slots
         self._lists = [(gram, array("i", [0]) * self._slots, array("i", [0]) * self._slots) for gram in GRAMS]
         self._next, self._secret, self._lock = 0, secrets.token_bytes(16), threading.Lock()
-        self._ended: SimpleQueue[tuple[int, Sequence[int], Sequence[int]]] = SimpleQueue()
+        self._ended: SimpleQueue[tuple[Past, Sequence[int], Sequence[int]]] = SimpleQueue()
+        self._forgotten = 0  # times
 
     def of(self, tenant: str | None, store: bool = True) -> Past:
         """What a request of ``tenant`` may look up. ``store``: whether its own answer is kept."""
@@ -40,15 +41,16 @@ class PastAnswers:
         with self._lock:
             while not self._ended.empty():
                 self._add(*self._ended.get())
-        return Past(self, int.from_bytes(blake2b(name, digest_size=7, key=self._secret).digest()) + 1, store)
+            return Past(self, int.from_bytes(blake2b(name, digest_size=7, key=self._secret).digest()) + 1, store, self._forgotten)
 
-    def keep(self, owner: int, prompt: Sequence[int], answer: Sequence[int]) -> None:
-        """Keep an answer; later requests find it. Needs no lock, because a finalizer may call it at any moment."""
-        self._ended.put((owner, prompt[-MAX_MATCH:], answer[: self._slots - MAX_MATCH - 1]))
+    def keep(self, past: Past, prompt: Sequence[int], answer: Sequence[int]) -> None:
+        """Keep the answer of a request; later ones find it. Needs no lock, because a finalizer may call it at any moment."""
+        self._ended.put((past, prompt[-MAX_MATCH:], answer[: self._slots - MAX_MATCH - 1]))
 
     def forget(self) -> None:
-        """Drop everything."""
+        """Drop everything, what running requests are being answered included."""
         with self._lock:
+            self._forgotten += 1  # running requests will not be kept
             while not self._ended.empty():
                 self._ended.get()
             self._tokens, self._owners = array("i", [_SEPARATOR]) * self._slots, array("q", [0]) * self._slots
@@ -81,8 +83,10 @@ class PastAnswers:
             found.append(self._tokens[slot])
         return found
 
-    def _add(self, owner: int, before: Sequence[int], answer: Sequence[int]) -> None:
-        text = [*before, *answer]
+    def _add(self, past: Past, before: Sequence[int], answer: Sequence[int]) -> None:
+        if past.forgotten != self._forgotten:
+            return
+        owner, text = past.owner, [*before, *answer]
         self._write(self._next + len(text), 0, _SEPARATOR)  # first: nothing leads from the end into older text
         for at, token in enumerate(text):
             self._write(self._next + at, owner, token)
@@ -103,11 +107,13 @@ class PastAnswers:
 
 @dataclass(frozen=True)
 class Past:
-    """One request's view of the past answers. ``owner``: stands for its tenant. ``store``: whether its answer is kept."""
+    """One request's view of the past answers. ``owner``: stands for its tenant. ``store``: whether its answer is kept, unless what was
+    answered is forgotten before the request ends. ``forgotten``: how often that had happened when it began."""
 
     answers: PastAnswers
     owner: int
     store: bool
+    forgotten: int
 
     def find(self, text: Sequence[int], root: int, most: int) -> tuple[int, list[int]]:
         """As `PastAnswers.find`, among the answers of this request's tenant."""
@@ -116,4 +122,4 @@ class Past:
     def keep(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
         """Keep the answer, if the request lets it be kept."""
         if self.store and answer:
-            self.answers.keep(self.owner, prompt, answer)
+            self.answers.keep(self, prompt, answer)

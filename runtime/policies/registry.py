@@ -63,10 +63,9 @@ def _none(name: str, context: PolicyContext) -> Policy:
 
 
 def _fixed(name: str, context: PolicyContext) -> Policy:
-    from policy import PLAIN, FixedPolicy
+    from policy import FixedPolicy
 
-    tree = FixedPolicy(context.fixed_tree)
-    return tree if tree.spec == PLAIN else context.guarded(tree)
+    return context.guarded(FixedPolicy(context.fixed_tree))  # also where that is plain decoding, which text lookup may interrupt
 
 
 def _table(name: str, context: PolicyContext) -> Policy | None:
