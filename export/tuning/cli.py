@@ -71,7 +71,7 @@ def command(engine_dir: Path, **given: Any) -> None:
     from runtime.engine import choose_engine, load_engine
     from runtime.manifest.load import find_engine_dir
 
-    from .install import install
+    from .install import expect_installable, install
     from .outcome import summary
     from .prompts import read_prompts
     from .replay.grid import grid_for
@@ -80,10 +80,14 @@ def command(engine_dir: Path, **given: Any) -> None:
     if given["report"]:
         expect_writable(given["report"])
     world = None if given["world"] is None else _world(given["world"])
+    if world and (given["report"] or given["as_json"] or given["policies"]):
+        raise click.UsageError("--simulate prints text and compares its own policies — leave --report, --json and --policy out")
     prompts = read_prompts(given["prompts"])
     named = tuple(dict.fromkeys(given["policies"]))
     learned = (*LEARNED, *VARIANTS) if "all" in named else tuple(name for name in named if name != "cost-model") if named else LEARNED
     directory, threads = find_engine_dir(engine_dir), given["threads"] or usable_cores()
+    if not (given["dry_run"] or world):
+        expect_installable(directory)
     choice = choose_engine(directory, draft=None, backend=None, device=None, threads=threads, verify=True, tuned=False)
     engine = load_engine(choice)
     if world is not None:
@@ -93,10 +97,10 @@ def command(engine_dir: Path, **given: Any) -> None:
     with Decoder(engine, policy="fixed") as decoder:
         result = _tune(engine, decoder, prompts, given["minutes"], learned, threads, given["seed"])
         manifest = decoder.manifest
-    if given["report"]:
-        write_report(given["report"], manifest, result, _compared(result, engine.choice.default_tree, grid_for(manifest)))
     tuning = result.tuning if given["dry_run"] else install(directory, manifest, result).tuning
     assert tuning is not None
+    if given["report"]:
+        write_report(given["report"], manifest, result, _compared(result, engine.choice.default_tree, grid_for(manifest)))
     click.echo(json.dumps(dataclasses.asdict(tuning)) if given["as_json"] else "\n".join(summary(result)))
 
 
@@ -131,20 +135,21 @@ def _simulate(world: World, decoder: Decoder, prompts: list[str], deadline: floa
     from .load.simulate import GRID, simulate
     from .tune import split
 
-    _expect_tunable(decoder, prompts)
+    _expect_tunable(decoder, prompts, held_out=0)
     parts = split(_recorded(decoder, prompts, GRID, deadline))
     return simulate(world, parts.train_and_validation, parts.test, lambda done, steps: progress("simulating", done, steps))
 
 
-def _expect_tunable(decoder: Decoder, prompts: list[str]) -> None:
-    """Raises TuningError without a draft, or with too few prompts."""
+def _expect_tunable(decoder: Decoder, prompts: list[str], held_out: int) -> None:
+    """Raises TuningError without a draft, or with too few ``prompts``. ``held_out``: how many there are besides."""
     from .errors import TuningError
     from .replay.record import MIN_PROMPTS
 
     if decoder.manifest.draft is None:
         raise TuningError("the engine has no EAGLE-3 draft, so there is nothing to tune — export with --draft-weights")
     if len(prompts) < MIN_PROMPTS:
-        raise TuningError(f"{len(prompts)} prompts are too few, tuning needs {MIN_PROMPTS} — give more with --prompts")
+        least = MIN_PROMPTS + (-(-MIN_PROMPTS // 2) if held_out else 0)
+        raise TuningError(f"{len(prompts) + held_out} prompts are too few, tuning needs {least} — give more with --prompts")
 
 
 def _tune(
@@ -157,9 +162,9 @@ def _tune(
     from .replay.latency import measure_latency
     from .tune import confirm, fit, simulate, split, train
 
-    _expect_tunable(decoder, prompts)
-    started, grid = perf_counter(), grid_for(decoder.manifest)
     held_out, others = prompts[::3], [prompt for index, prompt in enumerate(prompts) if index % 3]
+    _expect_tunable(decoder, others, len(held_out))
+    started, grid = perf_counter(), grid_for(decoder.manifest)
     with _recorder(engine, decoder) as recorder:
         parts = split(_recorded(recorder, others, grid, started + 60 * minutes * RECORDING))
         drawn = split(_recorded(recorder, others, grid, perf_counter() + 60 * minutes * SAMPLED, temperature=1.0))

@@ -40,8 +40,15 @@ Rates = Mapping[str, Sequence[float]]
 def ratio_of(rates: Rates, name: str, other: str, systematic: float = 0.0) -> Ratio:
     """How ``name`` compares with ``other``. ``systematic``: an error that more prompts do not lessen."""
     logs = [log(ours / theirs) for ours, theirs in zip(rates[name], rates[other], strict=True)]
-    chance = stdev(logs) / sqrt(len(logs)) if len(logs) >= FEWEST else inf
+    chance = _wider(len(logs)) * stdev(logs) / sqrt(len(logs)) if len(logs) >= FEWEST else inf
     return Ratio(mean(logs), sqrt(chance**2 + systematic**2))
+
+
+def _wider(count: int) -> float:
+    """How much wider an interval has to be because ``count`` ratios do not say well how they spread: Student's quantile of 97.5 % over
+    CERTAIN (the first terms of its expansion by Cornish and Fisher)."""
+    freedom = count - 1
+    return max(1.0, (1.96 + 2.37 / freedom + 2.82 / freedom**2 + 2.56 / freedom**3) / CERTAIN)
 
 
 def joined(clock: Rates, recorded: Rates, name: str, other: str) -> Ratio:

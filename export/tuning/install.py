@@ -27,6 +27,12 @@ from .outcome import TuningResult
 MAX_LOGIT_DIFF = 1e-4  # largest difference between a trained network and its graph
 
 
+def expect_installable(directory: Path) -> None:
+    """Check, before a long tuning, that it can be installed. Raises TuningError if ``directory`` may not be written."""
+    if not os.access(directory, os.W_OK):
+        raise TuningError(f"cannot write to {directory}: no permission — copy the engine directory, or tune with --dry-run")
+
+
 def install(directory: Path, expected: Manifest, result: TuningResult) -> Manifest:
     """Replace the manifest in ``directory`` by one with the tuning, and return it.
 

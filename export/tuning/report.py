@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,12 @@ def write_report(file: Path, manifest: Manifest, result: TuningResult, load: tup
 
 
 def expect_writable(file: Path) -> None:
-    """Check, before a long tuning, that its report can be written. Raises TuningError if the directory is missing, BenchError without
-    matplotlib."""
+    """Check, before a long tuning, that its report can be written. Raises TuningError if the directory is missing or may not be
+    written, BenchError without matplotlib."""
     if not file.parent.is_dir():
         raise TuningError(f"there is no directory {file.parent} for the report — make it, or choose another place with --report")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise TuningError(f"cannot write {file}: no permission — choose another place with --report")
     expect_matplotlib("tune")
 
 

@@ -39,7 +39,7 @@ started = time.perf_counter()
 decoder = Decoder(sys.argv[1], threads=int(sys.argv[2]), draft=sys.argv[3])
 loaded, sizes = time.perf_counter() - started, [resident()]
 for tokens in json.loads(sys.stdin.read()):
-    decoder.generate(tokens, max_new_tokens=2)
+    decoder.generate(tokens, SamplingParams(max_new_tokens=2))
     sizes.append(resident())
 print(json.dumps([loaded, sizes]))
 """

@@ -167,7 +167,7 @@ def main(
         latency = measure_lanes(decoder, grid.widths, grid.depths, perf_counter() + MEASURING)
         cache = cache_directory() / "tuning" / decoder.manifest.engine_id
         train, test = (
-            record(decoder, each, grid, cache, NO_DEADLINE, lambda *_: None, sampling)
+            record(decoder, each, grid, cache, NO_DEADLINE, lambda *_: None, sampling, 1)
             for each in (read_prompts(training)[:answers], prompts)
         )
         trees, default = fixed_trees(grid.widths, grid.depths, grid.max_nodes, grid.sizes), decoder.default_tree

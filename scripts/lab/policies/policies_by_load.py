@@ -45,7 +45,7 @@ def main(engine_dir: Path, questions: int, threads: int, loads: tuple[int, ...],
     with Decoder(engine_dir, policy="none", threads=threads) as decoder:
         cache, default = cache_directory() / "tuning" / decoder.manifest.engine_id, decoder.default_tree
         prompts = [prompt for file in sets for prompt in read_prompts(file)[:questions]]
-        train, test = (record(decoder, each, grid, cache, NO_DEADLINE, _silent) for each in (read_prompts(None), prompts))
+        train, test = (record(decoder, each, grid, cache, NO_DEADLINE, _silent, None, 1) for each in (read_prompts(None), prompts))
     random.Random(0).shuffle(test)
     trees = fixed_trees(grid.widths, grid.depths, grid.max_nodes, grid.sizes)
     setting = Setting(latency, trees, default, TreeSpec(*grid.largest_trees[-1]))

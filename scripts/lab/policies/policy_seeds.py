@@ -65,6 +65,8 @@ def main(
     sets: tuple[Path, ...],
 ) -> None:
     """Print a table in Markdown for each temperature."""
+    if check and 0.0 not in temperatures:
+        raise click.UsageError("--check times greedy answers — leave --temperature out, or add 0")
     names = names or VARIANTS
     with Decoder(engine_dir, policy="fixed", draft="eagle", threads=threads) as decoder:
         grid, cache = grid_for(decoder.manifest), cache_directory() / "tuning" / decoder.manifest.engine_id

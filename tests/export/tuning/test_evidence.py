@@ -69,3 +69,12 @@ def test_intervals_hold_the_truth(offset: float) -> None:
         low, high = ratio_of(rates, "a", "b").interval
         inside += low < exp(offset) < high
     assert inside > 180
+
+
+def test_few_prompts_widen_an_interval_as_students_distribution_says() -> None:
+    """Of 2,000 samples of 3, 5 or 12 ratios whose mean is 1, about 95 in 100 have an interval with 1 in it."""
+    random = np.random.default_rng(0)
+    for count in (3, 5, 12):
+        drawn = np.exp(0.05 * random.standard_normal((2000, count)))
+        intervals = [ratio_of({"a": list(each), "b": [1.0] * count}, "a", "b").interval for each in drawn]
+        assert 0.94 < np.mean([low <= 1 <= high for low, high in intervals]) < 0.97

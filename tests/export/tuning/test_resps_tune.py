@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,8 @@ def test_a_gpu_is_simulated_and_nothing_installed(engine_dir: Path, capfd: pytes
     assert [line.split()[0] for line in lines[3:8]] == ["plain", "default", "fixed", "table", "row"]
     assert lines[-1].endswith("(simulated)")
     assert (engine_dir / FILE_NAME).read_bytes() == manifest
+    assert tune(engine_dir, "--simulate", "h200-8b", "--json") == 2
+    assert "leave --report, --json and --policy out" in capfd.readouterr().err
     assert tune(engine_dir, "--simulate", "h9000") == 2
     assert "there is no world h9000 — choose from h100-70b, h100-70b-fp8, h100-8b" in capfd.readouterr().err
 
@@ -119,7 +122,7 @@ def test_all_trains_every_recipe(engine_dir: Path, monkeypatch: pytest.MonkeyPat
 def test_too_few_prompts(engine_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (engine_dir.parent / "prompts.txt").write_text("one\ntwo\n")
     assert tune(engine_dir) == 1
-    assert capfd.readouterr().err == "resps-tune: 2 prompts are too few, tuning needs 3 — give more with --prompts\n"
+    assert capfd.readouterr().err == "resps-tune: 2 prompts are too few, tuning needs 5 — give more with --prompts\n"
 
 
 @pytest.mark.parametrize(
@@ -161,3 +164,26 @@ def test_missing_directory_of_the_report_is_an_error(engine_dir: Path, capfd: py
     assert tune(engine_dir, "--report", str(engine_dir.parent / "no" / "page.html"), "--policy", "cost-model") == 1
     assert "no directory" in capfd.readouterr().err
     assert load_manifest(engine_dir).tuning is None
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_measured(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK or Path(path) != engine_dir)
+    monkeypatch.setattr(export.tuning.cli, "_tune", None)
+    assert tune(engine_dir) == 1
+    assert (
+        capfd.readouterr().err
+        == f"resps-tune: cannot write to {engine_dir}: no permission — copy the engine directory, or tune with --dry-run\n"
+    )
+    assert tune(engine_dir, "--report", str(engine_dir / "page.html"), "--dry-run") == 1
+    assert f"cannot write {engine_dir / 'page.html'}: no permission — choose another place with --report" in capfd.readouterr().err
+
+
+def test_a_tuning_is_installed_whatever_becomes_of_its_report(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("export.tuning.report.write_report", interrupted)
+    assert tune(engine_dir, "--policy", "cost-model", "--report", str(engine_dir.parent / "page.html")) == 130
+    assert load_manifest(engine_dir).tuning is not None
