@@ -33,7 +33,7 @@ class Answers:
             self._starting = [asyncio.create_task(self._start_safely(number)) for number in range(self._generation.count)]
 
     async def _start(self, number: int) -> None:
-        replica = await self._pool.acquire(self.prompt, self._turn)
+        replica = await self._pool.acquire(self.prompt, self._turn, sibling=number > 0)
         self._on_lane()
         own = replace(self._generation, params=self._generation.params.for_answer(number))
         request = RunningRequest(self.prompt, own, self._turn, self._inbox, number)

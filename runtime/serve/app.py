@@ -121,7 +121,7 @@ def _count_end(services: Services, reports: CrashReports, replica: Replica, requ
     if error is None:
         services.suspects.succeeded(request.turn.digest)
     elif isinstance(error, EngineFailure):
-        services.suspects.failed(request.turn.digest)
+        services.suspects.failed(request.turn.digest, request.began)
     if isinstance(error, EngineFailure) or (error is not None and as_api_error(error).code == "internal_error"):
         reports.write(services.pool.replicas, replica, request, error)
 

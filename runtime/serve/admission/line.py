@@ -13,11 +13,13 @@ from .turn import Turn
 
 @dataclass(frozen=True, eq=False)
 class Waiting:
-    """A request in the line. ``place``: gets the replica that has a lane for it, or an ApiError."""
+    """A request in the line. ``place``: gets the replica that has a lane for it, or an ApiError. ``sibling``: whether it is not the first
+    answer to its request, which ends if this one has to leave."""
 
     prompt: Sequence[int]
     turn: Turn
     place: asyncio.Future[Replica]
+    sibling: bool = False
 
 
 class Line:
@@ -86,4 +88,5 @@ class Line:
         most = max(counts.values(), default=0)
         if last < turn.priority or (last == turn.priority and most <= counts[turn.client] + 1):
             return None
-        return [each for each in waiting if counts[each.turn.client] == most][-1]
+        greedy = [each for each in waiting if counts[each.turn.client] == most]
+        return ([each for each in greedy if not each.sibling] or greedy)[-1]

@@ -36,6 +36,7 @@ class Pool:
         self._look: asyncio.TimerHandle | None = None
         self._admitted = 0
         self._held: Counter[str] = Counter()  # lanes by the name of a key that has a limit of them
+        self.on_replace: Callable[[Sequence[Replica]], None] = lambda _: None  # called with those that others took over from
         self.on_end: Callable[[Replica, RunningRequest, BaseException | None], None] = lambda *_: None  # called for each that ran
         self._mean_seconds = 0.0  # of a request on a lane, as a moving average; 0 before the first
 
@@ -90,19 +91,21 @@ class Pool:
         if monotonic() + wait + decode > turn.deadline:
             raise deadline_unreachable(turn.seconds, wait, decode, _retry_after(wait))
 
-    async def acquire(self, prompt: Sequence[int], turn: Turn) -> Replica:
-        """Wait for a free lane; ``run`` releases it. Raises ApiError: 503 when it takes too long or no replica works any more, 504 when the
-        deadline comes first, 429 when another request took the place in the line."""
+    async def acquire(self, prompt: Sequence[int], turn: Turn, sibling: bool = False) -> Replica:
+        """Wait for a free lane; ``run`` releases it. ``sibling``: whether another answer to the same request has a lane or waits in front:
+        then it waits until the deadline, and is the last of its client's requests to make room. Raises ApiError: 503 when it takes too
+        long or no replica works any more, 504 when the deadline comes first, 429 when another request took the place in the line."""
         if self.draining:
             raise shutting_down()
         if not any(each.healthy for each in self.replicas):
             raise _all_failed()
-        waiting = Waiting(prompt, turn, asyncio.get_running_loop().create_future())
+        waiting = Waiting(prompt, turn, asyncio.get_running_loop().create_future(), sibling)
         self._line.add(waiting)
         self._give()
         taken = False
         try:
-            async with asyncio.timeout(min(self._settings.queue_seconds, turn.deadline - monotonic())):
+            left = turn.deadline - monotonic()
+            async with asyncio.timeout(left if sibling else min(self._settings.queue_seconds, left)):
                 replica = await waiting.place
             taken = True
             return replica
@@ -195,6 +198,7 @@ class Pool:
         self._given = dict.fromkeys(replicas, 0.0)
         for each in leaving:
             self._close_if_idle(each)
+        self.on_replace(leaving)
         self._give()
 
     def _close_if_idle(self, replica: Replica) -> None:

@@ -11,6 +11,7 @@ from time import perf_counter
 from ...decoding.cycle import CycleEvent
 from ..admission.pool import Pool
 from ..errors import ApiError
+from ..replica import Replica
 
 MAX_WATCHERS = 8
 MAX_WAITING = 512
@@ -47,6 +48,7 @@ class Hub:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self._watchers: tuple[Watcher, ...] = ()  # replaced, never changed: other threads iterate over it
+        pool.on_replace = self._replaced
 
     @contextmanager
     def watching(self, user: str | None) -> Iterator[Watcher]:
@@ -59,6 +61,11 @@ class Hub:
             yield watcher
         finally:
             self._set(tuple(each for each in self._watchers if each is not watcher))
+
+    def _replaced(self, leaving: Sequence[Replica]) -> None:
+        for replica in leaving:
+            replica.decoder.listen(None)
+        self._set(self._watchers)
 
     def _set(self, watchers: tuple[Watcher, ...]) -> None:
         self._watchers = watchers

@@ -30,6 +30,7 @@ class Connection(H11Protocol):
     unfinished: ClassVar[dict[Connection, None]]
     """Connections without a complete request, the oldest first."""
     _head_timer: asyncio.TimerHandle | None = None
+    _reading_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         super().connection_made(transport)
@@ -67,6 +68,20 @@ class Connection(H11Protocol):
             self.unfinished.setdefault(self, None)
             if self.conn.their_state is h11.SEND_BODY:  # refused before it was read; the rest must not take for ever either
                 self._expect_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._reading_timer is None:
+            self._expect_reading()
+
+    def _expect_reading(self) -> None:
+        """While the client does not read: abort the connection once the application has given up and closed it, which waits for the client
+        without end."""
+        self._reading_timer = None
+        if self.transport.is_closing():
+            self._abort_later()
+        elif self.flow.write_paused:
+            self._reading_timer = self.loop.call_later(self.limits.close_seconds, self._expect_reading)
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()

@@ -9,6 +9,8 @@ from ..errors import ApiError
 
 
 async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Send ``error`` as the response, and count it in /metrics."""
-    scope["app"].state.services.metrics.requests.labels(error.outcome).inc()
+    """Send ``error`` as the response, and count it in /metrics, if the application has metrics; the front of Ray has none."""
+    metrics = getattr(scope["app"].state.services, "metrics", None)
+    if metrics is not None:
+        metrics.requests.labels(error.outcome).inc()
     await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)

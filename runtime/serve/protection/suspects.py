@@ -29,9 +29,13 @@ class Suspects:
             message = f"an engine failed at this request {count} times, so it is not tried again for an hour — change it"
             raise ApiError(400, message, code="repeated_engine_failure", outcome="suspect")
 
-    def failed(self, digest: bytes) -> None:
-        """An engine failed while it ran this request."""
-        count, last = self._failures.pop(digest, (0, 0.0))
+    def failed(self, digest: bytes, began: float) -> None:
+        """An engine failed while it ran this request, or one of its answers, since ``began`` by the clock. What ran side by side may have
+        failed in the same pass: it counts once."""
+        count, last = self._failures.get(digest, (0, 0.0))
+        if count and began < last:
+            return
+        self._failures.pop(digest, None)
         now = self.clock()
         self._failures[digest] = (count + 1 if now - last < FORGET_SECONDS else 1, now)
         if len(self._failures) > MOST:

@@ -16,6 +16,7 @@ import pytest
 
 from runtime import EngineDirError
 from runtime.serve.app import make_app
+from runtime.serve.protection.settings import ConnectionLimits
 from runtime.serve.server import Server
 from runtime.serve.settings import ServerSettings
 from runtime.serve.sockets import bind
@@ -129,11 +130,14 @@ def test_a_slow_reader_blocks_no_replica_and_is_disconnected(toy: ToyDecoder, mo
     monkeypatch.setattr(
         "runtime.serve.openai.responses.ResponseFormat._logprobs", lambda *_: {"filler": filler}
     )  # fills the socket buffers
-    with serving([toy], write_seconds=0.3, queue=1) as served, unread(served, stream=True):
+    limits = ConnectionLimits(close_seconds=0.2)
+    with serving([toy], limits=limits, write_seconds=0.3, queue=1) as served, unread(served, stream=True) as client:
         until(lambda: toy.ended == ["eos"])  # decoded to the end although nobody reads
         until(lambda: served.services.pool.running == 0)
         served.wait('resps:requests_total{outcome="slow_reader"}', 1)
         until(lambda: served.services.pool._admitted == 0)
+        own = client.getsockname()
+        until(lambda: own not in [each.client for each in served.server.server_state.connections])  # though it still holds its socket
 
 
 def test_an_engine_failure_is_reported_and_the_replica_is_used_again(served: Served, toy: ToyDecoder) -> None:
@@ -252,3 +256,15 @@ def test_requests_that_outlast_the_drain_are_cut_off_with_an_error(toy: ToyDecod
     error = json.loads(cut.text.split("\n\n")[-2].removeprefix("data: ") if stream else cut.text)["error"]
     assert error["code"] == "shutting_down"
     assert toy.ended == ["cancelled"]
+
+
+def test_an_answer_that_waits_for_its_siblings_does_not_end_the_request() -> None:
+    """More answers than lanes, each of which takes longer than a request may wait for a lane."""
+    toy = ToyDecoder()
+    toy.seconds = 0.02
+    with serving([toy], queue_seconds=0.1) as served:
+        answers = post(served, n=3, seed=1, max_tokens=16)
+        assert answers.status_code == 200
+        assert [choice["text"] for choice in answers.json()["choices"]] == [
+            text_of(toy_answer(LONG.encode(), 1 + at)[:16]) for at in range(3)
+        ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 from runtime.serve.admission.line import Line, Waiting
@@ -96,6 +97,18 @@ def test_a_full_line_gives_up_the_last_priority_and_the_greediest_client_first()
         assert line.displaced_by(waiting("a").turn) is None
         assert line.displaced_by(waiting("c", 1).turn) is None
         assert line.displaced_by(waiting("a", -1).turn) is arrived[3]
+        siblings = [replace(waiting("a"), sibling=True) for _ in range(2)]
+        for each in siblings:
+            line.add(each)  # the first answer of their request may have begun, so they leave last
+        assert line.displaced_by(new) is arrived[3]
+        for each in (arrived[0], arrived[2], arrived[3]):
+            line.remove(each)
+        line.add(replace(waiting("a"), sibling=True))
+        assert line.displaced_by(new) is not None
+        for each in list(line):
+            line.remove(each)
+        for each in arrived:
+            line.add(each)
         later = waiting("d", 7)
         line.add(later)
         assert line.displaced_by(new) is later

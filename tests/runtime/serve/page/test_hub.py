@@ -67,3 +67,16 @@ def test_there_are_only_so_many_watchers() -> None:
             assert toys[0].listener
 
     with_hub(test)
+
+
+def test_after_a_reload_the_new_decoders_are_heard() -> None:
+    def test(hub: Hub, toys: list[Any]) -> None:
+        new: list[Any] = [ToyDecoder(), ToyDecoder()]
+        with hub.watching(None) as watcher:
+            hub.pool.replace([Replica(toy, 3) for toy in new])
+            new[1].listener(CycleEvent(rows=4))
+            assert [toy.listener for toy in toys] == [None, None]
+            assert [(replica, cycle.rows) for replica, _, cycle in watcher.take()] == [(1, 4)]
+        assert [toy.listener for toy in new] == [None, None]
+
+    with_hub(test)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from runtime.serve.errors import ApiError, ServeError
 from runtime.serve.protection.keys import ANYONE, VARIABLE, Key, load_keys
 from runtime.serve.protection.limits import Limits
+from runtime.serve.protection.refusal import refuse
 from runtime.serve.protection.suspects import FORGET_SECONDS, MOST, Suspects
 
 
@@ -99,22 +103,47 @@ def test_requests_and_tokens_a_minute_fill_up_again() -> None:
 def test_a_body_that_an_engine_failed_at_twice_is_refused_for_an_hour() -> None:
     now = [0.0]
     suspects = Suspects(lambda: now[0])
-    suspects.failed(b"bad")
-    suspects.failed(b"beside")
+    suspects.failed(b"bad", 0.0)
+    suspects.failed(b"beside", 0.0)
     suspects.expect_innocent(b"bad")
-    suspects.failed(b"bad")
+    now[0] = 2.0
+    suspects.failed(b"bad", 1.0)
     with pytest.raises(ApiError, match="failed at this request 2 times") as error:
         suspects.expect_innocent(b"bad")
     assert (error.value.status, error.value.code) == (400, "repeated_engine_failure")
     suspects.succeeded(b"beside")
-    suspects.failed(b"beside")
+    suspects.failed(b"beside", 1.0)
     suspects.expect_innocent(b"beside")
-    now[0] = FORGET_SECONDS
+    now[0] = 2.0 + FORGET_SECONDS
     suspects.expect_innocent(b"bad")
 
 
 def test_suspects_take_bounded_memory() -> None:
     suspects = Suspects()
     for at in range(MOST + 10):
-        suspects.failed(str(at).encode())
+        suspects.failed(str(at).encode(), 0.0)
     assert len(suspects._failures) == MOST
+
+
+def test_answers_that_failed_side_by_side_count_once() -> None:
+    now = [5.0]
+    suspects = Suspects(lambda: now[0])
+    for _ in range(3):
+        suspects.failed(b"twins", 4.0)
+        now[0] += 0.1
+    suspects.expect_innocent(b"twins")
+    suspects.failed(b"twins", 6.0)
+    with pytest.raises(ApiError, match="failed at this request 2 times"):
+        suspects.expect_innocent(b"twins")
+
+
+def test_a_request_is_refused_where_nobody_counts_refusals() -> None:
+    """The front of Ray has no metrics."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "app": SimpleNamespace(state=SimpleNamespace(services=SimpleNamespace(limits=Limits())))}
+    asyncio.run(refuse(ApiError(401, "no key", code="invalid_api_key"), scope, cast(Any, None), send))
+    assert sent[0]["status"] == 401
