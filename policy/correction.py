@@ -62,14 +62,14 @@ class CorrectedLatency:
             self._curves[key] = np.maximum.accumulate(costs)  # more rows never cost less, whatever factor they get
         return self._curves[key]
 
-    def column(self, length: float) -> float:
+    def place(self, length: float) -> float:
         """Milliseconds of a place in attention that no row fills (`policy.latency.padding`)."""
-        return self.row_factor * self.model.column(length)
+        return self.row_factor * self.model.place(length)
 
     def verify(self, rows: int, lanes: int, length: float, widest: int = 0) -> float:
         """Milliseconds of one such pass. ``widest``: rows of its largest tree [default: as if all were alike]."""
         curve = self._curve(rows, lanes, length)
-        return float(curve[lanes] + self.row_factor * (curve[rows] - curve[lanes])) + self.column(length) * padding(rows, lanes, widest)
+        return float(curve[lanes] + self.row_factor * (curve[rows] - curve[lanes])) + self.place(length) * padding(rows, lanes, widest)
 
     def draft(self, lanes: int, width: int, depth: int) -> float:
         """Milliseconds to draft trees of ``depth`` levels in ``lanes`` lanes at once."""
@@ -90,7 +90,7 @@ class CorrectedLatency:
         """Learn from a pass. ``widest``: as in ``verify``."""
         curve = self._curve(rows, lanes, length)
         if (plain := float(curve[lanes])) > 0:
-            modelled = float(curve[rows]) + self.model.column(length) * padding(rows, lanes, widest)
+            modelled = float(curve[rows]) + self.model.place(length) * padding(rows, lanes, widest)
             self._add(modelled / plain - 1, milliseconds / plain)
 
     def _add(self, extra: float, whole: float) -> None:

@@ -32,7 +32,7 @@ class LanesLatency:
     than lanes repeat the first that has one row a lane. ``draft_ms[lanes][width][depth]``: drafting a tree in that many lanes at once, the
     draft's catch-up included. ``host_ms[lanes]``: the rest of a round. Interpolated as in LatencyModel. ``chunks``: rows of a prompt's
     chunk; ``chunk_ms``: of a pass over it alone, ``beside_ms``: that it adds to a pass over trees; empty if they were not measured.
-    ``column_ms[span]``: of a place in attention that no row fills (`padding`); empty as well.
+    ``place_ms[span]``: of a place in attention that no row fills (`padding`); empty as well.
     """
 
     lanes: tuple[int, ...]
@@ -46,16 +46,16 @@ class LanesLatency:
     chunks: tuple[int, ...] = ()
     chunk_ms: tuple[float, ...] = ()
     beside_ms: tuple[float, ...] = ()
-    column_ms: tuple[float, ...] = ()
+    place_ms: tuple[float, ...] = ()
 
     def verify(self, rows: int, lanes: int, length: float, widest: int = 0) -> float:
         """Milliseconds of a target pass over ``rows`` rows of ``lanes`` lanes, each behind ``length`` committed tokens. ``widest``: rows of
         the largest tree [default: as if all were alike]."""
-        return interpolate(self.rows, self.curve(lanes, length), rows) + self.column(length) * padding(rows, lanes, widest)
+        return interpolate(self.rows, self.curve(lanes, length), rows) + self.place(length) * padding(rows, lanes, widest)
 
-    def column(self, length: float) -> float:
+    def place(self, length: float) -> float:
         """Milliseconds of a place of `padding`."""
-        return max(0.0, interpolate(self.spans, self.column_ms, length)) if self.column_ms else 0.0
+        return max(0.0, interpolate(self.spans, self.place_ms, length)) if self.place_ms else 0.0
 
     def curve(self, lanes: int, length: float) -> list[float]:
         """The same for every number of rows in ``rows``."""
@@ -108,7 +108,7 @@ class LanesLatency:
                 for lanes, table in zip(self.lanes, self.draft_ms, strict=True)
             ),
             host_ms=tuple(ms * _factor(rows, lanes, 1) for lanes, ms in zip(self.lanes, self.host_ms, strict=True)),
-            column_ms=tuple(ms * _factor(rows, self.lanes[-1], 4) for ms in self.column_ms),
+            place_ms=tuple(ms * _factor(rows, self.lanes[-1], 4) for ms in self.place_ms),
             chunk_ms=tuple(ms * _factor(rows, 1, each) for each, ms in zip(self.chunks, self.chunk_ms, strict=True)),
             beside_ms=tuple(ms * _factor(rows, 1, each) for each, ms in zip(self.chunks, self.beside_ms, strict=True)),
         )

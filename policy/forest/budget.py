@@ -128,7 +128,7 @@ class RowBudget:
         lanes, length = self.load
         more = min(len(order), max(0, self.max_rows - base))
         costs = self.rate * self.latency.passes(base + self.beside, more, lanes, length)
-        place = self.rate * self.latency.column(length) * lanes
+        place = self.rate * self.latency.place(length) * lanes
         found = -np.inf, order[:0]
         for limit in _LIMITS if place and lanes > 1 else (len(flat) + 1,):
             kept = order[own[order] <= limit][:more]

@@ -252,17 +252,16 @@ class Forest:
             plan.lane.root = found.tokens[-1]
             if plan.promised is not None:
                 self.budget.observe_tree(plan.lane.history, plan.promised, len(found.path) - 1, len(plan.tree) - 1)
+        tokens = sum(len(found.tokens) for _, _, found in accepted)
         read_rows = len(reading.tokens) if reading and reading.lane in passes else 0
         if reading and read_rows:
             self._commit_chunk(reading, passes[reading.lane])
             self.chunks.observe(rows + read_rows, verified - drafted)
         else:
-            tokens, widest = sum(len(found.tokens) for _, _, found in accepted), max(len(each.tree) for each in planned)
-            self.budget.observe_round(tokens, rows, 1000 * (verified - drafted), widest)
+            self.budget.observe_round(tokens, rows, 1000 * (verified - drafted), max(len(each.tree) for each in planned))
         seconds = perf_counter() - started
         if accepted:
-            each = sum(len(found.tokens) for _, _, found in accepted) / len(accepted)
-            self.pace.add_round(started, each, None if reading else rows)
+            self.pace.add_round(started, tokens / len(accepted), None if reading else rows)
         rounds = []
         for plan, _, found in accepted:
             if plan.lane.policy is not None and plan.chosen:

@@ -178,7 +178,7 @@ def test_while_nobody_drafts_the_price_of_drafting_returns_to_the_tuned_one() ->
 
 def test_places_that_no_row_fills_are_not_taken_for_dear_rows() -> None:
     """Passes with one large tree among small ones take what the model says that its empty places take."""
-    model = replace(MODEL, column_ms=tuple(0.5 for _ in MODEL.spans))
+    model = replace(MODEL, place_ms=tuple(0.5 for _ in MODEL.spans))
     costs = CorrectedLatency(model)
     for at in range(64):
         rows, widest = ((4, 1), (8, 5), (16, 4))[at % 3]

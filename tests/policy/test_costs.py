@@ -61,7 +61,7 @@ def test_one_lane_and_back() -> None:
 
 
 def test_places_that_no_row_fills_scale_with_rows() -> None:
-    model = replace(LANES, column_ms=(0.4,))
-    assert model.corrected(costs(2.5)).column_ms == pytest.approx((1.0,))
-    falling = replace(model, spans=(100, 1000), column_ms=(0.4, 0.1))
-    assert falling.column(4000) == 0
+    model = replace(LANES, place_ms=(0.4,))
+    assert model.corrected(costs(2.5)).place_ms == pytest.approx((1.0,))
+    falling = replace(model, spans=(100, 1000), place_ms=(0.4, 0.1))
+    assert falling.place(4000) == 0

@@ -213,7 +213,7 @@ def test_drafting_after_a_pause_teaches_no_cost() -> None:
 
 def test_trees_of_different_sizes_pay_for_the_places_that_they_leave_empty() -> None:
     """Attention has as many places in every lane as the largest tree has rows. The choice is the best one of all."""
-    model = replace(MODEL, column_ms=tuple(0.3 for _ in MODEL.spans))
+    model = replace(MODEL, place_ms=tuple(0.3 for _ in MODEL.spans))
     assert model.verify(8, 4, 100, 2) == model.verify(8, 4, 100) == MODEL.verify(8, 4, 100)
     assert model.verify(8, 4, 100, 5) == pytest.approx(MODEL.verify(8, 4, 100) + 0.3 * 4 * 3)
     random = np.random.default_rng(5)

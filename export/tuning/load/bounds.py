@@ -48,10 +48,8 @@ class Bound:
             [[self._latency.draft(many, self._width, depth) for depth in range(self._depth + 1)] for many in range(count + 1)]
         )
         values = [self._values(lane, min(self._depth, lane.room - 1, lane.answer[self._width].depth), self._nodes) for lane in lanes]
-        place, found = rate * self._latency.column(length) * count, []
-        for limit in (
-            _LIMITS if place and count > 1 else (self._nodes,)
-        ):  # of the largest tree: lowering one of two such trees alone saves nothing
+        place, found = rate * self._latency.place(length) * count, []
+        for limit in _LIMITS if place and count > 1 else (self._nodes,):
             cut = [value[:, :limit] for value in values]
             for start in ([(0, 1)] * count, [_alone(value, rows, levels) for value in cut]):
                 found.append(_improved(cut, start, rows, levels, place))

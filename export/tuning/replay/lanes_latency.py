@@ -58,7 +58,7 @@ def measure_lanes(
     table = {key: 1000 * statistics.median(values) for key, values in verify.items()}
     alone, beside = ([1000 * statistics.median(reads[others, count]) for count in chunks] for others in (0, 1))
     even = tuple(tuple(_whole(table, span, count, rows) for count in counts) for span in spans)
-    columns = [_column(uneven[span], rows, costs[-1], counts[-1]) for span, costs in zip(spans, even, strict=True)]
+    places = [_place(uneven[span], rows, costs[-1], counts[-1]) for span, costs in zip(spans, even, strict=True)]
     return LanesLatency(
         lanes=counts,
         rows=rows,
@@ -74,7 +74,7 @@ def measure_lanes(
         chunks=chunks,
         chunk_ms=tuple(alone),
         beside_ms=tuple(max(0.0, ms - table[spans[0], 1, 1]) for ms in beside),
-        column_ms=tuple(accumulate(columns, max)),  # in a longer context it takes no less
+        place_ms=tuple(accumulate(places, max)),  # in a longer context it takes no less
     )
 
 
@@ -109,7 +109,7 @@ def _repeat_uneven(bench: SeveralLanes, lanes: int, seconds: list[float], warm: 
         seconds.append(perf_counter() - started)
 
 
-def _column(uneven: Sequence[float], rows: Sequence[int], even: Sequence[float], lanes: int) -> float:
+def _place(uneven: Sequence[float], rows: Sequence[int], even: Sequence[float], lanes: int) -> float:
     """What a place takes that no row fills, in milliseconds. ``uneven``: seconds of passes with one large tree; ``even``: milliseconds of
     passes with as many rows a lane, for each of ``rows``."""
     count = lanes + ROWS_OF_A_LANE - 1

@@ -7,7 +7,7 @@ from time import perf_counter
 
 import pytest
 
-from export.tuning.replay.lanes_latency import _column, _whole, measure_lanes
+from export.tuning.replay.lanes_latency import _place, _whole, measure_lanes
 from runtime import Decoder, SamplingParams
 from tests.support.eagle_engines import prompt_of
 
@@ -37,8 +37,8 @@ def test_measured_costs_are_complete_and_leave_the_decoder_as_it_was(echo_engine
             assert by_depth[0] > 0
     assert len(found.host_ms) == 3
     assert min(found.host_ms) > 0
-    assert len(found.column_ms) == len(found.spans)
-    assert list(found.column_ms) == sorted(found.column_ms)
+    assert len(found.place_ms) == len(found.spans)
+    assert list(found.place_ms) == sorted(found.place_ms)
 
 
 def test_a_slow_moment_makes_no_pass_dearer_than_a_larger_one() -> None:
@@ -48,5 +48,5 @@ def test_a_slow_moment_makes_no_pass_dearer_than_a_larger_one() -> None:
 
 def test_a_place_costs_what_a_large_tree_adds_to_as_many_rows() -> None:
     """Four lanes, 11 rows: attention has 4 x 8 places instead of 4 x 3."""
-    assert _column([0.030, 0.090, 0.034], (4, 8, 16), (20.0, 24.0, 32.0), 4) == pytest.approx((34 - 27) / 20)
-    assert _column([0.010], (4, 8, 16), (20.0, 24.0, 32.0), 4) == 0
+    assert _place([0.030, 0.090, 0.034], (4, 8, 16), (20.0, 24.0, 32.0), 4) == pytest.approx((34 - 27) / 20)
+    assert _place([0.010], (4, 8, 16), (20.0, 24.0, 32.0), 4) == 0

@@ -128,7 +128,7 @@ def test_decisions_are_charged() -> None:
 def test_the_cost_model_is_as_good_as_the_best_tree_and_below_the_bounds(place: float) -> None:
     """``place``: what a place in attention costs that no row fills."""
     train, test = answers(24, 1), answers(48, 2)
-    setting = Setting(replace(LANES, column_ms=(place,) * len(LANES.spans)), fixed_trees((1,), range(1, 7), 7), TreeSpec(7, 6, 1), BOUNDS)
+    setting = Setting(replace(LANES, place_ms=(place,) * len(LANES.spans)), fixed_trees((1,), range(1, 7), 7), TreeSpec(7, 6, 1), BOUNDS)
     fitted = fit_load(train, setting, (1, 4))
     found = compare(test, setting, fitted, (1, 4))
     assert list(found) == ["1", "4", "day"]
