@@ -79,7 +79,8 @@ def new_request(
     past: Past | None,
 ) -> Request:
     """The request. ``parts``: of ``params``. ``deadline``: in perf_counter's seconds. ``past``: the past answers that it may look up."""
-    stop_tokens = frozenset((*(() if params.ignore_eos else manifest.tokens.stop), *params.stop_token_ids))
+    own = () if params.ignore_eos else (token for token in manifest.tokens.stop if token < manifest.shape.vocab)  # others end no answer
+    stop_tokens = frozenset((*own, *params.stop_token_ids))
     rules = PathRules(params, prompt, stop_tokens, parts.bad_words, parts.constraint) if params.changes_scores else None
     return Request(prompt, params, make_sampler(params, rules), policy, stop_tokens, deadline, parts.constraint, past)
 

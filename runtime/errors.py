@@ -68,7 +68,7 @@ class BenchError(RespsError):
 
 
 class DecoderBusy(RespsError):
-    """Every lane of this Decoder has an open Stream."""
+    """Every lane of this Decoder has an open Stream, or a constraint waits for others to be compiled."""
 
 
 class DecoderClosed(RespsError):

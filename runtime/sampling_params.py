@@ -15,7 +15,7 @@ MAX_LOGPROBS = 20
 MAX_ANSWERS = 128
 """The most answers to one prompt, as in OpenAI's API."""
 
-MAX_CONSTRAINT, MAX_REGEX, MAX_DEPTH = 1 << 16, 1 << 13, 64
+MAX_CONSTRAINT, MAX_REGEX, MAX_DEPTH, MAX_LINES = 1 << 16, 1 << 13, 64, 1000
 """The most characters of a constraint and of a regular expression, and the deepest nesting of brackets."""
 
 MAX_LISTED = 1024
@@ -45,6 +45,10 @@ class Constraint:
         most = MAX_REGEX if self.kind == "regex" else MAX_CONSTRAINT
         if len(self.text) > most:
             raise ValueError(f"constraint: the {self.kind} has {len(self.text)} characters, at most {most} are accepted")
+        if (
+            self.kind == "grammar" and (lines := self.text.count("\n") + 1) > MAX_LINES
+        ):  # a rule each, and long chains of rules compile slowly
+            raise ValueError(f"constraint: the grammar has {lines} lines, at most {MAX_LINES} are accepted")
         depth = deepest = 0
         for character in self.text if self.kind != "answer" else "":  # whose brackets are not all pairs
             depth += (character in "([{") - (character in ")]}")

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ..errors import ParameterError, PromptError
+from ..errors import DecoderBusy, ParameterError, PromptError
 from ..sampling_params import Constraint
 from ..text.tokenizer import Tokenizer
 from .state import ConstraintState
 
 KEPT = 64
-"""Compiled constraints that are kept, those used last."""
+"""Constraints whose compiled form, or refusal, is kept: those used last."""
 
 WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,8}"
 """Between the parts of JSON. Without a bound a small model writes spaces up to the token limit."""
@@ -41,32 +41,69 @@ class Grammars:
     threads run."""
 
     def __init__(self, tokenizer: Tokenizer, vocab: int, stop: Sequence[int]) -> None:
-        self._tokenizer, self._vocab, self._stop = tokenizer, vocab, stop
+        self._tokenizer, self._vocab = tokenizer, vocab
+        self._stop = [token for token in stop if token < vocab]  # others end no answer
         self._lock = threading.Lock()
         self._vocabulary: Any = None
-        self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
+        self._compiled: OrderedDict[Constraint, Any] = OrderedDict()  # matchers, and errors of those that were refused
 
     def state(self, constraint: Constraint) -> ConstraintState:
-        """The constraint at the beginning of an answer. Raises ParameterError if it cannot be compiled."""
+        """The constraint at the beginning of an answer. Raises ParameterError if it cannot be compiled, and DecoderBusy while two others
+        are."""
         with self._lock:
             matcher = self._compiled.get(constraint)
             if matcher is not None:
                 self._compiled.move_to_end(constraint)
         if matcher is None:
             matcher = self._compile(constraint)
-            with self._lock:
-                self._compiled[constraint] = matcher
-                if len(self._compiled) > KEPT:
-                    self._compiled.popitem(last=False)
-        return ConstraintState(matcher.deep_copy(), self._vocab)
+        if isinstance(matcher, ParameterError):
+            raise ParameterError(str(matcher), matcher.field)
+        return ConstraintState(matcher.deep_copy(), self._vocab, lambda: self._another(constraint, matcher))
 
-    def _compile(self, constraint: Constraint) -> Any:
+    def _another(self, constraint: Constraint, failed: Any) -> Any:
+        """A matcher that shares nothing with ``failed``, whose copies are dead with it."""
+        with self._lock:
+            if self._compiled.get(constraint) is failed:
+                del self._compiled[constraint]
+        matcher = self._compile(constraint, keep=False)
+        if isinstance(matcher, ParameterError):
+            raise matcher
+        return matcher
+
+    def _compile(self, constraint: Constraint, keep: bool = True) -> Any:
+        """The matcher, or why there is none. With ``keep`` it is kept, also if it comes after SECONDS: until then the constraint is refused."""
         try:
             import llguidance
         except ImportError:
             raise ParameterError("constraint: llguidance is not installed — pip install 'resps[constraints]'", "constraint") from None
         vocabulary = self._loaded(llguidance)
-        return _in_deep_thread(lambda: _matcher(llguidance, vocabulary, constraint), constraint)
+
+        def compiled() -> Any:
+            found: Any
+            try:
+                found = _matcher(llguidance, vocabulary, constraint)
+            except ParameterError as error:
+                found = error
+            if keep:
+                self._keep(constraint, found)
+            return found
+
+        try:
+            return _in_deep_thread(compiled)
+        except TimeoutError:
+            late = _refused(constraint, f"it takes longer than {SECONDS:g} s")
+            if keep:
+                self._keep(constraint, late, instead=False)
+            return late
+
+    def _keep(self, constraint: Constraint, found: Any, instead: bool = True) -> None:
+        """Keep what was found, ``instead`` of what is there."""
+        with self._lock:
+            if instead or constraint not in self._compiled:
+                self._compiled[constraint] = found
+                self._compiled.move_to_end(constraint)
+                if len(self._compiled) > KEPT:
+                    self._compiled.popitem(last=False)
 
     def _loaded(self, llguidance: Any) -> Any:
         """llguidance's view of the tokenizer, in which a token has the bytes that it adds to an answer."""
@@ -100,7 +137,7 @@ class _Vocabulary:
 
 
 def _matcher(llguidance: Any, vocabulary: Any, constraint: Constraint) -> Any:
-    """A matcher whose first mask is computed. llguidance's own limits bound size and time. Raises ParameterError."""
+    """A matcher whose first mask is computed. llguidance's own limits bound its size. Raises ParameterError."""
     try:
         grammar = _grammar(llguidance, constraint)
     except (ValueError, RecursionError) as error:
@@ -113,10 +150,9 @@ def _matcher(llguidance: Any, vocabulary: Any, constraint: Constraint) -> Any:
     return matcher
 
 
-def _in_deep_thread(call: Callable[[], Any], constraint: Constraint) -> Any:
-    """The result of ``call`` in a thread with a large stack. Raises ParameterError after SECONDS; the thread, which nothing can end, goes
-    on and is forgotten. Only two run at a time."""
-    late = _refused(constraint, f"it takes longer than {SECONDS:g} s")
+def _in_deep_thread(call: Callable[[], Any]) -> Any:
+    """The result of ``call`` in a thread with a large stack. Raises TimeoutError after SECONDS; the thread, which nothing can end, goes
+    on. Only two run at a time, and DecoderBusy is raised while they do not end."""
     results: SimpleQueue[Any] = SimpleQueue()
 
     def run() -> None:
@@ -128,17 +164,20 @@ def _in_deep_thread(call: Callable[[], Any], constraint: Constraint) -> Any:
             _COMPILING.release()
 
     if not _COMPILING.acquire(timeout=SECONDS):
-        raise late
+        raise DecoderBusy("constraint: two others are being compiled — try again")
     with _STACK_SIZE:
         usual = threading.stack_size(_STACK)
         try:
             threading.Thread(target=run, name="resps-compile", daemon=True).start()
+        except RuntimeError as error:
+            _COMPILING.release()
+            raise DecoderBusy(f"constraint: {error} — give the process more threads and memory") from None
         finally:
             threading.stack_size(usual)
     try:
         result = results.get(timeout=SECONDS)
     except Empty:
-        raise late from None
+        raise TimeoutError from None
     if isinstance(result, BaseException):
         raise result
     return result

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import DecoderClosed, EngineFailure, ParameterError, PromptError, PromptKind, RespsError
+from ..errors import DecoderBusy, DecoderClosed, EngineFailure, ParameterError, PromptError, PromptKind, RespsError
 
 LOG = logging.getLogger("runtime.serve")
 
@@ -107,6 +107,8 @@ def as_api_error(error: BaseException, param: str = "prompt") -> ApiError:
             return invalid(str(error), error.field)
         case EngineFailure():
             return ApiError(500, str(error), code="engine_failure")
+        case DecoderBusy():
+            return ApiError(503, str(error), code="busy", retry_after=1)
         case DecoderClosed():
             return ApiError(503, "the engine was closed — send the request again, to another server", code="engine_closed")
         case RespsError():

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import Constraint, ParameterError, SamplingParams
+from runtime import Constraint, DecoderBusy, ParameterError, SamplingParams
 from runtime.constraints import grammars as module
+from runtime.constraints import state as state_module
 from runtime.constraints.grammars import KEPT
+from runtime.constraints.state import ConstraintState
 from runtime.decoding.gumbel import host_samplers
 from runtime.decoding.path_rules import PathRules
 from runtime.decoding.sampling import TargetOutput
@@ -116,11 +118,12 @@ def test_the_constraint_wins_over_the_other_rules() -> None:
         lambda: Constraint.grammar("start: foo"),
         lambda: Constraint.grammar("start: start"),
         lambda: Constraint.grammar("root ::= ("),
+        lambda: Constraint.grammar("start: a\na: " + "\n".join(['"x"'] * 1200)),
         lambda: Constraint.grammar(""),
         lambda: Constraint.grammar("\x00"),
         lambda: Constraint("other", "x"),
     ],
-    ids=[*map(str, range(29))],
+    ids=[*map(str, range(30))],
 )
 def test_what_cannot_be_compiled_is_one_line_within_a_second(make: Any) -> None:
     GRAMMARS.state(Constraint.regex("warm"))
@@ -133,9 +136,14 @@ def test_what_cannot_be_compiled_is_one_line_within_a_second(make: Any) -> None:
 
 
 def test_a_chain_of_many_rules_does_not_end_the_process() -> None:
-    chain = "\n".join(f"a{at}: a{at + 1}" for at in range(3500))
-    with suppress(ParameterError):  # it may be too much
-        GRAMMARS.state(Constraint.grammar(f'start: a0\n{chain}\na3500: "x"'))
+    chain = "\n".join(f"a{at}: a{at + 1}" for at in range(990))
+    references = {f"{at:x}": {"$ref": f"#/$defs/{at + 1:x}"} for at in range(2000)} | {f"{2000:x}": {"type": "null"}}
+    for deep in (
+        Constraint.grammar(f'start: a0\n{chain}\na990: "x"'),
+        Constraint.json_schema({"$ref": "#/$defs/0", "$defs": references}),
+    ):
+        with suppress(ParameterError):  # it may be too much
+            GRAMMARS.state(deep)
     assert GRAMMARS.state(Constraint.regex("still here")).forced()
 
 
@@ -143,13 +151,60 @@ def test_compiling_that_takes_too_long_is_refused_and_blocks_nobody(monkeypatch:
     ended, compiled = threading.Event(), module._matcher
     monkeypatch.setattr(module, "SECONDS", 0.1)
     monkeypatch.setattr(module, "_matcher", lambda *given: ended.wait(20) and compiled(*given))
-    for number in range(3):  # the third finds both threads taken
+    for number in (0, 1, 0):  # once refused, nothing begins again
         with pytest.raises(ParameterError, match=r"takes longer than 0.1 s"):
             GRAMMARS.state(Constraint.regex(f"slow{number}"))
+    with pytest.raises(DecoderBusy, match="two others are being compiled"):
+        GRAMMARS.state(Constraint.regex("slow2"))
     ended.set()
     monkeypatch.setattr(module, "_matcher", compiled)
     monkeypatch.setattr(module, "SECONDS", 20.0)
+    while isinstance(GRAMMARS._compiled[Constraint.regex("slow0")], ParameterError):  # until its thread is through
+        time.sleep(0.01)
     assert GRAMMARS.state(Constraint.regex("slow0")).forced()
+
+
+PAIRS = [f"/[a-d]*{first}{second}[a-d]{{50}}[a-d]*/" for first in "abcd" for second in "abcd" if first != second]
+TOO_COMPLEX = Constraint.grammar(f'start: "x" "z" | "y" T\nT: {" & ".join(PAIRS)}')
+"""An answer "y..." ends at a limit of llguidance's lexer, which all answers with the constraint share."""
+
+
+def letters(text: str) -> list[int]:
+    return [PARTS.index(each.encode()) for each in text]
+
+
+def follow(state: ConstraintState, tokens: list[int]) -> None:
+    for token in tokens:
+        state.mask(scores := np.zeros(STOP + 1))
+        assert np.isfinite(scores[token])
+        state.push(token)
+
+
+def test_an_answer_whose_constraint_becomes_too_complex_ends_alone() -> None:
+    own = grammars(PARTS)
+    neighbour = own.state(TOO_COMPLEX)
+    follow(neighbour, letters("x"))
+    with pytest.raises(ParameterError, match="too complex"):
+        follow(own.state(TOO_COMPLEX), letters("yabcdabcd"))
+    follow(neighbour, [*letters("z"), STOP])
+    follow(own.state(TOO_COMPLEX), [*letters("xz"), STOP])
+
+
+def test_drafted_tokens_do_not_use_up_an_answer() -> None:
+    own = grammars(PARTS)
+    state = own.state(TOO_COMPLEX)
+    assert state.allowed(letters("yabcdabcd")) < 9
+    follow(state, letters("x"))
+    assert state.allowed(letters("z")) == 1
+    follow(state, [*letters("z"), STOP])
+
+
+def test_masks_that_take_too_long_end_their_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_module, "SECONDS", 0.05)
+    monkeypatch.setattr(state_module, "TOKEN_SECONDS", 0.0)
+    ambiguous = Constraint.grammar('start: s\ns: s s | /[a-z ]/ | ""')
+    with pytest.raises(ParameterError, match=r"too complex for this answer: its masks took \d"):
+        follow(GRAMMARS.state(ambiguous), letters("abcd" * 100))
 
 
 def test_compiled_constraints_are_kept_by_content(monkeypatch: pytest.MonkeyPatch) -> None:
