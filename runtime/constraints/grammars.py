@@ -71,7 +71,7 @@ class Grammars:
         return matcher
 
     def _compile(self, constraint: Constraint, keep: bool = True) -> Any:
-        """The matcher, or why there is none. With ``keep`` it is kept, also if it comes after SECONDS: until then the constraint is refused."""
+        """The matcher, or why there is none. With ``keep`` it is kept, also if it comes after SECONDS; until then it is refused."""
         try:
             import llguidance
         except ImportError:

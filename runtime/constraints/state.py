@@ -10,7 +10,6 @@ import numpy as np
 
 from ..errors import ParameterError
 
-
 SECONDS, TOKEN_SECONDS = 1.0, 0.005
 """Of a processor, that the masks of an answer may take: so many, and for each of its tokens so many more. Usual ones take less than a
 hundredth of that; ambiguous grammars take ever more, while the other lanes wait."""

@@ -37,11 +37,15 @@ def answer_constraint(form: AnswerFormat, tools: Tools | None, wanted: Constrain
 
 def _reasoning_rules(form: AnswerFormat, opened: bool) -> list[str]:
     assert form.reasoning is not None
-    begin, end = _literal(form, form.reasoning.begin), form.reasoning.end
+    begin, end = form.reasoning.begin, form.reasoning.end
     marked = f"TEXT {_literal(form, end)}" if end in form.special else rf"/(.|\n)*{_in_regex(end)}/"
     lazy = "" if end in form.special else "[lazy]"
-    start = "start: thought SPACE said" if opened else f"start: ({begin} thought SPACE)? said"
-    return [start, f"thought{lazy}: {marked}"]
+    thought = f"thought{lazy}: {marked}"
+    if opened:
+        return ["start: thought SPACE said", thought]
+    # Lazy: what is said may be any text, and without it the mark would be the beginning of that.
+    opening = f"opening: {_literal(form, begin)}" if begin in form.special else f"opening[lazy]: /{_in_regex(begin)}/"
+    return ["start: (opening thought SPACE)? said", opening, thought]
 
 
 def _call_rules(form: AnswerFormat, tools: Tools | None, wanted: Constraint | None) -> list[str] | None:

@@ -124,6 +124,21 @@ def test_constraints_begin_behind_the_reasoning(model: Callable[[str], Model], n
         assert not this.begins(opened, "Hm.\n</think>\n\n" + bad)
 
 
+@pytest.mark.parametrize("name", ["qwen", "deepseek", "deepseek, special"])
+def test_what_is_said_does_not_take_in_the_reasoning(model: Callable[[str], Model], name: str) -> None:
+    this = model(name)
+    call = this.form.calls.written([GOOD])
+    auto = constraint(this.form, Tools((Function("weather", None, CITY, strict=True), FREE)))
+    anything = constraint(this.form, None, Constraint.regex(r"(.|\n)*x"))
+    for said in ("Hello { é", "", "<thin", "I <think> so" if name == "qwen" else "I think so", call):
+        assert this.allows(auto, said)
+        thought = "Well" if "special" in name else f"Use {call} maybe, no."  # special tokens are no text
+        assert this.allows(auto, f"<think>\n{thought}\n</think>\n\n{said}")
+    assert not this.allows(auto, f"<think>\nHm {call}")
+    assert not this.allows(anything, "<think>\nHmx")
+    assert this.allows(anything, "<think>\nHm</think>x")
+
+
 def test_an_answer_without_reasoning_and_calls_keeps_its_form(model: Callable[[str], Model]) -> None:
     form = Constraint.json_object()
     assert constraint(model("llama").form, None, form) is form
