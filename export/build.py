@@ -77,9 +77,9 @@ def source_of(checkpoint: Checkpoint, draft: DraftCheckpoint | None, options: Ma
 
 
 def exporter_hash(root: Path = Path(__file__).parent) -> str:
-    """Hash of the exporter's source files. An engine made by different code is not up to date, even if the version is the same."""
+    """Hash of the exporter's source files and prompts. An engine made with others is not up to date, even if the version is the same."""
     digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
+    for file in sorted([*root.rglob("*.py"), *root.glob("*.txt")]):
         if file.relative_to(root).parts[0] not in _NOT_THE_EXPORTER:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

@@ -66,7 +66,7 @@ class InputMoments:
         layer = int(name) if matrix else self._checkpoint.arch.layers  # "head" comes behind the last layer
         while self._layer < layer:
             self._next_layer()
-        return inverse_root(self._moments[matrix or stem])
+        return inverse_root(self._moments[(matrix or stem).split(".")[0]])  # a piece of a joined matrix has its number behind the name
 
     def _next_layer(self) -> None:
         arch, inputs = self._checkpoint.arch, defaultdict[str, list[np.ndarray]](list)

@@ -164,8 +164,8 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         source=opened,
         requantize=asked.requantize,
         rotated=rotated,
+        calibrated=asked.rounding == "feedback" or (asked.rounding is None and calibrates(arch, precision)),
     )
-    plan = replace(plan, calibrated=asked.rounding == "feedback" or (asked.rounding is None and calibrates(arch, precision)))
     return CheckedExport(plan, opened, text, draft, policy, platform)
 
 
@@ -198,6 +198,7 @@ def _draft(asked: Asked, entry: ModelEntry, target: Checkpoint | None, arch: Arc
 def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -> None:
     """Write the directory, unless it is up to date."""
     from .build import ExportJob, export, is_current, source_of
+    from .directory.bundled_tuning import bundled_digest
 
     plan, checkpoint, platform = prepared.plan, prepared.checkpoint, prepared.platform
     assert checkpoint is not None
@@ -205,7 +206,8 @@ def _export(asked: Asked, prepared: CheckedExport, force: bool, as_json: bool) -
     options |= {"max_context": asked.max_context, "prefill_rows": asked.prefill_rows, "tree_sizes": list(plan.tree_sizes)}
     options |= {"requantize": asked.requantize, "longest_context": plan.longest_context, "lanes": plan.lanes}
     options |= {"rotated": plan.rotated, "calibrated": plan.calibrated}
-    options["policy"] = prepared.policy.digest if prepared.policy else None
+    bundled = bundled_digest(prepared.draft.path, plan.precision) if prepared.draft else None
+    options["policy"] = prepared.policy.digest if prepared.policy else bundled
     if platform:
         gpu = platform.gpu.name if platform.gpu else None
         options["tensorrt"] = [platform.flavour, platform.version, list(platform.capabilities), gpu]

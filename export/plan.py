@@ -25,6 +25,7 @@ from .tensorrt.profiles import WIDTHS, draft_lane_rows, lane_columns, target_lan
 
 TREE_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _BASE_MEMORY = 350 << 20  # interpreter, numpy, onnx, onnxruntime, and the streaming buffers
+_ROOT_COPIES = 6  # of a matrix of moments in float64 that export.graphs.int8.feedback.inverse_root has at a time, rounded up
 _SMALL_FILES = 8 << 20  # graphs, tokenizer, manifest
 # Rounded up from builds with TensorRT-RTX 1.7.1 (tests/export/tensorrt). A plan contains kernel source text: so many bytes for each
 # profile, and so many for each layer of a profile, twice as many if its weights are quantized: products that dequantize have much text.
@@ -122,10 +123,11 @@ def make_plan(
     source: Weights | None = None,
     requantize: bool = False,
     rotated: bool = False,
+    calibrated: bool = False,
 ) -> Plan:
     """Plan an export without reading any tensor. A sliding window limits the context, because full attention is exact only within it.
 
-    source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``. rotated: see Plan.
+    source: the weights, if open; a quantized checkpoint's integers are stored unchanged unless ``requantize``. The last two: see Plan.
     """
     context = min(max_context, arch.longest_context)
     columns = lane_columns(prefill_rows, MAX_DEPTH) if lanes > 1 else 0
@@ -136,7 +138,9 @@ def make_plan(
     weights = target.weights.size
     draft_weights, draft_cache = _draft_bytes(draft, target, context, backend, columns) if draft else (0, 0)
     cache = (target.cache_bytes + draft_cache) * lanes
-    memory = max(_target_memory(arch, precision, weights), _BASE_MEMORY + 3 * draft_weights)  # the draft's parity check loads it whole
+    memory = max(
+        _target_memory(arch, precision, weights, calibrated), _BASE_MEMORY + 3 * draft_weights
+    )  # the draft's parity check loads it whole
     plans = _plan_bytes(target, draft, tree_sizes, lanes, weights + draft_weights) + _NETWORK_PLANS * policy_bytes if static else 0
     if static:
         memory = max(memory, _BUILD_MEMORY + _BUILD_COPIES * weights)
@@ -165,6 +169,7 @@ def make_plan(
         stored=_stored(source, arch, precision, static, requantize),
         requantize=requantize,
         rotated=rotated,
+        calibrated=calibrated,
     )
 
 
@@ -199,11 +204,15 @@ def _stored(source: Weights | None, arch: Arch, precision: Precision, static: bo
     return tuple(notes(source, arch, precision, static, requantize)) if source else ()
 
 
-def _target_memory(arch: Arch, precision: Precision, weights: int) -> int:
-    """Peak bytes while the target is written and checked: twice the largest part that is in memory as a whole."""
+def _target_memory(arch: Arch, precision: Precision, weights: int, calibrated: bool) -> int:
+    """Peak bytes while the target is written and checked: twice the largest part that is in memory as a whole, and what error feedback
+    makes of the moments of the widest inputs."""
     widest = max(outputs * inputs for _, outputs, inputs in arch.linears.values())
-    return _BASE_MEMORY + 2 * max(
-        PIECE_BYTES, arch.vocab * arch.hidden * 4, widest if precision.matrix else 0, weights // (arch.layers + 1)
+    moments = _ROOT_COPIES * 8 * max(inputs for _, _, inputs in arch.linears.values()) ** 2 if calibrated else 0
+    return (
+        _BASE_MEMORY
+        + moments
+        + 2 * max(PIECE_BYTES, arch.vocab * arch.hidden * 4, widest if precision.matrix else 0, weights // (arch.layers + 1))
     )
 
 

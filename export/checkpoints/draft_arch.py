@@ -147,14 +147,13 @@ def _layer(config: Mapping[str, Any], flat: Mapping[str, Any], target: Arch) -> 
 def _captured(config: Mapping[str, Any], options: Mapping[str, Any], target: Arch) -> tuple[int, ...]:
     """Captured layers in our convention: ids of the layers that the streams *enter*.
 
-    SpecForge and ModelOpt write ids of the layers that the streams *leave*, inside eagle_config. speculators write ids of the layers that
-    they enter, at the top level. EAGLE-3's usual three layers are recognized by their values in either place.
+    SpecForge and ModelOpt write ids of the layers that the streams *leave*, inside eagle_config; AngelSlim writes such ids at the top
+    level, by another name. speculators write ids of the layers that they enter, at the top level. EAGLE-3's usual three layers are
+    recognized by their values in any place, and meant where nothing is written.
     """
-    default = target.captured
-    configured = options.get("eagle_aux_hidden_state_layer_ids")
-    leaving = configured is not None
-    if configured is None:
-        configured = config.get("eagle_aux_hidden_state_layer_ids")
+    default, key = target.captured, "eagle_aux_hidden_state_layer_ids"
+    places = ((options.get(key), 1), (config.get(key), 0), (config.get("aux_hidden_states_layer_ids"), 1))
+    configured, leaving = next((place for place in places if place[0] is not None), (None, 0))
     if configured is None:
         return default
     is_list = isinstance(configured, Sequence) and not isinstance(configured, str)

@@ -46,6 +46,12 @@ def write_bundled(draft: Path, precision: str, tuning: Tuning, engine_dir: Path)
     return folder
 
 
+def bundled_digest(draft: Path, precision: str) -> str | None:
+    """Hash of the tuning bundled with the draft in the folder ``draft``; None if there is none."""
+    file = draft / FOLDER / precision / FILE
+    return sha256_of(file) if file.is_file() else None
+
+
 def read_bundled(file: Path) -> FoundTuning:
     """Read a tuning.json. Raises ExportError if it is unreadable or malformed."""
     try:

@@ -1,4 +1,4 @@
-"""The exporter's hash covers every module that can change an engine, so that an engine made by other code is exported again."""
+"""The exporter's hash covers every module that can change an engine, and the prompts: an engine made by others is exported again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import export
 from export.build import exporter_hash
 
 ROOT = Path(export.__file__).parent
-MODULES = sorted(file.relative_to(ROOT) for file in ROOT.rglob("*.py"))
+MODULES = sorted(file.relative_to(ROOT) for file in [*ROOT.rglob("*.py"), ROOT / "prompts.txt"])
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,8 @@ def quantization_of(directory: Path, config: Mapping[str, Any]) -> Quantization 
     for source, settings in _found(directory, config):
         if not isinstance(settings, Mapping):
             raise CheckpointError(f"{source} is {settings!r}, not an object with quant_method — download it again")
-        return Quantization(_method(source, settings), settings, source)
+        if settings.get("quant_algo", "") is not None or settings.get("quant_method"):  # ModelOpt writes null for what it did not quantize
+            return Quantization(_method(source, settings), settings, source)
     return None
 
 

@@ -34,6 +34,13 @@ CAPTURED: Mapping[str, tuple[bool, Sequence[int] | None, tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.parametrize("others", [{}, {"eagle_config": {"use_aux_hidden_state": True}}], ids=str)
+def test_angelslims_name_for_the_layers_is_read(case: DraftCase, others: dict[str, object]) -> None:
+    case.write("specforge", ids=None, config={"aux_hidden_states_layer_ids": [0, 3, 8], **others})
+    assert case.run().code == 0
+    assert load_manifest(case.engines / "tiny").shape.captured_layers == (1, 4, 9)
+
+
 @pytest.mark.parametrize("name", CAPTURED)
 def test_target_outputs_the_layers_that_the_draft_reads(case: DraftCase, name: str) -> None:
     at_top, ids, captured = CAPTURED[name]

@@ -12,6 +12,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from export.checkpoints.fetch import open_checkpoint
+from export.checkpoints.quantized.settings import quantization_of
 from export.errors import UnsupportedModel
 from tests.support.checkpoints import TOKENS, logits_of, refused
 from tests.support.hf_directory import WEIGHTS, HfDirectory
@@ -185,6 +186,13 @@ QUANTIZED = {
         "hf_quant_config.json .*'odd'",
     ),
 }
+
+
+@pytest.mark.parametrize("quantization", [{"quant_algo": None, "kv_cache_quant_algo": None}, {"quant_algo": None}], ids=str)
+def test_modelopts_file_for_an_unquantized_checkpoint_says_nothing(llama: HfDirectory, quantization: dict[str, object]) -> None:
+    (llama.path / "hf_quant_config.json").write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": quantization}))
+    assert quantization_of(llama.path, {}) is None
+    open_checkpoint(llama.path)
 
 
 @pytest.mark.parametrize("case", QUANTIZED)
