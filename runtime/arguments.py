@@ -77,12 +77,14 @@ def new_request(
     policy: Policy,
     deadline: float | None,
     past: Past | None,
+    tenant: str | None,
 ) -> Request:
-    """The request. ``parts``: of ``params``. ``deadline``: in perf_counter's seconds. ``past``: the past answers that it may look up."""
+    """The request. ``parts``: of ``params``. ``deadline``: in perf_counter's seconds. ``past``: the past answers that it may look up.
+    ``tenant``: for whom."""
     own = () if params.ignore_eos else (token for token in manifest.tokens.stop if token < manifest.shape.vocab)  # others end no answer
     stop_tokens = frozenset((*own, *params.stop_token_ids))
     rules = PathRules(params, prompt, stop_tokens, parts.bad_words, parts.constraint) if params.changes_scores else None
-    return Request(prompt, params, make_sampler(params, rules), policy, stop_tokens, deadline, parts.constraint, past)
+    return Request(prompt, params, make_sampler(params, rules), policy, stop_tokens, deadline, parts.constraint, past, tenant)
 
 
 def _spellings(tokenizer: Tokenizer, word: str, vocab: int) -> list[list[int]]:

@@ -119,7 +119,8 @@ class Decoder:
             for stream in [self._start(request, TotalsRecorder()) for request in requests]:
                 stream.result()
             self.forget(past=False)
-        self._running = []
+        with self._lock:
+            self._running = [each for each in self._running if not each.ended]
 
     def forget(self, past: bool = True) -> None:
         """Drop the cached prefix and, with ``past``, all past answers, those of forks included, so that the next request finds nothing. Use
@@ -159,8 +160,7 @@ class Decoder:
     @property
     def totals(self) -> Totals:
         """Statistics over all finished requests since this Decoder was loaded or forked."""
-        last = [each.request.policy for each in self._running[-1:]] or [self._policy]
-        return self._totals_recorder.totals(last[0])
+        return self._totals_recorder.totals(next((each.request.policy for each in self._running[-1:]), self._policy))
 
     def listen(self, listener: Listener | None) -> None:
         """Call ``listener`` with the CycleEvent of every cycle from now on, in the thread that decodes; None ends it."""
@@ -187,10 +187,10 @@ class Decoder:
         """Start a request. Iterate over the returned Stream for its Chunks.
 
         ``prompt``: plain text, chat messages (rendered by the model's template), or token ids. ``params``: how to sample and when to stop
-        (greedy by default). ``policy``: an object or a name, instead of the Decoder's own. ``tenant``: for whom; only past answers of the
-        same tenant are looked up. ``store``: whether this answer may be looked up later. Raises PromptError, ParameterError, ValueError,
-        TypeError, EngineDirError (a policy that was not tuned), DecoderBusy or DecoderClosed at once, not at the first chunk. Iterating may
-        raise EngineFailure.
+        (greedy by default). ``policy``: an object or a name, instead of the Decoder's own. ``tenant``: for whom; only prefixes and past
+        answers of the same tenant are used. ``store``: whether this answer may be looked up later. Raises PromptError, ParameterError,
+        ValueError, TypeError, EngineDirError (a policy that was not tuned), DecoderBusy or DecoderClosed at once, not at the first chunk.
+        Iterating may raise EngineFailure.
         """
         check_types(params, policy)
         deadline = None if params.deadline is None else perf_counter() + params.deadline
@@ -198,8 +198,8 @@ class Decoder:
         with self._opened():
             shared = by_budget(self.lanes, self._policy_argument if policy is None else policy)
             chosen = self._policy if shared else self.policy(self._policy_argument if policy is None else policy, params.temperature)
-            past = self._engine.past_of(tenant, store)
-            request = new_request(self.manifest, (self._lanes or self.models).make_sampler, ids, params, parts, chosen, deadline, past)
+            past, make_sampler = self._engine.past_of(tenant, store), (self._lanes or self.models).make_sampler
+            request = new_request(self.manifest, make_sampler, ids, params, parts, chosen, deadline, past, tenant)
             return self._start(request, self._totals_recorder, shared)
 
     def astream(self, prompt: Prompt, params: SamplingParams = SamplingParams(), **asked: Unpack[Asked]) -> AsyncIterator[Chunk]:

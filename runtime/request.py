@@ -45,8 +45,8 @@ class Chunk:
 class Request:
     """A request and its state. ``sampler``: samples as ``params`` say. ``stop_tokens``: ids that end the answer. ``deadline``: in
     perf_counter's seconds. ``constraint``: the form of the answer, which the sampler moves along. ``past``: the past answers that it may
-    look up. ``counters``: its statistics so far. ``answer``: its tokens so far. ``round``: the last one. ``stop``: why it ended (eos,
-    length, stop_string, cancelled or deadline), None while it runs."""
+    look up. ``tenant``: for whom; only what others of the same said is reused. ``counters``: its statistics so far. ``answer``: its tokens
+    so far. ``round``: the last one. ``stop``: why it ended (eos, length, stop_string, cancelled or deadline), None while it runs."""
 
     prompt: Sequence[int]
     params: SamplingParams
@@ -56,6 +56,7 @@ class Request:
     deadline: float | None = None
     constraint: ConstraintState | None = None
     past: Past | None = None
+    tenant: str | None = None
     counters: RequestCounters = field(init=False)
     answer: list[int] = field(default_factory=list, init=False)
     round: Round | None = field(default=None, init=False)
@@ -115,6 +116,8 @@ class Request:
         if self.is_over():
             return None
         with PREFILL:
+            if target.tenant != self.tenant:
+                target.tenant, target.cache_valid = self.tenant, False
             self.counters.cached_prompt_tokens = begin(target, drafter, self.prompt)
             self._begun = True
             steps = prefill(target, drafter, self.sampler, self.prompt)

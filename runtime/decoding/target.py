@@ -36,6 +36,7 @@ class Target:
         self._committed: list[int] = []
         self._verified_tree = Tree.chain([0])
         self.cache_valid = True
+        self.tenant: str | None = None  # whose text the cache has
         self._min_rows = 1
 
     @property

@@ -77,7 +77,7 @@ class Forest:
         """Give a lane its pages, with what they can have from other lanes. Returns False if it was put aside, as there are no pages."""
         known, fresh, scattered = lane.unread, lane.root is None, False
         while True:
-            prefix = self.prefixes.find(known, self.lanes)
+            prefix = self.prefixes.find(known, self.lanes, lane.request.tenant)
             try:
                 begin(lane.cache, lane.draft, prefix, len(known) + _AHEAD, scattered)
                 break

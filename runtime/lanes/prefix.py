@@ -16,13 +16,14 @@ _LEAST = 16  # tokens; less is computed as fast as it is copied
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """Tokens whose keys and values lie in ``pages`` of the target's cache. ``draft_length``: how many of the first of them lie in
-    ``draft_pages`` of the draft's."""
+    """Tokens whose keys and values lie in ``pages`` of the target's cache. ``tenant``: whose they are. ``draft_length``: how many
+    of the first of them lie in ``draft_pages`` of the draft's."""
 
     tokens: Sequence[int] = ()
     pages: list[int] = field(default_factory=list)
     draft_pages: list[int] = field(default_factory=list)
     draft_length: int = 0
+    tenant: str | None = None
 
     def common(self, prompt: Sequence[int]) -> Kept:
         """What it has of the beginning of ``prompt``. Never all of it: the last token's scores are needed. A slot of the draft holds a
@@ -34,8 +35,8 @@ class Kept:
 def kept_by(lane: Lane) -> Kept:
     """What a running lane's caches hold."""
     if lane.draft is None:
-        return Kept(lane.tokens, lane.cache.pages)
-    return Kept(lane.tokens, lane.cache.pages, lane.draft.cache.pages, lane.draft.whole)
+        return Kept(lane.tokens, lane.cache.pages, tenant=lane.request.tenant)
+    return Kept(lane.tokens, lane.cache.pages, lane.draft.cache.pages, lane.draft.whole, lane.request.tenant)
 
 
 class PrefixCache:
@@ -45,12 +46,13 @@ class PrefixCache:
         self._target, self._draft = target, draft
         self._kept: list[Kept] = []
 
-    def find(self, prompt: Sequence[int], running: Iterable[Lane]) -> Kept:
-        """The longest beginning of ``prompt`` in a finished or a running lane."""
+    def find(self, prompt: Sequence[int], running: Iterable[Lane], tenant: str | None) -> Kept:
+        """The longest beginning of ``prompt`` in a finished or a running lane of the same tenant: its length, which a request is told,
+        would tell what others asked and were answered."""
         best, source = Kept(), None
         for each in (*map(kept_by, running), *self._kept):
             found = each.common(prompt)
-            if len(found.tokens) > max(len(best.tokens), _LEAST):
+            if each.tenant == tenant and len(found.tokens) > max(len(best.tokens), _LEAST):
                 best, source = found, each
         if source in self._kept:  # used last, so evicted last
             self._kept.remove(source)
@@ -61,7 +63,8 @@ class PrefixCache:
         """Copy a lane's caches before it gives its pages back. Drops older entries that it continues, and as many others as it needs."""
         if lane.cache.length < _LEAST or lane.cache.length != len(lane.tokens):
             return
-        for kept in [each for each in self._kept if list(each.tokens) == lane.tokens[: len(each.tokens)]]:
+        tenant = lane.request.tenant
+        for kept in [each for each in self._kept if each.tenant == tenant and list(each.tokens) == lane.tokens[: len(each.tokens)]]:
             self._drop(kept)
         while True:
             pages: list[int] = []
@@ -73,7 +76,7 @@ class PrefixCache:
                 self._target.pool.give_back(pages)
                 if not self.evict():
                     return
-        self._kept.append(Kept(tuple(lane.tokens), pages, drafted, lane.draft.whole if lane.draft else 0))
+        self._kept.append(Kept(tuple(lane.tokens), pages, drafted, lane.draft.whole if lane.draft else 0, tenant))
 
     def evict(self) -> bool:
         """Drop the entry that was used the longest time ago. Returns whether there was one."""

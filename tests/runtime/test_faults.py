@@ -23,6 +23,7 @@ from tests.support.eagle_engines import export_echo
 
 TREE, PROMPT = FixedPolicy(TreeSpec(12, 4, 3)), list(range(5, 25))
 SAMPLED = SamplingParams(temperature=0.9, seed=4)
+TYPICAL = SamplingParams(temperature=0.9, seed=4, typical_p=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +168,7 @@ def infinite(call: OrtCall) -> None:
     call.outputs["next_token"][:] = 100
 
 
-@pytest.mark.parametrize("sampling", [SamplingParams(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", [SamplingParams(), SAMPLED, TYPICAL], ids=["greedy", "sampled", "typical"])
 @pytest.mark.parametrize("fault", [nans, one_nan, infinite])
 @pytest.mark.parametrize(("at", "stage"), [(3, "prefill"), (4, "verify"), (7, "verify")])
 def test_scores_that_are_no_numbers_are_noticed(

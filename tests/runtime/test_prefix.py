@@ -207,6 +207,17 @@ def test_the_same_prompt_again_and_a_shorter_one(pair: tuple[Decoder, Decoder]) 
     assert pair[0].models.target.cache.span <= 128  # and does not go on reading as many slots as the longest needed
 
 
+def test_another_tenant_does_not_learn_what_was_asked(pair: tuple[Decoder, Decoder]) -> None:
+    keeping, _ = pair
+    keeping.forget()
+    cached = [
+        keeping.generate(ids(60, 9), SamplingParams(max_new_tokens=3), policy=FixedPolicy(TREE), tenant=tenant).stats.cached_prompt_tokens
+        for tenant in ("a", "b", "b", None, "b")
+    ]
+    assert (cached[0], cached[1], cached[3], cached[4]) == (0, 0, 0, 0)
+    assert cached[2] >= 58
+
+
 def test_forgetting_is_up_to_the_caller(pair: tuple[Decoder, Decoder]) -> None:
     keeping, _ = pair
     for expected in (0, 58):

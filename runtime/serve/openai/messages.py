@@ -81,15 +81,19 @@ def _template_message(message: ChatMessage, path: str) -> dict[str, Any]:
         "reasoning_content": message.reasoning_content or message.reasoning or None,
     }
     if message.tool_calls:
-        made["tool_calls"] = [_template_call(call, f"{path}.tool_calls[{at}].function") for at, call in enumerate(message.tool_calls)]
+        made["tool_calls"] = [_template_call(call) for call in message.tool_calls]
     return {key: value for key, value in made.items() if value is not None or key == "content"}
 
 
-def _template_call(call: CallBody, path: str) -> dict[str, Any]:
+def _template_call(call: CallBody) -> dict[str, Any]:
+    arguments = template_arguments(call.function.arguments)
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def template_arguments(text: str) -> Mapping[str, Any]:
+    """A call's arguments as templates take them. A model may have written no object, or an answer was cut: then they are text in one."""
     try:
-        arguments = json.loads(call.function.arguments or "{}")
+        arguments = json.loads(text or "{}")
     except (ValueError, RecursionError):
         arguments = None
-    if not isinstance(arguments, Mapping):
-        raise invalid(f"{path}.arguments: the arguments of a call are a JSON object, written as text", f"{path}.arguments")
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+    return arguments if isinstance(arguments, Mapping) else {"arguments": text}

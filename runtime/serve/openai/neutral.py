@@ -65,9 +65,9 @@ NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "part": {"annotations": ([],), "citations": ([],)},
     "response": {
         "background": (False,),
-        "include": ([],),
+        "include": ([], ["reasoning.encrypted_content"]),  # there is none to include
         "truncation": ("disabled",),
-        "reasoning": ({}, {"effort": "none"}),
+        "reasoning": ({}, {"effort": "none"}, {"summary": "auto"}, {"effort": "none", "summary": "auto"}),
         "prompt": (),
         "top_logprobs": (0,),
         "moderation": (),
@@ -84,6 +84,8 @@ NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 
 def is_neutral(kind: str, name: str, value: Any) -> bool:
     """Whether the field ``name`` of a ``kind`` of object may be ignored."""
+    if isinstance(value, Mapping):
+        value = {key: each for key, each in value.items() if each is not None}
     return value is None or name in HARMLESS[kind] or any(_same(value, each) for each in NEUTRAL[kind].get(name, ()))
 
 

@@ -59,6 +59,9 @@ def response_request(body: ResponseBody, max_messages: int) -> ResponseRequest:
             raise invalid(f"{name}: this server stores no responses — send the whole conversation as input", name, "unsupported_parameter")
     if (body.n or 1) > 1:
         raise invalid("n: a response is one answer — send the request several times", "n", "unsupported_value")
+    for field in ("rounds", "spec_decode_metrics", "timings_per_token"):
+        if getattr(body, field):
+            raise invalid(f"{field}: a response does not have it — ask for a chat completion", field, "unsupported_value")
     if None not in (body.max_tokens, body.max_output_tokens) and body.max_tokens != body.max_output_tokens:
         raise invalid("max_tokens and max_output_tokens mean the same — give one of them", "max_tokens")
     messages = messages_of(body.input, body.instructions)

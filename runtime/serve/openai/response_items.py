@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import invalid
+from .messages import template_arguments
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
 _ROLES = ("system", "developer", "user", "assistant")
@@ -50,12 +50,8 @@ def _message(item: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def _call(item: Mapping[str, Any], path: str) -> dict[str, Any]:
-    try:
-        arguments = json.loads(_given(item, "arguments", path))
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, Mapping):
-        raise invalid(f"{path}.arguments: the arguments of a call are a JSON object, written as text", f"{path}.arguments")
+    written = item.get("arguments")
+    arguments = template_arguments(written if written == "" else _given(item, "arguments", path))
     function = {"name": _given(item, "name", path), "arguments": arguments}
     return {"id": _given(item, "call_id", path), "type": "function", "function": function}
 

@@ -149,6 +149,8 @@ def test_after_forget_nothing_is_known_not_even_of_a_stream_that_was_just_closed
         decoder.forget()
         assert decoder.generate(PROMPT * 5, SamplingParams(max_new_tokens=1)).stats.cached_prompt_tokens == 0
     assert decoder.generate(PROMPT * 5, SamplingParams(max_new_tokens=1)).stats.cached_prompt_tokens > 50
+    other = [decoder.generate(PROMPT * 5, SamplingParams(max_new_tokens=1), tenant="other").stats.cached_prompt_tokens for _ in range(2)]
+    assert (other[0], other[1] > 50) == (0, True)
 
 
 def test_statistics_may_be_read_while_rounds_are_added() -> None:

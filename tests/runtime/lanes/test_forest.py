@@ -291,6 +291,6 @@ def test_nothing_is_kept_after_forget_of_a_lane_whose_reader_has_left() -> None:
     lanes[0].active.end()
     forest.forget()
     forest.cycle()
-    assert not forest.prefixes.find([*lanes[0].tokens, 5], ()).tokens
+    assert not forest.prefixes.find([*lanes[0].tokens, 5], (), None).tokens
     run_all(forest)
     assert answer_of(lanes[1])[0] == alone(lanes[1].request.prompt, lanes[1].request.params)

@@ -125,6 +125,13 @@ def test_an_answer_that_is_cut_is_incomplete(planted: Callable[..., PlantedDecod
         assert events[-1].response.output[0].status == "incomplete"
 
 
+def test_settings_of_a_response_may_be_sent_again(toy: ToyDecoder) -> None:
+    with client(toy) as (responses, _):
+        first = responses.create(model="toy", input="Hi", include=["reasoning.encrypted_content"])
+        responses.create(model="toy", input="Hi", reasoning=first.reasoning.model_dump(), truncation=first.truncation)
+        responses.create(model="toy", input="Hi", reasoning={"summary": "auto"})
+
+
 def test_a_failure_in_a_stream_is_an_event(toy: ToyDecoder) -> None:
     toy.seconds = 0.05
     with client(toy) as (responses, _):
@@ -143,6 +150,9 @@ def test_a_failure_in_a_stream_is_an_event(toy: ToyDecoder) -> None:
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True}, "background"),
         ({"n": 2}, "n"),
+        ({"rounds": True}, "rounds"),
+        ({"timings_per_token": True}, "timings_per_token"),
+        ({"reasoning": {"effort": "high", "summary": None}}, "reasoning"),
         ({"input": []}, "input"),
         ({"input": 3}, "input"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
@@ -152,7 +162,7 @@ def test_a_failure_in_a_stream_is_an_event(toy: ToyDecoder) -> None:
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text"),
         ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input[0].call_id"),
-        ({"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": "["}]}, "input[0].arguments"),
+        ({"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": None}]}, "input[0].arguments"),
         ({"input": [{"type": "function_call_output", "call_id": "1"}]}, "input[0].output"),
         ({"input": [USER] * 300}, "input"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
