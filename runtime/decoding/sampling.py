@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -89,8 +90,8 @@ class InverseCdfSampler:
 
     def __init__(self, engine: Engine, memory: Memory, table: Buffer, params: SamplingParams, positions: int) -> None:
         """``engine``: runs the sample graph. ``table``: its buffer of uniforms, float32 [positions]."""
-        memory.write(table, uniforms(params.seed, positions))
         self._engine, self._params, self._positions = engine, params, positions
+        self._write = partial(memory.write, table)
         self._sampled: tuple[TargetOutput, np.ndarray] | None = None
 
     def __call__(self, output: TargetOutput, row: int, position: int) -> int:
@@ -99,6 +100,8 @@ class InverseCdfSampler:
         return int(self._sampled[1][row])
 
     def _sample(self, output: TargetOutput) -> np.ndarray:
+        if self._sampled is None:  # not before: the table may be another request's, beside which this one is refused
+            self._write(uniforms(self._params.seed, self._positions))
         call = self._engine.prepare(n=output.head_rows, p=self._positions)
         _write_params(call, self._params)
         call.inputs["depth"][0] = output.tree.depth[-output.head_rows :]

@@ -163,9 +163,12 @@ class Forest:
     def _end(self, lane: Lane, error: BaseException | None = None) -> None:
         """End a request: give its place free, keep its caches for later ones, and tell its reader."""
         if lane in self.lanes:
-            if error is None and not lane.reading:
-                self.prefixes.keep(lane)
-            self._free(lane, clear=error is not None)
+            try:
+                if error is None and not lane.reading:
+                    self.prefixes.keep(lane)
+                self._free(lane, clear=error is not None)
+            except EngineFailure as failure:  # a device that is lost; the reader must not wait for ever
+                error = error or failure
         elif lane in self.aside:
             self.aside.remove(lane)
         tail = lane.request.end() if error is None and not lane.active.ended else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from export.graphs.sample import build_sample
 from runtime.decoding.gumbel import GumbelMaxSampler, scratch_buffers
 from runtime.decoding.logprobs import token_logprob
-from runtime.decoding.sampling import TargetOutput, uniforms
+from runtime.decoding.sampling import InverseCdfSampler, TargetOutput, uniforms
 from runtime.decoding.tree import Tree
 from runtime.decoding.truncation import apply_top_k_top_p
 from runtime.sampling_params import SamplingParams
@@ -172,3 +173,25 @@ def test_uniforms_are_seeded_and_below_one() -> None:
     assert 0.9999 < drawn.max() < 1
     assert not np.array_equal(drawn, uniforms(8, 100_000))
     assert not np.array_equal(uniforms(None, 100), uniforms(None, 100))
+
+
+class OneTable:
+    """A memory and an engine that note what is written and run."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def write(self, table: object, values: np.ndarray) -> None:
+        self.done.append("write")
+
+    def prepare(self, **_: int) -> SimpleNamespace:
+        numbers = {name: np.zeros((1, 1)) for name in ("temperature", "top_k", "top_p", "depth", "past")}
+        return SimpleNamespace(inputs=numbers, outputs={"token": np.zeros((1, 1), int)}, run=lambda: self.done.append("run"))
+
+
+def test_a_request_that_is_refused_writes_nothing_into_the_table_of_another() -> None:
+    device = OneTable()
+    running, _refused = (InverseCdfSampler(device, device, device, SamplingParams(temperature=1, seed=at), 9) for at in (1, 2))  # type: ignore[arg-type]
+    for position in (1, 2):
+        running(TargetOutput({}, Tree.chain([0]), 0, 1), 0, position)
+    assert device.done == ["write", "run", "run"]
