@@ -109,7 +109,6 @@ class CheckedExport:
 
 def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     """Find weights and TensorRT, and plan. A dry run downloads no weights, needs no TensorRT and writes nothing."""
-    from .checkpoints.fetch import local_checkpoint, locate, open_checkpoint, planned_arch
     from .checkpoints.models import ModelEntry, model_entry
     from .directory.given_tuning import given_tuning
     from .directory.install import destination, expect_folder
@@ -129,16 +128,14 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
     if asked.backend == "tensorrt" and not dry_run:
         with usage_errors():
             platform = choose_platform(asked.capabilities)
-    say("weights: locating")
-    opened = local_checkpoint(entry, asked.weights) if dry_run else open_checkpoint(locate(entry, asked.weights))
-    arch = opened.arch if opened else planned_arch(entry, asked.weights)
+    opened, arch, unknown = _target(asked, entry, dry_run)
     text = _text(asked, entry, opened)
     precision = BACKENDS[asked.backend][asked.chosen_precision]
     draft, found = _draft(asked, entry, opened, arch, dry_run)
     if found is None and (asked.draft_precision or asked.policy):
         option = "--draft-precision" if asked.draft_precision else "--policy"
         raise click.UsageError(f"{option} needs a draft: give --draft-weights, or a --model that has one")
-    rotated = not asked.no_rotation and rotates(arch, precision, asked.backend, opened, asked.requantize)
+    rotated = not (asked.no_rotation or unknown) and rotates(arch, precision, asked.backend, opened, asked.requantize)
     if rotated:
         arch = replace(arch, tied_head=False)
         opened = RotatedTarget(opened) if opened else None
@@ -167,6 +164,22 @@ def _prepare(asked: Asked, dry_run: bool) -> CheckedExport:
         calibrated=asked.rounding == "feedback" or (asked.rounding is None and calibrates(arch, precision)),
     )
     return CheckedExport(plan, opened, text, draft, policy, platform)
+
+
+def _target(asked: Asked, entry: ModelEntry, dry_run: bool) -> tuple[Checkpoint | None, Arch, bool]:
+    """The target, None for a dry run of a repository on the hub; its architecture; and whether its weights are quantized in a way that is
+    seen after the download only."""
+    from .checkpoints.fetch import local_checkpoint, locate, open_checkpoint, planned_target
+
+    say("weights: locating")
+    opened = local_checkpoint(entry, asked.weights) if dry_run else open_checkpoint(locate(entry, asked.weights))
+    if opened:
+        return opened, opened.arch, False
+    planned = planned_target(entry, asked.weights)
+    unknown = planned.reader is not None and not asked.requantize
+    if unknown:
+        say("weights: quantized; which integers can be kept is seen when they are downloaded, the plan is for rounding all of them anew")
+    return None, planned.arch, unknown
 
 
 def _text(asked: Asked, entry: ModelEntry, opened: Checkpoint | None) -> TextSide:

@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from .arch import Arch
 from .draft_arch import DraftArch, draft_arch
 from .gguf import GgufCheckpoint
-from .hugging_face import CONFIG_FILES, HuggingFaceCheckpoint, read_config
+from .hugging_face import CONFIG_FILES, HuggingFaceCheckpoint, TargetConfig, read_config
 from .models import ModelEntry, PackagedGguf
 from .safetensors import Checkpoint, read_json
 from .weight_files import OTHER_FORMATS, PICKLES
@@ -62,9 +62,9 @@ def _draft_source(entry: ModelEntry, weights: str | None) -> Path | str | None:
     return source
 
 
-def planned_arch(entry: ModelEntry, weights: str | None) -> Arch:
-    """The architecture of a target on the hub, for a dry run. Only its configuration is downloaded."""
-    return read_config(planned_path(entry, weights, CONFIG_FILES)).arch
+def planned_target(entry: ModelEntry, weights: str | None) -> TargetConfig:
+    """What a target on the hub says about its weights, for a dry run. Only its configuration is downloaded."""
+    return read_config(planned_path(entry, weights, CONFIG_FILES))
 
 
 def local_checkpoint(entry: ModelEntry, weights: str | None) -> Checkpoint | None:
