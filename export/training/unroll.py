@@ -122,7 +122,7 @@ class Unroller:
         wanted = batch.answer.roll(-1, 1)
         wanted[:, -1] = False
         final = batch.final[wanted]
-        best = torch.cat([self.draft_id[(part @ self.head.T).argmax(-1)] for part in final.split(CHUNK)])
+        best = torch.cat([self.draft_id[(part @ self.head.T).max(-1).indices] for part in final.split(CHUNK)])
         kept = best >= 0
         rows = torch.full(batch.tokens.shape, _NO_ANSWER, dtype=torch.long, device=final.device)
         rows[wanted] = torch.where(kept, kept.cumsum(0) - 1, _UNKNOWN)

@@ -106,12 +106,15 @@ def generate_conversations(
 def sample(target: TorchTarget, step: StepOutput, temperatures: Tensor, generator: torch.Generator) -> Tensor:
     """Next tokens [B]: argmax where the temperature is 0, min-p sampling elsewhere."""
     logits = step.final @ target.head.T
-    tokens = logits.argmax(-1)
+    tokens = logits.max(-1).indices  # a third of the time of argmax in bfloat16
     sampled = temperatures.nonzero()[:, 0]
     if len(sampled):
         scaled = logits[sampled].float() / temperatures[sampled, None]
         scaled -= scaled.amax(-1, keepdim=True)
         weights = scaled.exp_()
         weights[weights < MIN_P] = 0  # relative to the most probable token, whose weight is 1
-        tokens[sampled] = weights.multinomial(1, generator=generator)[:, 0]
+        # By the distribution function: multinomial draws a number for every token of the vocabulary, a fifth of a step's time.
+        below = weights.cumsum(-1)
+        drawn = (1 - torch.rand(len(sampled), 1, device=logits.device, generator=generator)) * below[:, -1:]
+        tokens[sampled] = torch.searchsorted(below, drawn)[:, 0]
     return tokens
