@@ -138,12 +138,7 @@ def make_plan(
     weights = target.weights.size
     draft_weights, draft_cache = _draft_bytes(draft, target, context, backend, columns) if draft else (0, 0)
     cache = (target.cache_bytes + draft_cache) * lanes
-    memory = max(
-        _target_memory(arch, precision, weights, calibrated), _BASE_MEMORY + 3 * draft_weights
-    )  # the draft's parity check loads it whole
     plans = _plan_bytes(target, draft, tree_sizes, lanes, weights + draft_weights) + _NETWORK_PLANS * policy_bytes if static else 0
-    if static:
-        memory = max(memory, _BUILD_MEMORY + _BUILD_COPIES * weights)
     return Plan(
         directory=directory,
         model=model,
@@ -164,7 +159,7 @@ def make_plan(
         plan_bytes=plans,
         cache_bytes=cache,
         disk_bytes=weights + draft_weights + policy_bytes + plans + _SMALL_FILES,
-        memory=memory,
+        memory=_export_memory(arch, precision, weights, draft_weights, static, calibrated),
         run_memory=_BASE_MEMORY + weights * compute // NUMPY_TYPES[precision.stored].itemsize + cache + draft_weights,
         stored=_stored(source, arch, precision, static, requantize),
         requantize=requantize,
@@ -202,6 +197,12 @@ def _stored(source: Weights | None, arch: Arch, precision: Precision, static: bo
     if isinstance(source, RotatedTarget):
         return _stored(source.plain, source.plain.arch, precision, static, requantize)
     return tuple(notes(source, arch, precision, static, requantize)) if source else ()
+
+
+def _export_memory(arch: Arch, precision: Precision, weights: int, draft_weights: int, static: bool, calibrated: bool) -> int:
+    """Peak bytes of the export. The draft's parity check loads it whole."""
+    build = _BUILD_MEMORY + _BUILD_COPIES * weights if static else 0
+    return max(_target_memory(arch, precision, weights, calibrated), _BASE_MEMORY + 3 * draft_weights, build)
 
 
 def _target_memory(arch: Arch, precision: Precision, weights: int, calibrated: bool) -> int:

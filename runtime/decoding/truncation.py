@@ -57,10 +57,10 @@ def _mask_untypical(scaled: np.ndarray, mass: float, scratch: np.ndarray) -> Non
     """Locally typical sampling (Meister et al. 2022): keep the tokens whose surprise is closest to the distribution's entropy, as few as
     have a total probability of ``mass``. Ties at the threshold stay."""
     kept = np.flatnonzero(scaled > -np.inf)
-    if not len(kept):  # they are not numbers; check_logits says so
-        return
     values, weights, distance = scaled[kept], scratch[0, : len(kept)], scratch[1, : len(kept)]
-    peak = values.max()
+    peak = values.max(initial=-np.inf)
+    if not np.isfinite(peak):  # they are not numbers; check_logits says so
+        return
     total = _exp(values, peak, weights).sum()
     np.subtract(peak + math.log(total), values, out=distance)  # the surprise of each token
     entropy = np.dot(weights, distance) / total

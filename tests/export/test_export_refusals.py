@@ -206,22 +206,6 @@ def test_model_name_goes_to_its_repository(source: Path, engines: Path, monkeypa
     assert load_manifest(engines / "small").model == "small"
 
 
-def test_a_dry_run_of_a_quantized_repository_says_what_it_cannot_know(
-    source: Path, engines: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    config = json.loads((source / "config.json").read_text())
-    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
-    (source / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(source))
-    line = ["--weights", "owner/small", "--out", str(engines), "--precision", "int8", "--dry-run"]
-    assert run_command(command, "resps-export", line) == 0
-    ended = capfd.readouterr()
-    assert "which integers can be kept is seen when they are downloaded" in ended.err
-    assert "not rotated" in ended.out
-    assert run_command(command, "resps-export", [*line, "--requantize"]) == 0
-    assert "not rotated" not in capfd.readouterr().out
-
-
 def test_unsupported_architecture(run: Run, source: Path, engines: Path) -> None:
     config = json.loads((source / "config.json").read_text())
     for change, message in (({"model_type": "gemma3"}, "architecture 'gemma3'"), ({"mlp_bias": True}, "only SwiGLU without bias")):

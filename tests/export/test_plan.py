@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
+import huggingface_hub
 import numpy as np
 import onnx
 import pytest
@@ -14,11 +16,13 @@ from export.checkpoints.arch import Arch, arch_from_config
 from export.checkpoints.draft_arch import draft_arch
 from export.checkpoints.draft_checkpoint import open_draft
 from export.checkpoints.hugging_face import HuggingFaceCheckpoint
+from export.cli import command
 from export.draft_build import draft_writers
 from export.graphs.precision import BACKENDS, PRECISIONS
 from export.graphs.target import TargetWriter
 from export.graphs.weights import WeightFile
 from export.plan import PlannedDraft, make_plan
+from runtime.console import run_command
 from tests.support.tiny import tiny_model
 from tests.support.tiny_drafts import write_draft
 
@@ -105,3 +109,19 @@ def test_a_tied_head_of_integers_is_stored_once() -> None:
             for each in (arch, replace(arch, tied_head=False))
         )
         assert untied - tied >= arch.vocab * arch.hidden
+
+
+def test_a_dry_run_of_a_quantized_repository_says_what_it_cannot_know(
+    source: Path, engines: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((source / "config.json").read_text())
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+    (source / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(source))
+    line = ["--weights", "owner/small", "--out", str(engines), "--precision", "int8", "--dry-run"]
+    assert run_command(command, "resps-export", line) == 0
+    ended = capfd.readouterr()
+    assert "which integers can be kept is seen when they are downloaded" in ended.err
+    assert "not rotated" in ended.out
+    assert run_command(command, "resps-export", [*line, "--requantize"]) == 0
+    assert "not rotated" not in capfd.readouterr().out

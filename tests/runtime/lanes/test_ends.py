@@ -12,9 +12,10 @@ import pytest
 
 from policy import FixedPolicy, PartialTree, TreeSpec
 from policy.base import Observation, Outcome
-from runtime import Decoder, DecoderClosed, SamplingParams
+from runtime import Decoder, DecoderClosed, EngineFailure, SamplingParams
 from tests.support.decoder_lanes import LANES, LONG, PROMPT, Wandering, expect_same, forest_of
 from tests.support.serve.serving import until
+from tests.support.toy_lanes import answer_of, toy_forest, toy_lane
 
 
 class Failing(Wandering):
@@ -170,3 +171,21 @@ def ended_by(call: Callable[[], object]) -> BaseException:
     except BaseException as error:
         return error
     raise AssertionError("nothing was raised")
+
+
+def test_a_reader_is_told_though_its_pages_cannot_be_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise EngineFailure("the device is lost")
+
+    forest = toy_forest()
+    lanes = [toy_lane(forest, prompt, SamplingParams(max_new_tokens=20)) for prompt in ([1, 2, 3], [4, 5, 6])]
+    for lane in lanes:
+        forest.admit(lane)
+    forest.cycle()
+    for lane in lanes:
+        monkeypatch.setattr(lane.cache, "free", lost)
+    forest.close([], EngineFailure("a pass failed"))
+    for lane in lanes:
+        with pytest.raises(EngineFailure, match="a pass failed"):
+            answer_of(lane)
+    assert not forest.lanes

@@ -283,22 +283,6 @@ def test_a_policy_sees_how_many_requests_run_and_wait() -> None:
     assert max(lanes for lanes, _ in policy.seen) > 1
 
 
-def test_a_reader_is_told_though_its_pages_cannot_be_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(*_: object) -> None:
-        raise EngineFailure("the device is lost")
-
-    forest = toy_forest()
-    lanes = several(forest, [[1, 2, 3], [4, 5, 6]])
-    forest.cycle()
-    for lane in lanes:
-        monkeypatch.setattr(lane.cache, "free", lost)
-    forest.close([], EngineFailure("a pass failed"))
-    for lane in lanes:
-        with pytest.raises(EngineFailure, match="a pass failed"):
-            answer_of(lane)
-    assert not forest.lanes
-
-
 def test_nothing_is_kept_after_forget_of_a_lane_whose_reader_has_left() -> None:
     forest = toy_forest()
     for lane in (lanes := several(forest, [[1, 2, 3] * 20, [4, 5, 6]])):
