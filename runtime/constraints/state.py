@@ -49,7 +49,8 @@ class ConstraintState:
         return [int(token) for token in self._matcher.compute_ff_tokens()]
 
     def allowed(self, tokens: Sequence[int]) -> int:
-        """How many of ``tokens`` may come next, one after the other. All of them, for what it knows, if looking might end the answer."""
+        """How many of ``tokens`` may come next, one after the other. With a lexer of its own it does not look, which could end the answer,
+        and returns their number."""
         return len(tokens) if self._alone else int(self._matcher.validate_tokens(list(tokens)))
 
     def _follow(self, step: Callable[[Any], Any]) -> Any:
