@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from .replay.grid import TreeGrid
     from .replay.traces import Trace
 
-RECORDING, SAMPLED, TRAINING, LANES = 0.25, 0.1, 0.35, 0.05  # shares of the minutes; the rest measures and confirms
+RECORDING, SAMPLED, LANES, LATENCY, TRAINING, FINISHING = 0.25, 0.1, 0.05, 0.1, 0.35, 0.05  # shares of the minutes; the rest confirms
 MOST_LANES = 8  # of the report by load
-CONFIRMED = 0.85  # of the minutes, until greedy requests are confirmed; then sampled ones
+TEMPERATURES = 2  # that are confirmed: 0 and 1
 LEARNED = tuple(name for name, kind in POLICIES.items() if kind.learned and not kind.variant)
 VARIANTS = tuple(name for name, kind in POLICIES.items() if kind.variant)  # as the papers compare them
 CANDIDATES = {name: POLICIES[name] for name in ("cost-model", *LEARNED, *VARIANTS)}
@@ -160,26 +160,31 @@ def _tune(
     from .outcome import Findings, tuning_result
     from .replay.grid import grid_for
     from .replay.latency import measure_latency
-    from .tune import confirm, fit, simulate, split, train
+    from .tune import confirm, confirming_seconds, fit, simulate, split, train
 
     held_out, others = prompts[::3], [prompt for index, prompt in enumerate(prompts) if index % 3]
     _expect_tunable(decoder, others, len(held_out))
-    started, grid = perf_counter(), grid_for(decoder.manifest)
+    started, seconds, grid = perf_counter(), 60 * minutes, grid_for(decoder.manifest)
+    end = started + seconds * (1 - FINISHING)
     with _recorder(engine, decoder) as recorder:
-        parts = split(_recorded(recorder, others, grid, started + 60 * minutes * RECORDING))
-        drawn = split(_recorded(recorder, others, grid, perf_counter() + 60 * minutes * SAMPLED, temperature=1.0))
-        lanes = _lanes_latency(recorder, grid, perf_counter() + 60 * minutes * LANES)
+        parts = split(_recorded(recorder, others, grid, started + seconds * RECORDING))
+        drawn = split(_recorded(recorder, others, grid, perf_counter() + seconds * SAMPLED, temperature=1.0))
+        lanes = _lanes_latency(recorder, grid, perf_counter() + seconds * LANES)
     latency = measure_latency(
-        decoder, grid.widths, grid.depths, grid.max_nodes, progress=lambda share: progress("measuring", round(100 * share), 100)
-    )
+        decoder, grid.widths, grid.depths, grid.max_nodes, perf_counter() + seconds * LATENCY,
+        lambda share: progress("measuring", round(100 * share), 100),
+    )  # fmt: skip
     latency = replace(latency, lanes=lanes)
     candidates, rate = fit(parts, latency, grid)
-    candidates = train(candidates, parts, latency, grid, rate, learned, 60 * minutes * TRAINING, seed, progress)
+    left = end - perf_counter() - TEMPERATURES * confirming_seconds(rate, grid, learned)
+    candidates = train(candidates, parts, latency, grid, rate, learned, min(seconds * TRAINING, left), seed, progress)
     sampled_candidates = replace(fit(drawn, latency, grid)[0], learned=candidates.learned)
     found = []
-    for each, test, share, temperature in ((candidates, parts.test, CONFIRMED, 0.0), (sampled_candidates, drawn.test, 1.0, 1.0)):
-        policies, params = each.policies(latency, grid.sizes), SamplingParams(max_new_tokens=grid.new_tokens, temperature=temperature)
-        clock = confirm(decoder, held_out, policies, params, started + 60 * minutes * share, progress)
+    for number, (each, test) in enumerate(((candidates, parts.test), (sampled_candidates, drawn.test))):
+        policies = each.policies(latency, grid.sizes)
+        params = SamplingParams(max_new_tokens=grid.new_tokens, temperature=float(number))
+        deadline = perf_counter() + (end - perf_counter()) / (TEMPERATURES - number)
+        clock = confirm(decoder, held_out, policies, params, deadline, progress)
         found.append(Findings(each, clock, simulate(each, test, latency, grid)))
     return tuning_result(decoder.manifest, threads, latency, found[0], found[1], parts, grid)
 

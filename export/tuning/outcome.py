@@ -18,10 +18,7 @@ from .learning.trained import TrainedPolicy
 from .load.trees import FixedTrees, mean_length
 from .replay.grid import TreeGrid
 from .replay.simulation import Answers, ReplayResult, fixed_trees, replay
-from .tune import Candidates, Split
-
-CLOSED = ("none", "fixed", "cost-model")
-"""Policies that are not trained, the simplest first."""
+from .tune import CLOSED, Candidates, Split
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -28,6 +29,11 @@ from .replay.calibrate import fit_cost_model
 from .replay.grid import TreeGrid
 from .replay.record import MIN_PROMPTS, Progress, as_chat
 from .replay.simulation import Answers, ReplayResult, any_trace, best_fixed_tree, fixed_trees, oracle, replay
+
+_log = logging.getLogger("resps")
+
+CLOSED = ("none", "fixed", "cost-model")
+"""Policies that are not trained, the simplest first."""
 
 MIN_RUN_SECONDS = 5.0  # a shorter training run learns nothing
 
@@ -97,12 +103,16 @@ def train(
     seed: int,
     progress: Progress,
 ) -> Candidates:
-    """``candidates`` with the policies ``names`` (of RECIPES) trained in about ``seconds``; unchanged if that is too short.
+    """``candidates`` with the policies ``names`` (of RECIPES) trained in about ``seconds``; unchanged, with a warning, if they are
+    too few.
 
     ``rate``: the exchange rate, tokens per millisecond.
     """
     runs = num_runs(names)
-    if not runs or seconds / runs < MIN_RUN_SECONDS:
+    if not runs:
+        return candidates
+    if seconds < MIN_RUN_SECONDS * runs:
+        _log.warning("there was no time to train %s — give more --minutes", ", ".join(names))
         return candidates
     features = any_trace(parts.train[0]).features.shape[1]
     setup = TrainingSetup(
@@ -124,6 +134,11 @@ def simulate(candidates: Candidates, answers: Answers, latency: LatencyModel, gr
     trees = fixed_trees(grid.widths, grid.depths, grid.max_nodes, grid.sizes)
     first = oracle(answers, latency, trees, results["fixed"].rate)
     return {**results, "oracle": oracle(answers, latency, trees, first.rate)}
+
+
+def confirming_seconds(rate: float, grid: TreeGrid, learned: Sequence[str]) -> float:
+    """About the least that `confirm` takes, if every policy gives ``rate`` tokens per millisecond. ``learned``: those to be trained."""
+    return MIN_PROMPTS * len((*CLOSED, *learned)) * grid.new_tokens / rate / 1000
 
 
 def confirm(

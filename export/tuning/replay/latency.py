@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import inf
 from time import perf_counter
 
 import numpy as np
@@ -17,6 +18,7 @@ from runtime.start.benches import one_lane
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 SPANS = (128, 512, 1024, 2048, 4096)  # cache slots that a pass reads
 LONG_SPAN, LONG_INTERVAL = 1024, 3  # longer spans are measured in every third repeat only, because filling the cache takes long
+LEAST_REPEATS, MOST_REPEATS = 5, 15
 ROUND_TOKENS = 96  # committed when whole rounds begin; they grow to about SPANS[0]
 
 
@@ -25,11 +27,12 @@ def measure_latency(
     widths: Sequence[int],
     depths: Sequence[int],
     max_rows: int,
-    repeats: int = 15,
+    deadline: float = inf,
     progress: Callable[[float], None] = lambda _: None,
 ) -> LatencyModel:
-    """Medians of ``repeats`` measurements, in milliseconds. Every repeat measures each point once, so that a slow moment of the machine
-    affects all points alike. ``progress`` is called with the share done."""
+    """Medians of MOST_REPEATS measurements, in milliseconds; of fewer, but at least LEAST_REPEATS, if ``deadline`` (of perf_counter) comes
+    first. Every repeat measures each point once, so that a slow moment of the machine affects all points alike. ``progress`` is called with
+    the share done."""
     bench, limits = one_lane(decoder.models), decoder.manifest.limits
     sizes = decoder.manifest.tree_sizes if decoder.manifest.tensorrt else ROWS
     rows = tuple(count for count in sizes if count <= min(max_rows, limits.tree_nodes))
@@ -38,7 +41,9 @@ def measure_latency(
     draft: dict[tuple[int, int], list[float]] = {(width, depth): [] for width in widths for depth in depths}
     round_tree = TreeSpec(rows[min(3, len(rows) - 1)], min(2, depths[-1]), widths[-1])
     rounds: dict[TreeSpec, list[float]] = {PLAIN: [], round_tree: []}
-    for repeat in range(repeats):
+    for repeat in range(MOST_REPEATS):
+        if repeat >= LEAST_REPEATS and perf_counter() > deadline:
+            break
         bench.fill(spans[:2][-1] - max_rows)
         warm = False
         for width, depth in draft:
@@ -59,7 +64,7 @@ def measure_latency(
                 verify[span, count].append(_milliseconds(partial(bench.verify, 1, count)))
         for spec, found in rounds.items():
             found.append(_round_ms(decoder, spec, min(ROUND_TOKENS, limits.context // 2)))
-        progress((repeat + 1) / repeats)
+        progress((repeat + 1) / MOST_REPEATS)
     bench.fill(0)
     latency = LatencyModel(
         rows=rows,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from export.tuning.replay.latency import ROUND_TOKENS, _round_ms, as_in_rounds
+from export.tuning.replay.latency import LEAST_REPEATS, ROUND_TOKENS, _round_ms, as_in_rounds, measure_latency
 from policy import PLAIN, FixedPolicy, LatencyModel, TreeSpec
 from runtime import Decoder, SamplingParams
 
@@ -44,3 +46,11 @@ def test_the_rounds_of_lookups_do_not_count_as_rounds_of_the_tree() -> None:
     drafted, copied = (0.020, "draft"), (0.090, "lookup")
     assert _round_ms(cast(Decoder, Streaming(drafted, copied, (0.030, "draft"))), TREE, 8) == pytest.approx(25)
     assert _round_ms(cast(Decoder, Streaming(copied)), TREE, 8) == pytest.approx(90)
+
+
+def test_measuring_ends_when_its_time_is_over(echo_engine: Path) -> None:
+    shares: list[float] = []
+    with Decoder(echo_engine, policy="fixed", threads=1) as decoder:
+        latency = measure_latency(decoder, (1, 2), (1, 2), 4, perf_counter(), shares.append)
+    assert len(shares) == LEAST_REPEATS
+    assert all(ms > 0 for line in latency.verify_ms for ms in line)

@@ -38,7 +38,7 @@ def tune(directory: Path, *arguments: str) -> int:
 def test_tuned_policy_is_installed_and_used(engine_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before, page = load_manifest(engine_dir), engine_dir.parent / "page.html"
     assert before.tuning is None
-    assert tune(engine_dir, "--threads", "1", "--json", "--report", str(page)) == 0
+    assert tune(engine_dir, "--threads", "1", "--minutes", "0.3", "--json", "--report", str(page)) == 0
     expect_report(page.read_text())
     printed = json.loads(capfd.readouterr().out)
     after = load_manifest(engine_dir)
@@ -60,7 +60,7 @@ def test_tuned_policy_is_installed_and_used(engine_dir: Path, capfd: pytest.Capt
     assert {path.name for path in engine_dir.glob("tuned-*")} == set(after.tuning.files)
     # A tuning that is refused when loaded is still replaced by the next one, and its files are removed.
     edit_tuning(engine_dir, lambda t: t["learned"]["resps"]["slow"]["net"].update(inputs_version=2))
-    assert tune(engine_dir, "--threads", "1", "--policy", "ltd") == 0
+    assert tune(engine_dir, "--threads", "1", "--minutes", "0.3", "--policy", "ltd") == 0
     replaced = load_manifest(engine_dir)
     assert replaced.tuning is not None
     assert set(replaced.tuning.learned) == {"ltd"}
@@ -91,6 +91,18 @@ def test_interruption_changes_nothing(engine_dir: Path, monkeypatch: pytest.Monk
     assert (engine_dir / FILE_NAME).read_bytes() == manifest
     assert {file.name for file in engine_dir.glob(".*")} <= {HASHES}
     assert capfd.readouterr().err.splitlines()[-1] == "resps-tune: interrupted"
+
+
+def test_nothing_is_trained_in_the_time_that_confirming_needs(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(export.tuning.tune, "confirming_seconds", lambda *_: 60.0)
+    assert tune(engine_dir, "--policy", "ltd") == 0
+    assert "there was no time to train ltd — give more --minutes" in caplog.text
+    tuning = load_manifest(engine_dir).tuning
+    assert tuning is not None
+    assert not tuning.learned
+    assert set(tuning.ratios) == {"none", "fixed", "cost-model"}
 
 
 def test_a_gpu_is_simulated_and_nothing_installed(engine_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
