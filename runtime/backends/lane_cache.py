@@ -14,10 +14,11 @@ from .page_pool import PagePool
 
 class Pages(Protocol):
     """Keys and values of one model, in pages of ``page_slots`` slots. A slot's number is page * page_slots + its place in the page.
-    ``pool``: which pages are free."""
+    ``pool``: which pages are free. ``moves``: whether pages of running lanes may move."""
 
     page_slots: int
     pool: PagePool
+    moves: bool
 
     def pages_of(self, slots: int) -> int:
         """Pages that hold ``slots`` slots of a lane."""
@@ -36,7 +37,7 @@ class LaneCache:
     """One lane's part of ``cache``. ``length``: committed slots."""
 
     def __init__(self, cache: Pages) -> None:
-        self._cache = cache
+        self.cache = cache
         self.pages: list[int] = []
         self.length = 0
 
@@ -44,39 +45,54 @@ class LaneCache:
         """Take pages for ``slots`` slots, adjacent ones unless ``scattered``, and copy the first ``length`` slots from the pages
         ``shared``. Raises OutOfPages, and has taken nothing then."""
         assert not self.pages
-        self.pages = self._cache.pool.take(self._cache.pages_of(max(slots, length)), scattered)
-        count = self._cache.pages_of(length)
-        self._cache.copy_pages(shared[:count], self.pages[:count])
+        self.pages = self.cache.pool.take(self.cache.pages_of(max(slots, length)), scattered)
+        count = self.cache.pages_of(length)
+        self.cache.copy_pages(shared[:count], self.pages[:count])
         self.length = length
 
     def reserve(self, slots: int) -> None:
         """Take pages until there are at least ``slots`` slots. Raises OutOfPages, and keeps what it has then."""
-        while len(self.pages) < self._cache.pages_of(slots):
-            self.pages.append(self._cache.pool.take_lowest())
+        while len(self.pages) < self.cache.pages_of(slots):
+            self.pages.append(self.cache.pool.take_lowest())
 
     @property
     def room(self) -> int:
         """Slots of its pages that are not committed."""
-        return len(self.pages) * self._cache.page_slots - self.length
+        return len(self.pages) * self.cache.page_slots - self.length
 
     def slot_numbers(self, slots: np.ndarray) -> np.ndarray:
         """The numbers in the cache of this lane's ``slots``."""
-        size = self._cache.page_slots
+        size = self.cache.page_slots
         numbers: np.ndarray = np.asarray(self.pages)[slots // size] * size + slots % size
         return numbers
 
     def kept_copy(self, length: int) -> list[int]:
         """A copy of the first ``length`` slots in pages for the prefix cache. Raises OutOfPages."""
-        pages = self._cache.pool.take_highest(self._cache.pages_of(length))
-        self._cache.copy_pages(self.pages[: len(pages)], pages)
+        pages = self.cache.pool.take_highest(self.cache.pages_of(length))
+        self.cache.copy_pages(self.pages[: len(pages)], pages)
         return pages
 
     def free(self, clear: bool = False) -> None:
         """Give all pages back. ``clear``: they may hold numbers that are not finite."""
         if clear and self.pages:
-            self._cache.clear(self.pages)
-        self._cache.pool.give_back(self.pages)
+            self.cache.clear(self.pages)
+        self.cache.pool.give_back(self.pages)
         self.length = 0
+
+
+def close_gap(lanes: Sequence[LaneCache]) -> None:
+    """Move the first or the last page of the ``lanes`` into a gap between their pages, whichever leaves fewer pages between first and last.
+    A pass sees all of those, and one that no lane has takes it as long as any other."""
+    pages = sorted(page for lane in lanes for page in lane.pages)
+    if not pages or pages[-1] - pages[0] < len(pages):
+        return
+    cache, last = lanes[0].cache, pages[-1] - pages[-2] >= pages[1] - pages[0]
+    source = pages[-1 if last else 0]
+    target = cache.pool.move(source, range(pages[0], pages[-1]), highest=not last)
+    if target is not None:
+        cache.copy_pages([source], [target])
+        own = next(lane.pages for lane in lanes if source in lane.pages)
+        own[own.index(source)] = target
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,14 @@ class PagePool:
             raise OutOfPages
         return self._take(pages)
 
+    def move(self, page: int, within: range, highest: bool) -> int | None:
+        """Give ``page`` back for the lowest free page ``within``, or for the ``highest``. None if all of them are taken."""
+        free = np.flatnonzero(self._free[within.start : within.stop])
+        if not len(free):
+            return None
+        self._free[page] = True
+        return self._take([within.start + int(free[-1 if highest else 0])])[0]
+
     def give_back(self, pages: list[int]) -> None:
         """Free ``pages``, and empty the list."""
         self._free[pages] = True

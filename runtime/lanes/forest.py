@@ -10,6 +10,7 @@ from time import perf_counter
 
 from policy import Outcome, RowBudget
 
+from ..backends.lane_cache import close_gap
 from ..backends.page_pool import OutOfPages
 from ..decoding.cycle import CycleEvent
 from ..decoding.loop import Round
@@ -105,6 +106,7 @@ class Forest:
         reading = self._next_chunk(waiting[0], bool(decoding) and len(waiting) == 1) if waiting else None
         for lane in decoding:
             self._reserve(lane, _AHEAD)
+        self._close_gaps()
         if reading and reading.lane not in self.lanes:
             reading = None
         if reading and not (decoding and self.target.takes_chunks):
@@ -143,6 +145,11 @@ class Forest:
             except OutOfPages:
                 if not self.prefixes.evict():
                     self._put_aside(self.lanes[-1])
+
+    def _close_gaps(self) -> None:
+        for caches in ([lane.cache for lane in self.lanes], [lane.draft.cache for lane in self.lanes if lane.draft]):
+            if caches and caches[0].cache.moves:
+                close_gap(caches)
 
     def _put_aside(self, lane: Lane) -> None:
         lane.tokens = [*lane.tokens, *lane.unread]  # all of them are read again

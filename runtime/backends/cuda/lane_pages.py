@@ -20,7 +20,7 @@ class DevicePages:
         caches = [tensor for name, tensor in graph.inputs.items() if name.endswith((".key", ".value"))]
         _, heads, _, width = (int(size) if isinstance(size, int) else 0 for size in caches[0].shape)
         slots, dtype = graph.page_slots, dtype_of(caches[0].dtype)
-        self.page_slots, self.pool = slots, PagePool(pages)
+        self.page_slots, self.pool, self.moves = slots, PagePool(pages), False  # a page is large, and what moving it gains is not measured
         self._cuda, self._heads, self._tensors = cuda, heads, len(caches)
         self._row, self._page = width * dtype.itemsize, heads * slots * width * dtype.itemsize  # bytes
         self._buffer = memory.zeros(self._tensors * pages * heads * slots * width, dtype.name)

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from policy import FixedPolicy, PartialTree, TreeSpec
@@ -15,7 +16,7 @@ from policy.base import Observation, Outcome
 from runtime import Decoder, DecoderClosed, EngineFailure, SamplingParams
 from tests.support.decoder_lanes import LANES, LONG, PROMPT, Wandering, expect_same, forest_of
 from tests.support.serve.serving import until
-from tests.support.toy_lanes import answer_of, toy_forest, toy_lane
+from tests.support.toy_lanes import alone, answer_of, run_all, toy_forest, toy_lane
 
 
 class Failing(Wandering):
@@ -189,3 +190,24 @@ def test_a_reader_is_told_though_its_pages_cannot_be_cleared(monkeypatch: pytest
         with pytest.raises(EngineFailure, match="a pass failed"):
             answer_of(lane)
     assert not forest.lanes
+
+
+def test_the_gap_that_a_request_leaves_is_closed_in_the_next_rounds() -> None:
+    forest, random = toy_forest(3), np.random.default_rng(0)
+    prompts = [random.integers(0, 11, 150).tolist() for _ in range(3)]
+    lanes = [
+        toy_lane(forest, prompt, SamplingParams(max_new_tokens=tokens, ignore_eos=True))
+        for prompt, tokens in zip(prompts, (150, 5, 150), strict=True)
+    ]
+    for lane in lanes:
+        forest.admit(lane)
+    while lanes[1] in forest.lanes:
+        forest.cycle()
+    for _ in range(2):  # a page in each
+        forest.cycle()
+    for caches in ([lane.cache for lane in forest.lanes], [lane.draft.cache for lane in forest.lanes if lane.draft]):
+        pages = sorted(page for cache in caches for page in cache.pages)
+        assert pages == list(range(pages[0], pages[0] + len(pages)))
+    run_all(forest)
+    for lane in lanes:
+        assert answer_of(lane)[0] == alone(lane.request.prompt, lane.request.params)
