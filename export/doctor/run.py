@@ -26,7 +26,7 @@ from .template import OtherTemplate, other_template
 
 @dataclass(frozen=True)
 class Examination:
-    """What the doctor saw. ``answers``: how many there were."""
+    """What the doctor saw. ``answers``: how many there were; 0 if they were too short to judge the draft by."""
 
     manifest: Manifest
     answers: int
@@ -70,25 +70,31 @@ def examined(given: Mapping[str, Any], files: Sequence[Path], new_tokens: int) -
         pair = open_pair(decoder.manifest, given["weights"], given["draft_weights"])
         asked = [question.turns[0] for question in questions]
         prompts = [decoder.encode(prompt_of(decoder, [{"role": "user", "content": text}])) for text in asked]
-        answers = collect(decoder, prompts, new_tokens, progress)
-        found = list[Finding]()
-        if other := other_template(decoder.tokenizer, pair.text.templates, decoder.manifest.tokens.special.values()):
+        other, found = other_template(decoder.tokenizer, pair.text.templates, decoder.manifest.tokens.special.values()), list[Finding]()
+        try:
+            answers = collect(decoder, prompts, new_tokens, progress)
+        except BenchError:  # with a wrong template a model may say next to nothing
+            if other is None:
+                raise
+            answers = []
+        if other:
             found.append(_template_finding(decoder, other, asked, answers, new_tokens))
 
     def compute(wanted: Collection[int]) -> Streams:
         return target_streams(pair.target, [answer.tokens for answer in answers], wanted, progress)
 
-    found += diagnose(pair.draft, answers, compute)
-    return Examination(decoder.manifest, len(answers), levels(answers), found)
+    if answers:
+        found += diagnose(pair.draft, answers, compute)
+    return Examination(decoder.manifest, len(answers), levels(answers) if answers else [], found)
 
 
 def _template_finding(decoder: Decoder, other: OtherTemplate, asked: Sequence[str], answers: Sequence[Answer], new_tokens: int) -> Finding:
     template, special = ChatTemplate(other.source), decoder.manifest.tokens.special
     texts = [template.render([{"role": "user", "content": text}], special) for text in asked]
-    evidence = f"guess 1 is right at {levels(answers)[0].share:.2f} with it"
+    evidence = f"guess 1 is right at {levels(answers)[0].share:.2f} with it" if answers else "with it the answers are too short to tell"
     try:
         again = collect(decoder, [decoder.tokenizer.encode_rendered(text) for text in texts], new_tokens, progress)
-        evidence += f", at {levels(again)[0].share:.2f} with the model's"
+        evidence += f"{',' if answers else '; guess 1 is right'} at {levels(again)[0].share:.2f} with the model's"
     except BenchError:
         evidence += "; with the model's the answers are too short to tell"
     return Finding(

@@ -86,6 +86,18 @@ def test_a_template_that_is_not_the_checkpoints_is_found(
     assert "with it; with the model's the answers are too short to tell — export from" in first_finding(capfd)
 
 
+def test_a_wrong_template_is_told_though_the_answers_are_too_short_to_judge_the_draft(
+    echo_engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.split(load_manifest(echo_engine).rebuild)
+    target = Path(shutil.copytree(words[words.index("--weights") + 1], tmp_path / "target"))
+    changed(target / "tokenizer_config.json", chat_template=LLAMA_2)
+    assert doctor(echo_engine, "--weights", str(target), "--max-new-tokens", "8") == SICK
+    assert "is not the checkpoint's own: with it the answers are too short to tell; with the model's" in first_finding(capfd)
+    assert doctor(echo_engine, "--max-new-tokens", "8") == 2
+    assert "the answers have fewer than 60 tokens together" in capfd.readouterr().err
+
+
 def first_finding(capfd: pytest.CaptureFixture[str]) -> str:
     return next(line for line in capfd.readouterr().out.splitlines() if " — " in line)
 
