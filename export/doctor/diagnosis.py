@@ -43,7 +43,9 @@ class Level:
 
 
 def levels(answers: Sequence[Answer]) -> list[Level]:
-    """The levels of a chain of DEPTH, as the engine drafts it at every position of the answers."""
+    """The levels of a chain of DEPTH, as the engine drafts it at every position of the answers; none without answers."""
+    if not answers:
+        return []
     found = []
     for level in range(1, DEPTH + 1):
         served, _ = _served(answers, level)

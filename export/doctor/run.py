@@ -70,7 +70,8 @@ def examined(given: Mapping[str, Any], files: Sequence[Path], new_tokens: int) -
         pair = open_pair(decoder.manifest, given["weights"], given["draft_weights"])
         asked = [question.turns[0] for question in questions]
         prompts = [decoder.encode(prompt_of(decoder, [{"role": "user", "content": text}])) for text in asked]
-        other, found = other_template(decoder.tokenizer, pair.text.templates, decoder.manifest.tokens.special.values()), list[Finding]()
+        found = list[Finding]()
+        other = other_template(decoder.tokenizer, pair.text.templates, decoder.manifest.tokens.special.values())
         try:
             answers = collect(decoder, prompts, new_tokens, progress)
         except BenchError:  # with a wrong template a model may say next to nothing
@@ -85,20 +86,22 @@ def examined(given: Mapping[str, Any], files: Sequence[Path], new_tokens: int) -
 
     if answers:
         found += diagnose(pair.draft, answers, compute)
-    return Examination(decoder.manifest, len(answers), levels(answers) if answers else [], found)
+    return Examination(decoder.manifest, len(answers), levels(answers), found)
 
 
 def _template_finding(decoder: Decoder, other: OtherTemplate, asked: Sequence[str], answers: Sequence[Answer], new_tokens: int) -> Finding:
     template, special = ChatTemplate(other.source), decoder.manifest.tokens.special
     texts = [template.render([{"role": "user", "content": text}], special) for text in asked]
-    evidence = f"guess 1 is right at {levels(answers)[0].share:.2f} with it" if answers else "with it the answers are too short to tell"
     try:
         again = collect(decoder, [decoder.tokenizer.encode_rendered(text) for text in texts], new_tokens, progress)
-        evidence += f"{',' if answers else '; guess 1 is right'} at {levels(again)[0].share:.2f} with the model's"
     except BenchError:
-        evidence += "; with the model's the answers are too short to tell"
+        again = []
     return Finding(
         other.why,
-        evidence,
+        f"with it {_first_guess(answers)}; with the model's {_first_guess(again)}",
         "export from the checkpoint with the chat template that the model was trained with",
     )
+
+
+def _first_guess(answers: Sequence[Answer]) -> str:
+    return f"guess 1 is right at {levels(answers)[0].share:.2f}" if answers else "the answers are too short to tell"

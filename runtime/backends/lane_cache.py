@@ -37,7 +37,7 @@ class LaneCache:
     """One lane's part of ``cache``. ``length``: committed slots."""
 
     def __init__(self, cache: Pages) -> None:
-        self.cache = cache
+        self._cache = cache
         self.pages: list[int] = []
         self.length = 0
 
@@ -45,38 +45,38 @@ class LaneCache:
         """Take pages for ``slots`` slots, adjacent ones unless ``scattered``, and copy the first ``length`` slots from the pages
         ``shared``. Raises OutOfPages, and has taken nothing then."""
         assert not self.pages
-        self.pages = self.cache.pool.take(self.cache.pages_of(max(slots, length)), scattered)
-        count = self.cache.pages_of(length)
-        self.cache.copy_pages(shared[:count], self.pages[:count])
+        self.pages = self._cache.pool.take(self._cache.pages_of(max(slots, length)), scattered)
+        count = self._cache.pages_of(length)
+        self._cache.copy_pages(shared[:count], self.pages[:count])
         self.length = length
 
     def reserve(self, slots: int) -> None:
         """Take pages until there are at least ``slots`` slots. Raises OutOfPages, and keeps what it has then."""
-        while len(self.pages) < self.cache.pages_of(slots):
-            self.pages.append(self.cache.pool.take_lowest())
+        while len(self.pages) < self._cache.pages_of(slots):
+            self.pages.append(self._cache.pool.take_lowest())
 
     @property
     def room(self) -> int:
         """Slots of its pages that are not committed."""
-        return len(self.pages) * self.cache.page_slots - self.length
+        return len(self.pages) * self._cache.page_slots - self.length
 
     def slot_numbers(self, slots: np.ndarray) -> np.ndarray:
         """The numbers in the cache of this lane's ``slots``."""
-        size = self.cache.page_slots
+        size = self._cache.page_slots
         numbers: np.ndarray = np.asarray(self.pages)[slots // size] * size + slots % size
         return numbers
 
     def kept_copy(self, length: int) -> list[int]:
         """A copy of the first ``length`` slots in pages for the prefix cache. Raises OutOfPages."""
-        pages = self.cache.pool.take_highest(self.cache.pages_of(length))
-        self.cache.copy_pages(self.pages[: len(pages)], pages)
+        pages = self._cache.pool.take_highest(self._cache.pages_of(length))
+        self._cache.copy_pages(self.pages[: len(pages)], pages)
         return pages
 
     def free(self, clear: bool = False) -> None:
         """Give all pages back. ``clear``: they may hold numbers that are not finite."""
         if clear and self.pages:
-            self.cache.clear(self.pages)
-        self.cache.pool.give_back(self.pages)
+            self._cache.clear(self.pages)
+        self._cache.pool.give_back(self.pages)
         self.length = 0
 
 
@@ -86,7 +86,7 @@ def close_gap(lanes: Sequence[LaneCache]) -> None:
     pages = sorted(page for lane in lanes for page in lane.pages)
     if not pages or pages[-1] - pages[0] < len(pages):
         return
-    cache, last = lanes[0].cache, pages[-1] - pages[-2] >= pages[1] - pages[0]
+    cache, last = lanes[0]._cache, pages[-1] - pages[-2] >= pages[1] - pages[0]
     source = pages[-1 if last else 0]
     target = cache.pool.move(source, range(pages[0], pages[-1]), highest=not last)
     if target is not None:

@@ -147,9 +147,9 @@ class Forest:
                     self._put_aside(self.lanes[-1])
 
     def _close_gaps(self) -> None:
-        for caches in ([lane.cache for lane in self.lanes], [lane.draft.cache for lane in self.lanes if lane.draft]):
-            if caches and caches[0].cache.moves:
-                close_gap(caches)
+        if self.target.cache.moves:
+            close_gap([lane.cache for lane in self.lanes])
+            close_gap([lane.draft.cache for lane in self.lanes if lane.draft])
 
     def _put_aside(self, lane: Lane) -> None:
         lane.tokens = [*lane.tokens, *lane.unread]  # all of them are read again

@@ -13,7 +13,8 @@ from ..page_pool import PagePool
 class PagedCache:
     """Pages with keys and values [layers, pages, heads, PAGE_SLOTS, width] of one model."""
 
-    page_slots, moves = PAGE_SLOTS, True
+    page_slots = PAGE_SLOTS
+    moves = True
 
     def __init__(self, layers: int, heads: int, width: int, dtype: np.dtype, pages: int) -> None:
         # np.zeros maps memory only when it is written: unused pages cost none.

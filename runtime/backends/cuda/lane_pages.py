@@ -16,11 +16,13 @@ from .memory import DeviceBuffer, DeviceMemory
 class DevicePages:
     """Pages with keys and values [layers, 2, pages, Hkv, page_slots, D] of one model, in one allocation."""
 
+    moves = False  # a page is large, and what moving it would gain is not measured
+
     def __init__(self, cuda: Cuda, memory: DeviceMemory, pages: int, graph: Graph) -> None:
         caches = [tensor for name, tensor in graph.inputs.items() if name.endswith((".key", ".value"))]
         _, heads, _, width = (int(size) if isinstance(size, int) else 0 for size in caches[0].shape)
         slots, dtype = graph.page_slots, dtype_of(caches[0].dtype)
-        self.page_slots, self.pool, self.moves = slots, PagePool(pages), False  # a page is large, and what moving it gains is not measured
+        self.page_slots, self.pool = slots, PagePool(pages)
         self._cuda, self._heads, self._tensors = cuda, heads, len(caches)
         self._row, self._page = width * dtype.itemsize, heads * slots * width * dtype.itemsize  # bytes
         self._buffer = memory.zeros(self._tensors * pages * heads * slots * width, dtype.name)
